@@ -1,0 +1,73 @@
+# One sentence a target: `make help`. Needs Python 3.11 or newer, and make; nothing else.
+
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+# Written when the installed packages are those of requirements.lock.
+INSTALLED := .venv/installed
+# The command that help texts and errors speak of, from any folder. -P: it takes no module from there.
+LAUNCHER := .venv/bin/tailrace
+
+# Written when the clients in JavaScript are those of their package-lock.json.
+CLIENTS := tests/clients/js/node_modules/installed
+
+.DEFAULT_GOAL := help
+.PHONY: fuzz help setup clients run test check lock chaos bench schema clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) $(LAUNCHER) ## install what requirements.lock names into .venv; does nothing while that is unchanged
+
+run: setup ## start the whole system; ARGS='--help' shows what can be chosen
+	@exec $(PYTHON) -m deploy up $(ARGS)
+
+clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
+
+test: check $(CLIENTS) ## check, then every test, with the coverage
+	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report term:skip-covered
+	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
+
+check: setup ## format, lint, types and imports
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+lock: setup ## write requirements.lock anew from pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra dev -o requirements.lock pyproject.toml
+
+chaos: setup ## kill, pause and cut off, then judge by the five promises; ARGS='--seed 7' repeats one run
+	@exec $(PYTHON) -m tests.chaos.run $(ARGS)
+
+fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more
+	SCHEMATHESIS_CASES=$(or $(CASES),150) $(PYTHON) -m pytest tests/clients/test_schemathesis.py
+
+bench: setup ## measure what a delta takes from the model to its readers
+	@exec $(PYTHON) -m tests.bench.latency $(ARGS)
+
+schema: setup ## write what is generated: schemas, settings tables, help pages
+	$(PYTHON) -m deploy.schema
+	$(PYTHON) -m tests.clients.proofs
+
+clean: ## remove .venv and the caches; what is in .tailrace stays
+	rm -rf .venv tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+	done; \
+	test -n "$$found" || { echo "Tailrace needs Python 3.11 or newer, and finds none: install one and try again." >&2; exit 1; }; \
+	test -x $(PYTHON) || $$found -m venv .venv || { rm -rf .venv; \
+		echo "$$found cannot make a venv: install its venv package (Debian: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(LAUNCHER): Makefile $(INSTALLED)
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m deploy "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
+	@chmod +x $@
+
+# It takes half a minute, so only when what it installs has changed: a newer venv alone changes nothing.
+$(CLIENTS): tests/clients/js/package-lock.json | $(INSTALLED)
+	$(PYTHON) -m tests.clients.install
+	@touch $@

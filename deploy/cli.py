@@ -1,0 +1,129 @@
+"""The `tailrace` command: turns its arguments into Options; never starts a process itself."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from deploy import streams
+from deploy.options import SYNCS, Options
+from deploy.up import run
+from proto.errors import SettingsInvalid, TailraceError
+from proto.process import EXIT_TROUBLE, EXIT_USAGE
+
+UP_EXAMPLES = """\
+examples:
+  tailrace up                          everything on http://127.0.0.1:8000, kept in .tailrace
+  tailrace up --port 0                 on a free port; the line `ready http://…` says which
+  tailrace up --generators 4           four generators share the turns
+  tailrace up --data try --port 8001   a second Tailrace beside the first
+  ANTHROPIC_API_KEY=… tailrace up      the real Claude; without a key a simulated one answers
+
+Ctrl-C stops everything in order; a second Ctrl-C stops it at once.
+Any TAILRACE_… setting in the environment reaches the processes.
+"""
+STREAMS_EXAMPLES = """\
+`up` does this by itself. For a NATS of your own:
+  TAILRACE_NATS_URL=nats://TOKEN@nats.internal:4222 tailrace streams --replicas 3
+"""
+GIB = 1024**3
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence and status 2; argparse would print the whole usage before it."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done or stopped as asked, 1 refused or not ready, 2 a wrong argument or setting."""
+    given = parser().parse_args(argv)
+    try:
+        status: int = given.command(given, os.environ)
+    except TailraceError as error:
+        print(f"tailrace: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_TROUBLE
+    return status
+
+
+def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    options = Options(
+        host=given.host,
+        port=given.port,
+        folder=given.data.resolve(),
+        generators=given.generators,
+        gateways=given.gateways,
+        sync=given.sync,
+    )
+    return run(options, environ)
+
+
+def make_streams(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
+    asyncio.run(streams.apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    return 0
+
+
+def parser() -> Parser:
+    tailrace = Parser(
+        prog="tailrace",
+        description="Carries Claude's answers to everybody who reads them, and loses none of it half-way.",
+        allow_abbrev=False,
+    )
+    commands = tailrace.add_subparsers(required=True, metavar="COMMAND")
+    add_up(commands)
+    add_streams(commands)
+    return tailrace
+
+
+def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "up",
+        help="start the whole system on this machine",
+        description="Start the whole system on this machine, and keep it running.",
+        epilog=UP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=up)
+    add, default = parser.add_argument, Options()
+    count = number("count", 1, 64)
+    add("--host", default=default.host, help="address to listen on (%(default)s)")
+    add("--port", type=number("port", 0, 65535), default=default.port, metavar="N", help="0: a free one (%(default)s)")
+    add("--data", type=Path, default=default.folder, metavar="FOLDER", help="all is kept there (%(default)s)")
+    add("--generators", type=count, default=default.generators, metavar="N", help="they call the model (%(default)s)")
+    add("--gateways", type=count, default=default.gateways, metavar="N", help="they share the port (%(default)s)")
+    add(
+        "--sync",
+        choices=SYNCS,
+        default=default.sync,
+        help="what a power cut may take: nothing that was acknowledged (always), the last second (1s),"
+        " the last two minutes (default, NATS's own). A crash takes nothing in any case (%(default)s)",
+    )
+
+
+def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "streams",
+        help="make the streams in a NATS that runs",
+        description="Make what is missing in the NATS at TAILRACE_NATS_URL; nothing that is there is changed.",
+        epilog=STREAMS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=make_streams)
+    add = parser.add_argument
+    add("--replicas", type=number("count", 1, 5), default=1, metavar="N", help="copies of the log (%(default)s)")
+    add("--gib", type=number("size", 1, 65536), default=10, metavar="N", help="room of each server (%(default)s)")
+
+
+def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and lowest <= int(text) <= highest:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {lowest} to {highest}")
+
+    return parse

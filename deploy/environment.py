@@ -1,0 +1,41 @@
+"""What `up` was given by its environment is judged before anything starts; nothing here is changed or passed on."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import msgspec
+
+import gateway.settings
+import generators.settings
+import persistence.settings
+from deploy.options import Options
+from gateway.auth import Door
+from proto import settings
+from proto.errors import SettingsInvalid
+from proto.process import ProcessSettings
+
+SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
+    ("gateway", gateway.settings.Settings),
+    ("generators", generators.settings.Settings),
+    ("persistence", persistence.settings.Settings),
+)
+
+
+def check(options: Options, environ: Mapping[str, str]) -> None:
+    """Raises SettingsInvalid for a name that nobody reads, and for what a process would refuse after its start."""
+    known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
+    for name in environ:
+        if name.startswith(settings.PREFIX) and name not in known:
+            raise SettingsInvalid(f"{name}: there is no such setting{nearest(name, known)}; docs/SETTINGS.md lists all")
+    for _, kind in SERVICES:
+        settings.read(kind, environ)
+    given = settings.read(gateway.settings.Settings, environ)
+    Door(msgspec.structs.replace(given, host=options.host))
+
+
+def nearest(name: str, known: set[str]) -> str:
+    # Compared without what all begin with: that alone would make every name look like every other.
+    bare = {each.removeprefix(settings.PREFIX): each for each in sorted(known)}
+    return "".join(
+        f" (did you mean {bare[found]}?)" for found in get_close_matches(name[len(settings.PREFIX) :], bare, 1)
+    )

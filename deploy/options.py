@@ -1,0 +1,19 @@
+"""What a person may choose about `up`; holds the defaults and nothing that is found out while starting."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+Sync = Literal["always", "1s", "default"]
+SYNCS: tuple[Sync, ...] = get_args(Sync)
+
+
+class Options(msgspec.Struct, frozen=True):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    folder: Path = Path(".tailrace")
+    generators: int = 2
+    gateways: int = 1
+    # Acknowledged means on the disk. With the server's own default a power cut takes two minutes of it.
+    sync: Sync = "always"

@@ -1,0 +1,112 @@
+"""Which processes make a Tailrace, and which settings each gets; pure, and starts none of them.
+
+Settings go by the environment: an argument can be read by every user of the machine, and some are secret.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from deploy.options import Options
+from deploy.supervisor import Part
+
+CHECKOUT = str(Path(__file__).parent.parent)
+# The SDK wants a key; the simulated Claude takes any.
+SIMULATED_KEY = "simulated"
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What was found out before the first process: free ports, a token, the socket that the gateways share."""
+
+    nats_url: str
+    host: str  # where people reach the gateway; not 0.0.0.0, which is nowhere
+    port: int
+    listen_fd: int
+    claude_port: int
+    metrics_ports: tuple[int, ...]  # one for each of `services`
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Service(msgspec.Struct, frozen=True):
+    """`python -m module` under a name of its own, with what it alone has to know."""
+
+    name: str
+    module: str
+    settings: Mapping[str, str]
+    where: str = ""
+
+
+def is_simulated(environ: Mapping[str, str]) -> bool:
+    return not environ.get("ANTHROPIC_API_KEY")
+
+
+def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[Part]:
+    """All but nats-server, in the order of their start.
+
+    They inherit `environ`, so any setting can be given to `up`; what is Anthropic's goes to the generators only.
+    """
+    anthropic = {name: value for name, value in environ.items() if name.startswith("ANTHROPIC_")}
+    inherited = {
+        "TAILRACE_LOG_FORMAT": "console",
+        **{name: value for name, value in environ.items() if name not in anthropic},
+        "PYTHONPATH": os.pathsep.join(filter(None, [CHECKOUT, environ.get("PYTHONPATH", "")])),
+        "PYTHONUNBUFFERED": "1",  # a line is seen when it is said
+        "PYTHONSAFEPATH": "1",  # no module is looked for where `up` happens to be called
+        "TAILRACE_NATS_URL": ground.nats_url,
+    }
+    if is_simulated(environ):
+        anthropic = simulated_settings(ground)
+    persistence, *others = (
+        Part(
+            name=service.name,
+            role=service.module,
+            command=(sys.executable, "-m", service.module),
+            environ={**inherited, **service.settings, "TAILRACE_METRICS_PORT": str(port)},
+            where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
+            fds=(ground.listen_fd,) if service.module == "gateway" else (),
+        )
+        for service, port in zip(services(options, ground, anthropic), ground.metrics_ports, strict=True)
+    )
+    simulated = [simulated_claude(ground, inherited)] if is_simulated(environ) else []
+    return [persistence, *simulated, *others]
+
+
+def services(options: Options, ground: Ground, anthropic: Mapping[str, str]) -> list[Service]:
+    database = str(options.folder / "tailrace.db")
+    gateway = {
+        "TAILRACE_LISTEN_FD": str(ground.listen_fd),
+        "TAILRACE_HOST": options.host,
+        "TAILRACE_PORT": str(ground.port),
+    }
+    generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
+    gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
+    return [
+        Service("persistence", "persistence", {"TAILRACE_DATABASE": database}, database),
+        *(Service(name, "generators", {**anthropic, "TAILRACE_GENERATOR": name}) for name in generators),
+        *(Service(name, "gateway", gateway, ground.url) for name in gateways),
+    ]
+
+
+def simulated_settings(ground: Ground) -> dict[str, str]:
+    return {
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{ground.claude_port}",
+        "ANTHROPIC_API_KEY": SIMULATED_KEY,
+        "NO_PROXY": "127.0.0.1",  # a proxy of the machine's owner does not lead back here
+    }
+
+
+def simulated_claude(ground: Ground, environ: Mapping[str, str]) -> Part:
+    module = "generators.simulated_claude"
+    return Part(
+        name="simulated-claude",
+        role=module,
+        command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(ground.claude_port)),
+        environ={name: value for name, value in environ.items() if name != "TAILRACE_NATS_URL"},
+        where=(f"http://127.0.0.1:{ground.claude_port}",),
+    )

@@ -1,0 +1,41 @@
+"""TCP ports: the one that people use is bound at once, the inner ones are found free; never speaks on either."""
+
+import errno
+import socket
+from contextlib import ExitStack
+
+from deploy.refusal import UpRefused
+
+# Connections that wait while a gateway starts or restarts: the socket is ours, so none is turned away meanwhile.
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that every gateway inherits, so that they share the port and `up` can refuse early."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UpRefused(
+                f"port {port} on {host} is taken: stop what listens there, or choose another with --port"
+            ) from error
+        raise UpRefused(f"cannot listen on {host} port {port} ({error.strerror}): see --host") from error
+    return listener
+
+
+def reachable(host: str) -> str:
+    """Where a listener on `host` is reached from this machine: "every address" is not one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared, not bound
+
+
+def free(count: int) -> list[int]:
+    """`count` different loopback ports that nobody listens on now; held together, so that none comes twice."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,103 @@
+"""Writes what is generated from the code: settings, errors, the schema of an entry. `make schema`.
+
+A test makes them anew and compares, so that what is read in docs/ is what the code does.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+
+from deploy import asyncapi
+from deploy.environment import SERVICES
+from gateway.app import ROUTES
+from gateway.openapi.document import document
+from generators.simulated_claude.directive import HELP
+from proto import settings
+from proto.entries import Attempt, End, Event, Request
+from proto.errors import CODES
+from proto.version import VERSION
+
+ROOT = Path(__file__).parent.parent
+# As the help is set: words begin its lines, the kinds of fault stand under theirs.
+HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
+HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
+WRITTEN_BY = "Written by `make schema`; do not edit."
+
+
+def generated() -> dict[str, str]:
+    """Path in the repository to content, of everything that is generated."""
+    return {
+        "docs/SETTINGS.md": settings_page(),
+        "docs/ERRORS.md": errors_page(),
+        "docs/SIMULATED.md": simulated_page(),
+        "proto/entries.schema.json": entries_schema(),
+        "docs/asyncapi.json": json.dumps(asyncapi.document(VERSION), indent=1) + "\n",
+        "docs/openapi.json": json.dumps(document(ROUTES, VERSION), indent=1) + "\n",
+    }
+
+
+def settings_page() -> str:
+    parts = [f"# Settings\n\n{WRITTEN_BY} Each process prints its own with `--env`.\n"]
+    for name, kind in SERVICES:
+        rows = [
+            f"| `{variable}` | {type_} | `{default}` | {why} |"
+            for variable, type_, default, why in settings.table(kind)
+        ]
+        parts.append(
+            "\n".join(
+                [f"\n## python -m {name}\n", "| name | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+            )
+        )
+    return "".join(parts)
+
+
+def errors_page() -> str:
+    rows = [
+        f"| `{code}` | {row.status} | `{row.type}` | {'yes' if row.is_retried else 'no'} |"
+        for code, row in CODES.items()
+    ]
+    head = (
+        f"# Errors\n\n{WRITTEN_BY} Codes are stable. Every error of the API is\n"
+        '`{"type": "error", "error": {"message", "type", "code", "param"}}`; a turn that failed has\n'
+        '`{"code", "message"}`.\n'
+    )
+    return "\n".join([head, "| code | status | type | may succeed later |", "|---|---|---|---|", *rows, ""])
+
+
+def simulated_page() -> str:
+    """What `--help` of the simulated Claude says, with its words and its faults as tables."""
+    about, _, rest = HELP.partition("\n\n")
+    listed, _, notes = rest.partition("\n\n")
+    return "\n".join(
+        [
+            "# The simulated Claude\n",
+            f"{WRITTEN_BY} It answers while there is no `ANTHROPIC_API_KEY`, and costs nothing.\n",
+            f"{about}\n",
+            *("| word | meaning |", "|---|---|", *table_rows(HELP_WORD.findall(listed))),
+            *("\n| KIND | what happens |", "|---|---|", *table_rows(HELP_KIND.findall(listed))),
+            f"\n{notes}",
+        ]
+    )
+
+
+def table_rows(rows: list[tuple[str, str]]) -> list[str]:
+    return [f"| `{name}` | {meaning} |" for name, meaning in rows]
+
+
+def entries_schema() -> str:
+    (_, definitions) = msgspec.json.schema_components((Request, Attempt, Event, End))
+    return json.dumps({"$comment": WRITTEN_BY, "$defs": definitions}, indent=1, sort_keys=True) + "\n"
+
+
+def main() -> int:
+    for path, content in generated().items():
+        (ROOT / path).write_text(content)
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

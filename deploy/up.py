@@ -1,0 +1,141 @@
+"""`tailrace up`: the whole system on one machine, from the first check to the last process; never a cluster.
+
+Order: judge the settings, hold the folder and the port, so that what can be refused is refused before anything starts;
+nats-server and its streams; then the rest at once, because each of them waits for what it needs. Stopping is the same
+backwards.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio import TaskGroup
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from deploy import environment, folder, nats_server, port, streams
+from deploy.options import Options
+from deploy.parts import Ground, parts
+from deploy.readiness import ready
+from deploy.refusal import UpRefused
+from deploy.screen import Screen, is_coloured
+from deploy.supervisor import Part, Supervisor
+from deploy.welcome import welcome, who_answers
+from proto.logger import configure
+
+NATS = "nats-server"
+NATS_S_MAX = 30.0
+NAME_WIDTH = len("simulated-claude")
+
+
+class Listening(NamedTuple):
+    """The socket that the gateways inherit."""
+
+    port: int
+    fd: int
+
+
+def run(options: Options, environ: Mapping[str, str]) -> int:
+    """Returns 0 after a signal stopped it.
+
+    Raises SettingsInvalid or UpRefused, or LogError when NATS is set up for another version.
+    """
+    environment.check(options, environ)
+    configure("up", "console", level="error")  # a part that is not there yet is no news while starting
+    os.umask(0o077)  # what anybody writes into the folder is ours alone
+    with folder.held(options.folder), port.listen(options.host, options.port) as listener:
+        return asyncio.run(up(options, environ, listener))
+
+
+async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:
+    screen = Screen(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, screen)
+        life = asyncio.create_task(live(options, environ, listener, supervisor))
+        asked = asyncio.create_task(obey_signals(supervisor).wait())
+        try:
+            ends: list[asyncio.Future[Any]] = [life, asked, supervisor.hopeless]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # A request, not more: nats-py may swallow it. The supervisor starts nothing from here on.
+            life.cancel()
+            # Or who comes back meanwhile would hang in the queue of a socket that nobody serves any more.
+            listener.close()
+            await supervisor.stop()
+    if asked.done():
+        return 0
+    if supervisor.hopeless.done():
+        raise UpRefused(f"a setting of {supervisor.hopeless.result()} is wrong: see its lines above")
+    life.result()  # raises: a life does not end by itself
+    return 1
+
+
+def obey_signals(supervisor: Supervisor) -> asyncio.Event:
+    """Set by the first signal. A second Ctrl-C kills all there is."""
+    asked = asyncio.Event()
+
+    def obey(number: signal.Signals) -> None:
+        if not asked.is_set() and not supervisor.is_stopping:
+            supervisor.screen.say(f"{number.name}: stopping; Ctrl-C again stops at once")
+            asked.set()
+        # Only Ctrl-C is a person's hurry: `make` passes on a SIGTERM that its whole group has already got.
+        elif number == signal.SIGINT:
+            supervisor.kill()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, obey, number)
+    return asked
+
+
+async def live(options: Options, environ: Mapping[str, str], listener: socket.socket, supervisor: Supervisor) -> None:
+    """Start everything, say so, and wait to be cancelled."""
+    screen = supervisor.screen
+    # Asked now: `up` closes it when it stops, and a cancellation may be heard late.
+    listening = Listening(listener.getsockname()[1], listener.fileno())
+    ground = survey(options, listening, await start_log(options, supervisor))
+    screen.say(who_answers(environ))
+    for part in parts(options, ground, environ):
+        supervisor.start(part)
+    await ready(ground.host, ground.port)
+    rows = [(name, str(child.pid or "-"), *child.part.where) for name, child in supervisor.children.items()]
+    is_key_needed = bool(environ.get("TAILRACE_API_KEYS"))
+    screen.show(welcome(rows, ground.url, str(options.folder), is_key_needed=is_key_needed))
+    screen.show(f"ready {ground.url}")
+    await asyncio.Event().wait()
+
+
+async def start_log(options: Options, supervisor: Supervisor) -> str:
+    """nats-server with its streams; its URL."""
+    site = nats_server.choose(
+        options.folder, sync=options.sync, file_bytes_max=nats_server.room_bytes(options.folder / "nats")
+    )
+    supervisor.start(
+        Part(
+            name=NATS,
+            role=NATS,
+            command=nats_server.command(site),
+            environ={},
+            where=(f"127.0.0.1:{site.port}", f"monitoring http://127.0.0.1:{site.monitor_port}"),
+        )
+    )
+    try:
+        async with asyncio.timeout(NATS_S_MAX):
+            await nats_server.answers(site.port)
+    except TimeoutError as error:
+        raise UpRefused(f"nats-server does not answer after {NATS_S_MAX:g} s: see its lines above") from error
+    await streams.apply(site.url, file_bytes_max=site.file_bytes_max)
+    return site.url
+
+
+def survey(options: Options, listening: Listening, nats_url: str) -> Ground:
+    """Asked for when nats-server has taken its ports, so that no other part is given one of them."""
+    claude_port, *metrics_ports = port.free(2 + options.generators + options.gateways)
+    return Ground(
+        nats_url=nats_url,
+        host=port.reachable(options.host),
+        port=listening.port,
+        listen_fd=listening.fd,
+        claude_port=claude_port,
+        metrics_ports=tuple(metrics_ports),
+    )

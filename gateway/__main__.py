@@ -1,0 +1,70 @@
+"""`python -m gateway`: one process that turns HTTP into entries, and entries into bytes."""
+
+import asyncio
+import sys
+
+import structlog
+
+from gateway import server
+from gateway.app import app
+from gateway.auth import Door
+from gateway.context import Gateway
+from gateway.departure import Departures
+from gateway.fullness import Fullness
+from gateway.history import History
+from gateway.live import Lives
+from gateway.models.catalogue import Catalogue
+from gateway.settings import Settings
+from proto import process
+from proto.errors import SettingsInvalid
+from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.models import read_aliases
+
+logger = structlog.get_logger()
+
+
+async def preflight(settings: Settings) -> None:
+    Door(settings)
+    read_aliases(settings.model_aliases)
+
+
+async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
+    """Serves HTTP until `stop` is set, which is also when open streams are closed."""
+    try:
+        listening = server.listen(settings.host, settings.port, settings.listen_fd)
+    except OSError as error:
+        raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
+    async with asyncio.TaskGroup() as group:
+        gateway = build(settings, connection, group, stop)
+        await gateway.services.announce_readers(gateway.lives.is_read)
+        watching = group.create_task(gateway.fullness.watch())
+        host, port = listening.getsockname()[:2]
+        logger.info("ready", url=f"http://{host}:{port}")
+        await server.serve(app(gateway), listening, stop)
+        watching.cancel()
+        gateway.catalogue.close()
+        gateway.lives.close()
+
+
+def build(settings: Settings, connection: Connection, group: asyncio.TaskGroup, draining: asyncio.Event) -> Gateway:
+    turns, services = TurnLog(connection), Services(connection)
+    lives = Lives(turns, group, settings.linger_s)
+    return Gateway(
+        settings=settings,
+        connection=connection,
+        door=Door(settings),
+        log=turns,
+        bodies=Bodies(connection),
+        claims=Claims(connection),
+        services=services,
+        history=History(services, settings.query_timeout_s),
+        catalogue=Catalogue(services, group, settings.query_timeout_s, read_aliases(settings.model_aliases)),
+        lives=lives,
+        departures=Departures(turns, services, lives, group, draining),
+        fullness=Fullness(connection, settings.full_at),
+        draining=draining,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("gateway", "Turns HTTP into entries, and entries into bytes.", Settings, preflight, serve))

@@ -1,0 +1,74 @@
+"""The app is a value: a list of routes, and how errors look."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from gateway import problem
+from gateway.context import Gateway, tenant_of
+from gateway.large import LargeBodies
+from gateway.routes import (
+    api,
+    blobs,
+    chat_completions,
+    count_tokens,
+    deletion,
+    directory,
+    health,
+    messages,
+    models,
+    projects,
+    responses,
+    sessions,
+    spending,
+    turns,
+    tutorials,
+    ui_chat,
+)
+from proto.errors import LogError, Refused
+
+ROUTES: list[Route] = [
+    *turns.ROUTES,
+    *blobs.ROUTES,
+    *deletion.ROUTES,
+    *sessions.ROUTES,
+    *projects.ROUTES,
+    *spending.ROUTES,
+    *tutorials.ROUTES,
+    *ui_chat.ROUTES,
+    *chat_completions.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
+    *models.ROUTES,
+    *count_tokens.ROUTES,
+    *health.ROUTES,
+    *directory.ROUTES,
+    *api.ROUTES,
+]
+
+
+def app(gateway: Gateway) -> Starlette:
+    settings = gateway.settings
+    starlette = Starlette(
+        routes=ROUTES,
+        middleware=[
+            Middleware(
+                LargeBodies,
+                bytes_max=settings.large_bytes_max,
+                body_bytes_max=settings.body_bytes_max,
+                timeout_s=settings.large_timeout_s,
+                whose=tenant_of,
+            )
+        ],
+        exception_handlers={
+            Refused: problem.refused,
+            LogError: problem.log_error,
+            HTTPException: problem.http_error,
+            Exception: problem.unexpected,
+        },
+    )
+    # A redirect would send a body on to where nobody asked, with an address made from the Host header.
+    starlette.router.redirect_slashes = False
+    starlette.state.gateway = gateway
+    return starlette

@@ -1,0 +1,78 @@
+"""What every route is given: the doors of this gateway, opened once, and nothing of any request."""
+
+import asyncio
+from typing import NamedTuple
+
+from starlette.requests import Request
+
+from gateway.auth import Door
+from gateway.departure import Departures
+from gateway.fullness import Fullness
+from gateway.history import History
+from gateway.live import Lives
+from gateway.models.catalogue import Catalogue
+from gateway.models.offer import Offer
+from gateway.settings import Settings
+from proto.errors import Refused
+from proto.ids import Tenant, TurnId, is_token
+from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.subjects import TurnKey
+
+
+class Gateway(NamedTuple):
+    settings: Settings
+    connection: Connection
+    door: Door
+    log: TurnLog
+    bodies: Bodies
+    claims: Claims
+    services: Services
+    history: History
+    catalogue: Catalogue
+    lives: Lives
+    departures: Departures
+    fullness: Fullness
+    draining: asyncio.Event
+
+
+def gateway_of(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def tenant_of(request: Request) -> Tenant:
+    """Who asks; raises Refused."""
+    return gateway_of(request).door.tenant(request)
+
+
+async def offer_to(request: Request) -> Offer:
+    """The models that whoever asks can ask; raises Refused for a stranger."""
+    return await gateway_of(request).catalogue.offer(tenant_of(request))
+
+
+def turn_of(request: Request) -> TurnKey:
+    """The turn that the path names, as the tenant's who asks; raises Refused.
+
+    Whose turn it is comes from the credential alone, so another tenant's cannot be named: it is not there.
+    """
+    return turn_named(request, "turn")
+
+
+def turn_named(request: Request, parameter: str) -> TurnKey:
+    """The same, where the path calls it something else."""
+    tenant = tenant_of(request)
+    turn = request.path_params[parameter]
+    if not is_token(turn):
+        raise no_turn()
+    return TurnKey(tenant, TurnId(turn))
+
+
+def no_turn() -> Refused:
+    """The same for a turn that never was, one of somebody else, and what cannot be a turn's id."""
+    return Refused("turn_not_found", "there is no such turn")
+
+
+def refuse_when_draining(gateway: Gateway) -> None:
+    """Before anything begins here: what was accepted is answered, or the client would ask for it twice."""
+    if gateway.draining.is_set():
+        raise Refused("draining", "this gateway is going away: ask again", retry_after_s=1)

@@ -1,0 +1,18 @@
+"""Why there is no whole answer, where an entry or a record does not say it itself, and the type of it. Pure."""
+
+from proto.entries import Failure
+from proto.errors import CODES
+from proto.records import TurnRecord
+
+CANCELLED = Failure("turn_cancelled", "the turn was cancelled")
+LOST = Failure("internal", "the turn left the log before it ended")
+
+
+def of_record(record: TurnRecord) -> Failure:
+    """Of a turn that has left the log, and was not completed."""
+    return record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
+
+
+def type_of(failure: Failure) -> str:
+    """Anthropic's error type. A code may be newer than this version."""
+    return CODES[failure.code].type if failure.code in CODES else "api_error"

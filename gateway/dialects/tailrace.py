@@ -1,0 +1,137 @@
+"""The dialect `tailrace`: for EventSource and fetch. No `event:` field, so `onmessage` gets all of it.
+
+{"type":"start","turn":…,"session":…,"model":…}       the turn is in the log
+{"type":"delta","text":…}                              more of the answer
+{"type":"thinking","text":…}                           more of the model's thoughts
+{"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
+{"type":"tool_use","index":…,"partial_json":…}         more of its input
+{"type":"reset"}                                       forget the text so far: the answer begins anew
+{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, count and hash
+{"type":"error","code":…,"message":…}                  the end of a turn that failed, with the same
+"""
+
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+from gateway.dialects.dialect import SILENT, Dialect, Frame
+from gateway.dialects.failure import LOST
+from proto import events
+from proto.entries import Attempt, End, Event, Failure, Request, Stored
+from proto.fold import text_proof
+from proto.records import TurnRecord
+from proto.subjects import TurnKey
+from proto.usage import NUSD_PER_USD, Usage
+
+# EventSource waits three seconds by itself, which a reader sees.
+RETRY_MS = 1000
+
+_encode = msgspec.json.Encoder().encode
+
+
+def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
+    shown = _shown(key, stored)
+    if shown is None:
+        return SILENT, key
+    retry_ms = RETRY_MS if isinstance(stored.entry, Request) else None
+    return Frame(sse.frame(_encode(shown), seq=stored.seq, retry_ms=retry_ms)), key
+
+
+def archived(record: TurnRecord, _: int) -> Frame:
+    """`reset`, the text, and the end. Only the end has an `id:`; it was the last entry, and asked after gives 204."""
+    chars, sha256 = text_proof(record.text)
+    end = _end(
+        outcome=record.outcome if record.outcome != "running" else "failed",
+        stop_reason=record.stop_reason,
+        usage=record.usage,
+        usage_is_estimated=record.usage_is_estimated,
+        cost_usd=record.cost_usd,
+        error=record.error,
+        text_chars=chars,
+        text_sha256=sha256,
+    )
+    text = [sse.frame(_encode({"type": "delta", "text": record.text}))] if record.text else []
+    frames = [
+        sse.frame(_encode({"type": "reset"}), retry_ms=RETRY_MS),
+        *text,
+        sse.frame(_encode(end), seq=record.cursor),
+    ]
+    return Frame(b"".join(frames))
+
+
+def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
+    match stored.entry:
+        case Request() as request:
+            return {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
+        case Attempt(mode="restart"):
+            return {"type": "reset"}
+        case Event(event=raw, is_hidden=False):
+            return _event(events.decode(raw))
+        case End() as end:
+            return _end(
+                outcome=end.outcome,
+                stop_reason=end.stop_reason,
+                usage=end.usage,
+                usage_is_estimated=end.usage_is_estimated,
+                cost_usd=end.cost_nusd / NUSD_PER_USD,
+                error=end.error,
+                text_chars=end.text_chars,
+                text_sha256=end.text_sha256,
+            )
+        case _:
+            return None
+
+
+def _event(event: events.Event | events.Other) -> dict[str, Any] | None:
+    match event:
+        case events.BlockDelta(_, events.TextDelta(text)):
+            return {"type": "delta", "text": text}
+        case events.BlockDelta(_, events.ThinkingDelta(text)):
+            return {"type": "thinking", "text": text}
+        case events.BlockDelta(index, events.InputJsonDelta(partial_json)):
+            return {"type": "tool_use", "index": index, "partial_json": partial_json}
+        case events.BlockStart(_, {"type": "text", "text": str(text)}) if text:
+            return {"type": "delta", "text": text}
+        case events.BlockStart(index, {"type": "tool_use", "id": tool_id, "name": name}):
+            return {"type": "tool_use", "index": index, "id": tool_id, "name": name}
+        case _:
+            return None
+
+
+def _end(
+    *,
+    outcome: str,
+    stop_reason: str | None,
+    usage: Usage,
+    usage_is_estimated: bool,
+    cost_usd: float,
+    error: Failure | None,
+    text_chars: int,
+    text_sha256: str,
+) -> dict[str, Any]:
+    head: dict[str, Any]
+    if outcome == "failed":
+        failure = error or LOST
+        head = {"type": "error", "code": failure.code, "message": failure.message}
+    else:
+        head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
+    return head | {
+        "usage": usage,
+        "usage_is_estimated": usage_is_estimated,
+        "cost_usd": cost_usd,
+        "text_chars": text_chars,
+        "text_sha256": text_sha256,
+    }
+
+
+TAILRACE = Dialect(
+    name="tailrace",
+    media_type=sse.MEDIA_TYPE,
+    heartbeat=sse.HEARTBEAT,
+    is_self_delimited=True,
+    can_take_back=True,
+    start=lambda key: key,
+    render=render,
+    archived=archived,
+)

@@ -1,0 +1,21 @@
+"""What persistence knows, asked for over NATS. The gateway itself has no database."""
+
+import msgspec
+
+from proto.ids import Tenant
+from proto.log import Services
+from proto.records import A, Question, answer_type
+
+
+class History:
+    """Each call raises Refused: with the code of what is not there, or persistence_unavailable."""
+
+    def __init__(self, services: Services, timeout_s: float) -> None:
+        self._services = services
+        self._timeout_s = timeout_s
+
+    async def ask(self, tenant: Tenant, question: Question[A]) -> A:
+        """The answer, or Refused with what the question says it may be refused with."""
+        asked = msgspec.json.encode(question)
+        reply = await self._services.ask(tenant, question.query, asked, timeout_s=self._timeout_s)
+        return msgspec.json.decode(reply, type=answer_type(type(question)))

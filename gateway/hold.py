@@ -1,0 +1,97 @@
+"""A reader that comes back while the log is away: held with heartbeats, and then given its stream. It knows no entry.
+
+To an EventSource every status but 200 is final (FACTS, SSE clients), so a 503 that would be gone in a second costs it
+the rest of the turn (ADR 13).
+"""
+
+import asyncio
+
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway import metrics
+from gateway.context import Gateway
+from gateway.stream import Stream, disconnected, piece
+from proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
+
+# Well under the second after which whoever is told to come back does.
+AGAIN_S = 0.5
+
+
+class Hold:
+    """The response to a reader that comes back: `stream`, as soon as there can be one.
+
+    From a gateway that drains it is a heartbeat and a clean end, after which the reader comes back to another. What is
+    wrong with the request is raised while nothing was sent; after that the response ends, and the next one says it.
+    """
+
+    def __init__(self, gateway: Gateway, stream: Stream, heartbeat: bytes) -> None:
+        self._gateway = gateway
+        self._stream = stream
+        self._heartbeat = heartbeat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = _Response(send)
+        while not self._gateway.draining.is_set():
+            try:
+                await self._stream(scope, receive, response)
+            except (LogError, Refused) as error:
+                if not CODES[error.code].is_retried:
+                    if not response.is_begun:
+                        raise
+                    break
+            else:
+                return
+            await self._stream.begin(response, 200)
+            with metrics.HELD.track_inprogress():
+                is_left = await self._is_left(receive, response)
+            if is_left:
+                return
+        await self._stream.begin(response, 200)
+        await response(piece(self._heartbeat, more=False))
+
+    async def _is_left(self, receive: Receive, send: Send) -> bool:
+        """Beats until the log answers again or the gateway drains; whether the reader went away first."""
+        async with asyncio.TaskGroup() as group:
+            leaving = group.create_task(disconnected(receive))
+            over = {
+                leaving,
+                group.create_task(self._is_back()),
+                group.create_task(self._gateway.draining.wait()),
+            }
+            done: set[asyncio.Task[object]] = set()
+            while not done:
+                await send(piece(self._heartbeat, more=True))
+                done, _ = await asyncio.wait(
+                    over, timeout=self._gateway.settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+                )
+            for task in over:
+                task.cancel()
+        return leaving in done
+
+    async def _is_back(self) -> None:
+        while True:
+            await asyncio.sleep(AGAIN_S)
+            if not self._gateway.connection.is_up:
+                continue
+            try:
+                await self._stream.look()
+            except LogUnavailable:
+                continue
+            except (TurnUnknown, CursorUnknown):
+                pass
+            return
+
+
+class _Response:
+    """A `send` that begins the response once: who was held has the headers of its stream already."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.is_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self.is_begun:
+                return
+            self.is_begun = True
+        await self._send(message)

@@ -1,0 +1,9 @@
+"""What is told as JSON, and kept by nobody on its way."""
+
+import msgspec
+from starlette.responses import Response
+
+
+def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    no_store = {"cache-control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(content), status, no_store, "application/json")

@@ -1,0 +1,117 @@
+"""The API's document as a page to read: HTML and a style sheet, no script, nothing from elsewhere. Pure."""
+
+import re
+from html import escape
+from typing import Any
+
+Json = dict[str, Any]
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre { font: 14px/1.45 ui-monospace, monospace; }
+pre { overflow-x: auto; padding: .75rem; border: 1px solid #8884; border-radius: 6px; }
+details { border-top: 1px solid #8884; padding: .5rem 0; }
+summary { cursor: pointer; }
+summary code { font-weight: 600; }
+.method { display: inline-block; min-width: 4.5rem; font-weight: 700; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; }
+"""
+
+
+def page(document: Json) -> str:
+    """The whole page. Everything in it that is not ours is escaped."""
+    info = document["info"]
+    operations = [
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    tags = dict.fromkeys(operation["tags"][0] for _, _, operation in operations)
+    parts = [f"<section><h2>{escape(tag)}</h2>{_section(tag, operations)}</section>" for tag in tags]
+    schemas = document["components"]["schemas"]
+    errors = "".join(
+        f"<tr><td><code>{escape(status)}</code></td><td>{_prose(answer['description'])}</td></tr>"
+        for status, answer in document["components"]["responses"].items()
+    )
+    shapes = "".join(_schema(name, schema) for name, schema in sorted(schemas.items()))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body>"
+        f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_prose(info['description'])}</p>"
+        "<p>A key goes into <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
+        '<a href="/openapi.json">The document</a> behind this page is for programs.</p>'
+        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Shapes</h2>{shapes}</section></body></html>"
+    )
+
+
+def _section(tag: str, operations: list[tuple[str, str, Json]]) -> str:
+    return "".join(_operation(*one) for one in operations if one[2]["tags"][0] == tag)
+
+
+def _operation(path: str, method: str, operation: Json) -> str:
+    rows = [
+        f"<tr><td><code>{escape(one['name'])}</code></td><td>{escape(one['in'])}</td>"
+        f"<td>{_prose(one.get('description', ''))}</td></tr>"
+        for one in operation.get("parameters", ())
+    ]
+    body = _content("Body", operation.get("requestBody", {}))
+    answers = [
+        _content(f"{status}: {answer['description']}", answer)
+        for status, answer in operation["responses"].items()
+        if "$ref" not in answer
+    ]
+    return (
+        f'<details id="{escape(operation["operationId"])}"><summary><span class="method">{method.upper()}</span>'
+        f"<code>{escape(path)}</code> {_prose(operation.get('summary', ''))}</summary>"
+        f"<p>{_prose(operation.get('description', ''))}</p>"
+        f"{'<table>' + ''.join(rows) + '</table>' if rows else ''}{body}{''.join(answers)}</details>"
+    )
+
+
+def _content(title: str, holder: Json) -> str:
+    kinds = [
+        f"<li><code>{escape(media)}</code> {_shape(content.get('schema', {'type': 'events'}))}</li>"
+        for media, content in holder.get("content", {}).items()
+    ]
+    return f"<h4>{_prose(title)}</h4><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
+
+
+def _schema(name: str, schema: Json) -> str:
+    required = set(schema.get("required", ()))
+    rows = [
+        f"<tr><td><code>{escape(field)}</code>{'' if field in required else ' (optional)'}</td>"
+        f"<td>{_shape(kind)}</td><td>{_prose(kind.get('description', ''))}</td></tr>"
+        for field, kind in schema.get("properties", {}).items()
+    ]
+    about = _prose(schema.get("description", ""))
+    return (
+        f'<details id="shape-{escape(name)}"><summary><code>{escape(name)}</code></summary>'
+        f"<p>{about}</p><table>{''.join(rows)}</table></details>"
+    )
+
+
+def _prose(text: str) -> str:
+    """What a docstring says: text, and code where it has backticks."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _shape(schema: Json) -> str:
+    """A type in a few words; one with a name is a link to it."""
+    match schema:
+        case {"$ref": str(ref)}:
+            name = escape(ref.rpartition("/")[2])
+            return f'<a href="#shape-{name}"><code>{name}</code></a>'
+        case {"anyOf": list(kinds)}:
+            return " or ".join(_shape(kind) for kind in kinds)
+        case {"type": "array", "items": dict(items)}:
+            return f"list of {_shape(items)}"
+        case {"enum": list(values)}:
+            return ", ".join(f"<code>{escape(str(value))}</code>" for value in values)
+        case {"const": value}:
+            return f"<code>{escape(str(value))}</code>"
+        case {"type": kind}:
+            return escape(str(kind))
+        case _:
+            return "anything"

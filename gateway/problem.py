@@ -1,0 +1,79 @@
+"""Errors as responses: one envelope, and never a traceback."""
+
+import math
+from typing import Literal
+
+import msgspec
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import metrics
+from proto.errors import CODES, LogError, Refused
+
+logger = structlog.get_logger()
+
+JSON = "application/json"
+
+# What the router says by status alone.
+BY_STATUS = {
+    404: ("route_not_found", "there is nothing here: GET / lists the routes, /docs describes them"),
+    405: ("method_not_allowed", "this route does not take that method: see the Allow header"),
+}
+RETRY_AFTER_S = 2
+
+
+class Problem(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    code: str
+    param: None = None
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One body for everybody: what Anthropic's clients look for, OpenAI's too, and Tailrace's own."""
+
+    error: Problem
+    type: Literal["error"] = "error"
+
+
+def response(
+    code: str, message: str, *, retry_after_s: float | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """The error `code` of proto.errors.CODES, in the envelope."""
+    metrics.REFUSED.labels(code).inc()
+    row = CODES[code]
+    extra = dict(headers or {})
+    if row.status == 503 or retry_after_s is not None:
+        extra["retry-after"] = str(math.ceil(retry_after_s or RETRY_AFTER_S))
+    if row.status == 408:
+        # The rest of that body may never come, and nothing else can on this connection.
+        extra["connection"] = "close"
+    if row.status == 401:
+        extra["www-authenticate"] = "Bearer"
+    envelope = Envelope(Problem(message, row.type, code))
+    return Response(msgspec.json.encode(envelope), row.status, extra, JSON)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101
+    turn: str | None = getattr(request.state, "turn", None)
+    named = {"tailrace-turn": turn, "request-id": turn, "x-request-id": turn} if turn is not None else None
+    return response(error.code, error.message, retry_after_s=error.retry_after_s, headers=named)
+
+
+async def log_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, LogError)  # noqa: S101
+    return response(error.code, str(error))
+
+
+async def http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
+    return response(code, message, headers=dict(error.headers or {}))
+
+
+async def unexpected(_: Request, error: Exception) -> Response:
+    logger.error("request broke", error=type(error).__name__, exc_info=error)
+    return response("internal", "something broke here; it has been logged")

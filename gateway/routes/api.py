@@ -1,0 +1,40 @@
+"""The routes that tell what the API is: the document, and a page of it for people. Both need nothing from elsewhere."""
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.openapi import page as api_page
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
+# The page is text and one style sheet inside it: nothing that could be put into it would run.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+@cache
+def document() -> bytes:
+    return DOCUMENT.read_bytes()
+
+
+async def openapi(_: Request) -> Response:
+    """`GET /openapi.json`: this API as an OpenAPI 3.1 document."""
+    return Response(document(), media_type="application/json")
+
+
+async def docs(_: Request) -> Response:
+    """`GET /docs`: the same, to read. It works offline."""
+    page = api_page.page(msgspec.json.decode(document()))
+    return Response(page, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+
+ROUTES = [
+    Route("/openapi.json", openapi, methods=["GET"]),
+    Route("/docs", docs, methods=["GET"]),
+]

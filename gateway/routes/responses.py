@@ -1,0 +1,143 @@
+"""The routes of OpenAI's Responses API: ask, look, read on, cancel, forget. What a body means is not decided here.
+
+A response is a turn: `resp_` and the turn's id. Its events are counted, so a stream that was cut is taken up at
+`GET /v1/responses/{id}?stream=true&starting_after=N`, while the log keeps the turn; after that the database tells it.
+"""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gateway.answer import accepted, answer, asked
+from gateway.ask import Ask
+from gateway.cancel import cancel
+from gateway.context import gateway_of, no_turn, offer_to, refuse_when_draining, tenant_of
+from gateway.deletion import delete
+from gateway.dialects.openai_responses import OPENAI_RESPONSES, snapshot
+from gateway.dialects.response import PREFIX, response_of
+from gateway.json_response import json_response
+from gateway.protocols import response_request
+from gateway.protocols.foreign import ignored_header
+from gateway.protocols.response_items import items_of
+from gateway.protocols.response_request import ResponseRequest
+from gateway.protocols.session_headers import with_headers
+from gateway.routes.page import limit_of
+from gateway.routes.turns import look
+from gateway.stream import Stream
+from proto.errors import Refused, TurnUnknown
+from proto.ids import NOTHING, TurnId, is_token, parse_cursor
+from proto.records import record
+from proto.subjects import TurnKey
+
+TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
+ITEMS_MAX = 100
+
+
+async def post(request: Request) -> ASGIApp:
+    """`POST /v1/responses`: one turn, streamed, whole or in the background. A header names what was asked in vain."""
+    body, raw = await asked(request, ResponseRequest)
+    told = with_headers(body, request.headers)
+    model = (await offer_to(request)).model(told.model)
+    ask, ignored = response_request.asked(told, model)
+    headers = ignored_header(ignored)
+    if told.background and not told.stream:
+        return await begun(request, ask, raw, headers)
+    return await answer(
+        request,
+        ask,
+        raw,
+        OPENAI_RESPONSES,
+        is_streamed=bool(told.stream),
+        is_first_word_awaited=not told.background,
+        headers=headers,
+    )
+
+
+async def begun(request: Request, ask: Ask, raw: bytes, headers: dict[str, str]) -> Response:
+    """The response as it is once it is accepted: most often `queued`."""
+    key, asked_for = await accepted(request, ask, raw)
+    named = {"tailrace-turn": key.turn, "x-session-id": asked_for.session, "x-request-id": key.turn}
+    return json_response(response_of(await look(gateway_of(request), key)), headers={**named, **headers})
+
+
+async def get(request: Request) -> ASGIApp:
+    """`GET /v1/responses/{response}`: as far as it is; with `?stream=true`, its events, after `starting_after`."""
+    gateway, key = gateway_of(request), key_of(request)
+    if not flag(request, "stream"):
+        return json_response(response_of(await look(gateway, key)))
+    refuse_when_draining(gateway)
+    after = request.query_params.get("starting_after")
+    if not flag(request, "snapshot"):
+        return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, seen=None if after is None else parse_cursor(after) + 1)
+    if after is not None:
+        raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot has all that was said")
+    return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, snapshot=snapshot)
+
+
+async def post_cancel(request: Request) -> Response:
+    """`POST /v1/responses/{response}/cancel`: the response with its end, whichever that is."""
+    gateway, key = gateway_of(request), key_of(request)
+    try:
+        told = record(key, await cancel(gateway.log, key))
+    except TurnUnknown:
+        told = await look(gateway, key)
+    return json_response(response_of(told))
+
+
+async def delete_response(request: Request) -> Response:
+    """`DELETE /v1/responses/{response}`: the response, and those that went on from it."""
+    key = key_of(request)
+    await delete(gateway_of(request), key.tenant, "turn", key.turn)
+    return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
+
+
+async def input_items(request: Request) -> Response:
+    """`GET /v1/responses/{response}/input_items`: what this response added to its conversation, newest first."""
+    told = await look(gateway_of(request), key_of(request))
+    query = request.query_params
+    limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise Refused("request_invalid", "`order` is `asc` or `desc`")
+    items = items_of(told.turn, told.input)
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise Refused("cursor_invalid", "`after` is none of these items")
+    start = 0 if after is None else ids.index(after) + 1
+    page = items[start : start + limit]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": start + len(page) < len(items),
+        }
+    )
+
+
+def key_of(request: Request) -> TurnKey:
+    """The turn that the path names, as the tenant's who asks; also by its own id. Raises Refused."""
+    tenant = tenant_of(request)
+    turn = request.path_params["response"].removeprefix(PREFIX)
+    if not is_token(turn):
+        raise no_turn()
+    return TurnKey(tenant, TurnId(turn))
+
+
+def flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name)
+    if value not in TRUE:
+        raise Refused("request_invalid", f"`{name}` is `true` or `false`")
+    return TRUE[value]
+
+
+ROUTES = [
+    Route("/v1/responses", post, methods=["POST"]),
+    Route("/v1/responses/{response}", get, methods=["GET"]),
+    Route("/v1/responses/{response}", delete_response, methods=["DELETE"]),
+    Route("/v1/responses/{response}/cancel", post_cancel, methods=["POST"]),
+    Route("/v1/responses/{response}/input_items", input_items, methods=["GET"]),
+]

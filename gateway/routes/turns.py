@@ -1,0 +1,103 @@
+"""The routes of a turn: ask, read, look, cancel. A POST becomes one entry in the log; no model is called here."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gateway.answer import accepted, asked
+from gateway.ask import Ask
+from gateway.cancel import cancel
+from gateway.context import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
+from gateway.dialects import DIALECTS, Dialect
+from gateway.hold import Hold
+from gateway.json_response import json_response
+from gateway.stream import Stream
+from proto.errors import Refused, TurnUnknown
+from proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor
+from proto.records import AskTurn, TurnRecord, record
+from proto.subjects import TurnKey
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A turn that is in the log, and where to go on."""
+
+    turn: TurnId
+    session: SessionId
+    links: dict[str, str]
+
+
+async def post(request: Request) -> Response | ASGIApp:
+    """`POST /v1/turns`: 202 with the turn's id; with `Accept: text/event-stream`, the stream itself."""
+    # Who it is comes first, and a stranger is not told what there is.
+    tenant_of(request)
+    dialect = dialect_of(request)
+    ask, raw = await asked(request, Ask)
+    key, asked_for = await accepted(request, ask, raw)
+    path = f"/v1/turns/{key.turn}"
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return Stream(gateway_of(request), key, NOTHING, dialect, {"location": path})
+    links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
+    told = Accepted(turn=key.turn, session=asked_for.session, links=links)
+    return json_response(told, status=202, headers={"location": path, "tailrace-turn": key.turn})
+
+
+async def events(request: Request) -> ASGIApp:
+    """`GET /v1/turns/{turn}/events`: the turn from the cursor on."""
+    gateway, key = gateway_of(request), turn_of(request)
+    return stream_of(gateway, key, cursor_of(request), dialect_of(request), request.method)
+
+
+def stream_of(gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str) -> ASGIApp:
+    """The stream for a reader with `cursor`; who comes back is held while there can be none. Raises Refused."""
+    stream = Stream(gateway, key, cursor, dialect)
+    if cursor and dialect.is_self_delimited and method == "GET":
+        return Hold(gateway, stream, dialect.heartbeat)
+    # New readers, and clients of other dialects, ask again by themselves after a 503.
+    refuse_when_draining(gateway)
+    return stream
+
+
+async def get(request: Request) -> Response:
+    """`GET /v1/turns/{turn}`: the turn as far as it is, from the log or, later, the database."""
+    gateway, key = gateway_of(request), turn_of(request)
+    return json_response(await look(gateway, key))
+
+
+async def post_cancel(request: Request) -> Response:
+    """`POST /v1/turns/{turn}/cancel`: the turn with its end, whichever that is."""
+    gateway, key = gateway_of(request), turn_of(request)
+    try:
+        turn = await cancel(gateway.log, key)
+    except TurnUnknown:
+        return json_response(await look(gateway, key))
+    return json_response(record(key, turn))
+
+
+async def look(gateway: Gateway, key: TurnKey) -> TurnRecord:
+    try:
+        return record(key, await gateway.log.turn(key))
+    except TurnUnknown:
+        return await gateway.history.ask(key.tenant, AskTurn(key.turn))
+
+
+def cursor_of(request: Request) -> Seq:
+    """Where a reader goes on: the header that an EventSource sends when it comes back, else `?after=`."""
+    text = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
+    return parse_cursor(text)
+
+
+def dialect_of(request: Request) -> Dialect:
+    name = request.query_params.get("dialect", "tailrace")
+    if name not in DIALECTS:
+        raise Refused("dialect_unknown", f"there is no such dialect; there are {', '.join(DIALECTS)}")
+    return DIALECTS[name]
+
+
+ROUTES = [
+    Route("/v1/turns", post, methods=["POST"]),
+    Route("/v1/turns/{turn}", get, methods=["GET"]),
+    Route("/v1/turns/{turn}/events", events, methods=["GET"]),
+    Route("/v1/turns/{turn}/cancel", post_cancel, methods=["POST"]),
+]

@@ -1,0 +1,50 @@
+"""What a gateway can be told by its environment."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from proto.process import ProcessSettings
+
+
+class Settings(ProcessSettings, frozen=True, kw_only=True):
+    """Defaults work on a laptop; `python -m gateway --env` prints this table."""
+
+    host: Annotated[str, Meta(description="address to listen on; other than loopback needs api_keys")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free one")] = 8000
+    listen_fd: Annotated[int, Meta(ge=0, description="a listening socket that was inherited; 0: open one")] = 0
+    api_keys: Annotated[
+        str, Meta(description="TENANT:SHA256-HEX-OF-KEY, several joined by commas; none: everybody is tenant `local`")
+    ] = ""
+    allow_anonymous: Annotated[
+        bool, Meta(description="serve everybody without a key on an address other than loopback")
+    ] = False
+    hosts: Annotated[
+        str, Meta(description="names besides loopback's under which clients may ask, joined by commas; * for any")
+    ] = ""
+    body_bytes_max: Annotated[int, Meta(ge=1, description="largest request body")] = 32 * 1024 * 1024
+    body_timeout_s: Annotated[float, Meta(gt=0, description="how long a client may take to send a body")] = 120.0
+    large_bytes_max: Annotated[
+        int, Meta(ge=1, description="bytes of bodies above 256 kB that are read at once, half of it for one tenant")
+    ] = 256 * 1024 * 1024
+    large_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long a large body waits to be read before its client gets a 503")
+    ] = 10.0
+    accept_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long the log may take to accept a turn before the client gets a 503")
+    ] = 5.0
+    query_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long persistence, or a generator that is asked about models, may take")
+    ] = 6.0
+    heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream is sent a heartbeat")] = 15.0
+    linger_s: Annotated[
+        float, Meta(ge=0, description="how long a turn is kept in memory for readers that come back")
+    ] = 10.0
+    full_at: Annotated[
+        float, Meta(gt=0, le=1, description="share of the stream's bytes from which new turns are refused")
+    ] = 0.9
+    max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn that names none")] = 4096
+    model_aliases: Annotated[
+        str,
+        Meta(description="NAME=MODEL, several joined by commas: foreign names, and which of Claude's models they mean"),
+    ] = ""

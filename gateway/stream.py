@@ -1,0 +1,228 @@
+"""One reader's stream: an ASGI response that writes a turn's frames from a cursor on, until the turn ends.
+
+A stream that breaks never looks like one that ended. Where the dialect has no word for the end, a stream that is closed
+early lacks the last chunk of its body, and the client's HTTP library says so.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway import metrics, sse
+from gateway.context import Gateway
+from gateway.dialects import Dialect, Frame
+from gateway.large import let_go
+from gateway.live import Live
+from proto.entries import End, Event, Failure
+from proto.errors import CursorUnknown, Refused, TurnUnknown
+from proto.fold import NOBODY, Turn, fold
+from proto.ids import Seq
+from proto.records import AskTurn
+from proto.subjects import TurnKey
+
+# Frames that are written at once: a late joiner gets its past in large pieces, and nobody more than it can hold.
+FRAMES_MAX = 256
+# How soon who waits for a first word notices that the gateway is going away.
+DRAIN_LOOK_S = 0.2
+
+
+# The bytes that tell a turn as it is at once, where so many events had told it one by one.
+Snapshot = Callable[[TurnKey, Turn, int], bytes]
+
+
+class Stream:
+    """The response. What is wrong with the request is raised before the first byte is written."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        key: TurnKey,
+        cursor: Seq,
+        dialect: Dialect,
+        headers: Mapping[str, str] | None = None,
+        *,
+        seen: int | None = None,
+        snapshot: Snapshot | None = None,
+        is_first_word_awaited: bool = False,
+    ) -> None:
+        """Goes on after the entry `cursor`, or, where a protocol counts its events, after as many as were `seen`.
+
+        `snapshot`: what was said so far is told at once, and the stream goes on from there.
+        `is_first_word_awaited`: a turn that fails before its first word is raised as Refused, with an HTTP status.
+        """
+        self._gateway = gateway
+        self._key = key
+        self._cursor = cursor
+        self._dialect = dialect
+        self._seen = seen
+        self._snapshot = snapshot
+        self._is_first_word_awaited = is_first_word_awaited
+        self._headers = {
+            "content-type": dialect.media_type,
+            "tailrace-turn": key.turn,
+            **sse.HEADERS,
+            **dialect.headers,
+            **(headers or {}),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await let_go(scope)
+        try:
+            async with self._reading() as live:
+                if live.is_ended and self._start(live) == len(live.entries):
+                    await self._empty(send, 204)
+                    return
+                if scope["method"] == "HEAD":
+                    await self._empty(send, 200)
+                    return
+                if self._is_first_word_awaited:
+                    await first_word(self._gateway, live)
+                with metrics.STREAMS.track_inprogress():
+                    is_left = await self._serve(live, receive, send)
+        except (TurnUnknown, CursorUnknown):
+            await self._archived(send)
+            return
+        if is_left:
+            self._gateway.departures.left(self._key)
+
+    async def look(self) -> None:
+        """Returns when the log can give this stream; raises TurnUnknown, CursorUnknown, LogUnavailable."""
+        async with self._reading():
+            pass
+
+    async def begin(self, send: Send, status: int) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _serve(self, live: Live, receive: Receive, send: Send) -> bool:
+        """Writes until the end, the drain or the reader's departure; whether it was the last of these."""
+        if self._cursor:
+            metrics.RESUMED.inc()
+        await self.begin(send, 200)
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(self._write(live, send))
+            leaving = group.create_task(disconnected(receive))
+            draining = group.create_task(self._gateway.draining.wait())
+            await asyncio.wait((writing, leaving, draining), return_when=asyncio.FIRST_COMPLETED)
+            for task in (writing, leaving, draining):
+                task.cancel()
+        if leaving.done() and not leaving.cancelled() and writing.cancelled():
+            return True
+        is_whole = not writing.cancelled() and writing.result()
+        if is_whole or self._dialect.is_self_delimited:
+            await send(piece(b"", more=False))
+        if not is_whole:
+            # Without the last chunk: the server closes the connection, and the client sees a body cut short.
+            metrics.BROKEN_OFF.inc()
+        return False
+
+    def _reading(self) -> AbstractAsyncContextManager[Live]:
+        return self._gateway.lives.reading(self._key, self._cursor, from_start=self._dialect.is_stateful)
+
+    def _start(self, live: Live) -> int:
+        """The index of the first entry that may hold something for this reader."""
+        return 0 if self._seen else live.start(self._cursor, self._dialect)
+
+    async def _write(self, live: Live, send: Send) -> bool:
+        """Writes frames until no more will come; whether the turn's end was among them."""
+        position, unwanted = self._start(live), self._seen or 0
+        heartbeat_s = self._gateway.settings.heartbeat_s
+        if self._snapshot is not None:
+            turn, told, position = await self._so_far(live)
+            await send(piece(self._snapshot(live.key, turn, told), more=True))
+        while True:
+            frames = live.frames(self._dialect, position, FRAMES_MAX)
+            position += len(frames)
+            if unwanted:
+                frames, unwanted = unseen(frames, unwanted)
+            broken_at = next((number for number, frame in enumerate(frames, 1) if frame.is_break), None)
+            data = b"".join(frame.data for frame in frames[:broken_at])
+            if data:
+                metrics.SENT_BYTES.inc(len(data))
+                await send(piece(data, more=True))
+            if broken_at is not None or (live.is_broken and position == len(live.entries)):
+                return False
+            if live.is_ended and position == len(live.entries):
+                return True
+            if not await live.changed(position, heartbeat_s) and self._dialect.heartbeat:
+                await send(piece(self._dialect.heartbeat, more=True))
+
+    async def _so_far(self, live: Live) -> tuple[Turn, int, int]:
+        """The turn as it is now, how many events have told it, and from how many entries; others write meanwhile."""
+        turn, told, position = NOBODY, 0, 0
+        while position < len(live.entries):
+            frames = live.frames(self._dialect, position, FRAMES_MAX)
+            turn = fold(live.entries[position : position + len(frames)], turn)
+            told += sum(sse.count_of(frame.data) for frame in frames)
+            position += len(frames)
+            await asyncio.sleep(0)
+        return turn, told, position
+
+    async def _archived(self, send: Send) -> None:
+        """The log does not know this turn, or not this cursor: is it one that has left the log for the database?"""
+        try:
+            await self._gateway.log.turn(self._key)
+        except TurnUnknown:
+            record = await self._gateway.history.ask(self._key.tenant, AskTurn(self._key.turn))
+        else:
+            raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
+        if self._cursor > record.cursor:
+            raise CursorUnknown("the cursor is beyond the end of this turn")
+        if self._cursor == record.cursor:
+            await self._empty(send, 204)
+            return
+        if self._cursor and not self._dialect.can_take_back:
+            # It would be sent again what it has, and has no word for "forget that".
+            raise CursorUnknown("this turn has left the log: ask without a cursor, for all of it")
+        await self.begin(send, 200)
+        frame = self._dialect.archived(record, self._seen or 0)
+        await send(piece(frame.data, more=frame.is_break))
+
+    async def _empty(self, send: Send, status: int) -> None:
+        # 204: an EventSource comes back after every end, until it is told that.
+        await self.begin(send, status)
+        await send(piece(b"", more=False))
+
+
+def unseen(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
+    """`frames` without their first `count` events, and how many of those are still to come.
+
+    Who has seen all of a frame has been broken off after it, too, and has come back for what follows.
+    """
+    for index, frame in enumerate(frames):
+        data, count = sse.without_first(frame.data, count)
+        if data:
+            return [frame._replace(data=data), *frames[index + 1 :]], 0
+    return [], count
+
+
+async def first_word(gateway: Gateway, live: Live) -> None:
+    """Returns when the model has begun to answer, or its silence has to be filled; raises Refused when it never will.
+
+    Once the status is sent a failure can only be told inside the stream, where many a client does not look for it.
+    """
+    position = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(gateway.settings.heartbeat_s):
+            while not (gateway.draining.is_set() or live.is_broken):
+                for stored in live.entries[position:]:
+                    match stored.entry:
+                        case End(error=Failure() as failure):
+                            raise Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+                        case Event(is_hidden=False) | End():
+                            return
+                position = len(live.entries)
+                await live.changed(position, DRAIN_LOOK_S)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def piece(data: bytes, *, more: bool) -> Message:
+    """A part of a response's body, the last one unless there is `more`."""
+    return {"type": "http.response.body", "body": data, "more_body": more}

@@ -1,0 +1,187 @@
+"""Carries one turn to its end: fold, plan, call the model, append what it says; again, until an `end` is stored.
+
+Only one append is in flight at a time, and whoever is refused stops: then the turn is somebody else's, or has ended.
+"""
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from generators import metrics
+from generators.backends import Backend, Call
+from generators.blobs import Blobs
+from generators.continuation import Continuation, call_after, call_of, continuation_of
+from generators.outbox import Outbox
+from generators.plan import Complete, Fail, Go, Leave, plan
+from generators.retry import Retry
+from proto.chain import Chain
+from proto.ending import ending
+from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
+from proto.errors import CODES, BackendError, FenceLost, LogFull
+from proto.fold import Turn, fold
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from proto.usage import NUSD_PER_USD
+
+logger = structlog.get_logger()
+
+FULL_WAIT_S = 1.0
+
+
+class Carrier:
+    """What a generator carries turns with. It holds nothing of any turn."""
+
+    def __init__(
+        self, log: TurnLog, blobs: Blobs, backend: Backend, retry: Retry, *, name: str, attempts_max: int
+    ) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._backend = backend
+        self._retry = retry
+        self._name = name
+        self._attempts_max = attempts_max
+
+    async def carry(self, key: TurnKey, deadline_s: float) -> Turn:
+        """Works on a turn until its log holds an `end`; returns its fold with it.
+
+        After `deadline_s` seconds the turn fails; its text so far is kept. Raises FenceLost when another writer has
+        continued or ended the turn, LogUnavailable, TurnUnknown.
+        """
+        turn = await self._log.turn(key)
+        metrics.SKIPPED.inc(turn.skipped)
+        return await self._to_the_end(key, turn, asyncio.get_running_loop().time() + deadline_s)
+
+    async def _to_the_end(self, key: TurnKey, turn: Turn, deadline: float) -> Turn:
+        cause = ""
+        while True:
+            match plan(turn, self._attempts_max):
+                case Leave():
+                    return turn
+                case Complete():
+                    return await self._end(key, turn, "completed")
+                case Fail(failure):
+                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
+                case Go() as go:
+                    # Also for the lines of retry and the backend, which know of no turn.
+                    with bound_contextvars(turn=key.turn, attempt=go.attempt):
+                        turn, broken = await self._attempt(key, turn, go, deadline)
+                    if broken is None:
+                        continue
+                    if not is_mended_by_another_attempt(broken, turn):
+                        failure = Failure(broken.code, broken.message, broken.retry_after_s)
+                        return await self._end(key, turn, "failed", failure)
+                    cause = f"; the last time: {broken.message}"
+                    await self._retry.pause(go.attempt, broken)
+
+    async def _attempt(self, key: TurnKey, turn: Turn, go: Go, deadline: float) -> tuple[Turn, BackendError | None]:
+        """The fold after an attempt, and what broke the answer off before it was whole."""
+        assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
+        logger.info("attempt", mode=go.mode)
+        metrics.ATTEMPTS.labels(go.mode).inc()
+        taken = Attempt(
+            prev=turn.chain.last, attempt=go.attempt, generator=self._name, backend=self._backend.name, mode=go.mode
+        )
+        chain = await self._append(key, turn.chain, taken)
+        # Only now: what breaks from here on was counted, and does not come back for ever.
+        call, continuation = asked(turn.request, turn, go)
+        turn = fold([stored(chain, turn, taken)], turn)
+        outbox = Outbox()
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch(key))
+                writing = group.create_task(self._write(key, turn, outbox))
+                broken = await self._listen(key, call, continuation, outbox, deadline)
+                turn = await writing
+                watching.cancel()
+        except ExceptionGroup as several:
+            # The writer and the watcher fail for one reason: the turn is not ours any more.
+            raise several.exceptions[0] from several
+        if broken is not None:
+            logger.warning("attempt broken off", code=broken.code)
+            metrics.BACKEND_FAILURES.labels(broken.code).inc()
+        return turn, broken
+
+    async def _listen(
+        self, key: TurnKey, call: Call, continuation: Continuation | None, outbox: Outbox, deadline: float
+    ) -> BackendError | None:
+        """Puts what the model says into the outbox; returns the error that broke it off, if one did."""
+        try:
+            # The deadline is for the model. It never interrupts an append: who does not know whether it stands
+            # would be refused by its own entry.
+            async with (
+                asyncio.timeout_at(deadline),
+                self._blobs.resolved(key.tenant, call) as whole,
+                aclosing(self._retry.answer(self._backend, whole)) as answer,
+            ):
+                async for raw in answer:
+                    if continuation is None:
+                        outbox.put(msgspec.Raw(raw))
+                        continue
+                    for event, is_hidden in continuation.place(raw):
+                        outbox.put(event, is_hidden=is_hidden)
+        except TimeoutError:
+            return BackendError("deadline_exceeded", "the answer was not finished in time")
+        except BackendError as error:
+            return error
+        finally:
+            outbox.close()
+        return None
+
+    async def _write(self, key: TurnKey, turn: Turn, outbox: Outbox) -> Turn:
+        """Appends what is put into the outbox until it is closed and empty; returns the fold with it."""
+        written: list[Stored] = []
+        chain = turn.chain
+        while (event := await outbox.take()) is not None:
+            raw, is_hidden = event
+            entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden)
+            with metrics.APPEND_S.time():
+                chain = await self._append(key, chain, entry)
+            written.append(stored(chain, turn, entry))
+        return fold(written, turn)
+
+    async def _watch(self, key: TurnKey) -> None:
+        """Stops the attempt when somebody else ends the turn, also while the model is silent."""
+        await self._log.until_ended(key)
+        raise FenceLost(f"{key.turn} was ended by somebody else")
+
+    async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
+        if turn.end is not None:
+            return turn
+        end = ending(turn, outcome, error)
+        chain = await self._append(key, turn.chain, end)
+        metrics.ENDS.labels(outcome).inc()
+        metrics.COST.inc(end.cost_nusd / NUSD_PER_USD)
+        for kind in end.usage.__struct_fields__:
+            metrics.USAGE.labels(kind).inc(getattr(end.usage, kind))
+        return fold([stored(chain, turn, end)], turn)
+
+    async def _append(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+        while True:
+            try:
+                return await self._log.append(key, chain, entry)
+            except LogFull:
+                # New turns are refused before the last reserve is used, so this is an operator's emergency: old turns
+                # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.
+                logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
+                await asyncio.sleep(FULL_WAIT_S)
+
+
+def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | None]:
+    """The call to make, and where its events belong if they continue what is there."""
+    if go.mode == "continue":
+        return call_after(request, turn), continuation_of(request, turn)
+    return call_of(request), None
+
+
+def is_mended_by_another_attempt(error: BackendError, turn: Turn) -> bool:
+    # What all the calls before the first event could not mend is final; after it, the plan goes on from the log.
+    return CODES[error.code].is_retried and turn.message is not None
+
+
+def stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:
+    """An entry just appended, for the fold. When the server stored it matters to nobody here."""
+    assert turn.asked_at is not None  # noqa: S101
+    return Stored(chain.last, turn.asked_at, entry)

@@ -1,0 +1,143 @@
+"""Going on from a partial answer: what to ask the model, and where its new events belong in the old message. Pure.
+
+A reader is not to notice: the new call's opening is hidden, its text goes into the block that was open, and its further
+blocks are numbered on from there.
+"""
+
+from typing import Any
+
+import msgspec
+
+from generators.backends import Call
+from proto import events
+from proto.entries import Message, Request
+from proto.fold import Block, Turn, content
+from proto.models import model_named
+
+# Models after 4.5 refuse a prefilled answer; Anthropic's migration guide asks for a user message like this instead.
+GO_ON = (
+    "Your previous response was interrupted and ended with: {tail}\n"
+    "Continue it from exactly that point, in the middle of a word if need be. "
+    "Write only what comes after it: no repetition, no introduction."
+)
+TAIL_CHARS = 200
+
+Outgoing = tuple[msgspec.Raw, bool]
+"""An event for the log, and whether it is hidden from readers."""
+
+
+def call_of(request: Request) -> Call:
+    """The call that answers `request` from the beginning."""
+    return Call(
+        model=request.model,
+        max_tokens=request.max_tokens,
+        messages=list(request.messages),
+        system=request.system,
+        tools=request.tools,
+        options=request.options,
+        betas=request.betas,
+        api_version=request.api_version,
+    )
+
+
+def call_after(request: Request, turn: Turn) -> Call:
+    """The call that goes on with the answer that `turn` holds a part of."""
+    call = call_of(request)
+    if not turn.text.strip():
+        return call
+    if takes_prefill(request.model):
+        return msgspec.structs.replace(call, messages=[*call.messages, Message("assistant", prefill(turn.text))])
+    said = [content(block) for block in turn.blocks if block.text.strip()]
+    go_on = GO_ON.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
+    return msgspec.structs.replace(call, messages=[*call.messages, Message("assistant", said), Message("user", go_on)])
+
+
+def takes_prefill(name: str) -> bool:
+    model = model_named(name)
+    return model is not None and model.supports.prefill is True
+
+
+def prefill(text: str) -> str:
+    """The part of `text` that a prefill may hold: the API refuses one that ends in white space."""
+    return text.rstrip()
+
+
+class Continuation:
+    """Maps the events of a continuing call onto the message that readers have already seen the beginning of."""
+
+    def __init__(self, blocks: tuple[Block, ...], owed: str) -> None:
+        """`blocks` are those stored. `owed` is white space that is stored, but was not told to the model."""
+        self._open = len(blocks) - 1 if blocks and not blocks[-1].is_closed else None
+        self._next = len(blocks)
+        self._has_before = bool(blocks)
+        self._owed = owed
+        self._places: dict[int, int | None] = {}
+
+    def place(self, raw: bytes) -> list[Outgoing]:
+        """What `raw`, an event of the new call, becomes in the log: mostly one event, sometimes none or two."""
+        event = events.decode(raw)
+        match event:
+            case events.MessageStart():
+                return [(msgspec.Raw(raw), True)]
+            case events.BlockStart(index, block):
+                return self._start(index, block)
+            case events.BlockDelta(index, delta):
+                return self._delta(index, delta)
+            case events.BlockStop(index):
+                place = self._places.get(index)
+                return [] if place is None else [(events.encode(events.BlockStop(place)), False)]
+            case events.MessageDelta():
+                # Only the stop of a block may have been lost: then the model has no text to add to it.
+                return [*self._closing(), (msgspec.Raw(raw), False)]
+            case _:
+                return [(msgspec.Raw(raw), False)]
+
+    def _start(self, index: int, block: dict[str, Any]) -> list[Outgoing]:
+        kind = block.get("type")
+        if kind == "text" and self._open is not None:
+            self._places[index], self._open = self._open, None
+            return []
+        if kind in ("thinking", "redacted_thinking") and self._has_before:
+            # The model thinks anew before it goes on. The reader has seen the thoughts that led here.
+            self._places[index] = None
+            return []
+        # It goes on with something other than text: what was open is finished.
+        closing = self._closing()
+        self._places[index] = self._next
+        self._next += 1
+        start = events.BlockStart(self._next - 1, block)
+        return [*closing, (events.encode(start), False)]
+
+    def _closing(self) -> list[Outgoing]:
+        """The stop of the block that was open, if it still is."""
+        if self._open is None:
+            return []
+        stop, self._open = events.BlockStop(self._open), None
+        return [(events.encode(stop), False)]
+
+    def _delta(self, index: int, delta: events.Delta) -> list[Outgoing]:
+        place = self._places.get(index)
+        if place is None:
+            return []
+        if isinstance(delta, events.TextDelta) and self._owed:
+            delta = events.TextDelta(self._paid(delta.text))
+            if not delta.text:
+                return []
+        return [(events.encode(events.BlockDelta(place, delta)), False)]
+
+    def _paid(self, text: str) -> str:
+        """`text` without the white space at its beginning that is stored already."""
+        while self._owed and text and text[0] == self._owed[0]:
+            text, self._owed = text[1:], self._owed[1:]
+        if text:
+            # The model went on with something else: what is owed now would be a guess.
+            self._owed = ""
+        return text
+
+
+def continuation_of(request: Request, turn: Turn) -> Continuation:
+    """The mapping that belongs to `call_after(request, turn)`."""
+    # Of white space alone no model is told: that call begins anew, and what it begins with is stored.
+    is_told_whole = bool(turn.text.strip()) and not takes_prefill(request.model)
+    owed = "" if is_told_whole else turn.text[len(prefill(turn.text)) :]
+    return Continuation(turn.blocks, owed)

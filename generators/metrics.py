@@ -1,0 +1,20 @@
+"""What a generator counts. Labels come from fixed sets: never a tenant, a turn or a model's text."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RUNNING = Gauge("tailrace_generator_turns_running", "Turns that this process carries now")
+ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
+ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
+LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
+BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts broken off, by code", ["code"])
+CALLS_AGAIN = Counter(
+    "tailrace_generator_calls_again_total", "Calls repeated before the first event, by code", ["code"]
+)
+APPEND_S = Histogram(
+    "tailrace_generator_append_seconds",
+    "From handing an entry to the log until it is acknowledged",
+    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
+)
+USAGE = Counter("tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind", ["kind"])
+COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here")
+SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")

@@ -1,0 +1,54 @@
+"""The questions that only who has the model's key can answer. Nothing is retried here: whoever asks may ask again."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from proto.errors import BackendError, Refused
+from proto.ids import Tenant
+from proto.log.services import Answer
+from proto.model_records import COUNT_TOKENS, MODELS, AskTokenCount, ListedModels
+
+
+class Informant(Protocol):
+    """A backend that can tell about its models without being asked for an answer."""
+
+    async def models(self) -> ListedModels:
+        """All that the key may use. Raises BackendError."""
+        ...
+
+    async def count_tokens(self, body: bytes, betas: str) -> bytes:
+        """Anthropic's own answer for the Messages request in `body`. Raises BackendError."""
+        ...
+
+
+class Questions:
+    def __init__(self, informant: Informant) -> None:
+        self._informant = informant
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """By the names under which they are asked (PROTOCOL R36)."""
+        return {MODELS: self._models, COUNT_TOKENS: self._count_tokens}
+
+    async def _models(self, _: Tenant, __: bytes) -> bytes:
+        try:
+            return msgspec.json.encode(await self._informant.models())
+        except BackendError as error:
+            raise refused(error) from error
+
+    async def _count_tokens(self, _: Tenant, asked: bytes) -> bytes:
+        try:
+            question = msgspec.json.decode(asked, type=AskTokenCount)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused("request_invalid", "the question is not an AskTokenCount") from error
+        try:
+            return await self._informant.count_tokens(bytes(question.body), question.betas)
+        except BackendError as error:
+            raise refused(error) from error
+
+
+def refused(error: BackendError) -> Refused:
+    """The same to whoever asked."""
+    return Refused(error.code, error.message, retry_after_s=error.retry_after_s)

@@ -1,0 +1,43 @@
+"""What a generator can be told by its environment."""
+
+import secrets
+from typing import Annotated
+
+from msgspec import Meta
+
+from proto.process import ProcessSettings
+
+
+class Settings(ProcessSettings, frozen=True, kw_only=True):
+    """Defaults work on a laptop; `python -m generators --env` prints this table."""
+
+    generator: Annotated[str, Meta(description="this process's name in the log; made unique by a suffix")] = "generator"
+    concurrency: Annotated[int, Meta(ge=1, description="turns that this process carries at once")] = 64
+    anthropic_api_key: Annotated[str, Meta(description="Claude's key; without one the process does not start")] = ""
+    anthropic_base_url: Annotated[str, Meta(description="Anthropic's API, or what speaks its protocol")] = (
+        "https://api.anthropic.com"
+    )
+    connect_timeout_s: Annotated[float, Meta(gt=0, description="how long a connection to the model may take")] = 10.0
+    stall_timeout_s: Annotated[
+        float, Meta(gt=0, description="silence of the model after which its answer counts as broken off")
+    ] = 30.0
+    call_tries_max: Annotated[int, Meta(ge=1, description="calls of one attempt until the first event comes")] = 5
+    call_wait_s: Annotated[float, Meta(ge=0, description="wait before the second call; doubles, with jitter")] = 0.5
+    call_wait_max_s: Annotated[
+        float, Meta(ge=0, description="longest wait between calls; a longer retry-after fails the turn")
+    ] = 30.0
+    large_bytes_max: Annotated[
+        int, Meta(ge=1, description="bytes of pictures, documents and long texts held for calls at once; others wait")
+    ] = 256 * 1024 * 1024
+    attempts_max: Annotated[int, Meta(ge=1, description="attempts at one turn, over all generators")] = 5
+    deadline_s: Annotated[float, Meta(gt=0, description="how long one generator works on a turn before it fails")] = (
+        900.0
+    )
+    grace_s: Annotated[
+        float, Meta(ge=0, description="how long running turns may finish at SIGTERM before others get them")
+    ] = 5.0
+
+
+def unique_name(settings: Settings) -> str:
+    """The name for the log. Two processes must never share one: an attempt is recognised by it (PROTOCOL R13)."""
+    return f"{settings.generator}-{secrets.token_hex(3)}"

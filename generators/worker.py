@@ -1,0 +1,125 @@
+"""Takes requests from the queue, keeps each leased while its turn runs, and acknowledges after its end. Nothing else.
+
+The lease only says who is to try. Who may write is decided by the log, entry by entry.
+"""
+
+import asyncio
+
+import msgspec
+import structlog
+
+from generators import metrics
+from generators.attempt import Carrier
+from proto.errors import FenceLost, LogError, TurnUnknown
+from proto.log import Deliveries, Delivery, TurnLog
+from proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+BROKEN_WAIT_S = 1.0
+
+
+class Worker:
+    """Carries up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds."""
+
+    def __init__(
+        self,
+        log: TurnLog,
+        deliveries: Deliveries,
+        carrier: Carrier,
+        *,
+        concurrency: int,
+        deadline_s: float,
+        grace_s: float,
+    ) -> None:
+        self._log = log
+        self._deliveries = deliveries
+        self._carrier = carrier
+        self._concurrency = concurrency
+        self._deadline_s = deadline_s
+        self._grace_s = grace_s
+        self._held: dict[TurnKey, Delivery] = {}
+        self._is_draining = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self._renew())
+            stopping = group.create_task(stop.wait())
+            while not stop.is_set():
+                if len(tasks) == self._concurrency:
+                    await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                # One for each free slot and no more: what waits here waits for its lease to run out, too.
+                for delivery in await self._deliveries.next():
+                    if stop.is_set():
+                        await delivery.give_back()
+                    elif self._take(delivery):
+                        task = group.create_task(self._carry(delivery.key))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
+            self._is_draining = True
+            logger.info("draining", running=len(tasks))
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=self._grace_s)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+            renewing.cancel()
+
+    def report(self) -> bytes | None:
+        """How this process is, for whoever asks; None, and silence, once it is going away: others may be there."""
+        return None if self._is_draining else msgspec.json.encode({"ok": True, "running": len(self._held)})
+
+    def _take(self, delivery: Delivery) -> bool:
+        """Holds `delivery`; False when its turn runs here already, and this is only a newer lease of it."""
+        is_new = delivery.key not in self._held
+        self._held[delivery.key] = delivery
+        return is_new
+
+    async def _carry(self, key: TurnKey) -> None:
+        try:
+            with metrics.RUNNING.track_inprogress():
+                if await self._is_ended_by(key):
+                    await self._held[key].done()
+        except asyncio.CancelledError:
+            await self._held[key].give_back()
+            raise
+        finally:
+            del self._held[key]
+
+    async def _is_ended_by(self, key: TurnKey) -> bool:
+        """Carries the turn; whether it has ended now. The edge of one turn: nothing that happens to it stops others."""
+        try:
+            turn = await self._carrier.carry(key, self._deadline_s)
+        except FenceLost as lost:
+            metrics.LOST.inc()
+            logger.info("turn left", turn=key.turn, why=str(lost))
+            return await self._was_ended(key)
+        except TurnUnknown:
+            logger.warning("turn has left the log before it was answered", turn=key.turn)
+            return True
+        except LogError as error:
+            logger.warning("turn interrupted", turn=key.turn, error=str(error))
+            return False
+        except Exception:
+            # Attempts are counted in the log: a turn that always breaks its generator fails after the last of them.
+            logger.exception("turn broke its generator", turn=key.turn)
+            await self._held[key].give_back(BROKEN_WAIT_S)
+            return False
+        logger.info(
+            "turn ended", turn=key.turn, attempt=turn.attempt, outcome=turn.outcome, code=turn.error and turn.error.code
+        )
+        return True
+
+    async def _was_ended(self, key: TurnKey) -> bool:
+        try:
+            return (await self._log.turn(key)).end is not None
+        except LogError:
+            return False
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._deliveries.renew_every_s)
+            for delivery in tuple(self._held.values()):
+                await delivery.keep()

@@ -1,0 +1,84 @@
+"""`python -m persistence`: the one process that writes turns into SQLite, and answers questions about them."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import structlog
+
+from persistence.catch_up import catch_up
+from persistence.changes import Changes
+from persistence.database import set_aside
+from persistence.queries import Queries
+from persistence.recorder import Recorder
+from persistence.resources import Resources
+from persistence.settings import Settings
+from persistence.store import Store
+from proto import process
+from proto.errors import StoreCorrupt
+from proto.log import Connection, Deliveries, Services, TurnLog
+from proto.subjects import PERSISTENCE
+from proto.version import VERSION
+
+logger = structlog.get_logger()
+
+
+async def preflight(settings: Settings) -> None:
+    """Raises StoreError when the database cannot be opened; what is damaged is left for `serve` to move aside."""
+    with suppress(StoreCorrupt):
+        async with _opened(settings):
+            pass
+
+
+async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
+    """Records and answers until `stop` is set. A damaged database is moved aside; the next start makes a new one."""
+    try:
+        async with _opened(settings) as store:
+            await _serve(settings, connection, store, stop)
+    except StoreCorrupt as error:
+        aside = set_aside(settings.database)
+        raise StoreCorrupt(
+            f"{error}; what was there is now {aside}. The next start makes a new database from the log, as far as "
+            "that goes back; what is older has to come from a backup (docs/RUNBOOK.md)"
+        ) from error
+
+
+async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
+    turns, services = TurnLog(connection), Services(connection)
+    deliveries = await Deliveries.open(connection, PERSISTENCE)
+    is_new = store.is_new
+    if is_new:
+        # Before there is anything to write to: whoever dies between the two does the first again.
+        await deliveries.restart()
+    await store.migrate()
+    recorder = Recorder(turns, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s)
+    caught_up = partial(catch_up, deliveries, lambda: recorder.trouble, settings.catch_up_timeout_s)
+    queries = Queries(store, settings.session_idle_s)
+    resources = Resources(store, queries)
+    changes = Changes(store, queries, resources)
+    answers = {
+        name: answer for room in (queries, resources, changes) for name, answer in room.answers(caught_up).items()
+    }
+    service = await services.answer(PERSISTENCE, VERSION, answers)
+    await services.report_health(PERSISTENCE, recorder.report)
+    logger.info("ready", database=str(settings.database), is_new=is_new)
+    try:
+        await recorder.run(stop)
+    finally:
+        if not connection.closed.is_set():
+            await service.stop()
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Store]:
+    store = await Store.open(settings.database, busy_timeout_s=settings.busy_timeout_s)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("persistence", "Writes turns into SQLite, and answers from it.", Settings, preflight, serve))

@@ -1,0 +1,128 @@
+"""The questions about turns and sessions, each with its answer or the reason why there is none. It writes nothing."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from persistence import context, page
+from persistence.answers import Caught, answering, paged
+from persistence.store import Store
+from proto.errors import Refused
+from proto.ids import SessionId, Tenant, TurnId
+from proto.log.services import Answer
+from proto.records import (
+    AskContext,
+    AskLast,
+    AskSession,
+    AskSessions,
+    AskSessionTurns,
+    AskTurn,
+    Context,
+    SessionPage,
+    SessionRecord,
+    TurnPage,
+    TurnRecord,
+)
+from proto.subjects import TurnKey
+
+
+class Queries:
+    """Every question names the tenant that asks. What belongs to another one is not there."""
+
+    def __init__(self, store: Store, session_idle_s: float) -> None:
+        self._store = store
+        self._idle = timedelta(seconds=session_idle_s)
+
+    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
+        """By the names under which they are asked."""
+        return dict(
+            [
+                answering(AskTurn, self.turn, caught_up),
+                answering(AskSession, self.session, caught_up),
+                answering(AskSessions, self.sessions, caught_up),
+                answering(AskSessionTurns, self.session_turns, caught_up),
+                answering(AskContext, self.context, caught_up),
+                answering(AskLast, self.last, caught_up),
+            ]
+        )
+
+    @property
+    def since(self) -> datetime:
+        """What was used after it is active."""
+        return datetime.now(UTC) - self._idle
+
+    async def turn(self, tenant: Tenant, ask: AskTurn) -> TurnRecord:
+        found = await self._store.turn(TurnKey(tenant, ask.turn))
+        if found is None:
+            raise Refused("turn_not_found", "there is no such turn")
+        return found
+
+    async def session(self, tenant: Tenant, ask: AskSession) -> SessionRecord:
+        found = await self._store.session(tenant, ask.session, self.since)
+        if found is None:
+            raise no_session()
+        return found
+
+    async def sessions(self, tenant: Tenant, ask: AskSessions) -> SessionPage:
+        limit = page.bounded(ask.limit)
+        before = page.read(ask.after) if ask.after is not None else page.NEWEST
+        found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
+        return SessionPage(
+            *paged(found[:limit], lambda one: (one.updated_at, one.session), has_more=len(found) > limit)
+        )
+
+    async def session_turns(self, tenant: Tenant, ask: AskSessionTurns) -> TurnPage:
+        limit = page.bounded(ask.limit)
+        after = page.read(ask.after) if ask.after is not None else page.OLDEST
+        found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
+        if not found:
+            await self.session(tenant, AskSession(ask.session))
+        return TurnPage(*paged(found[:limit], lambda one: (one.asked_at, one.turn), has_more=len(found) > limit))
+
+    async def last(self, tenant: Tenant, ask: AskLast) -> TurnRecord:
+        last = await self._store.last_turn(tenant, ask.session)
+        if last is None:
+            raise no_session()
+        return await self.turn(tenant, AskTurn(last))
+
+    async def context(self, tenant: Tenant, ask: AskContext) -> Context:
+        if ask.parent is not None:
+            return await self._after(tenant, ask.session, TurnId(ask.parent))
+        if ask.session is None:
+            raise Refused("request_invalid", "name a session, or the turn to go on from")
+        last = await self._store.last_turn(tenant, ask.session)
+        if last is not None:
+            return await self._after(tenant, ask.session, last)
+        found = await self._store.session(tenant, ask.session, self.since)
+        if found is not None:
+            return _context(found, None, [])
+        if ask.begin:
+            return Context(SessionId(ask.session), None, [])
+        raise no_session()
+
+    async def _after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
+        """The context of what goes on from `parent`, which has to be of `session` if one was named."""
+        branch = await self._store.branch(TurnKey(tenant, parent))
+        if not branch or session not in (None, branch[-1].session):
+            raise Refused("parent_not_found", "there is no such turn in this session")
+        if branch[-1].outcome == "running":
+            raise Refused("session_busy", f"turn {parent} is still running: wait for its end, or cancel it")
+        if branch[0].parent is not None:
+            # A conversation without its beginning is another conversation, and nobody would notice.
+            raise Refused("parent_not_found", "the beginning of this conversation is not in the database any more")
+        return _context(await self.session(tenant, AskSession(branch[-1].session)), parent, branch)
+
+
+def no_session() -> Refused:
+    return Refused("session_not_found", "there is no such session")
+
+
+def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
+    return Context(
+        session.session,
+        parent,
+        context.messages(branch),
+        context.ends(branch),
+        session.system_prompt,
+        session.model,
+        session.project_id,
+    )

@@ -1,0 +1,167 @@
+"""Turns that were asked or have ended are folded and written, many a transaction, and then acknowledged; never before.
+
+Nothing is kept here about a turn. Killed between commit and acknowledgement, the same entries come again, and writing
+them again changes nothing. When the database cannot be written, entries go back to the log, which waits: nobody who
+streams notices.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+import structlog
+
+from persistence import metrics
+from persistence.row import Row, row
+from persistence.store import Store
+from proto.errors import LogUnavailable, StoreBusy, StoreRefused, StoreUnwritable, TurnUnknown
+from proto.fold import Turn, text_proof
+from proto.ids import Seq
+from proto.log import Deliveries, Delivery, TurnLog
+from proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# A fold waits for the log most of its time; more at once would only fill the memory.
+FOLDS_MAX = 8
+# A follower's read was at most 3.4 ms behind (FACTS).
+STALE_WAIT_S = 0.01
+STALE_MAX_S = 5.0
+
+
+class Recorder:
+    """Records until `stop` is set. `trouble` says why it cannot, in a sentence; empty while it can."""
+
+    def __init__(
+        self, log: TurnLog, deliveries: Deliveries, store: Store, *, batch_max: int, retry_wait_s: float
+    ) -> None:
+        self._log = log
+        self._deliveries = deliveries
+        self._store = store
+        self._batch_max = batch_max
+        self._retry_wait_s = retry_wait_s
+        self._folds = asyncio.Semaphore(FOLDS_MAX)
+        self.trouble = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Finishes the batch that it has when `stop` is set. Raises StoreCorrupt, with nothing of it acknowledged."""
+        while not stop.is_set():
+            batch = await self._deliveries.next(self._batch_max)
+            if batch:
+                await self._batch(batch, stop)
+            with suppress(LogUnavailable):
+                backlog = await self._deliveries.backlog()
+                metrics.BACKLOG.set(backlog.waiting + backlog.leased)
+
+    def report(self) -> bytes:
+        """How this process is, for whoever asks."""
+        return msgspec.json.encode({"ok": not self.trouble, "detail": self.trouble})
+
+    async def _batch(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
+        try:
+            with metrics.BATCH_S.time():
+                async with _leased(batch, self._deliveries.renew_every_s):
+                    rows = await self._written(await self._rows(batch))
+                for delivery in batch:
+                    await delivery.done()
+        except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
+            self.trouble = str(error)
+            logger.warning("turns wait in the log", entries=len(batch), why=self.trouble)
+            for delivery in batch:
+                await delivery.give_back(self._retry_wait_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._retry_wait_s)
+        else:
+            if self.trouble:
+                logger.info("turns are recorded again")
+            self.trouble = ""
+            metrics.RECORDED.inc(len(rows))
+            # Not again for a request that is delivered after its end was recorded.
+            delivered = {delivery.seq for delivery in batch}
+            for made in rows:
+                if made.ended_at is not None and made.cursor in delivered:
+                    logger.info("turn recorded", turn=made.turn, outcome=made.outcome)
+
+    async def _written(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Those of `rows` that are in the database now. One that it can never hold keeps no other out of it."""
+        try:
+            await self._store.record(rows)
+        except StoreRefused as error:
+            if len(rows) > 1:
+                return [kept for one in rows for kept in await self._written([one])]
+            metrics.LEFT_OUT.inc()
+            logger.error("turn cannot be recorded", turn=rows[0].turn, why=str(error))  # noqa: TRY400  # the reason is known
+            return []
+        return rows
+
+    async def _rows(self, batch: Sequence[Delivery]) -> list[Row]:
+        reached: dict[TurnKey, Seq] = {}
+        for delivery in batch:
+            reached[delivery.key] = max(delivery.seq, reached.get(delivery.key, delivery.seq))
+        folded = await asyncio.gather(*(self._row(*turn) for turn in reached.items()), return_exceptions=True)
+        for failed in folded:
+            if isinstance(failed, BaseException):
+                raise failed
+        return [made for made in folded if isinstance(made, Row)]
+
+    async def _row(self, key: TurnKey, reached: Seq) -> Row | None:
+        """The row of one turn; None when there can be none. The edge of one turn: it keeps no other from its row."""
+        try:
+            async with self._folds:
+                turn = await self._turn(key, reached)
+            made = row(key, turn)
+        except LogUnavailable:
+            raise
+        except TurnUnknown:
+            metrics.LEFT_OUT.inc()
+            logger.error("turn has left the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
+            return None
+        except Exception:
+            # A mistake of ours. Given back it would come again for ever, and no query could ever catch up.
+            metrics.LEFT_OUT.inc()
+            logger.exception("turn cannot be recorded", turn=key.turn)
+            return None
+        _prove(key, turn)
+        return made
+
+    async def _turn(self, key: TurnKey, reached: Seq) -> Turn:
+        """The fold, with the entry in it that was delivered: one read alone may be behind (PROTOCOL R14)."""
+        turn = await self._log.turn(key)
+        try:
+            async with asyncio.timeout(STALE_MAX_S):
+                while turn.tail < reached:
+                    await asyncio.sleep(STALE_WAIT_S)
+                    turn = await self._log.turn(key, turn)
+        except TimeoutError as error:
+            raise LogUnavailable(f"{key.turn} was delivered further than it can be read") from error
+        return turn
+
+
+def _prove(key: TurnKey, turn: Turn) -> None:
+    """Compares the text with what the turn's end says of it. The fold is recorded either way: the log is the truth."""
+    if turn.end is None:
+        return
+    metrics.SKIPPED.inc(turn.skipped)
+    said = (turn.end.text_chars, turn.end.text_sha256)
+    if said != text_proof(turn.text):
+        metrics.PROOF_MISMATCHES.inc()
+        logger.error("text is not what the turn's end says of it", turn=key.turn, chars=len(turn.text), said=said[0])
+
+
+@asynccontextmanager
+async def _leased(batch: Sequence[Delivery], every_s: float) -> AsyncIterator[None]:
+    """Renews the leases while the block runs: a slow commit must not have the same batch delivered again."""
+    renewing = asyncio.create_task(_renew(batch, every_s))
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.wait([renewing])
+
+
+async def _renew(batch: Sequence[Delivery], every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        for delivery in batch:
+            await delivery.keep()

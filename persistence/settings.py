@@ -1,0 +1,29 @@
+"""What persistence can be told by its environment."""
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from proto.process import ProcessSettings
+
+
+class Settings(ProcessSettings, frozen=True, kw_only=True):
+    """Defaults work on a laptop; `python -m persistence --env` prints this table."""
+
+    database: Annotated[Path, Meta(description="the SQLite file; made when it is not there, on a local disk")] = Path(
+        ".tailrace/tailrace.db"
+    )
+    batch_max: Annotated[int, Meta(ge=1, description="entries that are recorded in one transaction")] = 100
+    busy_timeout_s: Annotated[
+        float, Meta(ge=0, description="how long a transaction waits for another program that holds the database")
+    ] = 5.0
+    retry_wait_s: Annotated[
+        float, Meta(gt=0, description="wait before a batch is tried again that could not be written")
+    ] = 1.0
+    session_idle_s: Annotated[
+        float, Meta(gt=0, description="how long a session that is left alone counts as active; its next turn opens it")
+    ] = 24 * 3600.0
+    catch_up_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long a query waits until all that was acknowledged is in the database")
+    ] = 3.0

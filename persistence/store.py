@@ -1,0 +1,159 @@
+"""What is written to the database and read from it, by name. The SQL stands in sql.py, SQLite behind database.py."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from persistence import sql
+from persistence.database import Database
+from persistence.page import Place
+from persistence.row import Row, branch_of, micros, project_record, session_record, turn_record, usage_record
+from proto.ids import SessionId, Tenant, TurnId
+from proto.records import SessionRecord, TurnRecord
+from proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
+from proto.subjects import TurnKey
+
+BRANCH_TURNS_MAX = 10_000
+DOOMED_MAX = 1_000
+ANSWERING_MAX = 1_000
+
+USAGE = {"day": sql.USAGE_BY_DAY, "model": sql.USAGE_BY_MODEL, "project": sql.USAGE_BY_PROJECT}
+DOOMED = {"turn": sql.TURN_AND_FOLLOW_UPS, "session": sql.TURNS_OF_SESSION, "project": sql.TURNS_OF_PROJECT}
+# What goes with the last of their turns, in this order.
+EMPTIED = {
+    "turn": (),
+    "session": (sql.DELETE_SESSION,),
+    "project": (sql.DELETE_PROJECT_SESSIONS, sql.DELETE_PROJECT),
+}
+
+
+class Store(Database):
+    """The turns, sessions, projects and usage of every tenant. `since`: what was used after it is active."""
+
+    async def record(self, rows: Sequence[Row]) -> None:
+        """Writes all of `rows` in one transaction, or none.
+
+        Writing a turn twice changes nothing, and an older fold of it changes nothing.
+        """
+        columns = [msgspec.structs.asdict(row) for row in rows]
+        async with self.transaction() as writer:
+            for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE):
+                await writer.executemany(statement, columns)
+
+    async def new_session(self, tenant: Tenant, new: NewSession, at: datetime) -> bool:
+        """False when there is one of that name, which is then as it was."""
+        columns = {
+            "tenant": tenant,
+            "session": new.session,
+            "title": new.title,
+            "model": new.model,
+            "system": msgspec.json.encode(new.system_prompt).decode() if new.system_prompt is not None else None,
+            "project": new.project_id,
+            "asked_at": micros(at),
+        }
+        async with self.transaction() as writer:
+            made = await writer.execute(sql.NEW_SESSION, columns)
+            await writer.execute(sql.PUT_PROJECT, columns)
+            return made.rowcount > 0
+
+    async def rename_session(self, tenant: Tenant, session: str, title: str | None) -> None:
+        async with self.transaction() as writer:
+            await writer.execute(sql.RENAME_SESSION, {"tenant": tenant, "session": session, "title": title})
+
+    async def new_project(self, tenant: Tenant, new: NewProject, at: datetime) -> bool:
+        """False when there is one of that id, which is then as it was."""
+        columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
+        async with self.transaction() as writer:
+            made = await writer.execute(sql.NEW_PROJECT, columns)
+            return made.rowcount > 0
+
+    async def delete(self, tenant: Tenant, what: Delete) -> None:
+        """Deletes the rows of `what.purged`, and a session or project that has no turns then."""
+        async with self.transaction() as writer:
+            for statement in (sql.DELETE_USAGE, sql.DELETE_TURN):
+                await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
+            for statement in EMPTIED[what.kind]:
+                await writer.execute(statement, {"tenant": tenant, "name": what.name})
+
+    async def doomed(self, tenant: Tenant, what: Delete) -> list[Doomed]:
+        """Turns that go with what is named, at most `DOOMED_MAX`; a turn's follow-ups before it."""
+        bounds = {"limit": DOOMED_MAX, "depth_max": BRANCH_TURNS_MAX}
+        rows = await self.read(DOOMED[what.kind], tenant=tenant, name=what.name, **bounds)
+        return [Doomed(row["turn"], is_running=row["outcome"] == "running") for row in rows]
+
+    async def turn(self, key: TurnKey) -> TurnRecord | None:
+        rows = await self.read(sql.TURN, tenant=key.tenant, turn=key.turn)
+        return turn_record(rows[0]) if rows else None
+
+    async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
+        rows = await self.read(sql.SESSION, tenant=tenant, session=session)
+        return session_record(rows[0], since) if rows else None
+
+    async def sessions(
+        self, tenant: Tenant, project: str | None, before: Place, limit: int, since: datetime
+    ) -> list[SessionRecord]:
+        """Those last used before `before`, newest first; of one project, if one is named."""
+        place: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
+        if project is None:
+            rows = await self.read(sql.SESSIONS, tenant=tenant, **place)
+        else:
+            rows = await self.read(sql.PROJECT_SESSIONS, tenant=tenant, project=project, **place)
+        return [session_record(row, since) for row in rows]
+
+    async def session_turns(self, tenant: Tenant, session: str, after: Place, limit: int) -> list[TurnRecord]:
+        """Those asked after `after`, oldest first."""
+        rows = await self.read(
+            sql.SESSION_TURNS, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+        )
+        return [turn_record(row) for row in rows]
+
+    async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
+        rows = await self.read(sql.LAST_TURN, tenant=tenant, session=session)
+        return rows[0]["turn"] if rows else None
+
+    async def branch(self, key: TurnKey) -> list[TurnRecord]:
+        """The turn and its ancestors, as far as they are here, oldest first. Empty when the turn is not here."""
+        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=BRANCH_TURNS_MAX)
+        return [turn_record(row) for row in rows]
+
+    async def leaves(self, tenant: Tenant, session: str, before: Place, limit: int) -> list[dict[str, Any]]:
+        """The turns that no other goes on from, asked before `before`, newest first."""
+        return await self.read(
+            sql.LEAVES, tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
+        )
+
+    async def branch_to(self, tenant: Tenant, leaf: dict[str, Any]) -> Branch:
+        chain = await self.read(sql.CHAIN, tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
+        return branch_of(leaf, [row["turn"] for row in chain])
+
+    async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
+        rows = await self.read(sql.PROJECT, tenant=tenant, project=project)
+        return project_record(rows[0], since) if rows else None
+
+    async def projects(self, tenant: Tenant, before: Place, limit: int, since: datetime) -> list[ProjectRecord]:
+        """Those made before `before`, newest first."""
+        rows = await self.read(sql.PROJECTS, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        return [project_record(row, since) for row in rows]
+
+    async def usage(
+        self, tenant: Tenant, by: UsageBy, start: datetime, end: datetime, after: str | None, limit: int
+    ) -> list[UsageRecord]:
+        """What the turns used that were asked from `start` until before `end`, in the order of the keys."""
+        times = {"from_at": micros(start), "to_at": micros(end)}
+        rows = await self.read(USAGE[by], tenant=tenant, after=after, limit=limit, **times)
+        return [usage_record(row) for row in rows]
+
+    async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
+        rows = await self.read(sql.ACTIVE_SESSIONS, tenant=tenant, since=micros(since))
+        return int(rows[0]["sessions"])
+
+    async def active_usage(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
+        """What the active sessions have used, a line a model."""
+        return [usage_record(row) for row in await self.read(sql.ACTIVE_USAGE, tenant=tenant, since=micros(since))]
+
+    async def answering(self, tenant: Tenant) -> list[SessionId]:
+        """The sessions that have a running turn, at most `ANSWERING_MAX`."""
+        rows = await self.read(sql.ANSWERING, tenant=tenant, limit=ANSWERING_MAX)
+        return [row["session"] for row in rows]

@@ -1,0 +1,147 @@
+"""The four kinds of entry of a turn's log, as they are stored. They are data: what they add up to is `fold`'s.
+
+The kind is the last token of the subject; the payload is JSON. Every entry carries `prev`, the sequence of the last
+valid entry before it, and (all but the request) `attempt`, the number of the attempt that it belongs to.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from proto.ids import NOTHING, Seq, SessionId, TurnId
+from proto.usage import Usage
+
+OnInterrupt = Literal["continue", "restart", "fail"]
+Mode = Literal["fresh", "continue", "restart"]
+Outcome = Literal["completed", "cancelled", "failed"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of the conversation, in Anthropic's shape."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who asked what: everything that a generator needs, so that it needs no database."""
+
+    prev: Seq = NOTHING
+    model: str
+    max_tokens: int
+    messages: list[Message]
+    history: int = 0
+    """How many of `messages` come from the session's earlier turns."""
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    options: dict[str, Any] | None = None
+    """Further fields of Anthropic's Messages API, as they were given: `thinking`, `tool_choice`, `stop_sequences`…"""
+    betas: list[str] | None = None
+    """The values of `anthropic-beta` that the call is made with."""
+    api_version: str | None = None
+    """The value of `anthropic-version` that the call is made with; None: the generator's own."""
+    session: SessionId
+    parent: TurnId | None = None
+    project: str | None = None
+    metadata: dict[str, str] | None = None
+    on_interrupt: OnInterrupt = "continue"
+    on_disconnect: str = "continue"
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A generator has taken the turn. Later attempts have higher numbers; older ones have lost it."""
+
+    prev: Seq
+    attempt: int
+    generator: str
+    backend: str
+    mode: Mode
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One event of Anthropic's streaming vocabulary, as it came or joined from several.
+
+    `is_hidden` marks a continuation's `message_start`: it counts for the usage and is not shown to any reader.
+    """
+
+    prev: Seq
+    attempt: int
+    event: msgspec.Raw
+    is_hidden: bool = False
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a turn failed: a code of proto.errors.CODES, a sentence for a person, and when asking again may help."""
+
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last entry. Its count and hash of the text let a reader, the log and SQLite be proved equal."""
+
+    prev: Seq
+    attempt: int
+    outcome: Outcome
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    envelope: dict[str, Any] | None = None
+    """What the model's `message_delta` said besides, and its usage besides these counts, as they were given."""
+    usage: Usage = Usage()
+    usage_is_estimated: bool = False
+    """A call broke off before the model had counted its output."""
+    cost_nusd: int = 0
+    error: Failure | None = None
+    text_chars: int
+    """Unicode code points in the answer's text blocks."""
+    text_sha256: str
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a kind that is newer than this version: a link of the chain, nothing else."""
+
+    prev: Seq
+    attempt: int
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A payload that is not what its kind says. Never valid (PROTOCOL R11)."""
+
+    prev: Seq = Seq(-1)
+
+
+Entry = Request | Attempt | Event | End | Unknown | Unreadable
+
+KINDS: dict[type, str] = {Request: "request", Attempt: "attempt", Event: "event", End: "end"}
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An entry as the log holds it: with its sequence, and the time at which the server stored it (UTC)."""
+
+    seq: Seq
+    at: datetime
+    entry: Entry
+
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(shape) for shape, kind in KINDS.items()}
+_unknown: msgspec.json.Decoder[Unknown] = msgspec.json.Decoder(Unknown)
+
+
+def kind_of(entry: Entry) -> str:
+    return KINDS[type(entry)]
+
+
+def encode(entry: Entry) -> bytes:
+    return _encoder.encode(entry)
+
+
+def decode(kind: str, payload: bytes) -> Entry:
+    """The entry in `payload`: the kind first, then the body, so that newer kinds pass through older readers."""
+    try:
+        entry: Entry = _decoders.get(kind, _unknown).decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Unreadable()
+    return entry

@@ -1,0 +1,261 @@
+"""fold(entries) -> Turn: what a turn's log adds up to. The same function everywhere; no clock, no randomness, no I/O.
+
+The gateway folds for a reader who wants the whole answer, a generator to take over from a dead one, persistence to
+write the row. Time comes in with the entries. Folding a prefix and then the rest is folding the whole.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from proto import events
+from proto.chain import START, Chain, link
+from proto.depth import LEVELS_MAX, is_deeper
+from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Request, Stored
+from proto.usage import Usage, estimated
+
+# The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
+INPUT_LEVELS_MAX = LEVELS_MAX - 5
+
+
+class Block(msgspec.Struct, frozen=True):
+    """One content block of the answer. `text` is what its deltas add up to: text, thinking, or a tool's input."""
+
+    type: str
+    start: dict[str, Any]
+    """The `content_block` as it was opened."""
+    text: str = ""
+    signature: str = ""
+    citations: tuple[dict[str, Any], ...] = ()
+    is_closed: bool = False
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn as far as its log goes."""
+
+    chain: Chain = START
+    tail: int = 0
+    """The last stored sequence, valid or not: what a fence has to name."""
+    skipped: int = 0
+    """Entries that are stored and not valid: 0 unless the broker stored a fork."""
+    request: Request | None = None
+    asked_at: datetime | None = None
+    ended_at: datetime | None = None
+    generator: str = ""
+    backend: str = ""
+    mode: Mode = "fresh"
+    message: events.MessageHead | None = None
+    """The message that readers were shown the opening of; None until then, and after a restart."""
+    blocks: tuple[Block, ...] = ()
+    stop: events.StopReason = events.StopReason()
+    envelope: dict[str, Any] = {}
+    """What the message says of itself besides: see proto.events.envelope."""
+    calls_before: tuple[Usage, ...] = ()
+    """The usage of each call before the current one."""
+    usage_call: Usage = Usage()
+    """Of the current call, as far as the model has counted."""
+    said_chars: int = 0
+    """What the current call has said since then."""
+    was_estimated: bool = False
+    """Whether a call before the current one broke off uncounted."""
+    end: End | None = None
+
+    @property
+    def attempt(self) -> int:
+        return self.chain.attempt
+
+    @property
+    def text(self) -> str:
+        return "".join(block.text for block in self.blocks if block.type == "text")
+
+    @property
+    def calls(self) -> tuple[Usage, ...]:
+        """The usage of each call. The output of one that broke off, or is not done, is estimated (PROTOCOL R23)."""
+        return (*self.calls_before, estimated(self.usage_call, self.said_chars))
+
+    @property
+    def usage(self) -> Usage:
+        """Of all calls."""
+        return sum(self.calls, start=Usage())
+
+    @property
+    def is_usage_estimated(self) -> bool:
+        return self.was_estimated or self.said_chars > 0
+
+    @property
+    def outcome(self) -> Outcome | Literal["running"]:
+        return "running" if self.end is None else self.end.outcome
+
+    @property
+    def error(self) -> Failure | None:
+        return self.end.error if self.end is not None else None
+
+
+NOBODY = Turn()
+
+
+def fold(entries: Iterable[Stored], turn: Turn = NOBODY) -> Turn:
+    """`turn` and then `entries`, in the order of the log. What is not valid is skipped and counted (PROTOCOL R11)."""
+    folding = _Folding(turn)
+    for stored in entries:
+        folding.add(stored)
+    return folding.turn()
+
+
+def text_proof(text: str) -> tuple[int, str]:
+    """The count and hash of a text that its `end` carries: code points, SHA-256 of the UTF-8 in hex."""
+    # A lone surrogate can come out of a model's JSON escape; it has no UTF-8, and the proof must not fail over it.
+    return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def content(block: Block) -> dict[str, Any]:
+    """The block as Anthropic's API would have given it, had it not been streamed."""
+    match block.type:
+        case "text":
+            cited = {"citations": list(block.citations)} if block.citations else {}
+            return {"type": "text", "text": block.text, **cited}
+        case "thinking":
+            return {"type": "thinking", "thinking": block.text, "signature": block.signature}
+        case "tool_use" | "server_tool_use":
+            return {**block.start, "input": _input(block)}
+        case _:
+            return block.start
+
+
+def _input(block: Block) -> object:
+    # A tool without arguments streams no input at all; one that was cut off streams half of it. Deltas carry the input
+    # as text, so that no writer has seen how deep it nests.
+    if not block.text:
+        return block.start.get("input", {})
+    try:
+        told = msgspec.json.decode(block.text)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return {} if is_deeper(told, INPUT_LEVELS_MAX) else told
+
+
+class _Open:
+    """A block that is being folded: its pieces are joined once, at the end, so that a fold is linear."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.pieces = [block.text]
+        self.signature = [block.signature]
+        self.citations = list(block.citations)
+        self.is_closed = block.is_closed
+
+    def closed(self) -> Block:
+        return Block(
+            self.block.type,
+            self.block.start,
+            "".join(self.pieces),
+            "".join(self.signature),
+            tuple(self.citations),
+            self.is_closed,
+        )
+
+
+class _Folding:
+    """The fold under way. It never leaves this file: what comes out is a Turn."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.was = turn
+        self.chain = turn.chain
+        self.tail = turn.tail
+        self.skipped = turn.skipped
+        self.changes: dict[str, Any] = {}
+        self.blocks = [_Open(block) for block in turn.blocks]
+        self.calls_before = turn.calls_before
+        self.usage_call = turn.usage_call
+        self.said_chars = turn.said_chars
+        self.envelope = turn.envelope
+        self.was_estimated = turn.was_estimated
+
+    def add(self, stored: Stored) -> None:
+        self.tail = max(self.tail, stored.seq)
+        chain = link(self.chain, stored.seq, stored.entry)
+        if chain is None:
+            self.skipped += 1
+            return
+        self.chain = chain
+        match stored.entry:
+            case Request() as request:
+                self.changes |= {"request": request, "asked_at": stored.at}
+            case Attempt(generator=generator, backend=backend, mode=mode):
+                self.changes |= {"generator": generator, "backend": backend, "mode": mode}
+                self.count_call()
+                if mode != "continue":
+                    self.blocks.clear()
+                    self.envelope = {}
+                    self.changes |= {"message": None, "stop": events.StopReason()}
+            case Event(event=raw, is_hidden=is_hidden):
+                event = events.decode(raw)
+                if isinstance(event, events.MessageStart) and not is_hidden:
+                    self.changes["message"] = event.message
+                if isinstance(event, events.MessageStart | events.MessageDelta):
+                    self.say(events.envelope(raw))
+                self.event(event)
+            case End() as end:
+                self.changes |= {"end": end, "ended_at": stored.at}
+            case _:
+                pass
+
+    def event(self, event: events.Event | events.Other) -> None:
+        match event:
+            case events.MessageStart(message):
+                self.usage_call, self.said_chars = message.usage, 0
+            case events.BlockStart(_, block):
+                text = str(block.get("text", ""))
+                self.blocks.append(_Open(Block(str(block.get("type", "")), block, text)))
+                self.said_chars += len(text)
+            case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
+                if events.fits(delta, self.blocks[index].block.type):
+                    self.delta(self.blocks[index], delta)
+            case events.BlockStop(index) if 0 <= index < len(self.blocks):
+                self.blocks[index].is_closed = True
+            case events.MessageDelta(stop, usage):
+                self.changes["stop"] = stop
+                self.usage_call = usage.over(self.usage_call)
+                if usage.output_tokens is not None:
+                    self.said_chars = 0
+            case _:
+                pass
+
+    def say(self, more: dict[str, Any]) -> None:
+        """Later words stand for earlier ones, count by count."""
+        usage = self.envelope.get("usage", {}) | more.get("usage", {})
+        self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
+
+    def count_call(self) -> None:
+        """The current call is over, whole or not."""
+        self.calls_before += (estimated(self.usage_call, self.said_chars),)
+        self.was_estimated |= self.said_chars > 0
+        self.usage_call, self.said_chars = Usage(), 0
+
+    def delta(self, block: _Open, delta: events.Delta) -> None:
+        match delta:
+            case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
+                block.pieces.append(piece)
+                self.said_chars += len(piece)
+            case events.SignatureDelta(signature):
+                block.signature.append(signature)
+            case events.CitationsDelta(citation):
+                block.citations.append(citation)
+
+    def turn(self) -> Turn:
+        return msgspec.structs.replace(
+            self.was,
+            chain=self.chain,
+            tail=self.tail,
+            skipped=self.skipped,
+            blocks=tuple(block.closed() for block in self.blocks),
+            calls_before=self.calls_before,
+            usage_call=self.usage_call,
+            said_chars=self.said_chars,
+            envelope=self.envelope,
+            was_estimated=self.was_estimated,
+            **self.changes,
+        )

@@ -1,0 +1,22 @@
+"""The only door to NATS: the connection, the turn log, bodies, deliveries, claims, requests between processes."""
+
+from proto.log.bodies import Bodies
+from proto.log.claims import Claim, Claims
+from proto.log.connection import Connection
+from proto.log.deliveries import Deliveries, Delivery
+from proto.log.services import Services
+from proto.log.streams import check, fullness
+from proto.log.turns import TurnLog
+
+__all__ = [
+    "Bodies",
+    "Claim",
+    "Claims",
+    "Connection",
+    "Deliveries",
+    "Delivery",
+    "Services",
+    "TurnLog",
+    "check",
+    "fullness",
+]

@@ -1,0 +1,177 @@
+"""One connection to NATS, with the guards that FACTS asks for. It knows nothing of turns.
+
+nats-py's own defaults are deaf for minutes on a frozen server, give up after sixty tries, and buffer publishes that are
+then stored long after their writer gave up on them. None of that is wanted here.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Self
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+from proto.errors import EntryTooLarge, LogUnavailable
+
+logger = structlog.get_logger()
+
+# A frozen server is noticed after two of these.
+PING_INTERVAL_S = 1
+RECONNECT_WAIT_S = 0.25
+CONNECT_TIMEOUT_S = 2
+# Told to reconnect for ever, nats-py also tries the first connection for ever.
+OPEN_TIMEOUT_S = 5
+# "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
+HEADERS_BYTES_FIXED = 12
+HEADER_BYTES_FIXED = 4
+
+
+class Connection:
+    """A connection that comes back by itself. `reconnected` calls are made after each time it did.
+
+    When the server closes it for good (a protocol violation, a revoked user) `closed` is set, and the process ends:
+    whoever supervises it starts another, which is the same as surviving a crash.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.closed = asyncio.Event()
+        self._reconnected: set[Callable[[], None]] = set()
+        self._is_leaving = False
+
+    @classmethod
+    async def open(cls, url: str, name: str) -> Self:
+        """Connects to `url` (`nats://TOKEN@HOST:PORT`, several joined by commas); raises LogUnavailable."""
+        connection = cls(Client())
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await connection.client.connect(
+                    servers=url.split(","),
+                    name=name,
+                    ping_interval=PING_INTERVAL_S,
+                    max_outstanding_pings=2,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # annotated int, slept as a float
+                    max_reconnect_attempts=-1,
+                    # Nothing is kept for a server that is away: an append that failed must not be stored an hour later.
+                    pending_size=-1,
+                    error_cb=connection._on_error,
+                    disconnected_cb=connection._on_disconnected,
+                    reconnected_cb=connection._on_reconnected,
+                    closed_cb=connection._on_closed,
+                )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            why = str(connection.client.last_error)
+            await connection.close()
+            raise LogUnavailable(_nobody(url, why)) from error
+        return connection
+
+    @property
+    def is_up(self) -> bool:
+        return self.client.is_connected
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        return self.client.jetstream(timeout=2)
+
+    async def close(self) -> None:
+        self._is_leaving = True
+        # nats-py still wants to send what it has, also when nobody is there; and asserts that it had somewhere to go.
+        with suppress(OSError, AssertionError):
+            await self.client.close()
+
+    async def request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> Msg:
+        """The one reply to `payload`. Raises LogUnavailable when none comes, EntryTooLarge before sending too much."""
+        self.check_size(payload, headers)
+        try:
+            reply = await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"no answer: {type(error).__name__}") from error
+        _heed_cancellation()
+        return reply
+
+    async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
+        """Sends without waiting for anything; raises LogUnavailable when there is no connection."""
+        self.check_size(payload, None)
+        try:
+            await self.client.publish(subject, payload, reply=reply)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"cannot publish: {type(error).__name__}") from error
+        _heed_cancellation()
+
+    async def subscribe(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Calls `heard` for each message, in order; the subscription outlives reconnects."""
+        try:
+            subscription = await self.client.subscribe(subject, cb=heard)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"cannot subscribe: {type(error).__name__}") from error
+        try:
+            _heed_cancellation()
+        except asyncio.CancelledError:
+            await self.unsubscribe(subscription)
+            raise
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        # After the connection was closed there is nothing left to unsubscribe from.
+        if not self.client.is_closed:
+            await subscription.unsubscribe()
+
+    def on_reconnected(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Registers `call` for after each reconnect; returns what takes it back."""
+        self._reconnected.add(call)
+        return lambda: self._reconnected.discard(call)
+
+    def check_size(self, payload: bytes, headers: dict[str, str] | None) -> None:
+        """nats-py checks the payload alone; one byte of headers too many, and the server hangs up for good."""
+        size = len(payload)
+        if headers:
+            size += HEADERS_BYTES_FIXED + sum(len(k) + len(v) + HEADER_BYTES_FIXED for k, v in headers.items())
+        if size > self.client.max_payload:
+            raise EntryTooLarge(f"{size} bytes are more than the {self.client.max_payload} the server takes")
+
+    async def _on_error(self, error: Exception) -> None:
+        # A server that is away says so four times a second; that the connection is lost was said once.
+        away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
+        (logger.debug if away else logger.warning)("nats reported an error", error=type(error).__name__)
+        # A slow subscription has dropped messages. To its readers that is the same as a reconnect: read again.
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self._read_again()
+
+    async def _on_disconnected(self) -> None:
+        if not self._is_leaving:
+            logger.warning("nats connection lost")
+
+    async def _on_reconnected(self) -> None:
+        logger.info("nats connection is back")
+        self._read_again()
+
+    def _read_again(self) -> None:
+        for call in tuple(self._reconnected):
+            call()
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+
+
+def _nobody(url: str, why: str) -> str:
+    """What a person is told who waited for NATS at `url`; never the token in it."""
+    where = ", ".join(address.rpartition("://")[2].rpartition("@")[2] for address in url.split(","))
+    if "Authorization" in why:
+        return f"NATS at {where} does not know our token: TAILRACE_NATS_URL says it, as nats://TOKEN@HOST:PORT"
+    return f"no NATS server answers at {where}: `make run` starts one, TAILRACE_NATS_URL says where another is"
+
+
+def _heed_cancellation() -> None:
+    """nats-py swallows a cancellation that arrives while it flushes: whoever was cancelled would go on for ever."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,105 @@
+"""Batched direct reads of a stream: one request, one message an entry, one status that ends them.
+
+nats-py has no call for it. All reads of a process share one wildcard inbox. `$JS.API.DIRECT.GET.TURNS` with
+`{seq, next_by_subj, batch}`: ADR-31 of nats-architecture-and-design, "JetStream Direct Batch Get".
+"""
+
+import asyncio
+from typing import NamedTuple
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from proto.errors import LogUnavailable
+from proto.ids import Seq
+from proto.log.connection import Connection
+from proto.subjects import STREAM
+
+# A frozen follower never answers, and another one would have (FACTS): ask again soon.
+TRY_TIMEOUT_S = 0.25
+TRIES = 6
+BATCH = 512
+
+
+class Page(NamedTuple):
+    """Consecutive messages of one subject filter, as the server stored them; `is_last`: none followed when read."""
+
+    messages: list[Msg]
+    is_last: bool
+
+
+class _Batch:
+    """The answers to one read, as they come in."""
+
+    def __init__(self) -> None:
+        self.messages: list[Msg] = []
+        self.last = 0
+        self.has_hole = False
+        self.heard = asyncio.Event()
+        self.status: str | None = None
+        self.pending = 0
+
+    def add(self, message: Msg) -> None:
+        headers = message.headers or {}
+        if (status := headers.get("Status")) is not None:
+            self.status = status
+            self.pending = int(headers.get("Nats-Num-Pending", "0"))
+        else:
+            # Each message names the one before it in its batch: what the inbox lost is seen here.
+            self.has_hole |= int(headers.get("Nats-Last-Sequence", "0")) != self.last
+            self.last = int(headers["Nats-Sequence"])
+            self.messages.append(message)
+        self.heard.set()
+
+
+class Reads:
+    """Reads under way, each with an inbox token of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inbox = connection.client.new_inbox()
+        self._batches: dict[str, _Batch] = {}
+        self._subscription: Subscription | None = None
+        self._made = 0
+        self._opening = asyncio.Lock()
+
+    async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
+        """Up to `batch` messages on `subject` from sequence `first` on; raises LogUnavailable.
+
+        A follower may answer, and may be behind: an empty page means "nothing seen", not "nothing there".
+        """
+        await self._open()
+        query = msgspec.json.encode({"seq": first, "next_by_subj": subject, "batch": batch})
+        for _ in range(TRIES):
+            self._made += 1
+            token = str(self._made)
+            answers = self._batches[token] = _Batch()
+            try:
+                await self._connection.publish(f"$JS.API.DIRECT.GET.{STREAM}", query, reply=f"{self._inbox}.{token}")
+                await self._all(answers)
+            except (TimeoutError, LogUnavailable):
+                await asyncio.sleep(TRY_TIMEOUT_S / 5)
+                continue
+            finally:
+                del self._batches[token]
+            if answers.status in ("204", "404") and not answers.has_hole:
+                return Page(answers.messages, is_last=answers.pending == 0)
+            await asyncio.sleep(TRY_TIMEOUT_S / 5)
+        raise LogUnavailable("the log cannot be read: no server answers for the stream")
+
+    async def _all(self, answers: _Batch) -> None:
+        while answers.status is None:
+            answers.heard.clear()
+            async with asyncio.timeout(TRY_TIMEOUT_S):
+                await answers.heard.wait()
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._subscription is None:
+                self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._heard)
+
+    async def _heard(self, message: Msg) -> None:
+        batch = self._batches.get(message.subject.rpartition(".")[2])
+        if batch is not None:
+            batch.add(message)

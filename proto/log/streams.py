@@ -1,0 +1,209 @@
+"""What Tailrace needs to exist in NATS, declared as data: two streams, one bucket, two consumers.
+
+`apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
+an older configuration silently turns things off (FACTS), so a change is a migration that somebody asks for.
+"""
+
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    KeyValueConfig,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+
+from proto.errors import LogMisconfigured, LogUnavailable
+from proto.log.connection import Connection
+from proto.subjects import (
+    BODIES,
+    CLAIMS,
+    EVERY_BLOB,
+    EVERY_END,
+    EVERY_LIVE,
+    EVERY_REQUEST,
+    EVERY_TURN,
+    GENERATORS,
+    PERSISTENCE,
+    STREAM,
+)
+
+SCHEMA = "1"
+RETENTION_S = 24 * 3600.0
+BYTES_MAX = 8 * 1024**3
+# A conversation that is taken up within half of it keeps its pictures.
+BODIES_RETENTION_S = 7 * 24 * 3600.0
+# Of the log's bytes, on top of them.
+BODIES_SHARE = 1 / 6
+# A killed generator's turn is with another one after this long. Renewed three times in it while the turn runs.
+GENERATOR_ACK_WAIT_S = 2.0
+PERSISTENCE_ACK_WAIT_S = 10.0
+
+
+def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    return StreamConfig(
+        name=STREAM,
+        description="Tailrace: one log a turn",
+        subjects=[EVERY_TURN],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        # Full means that new turns are refused, not that old entries make way for them.
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        max_age=retention_s,
+        allow_direct=True,
+        republish=RePublish(src=EVERY_TURN, dest=EVERY_LIVE),
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    return StreamConfig(
+        name=BODIES,
+        description="Tailrace: what is too long for the log",
+        subjects=[EVERY_BLOB],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        max_age=retention_s,
+        # What is stored again takes the place of what it equals.
+        max_msgs_per_subject=1,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def consumers() -> list[ConsumerConfig]:
+    return [
+        ConsumerConfig(
+            durable_name=GENERATORS,
+            filter_subjects=[EVERY_REQUEST],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=GENERATOR_ACK_WAIT_S,
+            # A consumer that gives up does so in silence; attempts are counted in the log instead.
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+        ConsumerConfig(
+            durable_name=PERSISTENCE,
+            filter_subjects=[EVERY_REQUEST, EVERY_END],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=PERSISTENCE_ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+    ]
+
+
+async def apply(
+    connection: Connection,
+    *,
+    replicas: int = 1,
+    bytes_max: int = BYTES_MAX,
+    retention_s: float = RETENTION_S,
+    bodies_retention_s: float = BODIES_RETENTION_S,
+) -> None:
+    """Creates what is missing, then checks all of it. Raises LogMisconfigured, LogUnavailable."""
+    jetstream = connection.jetstream
+    try:
+        await _create_stream(jetstream, stream(replicas, bytes_max, retention_s))
+        await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
+        await _create_claims(jetstream, replicas, retention_s)
+        for consumer in consumers():
+            await _create_consumer(jetstream, consumer)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams cannot be set up: {error}") from error
+    await check(connection)
+
+
+async def check(connection: Connection) -> None:
+    """Raises LogMisconfigured when something is missing or not as this version needs it, LogUnavailable."""
+    jetstream = connection.jetstream
+    try:
+        differing = []
+        for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S)):
+            found = (await jetstream.stream_info(str(ours.name))).config
+            differing += _differences(ours, found, OWNED_BY_STREAM)
+        for wanted in consumers():
+            info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
+            differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
+        await jetstream.key_value(CLAIMS)
+    except nats.js.errors.NotFoundError as error:
+        raise LogMisconfigured(
+            "NATS lacks the stream TURNS, BODIES or a part of one: run `python -m deploy streams`, or start `up`"
+        ) from error
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams cannot be checked: {type(error).__name__}") from error
+    if differing:
+        raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+
+
+async def fullness(connection: Connection) -> float:
+    """How much of its byte limit the stream uses, 0 to 1. Raises LogUnavailable."""
+    try:
+        info = await connection.jetstream.stream_info(STREAM)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+    limit = info.config.max_bytes or 0
+    return info.state.bytes / limit if limit > 0 else 0.0
+
+
+# The settings that the protocol rests on. Sizes, retention and replicas are the operator's.
+OWNED_BY_STREAM = (
+    "subjects",
+    "storage",
+    "discard",
+    "allow_direct",
+    "republish",
+    "retention",
+    "max_msgs_per_subject",
+    "metadata",
+)
+OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
+
+
+def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
+    def same(name: str) -> bool:
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        # A consumer with one filter comes back with the older, singular setting.
+        if name == "filter_subjects" and not theirs:
+            theirs = [found.filter_subject]
+        # The server adds metadata of its own.
+        if name == "metadata":
+            theirs = {key: (theirs or {}).get(key) for key in ours}
+        return bool(ours is None or ours == theirs)
+
+    return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not same(name)]
+
+
+async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await jetstream.stream_info(str(config.name))
+    except nats.js.errors.NotFoundError:
+        await jetstream.add_stream(config)
+
+
+async def _create_claims(jetstream: JetStreamContext, replicas: int, retention_s: float) -> None:
+    # A claim must not outlive the turn that it points to.
+    try:
+        await jetstream.key_value(CLAIMS)
+    except nats.js.errors.NotFoundError:
+        await jetstream.create_key_value(KeyValueConfig(bucket=CLAIMS, history=1, ttl=retention_s, replicas=replicas))
+
+
+async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:
+    # `add_consumer` would silently update a durable consumer that exists.
+    try:
+        await jetstream.consumer_info(STREAM, str(config.durable_name))
+    except nats.js.errors.NotFoundError:
+        await jetstream.add_consumer(STREAM, config)

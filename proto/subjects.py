@@ -1,0 +1,87 @@
+"""The names of everything in NATS. Subjects are built here and nowhere else, so that no client's text becomes one."""
+
+from typing import NamedTuple
+
+from proto.ids import Tenant, TurnId, is_token
+
+STREAM = "TURNS"
+BODIES = "BODIES"
+CLAIMS = "CLAIMS"
+GENERATORS = "generators"
+PERSISTENCE = "persistence"
+
+EVERY_TURN = "turns.>"
+EVERY_LIVE = "live.>"
+EVERY_REQUEST = "turns.*.*.request"
+EVERY_END = "turns.*.*.end"
+EVERY_BLOB = "bodies.>"
+
+
+class TurnKey(NamedTuple):
+    """A turn's full name: nobody can name a turn without naming whose it is."""
+
+    tenant: Tenant
+    turn: TurnId
+
+
+def entry(key: TurnKey, kind: str) -> str:
+    return f"turns.{_token(key.tenant)}.{_token(key.turn)}.{_token(kind)}"
+
+
+def entries(key: TurnKey) -> str:
+    """All entries of one turn; also, byte for byte, the subject of its fence (PROTOCOL R8)."""
+    return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"
+
+
+def live(key: TurnKey) -> str:
+    """Where the server republishes what it has stored of one turn."""
+    return f"live.{_token(key.tenant)}.{_token(key.turn)}.>"
+
+
+def live_end(key: TurnKey) -> str:
+    """Where a turn's `end` is republished."""
+    return f"live.{_token(key.tenant)}.{_token(key.turn)}.end"
+
+
+def blob(tenant: Tenant, sha256: str) -> str:
+    """The mark that a blob is stored, after all of its chunks (PROTOCOL R33)."""
+    return f"bodies.{_token(tenant)}.{_token(sha256)}"
+
+
+def chunk(tenant: Tenant, sha256: str, number: int) -> str:
+    return f"{blob(tenant, sha256)}.{number}"
+
+
+def query(tenant: Tenant, name: str) -> str:
+    return f"queries.{_token(tenant)}.{_token(name)}"
+
+
+def every_query(name: str) -> str:
+    return f"queries.*.{_token(name)}"
+
+
+def health(role: str) -> str:
+    return f"health.{_token(role)}"
+
+
+def presence(key: TurnKey) -> str:
+    """Where a gateway asks the others whether anybody reads a turn."""
+    return f"readers.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+EVERY_PRESENCE = "readers.*.*"
+
+
+def parse(subject: str) -> tuple[TurnKey, str]:
+    """The turn and the kind of entry that a stored subject names; raises ValueError for any other subject."""
+    root, tenant, turn, kind = subject.split(".", 3)
+    if root != "turns":
+        raise ValueError(f"{subject!r} is not the subject of an entry")
+    return TurnKey(Tenant(tenant), TurnId(turn)), kind
+
+
+def _token(text: str) -> str:
+    # A wildcard is accepted by the server in a publish and matches everything in a read, so it must never get there.
+    if not is_token(text):
+        raise ValueError(f"{text!r} cannot be a token of a subject")
+    return text

@@ -1,0 +1,107 @@
+"""A generator in the test's own loop, turns for it, and what the simulated Claude has counted. Judges nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import nats.js.api
+
+from generators.__main__ import serve
+from generators.settings import Settings
+from proto.chain import START
+from proto.entries import Attempt, Message
+from proto.fold import Turn
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, Deliveries, TurnLog
+from proto.subjects import GENERATORS, STREAM, TurnKey
+from tests.handwritten import request
+from tests.until import until
+
+END_S_MAX = 15.0
+
+
+@asynccontextmanager
+async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[asyncio.Event]:
+    """A generator at work, as `python -m generators` runs it; only its waits are short. The event is its SIGTERM.
+
+    At the end of the block it is gone at once.
+    """
+    settings: dict[str, Any] = {
+        "nats_url": nats_url,
+        "anthropic_base_url": claude_url,
+        "anthropic_api_key": "sk-test",
+        "stall_timeout_s": 0.3,
+        "call_wait_s": 0.01,
+    }
+    stop = asyncio.Event()
+    connection = await Connection.open(nats_url, "test-generator")
+    serving = asyncio.create_task(serve(Settings(**settings | given), connection, stop))
+    try:
+        yield stop
+    finally:
+        while not serving.done():
+            # Once may not be enough: Python 3.11's `wait_for` loses a cancellation that meets an answer.
+            serving.cancel()
+            await asyncio.wait([serving], timeout=0.5)
+        await connection.close()
+        if not serving.cancelled():
+            serving.result()
+
+
+async def ask(log: TurnLog, line: str, tenant: Tenant = Tenant("tenant"), **given: Any) -> TurnKey:  # noqa: B008
+    """A turn that somebody has asked for, with that `#sim` line."""
+    key = TurnKey(tenant, TurnId(new_id()))
+    await log.append(key, START, request(messages=[Message("user", f"#sim {line}")], **given))
+    return key
+
+
+async def ended(log: TurnLog, key: TurnKey) -> Turn:
+    """The turn, once it has ended."""
+    async with asyncio.timeout(END_S_MAX):
+        async for _ in log.follow(key):
+            pass
+    return await log.turn(key)
+
+
+async def attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
+    return [stored.entry for stored in await log.replay(key) if isinstance(stored.entry, Attempt)]
+
+
+async def modes(log: TurnLog, key: TurnKey) -> list[str]:
+    return [attempt.mode for attempt in await attempts(log, key)]
+
+
+async def is_acknowledged(connection: Connection) -> bool:
+    """Whether every request that was ever asked has been acknowledged."""
+    backlog = await (await Deliveries.open(connection, GENERATORS)).backlog()
+    return not backlog.waiting and not backlog.leased
+
+
+async def shorten_lease(connection: Connection, ack_wait_s: float) -> None:
+    """Lets a dead generator's turn come back this soon, for generators that start after it."""
+    jetstream = connection.jetstream
+    config = (await jetstream.consumer_info(STREAM, GENERATORS)).config
+    shorter: nats.js.api.ConsumerConfig = config.evolve(ack_wait=ack_wait_s)
+    await jetstream.add_consumer(STREAM, shorter)
+
+
+async def stats(url: str) -> dict[str, int]:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        counted: dict[str, int] = (await client.get("/_sim/stats")).json()
+        return counted
+
+
+async def open_streams(url: str, count: int) -> None:
+    """Returns when the simulated Claude is telling that many answers."""
+
+    async def are_open() -> bool:
+        return (await stats(url))["streams_open"] == count
+
+    await until(are_open)
+
+
+def words(count: int, tag: str = "w") -> str:
+    """What `#sim words=… tag=…` answers."""
+    return " ".join(f"{tag}{number:06d}" for number in range(count))

@@ -1,0 +1,100 @@
+"""The ground for real clients: the running house, a gateway without keys, and a house where generators are killed.
+
+A client is proved against the log and SQLite: `told` is the text that both have. `takeover` is where a turn's first
+generator dies on the way. The other nouns are those of tests/integration.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from deploy.nats_server import NatsServer
+from generators.simulated_claude.server import serving
+from proto.log import Connection
+from tests.answering import shorten_lease, working
+from tests.clients.node import chromium
+from tests.integration.conftest import (
+    Gateway,
+    House,
+    NewGateway,
+    claude,
+    gateway,
+    generator,
+    house,
+    house_log,
+    lone_gateway,
+    new_gateway,
+    persistence,
+)
+from tests.mortal import killed_after
+from tests.persisting import Persistence
+
+__all__ = ["claude", "gateway", "generator", "house", "house_log", "lone_gateway", "new_gateway", "persistence"]
+
+# A generator that is killed here is the only one: nobody has to be given the time to be slow.
+LEASE_S = 0.2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "proves(dialect, feature, client): the row of docs/CLIENTS.md that this test is")
+
+
+@pytest.fixture
+def browser() -> str:
+    """Where Chromium is; a script that drives it has it in its environment, as `CHROMIUM`."""
+    found = chromium()
+    if found is None:
+        pytest.skip("there is no `chromium` here")
+    return found
+
+
+@pytest.fixture
+async def open_gateway(house: House, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+    """A gateway of the house that asks for no key: EventSource cannot send one."""
+    return await new_gateway(house.nats_url, api_keys="")
+
+
+@pytest.fixture
+async def connections() -> AsyncIterator[httpx2.AsyncClient]:
+    """For who builds on an SDK: what it opens by itself would outlive the test."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        yield client
+
+
+async def told(gateway: Gateway, turn: str) -> str:
+    """The text of a turn that has ended, from the log and from SQLite: they tell the same."""
+    record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+    assert record["outcome"] == "completed", record
+    page = (await gateway.client.get(f"/v1/sessions/{record['session']}/turns")).json()
+    recorded = {one["turn"]: one["text"] for one in page["turns"]}
+    assert recorded[turn] == record["text"]
+    text: str = record["text"]
+    return text
+
+
+class Takeover:
+    """A gateway without keys, and nobody who answers there but whom a test sends for."""
+
+    def __init__(self, gateway: Gateway, nats_url: str, claude_url: str) -> None:
+        self.gateway = gateway
+        self._nats_url = nats_url
+        self._claude_url = claude_url
+
+    @asynccontextmanager
+    async def killed_after(self, entries: int) -> AsyncIterator[None]:
+        """The turn that is asked for has been taken, its generator killed after so many entries; another goes on."""
+        assert await killed_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
+        async with working(self._nats_url, self._claude_url):
+            yield
+
+
+@pytest.fixture
+async def takeover(own_server: NatsServer, new_gateway: NewGateway, tmp_path: Path) -> AsyncIterator[Takeover]:
+    connection = await Connection.open(own_server.url, "test")
+    await shorten_lease(connection, LEASE_S)
+    await connection.close()
+    async with serving() as claude_url, Persistence(own_server.url, tmp_path / "tailrace.db"):
+        yield Takeover(await new_gateway(own_server.url, api_keys=""), own_server.url, claude_url)

@@ -1,0 +1,31 @@
+// Anthropic's SDK: `anthropic.mjs URL KEY HOW QUESTION`, HOW is `stream`, `whole` or `raw`. One line: the message, or the error.
+import Anthropic, { APIError } from "@anthropic-ai/sdk";
+
+const [baseURL, apiKey, how, question] = process.argv.slice(2);
+const client = new Anthropic({ baseURL, apiKey, maxRetries: 0 });
+const asked = { model: "claude-haiku-5-5", max_tokens: 500, messages: [{ role: "user", content: question }] };
+
+let text = "";
+
+/** Adds up the events by hand, as who uses no helper does. */
+async function raw() {
+  const kinds = {};
+  for await (const event of await client.messages.create({ ...asked, stream: true })) {
+    kinds[event.type] = (kinds[event.type] ?? 0) + 1;
+    if (event.type === "content_block_delta" && event.delta.type === "text_delta") text += event.delta.text;
+  }
+  return { text, kinds };
+}
+
+const HOW = {
+  stream: async () => ({ message: await client.messages.stream(asked).on("text", (delta) => (text += delta)).finalMessage(), text }),
+  whole: async () => ({ message: await client.messages.create(asked) }),
+  raw,
+};
+
+try {
+  console.log(JSON.stringify(await HOW[how]()));
+} catch (error) {
+  const { status, type, requestID } = error instanceof APIError ? error : {};
+  console.log(JSON.stringify({ error: error.constructor.name, status, type, requestID, text, message: error.message }));
+}

@@ -1,0 +1,32 @@
+// Chromium, and pages of ours on the origin of whoever is tested. It tests nothing.
+import { build } from "esbuild";
+import { chromium } from "playwright-core";
+
+/**
+ * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`.
+ *
+ * The page comes from here and all its other requests go out, so the server under test need not know of it.
+ * It is built as for development: React's StrictMode does nothing otherwise.
+ */
+export async function browse(entry, work) {
+  const define = { "process.env.NODE_ENV": '"development"' };
+  const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define });
+  const script = built.outputFiles[0].text;
+  // Root cannot have its sandbox, and all that it opens here is ours.
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  const open = async (origin) => {
+    const page = await browser.newPage();
+    page.on("pageerror", (error) => console.error(error));
+    await page.route(`${origin}/client.html`, (route) =>
+      route.fulfill({ contentType: "text/html", body: '<!doctype html><div id="root"></div><script src="client.js"></script>' }),
+    );
+    await page.route(`${origin}/client.js`, (route) => route.fulfill({ contentType: "text/javascript", body: script }));
+    await page.goto(`${origin}/client.html`);
+    return page;
+  };
+  try {
+    return await work(open);
+  } finally {
+    await browser.close();
+  }
+}

@@ -1,0 +1,64 @@
+"""OpenAI's Python SDK as the tests of chat completions use it: pointed at a gateway, what it got. Judges nothing."""
+
+from collections.abc import AsyncIterable
+from typing import Any
+
+import openai
+from openai import AsyncOpenAI, AsyncStream
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+
+from tests.answering import words
+from tests.integration.conftest import KEY
+
+MODEL = "claude-haiku-5-5"
+LINE = "#sim words=40 rate=0"
+SLOW = "#sim words=40 rate=100"
+TEXT = words(40)
+
+
+def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
+    """The SDK, pointed at a gateway; nothing else is told to it."""
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
+
+
+def asked(line: str) -> list[ChatCompletionMessageParam]:
+    return [{"role": "user", "content": line}]
+
+
+def turn_of(completion_id: str) -> str:
+    return completion_id.removeprefix("chatcmpl-")
+
+
+def cursor_of(chunk: ChatCompletionChunk) -> int | None:
+    return (chunk.model_extra or {}).get("cursor")
+
+
+def said(chunks: list[ChatCompletionChunk]) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+async def kept(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatCompletionChunk]) -> bool:
+    """Reads into `got` until the end, or until the connection is cut; whether it was the end."""
+    try:
+        async for chunk in chunks:
+            got.append(chunk)  # noqa: PERF401
+    except openai.APIConnectionError:
+        return False
+    return True
+
+
+def entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
+    """Of what came before a cut, whole entries, and the cursor after them."""
+    last = max((n for n, chunk in enumerate(got) if cursor_of(chunk) is not None), default=-1)
+    return got[: last + 1], cursor_of(got[last]) or 0 if got else 0
+
+
+async def resumed(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStream[ChatCompletionChunk]:
+    """The turn from after the cursor on, read by the SDK, which knows no such route."""
+    return await sdk.get(
+        f"/turns/{turn}/events",
+        options={"params": {"dialect": "openai-chat", "after": cursor}},
+        cast_to=ChatCompletionChunk,
+        stream=True,
+        stream_cls=AsyncStream[ChatCompletionChunk],
+    )

@@ -1,0 +1,171 @@
+"""Claude Code's CLI against `POST /v1/messages`: it is spared its upstream's breaks, and its own are not paid for."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, NamedTuple
+
+import httpx2
+import msgspec
+import pytest
+
+from proto.ids import Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.answering import stats, words
+from tests.clients import node
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import KEY, Gateway, House, api_keys
+from tests.until import until
+
+BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
+TEXT = words(40)
+LINE = "#sim words=40 rate=200"
+# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+SLOW = "#sim words=40 rate=60"
+# What it asks first is answered in less: only its stream is cut.
+HELLO_BYTES_MAX = 1000
+
+
+class Run(NamedTuple):
+    """What `claude -p` said: its last words, how often the API broke for it, and the turns that it was told."""
+
+    result: str
+    retries: int
+    turns: list[str]
+    session: str
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where Claude Code lives and works; nothing of anybody else's is there."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+async def claude_p(url: str, home: Path, prompt: str, *args: str) -> Run:
+    """One prompt, as a program asks it; its events are JSON lines."""
+    argv = [str(BINARY), "-p", prompt, "--output-format", "stream-json", "--verbose", "--include-partial-messages"]
+    environ = {"HOME": home, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": KEY}
+    lines = [msgspec.json.decode(line) for line in (await node.command([*argv, *args], environ, home)).splitlines()]
+    events = [line["event"] for line in lines if line["type"] == "stream_event"]
+    result = lines[-1]
+    assert (result["type"], result["is_error"]) == ("result", False), result
+    return Run(
+        result["result"],
+        sum(line.get("subtype") == "api_retry" for line in lines),
+        [event["message"]["id"].removeprefix("msg_") for event in events if event["type"] == "message_start"],
+        f"claude-code:{result['session_id']}",
+    )
+
+
+async def calls(claude: str) -> int:
+    return (await stats(claude))["calls"]
+
+
+@pytest.mark.proves("anthropic", "spared its upstream's breaks", "Claude Code")
+async def test_a_break_of_its_upstream_is_invisible(gateway: Gateway, claude: str, home: Path) -> None:
+    """The model's stream is cut in mid-text; Claude Code is told one message, without a gap, and asks once."""
+    before = await calls(claude)
+    run = await claude_p(gateway.url, home, f"{LINE} fault=cut@20x1")
+    assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
+    assert await told(gateway, run.turns[0]) == TEXT
+    assert await calls(claude) - before == 2
+
+
+@pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
+async def test_after_a_cut_it_gets_the_turn_that_it_has(gateway: Gateway, claude: str, home: Path) -> None:
+    """It asks the same again, and again; the model is asked once."""
+    before = await calls(claude)
+    async with Cutting(gateway.port, seeded(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
+        run = await claude_p(proxy.url, home, LINE)
+        assert proxy.left == []
+    assert (run.result, run.retries, set(run.turns)) == (TEXT, 2, set(run.turns[:1]))
+    assert await told(gateway, run.turns[0]) == TEXT
+    assert await calls(claude) - before == 1
+
+
+async def test_what_begins_anew_is_told_from_its_beginning(gateway: Gateway, claude: str, home: Path) -> None:
+    """Half a thought cannot be gone on from: it is broken off, asks the same, and is told the new answer alone."""
+    before = await calls(claude)
+    run = await claude_p(gateway.url, home, f"{LINE} thinking=9 fault=cut@5x1")
+    assert (run.result, run.retries, len(run.turns), len(set(run.turns))) == (TEXT, 1, 2, 1)
+    assert await told(gateway, run.turns[0]) == TEXT
+    assert await calls(claude) - before == 2
+
+
+async def test_a_question_that_came_to_nothing_is_asked_anew(gateway: Gateway, claude: str, home: Path) -> None:
+    """The turn failed before its first word, which Claude Code is told as the API would; the next one is another."""
+    run = await claude_p(gateway.url, home, f"{LINE} fault=529x5")
+    assert (run.result, run.retries, len(run.turns)) == (TEXT, 1, 1)
+    page = (await gateway.client.get(f"/v1/sessions/{run.session}/turns")).json()
+    assert [turn["outcome"] for turn in page["turns"]] == ["failed", "completed"]
+
+
+@pytest.mark.proves("anthropic", "goes on when a generator is killed", "Claude Code")
+async def test_it_does_not_notice_that_a_generator_was_killed(takeover: Takeover, home: Path) -> None:
+    """kill -9 in the middle of the answer: it has asked once, and shows the text that SQLite has."""
+    running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
+    async with takeover.killed_after(20):
+        run = await running
+    assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
+    assert await told(takeover.gateway, run.turns[0]) == TEXT
+
+
+@pytest.mark.proves("anthropic", "goes on when the gateway is killed", "Claude Code")
+async def test_a_gateway_is_killed_and_its_successor_has_the_turn(
+    house: House, gateway: Gateway, tenant: Tenant, claude: str, home: Path
+) -> None:
+    """It asks the same again of whoever listens there; the turn went on meanwhile, and the model was asked once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    before = await stats(claude)
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    async with processes.gateway(house.folder, house.nats_url, **settings) as mortal:
+        running = asyncio.create_task(claude_p(mortal.url, home, "#sim words=40 rate=40"))
+        await until(lambda: has_said(claude, before["output_tokens"] + 10), 20)
+        await mortal.stop(SIGKILL)
+        await mortal.start()
+        run = await running
+    assert (run.result, len(run.turns), len(set(run.turns))) == (TEXT, 2, 1)
+    assert await told(gateway, run.turns[0]) == TEXT
+    assert await calls(claude) - before["calls"] == 1
+
+
+async def has_said(claude: str, tokens: int) -> bool:
+    return (await stats(claude))["output_tokens"] >= tokens
+
+
+@pytest.mark.proves("anthropic", "tools", "Claude Code")
+@pytest.mark.proves("anthropic", "found in the history", "Claude Code")
+async def test_a_session_with_a_tool_is_one_conversation(
+    gateway: Gateway, claude: str, home: Path, tenant: Tenant, house_log: TurnLog
+) -> None:
+    """The tool is called as it was asked for; the second question follows the first, and adds its result alone."""
+    tool = json.dumps({"command": "echo tail && echo race", "description": "two words"}, separators=(",", ":"))
+    run = await claude_p(gateway.url, home, f"{LINE} tool=Bash json={tool}", "--allowedTools", "Bash(echo:*)")
+    assert (run.result, len(run.turns)) == (TEXT, 2)
+    first, second = (await gateway.client.get(f"/v1/sessions/{run.session}/turns")).json()["turns"]
+    assert [first["turn"], second["turn"]] == run.turns
+    assert (first["stop_reason"], second["parent"]) == ("tool_use", first["turn"])
+    (result,) = second["input"]
+    assert result["content"][0]["content"] == "tail\nrace"
+    # The model is told what Claude Code tells: the session's own words would bring back its old cache marks.
+    request = (await house_log.turn(TurnKey(tenant, TurnId(second["turn"])))).request
+    assert request is not None
+    asked = (await last_asked(claude))["body"]
+    assert asked["messages"] == msgspec.to_builtins(request.messages)
+    assert json.dumps(asked).count('"cache_control"') <= 4
+    assert (request.history, request.on_disconnect, len(asked["tools"]) > 5) == (3, "grace:60", True)
+    assert "claude-code-20250219" in (request.betas or [])
+
+
+async def last_asked(claude: str) -> dict[str, Any]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        last: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()
+        return last

@@ -1,0 +1,90 @@
+"""`POST /v1/messages` with Anthropic's JavaScript SDK in Node, as it is: it shows what the log and SQLite have."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from anthropic.types import Message
+
+from tests.answering import words
+from tests.clients import node
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cut, Cutting
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.saying import SAYS
+
+TEXT = words(40)
+LINE = "#sim words=40 rate=200"
+# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+SLOW = "#sim words=40 rate=60"
+
+
+async def asked(url: str, how: str, line: str = LINE) -> dict[str, Any]:
+    (printed,) = await node.run("anthropic.mjs", url, KEY, how, line)
+    return printed
+
+
+def turn_of(message: dict[str, Any]) -> str:
+    return str(message["id"]).removeprefix("msg_")
+
+
+@pytest.mark.proves("anthropic", "streams", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "whole", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "tools", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "thinking", "@anthropic-ai/sdk")
+async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway) -> None:
+    """The helper's message and the whole one are the same, but for the turn; its text came in deltas."""
+    line = f'{LINE} thinking=3 tool=look json={{"query":"a \\"b\\" 🌊"}}'
+    stream, whole = await asyncio.gather(asked(gateway.url, "stream", line), asked(gateway.url, "whole", line))
+    message = Message.model_validate(stream["message"])
+    assert stream["text"] == TEXT == await told(gateway, turn_of(stream["message"]))
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+    assert stream["message"]["content"][2]["input"] == {"query": 'a "b" 🌊'}
+    same = {"id": "msg", "stop_details": None, "parsed_output": None}
+    assert stream["message"] | same == whole["message"] | same
+
+
+@pytest.mark.proves("anthropic", "heartbeats before the first delta", "@anthropic-ai/sdk")
+async def test_pings_are_passed_over(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """Before `message_start` and between two deltas."""
+    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    shown = await asked(beating.url, "raw", "#sim words=3 rate=4 wait=0.5")
+    assert (shown["text"], "ping" in shown["kinds"], shown["kinds"]["message_stop"]) == (words(3), False, 1)
+
+
+@pytest.mark.proves("anthropic", "errors before the first word", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "errors in mid-stream", "@anthropic-ai/sdk")
+async def test_a_failure_is_raised_with_its_type(gateway: Gateway) -> None:
+    """Before the first word with the API's status, and the turn; later on as an event, after the text that stands."""
+    before, later = await asyncio.gather(
+        asked(gateway.url, "whole", "#sim fault=529"),
+        asked(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4x99"),
+    )
+    record = (await gateway.client.get(f"/v1/turns/{before['requestID']}")).json()
+    assert (before["status"], before["type"], record["outcome"]) == (529, "overloaded_error", "failed")
+    assert later["type"] == "api_error"
+    assert later["text"]
+    assert words(99).startswith(later["text"])
+
+
+@pytest.mark.proves("anthropic", "resumes after cuts", "@anthropic-ai/sdk")
+async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway) -> None:
+    """It raises, and nobody takes half an answer for a whole one; the turn goes on, and has all of it."""
+    async with Cutting(gateway.port, [Cut(2500)]) as proxy:
+        shown = await asked(proxy.url, "stream")
+        assert proxy.left == []
+    (session,) = (await gateway.client.get("/v1/sessions")).json()["sessions"]
+    (turn,) = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+    again = (await gateway.client.get(f"/v1/turns/{turn['turn']}/events?dialect=anthropic")).content
+    assert "error" in shown
+    assert TEXT.startswith(shown["text"])
+    assert SAYS["anthropic"](again) == TEXT == await told(gateway, turn["turn"])
+
+
+@pytest.mark.proves("anthropic", "goes on when a generator is killed", "@anthropic-ai/sdk")
+async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
+    """kill -9 in the middle of the answer: one stream, the whole text."""
+    running = asyncio.create_task(asked(takeover.gateway.url, "stream", SLOW))
+    async with takeover.killed_after(20):
+        shown = await running
+    assert shown["text"] == TEXT == await told(takeover.gateway, turn_of(shown["message"]))

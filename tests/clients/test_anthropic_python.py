@@ -1,0 +1,274 @@
+"""`POST /v1/messages` with Anthropic's Python SDK, as it is: what it shows is what the log and SQLite have."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import anthropic
+import httpx2
+import pytest
+from anthropic import AsyncAnthropic
+from anthropic.types import Message
+
+from tests.answering import words
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cut, Cutting
+from tests.event_stream import parse
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.saying import SAYS
+from tests.until import until
+
+MODEL = "claude-haiku-5-5"
+TEXT = words(40)
+LINE = "#sim words=40 rate=200"
+# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+SLOW = "#sim words=40 rate=60"
+
+
+def sdk_of(url: str) -> AsyncAnthropic:
+    """The SDK, pointed at a gateway; it does not hide a failure by asking again."""
+    return AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0)
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncAnthropic]:
+    async with sdk_of(gateway.url) as client:
+        yield client
+
+
+def question(line: str, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": line}], **more}
+
+
+async def streamed(sdk: AsyncAnthropic, line: str) -> Message:
+    async with sdk.messages.stream(**question(line)) as stream:
+        return await stream.get_final_message()
+
+
+def said(message: Message) -> str:
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+def turn_of(message: Message) -> str:
+    return message.id.removeprefix("msg_")
+
+
+class Broken(NamedTuple):
+    """What the SDK showed until it raised, and of which turn."""
+
+    text: str
+    turn: str
+    error: Exception
+
+
+async def broken(sdk: AsyncAnthropic, line: str) -> Broken:
+    shown = ""
+    async with sdk.messages.stream(**question(line)) as stream:
+        try:
+            async for text in stream.text_stream:
+                shown += text
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            return Broken(shown, turn_of(stream.current_message_snapshot), error)
+    raise AssertionError(f"it did not break: {shown}")
+
+
+@pytest.mark.proves("anthropic", "citations", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "streams", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "whole", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "tools", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "thinking", "anthropic (Python)")
+async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+    """Thinking with its signature, text with citations, a tool's input from its pieces, usage: all but the turn."""
+    line = f'{LINE} thinking=3 cites=2 tool=look json={{"query":"a \\"b\\" 🌊"}}'
+    whole, stream = await sdk.messages.create(**question(line)), await streamed(sdk, line)
+    shown = Message.model_validate(whole.to_dict())
+    assert [block.type for block in shown.content] == ["thinking", "text", "tool_use"]
+    assert [cited["cited_text"] for cited in blocks(shown)[1]["citations"]] == ["000000000.", "000000001."]
+    assert shown.content[-1].to_dict()["input"] == {"query": 'a "b" 🌊'}
+    assert (shown.stop_reason, shown.usage.output_tokens > 40, said(shown)) == ("tool_use", True, TEXT)
+    assert plain(stream) == plain(whole)
+    assert [await told(gateway, turn_of(one)) for one in (whole, stream)] == [TEXT, TEXT]
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """Without its turn, and without what the SDK adds of its own."""
+    content = [{name: it for name, it in block.items() if name != "parsed_output"} for block in blocks(message)]
+    told = message.to_dict(mode="json") | {"id": "msg", "content": content}
+    return {name: it for name, it in told.items() if it is not None}
+
+
+def blocks(message: Message) -> list[dict[str, Any]]:
+    return [block.to_dict(mode="json") for block in message.content]
+
+
+@pytest.mark.proves("anthropic", "found in the history", "anthropic (Python)")
+async def test_a_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: AsyncAnthropic, claude: str) -> None:
+    """The client tells all of it each time; the session holds each message once, the model is told what was told."""
+    headers = {"X-Session-ID": "test:conversation", "X-Project-ID": "test"}
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    more = {"tools": tools, "thinking": {"type": "adaptive"}, "extra_headers": headers}
+    block, mark = {"type": "text", "text": f"{LINE} thinking=2 tool=look"}, {"cache_control": {"type": "ephemeral"}}
+    first = await sdk.messages.create(
+        **question("") | more | {"messages": [{"role": "user", "content": [block | mark]}]}
+    )
+    call = first.content[-1]
+    assert call.type == "tool_use"
+    # The mark for the prompt cache has moved on: who put it back would soon have more than the four that are allowed.
+    told: list[Any] = [{"role": "user", "content": [block]}, {"role": "assistant", "content": blocks(first)}]
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "found"} | mark]}
+    second = await sdk.messages.create(**question("") | more | {"messages": [*told, result]})
+    turns = (await gateway.client.get("/v1/sessions/test:conversation/turns")).json()["turns"]
+    assert [(turn["turn"], turn["parent"], turn["input"]) for turn in turns] == [
+        (turn_of(first), None, [{"role": "user", "content": [block | mark]}]),
+        (turn_of(second), turn_of(first), [result]),
+    ]
+    last = (await last_asked(claude))["body"]
+    assert (last["messages"], last["tools"], last["thinking"]) == ([*told, result], tools, {"type": "adaptive"})
+
+
+async def last_asked(claude: str) -> dict[str, Any]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        last: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()
+        return last
+
+
+async def test_what_the_message_says_of_itself_is_passed_on(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+    """Why it stopped, and what no SDK knows yet: in the stream, as one body, and in the history."""
+    asked = question(LINE, stop_sequences=["w000005"], extra_body={"context_management": {"edits": []}})
+    whole = await sdk.messages.create(**asked)
+    *_, delta, _ = [event async for event in await sdk.messages.create(**asked, stream=True)]
+    assert delta.type == "message_delta"
+    assert (whole.stop_reason, whole.stop_sequence, said(whole)) == ("stop_sequence", "w000005", f"{words(5)} ")
+    assert (delta.delta.stop_reason, delta.delta.stop_sequence) == ("stop_sequence", "w000005")
+    assert delta.to_dict()["context_management"] == whole.to_dict()["context_management"] == {"applied_edits": []}
+    record = (await gateway.client.get(f"/v1/turns/{turn_of(whole)}")).json()
+    assert (record["stop_sequence"], record["envelope"]) == ("w000005", {"context_management": {"applied_edits": []}})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": KEY, "anthropic-version": "2023-06-01"},
+        {"authorization": f"Bearer {KEY}", "anthropic-version": "2026-10-21"},
+    ],
+    ids=["2023-06-01", "2026-10-21"],
+)
+async def test_both_headers_of_the_key_and_both_versions_are_taken(
+    gateway: Gateway, claude: str, headers: dict[str, str]
+) -> None:
+    """Older clients send the one, current SDKs the other; the API is asked in the client's version."""
+    async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
+        answer = await client.post("/v1/messages?beta=true", json=question("#sim words=1 rate=0"))
+    assert (answer.status_code, Message.model_validate(answer.json()).stop_reason) == (200, "end_turn")
+    assert (await last_asked(claude))["version"] == headers["anthropic-version"]
+    assert answer.headers["request-id"] == answer.headers["tailrace-turn"] == answer.json()["id"].removeprefix("msg_")
+
+
+@pytest.mark.proves("anthropic", "errors before the first word", "anthropic (Python)")
+@pytest.mark.parametrize(
+    ("line", "more", "kind", "type_", "sentence"),
+    [
+        ("#sim fault=529", {}, anthropic.OverloadedError, "overloaded_error", "Overloaded"),
+        ("#sim fault=429 retry_after=60", {}, anthropic.RateLimitError, "rate_limit_error", "exceeded your rate limit"),
+        ("hi", {"extra_body": {"top_k": 1}}, anthropic.BadRequestError, "invalid_request_error", "top_k"),
+        ("hi", {"model": "gpt-5"}, anthropic.APIStatusError, None, "claude-haiku-5-5"),
+        ("", {}, anthropic.BadRequestError, "invalid_request_error", "`messages[0].content` is empty"),
+    ],
+    ids=["overloaded", "rate limit", "the API's 400", "model", "empty"],
+)
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["stream", "whole"])
+async def test_what_fails_before_its_first_word_has_the_apis_status_and_type(
+    sdk: AsyncAnthropic,
+    line: str,
+    more: dict[str, Any],
+    kind: type[anthropic.APIStatusError],
+    type_: str | None,
+    sentence: str,
+    *,
+    is_streamed: bool,
+) -> None:
+    """Its exception is the one that the API itself would have caused, and says what the API has said."""
+    with pytest.raises(kind) as raised:
+        await sdk.messages.create(**question(line) | more, stream=is_streamed)
+    assert sentence in str(raised.value)
+    assert type_ in (None, raised.value.type)
+    if line.startswith("#sim"):
+        # It came to a turn, which the error names; so does what a person is asked to quote.
+        assert raised.value.request_id == raised.value.response.headers["tailrace-turn"]
+    if "retry_after" in line:
+        assert raised.value.response.headers["retry-after"] == "60"
+
+
+@pytest.mark.proves("anthropic", "errors in mid-stream", "anthropic (Python)")
+async def test_a_failure_in_mid_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+    """After some text and all attempts; what was said stays, in the client and in the history."""
+    shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4x99")
+    record = (await gateway.client.get(f"/v1/turns/{shown.turn}")).json()
+    assert (record["outcome"], record["text"]) == ("failed", shown.text)
+    assert shown.text
+    assert isinstance(shown.error, anthropic.APIStatusError)
+    assert shown.error.type == "api_error"
+
+
+@pytest.mark.proves("anthropic", "heartbeats before the first delta", "anthropic (Python)")
+async def test_pings_come_before_the_first_event_and_between_two(
+    house: House, gateway: Gateway, new_gateway: NewGateway
+) -> None:
+    """The SDK passes over them, wherever they stand."""
+    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    body = question("#sim words=3 rate=4 wait=0.5", stream=True)
+    sent = (await beating.client.post("/v1/messages", json=body)).content
+    kinds = [event.event for event in parse(sent)]
+    assert kinds.index("ping") < kinds.index("content_block_delta")
+    assert kinds.count("ping") >= 3
+    async with sdk_of(beating.url) as sdk:
+        assert said(await streamed(sdk, "#sim words=3 rate=4 wait=0.5")) == words(3)
+
+
+@pytest.mark.proves("anthropic", "resumes after cuts", "anthropic (Python)")
+@pytest.mark.parametrize("dialect", sorted(SAYS))
+async def test_a_stream_that_was_cut_is_taken_up_in_any_dialect(gateway: Gateway, dialect: str) -> None:
+    """The SDK raises, and has the message's id, which is the turn's: whoever asks for it gets the text."""
+    async with Cutting(gateway.port, [Cut(2500)]) as proxy, sdk_of(proxy.url) as sdk:
+        shown = await broken(sdk, LINE)
+        assert proxy.left == []
+    again = (await gateway.client.get(f"/v1/turns/{shown.turn}/events?dialect={dialect}")).content
+    assert "" < shown.text < TEXT
+    assert TEXT.startswith(shown.text)
+    assert SAYS[dialect](again) == TEXT == await told(gateway, shown.turn)
+
+
+@pytest.mark.proves("anthropic", "goes on when a generator is killed", "anthropic (Python)")
+async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
+    """kill -9 in the middle of the answer: one stream, the whole text."""
+    async with sdk_of(takeover.gateway.url) as sdk:
+        running = asyncio.create_task(streamed(sdk, SLOW))
+        async with takeover.killed_after(20):
+            message = await running
+    assert said(message) == TEXT == await told(takeover.gateway, turn_of(message))
+
+
+@pytest.mark.proves("anthropic", "cancel", "anthropic (Python)")
+async def test_a_cancelled_turn_is_an_error_and_its_text_stays(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+    """The protocol has no other word for it; who asked for the whole gets a status that is not asked again."""
+    line = "#sim words=400 rate=20"
+    whole = asyncio.create_task(sdk.messages.create(**question(line)))
+    streaming = asyncio.create_task(broken(sdk, line))
+    for turn in await until(lambda: running(gateway, 2)):
+        await gateway.client.post(f"/v1/turns/{turn}/cancel")
+    with pytest.raises(anthropic.APIStatusError, match="cancelled") as raised:
+        await whole
+    shown = await streaming
+    assert raised.value.status_code == 410
+    assert (await gateway.client.get(f"/v1/turns/{shown.turn}")).json()["text"] == shown.text
+    assert "cancelled" in str(shown.error)
+
+
+async def running(gateway: Gateway, count: int) -> list[str]:
+    """The turns that have begun to answer, once there are so many."""
+    sessions = (await gateway.client.get("/v1/sessions")).json()["sessions"]
+    pages = [(await gateway.client.get(f"/v1/sessions/{one['session']}/turns")).json()["turns"] for one in sessions]
+    turns = [turn["turn"] for page in pages for turn in page]
+    records = [(await gateway.client.get(f"/v1/turns/{turn}")).json() for turn in turns]
+    begun = [record["turn"] for record in records if record["text"]]
+    return begun if len(begun) == count else []

@@ -1,0 +1,100 @@
+"""The proxy that cuts does what it says: a test that trusts a fault has to know that it happened, and where."""
+
+import asyncio
+import gc
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from tests.cutting import Cut, Cutting, seeded
+
+SENT = bytes(range(256)) * 1000
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    """Somebody who answers every line with the same bytes, and then hangs up."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(SENT)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def received(proxy: Cutting) -> tuple[bytes, str]:
+    """What one connection brought, and how it ended."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"go\n")
+    got = b""
+    try:
+        while some := await reader.read(4096):
+            got += some
+    except ConnectionResetError:
+        return got, "rst"
+    finally:
+        writer.close()
+    return got, "fin"
+
+
+async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
+    """In their order, in their way, and then no more: what comes before a cut is what was sent."""
+    cuts = [Cut(0, "fin"), Cut(1000, "rst"), Cut(100_000, "fin"), Cut(7, "rst")]
+    async with Cutting(port, cuts) as proxy:
+        seen = [await received(proxy) for _ in range(5)]
+    assert seen == [(SENT[: cut.after_bytes], cut.how) for cut in cuts] + [(SENT, "fin")]
+    assert (proxy.left, proxy.connections) == ([], 5)
+
+
+async def test_nothing_of_the_proxy_outlives_its_block(port: int) -> None:
+    """Whoever has just come, or reads nothing, is cut off: a connection that is left open fails some later test."""
+    async with Cutting(port) as proxy:
+        clients = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(5)]
+    for reader, writer in clients:
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    assert proxy._carrying == {}
+    gc.collect()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_client_that_comes_as_the_block_ends_is_cut_off(port: int, turns: int) -> None:
+    """asyncio accepts in several turns of its loop, and the proxy may end between any two of them."""
+    with socket.socket() as client:
+        async with Cutting(port) as proxy:
+            client.connect(("127.0.0.1", proxy.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        for _ in range(6):
+            await asyncio.sleep(0)
+        assert proxy._carrying == {}
+        with suppress(ConnectionError):
+            assert client.recv(1) == b""
+
+
+async def test_a_cut_that_no_connection_comes_to_is_left(port: int) -> None:
+    """A test can see that its fault did not happen."""
+    cut = Cut(len(SENT))
+    async with Cutting(port, [cut]) as proxy:
+        assert await received(proxy) == (SENT, "fin")
+    assert proxy.left == [cut]
+
+
+@pytest.mark.parametrize(("place", "cut_at"), [(255, 255), (256, 258), (257, 258), (258, 258), (259, 259)])
+async def test_bytes_that_are_whole_are_not_cut_through(port: int, place: int, cut_at: int) -> None:
+    """Some clients cannot bear a cut in one place, and have to be tested everywhere else."""
+    async with Cutting(port, [Cut(place)], whole=b"\xff\x00\x01") as proxy:
+        assert await received(proxy) == (SENT[:cut_at], "rst")
+
+
+def test_a_seed_gives_the_same_cuts() -> None:
+    """A run that failed can be run again."""
+    assert seeded(7, 9, bytes_max=500, bytes_min=100) == seeded(7, 9, bytes_max=500, bytes_min=100)
+    assert seeded(7, 9, bytes_max=500) != seeded(8, 9, bytes_max=500)
+    assert all(100 <= cut.after_bytes <= 500 for cut in seeded(7, 99, bytes_max=500, bytes_min=100))

@@ -1,0 +1,206 @@
+"""Chat completions that are cut, killed, cancelled, repeated, forgotten: OpenAI's SDK still has the log's text."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from proto.ids import Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.answering import words
+from tests.clients.conftest import Takeover, told
+from tests.clients.openai_chat import (
+    LINE,
+    MODEL,
+    SLOW,
+    TEXT,
+    asked,
+    cursor_of,
+    entries,
+    kept,
+    resumed,
+    said,
+    sdk_of,
+    turn_of,
+)
+from tests.cutting import Cut, Cutting, seeded
+from tests.integration.conftest import Gateway, House, NewGateway, forget
+from tests.saying import SAYS
+from tests.until import until
+from tests.writing import Writer
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    async with sdk_of(gateway.url) as client:
+        yield client
+
+
+@pytest.mark.proves("openai-chat", "heartbeats before the first word", "openai (Python)")
+async def test_silence_is_filled(nats_url: str, log: TurnLog, tenant: Tenant, new_gateway: NewGateway) -> None:
+    """With comments, which the SDK passes over: before the first chunk, and between any two."""
+    gateway = await new_gateway(nats_url, heartbeat_s=0.05)
+    async with sdk_of(gateway.url) as sdk:
+        # It returns with the headers, and these come with the first heartbeat: nobody has begun to answer.
+        stream = await sdk.chat.completions.create(model=MODEL, messages=asked("hi"), stream=True)
+        turn = stream.response.headers["tailrace-turn"]
+        writer = Writer(log, TurnKey(tenant, TurnId(turn)))
+        async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect=openai-chat") as raw:
+            received = raw.aiter_raw()
+            assert await anext(received) == b": hb\n"
+            writer.chain = (await log.turn(writer.key)).chain
+            await writer.begin("half ")
+            while await anext(received) != b": hb\n":
+                pass
+        await writer.say("an answer")
+        await writer.end()
+        assert said([chunk async for chunk in stream]) == "half an answer"
+
+
+@pytest.mark.proves("openai-chat", "resumes after cuts", "openai (Python)")
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) -> None:
+    """However often: with the cursor of the last chunk, at another route, by the same SDK. No gap, no repeat."""
+    got: list[ChatCompletionChunk] = []
+    async with (
+        Cutting(gateway.port, seeded(seed, 4, bytes_min=1200, bytes_max=3000)) as proxy,
+        sdk_of(proxy.url) as sdk,
+    ):
+        stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
+        turn = stream.response.headers["tailrace-turn"]
+        while not await kept(stream, got):
+            got, cursor = entries(got)
+            stream = await resumed(sdk, turn, cursor)
+        assert proxy.left == []
+    assert said(got) == TEXT == await told(gateway, turn)
+    assert [chunk.choices[0].finish_reason for chunk in got if chunk.choices[0].finish_reason] == ["stop"]
+
+
+@pytest.mark.proves("openai-chat", "a gateway that goes away", "openai (Python)")
+async def test_a_stream_that_a_gateway_lets_go_of_does_not_look_whole(
+    house: House, gateway: Gateway, new_gateway: NewGateway
+) -> None:
+    """The SDK takes a stream that just ends for a whole one, so this one breaks; the rest is at another gateway."""
+    got: list[ChatCompletionChunk] = []
+    leaving = await new_gateway(house.nats_url)
+    async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
+        stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
+        reading = asyncio.create_task(kept(stream, got))
+        await until(lambda: said(got))
+        leaving.stopping.set()
+        assert not await reading
+        got, cursor = entries(got)
+        assert await kept(await resumed(other, turn_of(got[0].id), cursor), got)
+    assert said(got) == TEXT
+
+
+@pytest.mark.proves("openai-chat", "a generator killed in mid-answer", "openai (Python)")
+async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+    """The stream that it has goes on where it was."""
+    async with sdk_of(takeover.gateway.url) as sdk:
+        reading = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True))
+        async with takeover.killed_after(15):
+            chunks = [chunk async for chunk in await reading]
+    assert said(chunks) == TEXT == await told(takeover.gateway, turn_of(chunks[0].id))
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.proves("openai-chat", "an answer that begins anew", "openai (Python)")
+async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) -> None:
+    """A generator died within a call, which cannot be continued: the SDK raises, and the turn has the whole answer."""
+    line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
+    got: list[ChatCompletionChunk] = []
+    async with sdk_of(takeover.gateway.url) as sdk:
+        stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=asked(line), stream=True))
+        async with takeover.killed_after(12):
+            with pytest.raises(openai.APIError, match="begins anew") as raised:
+                await kept(await stream, got)
+            turn = turn_of(got[0].id)
+            chunks = [chunk async for chunk in await resumed(sdk, turn)]
+    assert raised.value.code == "backend_broken"
+    assert raised.value.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    arguments = "".join(call.function.arguments or "" for call in calls if call.function)
+    assert (said(chunks), json.loads(arguments)) == (words(2), {"query": "the sky " * 20})
+
+
+@pytest.mark.proves("openai-chat", "outlives the log", "openai (Python)")
+async def test_an_answer_outlives_the_log(
+    gateway: Gateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+) -> None:
+    """After a day the database tells it, in the same chunks' terms."""
+    line = "#sim words=5 thinking=2 rate=0 tool=look"
+    made = await sdk.chat.completions.create(model=MODEL, messages=asked(line))
+    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn_of(made.id))))
+    chunks = [chunk async for chunk in await resumed(sdk, turn_of(made.id))]
+    assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
+    assert (said(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
+
+
+@pytest.mark.proves("openai-chat", "is cancelled", "openai (Python)")
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+    """By whoever may: its readers are told, and what was said stays in the history."""
+    name = f"to-cancel-{is_streamed}"
+    line = "#sim words=900 rate=50"
+    given = {"session_id": name}
+    chunks: list[ChatCompletionChunk] = []
+
+    async def turns() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await gateway.client.get(f"/v1/sessions/{name}/turns")).json().get("turns")
+        return found
+
+    async def read() -> None:
+        made: Any = await sdk.chat.completions.create(
+            model=MODEL, messages=asked(line), stream=is_streamed, extra_body=given
+        )
+        await kept(made, chunks)
+
+    reading = asyncio.create_task(read())
+    turn = (await until(turns))[0]["turn"]
+    await until(lambda: said(chunks) or not is_streamed)
+    assert (await gateway.client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
+    with pytest.raises(openai.APIError) as raised:
+        await reading
+    assert raised.value.code == "turn_cancelled"
+    assert (await gateway.client.get(f"/v1/turns/{turn}")).json()["outcome"] == "cancelled"
+
+
+@pytest.mark.proves("openai-chat", "a retry joins its turn", "openai (Python)")
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_a_retry_with_a_key_joins_the_turn_that_it_repeats(gateway: Gateway, *, is_streamed: bool) -> None:
+    """The SDK's own retry, after its connection went away under the answer: it sends the same key again."""
+    given = {"session_id": f"retried-{is_streamed}"}
+    async with Cutting(gateway.port, [Cut(0)]) as proxy, sdk_of(proxy.url, max_retries=1) as sdk:
+        made: Any = await sdk.chat.completions.create(
+            model=MODEL,
+            messages=asked(LINE),
+            stream=is_streamed,
+            extra_headers={"Idempotency-Key": f"key-{is_streamed}"},
+            extra_body=given,
+        )
+        text = said([chunk async for chunk in made]) if is_streamed else made.choices[0].message.content
+        assert (proxy.left, proxy.connections) == ([], 2)
+    page = (await gateway.client.get(f"/v1/sessions/{given['session_id']}/turns")).json()
+    assert [turn["text"] for turn in page["turns"]] == [text] == [TEXT]
+
+
+@pytest.mark.proves("openai-chat", "is taken up in another dialect", "openai (Python)")
+async def test_what_was_begun_here_is_taken_up_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """A cursor is the turn's, not the dialect's."""
+    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
+    got: list[ChatCompletionChunk] = []
+    async for chunk in stream:
+        got.append(chunk)
+        if len(said(got)) > 40:
+            break
+    for dialect in ("tailrace", "anthropic", "text", "openai-chat-usage"):
+        url = f"/v1/turns/{turn_of(got[0].id)}/events?dialect={dialect}&after={cursor_of(got[-1])}"
+        rest = (await gateway.client.get(url)).content
+        assert said(got) + SAYS[dialect](rest) == TEXT

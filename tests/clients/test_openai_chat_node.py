@@ -1,0 +1,31 @@
+"""`POST /v1/chat/completions` with OpenAI's JavaScript SDK, as it is: what it shows is what the log and SQLite have."""
+
+import pytest
+
+from tests.answering import words
+from tests.clients import node
+from tests.clients.conftest import told
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import KEY, Gateway
+
+
+@pytest.mark.proves("openai-chat", "whole", "openai (Node)")
+@pytest.mark.proves("openai-chat", "streams", "openai (Node)")
+@pytest.mark.proves("openai-chat", "tools", "openai (Node)")
+@pytest.mark.proves("openai-chat", "errors before the first word", "openai (Node)")
+@pytest.mark.proves("openai-chat", "errors in mid-stream", "openai (Node)")
+@pytest.mark.proves("openai-chat", "resumes after cuts", "openai (Node)")
+async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
+    """One process asks in every way: whole, streamed, with a tool that it runs itself, for errors, and through cuts."""
+    async with Cutting(gateway.port, seeded(5, 4, bytes_min=1200, bytes_max=3000)) as proxy:
+        whole, streamed, tools, refused, failed, resumed = await node.run(
+            "openai-chat.mjs", KEY, gateway.url, proxy.url
+        )
+        assert proxy.left == []
+    for shown, text in ((whole, words(5)), (streamed, words(5)), (resumed, words(40))):
+        turn = shown.pop("id").removeprefix("chatcmpl-")
+        assert shown.pop("text") == text == await told(gateway, turn)
+    assert (whole, streamed, resumed) == ({"usage": 5}, {"usage": 5}, {"cuts": 4, "end": "stop"})
+    assert tools == {"text": words(2), "ran": ["the sky"], "roles": ["user", "assistant", "tool", "assistant"]}
+    assert refused == {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}
+    assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}

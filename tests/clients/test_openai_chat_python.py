@@ -1,0 +1,240 @@
+"""`POST /v1/chat/completions` with OpenAI's Python SDK, as it is: what it shows is what the log and SQLite have."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from tests.answering import words
+from tests.clients.conftest import told
+from tests.clients.openai_chat import LINE, MODEL, TEXT, asked, kept, said, sdk_of, turn_of
+from tests.clients.river import ANSWERED, RHINE, River
+from tests.integration.conftest import KEY, Gateway
+
+LOOK: Any = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"query": {"type": "string"}}}},
+}
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    async with sdk_of(gateway.url) as client:
+        yield client
+
+
+async def last_call(claude: str) -> dict[str, Any]:
+    """What the model was asked last."""
+    async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
+        body: dict[str, Any] = (await client.get("/_sim/last")).json()["body"]
+        return body
+
+
+@pytest.mark.proves("openai-chat", "whole", "openai (Python)")
+async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """Text, finish reason and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
+    raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asked(LINE), temperature=0.5)
+    made = raw.parse()
+    (choice,) = made.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", TEXT, "stop")
+    assert made.usage is not None
+    assert (made.usage.completion_tokens, made.usage.total_tokens) == (40, 40 + made.usage.prompt_tokens)
+    turn = turn_of(made.id)
+    assert await told(gateway, turn) == TEXT
+    record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+    names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
+    assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
+
+
+@pytest.mark.proves("openai-chat", "streams", "openai (Python)")
+async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """The role first, then the text, the finish reason last; the same id and time in every chunk."""
+    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True)
+    chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert said(chunks) == TEXT == await told(gateway, turn_of(chunks[0].id))
+    assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert {chunk.usage for chunk in chunks} == {None}
+
+
+@pytest.mark.proves("openai-chat", "streams", "openai (Python), not async")
+async def test_an_answer_streams_without_asyncio(gateway: Gateway) -> None:
+    """With the usage at the end, as it was asked for."""
+
+    def read() -> list[ChatCompletionChunk]:
+        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+            counted: Any = {"include_usage": True}
+            return list(
+                client.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True, stream_options=counted)
+            )
+
+    *chunks, last = await asyncio.to_thread(read)
+    assert said(chunks) == TEXT == await told(gateway, turn_of(last.id))
+    assert (last.choices, last.usage and last.usage.completion_tokens) == ([], 40)
+
+
+@pytest.mark.proves("openai-chat", "thinking", "openai (Python)")
+async def test_the_models_thoughts_are_told(sdk: AsyncOpenAI) -> None:
+    """Under the name that other servers gave them, streamed and whole."""
+    line = "#sim words=2 thinking=3 rate=0"
+    made = await sdk.chat.completions.create(model=MODEL, messages=asked(line), reasoning_effort="low")
+    thoughts = (made.choices[0].message.model_extra or {})["reasoning_content"]
+    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(line), stream=True)
+    deltas = [chunk.choices[0].delta.model_extra or {} async for chunk in stream]
+    streamed = "".join(delta.get("reasoning_content", "") for delta in deltas)
+    assert (thoughts, streamed, made.choices[0].message.content) == (words(3, "t"), words(3, "t"), words(2))
+
+
+@pytest.mark.proves("openai-chat", "tools", "openai (Python)")
+async def test_a_tool_is_called_and_answers(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
+    """With the SDK's own accumulator; then the model is told what the tool said, and answers."""
+    line = '#sim words=2 rate=0 tool=look json={"query":"the sky, at night"}'
+    messages = asked(line)
+    async with sdk.chat.completions.stream(model=MODEL, messages=messages, tools=[LOOK]) as stream:
+        names = {event.type async for event in stream}
+        completion = await stream.get_final_completion()
+    assert {"chunk", "content.delta", "tool_calls.function.arguments.delta"} <= names
+    (choice,) = completion.choices
+    (call,) = choice.message.tool_calls or []
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", words(2))
+    assert (call.function.name, call.function.arguments) == ("look", '{"query":"the sky, at night"}')
+
+    answered: list[Any] = [
+        *messages,
+        choice.message.model_dump(),
+        {"role": "tool", "tool_call_id": call.id, "content": "Stars."},
+    ]
+    made = await sdk.chat.completions.create(model=MODEL, messages=answered, tools=[LOOK], parallel_tool_calls=False)
+    assert (made.choices[0].message.content, made.choices[0].finish_reason) == (words(2), "stop")
+    body = await last_call(claude)
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": words(2)},
+                {"type": "tool_use", "id": call.id, "name": "look", "input": {"query": "the sky, at night"}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "Stars."}]},
+    ]
+    assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+    assert [tool["name"] for tool in body["tools"]] == ["look"]
+
+
+@pytest.mark.proves("openai-chat", "structured output", "openai (Python)")
+async def test_an_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
+    """`parse` makes the schema and reads the answer; the model is given the schema as its own API has it."""
+    made = await sdk.chat.completions.parse(model=MODEL, messages=asked(ANSWERED), response_format=River)
+    assert made.choices[0].message.parsed == RHINE
+
+
+@pytest.mark.proves("openai-chat", "stop sequences and limits", "openai (Python)")
+async def test_an_answer_stops_where_it_is_told_to(sdk: AsyncOpenAI) -> None:
+    """Before a sequence; or at the limit, which is another finish reason."""
+    stopped = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stop=" w000002")
+    cut = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), max_completion_tokens=3)
+    ends = [(made.choices[0].message.content, made.choices[0].finish_reason) for made in (stopped, cut)]
+    assert ends == [(words(2), "stop"), (words(3), "length")]
+
+
+@pytest.mark.proves("openai-chat", "pictures and files", "openai (Python)")
+async def test_a_picture_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
+    """As its own API takes it, with the system's and the developer's words at the beginning."""
+    url = "data:image/png;base64,iVBORw0KGgo="
+    messages: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": LINE}, {"type": "image_url", "image_url": {"url": url}}]},
+        {"role": "developer", "content": "In English."},
+    ]
+    await sdk.chat.completions.create(model=MODEL, messages=messages)
+    body = await last_call(claude)
+    assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "In English."}]
+    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    content = [{"type": "text", "text": LINE}, {"type": "image", "source": source}]
+    assert body["messages"] == [{"role": "user", "content": content}]
+
+
+@pytest.mark.proves("openai-chat", "errors before the first word", "openai (Python)")
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_error_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+    """The SDK raises what OpenAI's own server would make it raise, with our code."""
+
+    async def refused(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
+        with pytest.raises(openai.APIStatusError) as raised:
+            await sdk.chat.completions.create(
+                **{"model": MODEL, "messages": asked(line), "stream": is_streamed, **given}
+            )
+        return type(raised.value), raised.value.code
+
+    assert await refused("#sim fault=429@0 retry_after=0") == (openai.RateLimitError, "backend_rate_limited")
+    assert await refused("#sim fault=529@0") == (openai.InternalServerError, "backend_overloaded")
+    assert await refused("#sim nonsense") == (openai.BadRequestError, "backend_refused_request")
+    assert await refused(model="gpt-4o") == (openai.BadRequestError, "model_unknown")
+    assert await refused(n=2) == (openai.BadRequestError, "request_invalid")
+    stranger = {"authorization": "Bearer nobodys"}
+    assert await refused(extra_headers=stranger) == (openai.AuthenticationError, "credential_invalid")
+
+
+@pytest.mark.proves("openai-chat", "errors in mid-stream", "openai (Python)")
+async def test_an_error_in_mid_stream_is_raised(sdk: AsyncOpenAI) -> None:
+    """After what was said; half an answer is not taken for a whole one."""
+    body = {"on_interrupt": "fail"}
+    stream = await sdk.chat.completions.create(
+        model=MODEL, messages=asked("#sim words=9 rate=0 fault=error@5"), stream=True, extra_body=body
+    )
+    chunks: list[ChatCompletionChunk] = []
+    with pytest.raises(openai.APIError) as raised:
+        await kept(stream, chunks)
+    assert (said(chunks), raised.value.code) == (words(5), "interrupted")
+
+
+@pytest.mark.proves("openai-chat", "sessions", "openai (Python)")
+async def test_a_session_remembers_what_its_client_does_not_tell(
+    gateway: Gateway, claude: str, sdk: AsyncOpenAI
+) -> None:
+    """Only the news, in the body or by the header; or all of it again; or all but what is edited, which is a branch."""
+
+    async def say(*messages: Any, **given: Any) -> tuple[str, list[Any]]:
+        made = await sdk.chat.completions.create(model=MODEL, messages=list(messages), **given)
+        return turn_of(made.id), (await last_call(claude))["messages"]
+
+    one, two, three = ({"role": "user", "content": f"#sim words={n} rate=0"} for n in (1, 2, 3))
+    answer, second = ({"role": "assistant", "content": words(n)} for n in (1, 2))
+    named = {"extra_body": {"session_id": "s1", "project_id": "p1"}}
+    first_turn, _ = await say(one, **named)
+    next_turn, asked_next = await say(two, extra_headers={"X-Session-ID": "s1"})
+    last_turn, asked_last = await say(one, answer, two, second, three, **named)
+    branch, asked_branch = await say(one, answer, three, **named)
+    assert asked_next == [one, answer, two]
+    assert asked_last == [one, answer, two, second, three]
+    assert asked_branch == [one, answer, three]
+    page = (await gateway.client.get("/v1/sessions/s1/turns")).json()["turns"]
+    parents = [(first_turn, None), (next_turn, first_turn), (last_turn, next_turn), (branch, first_turn)]
+    assert [(turn["turn"], turn["parent"]) for turn in page] == parents
+    with pytest.raises(openai.BadRequestError, match="x-session-id differ"):
+        await say(one, extra_headers={"X-Session-ID": "s2"}, **named)
+
+
+@pytest.mark.proves("openai-chat", "thinking and tools in a session", "openai (Python)")
+async def test_a_session_keeps_the_thoughts_that_its_client_cannot_send_back(claude: str, sdk: AsyncOpenAI) -> None:
+    """The API wants them with their signature beside a tool's result; this protocol has no place for that."""
+    line = "#sim words=2 thinking=3 rate=0 tool=look"
+    given = {"session_id": "thoughtful"}
+    messages: list[Any] = asked(line)
+    made = await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
+    said = made.choices[0].message
+    (call,) = said.tool_calls or []
+    messages += [said, {"role": "tool", "tool_call_id": call.id, "content": "Stars."}]
+    await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
+    _, answer, result = (await last_call(claude))["messages"]
+    thoughts, *others = answer["content"]
+    assert (thoughts["thinking"], thoughts["signature"][:3]) == (words(3, "t"), "sim")
+    assert [block["type"] for block in others] == ["text", "tool_use"]
+    assert result["content"][0]["tool_use_id"] == call.id

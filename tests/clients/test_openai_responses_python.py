@@ -1,0 +1,505 @@
+"""`/v1/responses` with OpenAI's Python SDK, as it is: cut, resumed, looked up again, and always the log's text."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from proto.entries import Failure
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.answering import words
+from tests.clients.conftest import Takeover, told
+from tests.clients.river import ANSWERED, RHINE, River
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget
+from tests.saying import SAYS
+from tests.until import until
+from tests.writing import Writer
+
+MODEL = "claude-haiku-5-5"
+LINE = "#sim words=40 rate=0"
+SLOW = "#sim words=40 rate=100"
+TEXT = words(40)
+PYTHON = "openai (Python)"
+DIALECT = "openai-responses"
+LOOK: Any = {
+    "type": "function",
+    "name": "look",
+    "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
+    "strict": False,
+}
+CUT = (openai.APIConnectionError, httpx2.TransportError)
+
+
+def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
+    """The SDK, pointed at a gateway; nothing else is told to it."""
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    async with sdk_of(gateway.url) as client:
+        yield client
+
+
+def turn_of(response_id: str) -> str:
+    return response_id.removeprefix("resp_")
+
+
+def said(events: list[Any]) -> str:
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
+
+
+def numbers(events: list[Any]) -> list[int]:
+    return [event.sequence_number for event in events]
+
+
+async def kept(stream: AsyncIterable[Any], events: list[Any]) -> None:
+    """Reads on, and keeps what came also when it breaks."""
+    async for event in stream:
+        events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks
+
+
+async def last_call(claude: str) -> dict[str, Any]:
+    """What the model was asked last."""
+    async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
+        body: dict[str, Any] = (await client.get("/_sim/last")).json()["body"]
+        return body
+
+
+async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
+    return (await sdk.responses.retrieve(response)).status not in ("queued", "in_progress")
+
+
+@pytest.mark.proves(DIALECT, "whole", PYTHON)
+async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """Text, status and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
+    raw = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, temperature=0.5, store=False)
+    made = raw.parse()
+    assert (made.output_text, made.status, made.object) == (TEXT, "completed", "response")
+    assert made.usage is not None
+    assert (made.usage.output_tokens, made.usage.total_tokens) == (40, 40 + made.usage.input_tokens)
+    turn = turn_of(made.id)
+    assert await told(gateway, turn) == TEXT
+    record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+    names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
+    assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "store, temperature"]
+    assert (await sdk.responses.retrieve(made.id)).to_dict() == made.to_dict()
+
+
+@pytest.mark.proves(DIALECT, "streams", PYTHON)
+async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """The raw events, and the SDK's own accumulator, which is strict about their order."""
+    events: list[Any] = []
+    await kept(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
+    assert numbers(events) == list(range(len(events)))
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert events[0].type == "response.created"
+    assert said(events) == TEXT == await told(gateway, turn_of(events[0].response.id))
+    async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
+        assert (await stream.get_final_response()).output_text == TEXT
+
+
+@pytest.mark.proves(DIALECT, "whole, streams, resumes", "openai (Python, sync)")
+async def test_the_sdk_without_asyncio_does_the_same(gateway: Gateway) -> None:
+    """`OpenAI` is another client within than `AsyncOpenAI`."""
+
+    def ask() -> tuple[str, str, str, list[int]]:
+        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk:
+            whole = sdk.responses.create(model=MODEL, input=LINE).output_text
+            with sdk.responses.stream(model=MODEL, input=LINE) as stream:
+                made = stream.get_final_response()
+            with sdk.responses.stream(response_id=made.id, starting_after=5) as again:
+                seen = [event.sequence_number for event in again]
+                return whole, made.output_text, again.get_final_response().output_text, seen[:2]
+
+    assert await asyncio.to_thread(ask) == (TEXT, TEXT, TEXT, [6, 7])
+
+
+@pytest.mark.proves(DIALECT, "tools", PYTHON)
+@pytest.mark.proves(DIALECT, "thinking", PYTHON)
+async def test_a_tool_is_called_and_answered(claude: str, sdk: AsyncOpenAI) -> None:
+    """By `previous_response_id`, and by sending all of it back: to the model it is the same conversation."""
+    line = '#sim words=2 rate=0 thinking=3 tool=look json={"query":"the sky"}'
+    async with sdk.responses.stream(model=MODEL, input=line, tools=[LOOK]) as stream:
+        kinds = {event.type async for event in stream}
+        made = await stream.get_final_response()
+    assert {"response.reasoning_summary_text.delta", "response.function_call_arguments.delta"} <= kinds
+    assert [item.type for item in made.output] == ["reasoning", "message", "function_call"]
+    call: Any = made.output[-1]
+    assert (call.name, call.arguments) == ("look", '{"query":"the sky"}')
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Stars."}
+    after = await sdk.responses.create(model=MODEL, previous_response_id=made.id, input=[output], tools=[LOOK])
+    assert after.output_text == words(2)
+    assert after.previous_response_id == made.id
+    known = (await last_call(claude))["messages"]
+    everything: list[Any] = [{"role": "user", "content": line}, *[item.to_dict() for item in made.output], output]
+    resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
+    assert resent.output_text == words(2)
+    told_again = (await last_call(claude))["messages"]
+    assert told_again == known
+    assert [block["type"] for block in known[1]["content"]] == ["thinking", "text", "tool_use"]
+    assert known[1]["content"][0]["signature"].startswith("sim")
+
+
+@pytest.mark.proves(DIALECT, "structured output", PYTHON)
+async def test_an_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
+    """`parse` makes the schema and reads the answer."""
+    made = await sdk.responses.parse(model=MODEL, input=ANSWERED, text_format=River)
+    assert made.output_parsed == RHINE
+
+
+@pytest.mark.proves(DIALECT, "stop sequences and limits", PYTHON)
+async def test_an_answer_at_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
+    """And says why; a stream ends with `response.incomplete`."""
+    made = await sdk.responses.create(model=MODEL, input=LINE, max_output_tokens=3)
+    assert (made.output_text, made.status) == (words(3), "incomplete")
+    assert made.incomplete_details is not None
+    assert made.incomplete_details.reason == "max_output_tokens"
+    stream = await sdk.responses.create(model=MODEL, input=LINE, max_output_tokens=3, stream=True)
+    assert [event.type async for event in stream][-1] == "response.incomplete"
+
+
+@pytest.mark.proves(DIALECT, "errors before the first word", PYTHON)
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_a_failure_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+    """The SDK raises what it would raise of OpenAI's own."""
+    with pytest.raises(openai.InternalServerError) as refused:
+        await sdk.responses.create(model=MODEL, input="#sim words=5 fault=529@0", stream=is_streamed)
+    assert (refused.value.status_code, refused.value.code) == (529, "backend_overloaded")
+    with pytest.raises(openai.BadRequestError, match="web_search"):
+        await sdk.responses.create(model=MODEL, input="hi", tools=[{"type": "web_search"}], stream=is_streamed)
+    with pytest.raises(openai.BadRequestError, match="there is no model `"):
+        await sdk.responses.create(model="gpt-6-astra", input="hi", stream=is_streamed)
+
+
+@pytest.mark.proves(DIALECT, "errors in mid-stream", PYTHON)
+async def test_a_failure_in_mid_stream_is_told(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """`response.failed` with OpenAI's code and our sentence; and so it is when it is looked up."""
+    events: list[Any] = []
+    asked = {"on_interrupt": "fail"}
+    stream = await sdk.responses.create(
+        model=MODEL, input="#sim words=9 rate=0 fault=error@5", stream=True, extra_body=asked
+    )
+    await kept(stream, events)
+    end = events[-1]
+    assert end.type == "response.failed"
+    assert (said(events), end.response.output_text) == (words(5), words(5))
+    assert end.response.error is not None
+    assert (end.response.status, end.response.error.code) == ("failed", "server_error")
+    looked_up = await sdk.responses.retrieve(end.response.id)
+    assert (looked_up.status, looked_up.error) == ("failed", end.response.error)
+
+
+@pytest.mark.proves(DIALECT, "heartbeats before the first delta", PYTHON)
+async def test_silence_is_filled_with_comments(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """The SDK reads over them; between two events, and with a response that says that it is there."""
+    patient = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=0.6", "stream": True}
+    response = await patient.client.post("/v1/responses", json=line)
+    head, *_, rest = response.content.split(b": hb\n")
+    assert b"event: response.created" in head
+    assert b"delta" not in head
+    assert b"response.output_text.delta" in rest
+    assert SAYS[DIALECT](response.content) == words(3)
+    async with sdk_of(patient.url) as sdk, sdk.responses.stream(model=MODEL, input=str(line["input"])) as stream:
+        assert (await stream.get_final_response()).output_text == words(3)
+
+
+@pytest.mark.proves(DIALECT, "resumes after cuts", PYTHON)
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_stream_that_was_cut_is_resumed_where_it_was(
+    house: House, gateway: Gateway, new_gateway: NewGateway, seed: int
+) -> None:
+    """`retrieve(stream=True, starting_after=N)`, at another gateway: each event once, however often it is cut."""
+    second_gateway = await new_gateway(house.nats_url)
+    cuts = seeded(seed, 4, bytes_min=2600, bytes_max=4500)
+    events: list[Any] = []
+    async with Cutting(gateway.port, cuts[:1]) as first, Cutting(second_gateway.port, cuts[1:]) as second:
+        async with sdk_of(first.url) as sdk:
+            with pytest.raises(CUT):
+                await kept(
+                    await sdk.responses.create(model=MODEL, input="#sim words=120 rate=250", stream=True), events
+                )
+        assert events[0].type == "response.created"
+        response = events[0].response.id
+        async with sdk_of(second.url) as sdk:
+            while events[-1].type != "response.completed":
+                last = events[-1].sequence_number
+                with suppress(*CUT):
+                    await kept(
+                        await sdk.responses.retrieve(response, stream=True, starting_after=last),
+                        events,
+                    )
+        assert first.left == second.left == []
+    assert numbers(events) == list(range(len(events)))
+    assert said(events) == words(120) == await told(gateway, turn_of(response))
+
+
+@pytest.mark.proves(DIALECT, "resumes when its gateway goes away", PYTHON)
+async def test_a_stream_that_its_gateway_closes_is_no_whole_answer(
+    house: House, gateway: Gateway, new_gateway: NewGateway
+) -> None:
+    """A gateway that stops breaks its streams off, so that the SDK raises; another goes on."""
+    leaving = await new_gateway(house.nats_url)
+    events: list[Any] = []
+    async with sdk_of(leaving.url) as sdk:
+        stream = await sdk.responses.create(model=MODEL, input="#sim words=120 rate=100", stream=True)
+        reading = asyncio.create_task(kept(stream, events))
+        await until(lambda: bool(said(events)))
+        leaving.stopping.set()
+        with pytest.raises(CUT):
+            await reading
+    async with sdk_of(gateway.url) as sdk:
+        response, last = events[0].response.id, events[-1].sequence_number
+        await kept(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
+    assert numbers(events) == list(range(len(events)))
+    assert said(events) == words(120) == await told(gateway, turn_of(response))
+
+
+@pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", PYTHON)
+async def test_the_accumulator_resumes_too(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """`.stream(response_id=, starting_after=)` reads all of it, and shows what is new."""
+    shown: list[Any] = []
+    cuts = seeded(3, 1, bytes_min=3000, bytes_max=4500)
+    async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as cut:
+        with pytest.raises(CUT):
+            async with cut.responses.stream(model=MODEL, input=SLOW) as stream:
+                await kept(stream, shown)
+        assert proxy.left == []
+    response = shown[0].response.id
+    last = shown[-1].sequence_number
+    async with sdk.responses.stream(response_id=response, starting_after=last) as stream:
+        await kept(stream, shown)
+        final = await stream.get_final_response()
+    assert numbers(shown) == list(range(len(shown)))
+    assert said(shown) == final.output_text == TEXT == await told(gateway, turn_of(response))
+
+
+@pytest.mark.proves(DIALECT, "a generator killed in mid-answer", PYTHON)
+async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+    """The stream that it has goes on where it was."""
+    async with sdk_of(takeover.gateway.url) as sdk:
+        reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=SLOW, stream=True))
+        events: list[Any] = []
+        async with takeover.killed_after(15):
+            await kept(await reading, events)
+    assert events[-1].type == "response.completed"
+    assert numbers(events) == list(range(len(events)))
+    assert said(events) == TEXT == await told(takeover.gateway, turn_of(events[-1].response.id))
+
+
+@pytest.mark.proves(DIALECT, "an answer that begins anew", PYTHON)
+async def test_an_answer_that_begins_anew_is_never_mixed_with_the_old(takeover: Takeover) -> None:
+    """Half a thought cannot be gone on from: its reader is told to ask again, and whoever does gets the new answer."""
+    events: list[Any] = []
+    async with sdk_of(takeover.gateway.url) as sdk:
+        # Among its first entries are attempt, message_start and block start; the thoughts come after those.
+        line = "#sim words=5 rate=20 thinking=20"
+        reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=line, stream=True))
+        async with takeover.killed_after(8):
+            with pytest.raises(CUT):
+                await kept(await reading, events)
+            assert (events[0].type, events[-1].type) == ("response.created", "error")
+            response = events[0].response.id
+            again: list[Any] = []
+            await kept(await sdk.responses.retrieve(response, stream=True), again)
+            beyond = events[-1].sequence_number
+            further: list[Any] = []
+            await kept(await sdk.responses.retrieve(response, stream=True, starting_after=beyond), further)
+    assert said(again) == words(5) == await told(takeover.gateway, turn_of(response))
+    assert again[0].type == "response.created"
+    assert [event.to_dict() for event in again] == [event.to_dict() for event in further]
+    assert numbers([*events, *again]) == list(range(len(events) + len(again)))
+
+
+@pytest.mark.proves(DIALECT, "is cancelled", PYTHON)
+async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """By whoever may: its readers are told, and what was said stays."""
+    events: list[Any] = []
+    stream = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", stream=True)
+    reading = asyncio.create_task(kept(stream, events))
+    await until(lambda: bool(said(events)))
+    assert events[0].type == "response.created"
+    cancelled = await sdk.responses.cancel(events[0].response.id)
+    await reading
+    end = events[-1]
+    assert end.type == "response.incomplete"
+    assert (cancelled.status, end.response.status) == ("cancelled", "cancelled")
+    assert said(events) == cancelled.output_text == end.response.output_text
+    again = await sdk.responses.cancel(cancelled.id)
+    assert again.to_dict() == cancelled.to_dict()
+
+
+@pytest.mark.proves(DIALECT, "in the background", PYTHON)
+async def test_an_answer_goes_on_in_the_background(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """It is there at once, to be looked at until it has ended; and its stream can be taken up at any time."""
+    queued = await sdk.responses.create(model=MODEL, input=SLOW, background=True)
+    assert queued.status in ("queued", "in_progress")
+    events: list[Any] = []
+    await kept(await sdk.responses.retrieve(queued.id, stream=True), events)
+    await until(lambda: is_ended(sdk, queued.id))
+    assert (await sdk.responses.retrieve(queued.id)).output_text == TEXT
+    assert said(events) == TEXT == await told(gateway, turn_of(queued.id))
+    events.clear()
+    await kept(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
+    assert (events[0].type, said(events), events[-1].type) == ("response.created", TEXT, "response.completed")
+
+
+@pytest.mark.proves(DIALECT, "a late joiner's snapshot", PYTHON)
+async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
+    """`snapshot=1`: one delta for what was said, then live; the numbers meet those of who was there from the start."""
+    writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
+    await writer.open(*"abcdefgh")
+    late: list[Any] = []
+    early: list[Any] = []
+    async with sdk_of(lone_gateway.url) as sdk:
+        response = f"resp_{writer.key.turn}"
+        joining = await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
+        watching = await sdk.responses.retrieve(response, stream=True)
+        reading = asyncio.gather(kept(joining, late), kept(watching, early))
+        await until(lambda: said(late) == said(early) == "abcdefgh")
+        await writer.say("i", "j")
+        await writer.end()
+        await reading
+        async with sdk.responses.stream(response_id=response) as stream:
+            assert (await stream.get_final_response()).output_text == "abcdefghij"
+    deltas = [event.delta for event in late if event.type == "response.output_text.delta"]
+    assert deltas == ["abcdefgh", "i", "j"]
+    assert numbers(late) == numbers(early)[-len(late) :]
+    assert late[-1].to_dict() == early[-1].to_dict()
+
+
+@pytest.mark.proves(DIALECT, "resumed in another dialect", PYTHON)
+async def test_a_turn_is_begun_in_one_dialect_and_read_in_another(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """A turn's id is a response's, and a response's id a turn's."""
+    made = await sdk.responses.create(model=MODEL, input=LINE)
+    for dialect in ("tailrace", "anthropic", "openai-chat", DIALECT):
+        sent = await gateway.client.get(f"/v1/turns/{turn_of(made.id)}/events?dialect={dialect}")
+        assert SAYS[dialect](sent.content) == TEXT
+    accepted = (await gateway.client.post("/v1/turns", json={"message": SLOW})).json()
+    async with sdk.responses.stream(response_id=f"resp_{accepted['turn']}") as stream:
+        assert (await stream.get_final_response()).output_text == TEXT
+    assert (await sdk.responses.retrieve(accepted["turn"])).id == f"resp_{accepted['turn']}"
+
+
+@pytest.mark.proves(DIALECT, "found after the log has forgotten", PYTHON)
+async def test_the_database_tells_what_the_log_has_forgotten(
+    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+) -> None:
+    """Looked up, it is the same; streamed, the SDK's accumulator has it all; resumed, nothing is said twice."""
+    line = '#sim words=9 rate=0 thinking=2 tool=look json={"query":"the sky"}'
+    made = await sdk.responses.create(model=MODEL, input=line, tools=[LOOK])
+    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn_of(made.id))))
+    # Another gateway, for the first may have the turn in memory yet.
+    other = await new_gateway(house.nats_url)
+    events: list[Any] = []
+    async with sdk_of(other.url) as later:
+        assert (await later.responses.retrieve(made.id)).to_dict() == made.to_dict()
+        async with later.responses.stream(response_id=made.id) as stream:
+            final = await stream.get_final_response()
+        await kept(await later.responses.retrieve(made.id, stream=True, starting_after=6), events)
+    assert [item.to_dict()["id"] for item in final.output] == [item.to_dict()["id"] for item in made.output]
+    assert final.output_text == made.output_text == words(9)
+    assert numbers(events) == list(range(7, 7 + len(events)))
+    assert said(events) == ""
+    assert (events[-1].type, events[-1].response.to_dict()) == ("response.completed", made.to_dict())
+
+
+@pytest.mark.proves(DIALECT, "conversations", PYTHON)
+async def test_where_a_response_goes_on(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
+    """After a response, or in a conversation that any name begins; what is not there is not found."""
+    first = await sdk.responses.create(model=MODEL, input=LINE, conversation="conv-1", instructions="Be brief.")
+    second = await sdk.responses.create(model=MODEL, input="#sim words=2 rate=0", conversation={"id": "conv-1"})
+    third = await sdk.responses.create(model=MODEL, input="#sim words=3 rate=0", previous_response_id=first.id)
+    assert second.conversation == third.conversation == first.conversation
+    assert (second.previous_response_id, third.previous_response_id) == (first.id, first.id)
+    asked = await last_call(claude)
+    assert [message["role"] for message in asked["messages"]] == ["user", "assistant", "user"]
+    assert "system" not in asked
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.create(model=MODEL, input="hi", previous_response_id=f"resp_{new_id()}")
+    running = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", background=True)
+    with pytest.raises(openai.ConflictError):
+        await sdk.responses.create(model=MODEL, input="hi", previous_response_id=running.id)
+    await sdk.responses.cancel(running.id)
+
+
+@pytest.mark.proves(DIALECT, "input items", PYTHON)
+async def test_what_was_asked_is_listed(sdk: AsyncOpenAI) -> None:
+    """Newest first, by page, as the SDK asks for it."""
+    texts = ["one", "two", "three", "#sim words=1 rate=0"]
+    made = await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": text} for text in texts])
+
+    async def listed(**given: Any) -> list[str]:
+        found: list[Any] = [item async for item in sdk.responses.input_items.list(made.id, **given)]
+        return [item.content[0].text for item in found]
+
+    assert await listed() == texts[::-1]
+    assert await listed(order="asc", limit=1) == texts
+
+
+@pytest.mark.proves(DIALECT, "deleted", PYTHON)
+async def test_a_deleted_response_is_not_there(sdk: AsyncOpenAI) -> None:
+    """Neither to look at nor to go on from."""
+    made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
+    await sdk.responses.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.retrieve(made.id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.create(model=MODEL, input="hi", previous_response_id=made.id)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("stream=maybe", "`stream`"),
+        ("stream=true&starting_after=-1", "cursor"),
+        ("stream=true&starting_after=1&snapshot=1", "either"),
+    ],
+)
+async def test_a_wrong_question_about_a_response_is_refused(sdk: AsyncOpenAI, query: str, said: str) -> None:
+    """With what would be right."""
+    made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
+    with pytest.raises(openai.BadRequestError, match=said):
+        await sdk.get(f"/responses/{made.id}?{query}", cast_to=object)
+    for wrong in (
+        "limit=0",
+        "limit=x",
+        f"limit=000000001{'0' * 5000}",
+        "limit=1000000001",
+        "order=up",
+        "after=nothing",
+    ):
+        with pytest.raises(openai.BadRequestError):
+            await sdk.get(f"/responses/{made.id}/input_items?{wrong}", cast_to=object)
+
+
+@pytest.mark.proves(DIALECT, "a repeated POST is one turn", PYTHON)
+async def test_a_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """With an `Idempotency-Key`: the same response, in the words of the same stream."""
+    headers = {"Idempotency-Key": new_id()}
+    made = [
+        await sdk.responses.create(model=MODEL, input=LINE, extra_headers=headers),
+        await sdk.responses.create(model=MODEL, input=LINE, extra_headers=headers),
+    ]
+    assert made[0].to_dict() == made[1].to_dict()
+
+
+def test_a_failure_has_a_code_that_openai_knows() -> None:
+    """Its list is closed; ours stands beside it."""
+    from gateway.dialects.response import error
+
+    codes = ("backend_rate_limited", "backend_refused_request", "backend_overloaded")
+    assert [error(Failure(code, "?"))["code"] for code in codes] == [
+        "rate_limit_exceeded",
+        "invalid_prompt",
+        "server_error",
+    ]

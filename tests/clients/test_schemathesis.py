@@ -1,0 +1,74 @@
+"""Schemathesis over the API's document: whatever is asked, nothing answers with 5xx, and every refusal is the envelope.
+
+How much is tried is bounded here; `make fuzz` tries more.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from gateway.problem import Envelope
+from proto.ids import Tenant
+from tests import processes
+from tests.integration.conftest import KEY, House, api_keys
+from tests.processes import Process
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
+CASES = int(os.environ.get("SCHEMATHESIS_CASES", "8"))
+SCHEMA = schemathesis.openapi.from_path(DOCUMENT)
+OPERATIONS: dict[str, Any] = {one.ok().label: one.ok() for one in SCHEMA.get_all_operations()}  # type: ignore[union-attr]
+# Where nothing can be said, nothing can be said wrongly.
+ASKED = [
+    pytest.param(label, mode, id=f"{label} {mode.value}")
+    for label, operation in OPERATIONS.items()
+    for mode in GenerationMode
+    if mode is GenerationMode.POSITIVE or [*operation.iter_parameters(), *operation.body]
+]
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def fuzzed(house: House, generator: Process, persistence: Process) -> AsyncIterator[str]:
+    """A gateway of its own process: Schemathesis asks in a thread of ours. Answers are short."""
+    del generator, persistence
+    keys = api_keys(Tenant("schemathesis"))
+    given = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_HEARTBEAT_S": 1}
+    async with processes.gateway(house.folder, house.nats_url, **given) as process:
+        yield process.url
+
+
+@pytest.mark.parametrize(("label", "mode"), ASKED)
+def test_whatever_is_asked_nothing_breaks(fuzzed: str, label: str, mode: GenerationMode) -> None:
+    """Bodies that fit the document and bodies that do not: an answer that the document tells of, never a 5xx."""
+    operation = OPERATIONS[label]
+
+    @seed(7)
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        response = case.call(base_url=fuzzed, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
+        case.validate_response(response, checks=CHECKS)
+        if response.status_code >= 400:
+            msgspec.json.decode(response.content, type=Envelope)
+
+    ask()

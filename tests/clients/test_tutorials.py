@@ -1,0 +1,245 @@
+"""The routes that tutorials teach, with loops like theirs: they show the log's text, and what they lose is not lost."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+
+from proto.entries import Failure
+from proto.ids import Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.answering import words
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cut, Cutting, seeded
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.saying import SAYS
+from tests.writing import Writer
+
+TEXT = words(40)
+LINE = "#sim words=40 rate=200"
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[httpx.AsyncClient]:
+    """A tutorial's page: it keeps its cookies, and has a key only because these gateways ask for one."""
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=20) as client:
+        yield client
+
+
+async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """What a loop over `data: ` lines gets."""
+    async with page.stream("POST", url, json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        yield {"turn": response.headers["tailrace-turn"]}
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+@pytest.mark.proves("delta", "streams", "a tutorial's fetch loop")
+async def test_the_streaming_tutorials_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """`delta`, `delta`, …, `done`: the three kinds that its page knows, and no other."""
+    body = {"message": LINE, "max_tokens": 100, "system": "Be brief."}
+    turn, *events = [event async for event in lines_of(page, f"{gateway.url}/chat/stream", body)]
+    assert {event["type"] for event in events[:-1]} == {"delta"}
+    assert events[-1] == {"type": "done"}
+    assert "".join(event["text"] for event in events[:-1]) == TEXT == await told(gateway, turn["turn"])
+
+
+@pytest.mark.proves("delta", "goes on after a cut", "a tutorial's fetch loop")
+async def test_a_tutorials_stream_that_was_cut_is_taken_up(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """Its page knows no resume. Whoever adds one line has it: the same turn, from the last id on, in the same words."""
+    sent = b""
+    async with Cutting(gateway.port, [Cut(1000)]) as proxy:
+        with suppress(httpx.TransportError):
+            async with page.stream("POST", f"{proxy.url}/chat/stream", json={"message": LINE}) as response:
+                turn = response.headers["tailrace-turn"]
+                async for piece in response.aiter_raw():
+                    sent += piece
+        assert proxy.left == []
+    sent = sent[: sent.rindex(b"\n\n") + 2]
+    last = [line for line in sent.splitlines() if line.startswith(b"id: ")][-1].removeprefix(b"id: ").decode()
+    url = f"{gateway.url}/v1/turns/{turn}/events?dialect=delta"
+    rest = (await page.get(url, headers={"last-event-id": last})).content
+    assert SAYS["delta"](sent) not in ("", TEXT)
+    assert SAYS["delta"](sent) + SAYS["delta"](rest) == TEXT == await told(gateway, turn)
+
+
+@pytest.mark.proves("delta", "a generator killed in mid-answer", "a tutorial's fetch loop")
+async def test_a_tutorials_page_does_not_notice_that_a_generator_died(
+    takeover: Takeover, page: httpx.AsyncClient
+) -> None:
+    """It cannot come back, and has not to: the stream that it has goes on."""
+    url = f"{takeover.gateway.url}/chat/stream"
+
+    async def loop() -> list[dict[str, Any]]:
+        return [event async for event in lines_of(page, url, {"message": LINE})]
+
+    showing = asyncio.create_task(loop())
+    async with takeover.killed_after(15):
+        turn, *events = await showing
+    assert "".join(event.get("text", "") for event in events) == TEXT == await told(takeover.gateway, turn["turn"])
+
+
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (
+            Failure("backend_rate_limited", "slow down", 6.2),
+            {"type": "error", "error": "rate_limit", "message": "slow down", "retry_after": 7},
+        ),
+        (
+            Failure("backend_overloaded", "too many"),
+            {"type": "error", "error": "overloaded", "message": "too many"},
+        ),
+    ],
+)
+async def test_a_failure_is_told_in_the_tutorials_own_words(
+    lone_gateway: Gateway,
+    log: TurnLog,
+    tenant: Tenant,
+    page: httpx.AsyncClient,
+    failure: Failure,
+    shown: dict[str, Any],
+) -> None:
+    """A word, a sentence, and in how many whole seconds to ask again where the model has said so."""
+    events = lines_of(page, f"{lone_gateway.url}/chat/stream", {"message": "hi"})
+    turn = (await anext(events))["turn"]
+    writer = Writer(log, TurnKey(tenant, TurnId(turn)))
+    writer.chain = (await log.turn(writer.key)).chain
+    await writer.begin("half")
+    await writer.end("failed", failure)
+    assert [event async for event in events] == [{"type": "delta", "text": "half"}, shown]
+
+
+@pytest.mark.proves("text", "a conversation by cookie", "a tutorial's chat page")
+async def test_the_cookies_conversation_outlives_the_gateway(
+    gateway: Gateway, house: House, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
+) -> None:
+    """Bare text; the second message is answered by another gateway, and the model is told of the first."""
+    first = await page.post(f"{gateway.url}/chat", json={"message": f"one\n{LINE}"})
+    assert (first.text, first.headers["content-type"]) == (TEXT, "text/plain; charset=utf-8")
+    cookie = first.headers["set-cookie"]
+    assert {"HttpOnly", "SameSite=Lax", "Path=/chat"} <= set(cookie.split("; "))
+    await gateway.stop()
+    later = await new_gateway(house.nats_url)
+    second = await page.post(f"{later.url}/chat", json={"message": f"two\n{LINE}"})
+    asked = (await page.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    assert [message["content"] for message in asked] == [f"one\n{LINE}", TEXT, f"two\n{LINE}"]
+    assert first.headers["x-session-id"] == second.headers["x-session-id"]
+    assert await told(later, second.headers["tailrace-turn"]) == TEXT
+
+
+@pytest.mark.parametrize("cookie", ["", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"])
+async def test_a_cookie_that_is_none_of_ours_begins_a_conversation(
+    gateway: Gateway, page: httpx.AsyncClient, cookie: str
+) -> None:
+    """Nobody gets into a conversation by making up its name, and none is called what a page says."""
+    line = {"message": "#sim words=1 rate=0"}
+    said = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
+    name = said.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
+    assert said.status_code == 200
+    assert len(name) == 32
+    assert cookie != name
+    assert said.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+async def test_nobody_is_told_anothers_cookie(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """It is HttpOnly: neither the list of sessions nor any header may tell it to whoever has the tenant's key."""
+    said = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
+    listed = await page.get(f"{gateway.url}/v1/sessions")
+    assert said.headers["x-session-id"] in listed.text
+    assert page.cookies["tailrace_chat"] not in f"{listed.text} {said.headers['x-session-id']}"
+
+
+async def test_an_idempotency_key_is_of_one_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """Who sends the same key and words with another cookie is not told what the first was answered."""
+
+    async def ask(cookie: str) -> httpx.Response:
+        headers = {"idempotency-key": "key-1", "cookie": f"tailrace_chat={cookie * 32}"}
+        return await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"}, headers=headers)
+
+    first, again, other = await ask("a"), await ask("a"), await ask("b")
+    assert first.headers["tailrace-turn"] == again.headers["tailrace-turn"]
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.proves("content", "streams", "a tutorial's fetch loop")
+async def test_the_proxied_tutorials_loop_shows_the_answer(
+    gateway: Gateway, page: httpx.AsyncClient, claude: str
+) -> None:
+    """`{"content"}` and nothing else; what its system says goes where Anthropic's API wants it."""
+    body = {
+        "model": "claude-haiku-5-5",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": "two"},
+            {"role": "user", "content": LINE},
+        ],
+    }
+    turn, *events = [event async for event in lines_of(page, f"{gateway.url}/ai/chat", body)]
+    assert {tuple(event) for event in events} == {("content",)}
+    assert "".join(event["content"] for event in events) == TEXT == await told(gateway, turn["turn"])
+    asked = (await page.get(f"{claude}/_sim/last")).json()["body"]
+    assert (asked["model"], asked["system"], len(asked["messages"])) == ("claude-haiku-5-5", "Be brief.", 3)
+
+
+@pytest.mark.proves("job", "resumes after cuts", "httpx-sse")
+async def test_a_job_is_started_watched_and_cut_and_complete_says_it_all(
+    gateway: Gateway, page: httpx.AsyncClient
+) -> None:
+    """202 with its id; then `progress`, …, `complete` with the whole result, however often the page is cut off."""
+    started = await page.post(f"{gateway.url}/api/start-job", json={"prompt": LINE})
+    job = started.json()["job_id"]
+    assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
+    sent, last = b"", "0"
+    async with Cutting(gateway.port, seeded(11, count=3, bytes_max=1500)) as proxy:
+        while b"event: complete" not in sent:
+            with suppress(httpx.TransportError):
+                url = f"{proxy.url}/api/stream/{job}"
+                async with aconnect_sse(page, "GET", url, headers={"last-event-id": last}) as source:
+                    async for event in source.aiter_sse():
+                        sent += f"event: {event.event}\ndata: {event.data}\n\n".encode()
+                        last = event.id
+        assert proxy.left == []
+    pieces = [json.loads(line.removeprefix(b"data: ")) for line in sent.splitlines() if line.startswith(b"data: ")]
+    assert "".join(piece.get("text", "") for piece in pieces) == TEXT
+    assert (pieces[-1]["type"], pieces[-1]["status"], pieces[-1]["result"]) == ("complete", "completed", TEXT)
+    assert await told(gateway, job) == TEXT
+
+
+async def test_a_job_that_was_watched_to_its_end_is_over(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """An EventSource comes back after every end, until it is told 204."""
+    job = (await page.post(f"{gateway.url}/api/start-job", json={"message": "#sim words=1 rate=0"})).json()["job_id"]
+    async with aconnect_sse(page, "GET", f"{gateway.url}/api/stream/{job}") as source:
+        events = [event async for event in source.aiter_sse()]
+    again = await page.get(f"{gateway.url}/api/stream/{job}", headers={"last-event-id": events[-1].id})
+    assert again.status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat/stream", {}),
+        ("/chat/stream", {"message": "hi", "stream": True}),
+        ("/chat", {"message": 5}),
+        ("/ai/chat", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("/ai/chat", {"messages": []}),
+        ("/api/start-job", {}),
+        ("/api/start-job", {"prompt": "a", "message": "b"}),
+    ],
+)
+async def test_what_a_tutorials_body_lacks_is_said(
+    gateway: Gateway, page: httpx.AsyncClient, path: str, body: object
+) -> None:
+    """400 in the one envelope, before anything is asked."""
+    refused = await page.post(f"{gateway.url}{path}", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")

@@ -1,0 +1,109 @@
+"""A chat's history is what AI SDK makes of its stream: a page shows the same, whether it was there or comes later."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from gateway.dialects.ui import UI, chunks
+from gateway.protocols import ui_message
+from proto import events
+from proto.entries import Failure, Message
+from proto.ids import Tenant, TurnId
+from proto.records import TurnRecord, record
+from proto.subjects import TurnKey
+from tests.clients import node
+from tests.handwritten import Handwritten, opening
+
+ALICE = Tenant("alice")
+OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
+CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+SEARCH = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}}
+FOUND = {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"url": "https://a"}]}
+CITED = {"type": "web_search_result_location", "url": "https://a", "title": "A", "cited_text": "a"}
+
+
+class Block(NamedTuple):
+    start: dict[str, Any]
+    deltas: Sequence[events.Delta] = ()
+    is_closed: bool = True
+
+
+def told(outcome: Any, *blocks: Block) -> Handwritten:
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0])
+    for index, block in enumerate(blocks):
+        log.hear(events.BlockStart(index, block.start), *(events.BlockDelta(index, delta) for delta in block.deltas))
+        if block.is_closed:
+            log.hear(events.BlockStop(index))
+    log.end(outcome, OVERLOADED if outcome == "failed" else None)
+    return log
+
+
+TEXT = Block(
+    {"type": "text", "text": ""}, [events.TextDelta("a "), events.TextDelta("b"), events.CitationsDelta(CITED)]
+)
+THOUGHT = Block({"type": "thinking"}, [events.ThinkingDelta("hm"), events.SignatureDelta("sig")])
+HIDDEN = Block({"type": "redacted_thinking", "data": "xyz"})
+CALLED = Block(CALL, [events.InputJsonDelta('{"q":'), events.InputJsonDelta(" [1]}")])
+SEARCHED = (Block(SEARCH, [events.InputJsonDelta('{"query":"a"}')]), Block(FOUND))
+HALF = Block({"type": "text", "text": ""}, [events.TextDelta("half")], is_closed=False)
+HALF_A_CALL = Block(CALL, [events.InputJsonDelta('{"q')], is_closed=False)
+
+LOGS = {
+    "text and thought": told("completed", THOUGHT, TEXT),
+    "hidden thought": told("completed", HIDDEN, TEXT),
+    "a call": told("completed", THOUGHT, TEXT, CALLED),
+    "a search": told("completed", TEXT, *SEARCHED),
+    "failed": told("failed", THOUGHT, TEXT),
+    "cancelled": told("cancelled", THOUGHT, HALF),
+    "half a call": told("cancelled", TEXT, HALF_A_CALL),
+    "nothing": told("completed"),
+}
+
+
+def streamed(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
+    state, data = UI.start(TurnKey(ALICE, TurnId(turn))), b""
+    for stored in log.stored:
+        frame, state = UI.render(state, stored)
+        data += frame.data
+    lines = [line.removeprefix(b"data: ") for line in data.splitlines() if line.startswith(b"data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def recorded(log: Handwritten, turn: str = "t1") -> TurnRecord:
+    return record(TurnKey(ALICE, TurnId(turn)), log.turn)
+
+
+def plain(value: object) -> Any:
+    return json.loads(msgspec.json.encode(value))
+
+
+@pytest.mark.proves("ui", "found in the history", "ai (Node)")
+async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
+    """Every kind of part, from the log's stream and from the database's, and how a message ends."""
+    live = [streamed(log) for log in LOGS.values()]
+    late = [plain(chunks(recorded(log))) for log in LOGS.values()]
+    seen = await node.run("messages.mjs", json.dumps(live + late))
+    kept = [plain(ui_message.messages([recorded(log)])[1]) for log in LOGS.values()]
+    assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
+    assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
+
+
+@pytest.mark.proves("ui", "an answer that goes on after a tool", "ai (Node)")
+async def test_a_message_of_two_turns_is_one_in_the_history() -> None:
+    """The tool's result stands in the call, and what follows in a step of its own."""
+    call = recorded(LOGS["a call"])
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": '{"found":1}'}]}
+    rest = told("completed", TEXT)
+    after = msgspec.structs.replace(
+        recorded(rest, "t2"), parent="t1", metadata={"ui_message": "msg_t1"}, input=[Message("user", [result])]
+    )
+    output = {"type": "tool-output-available", "toolCallId": "c1", "output": {"found": 1}}
+    (seen,) = await node.run("messages.mjs", json.dumps([plain([*chunks(call), output, *chunks(after)])]))
+    _, kept = ui_message.messages([call, after])
+    assert plain(kept) == seen

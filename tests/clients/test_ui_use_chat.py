@@ -1,0 +1,165 @@
+"""`useChat` with `resume: true` in Chromium, in StrictMode: what a person sees is what the log and SQLite have."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.answering import words
+from tests.clients import node
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import Gateway, House, NewGateway
+
+LONG = "#sim words=100 rate=25"
+QUICK = "#sim words=100 rate=80"
+TEXT = words(100)
+
+Json = dict[str, Any]
+
+
+async def done(browser: str, *cases: tuple[str, str, Json]) -> list[Json]:
+    """What is seen in the end by whoever does what `cases` say, each in a chat of its own."""
+    arguments = [
+        text for what, url, given in cases for text in (what, url, json.dumps({"id": f"chat-{what}", **given}))
+    ]
+    return await node.run("chat.mjs", *arguments, CHROMIUM=browser, deadline_s=50.0)
+
+
+async def history(gateway: Gateway, chat: str) -> list[Json]:
+    response = await gateway.client.get(f"/api/chat/{chat}/messages")
+    assert response.status_code == 200, response.text
+    messages: list[Json] = response.json()
+    return messages
+
+
+def turn_of(seen: Json) -> str:
+    turn: str = seen["messages"][-1]["metadata"]["turn"]
+    return turn
+
+
+def without_ids(messages: list[Json]) -> list[Json]:
+    """A page names its user's messages itself, and says so to nobody who would keep it."""
+    return [message if message["role"] == "assistant" else {**message, "id": ""} for message in messages]
+
+
+@pytest.mark.proves("ui", "resumes after a reload, once and twice, in StrictMode", "useChat (Chromium)")
+@pytest.mark.proves("ui", "several readers", "useChat (Chromium)")
+@pytest.mark.proves("ui", "goes on while nobody looks", "useChat (Chromium)")
+@pytest.mark.proves("ui", "cancel", "useChat (Chromium)")
+@pytest.mark.proves("ui", "resumes after cuts", "useChat (Chromium)")
+async def test_an_answer_is_seen_whole_whatever_happens_to_its_page(open_gateway: Gateway, browser: str) -> None:
+    """Reloaded, in two tabs, left alone, stopped, cut off: nothing is missing, nothing is there twice."""
+    url, given = open_gateway.url, {"texts": [LONG], "chars": 80, "whole": len(TEXT), "reloads": [(80, 1), (160, 2)]}
+    async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6000, bytes_min=3000)) as proxy:
+        doings = ("reload", "tabs", "leave", "stop")
+        reloaded, tabs, left, stopped, resumed = await done(
+            browser, *((what, url, given) for what in doings), ("resume", proxy.url, given)
+        )
+    for seen in (reloaded, tabs["first"], tabs["second"], left, resumed):
+        assert seen["texts"] == [["user", LONG], ["assistant", TEXT]]
+        assert (seen["status"], seen["error"]) == ("ready", None)
+        assert await told(open_gateway, turn_of(seen)) == TEXT
+    assert turn_of(tabs["first"]) == turn_of(tabs["second"])
+    assert resumed["lost"] == 3
+    assert proxy.left == []
+    await check_stopped(open_gateway, stopped)
+    for what, seen in (("reload", reloaded), ("tabs", tabs["first"]), ("leave", left), ("stop", stopped)):
+        assert without_ids(await history(open_gateway, f"chat-{what}")) == without_ids(seen["messages"])
+
+
+async def check_stopped(gateway: Gateway, seen: Json) -> None:
+    """It is over for the model as well; to the page it is no error, and what was said stays."""
+    record = (await gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
+    assert (seen["status"], seen["error"], record["outcome"]) == ("ready", None, "cancelled")
+    assert seen["stopped"] == {"turn": turn_of(seen), "outcome": "cancelled"}
+    assert seen["texts"] == [["user", LONG], ["assistant", record["text"]]]
+    assert TEXT.startswith(record["text"])
+    assert len(record["text"]) > 80
+
+
+@pytest.mark.proves("ui", "tools", "useChat (Chromium)")
+@pytest.mark.proves("ui", "resumes after a reload amid a tool's steps", "useChat (Chromium)")
+@pytest.mark.proves("ui", "thinking", "useChat (Chromium)")
+@pytest.mark.proves("ui", "follow-up, regenerate", "useChat (Chromium)")
+@pytest.mark.proves("ui", "errors before the first word", "useChat (Chromium)")
+@pytest.mark.proves("ui", "errors in mid-stream", "useChat (Chromium)")
+@pytest.mark.proves("ui", "an answer that begins anew", "useChat (Chromium)")
+@pytest.mark.proves("ui", "heartbeats before the first delta", "useChat (Chromium)")
+async def test_a_chat_shows_what_the_model_does(
+    open_gateway: Gateway, house: House, new_gateway: NewGateway, browser: str
+) -> None:
+    """Thoughts, a tool and what follows its result, another question, another answer, failures of both kinds."""
+    beating = await new_gateway(house.nats_url, api_keys="", heartbeat_s=0.1)
+    url = open_gateway.url
+    # The second of the two answers begins after the first one's 320 characters, with the tool's result.
+    amid = {"id": "amid", "texts": ["#sim words=40 rate=25 tool=look"], "reloads": [(360, 1), (400, 2)], "whole": 638}
+    reloaded, refused, broken, anew, tool, asked, again = await done(
+        browser,
+        ("reload", url, amid),
+        ("ask", url, {"id": "refused", "texts": ["#sim fault=529"], "status": "error"}),
+        *(
+            ("ask", url, {"id": on, "texts": [f"{on}\n#sim words=30 rate=50 fault={fault}"], **rest})
+            for on, fault, rest in (
+                ("broken", "error@10", {"status": "error", "body": {"on_interrupt": "fail"}}),
+                ("anew", "cut@10x1", {"body": {"on_interrupt": "restart"}}),
+            )
+        ),
+        ("ask", url, {"id": "tool", "texts": ["#sim words=5 rate=0 thinking=2 tool=look"], "turns": 2}),
+        ("ask", beating.url, {"id": "asked", "texts": ["#sim words=2 rate=0 wait=0.5", "#sim words=3 rate=0"]}),
+        ("regenerate", url, {"id": "again", "texts": ["#sim words=4 rate=0"]}),
+    )
+    assert json.loads(refused["error"])["error"]["code"] == "backend_overloaded"
+    assert refused["texts"] == [["user", "#sim fault=529"]]
+    assert (broken["status"], broken["texts"][1]) == ("error", ["assistant", words(10)])
+    assert "Overloaded" in broken["error"]
+    assert (anew["status"], anew["texts"][1]) == ("ready", ["assistant", words(30)])
+    await check_tool(open_gateway, tool)
+    assert reloaded["texts"][1:] == [["assistant", words(40) * 2]]
+    (call,) = [part for part in reloaded["messages"][1]["parts"] if part["type"] == "tool-look"]
+    assert (call["state"], call["output"]) == ("output-available", {"seen": {"query": "tailrace"}})
+    assert [text for _, text in asked["texts"]] == [
+        "#sim words=2 rate=0 wait=0.5",
+        words(2),
+        "#sim words=3 rate=0",
+        words(3),
+    ]
+    assert again["first"]["texts"] == again["second"]["texts"]
+    assert turn_of(again["first"]) != turn_of(again["second"])
+    for chat, seen in (
+        ("broken", broken),
+        ("anew", anew),
+        ("tool", tool),
+        ("asked", asked),
+        ("again", again["second"]),
+    ):
+        assert without_ids(await history(open_gateway, chat)) == without_ids(seen["messages"])
+
+
+async def check_tool(gateway: Gateway, seen: Json) -> None:
+    """One message in two steps, which two turns are: the second was told the result, and has what the first said."""
+    _, assistant = seen["messages"]
+    kinds = ["data-tailrace", "step-start", "reasoning", "text"]
+    assert [part["type"] for part in assistant["parts"]] == [*kinds, "tool-look", *kinds]
+    call = assistant["parts"][4]
+    assert (call["state"], call["input"], call["output"]) == (
+        "output-available",
+        {"query": "tailrace"},
+        {"seen": {"query": "tailrace"}},
+    )
+    first, second = (part["id"] for part in assistant["parts"] if part["type"] == "data-tailrace")
+    record = (await gateway.client.get(f"/v1/turns/{second}")).json()
+    assert (record["parent"], assistant["id"]) == (first, f"msg_{first}")
+    assert [block["type"] for message in record["input"] for block in message["content"]] == ["tool_result"]
+
+
+@pytest.mark.proves("ui", "goes on when a generator is killed", "useChat (Chromium)")
+async def test_a_page_shows_all_of_it_though_a_generator_is_killed(takeover: Takeover, browser: str) -> None:
+    """kill -9 in the middle of the answer; the page shows the whole text, and SQLite has the same."""
+    asking = asyncio.create_task(done(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
+    async with takeover.killed_after(20):
+        (seen,) = await asking
+    record = (await takeover.gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
+    assert (seen["status"], seen["texts"]) == ("ready", [["user", QUICK], ["assistant", TEXT]])
+    assert (await told(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)

@@ -1,0 +1,151 @@
+"""`@ai-sdk/workflow`'s WorkflowChatTransport in Node: it resumes by how many chunks it has, and counts right."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.answering import words
+from tests.clients import node
+from tests.clients.conftest import Takeover, told
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.until import until
+
+CLIENT = "WorkflowChatTransport"
+LONG = "#sim words=120 rate=60"
+TEXT = words(120)
+
+Json = dict[str, Any]
+
+
+def question(text: str, **body: object) -> Json:
+    return {"messages": [{"id": "u1", "role": "user", "parts": [{"type": "text", "text": text}]}], "body": body}
+
+
+async def seen(*urls_and_cases: tuple[str, Json]) -> list[Json]:
+    """What the transport gave to each, in the end."""
+    arguments = [text for url, given in urls_and_cases for text in (url, json.dumps(given))]
+    return await node.run("workflow.mjs", KEY, *arguments)
+
+
+def text_of(one: Json) -> str:
+    return "".join(part["text"] for part in one["message"]["parts"] if part["type"] == "text")
+
+
+def kinds(one: Json) -> list[str]:
+    return [chunk["type"] for chunk in one["chunks"]]
+
+
+@pytest.mark.proves("ui", "streams", CLIENT)
+@pytest.mark.proves("ui", "resumes after cuts", CLIENT)
+async def test_it_tells_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
+    """The run's id and the number of chunks are enough: what index N is, is the same at every read."""
+    async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2000, bytes_min=900)) as proxy:
+        (one,) = await seen((proxy.url, question(LONG)))
+        assert proxy.left == []
+    whole = await seen((gateway.url, {"run": one["run"], "startIndex": 0}))
+    assert (text_of(one), one["errors"], one["warned"]) == (TEXT, [], [])
+    assert one["chunks"] == whole[0]["chunks"]
+    assert one["asked"][0] == "POST "
+    assert len(one["asked"]) == 5
+    assert await told(gateway, one["run"]) == TEXT
+
+
+@pytest.mark.proves("ui", "resumes from the end", CLIENT)
+async def test_a_negative_index_is_counted_from_the_end(gateway: Gateway) -> None:
+    """While the answer runs, after it, and when it is cut: the header says where the end was.
+
+    Deltas of a part that began before that are left out by the transport itself.
+    """
+    (asked,) = await seen((gateway.url, question("#sim words=20 rate=0")))
+    count = len(asked["chunks"])
+    answer = await gateway.client.get(f"/api/chat/{asked['run']}/stream?startIndex=-3")
+    assert answer.headers["x-workflow-stream-tail-index"] == str(count - 1)
+    assert answer.headers["x-workflow-run-id"] == asked["run"]
+    last, all_, beyond = await seen(
+        (gateway.url, {"run": asked["run"], "startIndex": -2}),
+        (gateway.url, {"run": asked["run"], "startIndex": -count}),
+        (gateway.url, {"run": asked["run"], "startIndex": -count - 50}),
+    )
+    assert last["chunks"] == asked["chunks"][-2:]
+    assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
+    asking = asyncio.create_task(seen((gateway.url, question(LONG, session_id="chat-tail"))))
+    await until(lambda: is_told(gateway, "chat-tail"))
+    async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1500, bytes_min=900)) as proxy:
+        (late,) = await seen((proxy.url, {"run": "chat-tail", "startIndex": -4}))
+        assert proxy.left == []
+    (first,) = await asking
+    assert late["chunks"] == first["chunks"][-2:]
+    assert (text_of(first), late["asked"]) == (TEXT, ["GET ?startIndex=-4", late["asked"][1]])
+    assert "Dropping orphan" in late["warned"][0]
+
+
+async def is_told(gateway: Gateway, chat: str) -> bool:
+    """Whether the answer has begun: it is asked for by the chat's name."""
+    answer = await gateway.client.get(f"/api/chat/{chat}/messages")
+    return answer.status_code == 200
+
+
+@pytest.mark.proves("ui", "tools", CLIENT)
+@pytest.mark.proves("ui", "thinking", CLIENT)
+@pytest.mark.proves("ui", "errors before the first word", CLIENT)
+@pytest.mark.proves("ui", "errors in mid-stream", CLIENT)
+@pytest.mark.proves("ui", "an answer that begins anew", CLIENT)
+async def test_it_comes_to_an_end_whatever_the_model_does(gateway: Gateway) -> None:
+    """Without `finish` it would come back for ever: a failure has one too, and so has what is told anew."""
+    called, failed, anew, refused = await seen(
+        (gateway.url, question("#sim words=3 rate=0 thinking=2 tool=look")),
+        (gateway.url, question("#sim words=30 rate=50 fault=error@10", on_interrupt="fail")),
+        (gateway.url, question("anew, in Node\n#sim words=30 rate=50 fault=cut@10x1", on_interrupt="restart")),
+        (gateway.url, question("#sim fault=529")),
+    )
+    assert [part["type"] for part in called["message"]["parts"]] == [
+        "data-tailrace",
+        "step-start",
+        "reasoning",
+        "text",
+        "tool-look",
+    ]
+    assert called["chunks"][-1]["finishReason"] == "tool-calls"
+    assert kinds(failed)[-4:] == ["finish-step", "message-metadata", "error", "finish"]
+    assert (text_of(failed), len(failed["errors"]), len(failed["asked"])) == (words(10), 1, 1)
+    assert "reset-step" in kinds(anew)
+    assert text_of(anew) == words(30)
+    assert "529" in refused["thrown"]
+
+
+@pytest.mark.proves("ui", "heartbeats before the first delta", CLIENT)
+async def test_silence_is_filled_and_counts_nothing(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """A comment is no chunk: an index means the same to who was sent some and to who was sent none."""
+    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    asked = question("#sim words=3 rate=0 wait=1")
+    sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=asked), seen((beating.url, asked)))
+    assert sent.content.count(b": hb\n") > 3
+    (late,) = await seen((gateway.url, {"run": one["run"], "startIndex": 3}))
+    assert (text_of(one), late["chunks"]) == (words(3), one["chunks"][3:])
+
+
+@pytest.mark.proves("ui", "cancel", CLIENT)
+async def test_a_stopped_run_ends_for_the_transport_too(gateway: Gateway) -> None:
+    """`abort` alone is no end to it."""
+    asking = asyncio.create_task(seen((gateway.url, question(LONG, session_id="chat-stopped"))))
+    await until(lambda: is_told(gateway, "chat-stopped"))
+    stopped = (await gateway.client.post("/api/chat/chat-stopped/stop")).json()
+    (one,) = await asking
+    assert kinds(one)[-3:] == ["finish-step", "abort", "finish"]
+    assert (one["chunks"][-1]["finishReason"], len(one["asked"])) == ("other", 1)
+    assert stopped == {"turn": one["run"], "outcome": "cancelled"}
+    assert (await gateway.client.post(f"/api/chat/{one['run']}/stop")).json() == stopped
+
+
+@pytest.mark.proves("ui", "goes on when a generator is killed", CLIENT)
+async def test_it_tells_all_of_it_though_a_generator_is_killed(takeover: Takeover) -> None:
+    """kill -9 in the middle of the answer, and no chunk of it is missing or told twice."""
+    asking = asyncio.create_task(seen((takeover.gateway.url, question(LONG))))
+    async with takeover.killed_after(20):
+        (one,) = await asking
+    record = (await takeover.gateway.client.get(f"/v1/turns/{one['run']}")).json()
+    assert (text_of(one), len(one["asked"]), record["attempts"]) == (TEXT, 1, 2)
+    assert await told(takeover.gateway, one["run"]) == TEXT

@@ -1,0 +1,91 @@
+"""The nouns that every test may ask for: a real nats-server, a connection, the log, a tenant. None is a stand-in.
+
+One server for each pytest process (so also for each xdist worker), on free ports and in its own folder. Tests keep out
+of each other's way by tenant: `tenant` is a new one each time. A test that kills, fills or pauses a server asks for
+`own_server`.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
+
+from deploy.nats_server import NatsServer
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, TurnLog, streams
+from proto.subjects import TurnKey
+
+# A server may store 1 GiB (NatsServer's default), and its streams may not ask for more than that.
+BYTES_MAX = 768 * 1024**2
+
+# Two cores are shared with servers and browsers: an example that was slow once proves nothing.
+SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
+settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
+settings.load_profile("house")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """The server that tests share, with all streams, buckets and consumers. Nobody stops it."""
+    async with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        await apply_streams(server.url)
+        yield server
+
+
+@pytest.fixture
+def nats_url(nats_server: NatsServer) -> str:
+    return nats_server.url
+
+
+@pytest_asyncio.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A server of this test's own, with all streams: it may be killed, paused, filled, and started again."""
+    async with NatsServer(tmp_path) as server:
+        await apply_streams(server.url)
+        yield server
+
+
+@pytest_asyncio.fixture
+async def connection(nats_url: str) -> AsyncIterator[Connection]:
+    connection = await Connection.open(nats_url, "test")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture
+async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
+    connection = await Connection.open(own_server.url, "test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def log(connection: Connection) -> TurnLog:
+    return TurnLog(connection)
+
+
+@pytest.fixture
+def own_log(own_connection: Connection) -> TurnLog:
+    return TurnLog(own_connection)
+
+
+@pytest.fixture
+def tenant() -> Tenant:
+    """A tenant that no other test has."""
+    return Tenant(f"tenant-{new_id()}")
+
+
+@pytest.fixture
+def key(tenant: Tenant) -> TurnKey:
+    """A turn that nobody has asked for yet."""
+    return TurnKey(tenant, TurnId(new_id()))
+
+
+async def apply_streams(url: str) -> None:
+    connection = await Connection.open(url, "test-streams")
+    try:
+        await streams.apply(connection, bytes_max=BYTES_MAX)
+    finally:
+        await connection.close()

@@ -1,0 +1,106 @@
+"""Turn logs written by hand: the entries that tests append, and a log in memory. Nothing here reads or folds."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from proto import entries, events
+from proto.chain import START, Chain, link
+from proto.ending import ending
+from proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
+from proto.fold import Turn, fold
+from proto.ids import Seq, SessionId
+from proto.usage import Usage
+
+MODEL = "claude-sonnet-5-5"
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def request(**given: Any) -> Request:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "max_tokens": 1000,
+        "messages": [Message("user", "Why is the sky blue?")],
+        "session": SessionId("session-1"),
+    }
+    return Request(**asked | given)
+
+
+def attempt(chain: Chain, mode: Mode = "fresh", generator: str = "generator-1") -> Attempt:
+    return Attempt(prev=chain.last, attempt=chain.attempt + 1, generator=generator, backend="claude", mode=mode)
+
+
+def event(chain: Chain, what: events.Event, *, is_hidden: bool = False) -> entries.Event:
+    return entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(what), is_hidden=is_hidden)
+
+
+def says(chain: Chain, text: str, index: int = 0) -> entries.Event:
+    return event(chain, events.BlockDelta(index, events.TextDelta(text)))
+
+
+def opening(input_tokens: int = 10) -> list[events.Event]:
+    head = events.MessageHead("msg_1", MODEL, Usage(input_tokens=input_tokens))
+    return [events.MessageStart(head), events.BlockStart(0, {"type": "text", "text": ""})]
+
+
+def closing(output_tokens: int) -> list[events.Event]:
+    usage = events.UsageSoFar(output_tokens=output_tokens)
+    return [events.BlockStop(0), events.MessageDelta(events.StopReason("end_turn"), usage)]
+
+
+class Handwritten:
+    """A turn's log in memory. Sequences go up by `step`, as they do when other turns are written at the same time."""
+
+    def __init__(self, step: int = 1) -> None:
+        self.stored: list[Stored] = []
+        self.chain = START
+        self.step = step
+
+    @property
+    def turn(self) -> Turn:
+        return fold(self.stored)
+
+    def store(self, entry: Entry) -> Stored:
+        """Puts `entry` into the log, valid or not."""
+        seq = Seq(self.stored[-1].seq + self.step if self.stored else self.step)
+        self.stored.append(Stored(seq, NOON + timedelta(seconds=seq), entry))
+        self.chain = link(self.chain, seq, entry) or self.chain
+        return self.stored[-1]
+
+    def ask(self, **given: Any) -> Stored:
+        return self.store(request(**given))
+
+    def take(self, mode: Mode = "fresh") -> Stored:
+        return self.store(attempt(self.chain, mode))
+
+    def hear(self, *what: events.Event, is_hidden: bool = False) -> None:
+        for one in what:
+            self.store(event(self.chain, one, is_hidden=is_hidden))
+
+    def say(self, *texts: str, index: int = 0) -> None:
+        for text in texts:
+            self.store(says(self.chain, text, index))
+
+    def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Stored:
+        return self.store(ending(self.turn, outcome, error))
+
+
+def answered(*texts: str, step: int = 1) -> Handwritten:
+    """A whole turn that said `texts` in one attempt."""
+    log = Handwritten(step)
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say(*texts)
+    log.hear(*closing(len(texts)))
+    log.end()
+    return log
+
+
+def junk() -> entries.Unreadable:
+    return entries.Unreadable()
+
+
+def raw(what: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(what))

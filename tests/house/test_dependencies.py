@@ -1,0 +1,32 @@
+"""What pyproject.toml asks for, docs/DEPENDENCIES.md explains, and requirements.lock pins."""
+
+import re
+import tomllib
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def asked_for() -> set[str]:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    return {re.split(r"[\[=<>~ ]", line)[0] for line in wanted}
+
+
+def test_every_dependency_is_explained() -> None:
+    """Nobody adds a package without a line on what it is for."""
+    rows = re.findall(r"^\| ([a-z][^|]*) \|", (CHECKOUT / "docs/DEPENDENCIES.md").read_text(), re.MULTILINE)
+    explained = {name for row in rows for name in re.sub(r"\(.*\)", "", row).replace(",", "").split()}
+    assert explained - {"package"} == asked_for()
+
+
+def test_every_dependency_is_locked_with_its_hashes() -> None:
+    """`make setup` installs what was tried, byte for byte."""
+    lock = (CHECKOUT / "requirements.lock").read_text()
+    locked = set(re.findall(r"^([a-z0-9-]+)(?:\[[a-z]+\])?==.* \\\n    --hash=sha256:", lock, re.MULTILINE))
+    assert asked_for() - locked == set()
+
+
+def test_the_lock_names_no_address() -> None:
+    """Where packages come from is the machine's setting, not ours."""
+    assert "://" not in (CHECKOUT / "requirements.lock").read_text()

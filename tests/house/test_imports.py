@@ -1,0 +1,21 @@
+"""Imports go one way, and every foreign library has one door."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import proto
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_import_contracts_are_kept() -> None:
+    """deploy -> gateway | generators | persistence -> proto; nats, anthropic and SQLite behind their doors."""
+    lint_imports = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_proto_is_ours() -> None:
+    """Google's proto-plus has the same import name; the checkout comes first."""
+    assert Path(proto.__file__).parent == ROOT / "proto"

@@ -1,0 +1,18 @@
+"""The table of routes is whole: whoever adds a route says in it what the route is to strangers."""
+
+import re
+
+from gateway.app import ROUTES
+from tests.routes import ROWS
+
+
+def test_every_route_has_a_row() -> None:
+    """DESIGN 5: the tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
+    methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
+    assert methods == set(ROWS)
+
+
+def test_every_path_that_names_something_has_its_kind_in_its_row() -> None:
+    """A path with a parameter and no kind would be taken for one that every tenant may ask."""
+    named = {(method, path): tuple(re.findall(r"{(\w+)}", path)) for method, path in ROWS}
+    assert named == {route: (row.names,) if row.names else () for route, row in ROWS.items()}

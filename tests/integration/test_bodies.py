@@ -1,0 +1,223 @@
+"""The store of what was lifted out of requests, on a real server: named by content, kept by use, one tenant's own."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL
+
+import nats.js.errors
+import pytest
+import pytest_asyncio
+
+from deploy.nats_server import NatsServer
+from proto import subjects
+from proto.blobs import Blob
+from proto.errors import BlobUnknown, LogFull, LogUnavailable
+from proto.ids import Tenant, new_id
+from proto.log import Bodies, Connection, bodies, streams
+from proto.log.bodies import CHUNK_BYTES
+from proto.subjects import BODIES
+from tests.until import until
+
+# Two whole chunks and a part.
+CONTENT = os.urandom(2 * CHUNK_BYTES + 1000)
+BLOB = Blob(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+LIFTED = {BLOB.sha256: CONTENT}
+LIFE_S = 5.0
+
+
+@pytest.fixture
+def store(connection: Connection) -> Bodies:
+    return Bodies(connection)
+
+
+@pytest_asyncio.fixture
+async def short_lived(tmp_path: Path) -> AsyncIterator[Connection]:
+    """A server where a blob lives for five seconds, and 4 MB of them at once."""
+    async with NatsServer(tmp_path) as server:
+        connection = await Connection.open(server.url, "test")
+        await streams.apply(connection, bytes_max=int(4_000_000 / streams.BODIES_SHARE), bodies_retention_s=LIFE_S)
+        yield connection
+        await connection.close()
+
+
+async def mark_seq(connection: Connection, tenant: Tenant) -> int:
+    """The sequence of the blob's mark: another one when it was stored again; 0 when it is not there."""
+    try:
+        return (await connection.jetstream.get_last_msg(BODIES, subjects.blob(tenant, BLOB.sha256))).seq or 0
+    except nats.js.errors.NotFoundError:
+        return 0
+
+
+def names(tenant: Tenant) -> list[str]:
+    """Of the blob's chunks, and then of its mark."""
+    return [f"bodies.{tenant}.{BLOB.sha256}.{number}" for number in range(3)] + [f"bodies.{tenant}.{BLOB.sha256}"]
+
+
+@pytest.mark.rule("R34")
+async def test_a_blob_is_chunks_and_then_a_mark(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+    """In that order, under these very names."""
+    await store.put(tenant, LIFTED)
+    stored = [await connection.jetstream.get_last_msg(BODIES, name) for name in names(tenant)]
+    parts = [CONTENT[:CHUNK_BYTES], CONTENT[CHUNK_BYTES : 2 * CHUNK_BYTES], CONTENT[2 * CHUNK_BYTES :]]
+    assert [message.data for message in stored] == [*parts, b'{"bytes":%d}' % len(CONTENT)]
+    seqs = [message.seq for message in stored]
+    assert seqs == sorted(seqs, key=lambda seq: seq or 0)
+    info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
+    assert info.state.subjects == dict.fromkeys(names(tenant), 1)
+
+
+async def test_what_was_put_is_read(store: Bodies, tenant: Tenant) -> None:
+    """Byte for byte; and how large it is."""
+    await store.put(tenant, LIFTED)
+    assert await store.size(tenant, BLOB.sha256) == len(CONTENT)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+async def test_a_blob_is_its_tenants_own(store: Bodies, tenant: Tenant) -> None:
+    """To another tenant it is not there, although its name is known."""
+    await store.put(tenant, LIFTED)
+    for call in (store.size(Tenant(new_id()), BLOB.sha256), store.read(Tenant(new_id()), BLOB)):
+        with pytest.raises(BlobUnknown):
+            await call
+
+
+@pytest.mark.rule("R34")
+async def test_a_blob_without_its_mark_is_not_there(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+    """Its writer died before all of it was stored; the next one stores it."""
+    await store.put(tenant, LIFTED)
+    await connection.jetstream.purge_stream(BODIES, subject=subjects.blob(tenant, BLOB.sha256))
+    for call in (store.size(tenant, BLOB.sha256), store.renew(tenant, [BLOB]), store.read(tenant, BLOB)):
+        with pytest.raises(BlobUnknown):
+            await call
+    await store.put(tenant, LIFTED)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+async def test_a_blob_of_another_length_is_another(store: Bodies, tenant: Tenant) -> None:
+    """What a reference says of it is what was made room for."""
+    await store.put(tenant, LIFTED)
+    with pytest.raises(BlobUnknown):
+        await store.read(tenant, Blob(BLOB.sha256, BLOB.bytes + 1))
+
+
+@pytest.mark.rule("R34")
+async def test_a_blob_that_is_young_is_not_stored_again(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+    """The same picture in each turn costs one question, and no disk."""
+    await store.put(tenant, LIFTED)
+    before = await mark_seq(connection, tenant)
+    await store.put(tenant, LIFTED)
+    await store.renew(tenant, [BLOB])
+    assert await mark_seq(connection, tenant) == before
+
+
+@pytest.mark.rule("R34")
+@pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
+async def test_a_blob_past_half_its_life_is_stored_again(
+    short_lived: Connection, tenant: Tenant, is_sent: bool
+) -> None:
+    """All of it, and not before: a conversation that goes on keeps its pictures."""
+    store, begun = Bodies(short_lived), asyncio.get_running_loop().time()
+    await store.put(tenant, LIFTED)
+    first = await mark_seq(short_lived, tenant)
+
+    async def is_new() -> bool:
+        await (store.put(tenant, LIFTED) if is_sent else store.renew(tenant, [BLOB]))
+        return await mark_seq(short_lived, tenant) > first
+
+    await until(is_new)
+    assert asyncio.get_running_loop().time() - begun >= LIFE_S / 2
+    stored = [await short_lived.jetstream.get_last_msg(BODIES, name) for name in names(tenant)]
+    assert min(message.seq or 0 for message in stored) > first
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+async def test_a_blob_that_nobody_uses_expires(short_lived: Connection, tenant: Tenant) -> None:
+    """Then it is not there any more; and sent again, it is."""
+    store = Bodies(short_lived)
+    await store.put(tenant, LIFTED)
+    config = (await short_lived.jetstream.stream_info(BODIES)).config
+    await short_lived.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
+
+    async def is_gone() -> bool:
+        return await mark_seq(short_lived, tenant) == 0
+
+    await until(is_gone)
+    with pytest.raises(BlobUnknown):
+        await store.read(tenant, BLOB)
+    await short_lived.jetstream.update_stream(config)
+    await store.put(tenant, LIFTED)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+@pytest.mark.rule("R34")
+async def test_any_number_may_store_and_read_a_blob_at_once(nats_url: str, tenant: Tenant) -> None:
+    """Each of them finds the whole of it, whoever is in the middle of storing it."""
+    connections = [await Connection.open(nats_url, "test") for _ in range(4)]
+
+    async def put_and_read(connection: Connection) -> bytes:
+        store = Bodies(connection)
+        await store._store(tenant, BLOB.sha256, CONTENT)
+        return await store.read(tenant, BLOB)
+
+    read = await asyncio.gather(*(put_and_read(connection) for connection in connections * 4))
+    assert read == [CONTENT] * 16
+    for connection in connections:
+        await connection.close()
+
+
+@pytest.mark.rule("R34")
+async def test_a_chunk_that_one_read_does_not_find_is_read_again(
+    store: Bodies, connection: Connection, tenant: Tenant
+) -> None:
+    """A follower may be behind the mark that its leader has shown."""
+    await store.put(tenant, LIFTED)
+    await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 1))
+    reading = asyncio.create_task(store.read(tenant, BLOB))
+    done, _ = await asyncio.wait([reading], timeout=0.2)
+    assert not done
+    await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 1), CONTENT[CHUNK_BYTES : 2 * CHUNK_BYTES])
+    assert await reading == CONTENT
+
+
+async def test_chunks_that_are_not_what_was_stored_are_no_blob(
+    store: Bodies, connection: Connection, tenant: Tenant
+) -> None:
+    """A disk that has changed a byte does not change a question."""
+    await store.put(tenant, LIFTED)
+    await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 2), b"x" + CONTENT[2 * CHUNK_BYTES + 1 :])
+    with pytest.raises(LogUnavailable, match="not what its name says"):
+        await store.read(tenant, BLOB)
+
+
+async def test_a_full_store_refuses_what_is_new_and_keeps_what_is_there(
+    short_lived: Connection, tenant: Tenant
+) -> None:
+    """A 503 for the one, and nothing is thrown out for it; what is stored again needs no room."""
+    store = Bodies(short_lived)
+    await store.put(tenant, LIFTED)
+    other = os.urandom(4_000_000)
+    with pytest.raises(LogFull, match="BODIES"):
+        await store.put(tenant, {hashlib.sha256(other).hexdigest(): other})
+    await store._store(tenant, BLOB.sha256, CONTENT)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+async def test_a_store_that_is_away_is_said_so_in_bounded_time(
+    own_server: NatsServer, own_connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once it is back, it is asked again."""
+    monkeypatch.setattr(bodies, "TIMEOUT_S", 0.3)
+    store = Bodies(own_connection)
+    await store.put(tenant, LIFTED)
+    await own_server.stop(SIGKILL)
+    calls = (store.put(tenant, LIFTED), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
+    async with asyncio.timeout(len(calls) * 2 * bodies.TRY_TIMEOUT_S):
+        for call in calls:
+            with pytest.raises(LogUnavailable):
+                await call
+    await own_server.start()
+    monkeypatch.undo()
+    assert await store.read(tenant, BLOB) == CONTENT

@@ -1,0 +1,188 @@
+"""The supervisor with real processes: small stand-ins that die, linger, or speak when they are told to."""
+
+import asyncio
+import io
+import os
+import sys
+from asyncio import TaskGroup
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from deploy.screen import Screen
+from deploy.supervisor import Part, Supervisor
+from tests.until import until
+
+# Says its pid, then waits; at SIGTERM it says goodbye and leaves.
+POLITE = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(0)))
+print("pid", os.getpid(), flush=True)
+while True: signal.pause()
+"""
+STUBBORN = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("pid", os.getpid(), flush=True)
+while True: signal.pause()
+"""
+# Leaves a process behind that holds its pipe.
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()"])
+print("pid", child.pid, flush=True)
+sys.exit(3)
+"""
+
+
+class Watch:
+    """A supervisor, and what it showed so far."""
+
+    def __init__(self, supervisor: Supervisor, out: io.StringIO) -> None:
+        self.supervisor = supervisor
+        self.out = out
+
+    def start(self, name: str, code: str, *, role: str = "", grace_s: float = 8.0) -> None:
+        self.supervisor.start(Part(name, role or name, (sys.executable, "-c", code), {}, grace_s=grace_s))
+
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
+
+    def pids(self) -> list[int]:
+        """Those that stand-ins have told, oldest first."""
+        return [int(line.rpartition(" ")[2]) for line in self.lines() if line.partition("| ")[2].startswith("pid ")]
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[Watch]:
+    out = io.StringIO()
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, Screen(out, width=4, coloured=False))
+        try:
+            yield Watch(supervisor, out)
+        finally:
+            await supervisor.stop()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_part_that_dies_is_started_again_each_time_later() -> None:
+    """One line says who died, how, and when the next start is; another its new pid, for who wants to end it again."""
+    async with watched() as watch:
+        watch.start("a", "import os; print('pid', os.getpid()); raise SystemExit(3)")
+        await until(lambda: len(watch.lines()) >= 8)
+        first, second, third = watch.pids()[:3]
+        assert watch.lines()[:8] == [
+            f"a    | pid {first}",
+            "up   | a exited with status 3; next start in 0.1 s",
+            f"up   | a runs again, pid {second}",
+            f"a    | pid {second}",
+            "up   | a exited with status 3; next start in 0.2 s",
+            f"up   | a runs again, pid {third}",
+            f"a    | pid {third}",
+            "up   | a exited with status 3; next start in 0.4 s",
+        ]
+
+
+async def test_a_part_that_is_killed_is_named_with_its_signal_and_replaced() -> None:
+    """kill -9 costs a tenth of a second, and is not done in silence."""
+    async with watched() as watch:
+        watch.start("a", POLITE)
+        [first] = await until(watch.pids)
+        os.kill(first, 9)
+        await until(lambda: len(watch.pids()) == 2)
+        assert "up   | a was killed by SIGKILL; next start in 0.1 s" in watch.lines()
+        assert watch.supervisor.children["a"].pid == watch.pids()[1]
+
+
+async def test_a_command_that_cannot_be_started_is_tried_again() -> None:
+    """A machine without a free process for a moment is no reason to give up."""
+    async with watched() as watch:
+        watch.supervisor.start(Part("a", "a", ("/nowhere/at/all",), {}))
+        await until(lambda: len(watch.lines()) >= 4)
+        assert "a cannot be started: [Errno 2]" in watch.lines()[2]
+        assert watch.lines()[3].endswith("next start in 0.2 s")
+
+
+async def test_a_part_whose_settings_are_wrong_is_named_as_hopeless() -> None:
+    """Status 2 is what a process says when only a person can help: `up` need not wait out its thirty seconds."""
+    async with watched() as watch:
+        watch.start("a", "raise SystemExit(1)")
+        watch.start("b", "raise SystemExit(2)")
+        assert await asyncio.wait_for(watch.supervisor.hopeless, timeout=10) == "b"
+
+
+async def test_parts_stop_one_role_after_the_other() -> None:
+    """Nobody's need is stopped before him: each role is gone before the next is asked to go."""
+    async with watched() as watch:
+        watch.start("log", POLITE)
+        watch.start("gen1", POLITE, role="gen")
+        watch.start("gen2", POLITE, role="gen")
+        watch.start("gate", POLITE)
+        await until(lambda: len(watch.pids()) == 4)
+    spoken = [line for line in watch.lines() if "pid" not in line]
+    assert spoken[:2] == ["gate | goodbye", "up   | gate stopped"]
+    assert sorted(spoken[2:6]) == [
+        "gen1 | goodbye",
+        "gen2 | goodbye",
+        "up   | gen1 stopped",
+        "up   | gen2 stopped",
+    ]
+    assert spoken[6:] == ["log  | goodbye", "up   | log stopped"]
+
+
+async def test_a_part_that_does_not_stop_is_killed_after_its_grace() -> None:
+    """A process that hangs does not make Ctrl-C hang."""
+    async with watched() as watch:
+        watch.start("a", STUBBORN, grace_s=0.1)
+        await until(watch.pids)
+    assert watch.lines()[1:] == ["up   | a did not stop within 0.1 s", "up   | a stopped, but was killed by SIGKILL"]
+
+
+async def test_a_second_thought_kills_all_at_once() -> None:
+    """`kill` waits for no grace and no order."""
+    async with watched() as watch:
+        watch.start("a", STUBBORN, grace_s=100)
+        watch.start("b", STUBBORN, grace_s=100)
+        pids = await until(lambda: watch.pids() if len(watch.pids()) == 2 else [])
+        watch.supervisor.kill()
+        await until(lambda: not any(map(is_alive, pids)))
+
+
+async def test_what_a_part_left_behind_goes_with_it() -> None:
+    """A dead part's own children neither stay nor keep its next life waiting."""
+    async with watched() as watch:
+        watch.start("a", PARENT)
+        [left] = await until(watch.pids)
+        await until(lambda: not is_alive(left))
+        await until(lambda: "up   | a exited with status 3; next start in 0.1 s" in watch.lines())
+
+
+async def test_a_part_that_waits_for_its_next_start_is_stopped_without_one() -> None:
+    """Ctrl-C in the middle of a crash loop does not wait for the loop."""
+    async with watched() as watch:
+        watch.start("a", "raise SystemExit(3)")
+        await until(lambda: watch.lines()[-1:] == ["up   | a exited with status 3; next start in 0.8 s"])
+        began = len(watch.lines())
+    assert len(watch.lines()) == began
+
+
+async def test_nothing_is_started_after_the_stop() -> None:
+    """Whoever is still starting parts when the stop comes leaves none behind."""
+    async with watched() as watch:
+        await watch.supervisor.stop()
+        watch.start("late", POLITE)
+        assert watch.supervisor.children == {}
+
+
+async def test_a_part_has_a_session_of_its_own_and_no_terminal_input() -> None:
+    """The terminal's Ctrl-C reaches the supervisor alone, which knows the order."""
+    async with watched() as watch:
+        watch.start("a", "import os, sys; print(os.getsid(0) == os.getpid(), repr(sys.stdin.read()))")
+        await until(watch.lines)
+        assert watch.lines()[0] == "a    | True ''"

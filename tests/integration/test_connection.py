@@ -1,0 +1,55 @@
+"""The connection to NATS, with the guards that nats-py lacks."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from proto.errors import LogUnavailable
+from proto.log import Connection
+
+
+async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:
+    """nats-py loses a cancellation that arrives while it flushes; the next thing done at the door is then the last."""
+
+    async def swallowing() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await connection.publish("nobody.listens", b"")
+
+    task = asyncio.create_task(swallowing())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, nats_server: NatsServer
+) -> None:
+    """The sentence says what to mend, and neither token."""
+    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.5)
+    with pytest.raises(LogUnavailable) as refused:
+        await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.site.port}", "test")
+    assert str(refused.value) == (
+        f"NATS at 127.0.0.1:{nats_server.site.port} does not know our token:"
+        " TAILRACE_NATS_URL says it, as nats://TOKEN@HOST:PORT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("nats://a-token@127.0.0.1:1", "127.0.0.1:1"),
+        ("nats://name:pass@word@127.0.0.1:1,127.0.0.2:1", "127.0.0.1:1, 127.0.0.2:1"),
+        ("nats://127.0.0.1:port", "127.0.0.1:port"),
+    ],
+)
+async def test_where_nobody_is_found_is_said_without_what_is_secret(
+    monkeypatch: pytest.MonkeyPatch, url: str, where: str
+) -> None:
+    """Host and port of each server; also of an address that cannot be read, where nothing was tried."""
+    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.1)
+    with pytest.raises(LogUnavailable, match=f"^no NATS server answers at {where}: "):
+        await Connection.open(url, "test")

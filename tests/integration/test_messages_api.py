@@ -1,0 +1,134 @@
+"""POST /v1/messages: which turn a question becomes, and what is refused before there is one."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.protocols.claude_code import TURNS_MAX
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.integration.conftest import Gateway, on_shared_loop
+
+SESSION = "8d7a4b8e-3f43-4c4c-9d0c-5a3c7d0f6f10"
+CLAUDE_CODE = {"x-claude-code-session-id": SESSION}
+BODY: dict[str, Any] = {
+    "model": "claude-haiku-5-5",
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "#sim words=3 rate=0"}],
+}
+
+
+async def post(gateway: Gateway, headers: dict[str, str] | None = None, **more: Any) -> httpx2.Response:
+    answer = await gateway.client.post("/v1/messages", json=BODY | more, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def turn_of(answer: httpx2.Response) -> str:
+    turn: str = answer.headers["tailrace-turn"]
+    return turn
+
+
+async def test_claude_codes_question_is_one_turn_however_often_it_is_asked(
+    gateway: Gateway, second_gateway: Gateway
+) -> None:
+    """At any gateway; another body, other headers, another session and another client are other questions."""
+    first = await post(gateway, CLAUDE_CODE)
+    again = await post(second_gateway, CLAUDE_CODE)
+    assert (turn_of(again), again.content) == (turn_of(first), first.content)
+    assert first.headers["x-session-id"] == f"claude-code:{SESSION}"
+    others = [
+        await post(gateway, CLAUDE_CODE, max_tokens=99),
+        await post(gateway, CLAUDE_CODE | {"anthropic-beta": "context-1m-2025-08-07"}),
+        await post(gateway, CLAUDE_CODE | {"anthropic-version": "2026-10-21"}),
+        await post(gateway, CLAUDE_CODE | {"x-project-id": "p"}),
+        await post(gateway, {"x-claude-code-session-id": new_id()}),
+        await post(gateway),
+        await post(gateway),
+    ]
+    assert len({turn_of(first), *map(turn_of, others)}) == 8
+
+
+async def test_a_stream_that_is_asked_for_again_is_the_same_from_its_beginning(gateway: Gateway) -> None:
+    """Byte for byte, also after its end: Claude Code has thrown away what it had."""
+    first, again = [await post(gateway, CLAUDE_CODE, stream=True) for _ in range(2)]
+    assert first.content == again.content
+    assert first.content.startswith(b"event: message_start\n")
+
+
+async def test_a_subagents_conversation_is_a_session_of_its_own(gateway: Gateway) -> None:
+    """It would take the main conversation off its branch."""
+    answer = await post(gateway, CLAUDE_CODE | {"x-claude-code-agent-id": "a1b2"})
+    assert answer.headers["x-session-id"] == f"claude-code:{SESSION}:a1b2"
+
+
+async def test_a_repeated_question_is_told_the_project_that_its_turn_has(gateway: Gateway) -> None:
+    """And not the one that it names itself, which changes nothing any more."""
+    key = {"idempotency-key": new_id()}
+    first = await post(gateway, key | {"x-project-id": "rivers"})
+    again = [await post(gateway, key | other) for other in ({"x-project-id": "lakes"}, {})]
+    assert [turn_of(answer) for answer in again] == [turn_of(first)] * 2
+    assert [answer.headers.get("x-project-id") for answer in (first, *again)] == ["rivers"] * 3
+
+
+@pytest.mark.parametrize("session", ["", "a b", "a:b", "x" * 200, "ünïcödé".encode().decode("latin-1")])
+async def test_a_session_that_cannot_be_a_name_is_none(gateway: Gateway, session: str) -> None:
+    """Then it is a client like any other, and every POST a question."""
+    headers = [(b"x-claude-code-session-id", session.encode("latin-1"))]
+    sent = [await gateway.client.post("/v1/messages", json=BODY, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in sent] == [200, 200]
+    assert turn_of(sent[0]) != turn_of(sent[1])
+
+
+async def test_a_turn_that_was_cancelled_is_not_what_is_asked_for_again(
+    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """Up to a bound: after so many the last one's end is told again."""
+    turns = []
+    endless = BODY | {"stream": True, "messages": [{"role": "user", "content": "#sim words=9999 rate=50"}]}
+    for _ in range(TURNS_MAX + 1):
+        async with gateway.client.stream("POST", "/v1/messages", json=endless, headers=CLAUDE_CODE) as answer:
+            turns.append(turn_of(answer))
+            await gateway.client.post(f"/v1/turns/{turns[-1]}/cancel")
+            assert b"the turn was cancelled" in await answer.aread()
+    assert len(set(turns)) == TURNS_MAX
+    assert turns[-1] == turns[-2]
+    request = (await house_log.turn(TurnKey(tenant, TurnId(turns[0])))).request
+    assert request is not None
+    assert request.on_disconnect == "grace:60"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"max_tokens": None}, "Expected `int`, got `null` - at `$.max_tokens`"),
+        ({"model": 5}, "Expected `str`, got `int` - at `$.model`"),
+        ({"messages": []}, "`messages` is empty"),
+        ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `$.messages[0]`"),
+        ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "must not be the assistant's"),
+        ({"betas": ["x"]}, "`options` cannot hold betas"),
+        ({"max_tokens": 10**7}, "`max_tokens` must be from 1 to 128000"),
+    ],
+)
+@on_shared_loop
+async def test_what_no_turn_can_be_made_of_is_refused(
+    shared_gateway: Gateway, more: dict[str, Any], sentence: str
+) -> None:
+    """In the one envelope, whose type Anthropic's clients know."""
+    answer = await shared_gateway.client.post("/v1/messages", json=BODY | more)
+    error = answer.json()["error"]
+    assert (answer.status_code, answer.json()["type"], error["type"]) == (400, "error", "invalid_request_error")
+    assert sentence in error["message"]
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    "headers", [{"anthropic-version": "latest"}, {"anthropic-beta": "a\xe9"}, {"x-session-id": "a b"}]
+)
+async def test_headers_that_cannot_be_passed_on_are_refused(shared_gateway: Gateway, headers: dict[str, str]) -> None:
+    """They would become headers of another request, or a name."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    answer = await shared_gateway.client.post("/v1/messages", json=BODY, headers=raw)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")

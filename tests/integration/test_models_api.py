@@ -1,0 +1,192 @@
+"""The routes of models, as Anthropic's and OpenAI's SDKs ask them, with a generator that has a key and without."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+
+from deploy.nats_server import NatsServer
+from gateway.models.catalogue import ASKED_AGAIN_S
+from proto.models import models
+from tests import processes
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, on_shared_loop
+from tests.until import until
+
+LISTED = [name for name in models() if "mythos" not in name]
+"""What the simulated Claude lists, in our order."""
+ASKED = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def claude_sdk(gateway: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=gateway.url, max_retries=0) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+async def openai_sdk(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=f"{gateway.url}/v1", max_retries=0) as sdk:
+        yield sdk
+
+
+async def test_the_anthropic_sdk_lists_every_model_through_its_pages(claude_sdk: anthropic.AsyncAnthropic) -> None:
+    """It follows `last_id` by itself; what Anthropic does not list is not there, and its day and limits are told."""
+    found = [model async for model in claude_sdk.models.list(limit=4)]
+    assert [model.id for model in found] == LISTED
+    (sonnet,) = [model for model in found if model.id == "claude-sonnet-5-5"]
+    assert (sonnet.display_name, str(sonnet.created_at.date())) == ("Claude Sonnet 5.5", "2026-09-28")
+    assert (sonnet.max_input_tokens, sonnet.max_tokens, sonnet.line) == (1_000_000, 128_000, "sonnet")
+    assert sonnet.capabilities is not None
+    assert (sonnet.capabilities.image_input.supported, sonnet.capabilities.thinking.types.disabled.supported) == (
+        True,
+        False,
+    )
+
+
+async def test_the_anthropic_sdk_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
+    """Those that retire are told apart, with their day."""
+    found = [model async for model in claude_sdk.models.list(lifecycle=["deprecated", "retired"])]
+    assert [(model.id, str(model.retires_at)) for model in found] == [
+        ("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00")
+    ]
+
+
+async def test_the_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> None:
+    """The same body: it asks for no pages, and gets all."""
+    found = [model async for model in openai_sdk.models.list()]
+    assert [model.id for model in found] == LISTED
+    assert {(model.object, model.owned_by) for model in found} == {("model", "anthropic")}
+    assert found[0].created == 1_790_553_600  # 2026-09-28
+
+
+@pytest.mark.parametrize("name", ["claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-haiku-4-5-latest"])
+async def test_both_sdks_find_a_model_by_any_of_its_names(
+    claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI, name: str
+) -> None:
+    """Its id is told, whatever it was called."""
+    assert (await claude_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
+    assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
+
+
+async def test_both_sdks_are_told_of_a_model_that_is_not_there(
+    claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI
+) -> None:
+    """404 in a shape that each makes its own exception of; so for a model that this key does not have."""
+    for name in ("gpt-4o", "claude-mythos-5"):
+        with pytest.raises(anthropic.NotFoundError) as theirs:
+            await claude_sdk.models.retrieve(name)
+        assert theirs.value.type == "not_found_error"
+        with pytest.raises(openai.NotFoundError) as others:
+            await openai_sdk.models.retrieve(name)
+        assert others.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/turns", {"message": "hi"}),
+        ("/v1/sessions", {}),
+        ("/v1/messages", {"max_tokens": 9, "messages": ASKED}),
+        ("/v1/messages/count_tokens", {"messages": ASKED}),
+        ("/v1/chat/completions", {"messages": ASKED}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/api/chat", {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]}),
+        ("/ai/chat", {"messages": ASKED}),
+        ("/api/start-job", {"prompt": "hi"}),
+    ],
+)
+async def test_what_is_not_listed_cannot_be_asked(gateway: Gateway, path: str, body: dict[str, object]) -> None:
+    """In no protocol, by the first that is asked of a gateway; the refusal's list is the one that is told."""
+    refused = await gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["message"] == (
+        f"there is no model `claude-mythos-5` here; there are {', '.join(LISTED)}; "
+        "an operator may give a name its meaning (TAILRACE_MODEL_ALIASES)"
+    )
+
+
+async def test_an_operators_name_finds_its_model(house: House, new_gateway: NewGateway) -> None:
+    """TAILRACE_MODEL_ALIASES: what the client calls it stays out of the answer."""
+    gateway = await new_gateway(house.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
+    assert (await gateway.client.get("/v1/models/gpt-4o")).json()["id"] == "claude-sonnet-5-5"
+
+
+async def test_capabilities_are_limits_prices_and_what_a_model_takes(gateway: Gateway) -> None:
+    """The prices are the data file's, what it takes is Anthropic's word where there is one."""
+    told = (await gateway.client.get("/v1/models/capabilities")).json()
+    assert (told["object"], [row["id"] for row in told["data"]]) == ("list", LISTED)
+    (haiku,) = [row for row in told["data"] if row["id"] == "claude-haiku-5-5"]
+    assert haiku == {
+        "id": "claude-haiku-5-5",
+        "display_name": "Claude Haiku 5.5",
+        "aliases": ["claude-haiku-5-5-latest"],
+        "lifecycle": "active",
+        "limits": {"context_tokens": 1_000_000, "output_tokens": 128_000},
+        "usd_per_million_tokens": {
+            "input": 0.1,
+            "output": 0.5,
+            "cache_write_5m": 0.125,
+            "cache_write_1h": 0.2,
+            "cache_read": 0.01,
+        },
+        "usd_per_million_tokens_of_a_long_prompt": {
+            "over_tokens": 100_000,
+            "input": 0.5,
+            "output": 2.5,
+            "cache_write_5m": 0.625,
+            "cache_write_1h": 1.0,
+            "cache_read": 0.05,
+        },
+        "supports": {
+            "vision": True,
+            "pdf": True,
+            "citations": True,
+            "tools": True,
+            "forced_tools": True,
+            "structured_outputs": True,
+            "sampling": False,
+            "prefill": False,
+            "thinking": ["adaptive", "disabled"],
+            "effort": ["low", "medium", "high", "xhigh", "max"],
+        },
+    }
+
+
+async def test_without_a_generator_the_data_file_says_what_there_is(lone_gateway: Gateway) -> None:
+    """Nobody has a key: every model of the file, and no capabilities of Anthropic's."""
+    told = (await lone_gateway.client.get("/v1/models")).json()
+    assert [model["id"] for model in told["data"]] == list(models())
+    assert {model["capabilities"] for model in told["data"]} == {None}
+
+
+async def test_a_list_outlives_the_generator_that_told_it(
+    own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
+) -> None:
+    """From the file while nobody is there, from Anthropic soon after somebody is, and kept when nobody is again."""
+    gateway = await new_gateway(own_server.url)
+
+    async def told() -> list[str]:
+        answer = (await gateway.client.get("/v1/models")).json()
+        return [model["id"] for model in answer["data"]]
+
+    assert await told() == list(models())
+    async with processes.generator(tmp_path, own_server.url, claude):
+
+        async def is_told_by_anthropic() -> bool:
+            return await told() == LISTED
+
+        await until(is_told_by_anthropic, ASKED_AGAIN_S + 5)
+    assert await told() == LISTED
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=", "limit=+1", "after_id=claude-nobody", "before_id=", "lifecycle[]=asleep"],
+)
+async def test_a_parameter_that_is_none_is_refused(shared_gateway: Gateway, query: str) -> None:
+    """By Anthropic's own bounds, from 1 to 1000."""
+    answer = await shared_gateway.client.get(f"/v1/models?{query}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid"), query

@@ -1,0 +1,99 @@
+"""A real nats-server, started as `up` and the other tests start it."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import pytest
+
+from deploy.nats_server import NatsServer, Site, answers, command
+from deploy.refusal import UpRefused
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with NatsServer(tmp_path) as server:
+        yield server
+
+
+async def said(server: NatsServer, token: str) -> bytes:
+    """What the server says to somebody who connects with `token` and asks JetStream for its account."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.site.port)
+    ask = b"SUB i 1\r\nPUB $JS.API.INFO i 0\r\n\r\n"
+    writer.write(b"CONNECT %b\r\n" % json.dumps({"auth_token": token, "verbose": False}).encode() + ask)
+    try:
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"INFO ")
+            return await reader.readline() + await reader.readline()
+    finally:
+        writer.close()
+
+
+async def test_a_server_is_ready_within_a_second(tmp_path: Path) -> None:
+    """Every test may have a server of its own, because one costs next to nothing."""
+    started_s = time.monotonic()
+    async with NatsServer(tmp_path):
+        assert time.monotonic() - started_s < 1.0
+
+
+async def test_a_server_that_greets_has_jetstream_and_knows_its_token(server: NatsServer) -> None:
+    """Ready means that the log answers, not only that the port is open."""
+    assert b'"type":"io.nats.jetstream.api.v1.account_info_response"' in await said(server, server.site.token)
+
+
+async def test_a_wrong_token_is_refused(server: NatsServer) -> None:
+    """Another user of the machine cannot read the log."""
+    assert b"Authorization Violation" in await said(server, "guessed")
+
+
+async def test_the_configuration_is_for_its_owner_only(server: NatsServer) -> None:
+    """The token in it opens the log."""
+    assert (server.site.folder / "nats.conf").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_server_that_was_killed_comes_back_where_it_was(server: NatsServer) -> None:
+    """Clients find it again after a crash: port and token stay."""
+    assert await server.stop(SIGKILL) == -SIGKILL
+    await server.start()
+    assert b"account_info_response" in await said(server, server.site.token)
+
+
+async def test_a_server_stops_in_order_when_asked(server: NatsServer) -> None:
+    """SIGTERM lets it close its files: status 0, and it says so."""
+    assert await server.stop(SIGTERM) == 0
+    assert "Server Exiting" in server.log.read_text()
+
+
+async def test_any_name_of_a_folder_will_do(tmp_path: Path) -> None:
+    """Spaces, quotes and letters beyond ASCII reach the server as they are."""
+    folder = tmp_path / 'it\'s "mine" äöü\\'
+    folder.mkdir()
+    async with NatsServer(folder):
+        assert (folder / "nats" / "jetstream").is_dir()
+
+
+async def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own last line is the best sentence that there is."""
+    monkeypatch.setattr("deploy.nats_server.START_S_MAX", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = NatsServer(tmp_path)
+        server.site = Site(tmp_path, taken.getsockname()[1], server.site.monitor_port, "t", "default", 1024)
+        with pytest.raises(UpRefused, match="address already in use"):
+            await server.start()
+
+
+async def test_a_missing_binary_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs it with another Python is told what to run."""
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(UpRefused, match="run `make setup`"):
+        command(NatsServer(tmp_path).site)
+
+
+async def test_asking_waits_for_the_greeting(tmp_path: Path) -> None:
+    """A port that is open but silent is not a server that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
+        await asyncio.wait_for(answers(silent.getsockname()[1]), timeout=0.1)

@@ -1,0 +1,167 @@
+"""A database that is damaged, gone or new is made again from the log, and what was damaged is kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from proto.errors import StoreCorrupt, StoreTooNew
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, Deliveries, TurnLog
+from proto.records import AskSession, AskSessions, AskTurn, SessionPage, SessionRecord, TurnRecord, record
+from proto.resources import AskProject, NewProject, NewSession, ProjectRecord
+from proto.subjects import PERSISTENCE, TurnKey
+from tests.persisting import Persistence
+from tests.until import until
+from tests.writing import Writer
+
+OURS = Tenant("ours")
+# SQLite's default. Its first page holds the shape of the tables; all the others hold what is in them.
+PAGE_BYTES = 4096
+# Where the version stands: SQLite's "Database File Format", section 1.3.
+USER_VERSION = 60
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "tailrace.db"
+
+
+async def write(log: TurnLog) -> TurnKey:
+    writer = Writer(log, TurnKey(OURS, TurnId(new_id())))
+    await writer.open("Light ", "scatters.")
+    await writer.end()
+    return writer.key
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def overwrite(path: Path, first: int, new: bytes) -> bytes:
+    """The content, with `new` in it from byte `first` on."""
+    was = path.read_bytes()
+    path.write_bytes(was[:first] + new + was[first + len(new) :])
+    return path.read_bytes()
+
+
+def spoil(path: Path, first: int) -> bytes:
+    """Noise over everything from byte `first` on."""
+    return overwrite(path, first, os.urandom(path.stat().st_size - first))
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("first", [0, PAGE_BYTES])
+async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
+    own_server: NatsServer, own_log: TurnLog, database: Path, first: int
+) -> None:
+    """The process says so and ends; its next start has every turn that the log still has (fault F17)."""
+    keys = [await write(own_log) for _ in range(3)]
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+    spoilt = spoil(database, first)
+    async with Persistence(own_server.url, database) as persistence:
+        keys.append(await write(own_log))
+        with pytest.raises(StoreCorrupt, match=r"is now .*tailrace\.db\.damaged-1\. The next start makes a new"):
+            await persistence.running
+    assert content(Path(f"{database}.damaged-1"))[:PAGE_BYTES] == spoilt[:PAGE_BYTES]
+    await has_all(own_server.url, database, own_log, keys)
+
+
+async def test_a_database_that_was_deleted_is_made_again_from_the_log(
+    own_server: NatsServer, own_log: TurnLog, database: Path
+) -> None:
+    """Deleted while persistence is away is the same as damaged, and as a first start."""
+    keys = [await write(own_log) for _ in range(3)]
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+    delete(database)
+    await has_all(own_server.url, database, own_log, keys)
+
+
+async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
+    own_server: NatsServer, own_log: TurnLog, database: Path
+) -> None:
+    """What SQLite writes to a file without a name is not acknowledged."""
+    keys = [await write(own_log)]
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+        delete(database)
+        keys.append(await write(own_log))
+        with pytest.raises(StoreCorrupt, match="deleted or replaced"):
+            await persistence.running
+    await has_all(own_server.url, database, own_log, keys)
+
+
+async def test_a_database_that_is_there_is_not_made_again(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """A restart goes on where the last life stopped: a day of turns is not folded twice."""
+    async with Persistence(own_server.url, database) as persistence:
+        key = await write(own_log)
+        await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    before = (await deliveries.backlog()).floor
+    async with Persistence(own_server.url, database):
+        assert (await deliveries.backlog()).floor == before > 0
+        assert await deliveries.is_drained()
+
+
+async def test_a_new_database_is_told_everything_again_before_it_is_one(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Who dies after the file was made and before it was told of has nothing in it, and is new the next time."""
+    async with Persistence(own_server.url, database) as persistence:
+        key = await write(own_log)
+        await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+    empty(database)
+    await has_all(own_server.url, database, own_log, [key])
+
+
+async def test_a_new_database_has_sessions_and_projects_and_not_what_people_called_them(
+    own_server: NatsServer, own_log: TurnLog, database: Path
+) -> None:
+    """The log knows which project a turn named, and no title: that is in the backup, or lost (docs/RUNBOOK.md)."""
+    writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "new_project", NewProject("rivers", "Rivers"), ProjectRecord)
+        await persistence.ask(OURS, "new_session", NewSession("session-1", "The Rhine"), SessionRecord)
+        await persistence.ask(OURS, "new_session", NewSession("session-2", "The Elbe"), SessionRecord)
+        await writer.ask(project="rivers")
+        project = await persistence.ask(OURS, "project", AskProject("rivers"), ProjectRecord)
+        assert (project.name, project.turns) == ("Rivers", 1)
+    delete(database)
+    async with Persistence(own_server.url, database) as persistence:
+        project = await persistence.ask(OURS, "project", AskProject("rivers"), ProjectRecord)
+        sessions = await persistence.ask(OURS, "sessions", AskSessions(), SessionPage)
+    assert (project.name, project.turns) == ("rivers", 1)
+    assert [(one.session, one.title, one.project_id) for one in sessions.sessions] == [("session-1", None, "rivers")]
+
+
+async def test_a_newer_database_ends_the_process_with_a_sentence(own_server: NatsServer, database: Path) -> None:
+    """It is neither read nor moved: the newer version will want it."""
+    async with Persistence(own_server.url, database):
+        pass
+    newer = overwrite(database, USER_VERSION, (999).to_bytes(4))
+    async with Persistence(own_server.url, database) as persistence:
+        with pytest.raises(StoreTooNew, match="is of version 999"):
+            await persistence.running
+    assert content(database) == newer
+
+
+async def has_all(nats_url: str, database: Path, log: TurnLog, keys: list[TurnKey]) -> None:
+    async with Persistence(nats_url, database) as persistence:
+        told = [await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord) for key in keys]
+        assert told == [record(key, await log.turn(key)) for key in keys]
+        session = await persistence.ask(OURS, "session", AskSession(told[0].session), SessionRecord)
+        assert session.turns == len(keys)
+        assert not persistence.running.done()
+        await until(persistence.is_begun)

@@ -1,0 +1,325 @@
+"""From the log into SQLite: every turn once, nothing acknowledged before it is written, and streaming unaffected."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from signal import SIGKILL
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+
+from deploy.nats_server import NatsServer
+from persistence.recorder import Recorder
+from persistence.row import Row, row
+from persistence.store import Store
+from proto import subjects
+from proto.ending import ending
+from proto.fold import NOBODY, Turn, fold
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, Deliveries, TurnLog, streams
+from proto.records import AskTurn, TurnRecord, record
+from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tests.persisting import Persistence
+from tests.processes import persistence as process
+from tests.until import until
+from tests.writing import Writer
+
+OURS = Tenant("ours")
+LEASE_S = 0.4
+ROWS = """
+SELECT turns.*, usage.*, sessions.project FROM turns
+JOIN usage USING (tenant, session, turn) JOIN sessions USING (tenant, session) ORDER BY turn
+"""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "tailrace.db"
+
+
+def new_key() -> TurnKey:
+    return TurnKey(OURS, TurnId(new_id()))
+
+
+async def write(log: TurnLog, *texts: str) -> TurnKey:
+    """A whole turn that says `texts`."""
+    writer = Writer(log, new_key())
+    await writer.open(*texts)
+    await writer.end()
+    return writer.key
+
+
+def rows(database: Path) -> list[Row]:
+    """What is in the file, whoever has it open."""
+    with closing(sqlite3.connect(database)) as reading:
+        reading.row_factory = sqlite3.Row
+        found = reading.execute(ROWS).fetchall()
+    return [Row(**{name: one[name] for name in Row.__struct_fields__}) for one in found]
+
+
+async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[Row]:
+    return [row(key, await log.turn(key)) for key in sorted(keys)]
+
+
+async def shorten_lease(connection: Connection) -> None:
+    """What nobody acknowledges comes again soon, and not after ten seconds."""
+    (config,) = [one for one in streams.consumers() if one.durable_name == PERSISTENCE]
+    await connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
+
+
+@asynccontextmanager
+async def recording(
+    log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100
+) -> AsyncIterator[Recorder]:
+    """A recorder that is stopped when the block ends, and that broke nothing."""
+    stop = asyncio.Event()
+    recorder = Recorder(log, deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
+    running = asyncio.create_task(recorder.run(stop))
+    try:
+        yield recorder
+    finally:
+        stop.set()
+        await running
+
+
+@asynccontextmanager
+async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Store]:
+    store = await kind.open(database, busy_timeout_s=0.05)
+    await store.migrate()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Stuck(Store):
+    """A store that has committed and does not come back until it is let."""
+
+    async def record(self, rows: Sequence[Row]) -> None:
+        await super().record(rows)
+        self.committed.set()
+        await self.let.wait()
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)  # type: ignore[arg-type]
+        self.committed = asyncio.Event()
+        self.let = asyncio.Event()
+
+
+async def test_a_turn_of_the_log_is_in_the_database_as_its_fold(
+    own_server: NatsServer, own_log: TurnLog, database: Path
+) -> None:
+    """Ended, failed, cancelled or running: the row is what the log adds up to (promise 4)."""
+    ended = await write(own_log, "Light ", "scatters.")
+    cancelled, running = Writer(own_log, new_key()), Writer(own_log, new_key())
+    await cancelled.open("Light")
+    await cancelled.end("cancelled")
+    await running.ask()
+    async with Persistence(own_server.url, database) as persistence:
+        told = await persistence.ask(OURS, "turn", AskTurn(ended.turn), TurnRecord)
+    assert told == record(ended, await own_log.turn(ended))
+    assert rows(database) == await folds(own_log, [ended, cancelled.key, running.key])
+
+
+async def test_a_backlog_longer_than_a_batch_is_recorded(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Many transactions add up to all turns."""
+    keys = [await write(own_log, "Light") for _ in range(7)]
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(own_log, deliveries, store, batch_max=3):
+        await until(deliveries.is_drained)
+    assert rows(database) == await folds(own_log, keys)
+
+
+async def test_what_is_killed_between_commit_and_acknowledgement_is_recorded_once(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Nothing was acknowledged, so all of it comes again, and changes nothing (fault F18)."""
+    await shorten_lease(own_connection)
+    key = await write(own_log, "Light")
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database, Stuck) as stuck:
+        assert isinstance(stuck, Stuck)
+        killed = asyncio.create_task(
+            Recorder(own_log, deliveries, stuck, batch_max=9, retry_wait_s=0.05).run(asyncio.Event())
+        )
+        await until(stuck.committed.is_set)
+        killed.cancel()
+        await asyncio.wait([killed])
+    once = rows(database)
+    assert (await deliveries.backlog()).leased == 2
+    async with opened(database) as store, recording(own_log, deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == once == await folds(own_log, [key])
+
+
+async def test_a_process_that_is_killed_again_and_again_loses_no_turn(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tmp_path: Path
+) -> None:
+    """Every turn of the log gets into the file, once, wherever SIGKILL struck (promise 5)."""
+    keys: list[TurnKey] = []
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    await shorten_lease(own_connection)
+    async with process(tmp_path, own_server.url, TAILRACE_BATCH_MAX=2) as persistence:
+        for kill in range(3):
+            keys += [await write(own_log, "Light ", "scatters.") for _ in range(20)]
+            await until(lambda kill=kill: len(rows(tmp_path / "tailrace.db")) > 20 * kill)  # type: ignore[misc]
+            await persistence.stop(SIGKILL)
+            await persistence.start()
+        await until(deliveries.is_drained, deadline_s=20)
+    assert rows(tmp_path / "tailrace.db") == await folds(own_log, keys)
+
+
+async def test_while_the_database_is_locked_turns_wait_in_the_log(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Nothing is acknowledged, health says why, the log goes on; when the lock is gone, all of it is written (F17)."""
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with Persistence(own_server.url, database) as persistence:
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            keys = [await write(own_log, "Light")]
+            await until(lambda: _reports(persistence, "locked"))
+            keys.append(await write(own_log, "scatters"))
+            backlog = await deliveries.backlog()
+            assert (backlog.waiting + backlog.leased, backlog.floor) == (4, 0)
+            other.execute("ROLLBACK")
+        await until(deliveries.is_drained)
+        await until(lambda: _reports(persistence, ""))
+    assert rows(database) == await folds(own_log, keys)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "why"),
+    [
+        ("PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000", "SQLITE_FULL"),
+        ("PRAGMA query_only = ON", "PRAGMA query_only = OFF", "SQLITE_READONLY"),
+    ],
+)
+async def test_while_the_database_cannot_be_written_turns_wait_in_the_log(
+    own_connection: Connection, own_log: TurnLog, database: Path, breaks: str, mends: str, why: str
+) -> None:
+    """A full disk costs no turn: what is not on it is not acknowledged (fault F17)."""
+    keys = [await write(own_log, "Light " * 10_000)]
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store:
+        await store._writer.execute_fetchall(breaks)
+        async with recording(own_log, deliveries, store) as recorder:
+            trouble = await until(lambda: recorder.trouble)
+            assert why in trouble
+            assert (await deliveries.backlog()).floor == 0
+            await store._writer.execute_fetchall(mends)
+            await until(deliveries.is_drained)
+            await until(lambda: not recorder.trouble)
+    assert rows(database) == await folds(own_log, keys)
+
+
+async def test_a_lease_is_kept_while_a_commit_takes_long(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """A slow disk does not make the log deliver everything twice."""
+    await shorten_lease(own_connection)
+    await write(own_log, "Light")
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database, Stuck) as stuck:
+        assert isinstance(stuck, Stuck)
+        async with recording(own_log, deliveries, stuck):
+            await until(stuck.committed.is_set)
+            # Somebody else asks for about a second, more than twice as long as a lease lasts.
+            other = await Deliveries.open(own_connection, PERSISTENCE)
+            assert [await other.next(10) for _ in range(2)] == [[], []]
+            stuck.let.set()
+            await until(deliveries.is_drained)
+
+
+async def test_a_text_that_its_end_does_not_prove_is_recorded_and_counted(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """The log is the truth, and somebody has to look why its end says otherwise."""
+    writer = Writer(own_log, new_key())
+    await writer.open("Light")
+    end = ending(await own_log.turn(writer.key), "completed")
+    await writer.store(msgspec.structs.replace(end, text_chars=4))
+    before = count("proof_mismatches")
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(own_log, deliveries, store):
+        await until(deliveries.is_drained)
+    (found,) = rows(database)
+    assert (found.text, found.text_chars, count("proof_mismatches") - before) == ("Light", 4, 1)
+
+
+async def test_a_turn_that_has_left_the_log_keeps_no_other_waiting(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Nobody can record it any more: it is counted, acknowledged, and the others go on."""
+    gone, here = await write(own_log, "Light"), await write(own_log, "scatters")
+    await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(gone, "request"))
+    before = count("turns_left_out")
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(own_log, deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == await folds(own_log, [here])
+    assert count("turns_left_out") - before == 1
+
+
+async def test_a_turn_that_cannot_be_folded_keeps_no_other_waiting(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """A mistake of ours costs one row, not all of history."""
+    await write(own_log, "Light")
+    good = await write(own_log, "scatters")
+
+    class Broken(TurnLog):
+        async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
+            return await super().turn(key, so_far) if key == good else 1 / 0  # type: ignore[return-value]
+
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(Broken(own_connection), deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == await folds(own_log, [good])
+
+
+async def test_a_row_that_the_database_cannot_hold_keeps_no_other_waiting(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """A cost beyond 64 bits is left out and counted; the turns of its batch are written, and nothing comes again."""
+    before, here = count("turns_left_out"), [await write(own_log, "Light")]
+    broken = Writer(own_log, new_key())
+    await broken.open("Light")
+    await broken.store(msgspec.structs.replace(ending(await own_log.turn(broken.key), "completed"), cost_nusd=2**63))
+    here.append(await write(own_log, "scatters"))
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(own_log, deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == await folds(own_log, here)
+    assert count("turns_left_out") - before >= 1
+
+
+async def test_a_read_that_is_behind_is_not_recorded_as_the_end(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """An `end` was delivered, so a fold without it is a follower's that lags; recorded, the turn would run for ever."""
+    key = await write(own_log, "Light")
+    stale = fold(await own_log.replay(key, limit=1))
+
+    class Behind(TurnLog):
+        async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
+            return await super().turn(key, so_far) if so_far != NOBODY else stale
+
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with opened(database) as store, recording(Behind(own_connection), deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == await folds(own_log, [key])
+
+
+async def _reports(persistence: Persistence, why: str) -> bool:
+    health = await persistence.health()
+    return health.ok == (not why) and why in health.detail
+
+
+def count(name: str) -> float:
+    return REGISTRY.get_sample_value(f"tailrace_persistence_{name}_total") or 0.0

@@ -1,0 +1,69 @@
+"""Waiting for the gateway: asked over a real socket, with answers as a gateway gives them."""
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from deploy.port import free
+from deploy.readiness import Answer, ask, parse, ready
+from deploy.refusal import UpRefused
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[int]:
+    """The port of a server that gives `answers` one after the other, and the last one from then on."""
+    left = list(answers)
+
+    async def answer(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def http(status: int, body: str) -> bytes:
+    return f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+async def test_it_waits_until_the_gateway_says_200() -> None:
+    """Silence, garbage and 503 are all "not yet"."""
+    async with answering(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
+        await ready("127.0.0.1", port)
+        assert await ask("127.0.0.1", port) == Answer(200, "{}")
+
+
+async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's own words name the part that is missing."""
+    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    async with answering(http(503, '{"persistence":"no answer"}')) as port:
+        with pytest.raises(UpRefused) as refusal:
+            await ready("127.0.0.1", port)
+    assert str(refusal.value) == 'not ready after 0.3 s: the gateway says {"persistence":"no answer"}'
+
+
+async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody to ask is an answer of its own."""
+    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    [port] = free(1)
+    with pytest.raises(UpRefused, match="no gateway answers; see its lines above"):
+        await ready("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("answer", "parsed"),
+    [
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nfine\n", Answer(200, "fine")),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Answer(503, "")),
+        (b"HTTP/1.1 x y\r\n\r\n", Answer(0, "")),
+        (b"SSH-2.0-OpenSSH\r\n", Answer(0, "")),
+        (b"", Answer(0, "")),
+    ],
+)
+def test_only_http_is_an_answer(answer: bytes, parsed: Answer) -> None:
+    """Something else on the port is nobody."""
+    assert parse(answer) == parsed

@@ -1,0 +1,180 @@
+"""What Tailrace needs to exist in NATS: made once, never changed, and checked before anybody relies on it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType
+
+from deploy.nats_server import NatsServer
+from proto.errors import LogMisconfigured, LogUnavailable
+from proto.log import Connection, check, fullness, streams
+from proto.subjects import BODIES, CLAIMS, GENERATORS, PERSISTENCE, STREAM
+from tests.conftest import BYTES_MAX
+from tests.until import until
+
+
+@pytest_asyncio.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A server with nothing on it."""
+    async with NatsServer(tmp_path) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def bare(server: NatsServer) -> AsyncIterator[Connection]:
+    connection = await Connection.open(server.url, "test")
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.rule("R31")
+async def test_the_stream_is_set_up_as_the_protocol_says(connection: Connection) -> None:
+    """Files, limits, refused when full, direct reads, republished."""
+    config = (await connection.jetstream.stream_info(STREAM)).config
+    assert config.subjects == ["turns.>"]
+    assert config.storage == StorageType.FILE
+    assert config.retention == RetentionPolicy.LIMITS
+    assert config.discard == DiscardPolicy.NEW
+    assert config.max_age == 24 * 3600
+    assert config.allow_direct
+    assert config.republish is not None
+    assert (config.republish.src, config.republish.dest) == ("turns.>", "live.>")
+    assert config.metadata is not None
+    assert config.metadata["tailrace_schema"] == "1"
+
+
+@pytest.mark.rule("R31")
+async def test_the_store_of_bodies_is_set_up_as_the_protocol_says(connection: Connection) -> None:
+    """Like the log's stream, for a week; what is stored again takes the place of what it equals."""
+    config = (await connection.jetstream.stream_info(BODIES)).config
+    assert config.subjects == ["bodies.>"]
+    assert config.storage == StorageType.FILE
+    assert config.retention == RetentionPolicy.LIMITS
+    assert config.discard == DiscardPolicy.NEW
+    assert config.max_age == 7 * 24 * 3600
+    assert config.max_msgs_per_subject == 1
+    assert config.allow_direct
+    assert config.metadata is not None
+    assert config.metadata["tailrace_schema"] == "1"
+
+
+@pytest.mark.rule("R31")
+async def test_the_consumers_are_set_up_as_the_protocol_says(connection: Connection) -> None:
+    """Explicit acknowledgement, and they never give up."""
+    generators = (await connection.jetstream.consumer_info(STREAM, GENERATORS)).config
+    persistence = (await connection.jetstream.consumer_info(STREAM, PERSISTENCE)).config
+    assert generators.filter_subjects == ["turns.*.*.request"]
+    assert persistence.filter_subjects == ["turns.*.*.request", "turns.*.*.end"]
+    for config in (generators, persistence):
+        assert config.ack_policy == AckPolicy.EXPLICIT
+        assert config.max_deliver == -1
+    assert (generators.ack_wait, persistence.ack_wait) == (2, 10)
+
+
+@pytest.mark.rule("R26")
+async def test_a_claim_does_not_outlive_its_turn(bare: Connection) -> None:
+    """The bucket keeps as long as the stream does."""
+    await streams.apply(bare, bytes_max=BYTES_MAX, retention_s=3600)
+    bucket = await bare.jetstream.key_value(CLAIMS)
+    assert (await bucket.status()).ttl == 3600
+
+
+@pytest.mark.rule("R31")
+async def test_what_is_there_is_not_changed(bare: Connection) -> None:
+    """Sizes and times are the operator's: a second set-up with others leaves them alone."""
+    await streams.apply(bare, bytes_max=1_000_000, retention_s=3600)
+    await streams.apply(bare, bytes_max=2_000_000, retention_s=7200)
+    config = (await bare.jetstream.stream_info(STREAM)).config
+    assert (config.max_bytes, config.max_age) == (1_000_000, 3600)
+    await check(bare)
+
+
+STREAM_DIFFERS: dict[str, Any] = {
+    "subjects": ["turns.*.*.*", "other"],
+    "storage": StorageType.MEMORY,
+    "retention": RetentionPolicy.INTEREST,
+    "discard": DiscardPolicy.OLD,
+    "allow_direct": False,
+    "republish": RePublish(src="turns.>", dest="elsewhere.>"),
+    "metadata": {"tailrace_schema": "0"},
+}
+
+
+@pytest.mark.rule("R31")
+@pytest.mark.parametrize("setting", STREAM_DIFFERS)
+async def test_a_stream_that_differs_is_refused_by_the_setting(bare: Connection, setting: str) -> None:
+    """Nothing is silently changed or put up with: the sentence names what differs."""
+    config = streams.stream(1, BYTES_MAX, 3600).evolve(**{setting: STREAM_DIFFERS[setting]})
+    await bare.jetstream.add_stream(config)
+    with pytest.raises(LogMisconfigured, match=setting):
+        await streams.apply(bare, bytes_max=BYTES_MAX)
+
+
+@pytest.mark.rule("R31")
+async def test_a_store_of_bodies_that_differs_is_refused(bare: Connection) -> None:
+    """One that keeps every chunk that was ever stored would be full of pictures that are there already."""
+    config = streams.bodies(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1)
+    await bare.jetstream.add_stream(config)
+    with pytest.raises(LogMisconfigured, match="max_msgs_per_subject"):
+        await streams.apply(bare, bytes_max=BYTES_MAX)
+
+
+CONSUMER_DIFFERS: dict[str, Any] = {
+    "filter_subjects": ["turns.>"],
+    "ack_policy": AckPolicy.ALL,
+    "max_deliver": 5,
+}
+
+
+@pytest.mark.rule("R31")
+@pytest.mark.parametrize("setting", CONSUMER_DIFFERS)
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_consumer_that_differs_is_refused_by_the_setting(bare: Connection, which: int, setting: str) -> None:
+    """One that gives up after five times would forget turns in silence."""
+    await bare.jetstream.add_stream(streams.stream(1, BYTES_MAX, 3600))
+    config = streams.consumers()[which].evolve(**{setting: CONSUMER_DIFFERS[setting]})
+    await bare.jetstream.add_consumer(STREAM, config)
+    with pytest.raises(LogMisconfigured, match=setting):
+        await streams.apply(bare, bytes_max=BYTES_MAX)
+
+
+@pytest.mark.rule("R31")
+async def test_what_is_missing_is_said_with_what_to_run(bare: Connection) -> None:
+    """The streams, a consumer, and the bucket of claims."""
+    with pytest.raises(LogMisconfigured, match="deploy streams"):
+        await check(bare)
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await bare.jetstream.delete_consumer(STREAM, PERSISTENCE)
+    with pytest.raises(LogMisconfigured, match="deploy streams"):
+        await check(bare)
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await bare.jetstream.delete_key_value(CLAIMS)
+    with pytest.raises(LogMisconfigured, match="deploy streams"):
+        await check(bare)
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await bare.jetstream.delete_stream(BODIES)
+    with pytest.raises(LogMisconfigured, match="deploy streams"):
+        await check(bare)
+
+
+async def test_a_server_that_is_away_is_not_one_that_is_set_up_wrongly(server: NatsServer, bare: Connection) -> None:
+    """Waiting mends it; running a set-up would not."""
+    await server.stop(SIGKILL)
+    await until(lambda: not bare.is_up)
+    with pytest.raises(LogUnavailable):
+        await check(bare)
+    with pytest.raises(LogUnavailable):
+        await streams.apply(bare)
+
+
+@pytest.mark.rule("R32")
+async def test_fullness_is_the_share_of_the_byte_limit(bare: Connection) -> None:
+    """0 at the start; what is stored counts."""
+    await streams.apply(bare, bytes_max=100_000)
+    assert await fullness(bare) == 0
+    await bare.jetstream.publish("turns.t.x.request", b"x" * 50_000)
+    assert 0.5 < await fullness(bare) < 0.51

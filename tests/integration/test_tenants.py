@@ -1,0 +1,161 @@
+"""Whose turns they are: on every route another tenant's are not there, and who has no key gets nowhere."""
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from deploy.process import spawn
+from proto.ids import Tenant, new_id
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
+from tests.processes import CHECKOUT, Process
+from tests.routes import LONG_MESSAGE, ROWS, named
+
+OTHER_KEY = "the-key-of-somebody-else"
+UNKNOWN = (new_id(), new_id(), new_id())
+IDS = [f"{method} {path}" for method, path in ROWS]
+
+
+@pytest.fixture
+async def two_tenants(
+    house: House, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
+) -> Gateway:
+    """A gateway with keys of two tenants; its own client is the first's."""
+    other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
+    return await new_gateway(house.nats_url, api_keys=f"{api_keys(tenant)}, {other}")
+
+
+@pytest.fixture
+async def stranger(two_tenants: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    """The other tenant."""
+    async with two_tenants.new_client() as client:
+        client.headers["authorization"] = f"Bearer {OTHER_KEY}"
+        yield client
+
+
+async def asked(gateway: Gateway) -> dict[str, str]:
+    body = {"message": LONG_MESSAGE, "project": new_id()}
+    accepted = (await gateway.client.post("/v1/turns", json=body)).json()
+    await gateway.client.get(accepted["links"]["events"])
+    return named(accepted["turn"], accepted["session"], body["project"])
+
+
+async def test_another_tenants_turns_and_sessions_are_not_there(
+    two_tenants: Gateway, stranger: httpx2.AsyncClient
+) -> None:
+    """Byte for byte what is said of one that never was: nobody learns that it exists."""
+    mine = await asked(two_tenants)
+    for (method, path), row in ROWS.items():
+        if row.names and not row.is_everybodys:
+            there = await asked(two_tenants) if method == "DELETE" else mine
+            theirs = await stranger.request(method, path.format(**there) + row.query, json=row.body)
+            unknown = await stranger.request(method, path.format(**named(*UNKNOWN)) + row.query, json=row.body)
+            own = await two_tenants.client.request(method, path.format(**there) + row.query, json=row.body)
+            # Asked for last, it is still there: what the stranger tried has done nothing.
+            assert own.status_code == 200, path
+            assert (theirs.status_code, theirs.content) == (404, unknown.content), path
+            assert {*theirs.headers.items()} - {*unknown.headers.items()} <= {("date", theirs.headers["date"])}
+    for name in ("session", "parent"):
+        body = {"message": "and?", name: mine["turn" if name == "parent" else name]}
+        follow_up = await stranger.post("/v1/turns", json=body)
+        assert (follow_up.status_code, follow_up.json()["error"]["code"]) == (404, f"{name}_not_found")
+    for path in ("/v1/sessions", "/v1/projects", "/v1/usage"):
+        assert (await stranger.get(path)).json()["data"] == [], path
+
+
+@on_shared_loop
+@pytest.mark.parametrize(("method", "path"), ROWS, ids=IDS)
+async def test_a_route_asks_for_a_key_unless_it_is_public(shared_gateway: Gateway, method: str, path: str) -> None:
+    """None, an unknown one, an empty one, one of the wrong scheme, two at once: 401, the same for all."""
+    row = ROWS[method, path]
+    good = f"Bearer {KEY}"
+    wrong = [
+        [],
+        [("authorization", "Bearer nobodys")],
+        [("x-api-key", "nobodys")],
+        [("authorization", "Bearer")],
+        [("authorization", KEY)],
+        [("authorization", f"Basic {KEY}")],
+        [("authorization", good), ("x-api-key", KEY)],
+        [("authorization", good), ("authorization", good)],
+        [("x-api-key", f"{KEY}x")],
+        [("x-api-key", "ü".encode().decode("latin-1"))],
+    ]
+    url = path.format(**named(*UNKNOWN))
+    async with httpx2.AsyncClient(base_url=shared_gateway.url, trust_env=False) as client:
+        answers = [
+            await client.request(
+                method,
+                url,
+                json=row.body,
+                headers=[(name.encode(), value.encode("latin-1")) for name, value in headers],
+            )
+            for headers in wrong
+        ]
+    if row.is_public:
+        assert 401 not in {answer.status_code for answer in answers}
+    else:
+        assert [answer.status_code for answer in answers] == [401] * len(wrong)
+        assert {answer.json()["error"]["code"] for answer in answers} == {"credential_invalid"}
+        assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+async def test_a_key_is_taken_in_either_header(lone_gateway: Gateway, header: str) -> None:
+    """FACTS: current SDKs send a bearer token, older ones and Claude Code `x-api-key`."""
+    value = f"bearer {KEY}" if header == "authorization" else KEY
+    async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as client:
+        answer = await client.post("/v1/turns", json={"message": "hi"}, headers={header: value})
+    assert answer.status_code == 202
+
+
+async def test_without_keys_only_this_machines_names_are_answered(nats_url: str, new_gateway: NewGateway) -> None:
+    """DNS rebinding: a stranger's page that gives its own name this address must not read anybody's turns."""
+    gateway = await new_gateway(nats_url, api_keys="", hosts="box.example, other.example")
+    names = {
+        "localhost": 202,
+        f"localhost:{gateway.port}": 202,
+        "127.0.0.1": 202,
+        "[::1]:8000": 202,
+        "LocalHost": 202,
+        "box.example": 202,
+        "other.example:80": 202,
+        "evil.example": 403,
+        "localhost.evil.example": 403,
+        "127.0.0.1.evil.example": 403,
+        "localhost@evil.example": 403,
+        "evil.example:80:80": 403,
+        "": 403,
+    }
+    answers = {
+        name: await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"host": name}) for name in names
+    }
+    assert {name: answer.status_code for name, answer in answers.items()} == names
+    assert answers["evil.example"].json()["error"]["code"] == "host_refused"
+
+
+async def test_without_keys_no_strangers_page_does_anything(house: House, new_gateway: NewGateway) -> None:
+    """A browser sends a POST without JSON for any page, and asks nobody: not even a turn may be cancelled by one."""
+    gateway = await new_gateway(house.nats_url, api_keys="")
+    posts = [path.format(**named(*UNKNOWN)) for method, path in ROWS if method == "POST"]
+    async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
+        for path in posts:
+            for origin in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+                answer = await client.post(path, headers=origin)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_refused"), path
+    assert {path for path in posts if path.endswith(("/cancel", "/stop"))} != set()
+
+
+async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(tmp_path: Path) -> None:
+    """Status 2 and a sentence that says what to set, before anything is listened on."""
+    said = tmp_path / "said.txt"
+    environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_HOST": "0.0.0.0", "TAILRACE_PORT": "0"}
+    with said.open("wb") as output:
+        process = await spawn((sys.executable, "-m", "gateway"), environ, output.fileno())
+    assert await asyncio.wait_for(process.wait(), 20) == 2
+    assert said.read_text().startswith("gateway: TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere")
+    assert "TAILRACE_API_KEYS" in said.read_text()

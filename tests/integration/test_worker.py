@@ -1,0 +1,406 @@
+"""A generator, whole: a real log, the simulated Claude over HTTP, and every way in which either lets it down.
+
+It runs in the test's loop, as `python -m generators` runs it; only its waits are short. What was paid for is counted by
+the simulated Claude.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from signal import SIGKILL
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from deploy.port import free
+from gateway.cancel import cancel
+from generators.attempt import Carrier
+from generators.backends import Call
+from generators.blobs import Blobs
+from generators.retry import Retry
+from generators.simulated_claude.server import serving
+from generators.worker import Worker
+from proto.entries import Attempt
+from proto.log import Bodies, Connection, Deliveries, TurnLog
+from proto.room import Room
+from proto.subjects import GENERATORS, STREAM
+from tests.answering import (
+    ask,
+    attempts,
+    ended,
+    is_acknowledged,
+    modes,
+    open_streams,
+    shorten_lease,
+    stats,
+    words,
+    working,
+)
+from tests.until import until
+
+PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
+FAULTS = ("cut", "stall", "eof", "garbage", "error", "429", "500", "529")
+
+# anthropic says so of every call; the model is here for its prefill.
+pytestmark = pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is deprecated:DeprecationWarning")
+
+
+@pytest.fixture
+async def claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that nobody else calls."""
+    async with serving() as url:
+        yield url
+
+
+async def test_a_turn_is_answered_and_then_acknowledged(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """One attempt, one call, the whole text, and nothing left in the queue."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=50 rate=0")
+        turn = await ended(own_log, key)
+        assert (turn.text, turn.outcome, turn.attempt, turn.stop.stop_reason) == (words(50), "completed", 1, "end_turn")
+        assert turn.usage.output_tokens == 50
+        assert (await stats(claude))["calls"] == 1
+        await until(lambda: is_acknowledged(own_connection))
+
+
+async def test_a_turn_is_not_acknowledged_while_it_runs(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """Who dies over a turn must leave it to others: the lease ends with the turn's end and not before."""
+    async with working(own_server.url, claude, stall_timeout_s=5):
+        key = await ask(own_log, "words=3 rate=0 fault=stall@1")
+        await open_streams(claude, 1)
+        assert not await is_acknowledged(own_connection)
+        await cancel(own_log, key)
+        await until(lambda: is_acknowledged(own_connection))
+
+
+async def test_a_turn_that_outlasts_its_lease_stays_with_its_generator(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """Renewed while the turn runs: another generator that waits for work does not get it."""
+    await shorten_lease(own_connection, 1.0)
+    async with working(own_server.url, claude), working(own_server.url, claude):
+        key = await ask(own_log, "words=60 rate=25")
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.attempt) == (words(60), 1)
+    assert (await stats(claude))["calls"] == 1
+
+
+async def test_a_generator_that_is_given_its_own_turn_again_goes_on_with_it(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """Frozen for longer than its lease and alone, it is offered what it holds: that is a newer lease, not more work."""
+    await shorten_lease(own_connection, 0.3)
+    async with working(own_server.url, claude, stall_timeout_s=9):
+        key = await ask(own_log, "words=40 rate=40")
+        await open_streams(claude, 1)
+        # The fault itself: nothing in this process moves for that long.
+        time.sleep(0.7)  # noqa: ASYNC251
+        turn = await ended(own_log, key)
+        await until(lambda: is_acknowledged(own_connection))
+        assert (turn.text, turn.attempt) == (words(40), 1)
+        assert (await stats(claude))["calls"] == 1
+        info = await own_connection.jetstream.consumer_info(STREAM, GENERATORS)
+        assert info.delivered is not None
+        assert info.delivered.consumer_seq > 1, "nothing was delivered again"
+
+
+async def test_no_more_is_taken_than_can_be_carried(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """What waits in a busy process waits for its lease to run out; in the queue, any other generator can have it."""
+    deliveries = await Deliveries.open(own_connection, GENERATORS)
+    async with working(own_server.url, claude, concurrency=2, stall_timeout_s=10):
+        keys = [await ask(own_log, f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
+        await open_streams(claude, 2)
+        backlog = await deliveries.backlog()
+        assert (backlog.leased, backlog.waiting) == (2, 3)
+        for number, key in enumerate(keys):
+            await cancel(own_log, key)
+            await open_streams(claude, min(2, len(keys) - number - 1))
+        assert (await stats(claude))["calls"] == 5
+
+
+async def test_an_ended_turn_is_only_acknowledged(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """Cancelled before anybody took it, or killed between end and acknowledgement: no call, no entry."""
+    key = await ask(own_log, "words=3")
+    await cancel(own_log, key)
+    before = await own_log.replay(key)
+    async with working(own_server.url, claude):
+        await until(lambda: is_acknowledged(own_connection))
+    assert await own_log.replay(key) == before
+    assert (await stats(claude))["calls"] == 0
+
+
+async def test_a_turn_that_takes_too_long_fails_and_keeps_its_text(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """A deadline is an end as well: the text so far stays, the call is closed, and nobody takes the turn again."""
+    async with working(own_server.url, claude, deadline_s=0.5):
+        key = await ask(own_log, "words=900 rate=40")
+        turn = await ended(own_log, key)
+        assert turn.error is not None
+        assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "deadline_exceeded", 1)
+        assert turn.text
+        assert words(900).startswith(turn.text)
+        await open_streams(claude, 0)
+        assert (await stats(claude))["streams_aborted"] == 1
+        await until(lambda: is_acknowledged(own_connection))
+
+
+@pytest.mark.parametrize(("fault", "calls"), [("429x2", 3), ("529x1", 2), ("500x3", 4)])
+async def test_a_call_that_fails_before_its_first_event_is_made_again(
+    own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, calls: int
+) -> None:
+    """Nobody has seen anything of it: it is the same attempt."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, f"words=9 rate=0 fault={fault} retry_after=0")
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
+    assert (await stats(claude))["calls"] == calls
+
+
+async def test_a_wish_to_be_left_alone_for_a_while_is_respected(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    """`retry-after` is the least wait, however short our own would be."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=9 rate=0 fault=429x1 retry_after=0.4")
+        turn = await ended(own_log, key)
+    assert turn.asked_at is not None
+    assert turn.ended_at is not None
+    assert turn.text == words(9)
+    assert (turn.ended_at - turn.asked_at).total_seconds() >= 0.4
+
+
+@pytest.mark.parametrize(("fault", "code"), [("429x9", "backend_rate_limited"), ("529x9", "backend_overloaded")])
+async def test_calls_are_bounded(own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, code: str) -> None:
+    """A model that never answers fails the turn with its own reason, after `call_tries_max` calls."""
+    async with working(own_server.url, claude, call_tries_max=3):
+        key = await ask(own_log, f"words=9 rate=0 fault={fault} retry_after=0")
+        turn = await ended(own_log, key)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.attempt, turn.text) == ("failed", code, 1, "")
+    assert (await stats(claude))["calls"] == 3
+
+
+async def test_a_model_that_cannot_be_reached_is_waited_for(own_server: NatsServer, own_log: TurnLog) -> None:
+    """Connection refused, until somebody listens: still the first attempt."""
+    [port] = free(1)
+    async with working(own_server.url, f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
+        key = await ask(own_log, "words=9 rate=0")
+        await until(lambda: attempts(own_log, key))
+        async with serving(port=port):
+            turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_an_answer_that_breaks_off_is_continued(
+    own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, model: str
+) -> None:
+    """Whatever broke it: one more attempt, one more call, and the text as if nothing had happened."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, f"words=40 rate=0 fault={fault}@17", model=model)
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 2)
+    assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
+    assert await modes(own_log, key) == ["fresh", "continue"]
+    counted = await stats(claude)
+    assert (counted["calls"], counted["continuations"], counted["continuations_mismatched"]) == (2, 1, 0)
+
+
+async def test_a_page_instead_of_events_is_asked_for_again(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    """A proxy's login page with status 200 is a failed call, not an empty answer."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=9 rate=0 fault=htmlx1")
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
+
+
+async def test_attempts_are_bounded(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """An answer that always breaks off ends, with the text that there is and the reason of the last time."""
+    async with working(own_server.url, claude, attempts_max=3):
+        key = await ask(own_log, "words=90 rate=0 fault=cut@5x9")
+        turn = await ended(own_log, key)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "attempts_exhausted", 3)
+    assert "broke off" in turn.error.message
+    assert turn.text == words(15)
+    assert (await stats(claude))["calls"] == 3
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "backend_refused_key"), (400, "backend_refused_request")])
+async def test_what_no_repetition_mends_fails_at_once(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, status: int, code: str
+) -> None:
+    """A wrong key or a wrong request: one call, one attempt, the API's own words."""
+    async with refusing(status) as (url, calls), working(own_server.url, url):
+        key = await ask(own_log, "words=9")
+        turn = await ended(own_log, key)
+        await until(lambda: is_acknowledged(own_connection))
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.error.message, turn.attempt) == ("failed", code, "no", 1)
+    assert len(calls) == 1
+
+
+@asynccontextmanager
+async def refusing(status: int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that refuses every call, and the calls: the simulated Claude does not count what costs nothing."""
+    calls: list[bytes] = []
+    body = b'{"type":"error","error":{"type":"x","message":"no"}}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(await reader.readuntil(b"\r\n\r\n"))
+        head = b"HTTP/1.1 %d No\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % (status, len(body)) + body)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", calls
+
+
+@pytest.mark.parametrize("line", ["words=9 wait=30", "words=9 fault=stall@3", "words=9000 rate=20"])
+async def test_cancelling_stops_the_bill_at_once(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, line: str
+) -> None:
+    """Before the first word, in a silence, in full flow: the call is closed within a second of the cancelling end."""
+    async with working(own_server.url, claude, stall_timeout_s=30):
+        key = await ask(own_log, line)
+        await open_streams(claude, 1)
+        async with asyncio.timeout(1):
+            await cancel(own_log, key)
+            await open_streams(claude, 0)
+        assert (await stats(claude))["streams_aborted"] == 1
+        assert (await own_log.turn(key)).outcome == "cancelled"
+        # Sooner than the lease would have brought it back.
+        await until(lambda: is_acknowledged(own_connection), deadline_s=2)
+
+
+async def test_a_turn_that_asked_for_it_restarts(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """`on_interrupt: restart`: what was said is taken back, and the whole answer is told once."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=40 rate=0 fault=cut@17x1", on_interrupt="restart")
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome) == (words(40), "completed")
+    assert len(turn.blocks) == 1
+    assert await modes(own_log, key) == ["fresh", "restart"]
+
+
+async def test_a_turn_that_asked_for_it_fails_and_keeps_its_text(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    """`on_interrupt: fail`: no second call."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=40 rate=0 fault=cut@17", on_interrupt="fail")
+        turn = await ended(own_log, key)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.text) == ("failed", "interrupted", words(17))
+    assert (await stats(claude))["calls"] == 1
+
+
+@pytest.mark.parametrize("line", ["words=5 thinking=9 fault=cut@4x1", "words=5 tool=look fault=cut@6x1"])
+async def test_half_a_thought_and_half_a_tool_call_restart(
+    own_server: NatsServer, own_log: TurnLog, claude: str, line: str
+) -> None:
+    """No model takes those up in the middle: the answer begins anew, and is whole."""
+    async with working(own_server.url, claude):
+        broken = await ended(own_log, await ask(own_log, f"rate=0 {line}"))
+        key = await ask(own_log, f"rate=0 {line.partition(' fault')[0]}")
+        whole = await ended(own_log, key)
+    assert broken.blocks == whole.blocks
+    assert (broken.mode, broken.attempt, whole.mode, whole.attempt) == ("restart", 2, "fresh", 1)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_at_sigterm_a_running_turn_may_finish_and_none_begins(
+    own_server: NatsServer, own_log: TurnLog, claude: str, concurrency: int
+) -> None:
+    """Within its grace a generator finishes what it has; what a last pull still brings it leaves to others."""
+    async with working(own_server.url, claude, concurrency=concurrency, grace_s=10) as stop:
+        running = await ask(own_log, "words=60 rate=40")
+        await open_streams(claude, 1)
+        stop.set()
+        late = await ask(own_log, "words=3")
+        finished = await ended(own_log, running)
+        assert await attempts(own_log, late) == []
+        async with working(own_server.url, claude):
+            answered = await ended(own_log, late)
+    assert (finished.text, finished.attempt) == (words(60), 1)
+    assert (answered.text, answered.attempt) == (words(3), 1)
+    assert answered.generator != finished.generator
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_at_the_end_of_its_grace_a_turn_is_handed_over(
+    own_server: NatsServer, own_log: TurnLog, claude: str, concurrency: int
+) -> None:
+    """Given back, not left to its lease: another goes on within a second or so. Also when every slot was taken."""
+    async with working(own_server.url, claude, grace_s=0.1, concurrency=concurrency) as stop:
+        key = await ask(own_log, "words=80 rate=40")
+        await open_streams(claude, 1)
+        async with working(own_server.url, claude):
+            stop.set()
+            turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome) == (words(80), "completed")
+    assert await modes(own_log, key) == ["fresh", "continue"]
+    entries = await own_log.replay(key)
+    [taken] = [stored for stored in entries if isinstance(stored.entry, Attempt) and stored.entry.attempt == 2]
+    before = next(stored for stored in entries if stored.seq == taken.entry.prev)
+    assert (taken.at - before.at).total_seconds() < 1.5
+    assert (await stats(claude))["calls"] == 2
+
+
+async def test_a_turn_outlives_the_death_of_its_log(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """nats-server is killed in the middle: what the model says waits, and goes on where the log stands."""
+    async with working(own_server.url, claude):
+        key = await ask(own_log, "words=60 rate=60")
+        # Begun before the death: a follower waits for the log to come back, a new one would be refused.
+        ending = asyncio.create_task(ended(own_log, key))
+        await open_streams(claude, 1)
+        await own_server.stop(SIGKILL)
+        await own_server.start()
+        turn = await ending
+    assert (turn.text, turn.outcome, turn.skipped) == (words(60), "completed", 0)
+    assert (await stats(claude))["calls"] <= 2
+
+
+class Broken:
+    """A backend with a mistake of ours in it."""
+
+    name = "broken"
+
+    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+        raise ZeroDivisionError(call.model)
+        yield b""
+
+    async def close(self) -> None: ...
+
+
+async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
+    """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
+    blobs = Blobs(Bodies(own_connection), Room(1))
+    carrier = Carrier(own_log, blobs, Broken(), Retry(tries_max=1, wait_s=0, wait_max_s=0), name="g", attempts_max=2)
+    deliveries = await Deliveries.open(own_connection, GENERATORS)
+    worker = Worker(own_log, deliveries, carrier, concurrency=1, deadline_s=9, grace_s=0)
+    running = asyncio.create_task(worker.run(asyncio.Event()))
+    key = await ask(own_log, "words=3")
+    turn = await ended(own_log, key)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "attempts_exhausted", 2)
+    await until(lambda: is_acknowledged(own_connection))
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running

@@ -1,0 +1,151 @@
+"""Turn logs that hypothesis makes up: attempts, answers, forks, late writers and junk, and which of it is valid."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from proto import entries, events
+from proto.chain import Chain, link
+from proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
+from proto.ids import Seq
+from proto.usage import Usage
+from tests.handwritten import Handwritten, attempt, event, request
+
+# What models say: any Unicode text, but no lone surrogates, which are not in any JSON that msgspec reads.
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+COUNTS = st.integers(0, 1000)
+MODES: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "continue", "restart"])
+USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+class MadeUp(msgspec.Struct, frozen=True):
+    """A log, and which of its entries are valid."""
+
+    stored: list[Stored]
+    valid: list[Stored]
+
+
+@st.composite
+def anthropic_events(draw: st.DrawFn) -> events.Event:
+    index = draw(st.integers(0, 2))
+    deltas: st.SearchStrategy[events.Delta] = st.one_of(
+        TEXTS.map(events.TextDelta),
+        TEXTS.map(events.ThinkingDelta),
+        TEXTS.map(events.InputJsonDelta),
+        TEXTS.map(events.SignatureDelta),
+        TEXTS.map(lambda text: events.CitationsDelta({"cited_text": text})),
+    )
+    blocks = st.sampled_from(["text", "thinking", "tool_use", "redacted_thinking", "newer"])
+    heads = st.builds(events.MessageHead, st.just("msg_1"), st.just("claude-x"), USAGES)
+    counts = st.none() | COUNTS
+    made: events.Event = draw(
+        st.one_of(
+            deltas.map(lambda delta: events.BlockDelta(index, delta)),
+            blocks.map(lambda type_: events.BlockStart(index, {"type": type_})),
+            st.just(events.BlockStop(index)),
+            heads.map(events.MessageStart),
+            st.builds(
+                events.MessageDelta,
+                st.builds(events.StopReason, st.sampled_from([None, "end_turn", "max_tokens"])),
+                st.builds(events.UsageSoFar, counts, counts, counts, counts),
+            ),
+        )
+    )
+    return made
+
+
+@st.composite
+def next_entries(draw: st.DrawFn, chain: Chain) -> Entry:
+    """An entry that is valid after `chain`, which has a request and no end."""
+    kind = draw(st.sampled_from(["event"] * 8 + ["attempt", "unknown"]))
+    if kind == "attempt":
+        return attempt(chain, draw(MODES))
+    if kind == "unknown":
+        return Unknown(prev=chain.last, attempt=chain.attempt)
+    return event(chain, draw(anthropic_events()), is_hidden=draw(st.booleans()))
+
+
+@st.composite
+def invalid_entries(draw: st.DrawFn, chain: Chain, seq: Seq) -> Entry:
+    """An entry that is not valid after `chain`: a fork's, a late writer's, or none that can be read."""
+    elsewhere = st.integers(0, seq - 1).map(Seq).filter(lambda prev: prev != chain.last)
+    made: Entry = draw(
+        st.one_of(
+            st.just(Unreadable()),
+            elsewhere.map(lambda prev: request(prev=prev)),
+            elsewhere.map(lambda prev: Unknown(prev=prev, attempt=chain.attempt)),
+            elsewhere.map(lambda prev: event(Chain(prev, chain.attempt), events.BlockDelta(0, events.TextDelta("!")))),
+            elsewhere.map(lambda prev: attempt(Chain(prev, chain.attempt))),
+            elsewhere.map(lambda prev: an_end(Chain(prev, chain.attempt))),
+            st.just(event(Chain(chain.last, chain.attempt - 1), events.BlockDelta(0, events.TextDelta("?")))),
+        )
+    )
+    return made if link(chain, seq, made) is None else Unreadable()
+
+
+def an_end(chain: Chain) -> End:
+    return End(prev=chain.last, attempt=chain.attempt, outcome="completed", text_chars=0, text_sha256="")
+
+
+@st.composite
+def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 20) -> MadeUp:
+    """A log of any length, ended or not, among other turns' entries."""
+    log = Handwritten(step=draw(st.integers(1, 3)))
+    valid = [log.ask()]
+    for _ in range(draw(st.integers(0, entries_max))):
+        if has_forks and draw(st.integers(0, 3)) == 0:
+            log.store(draw(invalid_entries(log.chain, Seq(log.stored[-1].seq + log.step))))
+        elif not log.chain.is_ended:
+            is_end = draw(st.integers(0, 9)) == 0
+            valid.append(log.store(an_end(log.chain) if is_end else draw(next_entries(log.chain))))
+    return MadeUp(log.stored, valid)
+
+
+@st.composite
+def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
+    """A kind and an entry of it, with anything that its fields may hold."""
+    kind = draw(st.sampled_from(sorted(KINDS.values())))
+    seq, number = st.integers(0, 2**63 - 1).map(Seq), st.integers(0, 99)
+    texts = st.none() | TEXTS
+    content: st.SearchStrategy[Any] = TEXTS | st.lists(st.dictionaries(TEXTS, JSON, max_size=3), max_size=2)
+    made: dict[str, st.SearchStrategy[Entry]] = {
+        "request": st.builds(
+            request,
+            messages=st.lists(st.builds(entries.Message, st.sampled_from(["user", "assistant"]), content), max_size=2),
+            system=st.none() | content,
+            tools=st.none() | st.lists(st.dictionaries(TEXTS, JSON, max_size=2), max_size=2),
+            parent=texts,
+            history=number,
+            metadata=st.none() | st.dictionaries(TEXTS, TEXTS, max_size=2),
+            on_interrupt=st.sampled_from(["continue", "restart", "fail"]),
+            on_disconnect=st.sampled_from(["continue", "cancel", "grace:3"]),
+        ),
+        "attempt": st.builds(entries.Attempt, prev=seq, attempt=number, generator=TEXTS, backend=TEXTS, mode=MODES),
+        "event": st.builds(
+            entries.Event,
+            prev=seq,
+            attempt=number,
+            event=st.dictionaries(TEXTS, JSON).map(lambda made: msgspec.Raw(msgspec.json.encode(made))),
+            is_hidden=st.booleans(),
+        ),
+        "end": st.builds(
+            End,
+            prev=seq,
+            attempt=number,
+            outcome=st.sampled_from(["completed", "cancelled", "failed"]),
+            stop_reason=texts,
+            stop_sequence=texts,
+            usage=USAGES,
+            cost_nusd=st.integers(0, 10**15),
+            error=st.none() | st.builds(entries.Failure, TEXTS, TEXTS),
+            text_chars=COUNTS,
+            text_sha256=TEXTS,
+        ),
+    }
+    return kind, draw(made[kind])

@@ -1,0 +1,82 @@
+"""A generator that is killed right after the nth entry that it stores: SIGKILL, at the very instruction. Runs alone."""
+
+import asyncio
+import multiprocessing
+import os
+from signal import SIGKILL
+
+from generators.attempt import Carrier
+from generators.backends.claude import Claude
+from generators.blobs import Blobs
+from generators.retry import Retry
+from generators.worker import Worker
+from proto.chain import Chain
+from proto.entries import Entry
+from proto.fold import Turn
+from proto.log import Bodies, Connection, Deliveries, TurnLog
+from proto.room import Room
+from proto.subjects import GENERATORS, TurnKey
+
+# A server process imports everything once; each generator is a fork of it and begins within milliseconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.mortal"])
+ROOM_BYTES = 64 * 1024 * 1024
+
+
+class MortalLog(TurnLog):
+    """The log of a process that does not outlive the `appends`th entry."""
+
+    def __init__(self, connection: Connection, appends: int) -> None:
+        super().__init__(connection)
+        self._left = appends
+
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+        chain = await super().append(key, chain, entry, timeout_s=timeout_s)
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), SIGKILL)
+        return chain
+
+
+class LastCarrier(Carrier):
+    """Carries one turn; after that its process is to stop."""
+
+    stop: asyncio.Event
+
+    async def carry(self, key: TurnKey, deadline_s: float) -> Turn:
+        try:
+            return await super().carry(key, deadline_s)
+        finally:
+            self.stop.set()
+
+
+async def carry_one(nats_url: str, claude_url: str, appends: int) -> None:
+    connection = await Connection.open(nats_url, "mortal")
+    claude = Claude("sk-test", claude_url, connect_timeout_s=5, stall_timeout_s=5)
+    log = MortalLog(connection, appends)
+    retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
+    blobs = Blobs(Bodies(connection), Room(ROOM_BYTES))
+    carrier = LastCarrier(log, blobs, claude, retry, name=f"mortal-{os.getpid()}", attempts_max=9)
+    carrier.stop = asyncio.Event()
+    deliveries = await Deliveries.open(connection, GENERATORS)
+    await Worker(log, deliveries, carrier, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
+    await claude.close()
+    await connection.close()
+
+
+def main(nats_url: str, claude_url: str, appends: int) -> None:
+    asyncio.run(carry_one(nats_url, claude_url, appends))
+
+
+async def killed_after(appends: int, nats_url: str, claude_url: str) -> bool:
+    """Has a generator take one turn, and be killed after that many entries; False when it came to the end unharmed."""
+    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends))
+    process.start()
+    try:
+        await asyncio.to_thread(process.join, 30)
+        assert process.exitcode in (0, -SIGKILL), process.exitcode
+        return process.exitcode != 0
+    finally:
+        process.kill()
+        process.join()
+        process.close()

@@ -1,0 +1,59 @@
+"""Persistence for as long as a block, in the test's own event loop, with somebody who asks it. It judges nothing."""
+
+import asyncio
+from pathlib import Path
+from typing import Self, TypeVar
+
+import msgspec
+
+from persistence.__main__ import serve
+from persistence.settings import Settings
+from proto.ids import Tenant
+from proto.log import Connection, Services
+from proto.subjects import PERSISTENCE
+from tests.until import until
+
+T = TypeVar("T")
+
+# As short as a test wants it: with `up`, a lock is waited for longer than any test lasts.
+QUICK: dict[str, float] = {"busy_timeout_s": 0.05, "retry_wait_s": 0.05, "catch_up_timeout_s": 5.0}
+ASK_TIMEOUT_S = 10.0
+
+
+class Health(msgspec.Struct, frozen=True):
+    ok: bool
+    detail: str
+
+
+class Persistence:
+    """`async with Persistence(url, database) as persistence:` is started and stopped as its process would be."""
+
+    def __init__(self, nats_url: str, database: Path, **given: float) -> None:
+        self.database = database
+        self.settings = Settings(nats_url=nats_url, database=database, **QUICK | given)  # type: ignore[arg-type]
+        self.stop = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self.connections = [await Connection.open(self.settings.nats_url, name) for name in ("serves", "asks")]
+        serves, asks = self.connections
+        self.services = Services(asks)
+        self.running = asyncio.create_task(serve(self.settings, serves, self.stop))
+        await until(self.is_begun)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop.set()
+        await asyncio.wait([self.running])
+        for connection in self.connections:
+            await connection.close()
+
+    async def is_begun(self) -> bool:
+        return self.running.done() or await self.services.health(PERSISTENCE, timeout_s=0.2) is not None
+
+    async def ask(self, tenant: Tenant, name: str, question: object, answer: type[T]) -> T:
+        told = await self.services.ask(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
+        return msgspec.json.decode(told, type=answer)
+
+    async def health(self) -> Health:
+        told = await self.services.health(PERSISTENCE, timeout_s=ASK_TIMEOUT_S)
+        return msgspec.json.decode(told or b"", type=Health)

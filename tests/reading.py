@@ -1,0 +1,132 @@
+"""Readers as the promises judge them: what one connection received, and what a client makes of it. Renders nothing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import httpx2
+import msgspec
+
+from gateway.dialects import DIALECTS
+from proto.chain import START, link
+from proto.entries import Stored
+from proto.ids import NOTHING, Seq
+from proto.log import Services, TurnLog
+from proto.records import TurnRecord
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.event_stream import EventStream, Sent
+from tests.promises import Connected, Frame, History, Reader, Story
+
+ENDS = ('{"type":"done"', '{"type":"error"', '{"type":"message_stop"')
+
+
+async def read(
+    client: httpx2.AsyncClient,
+    turn: str,
+    cursor: int = NOTHING,
+    *,
+    dialect: str = "tailrace",
+    most: int | None = None,
+) -> Connected:
+    """One connection to the stream of `turn`, which goes away by itself after `most` frames."""
+    headers = {"last-event-id": str(cursor)} if cursor else {}
+    url = f"/v1/turns/{turn}/events?dialect={dialect}"
+    async with client.stream("GET", url, headers=headers) as response:
+        return await receive(response, Seq(cursor), most=most)
+
+
+async def receive(response: httpx2.Response, cursor: Seq = NOTHING, *, most: int | None = None) -> Connected:
+    if response.status_code == 204:
+        return Connected(cursor, (), "ended")
+    assert response.status_code == 200, await response.aread()
+    stream = EventStream()
+    events: list[Sent] = []
+    try:
+        async for received in response.aiter_raw():
+            events += stream.feed(received)
+            if most is not None and len(frames(events)) >= most:
+                return Connected(cursor, tuple(frames(events)[:most]), "left")
+    except httpx2.RemoteProtocolError:
+        return Connected(cursor, tuple(frames(events)), "cut")
+    assert stream.rest == b"", f"the stream ends within an event: {stream.rest!r}"
+    is_ended = bool(events) and events[-1].data.startswith(ENDS)
+    return Connected(cursor, tuple(frames(events)), "ended" if is_ended else "cut")
+
+
+def frames(events: Iterable[Sent]) -> list[Frame]:
+    """Events by the entry that they came from: several may belong to one, and then the last has the id."""
+    found: list[Frame] = []
+    raw = b""
+    for event in events:
+        if event.event == "ping" and event.id is None:
+            continue
+        raw += event.raw
+        if event.id is not None:
+            found.append(Frame(Seq(event.id), raw))
+            raw = b""
+    return found
+
+
+def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
+    """What a reader sees who is never interrupted."""
+    render = DIALECTS[dialect].render
+    state, chain, found = DIALECTS[dialect].start(key), START, []
+    for one in stored:
+        linked = link(chain, one.seq, one.entry)
+        if linked is None:
+            continue
+        chain = linked
+        frame, state = render(state, one)
+        if frame.data:
+            found.append(Frame(one.seq, frame.data))
+    return tuple(found)
+
+
+def told(sent: Iterable[bytes]) -> Story:
+    """What a client makes of the dialect `tailrace`: it adds up deltas, and forgets them at a reset."""
+    text, usage, outcome = "", None, "running"
+    for event in map(data, sent):
+        match event["type"]:
+            case "delta":
+                text += event["text"]
+            case "reset":
+                text = ""
+            case "done":
+                outcome, usage = event["outcome"], event["usage"]
+            case "error":
+                outcome, usage = "failed", event["usage"]
+    return Story(text, msgspec.convert(usage, Usage | None), outcome)  # type: ignore[arg-type]
+
+
+def data(sent: bytes) -> dict[str, Any]:
+    """The JSON of a frame with one event."""
+    found: dict[str, Any] = msgspec.json.decode(sent.partition(b"data: ")[2].partition(b"\n")[0])
+    return found
+
+
+def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
+    sent = [frame.sent for connected in connections for frame in connected.frames]
+    story = told(sent) if dialect == "tailrace" else None
+    return Reader(name=name, key=key, dialect=dialect, connections=connections, told=story)
+
+
+async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
+    """All that is stored of a turn, valid or not."""
+    stored: list[Stored] = []
+    while more := await log.replay(key, stored[-1].seq if stored else NOTHING):
+        stored += more
+    return tuple(stored)
+
+
+async def history(
+    log: TurnLog, key: TurnKey, *readers: Reader, records: dict[TurnKey, TurnRecord] | None = None
+) -> History:
+    """What was seen of one acknowledged turn."""
+    stored = await whole(log, key)
+    seen = {(key, one.dialect): rendered(key, stored, one.dialect) for one in readers}
+    return History(posted={key: True}, readers=readers, log={key: stored}, rendered=seen, records=records)
+
+
+async def is_read(log: TurnLog, key: TurnKey) -> bool:
+    """Whether a gateway has a reader of the turn; it says so to whoever asks over NATS."""
+    return await Services(log._connection).has_readers(key, timeout_s=0.1)

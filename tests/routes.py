@@ -1,0 +1,93 @@
+"""Every route of the gateway, with what it is to strangers: a row for each. It calls none of them."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+# So long that it is lifted out of its request, and has a name of its own.
+LONG_MESSAGE = "#sim words=2 rate=0\n" + "long " * 20_000
+LONG_SHA256 = hashlib.sha256(LONG_MESSAGE.encode()).hexdigest()
+
+
+class Row(NamedTuple):
+    """`names`: what the path names, which another tenant's must look like one that never was."""
+
+    names: str = ""
+    is_everybodys: bool = False
+    """Whether what it names is every tenant's: a model, say."""
+    is_public: bool = False
+    query: str = ""
+    body: dict[str, Any] | None = None
+
+
+def named(turn: str, session: str, project: str) -> dict[str, str]:
+    """What the paths name, whatever they call it, of a turn, its session and its project."""
+    return {
+        "turn": turn,
+        "session": session,
+        "project": project,
+        "job_id": turn,
+        "response": f"resp_{turn}",
+        "chat": session,
+        "sha256": LONG_SHA256,
+        "model": "claude-sonnet-5-5",
+    }
+
+
+ROWS = {
+    ("POST", "/v1/turns"): Row(body={"message": "#sim words=1 rate=0"}),
+    ("GET", "/v1/turns/{turn}"): Row("turn"),
+    ("GET", "/v1/turns/{turn}/events"): Row("turn"),
+    ("POST", "/v1/turns/{turn}/cancel"): Row("turn"),
+    ("DELETE", "/v1/turns/{turn}"): Row("turn"),
+    ("GET", "/v1/blobs/{sha256}"): Row("sha256"),
+    ("GET", "/v1/sessions"): Row(),
+    ("POST", "/v1/sessions"): Row(body={"title": "Rivers"}),
+    ("GET", "/v1/sessions/stats"): Row(),
+    ("GET", "/v1/sessions/{session}"): Row("session"),
+    ("PATCH", "/v1/sessions/{session}"): Row("session", body={"title": "Rivers"}),
+    ("DELETE", "/v1/sessions/{session}"): Row("session"),
+    ("GET", "/v1/sessions/{session}/turns"): Row("session"),
+    ("GET", "/v1/sessions/{session}/branches"): Row("session"),
+    ("GET", "/v1/projects"): Row(),
+    ("POST", "/v1/projects"): Row(body={"name": "Rivers"}),
+    ("GET", "/v1/projects/{project}"): Row("project"),
+    ("DELETE", "/v1/projects/{project}"): Row("project"),
+    ("GET", "/v1/usage"): Row(),
+    ("POST", "/v1/messages"): Row(
+        body={
+            "model": "claude-haiku-5-5",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+        }
+    ),
+    ("POST", "/v1/chat/completions"): Row(
+        body={"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": "#sim words=1 rate=0"}]}
+    ),
+    ("POST", "/v1/responses"): Row(body={"model": "claude-sonnet-5-5", "input": "#sim words=1 rate=0"}),
+    ("GET", "/v1/responses/{response}"): Row("response"),
+    ("GET", "/v1/responses/{response}/input_items"): Row("response"),
+    ("POST", "/v1/responses/{response}/cancel"): Row("response"),
+    ("DELETE", "/v1/responses/{response}"): Row("response"),
+    ("POST", "/chat/stream"): Row(body={"message": "#sim words=1 rate=0"}),
+    ("POST", "/chat"): Row(body={"message": "#sim words=1 rate=0"}),
+    ("POST", "/ai/chat"): Row(body={"messages": [{"role": "user", "content": "#sim words=1 rate=0"}]}),
+    ("POST", "/api/start-job"): Row(body={"prompt": "#sim words=1 rate=0"}),
+    ("GET", "/api/stream/{job_id}"): Row("job_id"),
+    ("GET", "/v1/models"): Row(),
+    ("GET", "/v1/models/capabilities"): Row(),
+    ("GET", "/v1/models/{model}"): Row("model", is_everybodys=True),
+    ("POST", "/v1/messages/count_tokens"): Row(body={"model": "claude-sonnet-5-5", "messages": []}),
+    ("GET", "/"): Row(is_public=True),
+    ("GET", "/health"): Row(is_public=True),
+    ("POST", "/api/chat"): Row(
+        body={"messages": [{"role": "user", "parts": [{"type": "text", "text": "#sim words=1 rate=0"}]}]}
+    ),
+    ("GET", "/api/chat/{chat}/stream"): Row("chat", query="?startIndex=0"),
+    ("POST", "/api/chat/{chat}/stop"): Row("chat"),
+    ("GET", "/api/chat/{chat}/messages"): Row("chat"),
+    ("GET", "/openapi.json"): Row(is_public=True),
+    ("GET", "/docs"): Row(is_public=True),
+    ("GET", "/healthz"): Row(is_public=True),
+    ("GET", "/readyz"): Row(is_public=True),
+    ("GET", "/metrics"): Row(is_public=True),
+}

@@ -1,0 +1,98 @@
+"""What a client of each dialect makes of the bytes that it is sent: the text that it shows. It asks nobody for them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.event_stream import parse
+
+
+def tailrace(sent: bytes) -> str:
+    """Adds up deltas, and forgets them at a reset."""
+    text = ""
+    for event in data(sent):
+        match event:
+            case {"type": "delta", "text": str(more)}:
+                text += more
+            case {"type": "reset"}:
+                text = ""
+    return text
+
+
+def text(sent: bytes) -> str:
+    return sent.decode()
+
+
+def anthropic(sent: bytes) -> str:
+    deltas = [event["delta"] for event in data(sent) if event["type"] == "content_block_delta"]
+    return "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")
+
+
+def delta(sent: bytes) -> str:
+    return "".join(event["text"] for event in data(sent) if event["type"] == "delta")
+
+
+def content(sent: bytes) -> str:
+    return "".join(event.get("content", "") for event in data(sent))
+
+
+def job(sent: bytes) -> str:
+    """Shows progress; what is complete stands in its place."""
+    text = ""
+    for event in data(sent):
+        match event:
+            case {"type": "progress", "text": str(more)}:
+                text += more
+            case {"type": "reset"}:
+                text = ""
+            case {"type": "complete", "result": str(whole)}:
+                text = whole
+    return text
+
+
+def openai_chat(sent: bytes) -> str:
+    """As OpenAI's SDKs add it up: the content of the one choice."""
+    chunks = [chunk for chunk in data(sent) if chunk.get("choices")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
+def ui(sent: bytes) -> str:
+    """Adds up deltas, and forgets those of a step that is reset."""
+    text = ""
+    for event in data(sent):
+        match event:
+            case {"type": "text-delta", "delta": str(more)}:
+                text += more
+            case {"type": "reset-step"}:
+                text = ""
+    return text
+
+
+def openai_responses(sent: bytes) -> str:
+    """Adds up what its message items say; a new response takes the place of the old."""
+    text = ""
+    for event in data(sent):
+        match event:
+            case {"type": "response.created"}:
+                text = ""
+            case {"type": "response.output_text.delta", "delta": str(more)}:
+                text += more
+    return text
+
+
+def data(sent: bytes) -> list[dict[str, Any]]:
+    return [json.loads(event.data) for event in parse(sent) if event.data.startswith("{")]
+
+
+SAYS: dict[str, Callable[[bytes], str]] = {
+    "tailrace": tailrace,
+    "text": text,
+    "anthropic": anthropic,
+    "delta": delta,
+    "content": content,
+    "job": job,
+    "ui": ui,
+    "openai-chat": openai_chat,
+    "openai-chat-usage": openai_chat,
+    "openai-responses": openai_responses,
+}

@@ -1,0 +1,83 @@
+"""Every view of a turn that was stored: whatever JSON a client has put into its blocks, none of them breaks over it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.dialects import DIALECTS, Dialect
+from gateway.dialects.response import response_of
+from gateway.protocols import ui_message
+from gateway.protocols.response_items import items_of
+from proto.entries import Message
+from proto.fold import Block, content
+from proto.ids import Tenant, TurnId
+from proto.records import TurnRecord, record
+from proto.subjects import TurnKey
+from tests.handwritten import answered
+from tests.made_up import JSON, TEXTS
+
+RECORD = record(TurnKey(Tenant("alice"), TurnId("turn-1")), answered("hi").turn)
+TYPES = [
+    *("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "tool_result"),
+    *("web_search_tool_result", "newer"),
+]
+FIELDS = [
+    *("text", "thinking", "signature", "data", "source", "title", "citations", "media_type", "url"),
+    *("id", "name", "input", "tool_use_id", "content", "is_error"),
+]
+
+
+def blocks(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Of Anthropic's types, with Anthropic's fields; what is in those is another matter."""
+    kinds = st.fixed_dictionaries({"type": st.sampled_from([*TYPES, "base64", "url"]) | JSON})
+    fields = st.dictionaries(st.sampled_from(FIELDS), inner, max_size=5)
+    return st.tuples(kinds, fields).map(lambda both: both[0] | both[1])
+
+
+def archived(dialect: Dialect, told: TurnRecord) -> str:
+    return dialect.archived(told, 0).data.decode()
+
+
+BLOCKS = blocks(JSON | blocks(JSON) | st.lists(JSON | blocks(JSON), max_size=2))
+CONTENTS = TEXTS | st.lists(BLOCKS, max_size=4)
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant", "system"]), CONTENTS), max_size=4)
+# What the model has said is a fold's, and its calls have names.
+ANSWERS = BLOCKS.map(lambda block: content(Block(str(block["type"]), {"id": "c1", "name": "n"} | block, "a")))
+RECORDS = st.builds(
+    lambda said, told, outcome: msgspec.structs.replace(RECORD, input=said, content=told, outcome=outcome),
+    MESSAGES,
+    st.lists(ANSWERS, max_size=4),
+    st.sampled_from(["completed", "failed", "running"]),
+)
+WHOLE = {name: dialect.whole for name, dialect in DIALECTS.items() if dialect.whole is not None}
+VIEWS: dict[str, Callable[[TurnRecord], object]] = {
+    "input_items": lambda told: items_of(told.turn, told.input),
+    "response": response_of,
+    "ui messages": lambda told: ui_message.messages([told, told]),
+    **{name: partial(archived, dialect) for name, dialect in DIALECTS.items()},
+    **{f"{name}, whole": whole for name, whole in WHOLE.items()},
+}
+
+
+def holding(*blocks: dict[str, Any]) -> TurnRecord:
+    said = [Message("user", [*blocks]), Message("assistant", [*blocks])]
+    return msgspec.structs.replace(RECORD, input=said)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@given(told=RECORDS)
+@example(told=holding({"type": "image", "source": "x"}))
+@example(told=holding({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
+@example(told=holding({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
+@example(told=holding({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
+@example(told=holding({"type": "text", "text": "a", "citations": 5}))
+@example(told=holding({"type": "text", "text": "a", "citations": ["x", {}]}))
+@example(told=holding({"type": "tool_use", "id": [], "name": 5, "input": {}}))
+def test_every_view_tells_whatever_was_stored(view: str, told: TurnRecord) -> None:
+    """A view that broke would break for ever: what was stored stays as it is, and nobody could look at it again."""
+    assert msgspec.json.encode(VIEWS[view](told))

@@ -1,0 +1,94 @@
+"""The door: a credential becomes a tenant or is refused, and a door that stands open to strangers does not open."""
+
+import hashlib
+
+import pytest
+from starlette.requests import Request
+
+from gateway.auth import LOCAL, Door
+from gateway.settings import Settings
+from proto.errors import Refused, SettingsInvalid
+
+HASH = hashlib.sha256(b"secret").hexdigest()
+OTHER_HASH = hashlib.sha256(b"other").hexdigest()
+
+
+def asking(*headers: tuple[bytes, bytes]) -> Request:
+    return Request({"type": "http", "method": "GET", "headers": list(headers)})
+
+
+def door(**given: object) -> Door:
+    return Door(Settings(**given))  # type: ignore[arg-type]
+
+
+def test_a_key_is_its_tenants() -> None:
+    """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
+    keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
+    assert keys.tenant(asking((b"x-api-key", b"secret"))) == "alice"
+    assert keys.tenant(asking((b"authorization", b"Bearer other"))) == "bob"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"x-api-key", b"")],
+        [(b"x-api-key", b"secretx")],
+        [(b"x-api-key", b"\xff\xfe")],
+        [(b"x-api-key", HASH.encode())],
+        [(b"authorization", b"secret")],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearer ")],
+        [(b"authorization", b"Basic secret")],
+        [(b"x-api-key", b"secret"), (b"x-api-key", b"secret")],
+        [(b"authorization", b"Bearer secret"), (b"x-api-key", b"secret")],
+    ],
+    ids=range(11),
+)
+def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
+    """The hash of a key is none, and two credentials are none: another server in the way might take the other one."""
+    with pytest.raises(Refused) as refused:
+        door(api_keys=f"alice:{HASH}").tenant(asking(*headers))
+    assert refused.value.code == "credential_invalid"
+
+
+def test_where_nobody_needs_a_key_everybody_is_local() -> None:
+    """On a laptop, and asked for by a name of the machine's own."""
+    assert door().tenant(asking((b"host", b"localhost:8000"))) == LOCAL
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
+def test_a_door_that_strangers_reach_needs_keys(host: str) -> None:
+    """Or the word of whoever opens it; what is not known to be loopback is not."""
+    with pytest.raises(SettingsInvalid, match="TAILRACE_HOST"):
+        door(host=host)
+    door(host=host, allow_anonymous=True)
+    door(host=host, api_keys=f"alice:{HASH}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_none(host: str) -> None:
+    """The default works on a laptop."""
+    door(host=host)
+
+
+@pytest.mark.parametrize(
+    "api_keys",
+    [
+        "secret",
+        f":{HASH}",
+        f"alice:{HASH[:-1]}",
+        f"alice:{HASH.upper()}",
+        f"Alice:{HASH}",
+        f"a.b:{HASH}",
+        f"*:{HASH}",
+        f"{'x' * 65}:{HASH}",
+        f"alice:{HASH};bob:{OTHER_HASH}",
+        f"alice:{HASH},bob:{HASH}",
+    ],
+    ids=range(10),
+)
+def test_keys_that_cannot_be_read_stop_the_start(api_keys: str) -> None:
+    """A tenant becomes a part of a subject; and a key that is left out in silence would be a door left open."""
+    with pytest.raises(SettingsInvalid, match="TAILRACE_API_KEYS"):
+        door(api_keys=api_keys)

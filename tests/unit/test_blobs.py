@@ -1,0 +1,182 @@
+"""Lifting and resolving, for any request: nothing is lost on the way, and nothing long stays."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.ask import ASKED_LEVELS_MAX, Ask, request_of
+from gateway.models.offer import Offer
+from gateway.place import Place
+from generators.continuation import call_of
+from proto import blobs
+from proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
+from proto.depth import LEVELS_MAX, is_deeper
+from proto.entries import Message, Request, encode
+from proto.errors import Refused
+from proto.ids import SessionId
+from tests.handwritten import request
+
+LONG = "x" * (INLINE_BYTES_MAX + 1)
+SHA256 = hashlib.sha256(LONG.encode()).hexdigest()
+REFERENCE = {"tailrace:blob": SHA256, "bytes": len(LONG)}
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": LONG}}
+
+# Around the very limit, in characters of one to four bytes; and short ones.
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.builds(
+        lambda char, size, end: char * (size // len(char.encode())) + end,
+        st.sampled_from("xü€😀"),
+        st.sampled_from([INLINE_BYTES_MAX - 1, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 8, 3 * INLINE_BYTES_MAX]),
+        st.sampled_from(["", "y"]),
+    ),
+)
+NAMES = st.sampled_from(["type", "text", "data", "bytes", KEY])
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    max_leaves=8,
+)
+BLOCKS = st.lists(st.dictionaries(NAMES, JSON, max_size=3), max_size=3)
+CONTENTS = st.one_of(TEXTS, BLOCKS)
+REQUESTS = st.builds(
+    lambda contents, system, tools: request(
+        messages=[Message("user", content) for content in contents], system=system, tools=tools
+    ),
+    st.lists(CONTENTS, min_size=1, max_size=3),
+    st.one_of(st.none(), CONTENTS),
+    st.one_of(st.none(), BLOCKS),
+)
+
+
+def in_blocks(asked: Request) -> Request:
+    """The same to the API: a long text that stands alone, as a block."""
+
+    def block(content: Any) -> Any:
+        is_long = isinstance(content, str) and len(content.encode()) > INLINE_BYTES_MAX
+        return [{"type": "text", "text": content}] if is_long else content
+
+    messages = [Message(message.role, block(message.content)) for message in asked.messages]
+    return msgspec.structs.replace(asked, messages=messages, system=block(asked.system))
+
+
+def leaves(value: Any) -> list[str]:
+    match value:
+        case str():
+            return [value]
+        case list():
+            return [leaf for one in value for leaf in leaves(one)]
+        case dict():
+            return [leaf for one in value.values() for leaf in leaves(one)]
+        case _:
+            return []
+
+
+@pytest.mark.rule("R33")
+@given(REQUESTS)
+def test_what_was_lifted_and_resolved_is_what_was_asked(asked: Request) -> None:
+    """Whatever was asked, the model is asked just that."""
+    entry, lifted = lift(asked)
+    texts = {sha256: content.decode() for sha256, content in lifted.items()}
+    assert resolve(call_of(entry), texts) == call_of(in_blocks(asked))
+
+
+@pytest.mark.rule("R33")
+@given(REQUESTS)
+def test_nothing_long_stays_in_what_was_lifted(asked: Request) -> None:
+    """Each blob has its content's name, and is referred to; what is left is short; to lift that again lifts nothing."""
+    entry, lifted = lift(asked)
+    everything = [[message.content for message in entry.messages], entry.system, entry.tools]
+    assert max((len(leaf.encode()) for leaf in leaves(everything)), default=0) <= INLINE_BYTES_MAX
+    blobs = {Blob(hashlib.sha256(content).hexdigest(), len(content)) for content in lifted.values()}
+    assert set(references(entry)) == blobs
+    assert set(lifted) == {blob.sha256 for blob in blobs}
+    assert lift(entry) == (entry, {})
+
+
+@pytest.mark.rule("R33")
+def test_a_reference_is_exactly_this() -> None:
+    """A picture, a long text that stands alone, a system prompt and a tool, byte for byte as they are stored."""
+    asked = request(
+        messages=[Message("user", LONG), Message("assistant", "short"), Message("user", [PICTURE])],
+        system=LONG,
+        tools=[{"name": "look", "description": LONG}],
+    )
+    entry, lifted = lift(asked)
+    assert lifted == {SHA256: LONG.encode()}
+    text = {"type": "text", "text": REFERENCE}
+    assert entry == request(
+        messages=[
+            Message("user", [text]),
+            Message("assistant", "short"),
+            Message("user", [{"type": "image", "source": PICTURE["source"] | {"data": REFERENCE}}]),  # type: ignore[operator]
+        ],
+        system=[text],
+        tools=[{"name": "look", "description": REFERENCE}],
+    )
+    assert b'{"tailrace:blob":"%b","bytes":65537}' % SHA256.encode() in encode(entry)
+
+
+def test_the_same_picture_twice_is_one_blob() -> None:
+    """A conversation that a client sends whole each time costs its pictures once."""
+    entry, lifted = lift(request(messages=[Message("user", [PICTURE, PICTURE]), Message("user", [PICTURE])]))
+    assert (list(lifted), references(entry)) == ([SHA256], [Blob(SHA256, len(LONG))] * 3)
+
+
+@pytest.mark.rule("R33")
+@pytest.mark.parametrize(
+    "value",
+    [
+        {KEY: SHA256},
+        {KEY: SHA256, "bytes": len(LONG), "type": "text"},
+        {KEY: SHA256, "bytes": str(len(LONG))},
+        {KEY: SHA256, "bytes": INLINE_BYTES_MAX},
+        {KEY: SHA256, "bytes": -1},
+        {KEY: SHA256, "bytes": True},
+        {KEY: SHA256.upper(), "bytes": len(LONG)},
+        {KEY: SHA256[:-1] + "*", "bytes": len(LONG)},
+        {KEY: SHA256 + "\n", "bytes": len(LONG)},
+        {KEY: [SHA256], "bytes": len(LONG)},
+        {},
+    ],
+    ids=range(11),
+)
+def test_what_is_almost_a_reference_is_none(value: dict[str, Any]) -> None:
+    """A model may say such a thing in a tool's input; it stays as it is."""
+    asked = request(messages=[Message("user", [{"type": "tool_use", "input": value}])])
+    assert blobs.blob_of(value) is None
+    assert (references(asked), resolve(asked, {})) == ([], asked)
+
+
+def test_a_claim_is_found_wherever_it_stands() -> None:
+    """Only Tailrace says what it has lifted: a client's own reference would be somebody's blob, or nobody's."""
+    assert blobs.is_claimed([[{"source": {"data": [REFERENCE]}}], None])
+    assert blobs.is_claimed({KEY: 1})
+    assert not blobs.is_claimed([[{"source": {"data": KEY}}], "tailrace:blob", None, 1])
+
+
+@pytest.mark.rule("R33")
+def test_a_reference_in_a_sessions_system_prompt_asks_nothing() -> None:
+    """It came from a client, before such a session was refused; a turn with its own system prompt goes on."""
+    place = Place(session=SessionId("s"), new=[Message("user", "hi")], system=[{"type": "text", "text": REFERENCE}])
+    with pytest.raises(Refused) as refused:
+        request_of(Ask(message="hi"), place, 1, Offer())
+    assert refused.value.code == "request_invalid"
+    assert request_of(Ask(message="hi", system="Be brief."), place, 1, Offer()).system == "Be brief."
+
+
+@pytest.mark.rule("R33")
+def test_what_a_client_may_nest_leaves_room_for_references() -> None:
+    """At the bottom of what is let in, lifted, and told in a page of turns, it is within PROTOCOL R7's levels."""
+    block: Any = LONG
+    for _ in range(ASKED_LEVELS_MAX - 3):
+        block = {"in": block}
+    assert not is_deeper([[[block]]], ASKED_LEVELS_MAX)
+    entry, _ = lift(request(messages=[Message("user", [block])]))
+    page = {"turns": [{"input": [{"content": entry.messages[0].content}]}]}
+    assert is_deeper(page, LEVELS_MAX - 1)
+    assert not is_deeper(page, LEVELS_MAX)

@@ -1,0 +1,198 @@
+"""A body's type, size and JSON, decided without a server: what may be read, and how what is wrong is named."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from gateway import body
+from gateway.ask import Ask
+from proto.errors import Refused
+
+PLAIN = (b"content-type", b"application/json")
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True):
+    colour: Literal["red", "blue"] | None = None
+
+
+class Shape(msgspec.Struct, forbid_unknown_fields=True):
+    number: int = 0
+    several: list[Inner] | None = None
+    named: dict[str, Inner] | None = None
+
+
+class Told(msgspec.Struct):
+    text: str
+
+
+def sending(*pieces: bytes, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,), is_cut: bool = False) -> Request:
+    """A request whose body comes in `pieces`; cut, the client goes away after them."""
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": piece, "more_body": is_cut or number < len(pieces)}
+        for number, piece in enumerate(pieces, start=1)
+    ]
+    messages.append({"type": "http.disconnect"})
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    receiving: Callable[[], Awaitable[dict[str, Any]]] = receive
+    return Request({"type": "http", "method": "POST", "headers": list(headers)}, receiving)
+
+
+async def read(request: Request, bytes_max: int = 10) -> bytes:
+    return await body.read(request, bytes_max=bytes_max, timeout_s=1)
+
+
+async def test_a_body_in_pieces_is_read_whole() -> None:
+    """As it came, up to the very limit."""
+    assert await read(sending(b"01234", b"", b"56789")) == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (sending(b"0123456789", b"a"), "body_too_large"),
+        (sending(b"", headers=(PLAIN, (b"content-length", b"11"))), "body_too_large"),
+        (sending(b"", headers=(PLAIN, (b"content-length", b"9" * 30))), "body_too_large"),
+        (sending(b"{}", headers=()), "content_type_unsupported"),
+        (sending(b"{}", headers=((b"content-type", b"text/json"),)), "content_type_unsupported"),
+        (sending(b"{}", headers=(PLAIN, (b"content-encoding", b"gzip"))), "content_type_unsupported"),
+        (sending(b"{", is_cut=True), "request_invalid"),
+    ],
+    ids=range(7),
+)
+async def test_what_is_not_read_is_refused_by_its_code(request_: Request, code: str) -> None:
+    """Too large, of another kind, compressed, or never finished."""
+    with pytest.raises(Refused) as refused:
+        await read(request_)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "named"),
+    [
+        (b'{"number": "1"}', "request_invalid", "$.number"),
+        (b'{"numbre": 1}', "request_invalid", "numbre"),
+        (b'{"number": 1.5}', "request_invalid", "$.number"),
+        (b"[]", "request_invalid", "object"),
+        (b"{", "json_invalid", "JSON"),
+        (b"", "json_invalid", "JSON"),
+        (b'\xef\xbb\xbf{"number": 1}', "json_invalid", "JSON"),
+        (b'{"number": 1}\n{}', "json_invalid", "JSON"),
+        (b'{"number": 01}', "json_invalid", "JSON"),
+        (b'{"number": ' + b"9" * 5000 + b"}", "request_invalid", "$.number"),
+    ],
+    ids=range(10),
+)
+def test_what_is_not_the_shape_is_named(raw: bytes, code: str, named: str) -> None:
+    """A field by its path; what is no JSON at all by that."""
+    with pytest.raises(Refused) as refused:
+        body.decode(raw, Shape)
+    assert refused.value.code == code
+    assert named in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"x": 1}', "Object contains unknown field `x`; there are number, several, named"),
+        (b'{"several": [{"x": 1}]}', "Object contains unknown field `x` - at `$.several[0]`; there are colour"),
+        (b'{"named": {"a": {"x": 1}}}', "Object contains unknown field `x` - at `$.named[...]`; there are colour"),
+        (b'{"several": [{"colour": "g"}]}', "Invalid enum value 'g' - at `$.several[0].colour`; there are blue, red"),
+        (b'{"several": [{"colour": 1}]}', "Expected `str | null`, got `int` - at `$.several[0].colour`"),
+    ],
+    ids=range(5),
+)
+def test_what_would_have_fitted_is_named(raw: bytes, message: str) -> None:
+    """The fields or values of the very place; from the types alone, so that no list has to be kept."""
+    with pytest.raises(Refused) as refused:
+        body.decode(raw, Shape)
+    assert refused.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "is_explained"),
+    [
+        *((name, Ask, True) for name in ("temperature", "top_p", "top_k")),
+        ("presence", Ask, False),
+        ("temperature", Shape, False),
+    ],
+)
+def test_who_asks_for_sampling_is_told_why_there_is_none(
+    field: str, kind: type[msgspec.Struct], is_explained: bool
+) -> None:
+    """Where there is another way; else the fields say enough."""
+    with pytest.raises(Refused) as refused:
+        body.decode(b'{"%s": 1}' % field.encode(), kind)
+    assert f"`{field}`" in refused.value.message
+    assert ("`options` passes it on" in refused.value.message) == is_explained
+
+
+def test_what_a_client_sent_is_quoted_in_part() -> None:
+    """An answer must not grow with the question."""
+    with pytest.raises(Refused) as refused:
+        body.decode(b'{"' + b"x" * 100_000 + b'": 1}', Shape)
+    quoted, _, fitting = refused.value.message.partition("; ")
+    assert (len(quoted), fitting) == (body.QUOTED_CHARS_MAX, "there are number, several, named")
+
+
+@pytest.mark.timeout(10)  # It was hours.
+@pytest.mark.parametrize(
+    ("before", "after", "hint"),
+    [
+        (b'{"x` - at `$', b'": 1}', "number, several, named"),
+        (b'{"several": [{"x` - at `$', b'": 1}]}', "colour"),
+        (b'{"several": [{"colour": "x` - at `$', b'"}]}', "blue, red"),
+    ],
+    ids=range(3),
+)
+def test_what_a_client_sent_is_not_searched(before: bytes, after: bytes, hint: str) -> None:
+    """Megabytes that look like a place cost no more than other megabytes, and do not hide the real place."""
+    with pytest.raises(Refused) as refused:
+        body.decode(before + b"[" * 4_000_000 + after, Shape)
+    quoted, _, fitting = refused.value.message.partition("; there are ")
+    assert (len(quoted), fitting) == (body.QUOTED_CHARS_MAX, hint)
+
+
+NAMES = st.text(st.sampled_from('",[{\\x'), max_size=4)
+JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.integers(), NAMES),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4)),
+)
+
+
+def values(value: Any) -> int:
+    """Those in its lists and objects, an empty one as if it held one: what `values_in` tells of its JSON."""
+    match value:
+        case list() | dict():
+            inside = list(value.values()) if isinstance(value, dict) else value
+            return max(len(inside), 1) + sum(map(values, inside))
+        case _:
+            return 0
+
+
+@given(JSON_VALUES)
+def test_values_are_counted_and_what_is_in_strings_is_not(value: Any) -> None:
+    """Also when there are so many marks in strings that these have to be left out."""
+    marks = '[{,"\\' * body.VALUES_MAX
+    assert body.values_in(msgspec.json.encode([value, marks])) == values([value, marks])
+
+
+@pytest.mark.parametrize("raw", [b"[]", b"{}", b"0", b'""', b'{"":0}', b'{"":""}', b'"\\\\"', b'"\\",["'], ids=range(8))
+def test_too_many_values_are_refused_before_they_are_decoded(raw: bytes) -> None:
+    """Each of them is looked at by everybody whom the request passes; what they are does not matter."""
+    with pytest.raises(Refused) as refused:
+        body.decode(b"[" + b",".join([raw] * (body.VALUES_MAX + 1)) + b"]", Shape)
+    assert refused.value.code == "body_too_large"
+
+
+def test_a_long_text_may_have_any_marks() -> None:
+    """Code and JSON in a string are one value."""
+    text = '{"a": [1, 2], "b": "\\\\"}, ' * body.VALUES_MAX
+    assert body.decode(msgspec.json.encode({"text": text}), Told) == Told(text)

@@ -1,0 +1,198 @@
+"""Every exception of anthropic and httpx2 becomes a BackendError with a code of the table."""
+
+from collections.abc import Iterator
+from email.utils import formatdate
+
+import anthropic
+import httpx2
+import pytest
+
+from generators.backends.claude import CODES_BY_STATUS, CODES_BY_TYPE, backend_error, retry_after_s
+from proto.errors import CODES
+
+NOW = 1_800_000_000.0
+REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
+
+# What each class is to us. One that is in the libraries and not here fails the test: decide, then add it.
+MAPPED: dict[type[Exception], str] = {
+    anthropic.AnthropicError: "backend_broken",
+    anthropic.APIError: "backend_broken",
+    anthropic.APIResponseValidationError: "backend_broken",
+    anthropic.APIWebhookValidationError: "backend_broken",
+    anthropic.APIConnectionError: "backend_unreachable",
+    anthropic.APITimeoutError: "backend_unreachable",  # its cause says more: see below
+    anthropic.RetryableError: "backend_failed",
+    anthropic.CredentialsError: "backend_refused_key",
+    anthropic.IdentityTokenFileError: "backend_refused_key",
+    anthropic.WorkloadIdentityError: "backend_refused_key",
+    anthropic.APIStatusError: "backend_refused_request",
+    anthropic.BadRequestError: "backend_refused_request",
+    anthropic.ClaudeCodeKeyCreatorNotMemberError: "backend_refused_request",
+    anthropic.ClaudeCodeVersionTooOldError: "backend_refused_request",
+    anthropic.CMEKKeyDisabledError: "backend_refused_request",
+    anthropic.CMEKKeyNetworkBlockedError: "backend_refused_request",
+    anthropic.OrganizationOnHoldError: "backend_refused_request",
+    anthropic.OrganizationTypeNotSupportedError: "backend_refused_request",
+    anthropic.ParentOrganizationRequiredError: "backend_refused_request",
+    anthropic.RequestBodyEncodingInvalidError: "backend_refused_request",
+    anthropic.RequestBodyEncodingUnsupportedError: "backend_refused_request",
+    anthropic.AuthenticationError: "backend_refused_key",
+    anthropic.PaymentRequiredError: "backend_refused_key",
+    anthropic.LinkedOrganizationBillingUnavailableError: "backend_refused_key",
+    anthropic.LinkedOrganizationSpendLimitReachedError: "backend_refused_key",
+    anthropic.PermissionDeniedError: "backend_refused_key",
+    anthropic.SandboxEgressRestrictedError: "backend_refused_key",
+    anthropic.NotFoundError: "backend_refused_request",
+    anthropic.RequestTimeoutError: "backend_stalled",
+    anthropic.ConflictError: "backend_failed",
+    anthropic.PreconditionFailedError: "backend_refused_request",
+    anthropic.ContentTooLargeError: "backend_refused_request",
+    anthropic.RequestBodyTooLargeAfterDecodingError: "backend_refused_request",
+    anthropic.UnprocessableEntityError: "backend_refused_request",
+    anthropic.RateLimitError: "backend_rate_limited",
+    anthropic.RampLimitExceededError: "backend_rate_limited",
+    anthropic.ContractSpendLimitReachedError: "backend_refused_key",
+    anthropic.EnforcedSpendLimitReachedError: "backend_refused_key",
+    anthropic.RequestHeaderFieldsTooLargeError: "backend_refused_request",
+    anthropic.ClientClosedRequestError: "backend_broken",
+    anthropic.InternalServerError: "backend_failed",
+    anthropic.HTTPNotImplementedError: "backend_failed",
+    anthropic.ServiceUnavailableError: "backend_failed",
+    anthropic.CMEKKeyUnreachableError: "backend_failed",
+    anthropic.CMEKContextUnavailableError: "backend_failed",
+    anthropic.GatewayTimeoutError: "backend_stalled",
+    anthropic.OverloadedError: "backend_overloaded",
+    # What an open stream raises. Before it is open, the SDK wraps them in an APIConnectionError.
+    httpx2.HTTPError: "backend_broken",
+    httpx2.RequestError: "backend_broken",
+    httpx2.TransportError: "backend_broken",
+    httpx2.TimeoutException: "backend_stalled",
+    httpx2.ConnectTimeout: "backend_stalled",
+    httpx2.ReadTimeout: "backend_stalled",
+    httpx2.WriteTimeout: "backend_stalled",
+    httpx2.PoolTimeout: "backend_stalled",
+    httpx2.NetworkError: "backend_broken",
+    httpx2.ReadError: "backend_broken",
+    httpx2.WriteError: "backend_broken",
+    httpx2.ConnectError: "backend_broken",
+    httpx2.CloseError: "backend_broken",
+    httpx2.ProxyError: "backend_broken",
+    httpx2.UnsupportedProtocol: "backend_broken",
+    httpx2.ProtocolError: "backend_broken",
+    httpx2.LocalProtocolError: "backend_broken",
+    httpx2.RemoteProtocolError: "backend_broken",
+    httpx2.SSEError: "backend_broken",
+    httpx2.DecodingError: "backend_broken",
+    httpx2.TooManyRedirects: "backend_broken",
+    httpx2.HTTPStatusError: "backend_broken",
+}
+# Not mapped on purpose: they say that this program has made a mistake.
+OUR_OWN_MISTAKES = {
+    httpx2.InvalidURL,
+    httpx2.CookieConflict,
+    httpx2.StreamError,
+    httpx2.StreamConsumed,
+    httpx2.StreamClosed,
+    httpx2.ResponseNotRead,
+    httpx2.RequestNotRead,
+}
+
+
+def exceptions() -> Iterator[type[Exception]]:
+    """Every exception that the two libraries show to the world."""
+    for library in (anthropic, httpx2):
+        for value in vars(library).values():
+            if isinstance(value, type) and issubclass(value, Exception):
+                yield value
+
+
+def made(kind: type[Exception]) -> Exception:
+    """An exception of `kind` as the SDK would make it."""
+    if issubclass(kind, anthropic.APIStatusError):
+        response = httpx2.Response(getattr(kind, "status_code", None) or status_of(kind), request=REQUEST)
+        return kind("Error code", response=response, body=None)
+    error = kind.__new__(kind)
+    Exception.__init__(error, "secret answer")
+    return error
+
+
+def status_of(kind: type[Exception]) -> int:
+    return 500 if issubclass(kind, anthropic.InternalServerError) else 418
+
+
+def test_every_exception_of_the_libraries_has_been_decided_about() -> None:
+    """A new version with a new exception must not reach the worker as a stranger."""
+    assert set(exceptions()) - OUR_OWN_MISTAKES == set(MAPPED)
+
+
+@pytest.mark.parametrize(("kind", "code"), MAPPED.items(), ids=lambda value: getattr(value, "__name__", None))
+def test_every_exception_becomes_its_code(kind: type[Exception], code: str) -> None:
+    """One table of codes decides what is tried again: what is not in it does not exist."""
+    error = backend_error(made(kind), NOW)
+    assert (error.code, error.code in CODES) == (code, True)
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (httpx2.ConnectTimeout("x"), "backend_unreachable"),
+        (httpx2.PoolTimeout("x"), "backend_unreachable"),
+        (httpx2.ReadTimeout("x"), "backend_stalled"),
+        (httpx2.ConnectError("x"), "backend_unreachable"),
+        (httpx2.ProxyError("x"), "backend_unreachable"),
+        (ValueError("x"), "backend_broken"),
+        (None, "backend_unreachable"),
+    ],
+)
+def test_a_connection_error_is_what_caused_it(cause: Exception | None, code: str) -> None:
+    """The SDK has two classes for what can be refused, slow, silent, or no HTTP at all."""
+    error = anthropic.APIConnectionError(request=REQUEST)
+    error.__cause__ = cause
+    assert backend_error(error, NOW).code == code
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "message"),
+    [
+        ({"error": {"type": "overloaded_error", "message": "Overloaded"}}, 200, "backend_overloaded", "Overloaded"),
+        ({"error": {"type": "rate_limit_error", "message": "Slow"}}, 400, "backend_rate_limited", "Slow"),
+        ({"error": {"type": "new_error", "message": "New"}}, 503, "backend_failed", "New"),
+        ({"error": "odd"}, 503, "backend_failed", "the model answered with status 503"),
+        (None, 404, "backend_refused_request", "the model answered with status 404"),
+        (None, 302, "backend_broken", "the model answered with status 302"),
+    ],
+)
+def test_a_status_error_is_its_status_then_its_type(body: object, status: int, code: str, message: str) -> None:
+    """The API's own message is kept; an unknown type falls back on the range of its status."""
+    response = httpx2.Response(status, request=REQUEST)
+    error = backend_error(anthropic.APIStatusError("x", response=response, body=body), NOW)
+    assert (error.code, error.message) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
+        ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
+        ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        ({"retry-after": "Fri, 99 Foo 2026 99:99:99 GMT"}, None),
+    ],
+)
+def test_a_retry_after_is_read_in_all_its_forms(headers: dict[str, str], wait_s: float | None) -> None:
+    """Milliseconds, seconds or a date (RFC 9110, 10.2.3); what cannot be understood is not a wish."""
+    assert retry_after_s(headers, NOW) == wait_s
+
+
+def test_the_tables_name_only_codes_that_there_are() -> None:
+    """A misspelt code would surface at the worst moment, in the handling of a failure."""
+    assert {*CODES_BY_STATUS.values(), *CODES_BY_TYPE.values()} <= set(CODES)

@@ -1,0 +1,50 @@
+"""The `tailrace` command's arguments."""
+
+import pytest
+
+from deploy.cli import main, parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["up", "--port", "70000"], "'70000' is not a port from 0 to 65535"),
+        (["up", "--port", "-1"], "'-1' is not a port from 0 to 65535"),
+        (["up", "--port", "٣"], "'٣' is not a port from 0 to 65535"),
+        (["up", "--port", "9" * 5000], "is not a port from 0 to 65535"),
+        (["up", "--generators", "0"], "'0' is not a count from 1 to 64"),
+        (["up", "--gateways", "many"], "'many' is not a count from 1 to 64"),
+        (["up", "--sync", "never"], "invalid choice: 'never'"),
+        (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
+        (["down"], "invalid choice: 'down'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_and_status_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever mistypes reads what was wrong and where to look, not a page of usage."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n")) == (2, 1)
+    assert sentence in said
+    assert "--help" in said
+
+
+def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` alone is enough to start a second Tailrace beside the first, or to use the real Claude."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["up", "--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "examples:\n  tailrace up " in said
+    assert "--data try --port 8001" in said
+    assert "ANTHROPIC_API_KEY=… tailrace up" in said
+
+
+def test_without_options_it_listens_on_loopback_and_keeps_what_it_acknowledged() -> None:
+    """The defaults are the safe ones: nobody else reaches it, and a power cut takes nothing."""
+    given = parser().parse_args(["up"])
+    assert (given.host, given.port, str(given.data)) == ("127.0.0.1", 8000, ".tailrace")
+    assert (given.generators, given.gateways, given.sync) == (2, 1, "always")

@@ -1,0 +1,82 @@
+"""What of a branch a follow-up turn is told."""
+
+from typing import Any
+
+import pytest
+
+from persistence.context import messages
+from proto.entries import Message, Outcome
+from proto.ids import Seq, SessionId, TurnId
+from proto.records import TurnRecord
+from proto.usage import Usage
+from tests.handwritten import MODEL, NOON
+
+QUESTION = Message("user", "Why is the sky blue?")
+TEXT = {"type": "text", "text": "Light scatters."}
+CITED = {**TEXT, "citations": [{"type": "char_location", "cited_text": "scatters"}]}
+THINKING = {"type": "thinking", "thinking": "Rayleigh.", "signature": "sig"}
+UNSIGNED = {"type": "thinking", "thinking": "Ray", "signature": ""}
+TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what": "sky"}}
+EMPTY = {"type": "text", "text": " \n"}
+
+
+def told(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) -> TurnRecord:
+    return TurnRecord(
+        turn=TurnId("turn-1"),
+        session=SessionId("session-1"),
+        parent=None,
+        model=MODEL,
+        outcome=outcome,
+        input=[asked],
+        content=list(content),
+        text="",
+        stop_reason=None,
+        error=None,
+        usage=Usage(),
+        usage_is_estimated=False,
+        cost_usd=0.0,
+        attempts=1,
+        metadata={},
+        asked_at=NOON,
+        ended_at=NOON,
+        cursor=Seq(9),
+    )
+
+
+def test_a_branch_is_told_oldest_first() -> None:
+    """Each turn is its question and then its answer."""
+    then = Message("user", "And at night?")
+    assert messages([told("completed", TEXT), told("completed", TEXT, asked=then)]) == [
+        QUESTION,
+        Message("assistant", "Light scatters."),
+        then,
+        Message("assistant", "Light scatters."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "content", "stays"),
+    [
+        ("completed", [THINKING, TEXT, TOOL], [THINKING, TEXT, TOOL]),
+        ("cancelled", [THINKING, TEXT, TOOL], "Light scatters."),
+        ("failed", [THINKING, TEXT, TOOL], "Light scatters."),
+        ("cancelled", [TEXT, CITED], [TEXT, CITED]),
+        ("completed", [UNSIGNED, TEXT], "Light scatters."),
+        ("completed", [EMPTY, TOOL], [TOOL]),
+        ("completed", [CITED], [CITED]),
+    ],
+)
+def test_what_the_model_did_not_finish_is_left_out(
+    outcome: Outcome, content: list[dict[str, Any]], stays: str | list[dict[str, Any]]
+) -> None:
+    """Thinking and tool calls stay when the turn was completed, text when there is some; one plain text is a string."""
+    assert messages([told(outcome, *content)]) == [QUESTION, Message("assistant", stays)]
+
+
+@pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
+@pytest.mark.parametrize("content", [[], [EMPTY], [UNSIGNED]])
+def test_a_turn_that_said_nothing_is_left_out_with_its_question(
+    outcome: Outcome, content: list[dict[str, Any]]
+) -> None:
+    """The API takes no empty answer, and a question that nobody answered is not a part of the conversation."""
+    assert messages([told(outcome, *content), told("completed", TEXT)]) == messages([told("completed", TEXT)])

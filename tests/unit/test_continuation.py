@@ -1,0 +1,240 @@
+"""A broken answer that is continued, at every place where it can break: nobody who reads the log can tell.
+
+The model is the simulated Claude's pure answer function, behind the checks that the real API makes of a request.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from generators.backends import Call
+from generators.continuation import TAIL_CHARS, Continuation, call_after, call_of, continuation_of
+from generators.plan import can_continue
+from generators.simulated_claude import event as simulated
+from generators.simulated_claude.reply import reply, understand
+from generators.simulated_claude.request import decode
+from proto import events
+from proto.entries import Event, Message, Request
+from proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
+from proto.fold import Block
+from proto.usage import Usage
+from tests.handwritten import Handwritten, request
+
+PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
+
+
+def said(call: Call) -> list[events.Event]:
+    """What the model answers; raises Refusal for what the API would refuse."""
+    body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
+    asked = understand(decode(msgspec.json.encode(body)))
+    frames = [frame for frame, _ in simulated.frames(reply(asked, 1))]
+    decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
+    return [event for event in decoded if not isinstance(event, events.Other)]
+
+
+def broken_off(whole: list[events.Event]) -> Iterator[list[events.Event]]:
+    """What may have been stored of an answer: up to each event, and up to each character within a delta."""
+    for number, event in enumerate(whole):
+        yield whole[: number + 1]
+        if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta):
+            for length in range(1, len(event.delta.text)):
+                yield [*whole[:number], BlockDelta(event.index, TextDelta(event.delta.text[:length]))]
+
+
+def begun(asked: Request, heard: list[events.Event]) -> Handwritten:
+    log = Handwritten()
+    log.store(asked)
+    log.take()
+    log.hear(*heard)
+    return log
+
+
+def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
+    """A second attempt continues the log with what the model says then, or with `answer`."""
+    continuation = continuation_of(asked, log.turn)
+    answer = said(call_after(asked, log.turn)) if answer is None else answer
+    log.take("continue")
+    place(log, continuation, answer)
+
+
+def place(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
+    for event in answer:
+        for raw, is_hidden in continuation.place(bytes(events.encode(event))):
+            placed = Event(prev=log.chain.last, attempt=log.chain.attempt, event=raw, is_hidden=is_hidden)
+            log.store(placed)
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+@pytest.mark.parametrize("line", ["words=4 rate=0", "words=3 thinking=2", "words=3 tool=look", "words=1", "thinking=2"])
+def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> None:
+    """At every event, and inside of every word: same text, same blocks, same stop reason; usage is of both calls."""
+    asked = request(model=model, messages=[Message("user", f"#sim {line}")])
+    whole = said(call_of(asked))
+    uninterrupted = begun(asked, whole).turn
+    broken = [heard for heard in broken_off(whole[:-1]) if can_continue(begun(asked, heard).turn.blocks)]
+    assert len(broken) > 3
+    for heard in broken:
+        log = begun(asked, heard)
+        used = log.turn.usage
+        go_on(log, asked)
+        assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), heard[-1]
+        assert log.turn.usage == used + log.turn.usage_call
+        assert log.turn.usage_call.input_tokens > 0
+
+
+def test_readers_see_one_message_begin() -> None:
+    """The opening of the second call counts for the usage, and is hidden; everything else is shown."""
+    asked = request(messages=[Message("user", "#sim words=3")])
+    log = begun(asked, said(call_of(asked))[:3])
+    first = log.turn
+    go_on(log, asked)
+    openings = [
+        stored.entry.is_hidden
+        for stored in log.stored
+        if isinstance(stored.entry, Event) and isinstance(events.decode(stored.entry.event), MessageStart)
+    ]
+    assert openings == [False, True]
+    assert sum(isinstance(stored.entry, Event) and stored.entry.is_hidden for stored in log.stored) == 1
+    assert log.turn.message == first.message
+    assert sum(log.turn.calls_before, start=Usage()) == first.usage
+
+
+def test_a_continuation_may_break_off_too() -> None:
+    """Broken off twice, at any two places, it is still the same text in one block."""
+    asked = request(messages=[Message("user", "#sim words=2")])
+    whole = said(call_of(asked))
+    for heard in broken_off(whole[:-2]):
+        once = begun(asked, heard)
+        for again in broken_off(said(call_after(asked, once.turn))[:-2]):
+            log = begun(asked, heard)
+            go_on(log, asked, again)
+            go_on(log, asked)
+            assert [(b.text, b.is_closed) for b in log.turn.blocks] == [("w000000 w000001", True)]
+
+
+def text_block(index: int, *pieces: str) -> list[events.Event]:
+    deltas: list[events.Event] = [BlockDelta(index, TextDelta(piece)) for piece in pieces]
+    return [BlockStart(index, {"type": "text", "text": ""}), *deltas, BlockStop(index)]
+
+
+def opening() -> events.Event:
+    return MessageStart(events.MessageHead("msg_2", LATER, Usage(input_tokens=1)))
+
+
+STOP = MessageDelta(events.StopReason("end_turn"))
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+def test_several_text_blocks_are_numbered_on(model: str) -> None:
+    """The open block is filled up, what follows it becomes further blocks, without a hole in the numbers."""
+    asked = request(model=model)
+    log = begun(asked, [opening(), *text_block(0, "one"), *text_block(1, "tw")[:-1]])
+    go_on(log, asked, [opening(), *text_block(0, "o"), *text_block(1, "three"), STOP])
+    assert [(block.text, block.is_closed) for block in log.turn.blocks] == [
+        ("one", True),
+        ("two", True),
+        ("three", True),
+    ]
+
+
+def test_after_a_closed_block_comes_a_new_one() -> None:
+    """A block that readers saw closed is never opened again."""
+    log = begun(request(), [opening(), *text_block(0, "one")])
+    go_on(log, request(), [opening(), *text_block(0, "two"), STOP])
+    assert [(block.text, block.is_closed) for block in log.turn.blocks] == [("one", True), ("two", True)]
+
+
+@pytest.mark.parametrize("further", ["tool_use", "server_tool_use"])
+def test_what_is_no_text_closes_the_open_block(further: str) -> None:
+    """The model had finished its text and goes on with a tool: readers see the text end first."""
+    start = BlockStart(0, {"type": further, "id": "t", "name": "look", "input": {}})
+    log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
+    go_on(log, request(), [opening(), start, BlockStop(0), STOP])
+    assert [(block.type, block.is_closed) for block in log.turn.blocks] == [("text", True), (further, True)]
+    assert all(block.is_closed for block in log.turn.blocks)
+
+
+def test_a_model_that_has_nothing_to_add_closes_the_open_block() -> None:
+    """Only the block's stop was lost: the new call says no word, and a strict client still sees every block end."""
+    log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
+    go_on(log, request(), [opening(), STOP])
+    assert log.turn.blocks == (Block("text", {"type": "text", "text": ""}, "one", is_closed=True),)
+    assert log.turn.stop.stop_reason == "end_turn"
+
+
+def test_new_thoughts_are_not_shown_again() -> None:
+    """The reader has seen the thoughts that led here; those of the second call stay with the model."""
+    thought: list[events.Event] = [
+        BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
+        BlockDelta(0, events.ThinkingDelta("hm")),
+        BlockDelta(0, events.SignatureDelta("sig")),
+        BlockStop(0),
+    ]
+    log = begun(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
+    go_on(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
+    assert [(block.type, block.text) for block in log.turn.blocks] == [("thinking", "hm"), ("text", "one two")]
+
+
+@pytest.mark.parametrize(
+    ("stored", "answer", "text"),
+    [
+        ("one\n\n", ["\n\n", "two"], "one\n\ntwo"),
+        ("one\n\n", ["\n", "\ntwo"], "one\n\ntwo"),
+        ("one\n\n", ["two"], "one\n\ntwo"),
+        ("one \n", [" two"], "one \ntwo"),
+        ("one ", ["  two"], "one  two"),
+        ("one", [" two"], "one two"),
+        ("one ", ["two", " three"], "one two three"),
+    ],
+)
+def test_white_space_at_the_seam_of_a_prefill_is_told_once(stored: str, answer: list[str], text: str) -> None:
+    """The API refuses a prefill that ends in white space, so the model may begin with what is stored already."""
+    asked = request(model=PREFILLED)
+    log = begun(asked, [opening(), *text_block(0, stored)[:-1]])
+    assert call_after(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
+    go_on(log, asked, [opening(), *text_block(0, *answer), STOP])
+    assert log.turn.text == text
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+def test_white_space_alone_is_asked_for_anew_and_told_once(model: str) -> None:
+    """No API takes back a message of white space: the call begins again, and its beginning is stored already."""
+    asked = request(model=model)
+    log = begun(asked, [opening(), *text_block(0, "\n\n")[:-1]])
+    assert call_after(asked, log.turn) == call_of(asked)
+    go_on(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
+    assert log.turn.text == "\n\none"
+
+
+def test_a_later_model_is_told_where_it_broke_off() -> None:
+    """Models after 4.5 refuse a prefill: they get what they said, and a user message that quotes its end."""
+    log = begun(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
+    *before, partial, go = call_after(request(), log.turn).messages
+    assert before == request().messages
+    assert partial == Message("assistant", [{"type": "text", "text": 'He said: "wait'}])
+    assert go.role == "user"
+    assert r'ended with: "He said: \"wait"' in str(go.content)
+
+
+def test_only_the_end_of_a_long_text_is_quoted() -> None:
+    """Enough to find the place by; the whole of it stands in the message before."""
+    long = " ".join(f"w{number:06d}" for number in range(500))
+    *_, partial, go = call_after(request(), begun(request(), [opening(), *text_block(0, long)]).turn).messages
+    assert partial.content == [{"type": "text", "text": long}]
+    assert f'ended with: "{long[-TAIL_CHARS:]}"' in str(go.content)
+    assert len(str(go.content)) < 2 * TAIL_CHARS + 100
+
+
+def test_a_block_without_words_is_not_given_back() -> None:
+    """The API refuses text that is empty or nothing but white space."""
+    log = begun(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
+    assert call_after(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+def test_the_rest_of_the_request_is_asked_again(model: str) -> None:
+    """Model, limit, system and tools are those of the turn, however often it is taken up."""
+    asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
+    call = call_after(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
+    assert msgspec.structs.replace(call, messages=list(asked.messages)) == call_of(asked)

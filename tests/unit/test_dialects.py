@@ -1,0 +1,363 @@
+"""The dialects: what each entry looks like to a client, and that all of them tell the fold's story."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects import DIALECTS, TAILRACE, Frame
+from gateway.dialects.anthropic import ANTHROPIC
+from proto import entries, events
+from proto.entries import Entry, Failure, Mode, Outcome, Stored, Unknown
+from proto.ids import Seq, Tenant, TurnId
+from proto.records import TurnRecord, record
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.event_stream import parse
+from tests.handwritten import NOON, Handwritten, answered, attempt, closing, event, junk, opening, raw, request
+from tests.reading import data, rendered, told
+from tests.saying import SAYS
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+LATER_MODES: st.SearchStrategy[Mode] = st.sampled_from(["continue", "restart"])
+OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
+OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
+
+
+def frame(dialect: str, entry: Entry) -> Frame:
+    """`entry`, stored at 7, in `dialect`."""
+    made, _ = DIALECTS[dialect].render(DIALECTS[dialect].start(KEY), Stored(Seq(7), NOON, entry))
+    return made
+
+
+def ended(log: Handwritten) -> Entry:
+    return log.stored[-1].entry
+
+
+def an_event(what: object) -> entries.Event:
+    return entries.Event(prev=Seq(1), attempt=1, event=raw(what))
+
+
+def failing() -> Handwritten:
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("half")
+    log.end("failed", OVERLOADED)
+    return log
+
+
+DELTA = events.BlockDelta(0, events.TextDelta('a "b"\n🌊'))
+START = Handwritten()
+START.ask()
+START.take()
+DONE = ended(answered("hi"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        (request(), {"type": "start", "turn": "turn-1", "session": "session-1", "model": "claude-sonnet-5-5"}),
+        (attempt(START.chain), None),
+        (attempt(START.chain, "continue"), None),
+        (attempt(START.chain, "restart"), {"type": "reset"}),
+        (event(START.chain, DELTA), {"type": "delta", "text": 'a "b"\n🌊'}),
+        (event(START.chain, DELTA, is_hidden=True), None),
+        (
+            event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))),
+            {"type": "thinking", "text": "hm"},
+        ),
+        (
+            event(START.chain, events.BlockStart(2, {"type": "tool_use", "id": "t1", "name": "look", "input": {}})),
+            {"type": "tool_use", "index": 2, "id": "t1", "name": "look"},
+        ),
+        (
+            event(START.chain, events.BlockDelta(2, events.InputJsonDelta('{"a'))),
+            {"type": "tool_use", "index": 2, "partial_json": '{"a'},
+        ),
+        (event(START.chain, events.BlockStart(0, {"type": "text", "text": ""})), None),
+        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), {"type": "delta", "text": "ab"}),
+        (event(START.chain, events.BlockStop(0)), None),
+        (event(START.chain, opening()[0]), None),
+        (an_event({"type": "newer_event"}), None),
+        (an_event({"type": "content_block_delta", "index": 0, "delta": {"type": "newer_delta"}}), None),
+        (an_event([]), None),
+        (Unknown(prev=Seq(1), attempt=1), None),
+        (
+            DONE,
+            {
+                "type": "done",
+                "outcome": "completed",
+                "stop_reason": "end_turn",
+                "usage": {"input_tokens": 10, "output_tokens": 1},
+                "usage_is_estimated": False,
+                "cost_usd": 0.00003,
+                "text_chars": 2,
+                "text_sha256": "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4",
+            },
+        ),
+        (
+            ended(failing()),
+            {
+                "type": "error",
+                "code": "backend_overloaded",
+                "message": "Claude is overloaded",
+                "usage": {"input_tokens": 10, "output_tokens": 2},
+                "usage_is_estimated": True,
+                "cost_usd": 0.00004,
+                "text_chars": 4,
+                "text_sha256": "a11ae06469c63740d7b0ecf802f282a0d46e94f31a654dfcd3c0dc6dc277f904",
+            },
+        ),
+    ],
+    ids=range(19),
+)
+def test_an_entry_in_tailrace(entry: Entry, shown: dict[str, Any] | None) -> None:
+    """The table at the top of the dialect, row by row. Only `start` says how soon to come back."""
+    made = frame("tailrace", entry)
+    if shown is None:
+        assert made == Frame(b"")
+        return
+    (sent,) = parse(made.data)
+    assert (json.loads(sent.data), sent.id, sent.event, made.is_break) == (shown, 7, "", False)
+    assert sent.retry_ms == (1000 if shown["type"] == "start" else None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        (request(), Frame(b"")),
+        (attempt(START.chain, "continue"), Frame(b"")),
+        (attempt(START.chain, "restart"), Frame(b"", is_break=True)),
+        (event(START.chain, DELTA), Frame('a "b"\n🌊'.encode())),
+        (event(START.chain, DELTA, is_hidden=True), Frame(b"")),
+        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), Frame(b"ab")),
+        (event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))), Frame(b"")),
+        (an_event([]), Frame(b"")),
+        (DONE, Frame(b"")),
+        (ended(failing()), Frame(b"", is_break=True)),
+    ],
+    ids=range(10),
+)
+def test_an_entry_in_bare_text(entry: Entry, shown: Frame) -> None:
+    """Text and nothing else; what it has no word for breaks the connection off."""
+    assert frame("text", entry) == shown
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "🌊\n\r\u2028"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "newer_delta"}},
+        {"type": "newer_event", "x": [1, 2.5, None]},
+        {"type": "Not-A-Name"},
+    ],
+)
+def test_an_event_in_anthropic_is_passed_on_as_it_came(given: dict[str, Any]) -> None:
+    """Also what this version does not know: its client may."""
+    (sent,) = parse(frame("anthropic", an_event(given)).data)
+    assert (json.loads(sent.data), sent.id) == (given, 7)
+    assert sent.event == (given["type"] if given["type"] != "Not-A-Name" else "")
+
+
+def test_line_breaks_between_the_tokens_of_an_event_do_not_break_a_line() -> None:
+    """Pretty-printed JSON is JSON; on a line of data it would end the line."""
+    pretty = json.dumps({"type": "ping2", "a": "b\nc"}, indent=2).replace("\n", "\r\n").encode()
+    entry = entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(pretty))
+    (sent,) = parse(frame("anthropic", entry).data)
+    assert json.loads(sent.data) == {"type": "ping2", "a": "b\nc"}
+
+
+@pytest.mark.parametrize("given", [[], 5, "text", None, {"type": 5}, {"type": None}])
+def test_what_is_no_event_is_not_shown(given: object) -> None:
+    """It is in the log all the same, and must not break the stream of everybody who reads the turn."""
+    assert {name: frame(name, an_event(given)).data for name in DIALECTS} == dict.fromkeys(DIALECTS, b"")
+
+
+def test_an_end_in_anthropic_is_message_delta_and_message_stop() -> None:
+    """One entry, two events, one id: the usage of all the turn's calls, each count by name, also one that is 0."""
+    delta, stop = parse(frame("anthropic", DONE).data)
+    assert (delta.event, delta.id, stop.event, stop.id) == ("message_delta", None, "message_stop", 7)
+    assert json.loads(delta.data) == {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+        "usage": {
+            "input_tokens": 10,
+            "output_tokens": 1,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+        },
+    }
+    assert frame("anthropic", event(START.chain, closing(1)[1])) == Frame(b"")
+
+
+def test_a_messages_id_leads_to_its_turn_in_anthropic() -> None:
+    """Whichever call of the model told it: in the stream, as one body, and from the database."""
+    (start,) = parse(frame("anthropic", event(START.chain, opening()[0])).data)
+    record = archived(answered("hi"))
+    (first, *_) = parse(DIALECTS["anthropic"].archived(record, 0).data)
+    whole = ANTHROPIC.whole
+    assert whole is not None
+    ids = [json.loads(start.data)["message"]["id"], json.loads(first.data)["message"]["id"]]
+    assert [*ids, json.loads(whole(record))["id"]] == ["msg_turn-1"] * 3
+
+
+def test_a_restart_in_anthropic_breaks_the_stream_off_behind_its_cursor() -> None:
+    """Its clients pass over a ping; one that comes back with its id is told the new answer."""
+    made = frame("anthropic", attempt(START.chain, "restart"))
+    (sent,) = parse(made.data)
+    assert (sent.event, sent.data, sent.id, made.is_break) == ("ping", '{"type":"ping"}', 7, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "type_", "is_break"),
+    [
+        (ended(failing()), "overloaded_error", False),
+        (entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256=""), "api_error", False),
+        (
+            entries.End(
+                prev=Seq(1),
+                attempt=1,
+                outcome="failed",
+                error=Failure("a_newer_code", "?"),
+                text_chars=0,
+                text_sha256="",
+            ),
+            "api_error",
+            False,
+        ),
+    ],
+    ids=["failed", "cancelled", "newer code"],
+)
+def test_what_is_no_whole_answer_in_anthropic_is_an_error(entry: Entry, type_: str, *, is_break: bool) -> None:
+    """Its SDKs raise, and their callers ask again."""
+    made = frame("anthropic", entry)
+    (sent,) = parse(made.data)
+    assert (sent.event, json.loads(sent.data)["error"]["type"], made.is_break) == ("error", type_, is_break)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> Handwritten:
+    """A turn as generators write it: some attempts, each continuing or beginning anew, and perhaps an end."""
+    log = Handwritten(step=draw(st.integers(1, 3)))
+    log.ask()
+    for number in range(draw(st.integers(1, 3))):
+        mode: Mode = draw(LATER_MODES) if number else "fresh"
+        log.take(mode)
+        start, block = opening()
+        log.hear(start, is_hidden=mode == "continue")
+        if mode != "continue":
+            log.hear(block)
+        log.say(*draw(st.lists(TEXTS, max_size=4)))
+        if draw(st.booleans()):
+            log.store(junk())
+    outcome = draw(OUTCOMES)
+    if outcome == "completed":
+        log.hear(*closing(3))
+    if outcome is not None:
+        log.end(outcome, OVERLOADED if outcome == "failed" else None)
+    return log
+
+
+def test_every_dialect_has_a_client() -> None:
+    """A new dialect says in tests/saying.py what its clients show, or none of the promises below is kept by it."""
+    assert set(SAYS) == set(DIALECTS)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(log=turns())
+def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
+    """Promise 4, for any turn; from after the last restart on where a dialect cannot take back."""
+    dialect = DIALECTS[name]
+    last = max((one.seq for one in log.stored if is_restart(one)), default=0)
+    seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_take_back or one.seq > last]
+    assert SAYS[name](b"".join(seen)) == log.turn.text
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(log=turns())
+def test_an_archived_turn_says_the_same(name: str, log: Handwritten) -> None:
+    """What has left the log is told from the database, whole; a job says it when it is complete, and else nothing."""
+    told_whole = DIALECTS[name].archived(record(KEY, log.turn), 0).data
+    is_told = name != "job" or log.turn.outcome in ("completed", "cancelled")
+    assert SAYS[name](told_whole) == (log.turn.text if is_told else "")
+
+
+def is_restart(stored: Stored) -> bool:
+    return isinstance(stored.entry, entries.Attempt) and stored.entry.mode == "restart"
+
+
+@given(turns(), st.data())
+def test_a_dialect_without_a_state_can_be_resumed_at_any_frame(log: Handwritten, made: st.DataObject) -> None:
+    """What follows a cursor is what would have followed without the cut."""
+    dialect = made.draw(st.sampled_from(sorted(name for name, one in DIALECTS.items() if not one.is_stateful)))
+    whole = rendered(KEY, log.stored, dialect)
+    cut = made.draw(st.integers(0, len(whole)))
+    cursor = whole[cut - 1].seq if cut else 0
+    rest = [Frame(frame_of(dialect, one)) for one in log.stored if one.seq > cursor and not is_junk(one)]
+    assert [one.data for one in rest if one.data] == [one.sent for one in whole[cut:]]
+
+
+def frame_of(dialect: str, stored: Stored) -> bytes:
+    made, _ = DIALECTS[dialect].render(DIALECTS[dialect].start(KEY), stored)
+    return bytes(made.data)
+
+
+def is_junk(stored: Stored) -> bool:
+    return isinstance(stored.entry, entries.Unreadable)
+
+
+def archived(log: Handwritten) -> TurnRecord:
+    return record(KEY, log.turn)
+
+
+@given(turns().filter(lambda log: log.chain.is_ended))
+def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> None:
+    """Promise 4: text, usage, outcome, count and hash; the end with the same id."""
+    sent = parse(TAILRACE.archived(archived(log), 0).data)
+    live = rendered(KEY, log.stored)
+    assert told(one.raw for one in sent) == told(one.sent for one in live)
+    assert data(sent[-1].raw) == data(live[-1].sent)
+    assert [one.id for one in sent if one.id is not None] == [live[-1].seq]
+    assert data(sent[0].raw) == {"type": "reset"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_break"), [("completed", False), ("cancelled", False), ("failed", True), ("running", True)]
+)
+def test_half_an_answer_from_the_database_is_broken_off_in_bare_text(outcome: Any, *, is_break: bool) -> None:
+    """As it was when it came from the log: nobody may take it for a whole one."""
+    half = msgspec.structs.replace(archived(failing()), outcome=outcome)
+    assert DIALECTS["text"].archived(half, 0) == Frame(b"half", is_break)
+
+
+def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
+    """Nobody will ever end it; each dialect says so in its way."""
+    log = Handwritten()
+    log.ask()
+    running = archived(log)
+    end = data(parse(TAILRACE.archived(running, 0).data)[-1].raw)
+    error = json.loads(parse(DIALECTS["anthropic"].archived(running, 0).data)[-1].data)["error"]
+    assert (end["type"], end["code"], error["type"]) == ("error", "internal", "api_error")
+
+
+def test_a_cancelled_turn_from_the_database_ends_as_from_the_log_in_anthropic() -> None:
+    """Promise 4: the same last event, whichever of the two was asked."""
+    cancelled = entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256="")
+    kept = msgspec.structs.replace(archived(failing()), outcome="cancelled", error=None)
+    (wanted,) = parse(frame("anthropic", cancelled).data)
+    assert parse(DIALECTS["anthropic"].archived(kept, 0).data)[-1].data == wanted.data
+
+
+def test_an_archived_message_opens_with_every_count() -> None:
+    """As the API's own `message_start` has them."""
+    log = Handwritten()
+    log.ask()
+    start = json.loads(parse(DIALECTS["anthropic"].archived(archived(log), 0).data)[0].data)
+    assert start["message"]["usage"] == msgspec.structs.asdict(Usage())

@@ -1,0 +1,122 @@
+"""Entries as JSON: what is written can be read, also by an older version, and what cannot be read is said so."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto import entries
+from proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable, decode, encode, kind_of
+from proto.ids import Seq
+from proto.usage import Usage
+from tests.handwritten import raw, request
+from tests.made_up import JSON, TEXTS, any_entries
+
+# What the log of version 1 looks like. These bytes never change: a log that is stored must stay readable.
+WRITTEN: dict[str, tuple[bytes, Entry]] = {
+    "request": (
+        (
+            b'{"model":"claude-sonnet-5-5","max_tokens":1000,'
+            b'"messages":[{"role":"user","content":"Why is the sky blue?"}],"session":"session-1"}'
+        ),
+        request(),
+    ),
+    "attempt": (
+        b'{"prev":1,"attempt":1,"generator":"g-1","backend":"claude","mode":"fresh"}',
+        Attempt(prev=Seq(1), attempt=1, generator="g-1", backend="claude", mode="fresh"),
+    ),
+    "event": (
+        b'{"prev":2,"attempt":1,"event":{"type":"newer"},"is_hidden":true}',
+        Event(prev=Seq(2), attempt=1, event=raw({"type": "newer"}), is_hidden=True),
+    ),
+    "end": (
+        (
+            b'{"prev":3,"attempt":1,"outcome":"failed","usage":{"output_tokens":7},"cost_nusd":70000,'
+            b'"error":{"code":"interrupted","message":"m"},"text_chars":0,"text_sha256":"e3"}'
+        ),
+        End(
+            prev=Seq(3),
+            attempt=1,
+            outcome="failed",
+            usage=Usage(output_tokens=7),
+            cost_nusd=70000,
+            error=entries.Failure("interrupted", "m"),
+            text_chars=0,
+            text_sha256="e3",
+        ),
+    ),
+}
+
+
+@pytest.mark.rule("R5")
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_an_entry_of_version_1_is_these_bytes(kind: str) -> None:
+    """A stored log must stay readable, and two gateways that append the same request must append the same bytes."""
+    payload, entry = WRITTEN[kind]
+    assert encode(entry) == payload
+    assert encode(decode(kind, payload)) == payload
+    assert kind_of(entry) == kind
+
+
+@pytest.mark.rule("R5")
+@given(any_entries())
+def test_what_was_encoded_is_decoded_to_the_same(made: tuple[str, Entry]) -> None:
+    """Either after the other is the identity: an append knows its own entry by its bytes."""
+    kind, entry = made
+    payload = encode(entry)
+    read = decode(kind, payload)
+    assert encode(read) == payload
+    if not isinstance(entry, Event):  # two msgspec.Raw of the same bytes are not equal
+        assert read == entry
+
+
+@pytest.mark.rule("R7")
+@given(any_entries(), st.dictionaries(TEXTS.map(lambda name: f"new_{name}"), JSON, max_size=3))
+def test_fields_that_are_newer_are_passed_over(made: tuple[str, Entry], newer: dict[str, object]) -> None:
+    """An older reader reads the entry as if the fields that it does not know were not there."""
+    kind, entry = made
+    widened = msgspec.json.encode(msgspec.json.decode(encode(entry), type=dict[str, msgspec.Raw]) | newer)
+    assert encode(decode(kind, widened)) == encode(entry)
+
+
+@pytest.mark.rule("R7")
+@given(st.from_regex(r"[a-z0-9_-]{1,20}", fullmatch=True).filter(lambda kind: kind not in WRITTEN), st.integers(0, 99))
+def test_a_kind_that_is_newer_is_a_link_and_nothing_else(kind: str, attempt: int) -> None:
+    """All that an older reader needs of it is where it stands in the chain."""
+    payload = msgspec.json.encode({"prev": 41, "attempt": attempt, "what": ["ever"]})
+    assert decode(kind, payload) == Unknown(prev=Seq(41), attempt=attempt)
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.rule("R7")
+@pytest.mark.parametrize("kind", [*WRITTEN, "newer"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"{}",
+        b"\xff",
+        b'{"prev":"1","attempt":1}',
+        b'{"prev":1,"attempt":"\xff"}',
+        b'{"prev":1,"attempt":1.5,"event":{}}',
+        b'{"prev":1,"attempt":01,"event":{}}',
+        b'{"prev":1,"attempt":1,"event":' + DEEP + b"}",
+        b'{"prev":1,"attempt":1,"event":{},"newer":' + DEEP + b"}",
+    ],
+)
+def test_what_cannot_be_read_is_an_entry_that_says_so(kind: str, payload: bytes) -> None:
+    """Nothing that is stored can break its readers; it is skipped as not valid."""
+    entry = decode(kind, payload)
+    assert isinstance(entry, Unreadable)
+
+
+@pytest.mark.rule("R7")
+@given(st.sampled_from([*WRITTEN, "newer"]), st.binary(max_size=60))
+def test_any_bytes_are_an_entry(kind: str, payload: bytes) -> None:
+    """decode never raises."""
+    assert isinstance(decode(kind, payload), Request | Attempt | Event | End | Unknown | Unreadable)

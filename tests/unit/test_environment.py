@@ -1,0 +1,60 @@
+"""What `up` refuses in its environment before anything starts."""
+
+import hashlib
+
+import pytest
+
+from deploy.environment import check
+from deploy.options import Options
+from proto.errors import SettingsInvalid
+
+KEYS = f"acme:{hashlib.sha256(b'key').hexdigest()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("TAILRACE_GRACE", " (did you mean TAILRACE_GRACE_S?)"),
+        ("TAILRACE_CONCURENCY", " (did you mean TAILRACE_CONCURRENCY?)"),
+        ("TAILRACE_APIKEYS", " (did you mean TAILRACE_API_KEYS?)"),
+        ("TAILRACE_ANTHROPIC_API_KEY", " (did you mean ANTHROPIC_API_KEY?)"),
+        ("TAILRACE_XYZZY", ""),
+        ("TAILRACE_", ""),
+    ],
+)
+def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does(name: str, nearest: str) -> None:
+    """A setting that is mistyped would otherwise be left out in silence; its value is not said, it may be a key."""
+    with pytest.raises(SettingsInvalid) as refused:
+        check(Options(), {name: "s3cret"})
+    assert str(refused.value) == f"{name}: there is no such setting{nearest}; docs/SETTINGS.md lists all"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("TAILRACE_LOG_FORMAT", "verse"),
+        ("TAILRACE_LOG_LEVEL", "loud"),
+        ("TAILRACE_HEARTBEAT_S", "0"),  # the gateway's
+        ("TAILRACE_CONCURRENCY", "many"),  # the generators'
+        ("TAILRACE_BATCH_MAX", "-1"),  # persistence's
+        ("TAILRACE_API_KEYS", "acme:key"),
+        ("TAILRACE_API_KEYS", f"{KEYS},other{KEYS[4:]}"),
+    ],
+)
+def test_a_value_that_a_process_would_refuse_is_refused_by_its_name(name: str, text: str) -> None:
+    """Each of the three processes is asked, and the gateway's door."""
+    with pytest.raises(SettingsInvalid, match=f"^{name}: "):
+        check(Options(), {name: text})
+
+
+def test_an_address_that_strangers_reach_needs_keys_or_a_word() -> None:
+    """It is the address of `up` that counts, not the gateway's default."""
+    with pytest.raises(SettingsInvalid, match="no key is asked for"):
+        check(Options(host="0.0.0.0"), {})
+    check(Options(host="0.0.0.0"), {"TAILRACE_API_KEYS": KEYS})
+    check(Options(host="0.0.0.0"), {"TAILRACE_ALLOW_ANONYMOUS": "true"})
+
+
+def test_what_others_read_is_not_looked_at() -> None:
+    """The environment is full of names; only those that begin like ours are ours."""
+    check(Options(), {"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})

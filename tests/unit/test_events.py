@@ -1,0 +1,132 @@
+"""Anthropic's events, as far as we look into them; the rest passes."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto import events
+from proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, joined
+from proto.usage import Usage
+from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
+
+# From Anthropic's docs, "Streaming Messages", and "Extended thinking"; shortened.
+DOCUMENTED: dict[str, tuple[bytes, events.Event | Other]] = {
+    "message_start": (
+        (
+            b'{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],'
+            b'"model":"claude-x","stop_reason":null,"usage":{"input_tokens":25,"output_tokens":1}}}'
+        ),
+        events.MessageStart(events.MessageHead("msg_1", "claude-x", Usage(25, 1))),
+    ),
+    "content_block_start": (
+        b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
+        events.BlockStart(0, {"type": "text", "text": ""}),
+    ),
+    "text_delta": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hello"}}',
+        BlockDelta(0, TextDelta("Hello")),
+    ),
+    "input_json_delta": (
+        b'{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"{\\"a\\": 1"}}',
+        BlockDelta(1, events.InputJsonDelta('{"a": 1')),
+    ),
+    "thinking_delta": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"27 * 453"}}',
+        BlockDelta(0, events.ThinkingDelta("27 * 453")),
+    ),
+    "signature_delta": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"EqQB"}}',
+        BlockDelta(0, events.SignatureDelta("EqQB")),
+    ),
+    "content_block_stop": (b'{"type":"content_block_stop","index":0}', events.BlockStop(0)),
+    "message_delta": (
+        b'{"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":15}}',
+        events.MessageDelta(StopReason("end_turn"), UsageSoFar(output_tokens=15)),
+    ),
+    "a newer event": (b'{"type":"message_sung","message":{}}', Other()),
+    "a newer delta": (b'{"type":"content_block_delta","index":0,"delta":{"type":"song_delta","note":"c"}}', Other()),
+    "no event at all": (b'"\xff"', Other()),
+    "text that is no UTF-8": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\xff"}}',
+        Other(),
+    ),
+    "a lone surrogate": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\\ud800"}}',
+        Other(),
+    ),
+    "a count that no call can reach": (
+        b'{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":10000000000000000}}',
+        Other(),
+    ),
+    "a count below nothing": (
+        b'{"type":"message_start","message":{"id":"msg_1","usage":{"input_tokens":-1}}}',
+        Other(),
+    ),
+    "a block of more than 64 levels": (
+        b'{"type":"content_block_start","index":0,"content_block":{"a":' + b"[" * 61 + b"]" * 61 + b"}}",
+        Other(),
+    ),
+    "a citation of more than 64 levels": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"citations_delta","citation":{"a":'
+        + b"[" * 61
+        + b"]" * 61
+        + b"}}}",
+        Other(),
+    ),
+    "far too deep": (b'{"type":"content_block_start","index":0,"content_block":' + b"[" * 100_000, Other()),
+}
+
+
+@pytest.mark.rule("R6")
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_an_event_is_read_as_anthropic_documents_it(name: str) -> None:
+    """Known events become shapes; what is newer, or cannot be read, is Other and breaks nothing."""
+    payload, event = DOCUMENTED[name]
+    assert decode(payload) == event
+
+
+@pytest.mark.rule("R6")
+@given(anthropic_events())
+def test_an_encoded_event_is_decoded_to_the_same(event: events.Event) -> None:
+    """decode after encode is the identity, through msgspec.Raw as the log holds it."""
+    assert decode(encode(event)) == event
+
+
+@pytest.mark.rule("R7")
+@given(st.binary(max_size=80))
+def test_any_bytes_are_an_event_or_other(payload: bytes) -> None:
+    """decode never raises: what a model's server sends is not ours to trust."""
+    assert isinstance(decode(payload), msgspec.Struct)
+
+
+@pytest.mark.rule("R9")
+@given(TEXTS, TEXTS, st.integers(0, 2), st.integers(0, 2))
+def test_deltas_of_one_block_and_kind_join(a: str, b: str, i: int, j: int) -> None:
+    """The joined delta says what the two said, one after the other; of two blocks they do not join."""
+    for kind in (TextDelta, events.ThinkingDelta, events.InputJsonDelta):
+        expected = BlockDelta(i, kind(a + b)) if i == j else None
+        assert joined(BlockDelta(i, kind(a)), BlockDelta(j, kind(b))) == expected
+
+
+@pytest.mark.rule("R9")
+@given(anthropic_events(), anthropic_events())
+def test_nothing_else_joins(first: events.Event, second: events.Event) -> None:
+    """Different kinds, signatures, citations and everything that is no delta stay as they came."""
+    is_joinable = (
+        isinstance(first, BlockDelta)
+        and isinstance(second, BlockDelta)
+        and type(first.delta) is type(second.delta)
+        and isinstance(first.delta, TextDelta | events.ThinkingDelta | events.InputJsonDelta)
+        and first.index == second.index
+    )
+    assert (joined(first, second) is not None) == is_joinable
+
+
+@pytest.mark.rule("R23")
+@given(USAGES, st.tuples(*[st.none() | COUNTS] * 4))
+def test_a_count_that_is_not_named_has_not_changed(before: Usage, counts: tuple[int | None, ...]) -> None:
+    """message_delta's usage is cumulative for its call, field by field."""
+    after = UsageSoFar(*counts).over(before)
+    for name, count in zip(Usage.__struct_fields__, counts, strict=True):
+        assert getattr(after, name) == (getattr(before, name) if count is None else count)

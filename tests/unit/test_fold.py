@@ -1,0 +1,432 @@
+"""What a turn's log adds up to: by example, and for every log."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto import events
+from proto.chain import START, link
+from proto.ending import ending
+from proto.entries import End, Failure, Request, Stored
+from proto.entries import Event as EventEntry
+from proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
+from proto.fold import NOBODY, Block, Turn, content, fold, text_proof
+from proto.ids import Seq, Tenant, TurnId
+from proto.records import record
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.handwritten import Handwritten, answered, closing, junk, opening, raw, says
+from tests.made_up import MadeUp, logs
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+
+
+def started(*texts: str) -> Handwritten:
+    """A turn whose first attempt said `texts` and is not finished."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say(*texts)
+    return log
+
+
+@pytest.mark.rule("R25")
+def test_a_whole_turn() -> None:
+    """Request, attempt, answer, end: who, what, how much, and how it ended."""
+    log = answered("The sky", " is blue.")
+    turn = fold(log.stored)
+    assert turn.text == "The sky is blue."
+    assert turn.blocks == (Block("text", {"type": "text", "text": ""}, "The sky is blue.", is_closed=True),)
+    assert (turn.outcome, turn.attempt, turn.skipped) == ("completed", 1, 0)
+    assert turn.usage == Usage(input_tokens=10, output_tokens=2)
+    assert (turn.asked_at, turn.ended_at) == (log.stored[0].at, log.stored[-1].at)
+    assert turn.tail == turn.chain.last == log.stored[-1].seq
+    assert turn.message == events.MessageHead("msg_1", "claude-sonnet-5-5", Usage(10))
+
+
+@pytest.mark.rule("R25")
+def test_nothing_stored_is_nobody() -> None:
+    """An empty log is the turn before it was asked for: running, and without a request."""
+    assert fold([]) == NOBODY
+    assert (NOBODY.outcome, NOBODY.request, NOBODY.text) == ("running", None, "")
+
+
+@pytest.mark.rule("R20")
+def test_a_continuation_goes_on_in_the_block_that_was_open() -> None:
+    """Its deltas carry that block's index, its hidden message_start counts, its usage is added to the first call's."""
+    log = started("The sk")
+    log.take("continue")
+    log.hear(events.MessageStart(events.MessageHead("msg_2", "m", Usage(input_tokens=14))), is_hidden=True)
+    log.say("y is blue.")
+    log.hear(*closing(output_tokens=5))
+    turn = log.turn
+    assert turn.text == "The sky is blue."
+    assert len(turn.blocks) == 1
+    assert turn.usage == Usage(input_tokens=24, output_tokens=2 + 5)
+    assert (turn.attempt, turn.mode) == (2, "continue")
+    assert turn.message is not None
+    assert turn.message.id == "msg_1"
+
+
+@pytest.mark.rule("R21")
+def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
+    """The text begins again; tokens that were used stay used."""
+    log = started("The sk")
+    log.take("restart")
+    log.hear(*opening(), BlockDelta(0, TextDelta("Blue.")), *closing(output_tokens=1))
+    turn = log.turn
+    assert (turn.text, turn.mode) == ("Blue.", "restart")
+    assert turn.usage == Usage(input_tokens=20, output_tokens=2 + 1)
+
+
+@pytest.mark.rule("R19")
+def test_an_old_attempt_that_writes_on_is_skipped() -> None:
+    """What a generator says after another has taken the turn is not part of the story."""
+    log = started("The sk")
+    late = log.chain
+    log.take("continue")
+    log.store(says(late, "LATE"))
+    log.say("y")
+    assert (log.turn.text, log.turn.skipped) == ("The sky", 1)
+
+
+@pytest.mark.rule("R22")
+def test_a_cancelled_turn_keeps_its_text() -> None:
+    """`end` says how it ended; what was said until then stands."""
+    log = started("The sk")
+    log.end("cancelled")
+    assert (log.turn.text, log.turn.outcome, log.turn.error) == ("The sk", "cancelled", None)
+
+
+@pytest.mark.rule("R24")
+def test_an_end_proves_its_text_usage_and_cost() -> None:
+    """Code points, SHA-256 of the UTF-8, the sum of all calls, and what they cost in nano-dollars."""
+    log = answered("Grüße, ", "世界 🌍")
+    end = log.turn.end
+    assert end is not None
+    assert (end.text_chars, end.text_sha256) == text_proof("Grüße, 世界 🌍")
+    assert end.text_chars == 11
+    assert end.usage == Usage(10, 2)
+    assert end.cost_nusd == 10 * 2000 + 2 * 10000
+    assert end.stop_reason == "end_turn"
+
+
+def test_an_end_keeps_what_the_message_says_of_itself() -> None:
+    """Also what is newer than this version; of the attempt that counts, its latest words, and nothing that is null."""
+    log = Handwritten()
+    log.ask()
+    for tier, edits in (("batch", [1]), ("standard", [])):
+        log.take("restart")
+        _, block = opening()
+        usage = {"input_tokens": 10, "output_tokens": 1, "service_tier": tier, "inference_geo": "eu"}
+        log.store(heard(log, {"type": "message_start", "message": {"id": "m", "model": "c", "usage": usage}}))
+        log.hear(block)
+        stop = {"stop_reason": "stop_sequence", "stop_sequence": "END", "stop_details": None}
+        delta = stop | {"container": {"id": "c1"}}
+        usage = {"output_tokens": 2, "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}}
+        managed = {"applied_edits": edits}
+        log.store(heard(log, {"type": "message_delta", "delta": delta, "usage": usage, "context_management": managed}))
+    log.end()
+    told = record(KEY, log.turn)
+    assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "END")
+    assert told.envelope == {
+        "delta": {"container": {"id": "c1"}},
+        "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}},
+        "context_management": {"applied_edits": []},
+    }
+    assert record(KEY, answered("hi").turn).envelope == {}
+
+
+def heard(log: Handwritten, what: object) -> EventEntry:
+    return EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=raw(what))
+
+
+@pytest.mark.rule("R23")
+def test_each_call_is_priced_by_its_own_prompt() -> None:
+    """Two calls of 60,000 tokens are no long prompt, though they are 120,000 together."""
+    log = Handwritten()
+    log.ask(model="claude-haiku-5-5")
+    for mode in ("fresh", "restart"):
+        log.take(mode)
+        log.hear(*opening(input_tokens=60_000), *closing(output_tokens=1))
+    assert log.turn.usage == Usage(120_000, 2)
+    assert ending(log.turn, "completed").cost_nusd == 2 * (60_000 * 100 + 500)
+
+
+@pytest.mark.rule("R24")
+def test_a_proof_is_a_count_and_a_hash() -> None:
+    """The hash of nothing is SHA-256's well-known one; a lone surrogate has a hash, too."""
+    assert text_proof("") == (0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+    assert text_proof("\ud800")[0] == 1
+
+
+@pytest.mark.rule("R23")
+def test_a_failed_turn_says_why() -> None:
+    """The code and the sentence of its `end`; a model without a price costs nothing rather than failing."""
+    log = Handwritten()
+    log.ask(model="claude-unheard-of")
+    log.end("failed", Failure("model_unknown", "no such model"))
+    assert log.turn.error == Failure("model_unknown", "no such model")
+    assert ending(log.turn, "failed").cost_nusd == 0
+
+
+BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
+    ({"type": "text", "text": "A"}, [TextDelta("B")], {"type": "text", "text": "AB"}),
+    (
+        {"type": "text", "text": ""},
+        [TextDelta("A"), events.CitationsDelta({"cited_text": "B"})],
+        {"type": "text", "text": "A", "citations": [{"cited_text": "B"}]},
+    ),
+    (
+        {"type": "thinking", "thinking": "", "signature": ""},
+        [events.ThinkingDelta("A"), events.ThinkingDelta("B"), events.SignatureDelta("S")],
+        {"type": "thinking", "thinking": "AB", "signature": "S"},
+    ),
+    (
+        {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+        [events.InputJsonDelta('{"a":'), events.InputJsonDelta(" 1}")],
+        {"type": "tool_use", "id": "t", "name": "n", "input": {"a": 1}},
+    ),
+    (
+        {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+        [],
+        {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+    ),
+    (
+        {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+        [events.InputJsonDelta('{"a":')],
+        {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+    ),
+    ({"type": "redacted_thinking", "data": "x"}, [], {"type": "redacted_thinking", "data": "x"}),
+]
+
+
+@pytest.mark.rule("R25")
+@pytest.mark.parametrize(("start", "deltas", "whole"), BLOCKS)
+def test_a_block_is_what_the_api_would_have_given_unstreamed(
+    start: dict[str, Any], deltas: list[events.Delta], whole: dict[str, Any]
+) -> None:
+    """Text with citations, thinking with its signature, a tool's input as JSON, and what we do not know as it came."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(BlockStart(0, start), *(BlockDelta(0, delta) for delta in deltas))
+    assert [content(block) for block in log.turn.blocks] == [whole]
+
+
+@pytest.mark.rule("R7")
+@pytest.mark.parametrize("levels", [60, 990, 100_000])
+def test_an_input_that_nests_too_deep_is_told_as_none(levels: int) -> None:
+    """Deltas carry it as text, so nobody has counted its levels before; the next turn's request has to hold it."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
+    log.hear(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
+    assert [content(block)["input"] for block in log.turn.blocks] == [{}]
+
+
+def told(turn: Turn) -> tuple[object, ...]:
+    """All of a turn but where it stands in the stream."""
+    return (turn.text, turn.usage, turn.blocks, turn.stop, turn.mode, turn.attempt, turn.outcome, turn.message)
+
+
+@pytest.mark.rule("R25")
+def test_a_whole_turn_may_be_folded_in_two_at_any_entry() -> None:
+    """Closed blocks, the stop reason, both usages and the end are all carried over."""
+    log = started("The sk")
+    log.take("continue")
+    log.say("y is blue.")
+    log.hear(*closing(output_tokens=5), BlockStart(1, {"type": "text"}), BlockDelta(1, events.CitationsDelta({})))
+    log.end()
+    for position in range(len(log.stored)):
+        assert fold(log.stored[position:], fold(log.stored[:position])) == log.turn
+
+
+@pytest.mark.rule("R25")
+@given(logs(), st.data())
+def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st.DataObject) -> None:
+    """However a log is cut into pieces, and however often, the turn is the same in all of its fields."""
+    turn, rest = NOBODY, log.stored
+    while rest:
+        count = data.draw(st.integers(1, len(rest)))
+        turn, rest = fold(rest[:count], turn), rest[count:]
+    assert turn == fold(log.stored)
+
+
+@pytest.mark.rule("R11")
+@given(logs())
+def test_forks_and_junk_change_nothing_but_their_count(log: MadeUp) -> None:
+    """A log with invalid entries anywhere folds to what its valid ones fold to."""
+    turn = fold(log.stored)
+    assert told(turn) == told(fold(log.valid))
+    assert turn.chain == fold(log.valid).chain
+    assert turn.skipped == len(log.stored) - len(log.valid)
+    assert turn.tail == log.stored[-1].seq
+
+
+@pytest.mark.rule("R11")
+@given(logs(has_forks=False), st.data())
+def test_an_entry_that_is_stored_twice_counts_once(log: MadeUp, data: st.DataObject) -> None:
+    """The copy names a predecessor that has a successor already."""
+    at = data.draw(st.integers(0, len(log.stored) - 1))
+    later = log.stored[-1].seq + 1
+    copy = msgspec.structs.replace(log.stored[at], seq=Seq(later))
+    assert told(fold([*log.stored, copy])) == told(fold(log.stored))
+
+
+@pytest.mark.rule("R9")
+@given(logs(has_forks=False), st.data())
+def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> None:
+    """An answer in smaller pieces is the same answer."""
+    spoken: list[EventEntry | events.Event] = []
+    for event in answers(log.valid):
+        match events.decode(event.event):
+            case BlockDelta(index, TextDelta(text)) if len(text) > 1:
+                at = data.draw(st.integers(1, len(text) - 1))
+                spoken += [BlockDelta(index, TextDelta(text[:at])), BlockDelta(index, TextDelta(text[at:]))]
+            case _:
+                spoken.append(event)
+    assert told(respoken(log.valid, spoken)) == told(respoken(log.valid, list(answers(log.valid))))
+
+
+@pytest.mark.rule("R9")
+@given(logs(has_forks=False))
+def test_joining_deltas_changes_nothing(log: MadeUp) -> None:
+    """An answer in larger pieces is the same answer: a slow broker makes the log coarser, never different."""
+    spoken: list[EventEntry | events.Event] = []
+    for event in answers(log.valid):
+        one = events.decode(event.event)
+        before = spoken[-1] if spoken and not isinstance(spoken[-1], EventEntry) else events.Other()
+        join = events.joined(before, one)
+        if join is not None:
+            spoken[-1] = join
+        else:
+            spoken.append(event if isinstance(one, events.Other) or event.is_hidden else one)
+    assert told(respoken(log.valid, spoken)) == told(respoken(log.valid, list(answers(log.valid))))
+
+
+def answers(valid: list[Stored]) -> list[EventEntry]:
+    return [stored.entry for stored in valid if isinstance(stored.entry, EventEntry)]
+
+
+def respoken(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
+    """The fold of one attempt that said all of `spoken`."""
+    log = Handwritten()
+    log.store(valid[0].entry)
+    log.take()
+    for one in spoken:
+        if isinstance(one, EventEntry):
+            log.store(msgspec.structs.replace(one, prev=log.chain.last, attempt=log.chain.attempt))
+        else:
+            log.hear(one)
+    return log.turn
+
+
+@pytest.mark.rule("R25")
+@given(logs())
+def test_the_text_is_what_the_text_blocks_said_since_the_last_beginning(log: MadeUp) -> None:
+    """A second, plainer way to the same text: one list of strings, from the valid entries alone."""
+    texts: list[list[str]] = []
+    types: list[str] = []
+    for stored in log.valid:
+        match stored.entry:
+            case EventEntry(event=raw):
+                match events.decode(raw):
+                    case BlockStart(_, block):
+                        types.append(block["type"])
+                        texts.append([])
+                    case BlockDelta(index, TextDelta(piece)) if index < len(texts) and types[index] == "text":
+                        texts[index].append(piece)
+            case Request() | End():
+                pass
+            case _ if getattr(stored.entry, "mode", "continue") != "continue":
+                types, texts = [], []
+    said = "".join("".join(pieces) for type_, pieces in zip(types, texts, strict=True) if type_ == "text")
+    assert fold(log.stored).text == said
+
+
+@pytest.mark.rule("R23")
+@given(st.lists(st.tuples(st.integers(0, 99), st.lists(st.integers(0, 99), max_size=3)), min_size=1, max_size=4))
+def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[int]]]) -> None:
+    """Within a call the counts are cumulative; over calls they are summed, whatever the mode was."""
+    log = Handwritten()
+    log.ask()
+    for number, (input_tokens, outputs) in enumerate(calls):
+        log.take("continue" if number % 2 else "restart")
+        log.hear(events.MessageStart(events.MessageHead(usage=Usage(input_tokens))), is_hidden=number > 0)
+        log.hear(*(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=count)) for count in outputs))
+    assert log.turn.usage == Usage(
+        sum(input_tokens for input_tokens, _ in calls), sum(outputs[-1] for _, outputs in calls if outputs)
+    )
+
+
+@pytest.mark.rule("R23")
+def test_what_broke_off_uncounted_is_estimated() -> None:
+    """What was said was paid for: two tokens for seven characters, until the model counts itself."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening(input_tokens=10))
+    assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10), False)
+    log.say("seven c", "harrs.")
+    assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10, 4), True)
+    log.take("continue")
+    log.hear(*opening(input_tokens=20)[:1], is_hidden=True)
+    log.say("x" * 70)
+    assert log.turn.usage == Usage(30, 24)
+    log.hear(*closing(output_tokens=5))
+    log.end()
+    assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(30, 9), True)
+    assert log.turn.end is not None
+    assert (log.turn.end.usage, log.turn.end.usage_is_estimated) == (Usage(30, 9), True)
+
+
+@pytest.mark.rule("R23")
+def test_a_model_that_counted_more_than_was_said_is_believed() -> None:
+    """Thoughts that are not shown are counted, too: an estimate never makes a count smaller."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(events.MessageStart(events.MessageHead(usage=Usage(10, 50))), opening()[1])
+    log.say("short")
+    assert log.turn.usage == Usage(10, 50)
+
+
+@pytest.mark.rule("R25")
+def test_deltas_and_stops_without_a_block_are_passed_over() -> None:
+    """An index that no block has breaks nothing."""
+    log = started("A")
+    log.hear(BlockDelta(7, TextDelta("x")), BlockDelta(-1, TextDelta("y")), BlockStop(7), BlockStop(-1))
+    assert log.turn.text == "A"
+    assert not log.turn.blocks[0].is_closed
+
+
+@pytest.mark.rule("R25")
+@pytest.mark.parametrize(("start", "whole"), [(start, whole) for start, deltas, whole in BLOCKS if not deltas])
+@pytest.mark.parametrize(
+    "delta", [TextDelta("x"), events.CitationsDelta({"cited_text": "x"}), events.SignatureDelta("x")]
+)
+def test_a_delta_that_does_not_fit_its_block_is_passed_over(
+    start: dict[str, Any], whole: dict[str, Any], delta: events.Delta
+) -> None:
+    """A tool's block holds no text, and what was not said is not counted either."""
+    log = started("A")
+    before = log.turn
+    log.hear(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
+    assert [content(block) for block in log.turn.blocks] == [{"type": "text", "text": "A"}, whole]
+    assert log.turn.said_chars == before.said_chars
+
+
+@pytest.mark.rule("R11")
+def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
+    """`tail` is what the server counts; the chain's last is what the next entry has to name."""
+    log = started("A")
+    last = log.chain.last
+    log.store(junk())
+    assert (log.turn.tail, log.turn.chain.last) == (last + 1, last)
+    assert link(START, Seq(1), log.stored[0].entry) is not None

@@ -1,0 +1,84 @@
+"""Ids and cursors: what the server makes, and what it takes back."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto.errors import CursorUnknown
+from proto.ids import SEQ_MAX, is_session_name, is_token, new_id, parse_cursor
+
+UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+@pytest.mark.rule("R4")
+def test_a_turn_id_is_a_uuid7_and_a_token() -> None:
+    """Version 7, the RFC's variant, and fit to be a part of a subject."""
+    made = {new_id() for _ in range(1000)}
+    assert len(made) == 1000
+    assert all(UUID7.fullmatch(one) and is_token(one) for one in made)
+
+
+@pytest.mark.rule("R4")
+def test_turn_ids_sort_by_time() -> None:
+    """The first 48 bits are the milliseconds since 1970, so that ids sort as they were made."""
+    before_ms = time.time_ns() // 1_000_000
+    made_ms = int(new_id().replace("-", "")[:12], 16)
+    assert before_ms <= made_ms <= time.time_ns() // 1_000_000
+
+
+@given(st.text("ABCXYZabcxyz019._:-", min_size=1, max_size=128))
+def test_a_client_may_name_its_session_so(text: str) -> None:
+    """UUIDs, nanoids, `user:42.main`: ASCII letters and digits and four signs, 1 to 128 of them."""
+    assert is_session_name(text)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a/b", "a\n", "\0", "ä", "٣", "a*", ">", "%2F", "\u2028"])
+def test_what_a_path_or_a_log_line_could_not_hold_names_no_session(text: str) -> None:
+    """A name stands in paths and in answers, and whoever reads it there reads nothing else."""
+    assert not is_session_name(text)
+
+
+@pytest.mark.rule("R3")
+@pytest.mark.parametrize("text", ["a", "a-b_c", "0", "x" * 64])
+def test_a_token_is_lower_case_ascii(text: str) -> None:
+    """Letters, digits, `-` and `_`, 1 to 64 of them."""
+    assert is_token(text)
+
+
+@pytest.mark.rule("R3")
+@pytest.mark.parametrize("text", ["", "*", ">", "a.b", "A", "a b", "ä", "x" * 65, "a\n", "\na", "a\0", "$JS", "٣"])
+def test_what_would_change_a_subject_is_no_token(text: str) -> None:
+    """Wildcards, dots, spaces, line ends and all that is not ASCII."""
+    assert not is_token(text)
+
+
+@pytest.mark.rule("R15")
+@pytest.mark.parametrize(("text", "seq"), [("0", 0), ("1", 1), ("007", 7), (str(SEQ_MAX), SEQ_MAX)])
+def test_a_cursor_is_a_sequence(text: str, seq: int) -> None:
+    """A plain number that the stream could have made; 0 stands before the first."""
+    assert parse_cursor(text) == seq
+
+
+@pytest.mark.rule("R15")
+@pytest.mark.parametrize(
+    "text", ["", "-1", "+1", "1_0", " 1", "1 ", "1\n", "1.0", "1e3", "٣", "0x1", str(SEQ_MAX + 1), "9" * 20, "null"]
+)
+def test_what_the_log_never_made_is_no_cursor(text: str) -> None:
+    """`int()` takes signs, underscores, spaces and Arabic digits; a cursor does not."""
+    with pytest.raises(CursorUnknown):
+        parse_cursor(text)
+
+
+@pytest.mark.rule("R15")
+@given(st.text())
+def test_any_text_is_a_cursor_or_refused(text: str) -> None:
+    """Nothing that a client sends raises anything else, and what is taken says the number it looks like."""
+    try:
+        seq = parse_cursor(text)
+    except CursorUnknown:
+        return
+    assert 0 <= seq <= SEQ_MAX
+    assert text.lstrip("0") in (str(seq), "")

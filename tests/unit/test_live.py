@@ -1,0 +1,245 @@
+"""A live turn and its readers, without a network: who starts where, who waits, and what is kept for how long."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import cast
+
+import pytest
+
+from gateway.dialects import DIALECTS, TAILRACE, Dialect, Frame
+from gateway.live import Live, Lives
+from proto.entries import Stored
+from proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
+from proto.ids import NOTHING, Seq, Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.handwritten import Handwritten, answered, opening
+from tests.until import until
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+TEXT = DIALECTS["text"]
+
+
+class Told:
+    """A log that tells what a test puts into it: lists of entries, an error, or None for the end."""
+
+    def __init__(self) -> None:
+        self.told: list[asyncio.Queue[list[Stored] | LogError | None]] = []
+        self.after: list[Seq] = []
+
+    async def follow(self, _: TurnKey, after: Seq = NOTHING) -> AsyncIterator[list[Stored]]:
+        queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
+        self.told.append(queue)
+        self.after.append(after)
+        while (heard := await queue.get()) is not None:
+            if isinstance(heard, LogError):
+                raise heard
+            yield heard
+
+    async def tell(self, *heard: list[Stored] | LogError | None, number: int = -1) -> None:
+        await until(lambda: self.told)
+        for one in heard:
+            self.told[number].put_nowait(one)
+
+
+async def live_with(told: Told, *heard: list[Stored] | LogError | None, after: Seq = NOTHING) -> Live:
+    live = Live(KEY, after)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(live.follow(cast("TurnLog", told)))
+        await told.tell(*heard, None)
+    return live
+
+
+def restarted() -> list[Stored]:
+    log = answered("old")
+    log.stored.pop()
+    again = Handwritten()
+    for one in log.stored:
+        again.store(one.entry)
+    again.take("restart")
+    again.hear(*opening())
+    again.say("new")
+    return again.stored
+
+
+async def test_a_reader_starts_after_its_cursor() -> None:
+    """At an entry that is here, or where the following began; nowhere else."""
+    stored = answered("a", "b").stored
+    live = await live_with(Told(), stored[2:4], stored[4:], after=stored[1].seq)
+    assert [live.reaches(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
+    assert not live.reaches(Seq(stored[-1].seq + 1))
+    assert not live.reaches(NOTHING)
+    assert [live.start(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
+
+
+async def test_who_has_seen_nothing_starts_after_the_last_restart_where_it_could_not_be_taken_back() -> None:
+    """Bare text says the new answer alone; tailrace tells the old one and takes it back."""
+    stored = restarted()
+    live = await live_with(Told(), stored)
+    start = live.start(NOTHING, TEXT)
+    assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
+    assert live.start(NOTHING, TAILRACE) == 0
+    assert live.start(stored[3].seq, TEXT) == 4
+
+
+async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
+    """Whoever asks first pays; the bytes are shared, whatever pieces they are asked for in."""
+    rendered: list[Seq] = []
+
+    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+        rendered.append(stored.seq)
+        return Frame(b"%d " % stored.seq), state
+
+    counting = Dialect("counting", "", b"", True, True, lambda _: None, render, lambda _, __: Frame(b""))
+    stored = answered("a", "b").stored
+    live = await live_with(Told(), stored)
+    first = live.frames(counting, 0, 3)
+    assert [frame.data for frame in first] == [b"%d " % one.seq for one in stored[:3]]
+    assert live.frames(counting, 1, 100) == live.frames(counting, 1, 100)
+    assert live.frames(counting, 0, 3)[0] is first[0]
+    assert rendered == [one.seq for one in stored]
+
+
+async def test_a_waiting_reader_is_woken_by_entries_by_the_end_and_by_trouble() -> None:
+    """And by nothing else: silence is a time-out."""
+    stored, told, live = answered("a").stored, Told(), Live(KEY, NOTHING)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(live.follow(cast("TurnLog", told)))
+        await told.tell(stored[:2])
+        await live.caught_up()
+        assert not await live.changed(2, 0.01)
+        assert await live.changed(1, 0.01)
+        waiting = [group.create_task(live.changed(2, 5)) for _ in range(3)]
+        await told.tell(stored[2:3])
+        assert await asyncio.gather(*waiting) == [True] * 3
+        waiting = [group.create_task(live.changed(3, 5)) for _ in range(3)]
+        await told.tell(LogUnavailable("away"))
+        assert await asyncio.gather(*waiting) == [True] * 3
+    assert (live.is_broken, live.is_ended, len(live.entries)) == (True, False, 3)
+    ended = await live_with(Told(), stored)
+    assert ended.is_ended
+    assert await ended.changed(len(stored), 0.01)
+
+
+async def test_a_cursor_at_the_end_is_at_the_end() -> None:
+    """Nothing follows it, which is not the same as nothing yet."""
+    stored = answered("a").stored
+    live = await live_with(Told(), [], after=stored[-1].seq)
+    assert live.is_ended
+    assert live.start(stored[-1].seq, TAILRACE) == len(live.entries) == 0
+
+
+@pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
+async def test_what_is_wrong_before_the_first_entry_is_raised_to_who_asks(error: LogError) -> None:
+    """There a response can still say so."""
+    live = await live_with(Told(), error)
+    with pytest.raises(type(error)):
+        await live.caught_up()
+
+
+async def test_readers_of_one_turn_share_one_following() -> None:
+    """Also one who comes back within the linger, from anywhere that is known here."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        await_told = group.create_task(told.tell(stored))
+        async with lives.reading(KEY, NOTHING) as first:
+            await await_told
+            async with lives.reading(KEY, stored[1].seq) as second:
+                assert (second is first, first.readers, lives.is_read(KEY)) == (True, 2, True)
+        assert (first.readers, lives.is_read(KEY)) == (0, False)
+        async with lives.reading(KEY, stored[2].seq) as again:
+            assert again is first
+        lives.close()
+    assert told.after == [NOTHING]
+
+
+async def test_who_comes_from_further_back_is_followed_from_there() -> None:
+    """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        group.create_task(told.tell(stored[3:]))
+        async with lives.reading(KEY, stored[2].seq) as late:
+
+            async def tell_early() -> None:
+                await until(lambda: len(told.told) == 2)
+                await told.tell(stored)
+
+            group.create_task(tell_early())
+            async with lives.reading(KEY, NOTHING) as early, lives.reading(KEY, stored[4].seq) as third:
+                assert (early is late, third is early) == (False, True)
+                assert (late.readers, early.readers) == (1, 2)
+        lives.close()
+    assert told.after == [stored[2].seq, NOTHING]
+
+
+async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
+    """Who comes with a good one while a wrong one is being looked up is not told that his is wrong: a 400 is final."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+
+        async def come(cursor: Seq) -> Live:
+            async with lives.reading(KEY, cursor) as live:
+                return live
+
+        wrong = group.create_task(refused(come(Seq(999))))
+        await until(lambda: told.told)
+        good = [group.create_task(come(NOTHING)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await told.tell(CursorUnknown("?"))
+        await until(lambda: len(told.told) == 2)
+        await told.tell(stored)
+        await wrong
+        assert await good[0] is await good[1]
+        lives.close()
+    assert told.after == [Seq(999), NOTHING]
+
+
+async def refused(coming: Awaitable[Live]) -> None:
+    with pytest.raises(CursorUnknown):
+        await coming
+
+
+async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
+    """Then nothing is left of it: no following, no entries, no timer."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=0.01)
+        group.create_task(told.tell(stored))
+        async with lives.reading(KEY, NOTHING):
+            pass
+        await until(lambda: not lives._lives and not lives._following and not lives._dropping)
+
+
+async def test_a_turn_that_has_ended_is_not_kept_by_those_who_come_again_and_again() -> None:
+    """It may have been deleted: after the linger the log is asked, whoever has it open and whoever has just come."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=0.05)
+        group.create_task(told.tell(stored, None))
+        async with lives.reading(KEY, NOTHING) as first:
+
+            async def is_another() -> bool:
+                coming = group.create_task(lives._joined(KEY, NOTHING))
+                joined = await coming
+                if joined is not None:
+                    lives._leave(joined)
+                return joined is None
+
+            await until(is_another)
+            assert first.is_ended
+        lives.close()
+
+
+async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
+    """Or whoever guesses ids would fill the memory."""
+    told = Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        group.create_task(told.tell(TurnUnknown("?")))
+        with pytest.raises(TurnUnknown):
+            async with lives.reading(KEY, NOTHING):
+                pass
+        await until(lambda: not lives._lives and not lives._following and not lives._dropping)

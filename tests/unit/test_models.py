@@ -1,0 +1,112 @@
+"""Claude's models: every name means one of them or nothing, and a call costs what the price list says."""
+
+import pytest
+
+from proto.errors import SettingsInvalid
+from proto.models import Supports, cost_nusd, model_named, models, read_aliases, resolve
+from proto.usage import Usage
+
+
+def test_the_default_model_is_the_first_and_ids_are_keys() -> None:
+    """models.json lists the default model first."""
+    assert next(iter(models())) == "claude-sonnet-5-5"
+    assert all(name == model.id for name, model in models().items())
+
+
+def test_no_name_means_two_models() -> None:
+    """Each id and each alias stands once in the file, and finds the row that it stands in."""
+    names = [name for model in models().values() for name in (model.id, *model.aliases)]
+    assert len(names) == len(set(names))
+    found = [model_named(name) for name in names]
+    assert found == [model for model in models().values() for _ in (model.id, *model.aliases)]
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("claude-sonnet-5-5", "claude-sonnet-5-5"),
+        ("claude-sonnet-5-5-latest", "claude-sonnet-5-5"),
+        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
+        ("gpt-4o", "claude-haiku-5-5"),
+        ("gpt-4o-mini", None),
+        ("claude-sonnet-5-5-20260101", None),
+        ("Claude-Sonnet-5-5", None),
+        ("", None),
+    ],
+)
+def test_a_name_is_resolved_or_means_nothing(name: str, model: str | None) -> None:
+    """Claude's own names, with and without date; a foreign one only where the operator has written what it means."""
+    found = resolve(name, {"gpt-4o": "claude-haiku-5-5-latest"})
+    assert (found.id if found else None) == model
+
+
+def test_the_operators_names_are_read() -> None:
+    """`NAME=MODEL`, joined by commas, with or without spaces; none is none."""
+    assert read_aliases("") == {}
+    assert read_aliases("gpt-4o=claude-sonnet-5-5, o3 = claude-opus-5-5-latest,") == {
+        "gpt-4o": "claude-sonnet-5-5",
+        "o3": "claude-opus-5-5-latest",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gpt-4o",
+        "gpt-4o=",
+        "=claude-sonnet-5-5",
+        "gpt-4o=claude-unheard-of",
+        "claude-sonnet-5-5=claude-haiku-5-5",
+        "claude-sonnet-4-5-20250929=claude-haiku-5-5",
+        "gpt-4o=claude-sonnet-5-5,gpt-4o=claude-haiku-5-5",
+    ],
+)
+def test_a_name_that_would_mislead_is_refused(text: str) -> None:
+    """Claude's own names keep their meaning, and a name has one: else nothing starts, and it says why."""
+    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODEL_ALIASES: "):
+        read_aliases(text)
+
+
+def test_what_is_not_known_of_a_model_is_none() -> None:
+    """Nobody is told yes or no by a file that does not know."""
+    newest = models()["claude-fable-5-2"]
+    assert (newest.released, newest.supports.structured_outputs) == (None, None)
+    assert Supports() == Supports(vision=None, effort=None)
+
+
+@pytest.mark.rule("R23")
+@pytest.mark.parametrize(
+    ("model", "usd_for_a_million"),
+    [
+        ("claude-haiku-5-5", (0.10, 0.50, 0.125, 0.01)),
+        ("claude-sonnet-5-5", (2.0, 10.0, 2.5, 0.1)),
+        ("claude-opus-5-5", (4.0, 20.0, 5.0, 0.2)),
+        ("claude-fable-5-1", (10.0, 50.0, 12.5, 0.25)),
+        ("claude-sonnet-4-5", (3.0, 15.0, 3.75, 0.3)),
+    ],
+)
+def test_a_million_tokens_cost_what_the_price_list_says(
+    model: str, usd_for_a_million: tuple[float, float, float, float]
+) -> None:
+    """Input, output, cache write and cache read, in dollars for a million tokens, asked for a thousand at a time."""
+    used = [Usage(1_000), Usage(0, 1_000), Usage(0, 0, 1_000), Usage(0, 0, 0, 1_000)]
+    assert [1_000 * cost_nusd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
+
+
+@pytest.mark.rule("R23")
+def test_a_cost_is_the_sum_of_its_four_kinds() -> None:
+    """One of each kind costs the four prices together, exactly."""
+    for model in models().values():
+        of = model.prices
+        prices = (of.input_nusd, of.output_nusd, of.cache_write_nusd, of.cache_read_nusd)
+        assert cost_nusd(model, Usage(1, 1, 1, 1)) == sum(prices)
+
+
+@pytest.mark.rule("R23")
+def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
+    """From one token more than the limit on, cached ones counted with the others, and the output too."""
+    haiku = models()["claude-haiku-5-5"]
+    assert cost_nusd(haiku, Usage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
+    assert cost_nusd(haiku, Usage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
+    assert cost_nusd(haiku, Usage(1, 200_000)) == 100 + 200_000 * 500

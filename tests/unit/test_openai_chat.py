@@ -1,0 +1,292 @@
+"""The dialect `openai-chat`: what its clients put together from the chunks is the turn; nothing half looks whole."""
+
+import json
+from functools import reduce
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from gateway.dialects import DIALECTS
+from gateway.dialects.chat_completion import whole
+from proto import events
+from proto.entries import Attempt, Failure, Outcome
+from proto.fold import fold
+from proto.ids import Tenant, TurnId
+from proto.records import record
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.event_stream import parse
+from tests.handwritten import MODEL, NOON, Handwritten, opening
+from tests.made_up import MadeUp, logs
+from tests.reading import rendered
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+CHAT, COUNTED = "openai-chat", "openai-chat-usage"
+HEAD = {
+    "id": "chatcmpl-turn-1",
+    "object": "chat.completion.chunk",
+    "created": int(NOON.timestamp()) + 1,
+    "model": MODEL,
+}
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+# Pieces of JSON need not be cut where its tokens are.
+INPUTS = st.sampled_from([(), ('{"a":', "1}"), ('{"b":"🌊"}',), ("{", "}")])
+
+
+def start(index: int, block: dict[str, Any]) -> events.BlockStart:
+    return events.BlockStart(index, block)
+
+
+def tool(index: int, *pieces: str) -> list[events.Event]:
+    """A call, as the API streams it: an empty piece first."""
+    deltas = [events.BlockDelta(index, events.InputJsonDelta(piece)) for piece in ("", *pieces)]
+    block = {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}}
+    return [start(index, block), *deltas, events.BlockStop(index)]
+
+
+def thinking(index: int, *texts: str) -> list[events.Event]:
+    deltas = [events.BlockDelta(index, events.ThinkingDelta(text)) for text in texts]
+    signed = events.BlockDelta(index, events.SignatureDelta("sig"))
+    return [
+        start(index, {"type": "thinking", "thinking": "", "signature": ""}),
+        *deltas,
+        signed,
+        events.BlockStop(index),
+    ]
+
+
+def text(index: int, *texts: str) -> list[events.Event]:
+    deltas = [events.BlockDelta(index, events.TextDelta(text)) for text in texts]
+    return [start(index, {"type": "text", "text": ""}), *deltas, events.BlockStop(index)]
+
+
+def begun() -> Handwritten:
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0])
+    return log
+
+
+def ended(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:
+    log.hear(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
+    log.end()
+    return log
+
+
+def chunks(log: Handwritten, dialect: str = CHAT) -> list[dict[str, Any]]:
+    sent = b"".join(frame.sent for frame in rendered(KEY, log.stored, dialect))
+    return [json.loads(event.data) for event in parse(sent) if event.data != "[DONE]"]
+
+
+def deltas(log: Handwritten) -> list[dict[str, Any]]:
+    return [chunk["choices"][0]["delta"] for chunk in chunks(log)]
+
+
+def is_done(log: Handwritten) -> bool:
+    return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in rendered(KEY, log.stored, CHAT))
+
+
+def test_an_answer_in_chunks() -> None:
+    """Thoughts, text, a call in pieces and one without arguments: as OpenAI's clients read them."""
+    log = begun()
+    log.hear(*thinking(0, "hm"), *text(1, "a", "b"), *tool(2, '{"q":', "1}"), *tool(3))
+    ended(log, "tool_use")
+
+    def call(index: int, **function: str) -> dict[str, Any]:
+        return {"tool_calls": [{"index": index, "function": function}]}
+
+    def opened(index: int, block: int) -> dict[str, Any]:
+        function = {"name": "look", "arguments": ""}
+        return {"tool_calls": [{"index": index, "id": f"toolu_{block}", "type": "function", "function": function}]}
+
+    assert deltas(log) == [
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "hm"},
+        {"content": "a"},
+        {"content": "b"},
+        opened(0, 2),
+        call(0, arguments='{"q":'),
+        call(0, arguments="1}"),
+        opened(1, 3),
+        call(1, arguments="{}"),
+        {},
+    ]
+    last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+    assert chunks(log)[-1] == HEAD | {"choices": [last], "cursor": log.stored[-1].seq}
+    assert is_done(log)
+
+
+def test_the_usage_comes_last_when_it_is_asked_for() -> None:
+    """A chunk without choices; in the others it is null."""
+    log = begun()
+    log.hear(*text(0, "a"))
+    ended(log)
+    *others, last = chunks(log, COUNTED)
+    assert {chunk["usage"] for chunk in others} == {None}
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 3,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    }
+    assert last == HEAD | {"choices": [], "usage": usage, "cursor": log.stored[-1].seq}
+    assert [{**chunk, "usage": None} for chunk in chunks(log)][:-1] == others[:-1]
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "finish_reason"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("pause_turn", "stop"),
+        ("a_newer_one", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+    ],
+)
+def test_why_it_stopped(stop_reason: str, finish_reason: str) -> None:
+    """In OpenAI's words, streamed and whole."""
+    log = ended(begun(), stop_reason)
+    assert chunks(log)[-1]["choices"][0]["finish_reason"] == finish_reason
+    assert json.loads(whole(record(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
+
+
+def test_cached_tokens_are_part_of_the_prompt() -> None:
+    """OpenAI counts them in, Anthropic apart."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, Usage(1, 0, 20, 300))))
+    made = json.loads(whole(record(KEY, ended(log).turn)))["usage"]
+    assert (made["prompt_tokens"], made["completion_tokens"], made["total_tokens"]) == (321, 3, 324)
+    assert made["prompt_tokens_details"] == {"cached_tokens": 300, "cache_write_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failure", "type_", "code"),
+    [
+        ("failed", Failure("backend_overloaded", "Overloaded"), "overloaded_error", "backend_overloaded"),
+        ("failed", Failure("a_newer_code", "?"), "api_error", "a_newer_code"),
+        ("cancelled", None, "invalid_request_error", "turn_cancelled"),
+    ],
+)
+def test_what_is_not_whole_is_an_error(outcome: Outcome, failure: Failure | None, type_: str, code: str) -> None:
+    """OpenAI's shape of an error in mid-stream, from the log and from the database; no `[DONE]` follows."""
+    log = begun()
+    log.hear(*text(0, "half"))
+    log.end(outcome, failure)
+    kept = DIALECTS[CHAT].archived(record(KEY, log.turn), 0)
+    for told in (rendered(KEY, log.stored, CHAT)[-1].sent, kept.data):
+        error = json.loads(parse(told)[-1].data)["error"]
+        assert {**error, "message": "…"} == {"message": "…", "type": type_, "param": None, "code": code}
+    assert not is_done(log)
+
+
+def test_an_answer_that_begins_anew_is_broken_off_and_told_from_its_beginning() -> None:
+    """Its readers are told that it does not count; whoever comes then gets the role and the indexes anew."""
+    log = begun()
+    log.hear(*tool(0, '{"q":1}'))
+    restart = log.take("restart")
+    log.hear(opening()[0], *tool(0))
+    frames, state = [], DIALECTS[CHAT].start(KEY)
+    for one in log.stored:
+        frame, state = DIALECTS[CHAT].render(state, one)
+        frames.append(frame)
+    at = log.stored.index(restart)
+    assert (frames[at].is_break, json.loads(parse(frames[at].data)[0].data)["error"]["code"]) == (
+        True,
+        "backend_broken",
+    )
+    assert [frame.is_break for frame in frames].count(True) == 1
+    again = [json.loads(parse(frame.data)[0].data)["choices"][0]["delta"] for frame in frames[at + 1 :] if frame.data]
+    assert again[0]["role"] == "assistant"
+    assert [call["index"] for delta in again for call in delta.get("tool_calls", ())] == [0, 0]
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> Handwritten:
+    """Any blocks in any order, told in one attempt or in two, and perhaps an end."""
+    log = begun()
+    for index in range(draw(st.integers(0, 4))):
+        match draw(st.sampled_from(["text", "thinking", "tool"])):
+            case "text":
+                log.hear(*text(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
+            case "thinking":
+                log.hear(*thinking(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
+            case _:
+                log.hear(*tool(index, *draw(INPUTS)))
+        if draw(st.integers(0, 3)) == 0:
+            log.take("continue")
+            log.hear(opening()[0], is_hidden=True)
+    return ended(log) if draw(st.booleans()) else log
+
+
+def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """As every client of the protocol does it: by adding up strings, and calls by their index."""
+    for call in delta.get("tool_calls", ()):
+        calls = message.setdefault("tool_calls", [])
+        if call["index"] == len(calls):
+            calls.append({"id": call["id"], "type": "function", "function": {"name": "", "arguments": ""}})
+        for name, piece in call["function"].items():
+            calls[call["index"]]["function"][name] += piece
+    for name in ("content", "reasoning_content"):
+        if delta.get(name):
+            message[name] = message.get(name, "") + delta[name]
+    return message
+
+
+def same(message: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as what they say: pieces may have white space."""
+    calls = [{**one, "function": json.loads(one["function"]["arguments"])} for one in message.get("tool_calls", ())]
+    return {"content": message.get("content") or "", "thoughts": message.get("reasoning_content"), "calls": calls}
+
+
+@given(turns())
+def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
+    """Promise 4, tool calls and thoughts included."""
+    told = record(KEY, log.turn)
+    kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].archived(told, 0).data) if "{" in event.data]
+    streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
+    archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
+    completion = json.loads(whole(told))
+    assert same(streamed) == same(archived) == same(completion["choices"][0]["message"])
+    heads = {(one["id"], one["created"], one["model"]) for one in (*chunks(log), *kept, completion) if "id" in one}
+    assert heads == {(HEAD["id"], HEAD["created"], MODEL)}
+    assert [delta["role"] for delta in deltas(log) if "role" in delta] == ["assistant"]
+
+
+@given(turns())
+def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) -> None:
+    """Each is valid to the SDK's own types; what they do not know is what we say that we add."""
+    for chunk in [*chunks(log, CHAT), *chunks(log, COUNTED)]:
+        made = ChatCompletionChunk.model_validate(chunk)
+        assert set(made.model_extra or {}) <= {"cursor"}
+        for choice in made.choices:
+            assert set(choice.delta.model_extra or {}) <= {"reasoning_content"}
+    completion = ChatCompletion.model_validate_json(whole(record(KEY, log.turn)))
+    assert completion.model_extra == {}
+    assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COUNTED])
+@given(log=logs())
+def test_any_log_is_told_in_lines_of_data_with_the_cursor_of_each_entry(dialect: str, log: MadeUp) -> None:
+    """No `id:`, `retry:` or `event:`, on which some clients fail; `[DONE]` after a real end, and nothing else."""
+    turn = fold(log.stored)
+    frames = rendered(KEY, log.stored, dialect)
+    restarts = {one.seq for one in log.stored if isinstance(one.entry, Attempt)}
+    for frame in frames:
+        told = parse(frame.sent)
+        assert {(event.id, event.event, event.retry_ms) for event in told} == {(None, "", None)}
+        last = [json.loads(event.data) for event in told if event.data != "[DONE]"][-1]
+        is_error = frame.seq in restarts or (turn.end is not None and frame.seq == turn.chain.last)
+        assert last.get("cursor") == frame.seq or (is_error and "error" in last)
+    done = [b"[DONE]" in frame.sent for frame in frames]
+    assert done.count(True) == (turn.outcome == "completed")
+    assert not any(done[:-1])

@@ -1,0 +1,450 @@
+"""The dialect `openai-responses`: events that the SDK knows, numbers that stay, and an answer that is the fold's."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import BaseModel, omit
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from gateway.dialects import DIALECTS, Frame
+from gateway.dialects.openai_responses import snapshot
+from gateway.dialects.response import counted, response_of
+from gateway.stream import unseen
+from proto import events
+from proto.entries import Attempt, Failure, Mode, Outcome, Stored
+from proto.fold import fold
+from proto.ids import Tenant, TurnId
+from proto.records import TurnRecord, record
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.event_stream import parse
+from tests.handwritten import Handwritten, answered, junk, opening
+from tests.made_up import TEXTS
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+DIALECT = DIALECTS["openai-responses"]
+EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
+KINDS = st.sampled_from(["text", "begun text", "thinking", "tool_use", "nameless", "redacted_thinking", "newer"])
+LATER: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "restart"])
+OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
+
+Told = list[dict[str, Any]]
+
+
+def frames(stored: list[Stored]) -> list[Frame]:
+    """The frame of each valid entry."""
+    state, found = DIALECT.start(KEY), []
+    for one in stored:
+        frame, state = DIALECT.render(state, one)
+        found.append(frame)
+    return found
+
+
+def data(sent: bytes) -> Told:
+    """The events, each under its own name and without an id or a `retry:`, which some clients fail on."""
+    found = []
+    for event in parse(sent):
+        shown: dict[str, Any] = json.loads(event.data)
+        assert (event.event, event.id, event.retry_ms) == (shown["type"], None, None)
+        found.append(shown)
+    return found
+
+
+def told(stored: list[Stored]) -> Told:
+    return data(b"".join(frame.data for frame in frames(stored)))
+
+
+def anew(stored: list[Stored]) -> list[Stored]:
+    """What a new reader begins with: after the last restart."""
+    is_restart = [isinstance(one.entry, Attempt) and one.entry.mode == "restart" for one in stored]
+    return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored
+
+
+def seen_anew(log: Handwritten) -> Told:
+    """The events that a new reader is sent."""
+    skipped = len(log.stored) - len(anew(log.stored))
+    return data(b"".join(frame.data for frame in frames(log.stored)[skipped:]))
+
+
+def begin(log: Handwritten, index: int, kind: str) -> None:
+    starts: dict[str, dict[str, Any]] = {
+        "text": {"type": "text", "text": ""},
+        "begun text": {"type": "text", "text": "So"},
+        "thinking": {"type": "thinking", "thinking": "", "signature": ""},
+        "tool_use": {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}},
+        "nameless": {"type": "tool_use", "input": {}},
+        "redacted_thinking": {"type": "redacted_thinking", "data": "c2VjcmV0"},
+    }
+    log.hear(events.BlockStart(index, starts.get(kind, {"type": kind})))
+
+
+def say(log: Handwritten, index: int, kind: str, *texts: str) -> None:
+    for text in texts:
+        match kind:
+            case "text" | "begun text":
+                log.hear(events.BlockDelta(index, events.TextDelta(text)))
+                log.hear(events.BlockDelta(index, events.ThinkingDelta("of another kind")))
+            case "thinking":
+                log.hear(events.BlockDelta(index, events.ThinkingDelta(text)))
+            case "tool_use" | "nameless":
+                log.hear(events.BlockDelta(index, events.InputJsonDelta(text)))
+
+
+def block(log: Handwritten, index: int, kind: str, *texts: str) -> None:
+    begin(log, index, kind)
+    say(log, index, kind, *texts)
+    if kind == "thinking":
+        log.hear(events.BlockDelta(index, events.SignatureDelta("c2ln")))
+    log.hear(events.BlockStop(index))
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Handwritten:
+    """A turn with blocks of all kinds, in some attempts, the last block of each perhaps broken off."""
+    log = Handwritten()
+    log.ask(metadata={"a": "b"})
+    for number in range(draw(st.integers(0, 3))):
+        if not number:
+            log.take("fresh")
+        else:
+            log.take("restart" if log.turn.blocks else draw(LATER))
+        if not draw(st.booleans()):
+            continue
+        log.hear(opening()[0])
+        for index in range(draw(st.integers(0, 3))):
+            kind = draw(KINDS)
+            texts = ['{"a"', ": 1}"] if kind == "tool_use" else draw(st.lists(TEXTS, max_size=3))
+            block(log, index, kind, *texts)
+        if draw(st.booleans()):
+            index, kind = len(log.turn.blocks), draw(KINDS)
+            begin(log, index, kind)
+            say(log, index, kind, *draw(st.lists(TEXTS, max_size=2)))
+    outcome = draw(OUTCOMES)
+    if outcome is not None:
+        if outcome == "completed":
+            closed = len(log.turn.blocks) - 1
+            log.hear(*([events.BlockStop(closed)] if log.turn.blocks and not log.turn.blocks[-1].is_closed else []))
+            log.hear(events.MessageDelta(events.StopReason(draw(st.sampled_from(["end_turn", "max_tokens"])))))
+        log.end(outcome, OVERLOADED if outcome == "failed" else None)
+    return log
+
+
+def strangers(model: object, path: str = "") -> list[str]:
+    """The fields that the SDK's types do not have, however deep."""
+    match model:
+        case BaseModel():
+            extra = [f"{path}.{name}" for name in model.model_extra or {}]
+            inner = [strangers(getattr(model, name), f"{path}.{name}") for name in type(model).model_fields]
+            return [*extra, *itertools.chain.from_iterable(inner)]
+        case list():
+            return [name for one in model for name in strangers(one, path)]
+        case _:
+            return []
+
+
+def read(sent: Told) -> ResponseStreamState[Any]:
+    """What the SDK's accumulator makes of it; it fails on what is out of order."""
+    state: ResponseStreamState[Any] = ResponseStreamState(input_tools=omit, text_format=omit)
+    for event in sent:
+        if event["type"] != "error":
+            state.handle_event(EVENTS.validate_python(event))
+    return state
+
+
+@given(answers())
+def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
+    """Its pydantic models, and nothing beside their fields."""
+    whole = data(DIALECT.archived(record(KEY, log.turn), 0).data)
+    for event in [*told(log.stored), *whole, *data(snapshot(KEY, log.turn, len(told(log.stored))))]:
+        assert strangers(EVENTS.validate_python(event, strict=True)) == []
+
+
+@given(answers())
+def test_events_are_numbered_from_0_through_every_restart(log: Handwritten) -> None:
+    """One for each event: a number that was given stays that event's."""
+    numbers = [event["sequence_number"] for event in told(log.stored)]
+    assert numbers == list(range(len(numbers)))
+
+
+@given(answers(), st.data())
+def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) -> None:
+    """`starting_after`: byte for byte what would have followed, up to a break, which comes but once."""
+    whole = frames(log.stored)
+    numbered = parse(b"".join(frame.data for frame in whole))
+    seen = made.draw(st.integers(1, len(numbered)))
+    rest, left = unseen(whole, seen)
+    assert b"".join(frame.data for frame in rest) == b"".join(event.raw for event in numbered[seen:])
+    assert left == 0
+    broken = [json.loads(event.data)["type"] == "error" for event in numbered[seen:]]
+    assert sum(frame.is_break for frame in rest) == sum(broken)
+
+
+@given(answers())
+def test_the_sdks_accumulator_reads_what_a_new_reader_is_sent(log: Handwritten) -> None:
+    """From the log, and from the database: the fold's text, and a response that is complete when the turn is."""
+    live = seen_anew(log)
+    for sent in (live, data(DIALECT.archived(record(KEY, log.turn), 0).data)) if live else ():
+        whole = read(sent)._completed_response
+        text = "".join(event["delta"] for event in sent if event["type"] == "response.output_text.delta")
+        assert text == log.turn.text
+        assert (whole.output_text if whole else None) == (text if sent[-1]["type"] == "response.completed" else None)
+
+
+@given(answers(), st.data())
+def test_a_snapshot_is_a_legal_start_that_joins_the_stream(log: Handwritten, made: st.DataObject) -> None:
+    """The opening events, each block in one delta, and then on: the numbers meet, and the text is the fold's."""
+    at = made.draw(st.integers(1, len(log.stored)))
+    whole = frames(log.stored)
+    number = len(data(b"".join(frame.data for frame in whole[:at])))
+    rest = anew(log.stored[at:])
+    if len(rest) < len(log.stored[at:]):
+        return  # a restart takes the snapshot back, and breaks its reader off
+    sent = data(snapshot(KEY, fold(log.stored[:at]), number) + b"".join(frame.data for frame in whole[at:]))
+    numbers = [event["sequence_number"] for event in sent]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+    assert not numbers or (numbers[0] >= 0 and numbers[-1] == len(told(log.stored)) - 1)
+    read(sent)
+    assert "".join(one["delta"] for one in sent if one["type"] == "response.output_text.delta") == log.turn.text
+
+
+def test_a_snapshot_tells_each_block_at_once() -> None:
+    """However many deltas there were, and with what it began with."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0])
+    begin(log, 0, "begun text")
+    say(log, 0, "text", " many", " words")
+    sent = data(snapshot(KEY, log.turn, 20))
+    assert [(event["type"], event.get("delta"), event["sequence_number"]) for event in sent] == [
+        ("response.created", None, 15),
+        ("response.in_progress", None, 16),
+        ("response.output_item.added", None, 17),
+        ("response.content_part.added", None, 18),
+        ("response.output_text.delta", "So many words", 19),
+    ]
+
+
+@given(answers().filter(lambda log: log.chain.is_ended))
+def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritten) -> None:
+    """Promise 4: the last event's response is the one that is looked up, but for half a tool call's arguments."""
+    last, looked_up = told(log.stored)[-1]["response"], response_of(record(KEY, log.turn))
+    for one in (last, looked_up):
+        Response.model_validate(one, strict=True)
+        for item in one["output"]:
+            item.pop("arguments", None)
+    if log.turn.outcome == "completed":
+        assert last == looked_up
+    else:
+        assert (last["id"], last["status"], last["error"], last["usage"]) == tuple(
+            looked_up[name] for name in ("id", "status", "error", "usage")
+        )
+
+
+@given(answers(), st.integers(1, 50))
+def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handwritten, seen: int) -> None:
+    """Nothing is said twice: no delta, and numbers from where it had come to."""
+    sent = data(DIALECT.archived(record(KEY, log.turn), seen).data)
+    assert [event["sequence_number"] for event in sent] == list(range(seen, seen + len(sent)))
+    assert {event["type"].rpartition(".")[2] for event in sent[:-1]} <= {"done"}
+    whole = [event["text"] for event in sent if event["type"] == "response.output_text.done"]
+    assert "".join(whole) == log.turn.text
+
+
+@given(st.lists(TEXTS, max_size=5))
+def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[str]) -> None:
+    """A client that drops by number what it has seen (the SDK's `.stream`) does not drop the end."""
+    log = answered(*texts)
+    numbers = [event["sequence_number"] for event in data(DIALECT.archived(record(KEY, log.turn), 0).data)]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
+
+
+def test_an_answer_of_all_kinds() -> None:
+    """Item by item, as OpenAI's reference has it; a block without a word for it leaves no gap."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0])
+    block(log, 0, "thinking", "hm", "m")
+    block(log, 1, "redacted_thinking")
+    block(log, 2, "text", "a", "", "b")
+    block(log, 3, "tool_use", '{"x"', ":1}")
+    block(log, 4, "newer")
+    block(log, 5, "nameless", "{}")
+    block(log, 6, "tool_use")
+    log.hear(events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=7)))
+    log.end()
+    sent = told(log.stored)
+    assert [(event["type"].removeprefix("response."), event.get("delta")) for event in sent] == [
+        ("created", None),
+        ("in_progress", None),
+        ("output_item.added", None),
+        ("reasoning_summary_part.added", None),
+        ("reasoning_summary_text.delta", "hm"),
+        ("reasoning_summary_text.delta", "m"),
+        ("reasoning_summary_text.done", None),
+        ("reasoning_summary_part.done", None),
+        ("output_item.done", None),
+        ("output_item.added", None),
+        ("output_item.done", None),
+        ("output_item.added", None),
+        ("content_part.added", None),
+        ("output_text.delta", "a"),
+        ("output_text.delta", "b"),
+        ("output_text.done", None),
+        ("content_part.done", None),
+        ("output_item.done", None),
+        ("output_item.added", None),
+        ("function_call_arguments.delta", '{"x"'),
+        ("function_call_arguments.delta", ":1}"),
+        ("function_call_arguments.done", None),
+        ("output_item.done", None),
+        ("output_item.added", None),
+        ("function_call_arguments.delta", "{}"),
+        ("function_call_arguments.done", None),
+        ("output_item.done", None),
+        ("completed", None),
+    ]
+    assert [event["output_index"] for event in sent if event["type"] == "response.output_item.done"] == [0, 1, 2, 3, 4]
+    thought, hidden, said, called, called_without = sent[-1]["response"]["output"]
+    assert thought == {
+        "id": "rs_turn-1_0",
+        "type": "reasoning",
+        "status": "completed",
+        "summary": [{"type": "summary_text", "text": "hmm"}],
+        "encrypted_content": "c2ln",
+    }
+    assert (hidden["id"], hidden["encrypted_content"]) == ("rs_turn-1_1", "redacted_thinking:c2VjcmV0")
+    assert (said["id"], said["content"][0]["text"]) == ("msg_turn-1_2", "ab")
+    assert called == {
+        "id": "fc_turn-1_3",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": "toolu_3",
+        "name": "look",
+        "arguments": '{"x":1}',
+    }
+    assert called_without["arguments"] == "{}"
+
+
+def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:
+    """Text of two attempts is never mixed; the error says what to do."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("old")
+    log.take("restart")
+    log.hear(*opening())
+    log.say("new")
+    restart = next(
+        n for n, one in enumerate(log.stored) if isinstance(one.entry, Attempt) and one.entry.mode != "fresh"
+    )
+    told_at = frames(log.stored)[restart]
+    (error,) = data(told_at.data)
+    assert (error["type"], told_at.is_break, "from its beginning" in error["message"]) == ("error", True, True)
+    assert [event["type"] for event in seen_anew(log)][:2] == ["response.created", "response.in_progress"]
+    assert seen_anew(log)[0]["sequence_number"] == error["sequence_number"] + 1
+    assert snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == b""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stop_reason", "last", "status", "reason"),
+    [
+        ("completed", "end_turn", "response.completed", "completed", None),
+        ("completed", "tool_use", "response.completed", "completed", None),
+        ("completed", "max_tokens", "response.incomplete", "incomplete", "max_output_tokens"),
+        ("completed", "model_context_window_exceeded", "response.incomplete", "incomplete", "max_output_tokens"),
+        ("completed", "refusal", "response.incomplete", "incomplete", "content_filter"),
+        ("cancelled", None, "response.incomplete", "cancelled", None),
+        ("failed", None, "response.failed", "failed", None),
+    ],
+)
+def test_an_end_in_openais_words(
+    outcome: Outcome, stop_reason: str | None, last: str, status: str, reason: str | None
+) -> None:
+    """`response.completed` comes of a whole answer alone, and what was open is closed as incomplete."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("half")
+    if outcome == "completed":
+        log.hear(events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
+    log.end(outcome, OVERLOADED if outcome == "failed" else None)
+    *_, item, end = told(log.stored)
+    shown = end["response"]
+    assert (end["type"], shown["status"]) == (last, status)
+    assert (shown["completed_at"] is not None) == (status == "completed")
+    assert shown["incomplete_details"] == (None if reason is None else {"reason": reason})
+    assert shown["error"] == (
+        {"code": "server_error", "message": "Claude is overloaded", "type": "overloaded_error"}
+        if outcome == "failed"
+        else None
+    )
+    assert item["item"] == shown["output"][0]
+    assert item["item"]["status"] == ("completed" if outcome == "completed" else "incomplete")
+    assert shown["output"] == response_of(record(KEY, log.turn))["output"]
+
+
+def test_a_block_that_was_never_closed_is_closed_by_the_next() -> None:
+    """What was added is done, or the SDK refuses the response that lacks it."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("a")
+    block(log, 1, "text", "b")
+    log.end()
+    assert [item["content"][0]["text"] for item in told(log.stored)[-1]["response"]["output"]] == ["a", "b"]
+
+
+def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
+    """Nobody will ever end it."""
+    log = Handwritten()
+    log.ask()
+    end = data(DIALECT.archived(looked(log), 0).data)[-1]
+    assert (end["type"], end["response"]["error"]["code"]) == ("response.failed", "server_error")
+
+
+def test_a_turn_that_nobody_has_taken_is_queued() -> None:
+    """And in progress once somebody has; cancelled before that, it has an end all the same."""
+    log = Handwritten()
+    log.ask()
+    assert response_of(looked(log))["status"] == "queued"
+    assert [(event["type"], event["response"]["status"]) for event in told(log.stored)] == [
+        ("response.created", "queued")
+    ]
+    assert data(snapshot(KEY, log.turn, 1)) == told(log.stored)
+    log.take()
+    assert response_of(looked(log))["status"] == "in_progress"
+    log.store(junk())
+    log.end("cancelled")
+    assert [event["type"] for event in told(log.stored[:1] + log.stored[-1:])] == [
+        "response.created",
+        "response.incomplete",
+    ]
+
+
+def looked(log: Handwritten) -> TurnRecord:
+    return record(KEY, log.turn)
+
+
+def test_usage_counts_what_was_cached_as_input() -> None:
+    """OpenAI's `input_tokens` are all of them; Anthropic's only those that were not cached."""
+    usage = Usage(input_tokens=10, output_tokens=5, cache_creation_input_tokens=3, cache_read_input_tokens=2)
+    assert counted(usage) == {
+        "input_tokens": 15,
+        "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 20,
+    }

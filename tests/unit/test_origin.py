@@ -1,0 +1,46 @@
+"""Whether a stranger's page may have sent a request without its browser asking first."""
+
+import pytest
+from starlette.requests import Request
+
+from gateway.origin import may_be_foreign
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_foreign"),
+    [
+        ({}, False),  # no browser
+        ({"sec-fetch-site": "same-origin", "origin": "http://localhost:8000"}, False),
+        ({"sec-fetch-site": "none"}, False),  # an address that somebody has typed
+        ({"origin": "HTTP://LOCALHOST:8000"}, False),
+        ({"sec-fetch-site": "cross-site"}, True),
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, True),
+        ({"origin": "http://localhost:3000"}, True),
+        ({"origin": "http://evil.example"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": ""}, True),
+        ({"origin": "http://[::1"}, True),  # no browser's
+        ({"sec-fetch-site": "same-origin", "origin": "http://evil.example"}, True),
+    ],
+)
+def test_where_a_request_may_come_from(headers: dict[str, str], *, is_foreign: bool) -> None:
+    """Both headers have to say that it is this origin, if they are there."""
+    raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
+    assert may_be_foreign(Request({"type": "http", "method": "POST", "headers": raw})) is is_foreign
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "is_foreign"),
+    [
+        ("POST", "", True),
+        ("POST", "text/plain; application/json", True),
+        ("POST", "application/jsonp", True),
+        ("POST", "Application/JSON; charset=utf-8", False),
+        ("GET", "", False),
+        ("DELETE", "", False),
+    ],
+)
+def test_a_browser_asks_before_it_sends_json_or_deletes(method: str, kind: str, *, is_foreign: bool) -> None:
+    """The Fetch standard, "CORS-preflight fetch": nobody here answers that question. What is only read is not told."""
+    raw = [(b"host", b"localhost"), (b"origin", b"https://evil.example"), (b"content-type", kind.encode())]
+    assert may_be_foreign(Request({"type": "http", "method": method, "headers": raw})) is is_foreign

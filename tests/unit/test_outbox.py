@@ -1,0 +1,131 @@
+"""Events that wait for the log: they join where nothing is lost by it, and keep their order."""
+
+import asyncio
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.outbox import JOINED_BYTES_MAX, Outbox
+from proto import events
+from proto.chain import Chain
+from proto.events import BlockDelta, BlockStart, BlockStop, Event, InputJsonDelta, TextDelta, ThinkingDelta
+from proto.fold import Turn
+from proto.ids import Seq
+from tests.handwritten import Handwritten, raw
+from tests.made_up import anthropic_events
+
+
+def text(piece: str, index: int = 0) -> BlockDelta:
+    return BlockDelta(index, TextDelta(piece))
+
+
+async def taken(outbox: Outbox) -> list[tuple[msgspec.Raw, bool]]:
+    """All that is left, to the close."""
+    left = []
+    while (event := await outbox.take()) is not None:
+        left.append(event)
+    return left
+
+
+async def through(*what: Event) -> list[Event | events.Other]:
+    """What comes out when all of `what` has to wait."""
+    outbox = Outbox()
+    for one in what:
+        outbox.put(events.encode(one))
+    outbox.close()
+    return [events.decode(event) for event, _ in await taken(outbox)]
+
+
+async def test_neighbours_of_one_block_join() -> None:
+    """A slow log gets fewer and larger entries, and is never behind."""
+    assert await through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
+    thoughts = [BlockDelta(0, ThinkingDelta(piece)) for piece in ("hm", "m")]
+    assert await through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
+    inputs = [BlockDelta(1, InputJsonDelta(piece)) for piece in ('{"a"', ":1}")]
+    assert await through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
+
+
+async def test_nothing_else_joins() -> None:
+    """Another block, another kind, another event between them: each stays an entry of its own."""
+    apart: list[Event] = [
+        text("a"),
+        text("b", index=1),
+        BlockDelta(1, ThinkingDelta("c")),
+        BlockDelta(1, events.SignatureDelta("d")),
+        BlockDelta(1, events.SignatureDelta("e")),
+        BlockStop(1),
+        BlockStart(2, {"type": "text"}),
+        text("f", index=2),
+    ]
+    assert await through(*apart) == apart
+
+
+async def test_what_did_not_wait_passes_byte_for_byte() -> None:
+    """The log holds what the model sent, also where this version cannot read it."""
+    outbox = Outbox()
+    for what in ({"type": "newer", "b": 1, "a": 2}, {"type": "content_block_stop", "index": 0, "more": "x"}):
+        outbox.put(raw(what), is_hidden=True)
+        assert await outbox.take() == (raw(what), True)
+
+
+async def test_joined_deltas_stay_below_the_cap() -> None:
+    """An entry has to fit a message, and a slow reader's buffer."""
+    pieces = [f"{number:06d}" for number in range(6000)]
+    joined = await through(*map(text, pieces))
+    said = [
+        event.delta.text for event in joined if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta)
+    ]
+    assert "".join(said) == "".join(pieces)
+    assert max(map(len, said)) < JOINED_BYTES_MAX
+    assert len(joined) < len(pieces) / 100
+
+
+async def test_a_delta_above_the_cap_is_not_cut() -> None:
+    """What the model sent in one piece is stored in one piece; only joining has a limit."""
+    large = text("x" * 2 * JOINED_BYTES_MAX)
+    assert await through(text("a"), large, text("b")) == [text("a"), large, text("b")]
+
+
+async def test_whoever_waits_is_woken_by_an_event_and_by_the_close() -> None:
+    """The writer sleeps while the model is silent, and ends with it."""
+    outbox = Outbox()
+    writing = asyncio.create_task(taken(outbox))
+    await asyncio.sleep(0)
+    outbox.put(raw({"type": "ping"}))
+    await asyncio.sleep(0)
+    outbox.close()
+    async with asyncio.timeout(1):
+        assert await writing == [(raw({"type": "ping"}), False)]
+
+
+async def test_what_was_put_before_the_close_is_still_taken() -> None:
+    """A model's stream that breaks off loses nothing of what it had said."""
+    outbox = Outbox()
+    outbox.put(events.encode(text("last words")))
+    outbox.close()
+    assert await taken(outbox) == [(events.encode(text("last words")), False)]
+    assert await outbox.take() is None
+
+
+@given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
+async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]]) -> None:
+    """However many events are taken between the puts, the fold of what comes out is that of what went in."""
+    outbox, out = Outbox(), []
+    for event, is_taken in put:
+        outbox.put(events.encode(event))
+        if is_taken:
+            out.append(await outbox.take())
+    outbox.close()
+    out += await taken(outbox)
+    heard = [events.decode(event[0]) for event in out if event is not None]
+    assert told([event for event in heard if not isinstance(event, events.Other)]) == told([event for event, _ in put])
+
+
+def told(heard: list[Event]) -> Turn:
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*heard)
+    # How many entries it took is what joining is allowed to change.
+    return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0))

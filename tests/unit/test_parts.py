@@ -1,0 +1,94 @@
+"""Which process gets which settings."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.options import Options
+from deploy.parts import Ground, parts
+from deploy.supervisor import Part
+
+TOKEN, KEY = "token-of-nats", "key-of-claude"
+GROUND = Ground(
+    nats_url=f"nats://{TOKEN}@127.0.0.1:4222",
+    host="127.0.0.1",
+    port=8000,
+    listen_fd=7,
+    claude_port=9000,
+    metrics_ports=(9001, 9002, 9003, 9004, 9005),
+)
+OPTIONS = Options(folder=Path("/data"), generators=2, gateways=2)
+
+
+def made(environ: dict[str, str]) -> dict[str, Part]:
+    return {part.name: part for part in parts(OPTIONS, GROUND, environ)}
+
+
+def test_parts_start_before_those_that_need_them() -> None:
+    """Persistence, then the simulated Claude, then generators, then what serves people: stopping is the reverse."""
+    names = ["persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
+    assert list(made({})) == names
+
+
+@pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": KEY}])
+def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
+    """Arguments can be read by every user of the machine; secrets go by the environment only."""
+    for part in made(environ).values():
+        assert TOKEN not in " ".join(part.command)
+        assert KEY not in " ".join(part.command)
+        assert TOKEN not in " ".join(part.where)
+
+
+def test_the_key_of_claude_reaches_generators_only() -> None:
+    """A gateway that is broken into has no key to give away."""
+    holders = [part.name for part in made({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
+    assert holders == ["generator-1", "generator-2"]
+
+
+def test_with_a_key_nothing_is_simulated() -> None:
+    """The owner's key and base URL are passed on as they are."""
+    given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}
+    found = made(given)
+    assert "simulated-claude" not in found
+    assert given.items() <= dict(found["generator-1"].environ).items()
+
+
+@pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])
+def test_without_a_key_generators_ask_the_simulated_claude(environ: dict[str, str]) -> None:
+    """A first try needs no account: the simulated Claude is only another base URL."""
+    found = made({**environ, "ANTHROPIC_AUTH_TOKEN": KEY, "HTTPS_PROXY": "http://proxy.example"})
+    settings = found["generator-2"].environ
+    assert settings["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
+    assert settings["ANTHROPIC_API_KEY"] == "simulated"
+    assert settings["NO_PROXY"] == "127.0.0.1"
+    assert "ANTHROPIC_AUTH_TOKEN" not in settings
+    assert "TAILRACE_NATS_URL" not in found["simulated-claude"].environ
+
+
+def test_every_gateway_inherits_the_one_socket() -> None:
+    """`up` holds the port, so gateways share it, and one that restarts turns nobody away meanwhile."""
+    found = made({})
+    assert [part.name for part in found.values() if part.fds == (7,)] == ["gateway-1", "gateway-2"]
+    assert found["gateway-2"].environ["TAILRACE_LISTEN_FD"] == "7"
+
+
+def test_every_service_has_a_metrics_port_of_its_own() -> None:
+    """Two processes on one port would hide each other's numbers."""
+    ports = [part.environ.get("TAILRACE_METRICS_PORT") for part in made({}).values()]
+    assert ports == ["9001", None, "9002", "9003", "9004", "9005"]
+
+
+def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
+    """Any setting may be turned from outside, except those that `up` has to know."""
+    found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
+    settings = found["gateway-1"].environ
+    assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", GROUND.nats_url)
+    assert settings["PYTHONPATH"].endswith(":/more")
+    assert made({})["gateway-1"].environ["TAILRACE_LOG_FORMAT"] == "console"
+
+
+def test_an_address_of_the_sixth_version_is_put_in_brackets() -> None:
+    """`http://::1:8000` is not a URL."""
+    assert Ground(nats_url="", host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
+        "http://[::1]:8000"
+    )

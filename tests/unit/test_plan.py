@@ -1,0 +1,148 @@
+"""What a generator does next, for every shape that a turn's log can have. No loop, no network."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.attempt import asked
+from generators.continuation import Continuation
+from generators.plan import Complete, Fail, Go, Leave, can_continue, plan
+from proto import events
+from proto.entries import OnInterrupt, Outcome
+from proto.events import BlockDelta, BlockStart, BlockStop, InputJsonDelta, MessageHead, MessageStart, TextDelta
+from proto.fold import Turn, fold
+from tests.handwritten import Handwritten
+from tests.made_up import MadeUp, logs
+
+POLICIES: tuple[OnInterrupt, ...] = ("continue", "restart", "fail")
+START = MessageStart(MessageHead("msg_1"))
+STOPPED = events.MessageDelta(events.StopReason("end_turn"))
+
+
+def opened(type_: str, index: int = 0) -> list[events.Event]:
+    delta = InputJsonDelta('{"a') if type_ == "tool_use" else TextDelta("some")
+    return [BlockStart(index, {"type": type_}), BlockDelta(index, delta)]
+
+
+def closed(type_: str, index: int = 0) -> list[events.Event]:
+    return [*opened(type_, index), BlockStop(index)]
+
+
+def begun(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
+    """A turn whose last attempt has heard this much."""
+    log = Handwritten()
+    log.ask(on_interrupt=on_interrupt)
+    for _ in range(attempts):
+        log.take()
+    log.hear(*heard)
+    return log
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_turn_of_which_nothing_was_shown_starts_fresh(policy: OnInterrupt) -> None:
+    """There is nothing to continue and nothing to take back, whether or not a generator died over it."""
+    assert [plan(begun([], policy, n).turn, 5) for n in range(3)] == [Go(n, "fresh") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_opening_alone_is_continued_whatever_the_policy(policy: OnInterrupt) -> None:
+    """Readers have seen a message begin, and no word of it: going on takes nothing back."""
+    assert plan(begun([START], policy).turn, 5) == Go(2, "continue")
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        opened("text"),
+        closed("text"),
+        [*closed("text"), *opened("text", 1)],
+        closed("thinking"),
+        closed("redacted_thinking"),
+        [*closed("thinking"), *opened("text", 1)],
+        [BlockStart(0, {"type": "text"})],
+    ],
+)
+def test_text_and_whole_thoughts_are_continued(heard: list[events.Event]) -> None:
+    """A model can take up its text in the middle of a word."""
+    assert plan(begun([START, *heard]).turn, 5) == Go(2, "continue")
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        opened("thinking"),
+        opened("tool_use"),
+        closed("tool_use"),
+        [*closed("text"), *opened("tool_use", 1)],
+        [*closed("text"), *closed("tool_use", 1), *opened("text", 2)],
+        [*opened("text"), *opened("text", 1)],
+        closed("newer"),
+    ],
+)
+def test_what_a_model_cannot_take_up_begins_anew(heard: list[events.Event]) -> None:
+    """Half a thought, half a tool call, a whole one without its result, and blocks that nobody knows yet."""
+    assert plan(begun([START, *heard]).turn, 5) == Go(2, "restart")
+
+
+@pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
+def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Event]) -> None:
+    """`on_interrupt`: restart takes back even what could be continued, fail keeps it and ends."""
+    assert plan(begun([START, *heard], "restart").turn, 5) == Go(2, "restart")
+    failed = plan(begun([START, *heard], "fail").turn, 5)
+    assert isinstance(failed, Fail)
+    assert failed.failure.code == "interrupted"
+
+
+@pytest.mark.parametrize("heard", [[], [START], [START, *opened("text")], [START, *opened("tool_use")]])
+@pytest.mark.parametrize("policy", ["continue", "restart"])
+def test_attempts_are_bounded(heard: list[events.Event], policy: OnInterrupt) -> None:
+    """A turn that breaks every generator ends, after `attempts_max` of them."""
+    assert isinstance(plan(begun(heard, policy, attempts=2).turn, 3), Go)
+    failed = plan(begun(heard, policy, attempts=3).turn, 3)
+    assert isinstance(failed, Fail)
+    assert failed.failure.code == "attempts_exhausted"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("type_", ["text", "thinking", "tool_use"])
+def test_a_whole_answer_only_lacks_its_end(policy: OnInterrupt, type_: str) -> None:
+    """Killed between the last event and the end: no attempt, no call, also when none is left."""
+    log = begun([START, *closed(type_), STOPPED], policy)
+    assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
+
+
+@pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
+@pytest.mark.parametrize("heard", [[], [START, *opened("text")], [START, *closed("text"), STOPPED]])
+def test_an_ended_turn_is_left_alone(heard: list[events.Event], outcome: Outcome) -> None:
+    """Nothing follows an end, however it came and whoever wrote it."""
+    log = begun(heard, attempts=5)
+    log.end(outcome)
+    assert plan(log.turn, 5) == Leave()
+
+
+@given(made_up=logs(), attempts_max=st.integers(1, 4), policy=st.sampled_from(POLICIES))
+def test_every_prefix_of_every_log_has_a_next_step(made_up: MadeUp, attempts_max: int, policy: OnInterrupt) -> None:
+    """Never an exception, never one attempt too many; and `continue` only after what can be continued."""
+    for length in range(1, len(made_up.stored) + 1):
+        turn = fold(made_up.stored[:length])
+        assert turn.request is not None
+        turn = msgspec.structs.replace(turn, request=msgspec.structs.replace(turn.request, on_interrupt=policy))
+        check(turn, attempts_max)
+
+
+def check(turn: Turn, attempts_max: int) -> None:
+    go = plan(turn, attempts_max)
+    assert isinstance(go, Leave) == (turn.end is not None)
+    if not isinstance(go, Go):
+        return
+    assert turn.request is not None
+    assert go.attempt == turn.attempt + 1 <= attempts_max
+    _, continuation = asked(turn.request, turn, go)
+    assert isinstance(continuation, Continuation) == (go.mode == "continue")
+    if go.mode == "continue":
+        assert turn.message is not None
+        assert can_continue(turn.blocks)
+        assert turn.request.on_interrupt == "continue" or not turn.blocks

@@ -1,0 +1,205 @@
+"""The checker itself: a good history, and the same one broken in one place at a time. It must be able to say no."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from proto.entries import Stored
+from proto.ids import Seq, Tenant, TurnId
+from proto.records import record
+from proto.subjects import TurnKey
+from proto.usage import Usage
+from tests.handwritten import NOON, answered, says
+from tests.promises import (
+    Connected,
+    Frame,
+    History,
+    Promise,
+    Reader,
+    Story,
+    judge,
+    no_gap,
+    no_repeat,
+    nothing_forgotten,
+    one_end,
+    one_story,
+)
+
+KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
+LOG = answered("The", " sky", " is", " blue.", step=10)
+# Frames of the entries that a reader sees: not the request (10), not the attempt (20).
+WHOLE = tuple(Frame(stored.seq, f"id: {stored.seq}\n\n".encode()) for stored in LOG.stored[2:])
+TOLD = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "completed")
+
+Break = Callable[[History], History]
+
+
+def good() -> History:
+    """One turn; one reader that was cut after 50 and came back, one that came late with a cursor and left early."""
+    cut = Connected(Seq(0), WHOLE[:3], "cut")
+    back = Connected(Seq(50), WHOLE[3:], "ended")
+    patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), told=TOLD)
+    hasty = Reader(name="hasty", key=KEY, dialect="tailrace", connections=(Connected(Seq(40), WHOLE[2:4], "left"),))
+    return History(
+        posted={KEY: True, TurnKey(Tenant("t"), TurnId("turn-2")): False},
+        readers=(patient, hasty),
+        log={KEY: tuple(LOG.stored)},
+        rendered={(KEY, "tailrace"): WHOLE},
+        records={KEY: record(KEY, LOG.turn)},
+    )
+
+
+def with_frames(change: Callable[[tuple[Frame, ...]], tuple[Frame, ...]]) -> Break:
+    """Breaks what the patient reader received on its second connection."""
+
+    def broken(history: History) -> History:
+        patient, hasty = history.readers
+        cut, back = patient.connections
+        back = msgspec.structs.replace(back, frames=change(back.frames))
+        patient = msgspec.structs.replace(patient, connections=(cut, back))
+        return msgspec.structs.replace(history, readers=(patient, hasty))
+
+    return broken
+
+
+def with_reader(**given: Any) -> Break:
+    def broken(history: History) -> History:
+        patient, hasty = history.readers
+        return msgspec.structs.replace(history, readers=(msgspec.structs.replace(patient, **given), hasty))
+
+    return broken
+
+
+def with_log(change: Callable[[tuple[Stored, ...]], tuple[Stored, ...]]) -> Break:
+    return lambda history: msgspec.structs.replace(history, log={KEY: change(history.log[KEY])})
+
+
+def with_row(**given: Any) -> Break:
+    def broken(history: History) -> History:
+        assert history.records is not None
+        return msgspec.structs.replace(history, records={KEY: msgspec.structs.replace(history.records[KEY], **given)})
+
+    return broken
+
+
+def without(**given: Any) -> Break:
+    return lambda history: msgspec.structs.replace(history, **given)
+
+
+END = LOG.stored[-1]
+SECOND_END = Stored(Seq(END.seq + 10), NOON, msgspec.structs.replace(END.entry, prev=END.seq))
+FORK = Stored(Seq(END.seq + 10), NOON, says(LOG.chain, "late"))
+OLD_FORK = Stored(Seq(55), NOON, msgspec.structs.replace(LOG.stored[5].entry, prev=Seq(30)))
+NEVER_SEEN = Frame(Seq(999), b"")
+
+BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
+    "a frame dropped": (no_gap, False, with_frames(lambda frames: frames[:1] + frames[2:])),
+    "the last frame dropped": (no_gap, False, with_frames(lambda frames: frames[:-1])),
+    "two frames swapped": (no_gap, False, with_frames(lambda frames: (frames[1], frames[0], *frames[2:]))),
+    "a frame that is not in the log": (no_gap, False, with_frames(lambda frames: (*frames, NEVER_SEEN))),
+    "a cursor further than it had seen": (
+        no_gap,
+        False,
+        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"), Connected(Seq(60), WHOLE[4:], "ended"))),
+    ),
+    "a reader that never came back": (
+        no_gap,
+        None,
+        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),)),
+    ),
+    "a dialect that nobody rendered": (no_gap, None, without(rendered={})),
+    "no readers": (no_gap, None, without(readers=())),
+    "a frame doubled": (no_repeat, False, with_frames(lambda frames: (frames[0], *frames))),
+    "a frame from before the cursor": (no_repeat, False, with_frames(lambda frames: (WHOLE[2], *frames))),
+    "a reader that never connected": (no_repeat, None, with_reader(connections=())),
+    "no end": (one_end, False, with_log(lambda log: log[:-1])),
+    "a second end": (one_end, False, with_log(lambda log: (*log, SECOND_END))),
+    "an event after the end": (one_end, False, with_log(lambda log: (*log, FORK))),
+    "a frame after the end": (one_end, False, with_frames(lambda frames: (*frames, NEVER_SEEN))),
+    "no turns": (one_end, None, without(posted={})),
+    "a row with another text": (one_story, False, with_row(text="The sky is green.")),
+    "a row with another cost": (one_story, False, with_row(cost_usd=1.0)),
+    "a row that nobody saw": (one_story, None, without(records=None)),
+    "a reader who was told another text": (
+        one_story,
+        False,
+        with_reader(told=Story("The sky.", TOLD.usage, "completed")),
+    ),
+    "a reader who was told another outcome": (one_story, False, with_reader(told=Story(TOLD.text, None, "failed"))),
+    "a reader whom nobody asked": (one_story, None, with_reader(told=None)),
+    "other bytes for the same entry": (
+        one_story,
+        False,
+        with_frames(lambda frames: (Frame(frames[0].seq, b"other"), *frames[1:])),
+    ),
+    "an entry of the log lost": (one_story, False, with_log(lambda log: (*log[:5], *_relinked(log[5:])))),
+    "an end with another hash": (one_story, False, with_log(lambda log: _other_end(log, text_sha256="0" * 64))),
+    "an end with other usage": (one_story, False, with_log(lambda log: _other_end(log, usage=Usage(1, 1)))),
+    "a turn that is still running": (one_story, None, with_log(lambda log: log[:-1])),
+    "an acknowledged turn that is not in the log": (nothing_forgotten, False, with_log(lambda log: log[:0])),
+    "an acknowledged turn without an end": (nothing_forgotten, False, with_log(lambda log: log[:-1])),
+    "an ended turn without a row": (nothing_forgotten, False, without(records={})),
+    "an ended turn that is running in its row": (nothing_forgotten, False, with_row(outcome="running")),
+    "rows that nobody looked at": (nothing_forgotten, None, without(records=None)),
+}
+
+
+def _relinked(log: tuple[Stored, ...]) -> tuple[Stored, ...]:
+    """The log without its first entry, with the chain closed over the hole: only the hash can still tell."""
+    first, second, *rest = log
+    entry = msgspec.structs.replace(second.entry, prev=first.entry.prev)
+    return (msgspec.structs.replace(second, entry=entry), *rest)
+
+
+def _other_end(log: tuple[Stored, ...], **given: Any) -> tuple[Stored, ...]:
+    return (*log[:-1], msgspec.structs.replace(log[-1], entry=msgspec.structs.replace(log[-1].entry, **given)))
+
+
+def test_a_good_history_is_green() -> None:
+    """All five promises hold for a turn that was read over a cut connection and stored in SQLite."""
+    assert judge(good()).is_green
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_history_broken_in_one_place_is_not_green(broken: str) -> None:
+    """Each promise says no, or unknown, to the one thing that breaks it; and the worst answer wins."""
+    promise, answer, break_it = BREAKS[broken]
+    verdict = promise(break_it(good()))
+    assert verdict.holds is answer, verdict
+    assert verdict.evidence
+    assert not judge(break_it(good())).is_green
+
+
+def test_an_empty_history_is_unknown() -> None:
+    """A run in which nothing happened proves nothing."""
+    assert judge(History()).holds is None
+
+
+def test_a_fork_that_everybody_skipped_breaks_no_promise() -> None:
+    """An entry that names an earlier predecessor is stored and is not part of the story."""
+    forked = with_log(lambda log: (*log[:5], OLD_FORK, *log[5:]))(good())
+    assert forked.fold(KEY).skipped == 1
+    # `records` was folded without the fork; a skipped entry changes nothing that a row holds.
+    assert judge(forked).is_green
+
+
+def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:
+    """A POST without an answer may have come to nothing: its poster knows that."""
+    refused = without(posted={KEY: True, TurnKey(Tenant("t"), TurnId("lost")): False})(good())
+    assert judge(refused).is_green
+
+
+def test_false_is_worse_than_unknown() -> None:
+    """The worst verdict wins, whichever promise it comes from."""
+    unknown_and_false = with_row(text="other")(with_reader(told=None)(good()))
+    verdict = judge(unknown_and_false)
+    assert verdict.holds is False
+    assert verdict.evidence.startswith("one_story: turn-1: text is 'other' in SQLite")
+
+
+def test_a_running_turn_has_a_prefix_that_is_no_gap() -> None:
+    """Before the end, what a cut reader has seen only has to be a beginning."""
+    running = with_log(lambda log: log[:-1])(with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))(good()))
+    assert no_gap(running).is_green

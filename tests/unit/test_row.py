@@ -1,0 +1,60 @@
+"""A folded turn as the columns of the database, and back."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persistence.row import micros, moment, row, turn_record
+from proto.entries import Failure
+from proto.errors import TurnUnknown
+from proto.fold import NOBODY, text_proof
+from proto.ids import Tenant, TurnId
+from proto.records import record
+from proto.subjects import TurnKey
+from tests.handwritten import Handwritten, answered, opening
+
+KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
+
+
+def failed() -> Handwritten:
+    log = Handwritten()
+    log.ask(parent=TurnId("turn-0"), metadata={"user": "é"})
+    log.take()
+    log.hear(*opening())
+    log.say("half \0 \U0001f600")
+    log.end("failed", Failure("backend_failed", "it broke"))
+    return log
+
+
+def running() -> Handwritten:
+    log = Handwritten()
+    log.ask()
+    return log
+
+
+@pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running()])
+def test_a_row_tells_what_the_fold_tells(log: Handwritten) -> None:
+    """The same record comes out of the log and out of the database (promise 4)."""
+    columns = msgspec.structs.asdict(row(KEY, log.turn))
+    assert turn_record(columns) == record(KEY, log.turn)
+
+
+def test_a_row_holds_what_the_end_says_of_the_text() -> None:
+    """Whoever reads the file years later can prove the text."""
+    made = row(KEY, answered("Light ", "scatters.").turn)
+    assert (made.text_chars, made.text_sha256) == text_proof("Light scatters.")
+
+
+def test_a_turn_without_a_request_has_no_row() -> None:
+    """There is nobody it could belong to."""
+    with pytest.raises(TurnUnknown):
+        row(KEY, NOBODY)
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC
+def test_a_time_keeps_its_microsecond(at: datetime) -> None:
+    """Whole numbers, no floats: what was read equals what was written."""
+    assert moment(micros(at)) == at

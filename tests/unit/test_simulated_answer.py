@@ -1,0 +1,193 @@
+"""The answer: the same for the same question, and its rest after any part of it."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.simulated_claude.answer import Block, Part, at_most, rest, stopped, whole
+from generators.simulated_claude.conversation import INTERRUPTED, Conversation, read
+from generators.simulated_claude.directive import Directive
+from generators.simulated_claude.directive import read as read_directive
+from generators.simulated_claude.request import Message
+
+QUESTION = "How do I keep a *log* that survives its broker?"
+
+
+def conversation(*messages: tuple[str, Any]) -> Conversation:
+    return read(msgspec.convert([{"role": role, "content": content} for role, content in messages], list[Message]))
+
+
+def text(question: str) -> str:
+    part = whole(conversation(("user", question)), read_directive(question))
+    return next(block.content for block in part.blocks if block.kind == "text")
+
+
+def test_words_are_numbered_and_joined_by_one_space() -> None:
+    """DESIGN 8: a test knows the whole text byte for byte."""
+    assert text("#sim words=3") == "w000000 w000001 w000002"
+    assert text("#sim words=2 tag=turn-7") == "turn-7000000 turn-7000001"
+    assert whole(conversation(("user", "x")), Directive(words=3)).blocks[0].deltas == (
+        "w000000",
+        " w000001",
+        " w000002",
+    )
+
+
+@pytest.mark.parametrize(
+    ("sequences", "said", "sequence"),
+    [
+        (["w000002"], "w000000 w000001 ", "w000002"),
+        (["0002", " w000001"], "w000000", " w000001"),
+        (["w0"], "", "w0"),
+        (["nowhere"], "w000000 w000001 w000002", None),
+        ([], "w000000 w000001 w000002", None),
+    ],
+)
+def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, sequence: str | None) -> None:
+    """Wherever in a delta it begins; what comes after it, a tool call too, is not said."""
+    directed = read_directive("#sim words=3 tool=look")
+    part = stopped(whole(conversation(("user", "x")), directed), sequences)
+    text = "".join(block.content for block in part.blocks if block.kind == "text")
+    assert (text, part.stop_sequence) == (said, sequence)
+    assert any(block.kind == "tool_use" for block in part.blocks) == (sequence is None)
+
+
+def test_the_rest_of_an_answer_that_stopped_stops_there_too() -> None:
+    """A continuation is told the same stop sequences, and the whole answer is the same."""
+    part = stopped(whole(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
+    assert rest(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
+
+
+def test_an_answer_to_a_schema_is_the_json_that_was_directed() -> None:
+    """In pieces, as it streams."""
+    directed = read_directive('#sim words=3 json={"a":[1,2,3,4]}')
+    (block,) = whole(conversation(("user", "x")), directed, is_json=True).blocks
+    assert (block.kind, block.content, len(block.deltas)) == ("text", '{"a":[1,2,3,4]}', 2)
+
+
+def test_the_files_are_proved_by_their_hash() -> None:
+    """All of them, in the order of the conversation, before the text; a search result's `source` is an address."""
+    files = [{"type": kind, "source": {"type": "base64", "data": kind}} for kind in ("image", "document")]
+    address = {"type": "search_result", "source": "https://example.org"}
+    asked = conversation(("user", files[:1]), ("assistant", "a"), ("user", [*files[1:], address]))
+    (block,) = whole(asked, read_directive("#sim words=2 files=1")).blocks
+    assert block.content == f"{hashlib.sha256(b'imagedocument').hexdigest()} w000000 w000001"
+    (alone,) = whole(asked, read_directive("#sim words=0 files=1")).blocks
+    assert alone.content == hashlib.sha256(b"imagedocument").hexdigest()
+
+
+@given(st.text())
+def test_prose_is_readable_markdown_about_the_question_whatever_it_is(question: str) -> None:
+    """A newcomer sees a heading, a list and some code; asking twice gives the same."""
+    answer = text(question)
+    assert answer == text(question)
+    assert answer.startswith("## ")
+    assert "\n- **" in answer
+    assert answer.count("```") == 2
+    assert 80 <= len(answer.split()) <= 150
+
+
+def test_prose_echoes_its_topic() -> None:
+    """The answer is seen to be an answer to this question."""
+    assert text(f"{QUESTION}\n#sim rate=0").startswith("## How do I keep a log that survives its broker?\n")
+
+
+@given(st.sampled_from([QUESTION, "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
+def test_any_partial_answer_and_its_rest_are_the_whole(question: str, data: st.DataObject) -> None:
+    """DESIGN 8: asked to go on it gives exactly the rest, wherever it broke, and however often."""
+    everything = whole(conversation(("user", question)), read_directive(question))
+    expected = text(question)
+    received = ""
+    for place in sorted(data.draw(st.lists(st.integers(1, len(expected)), max_size=4))):
+        left = rest(everything, received)
+        assert left is not None
+        received += "".join(b.content for b in left.blocks if b.kind == "text")[: place - len(received)]
+    left = rest(everything, received)
+    assert left is not None
+    assert received + "".join(block.content for block in left.blocks if block.kind == "text") == expected
+    assert [block.kind for block in left.blocks if block.kind != "text"] == (["tool_use"] if "tool" in question else [])
+    assert left.start + left.deltas == everything.deltas
+
+
+def test_what_was_not_ours_has_no_rest() -> None:
+    """A partial answer that the answer does not start with cannot be continued."""
+    everything = whole(conversation(("user", "x")), Directive(words=3))
+    assert rest(everything, "w000001") is None
+
+
+def test_max_tokens_cuts_the_answer_short() -> None:
+    """A word is a token: three words are three tokens, and three tokens are enough for them."""
+    everything = whole(conversation(("user", "x")), Directive(words=3, thinking=2, tool="look"))
+    short = at_most(everything, 4)
+    assert ([b.content for b in short.blocks], short.is_cut_short) == (["t000000 t000001", "w000000 w000001"], True)
+    assert at_most(everything, everything.deltas) == everything
+
+
+def test_a_tool_is_not_asked_for_again_once_its_result_is_there() -> None:
+    """An agent's loop ends."""
+    talk = conversation(
+        ("user", "#sim words=1 tool=look"),
+        (
+            "assistant",
+            [{"type": "text", "text": "w000000"}, {"type": "tool_use", "id": "t", "name": "look", "input": {}}],
+        ),
+        ("user", [{"type": "tool_result", "tool_use_id": "t", "content": "42"}]),
+    )
+    assert talk.question == "#sim words=1 tool=look"
+    assert [block.kind for block in whole(talk, read_directive(talk.question)).blocks] == ["text"]
+
+
+REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</system-reminder>\n"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("user", [REMINDER, {"type": "text", "text": QUESTION}])],
+        [("user", [{"type": "text", "text": QUESTION}, REMINDER])],
+        [("user", QUESTION), ("user", [REMINDER])],
+        [
+            ("user", QUESTION),
+            ("assistant", [{"type": "tool_use", "id": "t", "name": "look", "input": {}}]),
+            ("user", [{"type": "tool_result", "tool_use_id": "t", "content": "42"}, REMINDER]),
+        ],
+    ],
+)
+def test_a_reminder_of_claude_codes_is_no_question(messages: list[tuple[str, Any]]) -> None:
+    """Wherever the client puts it, the answer is one to what the person asked."""
+    assert conversation(*messages).question == QUESTION
+
+
+def test_a_question_about_reminders_is_one() -> None:
+    """Only a block that is nothing else is passed over."""
+    asked = f"What is a {REMINDER['text']}?"
+    assert conversation(("user", [{"type": "text", "text": asked}])).question == asked
+
+
+PARTIAL = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "w0000"}]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [("assistant", "w0000")],
+        [("assistant", PARTIAL)],
+        [("assistant", PARTIAL), ("user", f"{INTERRUPTED} “w0000”. Continue.")],
+        [("assistant", "w0000"), ("user", [{"type": "text", "text": f"{INTERRUPTED} “w0000”. Go on."}])],
+    ],
+)
+def test_a_continuation_is_the_same_turn_with_a_partial_answer(tail: list[tuple[str, Any]]) -> None:
+    """Both of the API's forms are known, and neither changes what the turn is."""
+    fresh = conversation(("user", "one"), ("assistant", "two"), ("user", "three"))
+    going_on = conversation(("user", "one"), ("assistant", "two"), ("user", "three"), *tail)
+    assert (going_on.partial, going_on.key, going_on.question) == ("w0000", fresh.key, "three")
+
+
+def test_a_question_after_an_answer_is_not_a_continuation() -> None:
+    """Only the words of the continuation make one: an ordinary second question has none of them."""
+    talk = conversation(("user", "one"), ("assistant", "two"), ("user", "Why?"))
+    assert (talk.partial, talk.question) == ("", "Why?")

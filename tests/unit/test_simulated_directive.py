@@ -1,0 +1,79 @@
+"""The `#sim` line: what may be written in it, and what is said about the rest."""
+
+from typing import get_args
+
+import pytest
+
+from deploy.schema import simulated_page
+from generators.simulated_claude.directive import HELP, Directive, DirectiveInvalid, Setting, read, without
+from generators.simulated_claude.fault import FAULT_KINDS, Fault
+
+
+@pytest.mark.parametrize(
+    ("line", "directive"),
+    [
+        ("#sim words=400 rate=50", Directive(words=400, rate=50.0)),
+        ("  #sim words=0 tag=turn-7 rate=0", Directive(words=0, tag="turn-7", rate=0.0)),
+        ("#sim wait=1.5 thinking=3 retry_after=0.25", Directive(wait_s=1.5, thinking=3, retry_after_s=0.25)),
+        (
+            '#sim tool=look json={"a": {"b": "} c"}} words=2',
+            Directive(tool="look", input_json='{"a": {"b": "} c"}}', words=2),
+        ),
+        ("#sim fault=429", Directive(faults=(Fault("429", 0),))),
+        ("#sim fault=cut@120 fault=529@7x2", Directive(faults=(Fault("cut", 120), Fault("529", 7, 2)))),
+        ("#simple words=3", Directive()),
+        ("please write #sim words=3", Directive()),
+        ("#sim", Directive()),
+    ],
+)
+def test_a_line_reads_as_its_directive(line: str, directive: Directive) -> None:
+    """DESIGN 8: a line `#sim …` directs the answer; anything else is only text."""
+    assert read(f"What is a log?\n{line}\nThank you.") == directive
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#sim word=3",
+        "#sim words=3 fast",
+        "#sim words=-1",
+        "#sim words=1.5",
+        "#sim words=1000001",
+        "#sim words=",
+        "#sim rate=nan",
+        "#sim tag=a.b",
+        "#sim json={",
+        "#sim json=[1]",
+        "#sim fault=explode@3",
+        "#sim fault=cut@x",
+        "#sim fault=html@3",
+    ],
+)
+def test_a_line_that_cannot_be_read_is_refused_and_not_guessed(line: str) -> None:
+    """A misspelt fault that did nothing would make a test green that tested nothing."""
+    with pytest.raises(DirectiveInvalid, match="#sim"):
+        read(line)
+
+
+@pytest.mark.parametrize("kind", FAULT_KINDS)
+def test_a_fault_may_be_named_without_its_place(kind: str) -> None:
+    """`429x2` refuses two calls: a kind of digits ends where the count begins."""
+    assert read(f"#sim fault={kind}x2").faults == read(f"#sim fault={kind}@0x2").faults
+
+
+def test_the_topic_is_the_question_without_its_directive() -> None:
+    """A person who reads the answer does not see the directive echoed."""
+    assert without("What is a log?\n#sim words=3\n") == "What is a log?"
+
+
+@pytest.mark.parametrize("word", [*(f"{name}=" for name in get_args(Setting)), *FAULT_KINDS])
+def test_the_page_of_the_simulated_claude_has_a_row_for_each_word(word: str) -> None:
+    """Its rows are read out of the help; what that reading passed over, nobody would find."""
+    names = [line.split("|")[1] for line in simulated_page().splitlines() if line.startswith("| `")]
+    assert [name for name in names if word in name], names
+
+
+def test_help_names_every_setting_and_every_fault() -> None:
+    """`--help` is where the directives are learned, so it must have them all."""
+    settings = [f"{name}=" for name in get_args(Setting)]
+    assert [word for word in (*settings, *FAULT_KINDS) if word not in HELP] == []

@@ -1,0 +1,54 @@
+"""When a fault breaks a call: the two countings."""
+
+import pytest
+
+from generators.simulated_claude.fault import Break, Fault, first_break
+
+DELTAS = 400
+
+
+def interruptions(fault: Fault) -> list[int]:
+    """Where in the whole answer a turn is interrupted that is continued each time."""
+    start = 0
+    places: list[int] = []
+    for call in range(1, 20):
+        broken = first_break([fault], start, DELTAS - start, call)
+        if broken is None:
+            return places
+        start += broken.after
+        places.append(start)
+    return [*places, -1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "places"),
+    [
+        (Fault("cut", 120), [120]),
+        (Fault("cut", 400), [400]),
+        (Fault("cut", 401), []),
+        (Fault("cut", 50, calls=3), [50, 100, 150]),
+        (Fault("429", 0, calls=2), [0, 0]),
+        (Fault("cut", 399, calls=2), [399]),
+    ],
+)
+def test_a_continued_turn_is_interrupted_where_its_fault_says(fault: Fault, places: list[int]) -> None:
+    """Without xM a fault is a place in the whole answer; with xM it is so many calls, each after its own deltas."""
+    assert interruptions(fault) == places
+
+
+def test_a_fault_before_the_first_delta_breaks_every_fresh_call() -> None:
+    """`529` without xM is a model that never answers."""
+    assert [first_break([Fault("529")], 0, DELTAS, call) for call in (1, 2, 9)] == [Break("529", 0)] * 3
+
+
+def test_a_continuation_that_starts_before_the_place_breaks_there_again() -> None:
+    """A generator that lost what it had received meets the same fault at the same place."""
+    assert first_break([Fault("cut", 120)], 110, DELTAS - 110, 2) == Break("cut", 10)
+
+
+def test_of_several_faults_the_earliest_breaks_the_call() -> None:
+    """Two cuts are two interruptions, in the order of their places and not of their words."""
+    faults = [Fault("eof", 200), Fault("cut", 100)]
+    assert first_break(faults, 0, DELTAS, 1) == Break("cut", 100)
+    assert first_break(faults, 100, DELTAS - 100, 2) == Break("eof", 100)
+    assert first_break(faults, 200, DELTAS - 200, 3) is None

@@ -1,0 +1,41 @@
+"""Which days a question about usage means."""
+
+from datetime import date
+
+import pytest
+from starlette.requests import Request
+
+from gateway.routes.spending import DAYS_MAX, days_of
+from proto.errors import Refused
+
+TODAY = date(2026, 3, 1)
+
+
+def asked(query: str) -> Request:
+    return Request({"type": "http", "query_string": query.encode(), "headers": []})
+
+
+@pytest.mark.parametrize(
+    ("query", "first", "last"),
+    [
+        ("", date(2026, 1, 31), TODAY),
+        ("from=2026-02-28", date(2026, 2, 28), TODAY),
+        ("to=2026-01-30", date(2026, 1, 1), date(2026, 1, 30)),
+        ("from=2026-01-01&to=2026-01-01", date(2026, 1, 1), date(2026, 1, 1)),
+        ("from=2024-01-01&to=2024-12-31", date(2024, 1, 1), date(2024, 12, 31)),
+    ],
+)
+def test_days_are_as_asked_and_else_a_month_up_to_today(query: str, first: date, last: date) -> None:
+    """Both ends are included, so a leap year is the most that there is."""
+    assert days_of(asked(query), TODAY) == (first, last)
+    assert (last - first).days < DAYS_MAX
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["from=2026-03-02", "from=2024-01-01&to=2025-01-01", "to=1969-12-31", "to=9999-12-31", "from=20260101", "to="],
+)
+def test_days_that_cannot_be_are_refused(query: str) -> None:
+    """Backwards, more than a year, before there were times, no day at all."""
+    with pytest.raises(Refused):
+        days_of(asked(query), TODAY)

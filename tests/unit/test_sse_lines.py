@@ -1,0 +1,65 @@
+"""The splitter of event streams: the same events however the bytes were cut and the lines ended."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.backends.sse_lines import BOM, EVENT_BYTES_MAX, EventTooLong, SseLines
+
+
+def split(stream: bytes) -> list[bytes]:
+    return SseLines().feed(stream)
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"event: ping\ndata: {}\n\n", [b"{}"]),
+        (b"data:{}\n\n", [b"{}"]),
+        (b"data:  {}\n\n", [b" {}"]),
+        (b"data: a\ndata: b\n\n", [b"a\nb"]),
+        (b"data\n\n", []),
+        (b": hello\n\ndata: a\n: hello\n\n", [b"a"]),
+        (b"id: 7\nretry: 5\n\n", []),
+        (b"\n\n\ndata: a\n\n\n\n", [b"a"]),
+        (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+        (b"data: \xef\xbb\xbf\n\n", [b"\xef\xbb\xbf"]),
+        ("data: \u2028\x0b\x0c\x1c\u0085\n\n".encode(), ["\u2028\x0b\x0c\x1c\u0085".encode()]),
+        (b"data: a\n", []),
+        (b"data: a", []),
+        (b"", []),
+    ],
+)
+def test_a_stream_splits_as_the_standard_says(stream: bytes, events: list[bytes]) -> None:
+    """WHATWG, "Parsing an event stream": comments, several data lines, a byte order mark, an end that is missing."""
+    assert split(stream) == events
+    splitter = SseLines()
+    assert [event for byte in stream for event in splitter.feed(bytes([byte]))] == events
+
+
+LINE = st.sampled_from([b"data: a", b"data:\xc3\xa9", b"data", b": hb", b"event: e", b"", b""])
+LINE_END = st.sampled_from([b"\n", b"\r\n", b"\r"])
+
+
+@given(st.lists(st.tuples(LINE, LINE_END), max_size=12), st.sampled_from([b"", BOM]), st.data())
+def test_cuts_and_line_ends_do_not_matter(lines: list[tuple[bytes, bytes]], bom: bytes, data: st.DataObject) -> None:
+    """A network cuts anywhere, in a CRLF and in a character too, and now and then delivers nothing."""
+    stream = bom + b"".join(line + end for line, end in lines)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    splitter = SseLines()
+    events: list[bytes] = []
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        events += splitter.feed(stream[start:end])
+    assert events == split(stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+
+
+@pytest.mark.parametrize("filler", [b"x" * 65_536, b"data: " + b"x" * 65_536 + b"\n"])
+def test_an_event_without_an_end_is_refused(filler: bytes) -> None:
+    """A stream that never ends its line must not fill the memory, nor one that never ends its event."""
+    splitter = SseLines()
+    for _ in range(EVENT_BYTES_MAX // len(filler) - 1):
+        splitter.feed(filler)
+    with pytest.raises(EventTooLong):
+        splitter.feed(filler * 2)

@@ -1,0 +1,393 @@
+"""The store on a real SQLite file: what a row may become, what a query reads, which file it takes."""
+
+import re
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from persistence import sql
+from persistence.database import set_aside
+from persistence.migrations import migrations
+from persistence.page import NEWEST, OLDEST, Place
+from persistence.row import MICROSECOND, Row, micros, row
+from persistence.store import Store
+from proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from proto.ids import SessionId, Tenant, TurnId
+from proto.records import SessionRecord, record
+from proto.resources import Delete, Doomed, Kind
+from proto.subjects import TurnKey
+from proto.usage import NUSD_PER_USD, Usage
+from tests.handwritten import NOON, Handwritten, answered
+
+OURS, THEIRS = Tenant("ours"), Tenant("theirs")
+TABLES = ("sessions", "turns", "usage", "projects")
+BY_INDEX = re.compile(r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND ")
+STATEMENTS = {name: text for name, text in vars(sql).items() if name.isupper() and not name.startswith("_")}
+# As the first version wrote them.
+SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
+TURN_1 = """
+INSERT INTO turns VALUES (
+    :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :error,
+    :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256
+)
+"""
+USAGE_1 = """
+INSERT INTO usage VALUES (
+    :tenant, :session, :turn, :input_tokens, :output_tokens, :cache_creation_input_tokens, :cache_read_input_tokens,
+    :is_estimated, :cost_nusd
+)
+"""
+# Neither are steps over a table: what was found already, and the one row of a VALUES.
+FOUND = ("SCAN branch", "SCAN page", "SCAN 1 CONSTANT ROW")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "tailrace.db"
+
+
+@pytest_asyncio.fixture
+async def store(path: Path) -> AsyncIterator[Store]:
+    store = await opened(path)
+    yield store
+    await store.close()
+
+
+async def opened(path: Path) -> Store:
+    store = await Store.open(path, busy_timeout_s=0.05)
+    await store.migrate()
+    return store
+
+
+def key(turn: str, tenant: Tenant = OURS) -> TurnKey:
+    return TurnKey(tenant, TurnId(turn))
+
+
+def asked(turn: str, *, session: str = "session-1", parent: str | None = None, step: int = 1, **given: object) -> Row:
+    """The row of a turn that is running; `step` is also the second at which it was asked."""
+    log = Handwritten(step)
+    log.ask(session=SessionId(session), parent=parent, **given)
+    return row(key(turn), log.turn)
+
+
+async def session_of(store: Store, session: str, since: datetime = NOON) -> SessionRecord:
+    found = await store.session(OURS, session, since)
+    assert found is not None
+    return found
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def content_of(path: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return [one for table in TABLES for one in database.execute(f"SELECT * FROM {table}")]
+
+
+async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
+    """What was written is read, field by field."""
+    log = answered("Light ", "scatters.")
+    await store.record([row(key("turn-1"), log.turn)])
+    assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
+
+
+async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
+    """What is killed between commit and acknowledgement is written again."""
+    rows = [row(key("turn-1"), answered("Light").turn), asked("turn-2")]
+    await store.record(rows)
+    before = content_of(path)
+    await store.record(rows)
+    assert content_of(path) == before
+
+
+async def test_an_ended_turn_is_never_overwritten_by_its_beginning(store: Store, path: Path) -> None:
+    """Deliveries come in any order, and a row only ever moves on: text, usage and session."""
+    log = answered("Light")
+    beginning = Handwritten()
+    beginning.stored = log.stored[:1]
+    await store.record([row(key("turn-1"), log.turn)])
+    before = content_of(path)
+    await store.record([row(key("turn-1"), beginning.turn)])
+    assert content_of(path) == before
+
+
+async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
+    """The `end` brings text, usage and time to the row of the `request`."""
+    log = answered("Light")
+    await store.record([asked("turn-1")])
+    await store.record([row(key("turn-1"), log.turn)])
+    assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
+
+
+@pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
+async def test_a_batch_is_written_whole_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
+    """A row that SQLite refuses takes its batch with it: nothing half-written can be acknowledged."""
+    refused = Row(**{**msgspec.structs.asdict(asked("turn-2")), **wrong})
+    with pytest.raises(StoreRefused):
+        await store.record([asked("turn-1"), refused])
+    assert content_of(path) == []
+    await store.record([asked("turn-1")])
+    assert await store.turn(key("turn-1")) is not None
+
+
+async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
+    """Totals are computed from the turns, over all branches."""
+    turns = [answered("Light", step=step).turn for step in (1, 2)]
+    await store.record([row(key("turn-1"), turns[0]), row(key("turn-2"), turns[1])])
+    found = await store.session(OURS, "session-1", NOON)
+    assert found is not None
+    ended = turns[1].ended_at
+    assert (found.turns, found.usage, found.created_at, found.updated_at) == (
+        2,
+        Usage(input_tokens=20, output_tokens=2),
+        turns[0].asked_at,
+        ended,
+    )
+    assert found.cost_usd == sum(turn.end.cost_nusd for turn in turns if turn.end) / NUSD_PER_USD > 0
+
+
+async def test_sessions_come_newest_first_page_by_page(store: Store) -> None:
+    """Every session stands on one page, and the order is that of the last change."""
+    await store.record([asked(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
+    first = await store.sessions(OURS, None, NEWEST, 3, NOON)
+    rest = await store.sessions(OURS, None, Place(micros(first[-1].updated_at), first[-1].session), 3, NOON)
+    assert [one.session for one in first + rest] == [f"session-{n}" for n in (5, 4, 3, 2, 1)]
+
+
+async def test_turns_of_a_session_come_oldest_first_page_by_page(store: Store) -> None:
+    """Turns that were asked in the same microsecond are told apart by their name."""
+    await store.record([asked(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]])
+    first = await store.session_turns(OURS, SessionId("session-1"), OLDEST, 3)
+    rest = await store.session_turns(OURS, SessionId("session-1"), Place(micros(first[-1].asked_at), first[-1].turn), 3)
+    assert [one.turn for one in first + rest] == ["turn-b", "turn-c", "turn-a", "turn-d"]
+    assert await store.last_turn(OURS, "session-1") == "turn-d"
+
+
+async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
+    """A second try of a turn is not in the first one's conversation."""
+    parents = {"root": None, "left": "root", "right": "root", "leaf": "right"}
+    await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
+    assert [one.turn for one in await store.branch(key("leaf"))] == ["root", "right", "leaf"]
+    assert await store.branch(key("nobody")) == []
+
+
+async def test_a_circle_of_parents_ends(store: Store) -> None:
+    """Nobody should have made one, and a query must come to an end all the same."""
+    await store.record([asked("turn-1", parent="turn-2"), asked("turn-2", parent="turn-1")])
+    assert len(await store.branch(key("turn-1"))) > 1
+
+
+async def test_a_turn_that_is_deleted_takes_its_row_its_usage_and_the_last_one_its_session(
+    store: Store, path: Path
+) -> None:
+    """A session that still has a turn stays: it may have been asked just now."""
+    await store.record([asked("turn-1"), asked("turn-2"), asked("turn-3", session="session-2")])
+    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-1"),)))
+    assert await store.turn(key("turn-1")) is None
+    assert (await session_of(store, "session-1")).turns == 1
+    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-2"),)))
+    assert await store.session(OURS, "session-1", NOON) is None
+    await store.delete(OURS, Delete("turn", "turn-3", (TurnId("turn-3"),)))
+    assert (await session_of(store, "session-2")).turns == 0
+    await store.delete(THEIRS, Delete("session", "session-2"))
+    await store.delete(OURS, Delete("session", "session-2"))
+    assert content_of(path) == []
+
+
+async def test_a_project_goes_with_its_last_session_and_not_before(store: Store) -> None:
+    """Its sessions without turns go; one that was asked just now keeps it."""
+    await store.record([asked("turn-1", project="rivers"), asked("turn-2", session="session-2", project="rivers")])
+    await store.delete(OURS, Delete("project", "rivers", (TurnId("turn-1"),)))
+    left = await store.project(OURS, "rivers", NOON)
+    assert left is not None
+    assert (left.sessions, await store.doomed(OURS, Delete("project", "rivers"))) == (
+        1,
+        [Doomed(TurnId("turn-2"), is_running=True)],
+    )
+    await store.delete(OURS, Delete("project", "rivers", (TurnId("turn-2"),)))
+    assert await store.project(OURS, "rivers", NOON) is None
+
+
+async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever deletes them page by page can still go on from the turn that was named."""
+    parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
+    await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
+    told = [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))]
+    assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
+    monkeypatch.setattr("persistence.store.DOOMED_MAX", 3)
+    assert [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))] == told[:3]
+
+
+async def test_a_session_is_active_until_it_was_left_alone_for_long_enough(store: Store) -> None:
+    """Its next turn opens it again, since that is when it was used."""
+    await store.record([asked("turn-1", step=10)])
+    used = NOON + timedelta(seconds=10)
+    for since, is_active in ((used - timedelta(microseconds=1), True), (used, False)):
+        found = await store.session(OURS, "session-1", since)
+        assert found is not None
+        assert found.is_active == is_active
+        assert await store.active_sessions(OURS, since) == int(is_active)
+    await store.record([asked("turn-2", step=20)])
+    assert (await session_of(store, "session-1", used)).is_active
+
+
+async def test_the_first_project_that_is_named_stays_a_sessions_own(store: Store) -> None:
+    """Also when turns come twice, or another one is named for it."""
+    rows = [asked("turn-1"), asked("turn-2", project="first"), asked("turn-3", project="second")]
+    for _ in range(2):
+        await store.record(rows)
+    assert (await session_of(store, "session-1")).project_id == "first"
+    assert [one.id for one in await store.projects(OURS, NEWEST, 9, NOON)] == ["first"]
+
+
+async def test_what_was_used_is_told_of_its_day_in_utc(store: Store) -> None:
+    """A question a microsecond before midnight belongs to the day that ends there."""
+    midnight = datetime(2026, 1, 2, tzinfo=UTC)
+    times = {"turn-1": midnight - MICROSECOND, "turn-2": midnight, "turn-3": midnight + timedelta(days=1)}
+    await store.record(
+        [msgspec.structs.replace(asked(turn), asked_at=micros(at), input_tokens=7) for turn, at in times.items()]
+    )
+
+    async def days(first: datetime, last: datetime, after: str | None = None) -> list[tuple[str | None, int]]:
+        told = await store.usage(OURS, "day", first, last, after, 9)
+        return [(one.key, one.total_tokens) for one in told]
+
+    assert await days(midnight - timedelta(days=1), midnight) == [("2026-01-01", 7)]
+    assert await days(midnight, midnight + timedelta(days=1)) == [("2026-01-02", 7)]
+    assert await days(midnight, midnight + timedelta(days=9), "2026-01-02") == [("2026-01-03", 7)]
+    assert await store.usage(THEIRS, "day", NOON, midnight, None, 9) == []
+
+
+async def test_a_database_of_the_first_version_has_its_totals_after_the_step(path: Path) -> None:
+    """What the new columns say of old turns is computed once, from the turns themselves."""
+    path.parent.mkdir()
+    made = row(key("turn-1"), answered("Light").turn)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
+        for statement in (SESSION_1, TURN_1, USAGE_1):
+            database.execute(statement, msgspec.structs.asdict(made))
+        database.commit()
+    store = await opened(path)
+    (told,) = await store.usage(OURS, "model", NOON, NOON + timedelta(days=1), None, 9)
+    assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
+    assert (await session_of(store, "session-1")).message_count == made.messages
+    await store.close()
+
+
+async def test_another_tenants_turns_are_not_there(store: Store) -> None:
+    """Every statement names the tenant, even when the ids are known."""
+    await store.record([row(key("turn-1"), answered("Light").turn)])
+    assert await store.turn(key("turn-1", THEIRS)) is None
+    assert await store.session(THEIRS, "session-1", NOON) is None
+    assert await store.sessions(THEIRS, None, NEWEST, 9, NOON) == []
+    assert await store.session_turns(THEIRS, "session-1", OLDEST, 9) == []
+    assert await store.last_turn(THEIRS, "session-1") is None
+    assert await store.branch(key("turn-1", THEIRS)) == []
+    assert await store.leaves(THEIRS, "session-1", NEWEST, 9) == []
+    assert await store.projects(THEIRS, NEWEST, 9, NOON) == []
+    assert await store.active_usage(THEIRS, NOON) == []
+    assert await store.answering(THEIRS) == []
+    named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1")]
+    for kind, name in named:
+        assert await store.doomed(THEIRS, Delete(kind, name, (TurnId("turn-1"),))) == []
+        await store.delete(THEIRS, Delete(kind, name, (TurnId("turn-1"),)))
+    await store.rename_session(THEIRS, "session-1", "theirs")
+    assert (await session_of(store, "session-1")).title is None
+    assert await store.turn(key("turn-1")) is not None
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS))
+async def test_a_statement_reads_no_more_than_it_answers(store: Store, path: Path, name: str) -> None:
+    """History grows for years: every step goes by more of an index than the tenant, or over what was found already."""
+    parameters = dict.fromkeys(re.findall(r":(\w+)", STATEMENTS[name]), 1)
+    with closing(sqlite3.connect(path)) as database:
+        plan = [step[3] for step in database.execute(f"EXPLAIN QUERY PLAN {STATEMENTS[name]}", parameters)]
+    steps = [step for step in plan if step.startswith(("SCAN", "SEARCH")) and step not in FOUND]
+    assert steps or STATEMENTS[name].lstrip().startswith("INSERT")
+    assert [step for step in steps if not BY_INDEX.match(step)] == []
+
+
+async def test_a_new_database_is_migrated_step_by_step_and_only_once(path: Path) -> None:
+    """Starting again changes nothing; the version is that of the last step."""
+    store = await Store.open(path, busy_timeout_s=0.05)
+    assert store.is_new
+    await store.migrate()
+    await store.migrate()
+    await store.close()
+    again = await Store.open(path, busy_timeout_s=0.05)
+    assert not again.is_new
+    await again.migrate()
+    await again.close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (migrations()[-1].number,)
+
+
+def test_migrations_are_numbered_without_holes() -> None:
+    """`user_version` counts them, so a hole or a double would skip one for ever."""
+    assert [step.number for step in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store) -> None:
+    """An old program would misread it; the sentence says what to do, and the file is as it was."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 999")
+    with pytest.raises(StoreTooNew, match=r"is of version 999.*start the newer version again"):
+        await Store.open(path, busy_timeout_s=0.05)
+
+
+async def test_the_file_is_for_its_owner_only(path: Path, store: Store) -> None:
+    """What people said is in it, and in its journal."""
+    await store.record([asked("turn-1")])
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["tailrace.db", "tailrace.db-shm", "tailrace.db-wal"]
+    assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
+
+
+async def test_a_file_that_is_no_database_is_corrupt(tmp_path: Path) -> None:
+    """It is told from a full or locked one, because only this is mended by starting anew."""
+    path = write(tmp_path / "tailrace.db", b"not a database" * 1000)
+    with pytest.raises(StoreCorrupt, match="SQLITE_NOTADB"):
+        await Store.open(path, busy_timeout_s=0.05)
+
+
+async def test_a_file_that_was_taken_away_while_open_is_corrupt(path: Path, store: Store) -> None:
+    """SQLite would go on writing into nothing, and every turn of it would be acknowledged."""
+    set_aside(path)
+    with pytest.raises(StoreCorrupt, match="deleted or replaced"):
+        await store.record([asked("turn-1")])
+
+
+async def test_a_folder_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
+    """What the operating system refuses is an error of ours, too."""
+    folder = write(tmp_path / "folder", b"a file")
+    with pytest.raises(StoreUnwritable):
+        await Store.open(folder / "tailrace.db", busy_timeout_s=0.05)
+
+
+async def test_a_damaged_database_is_kept_beside_the_new_one(path: Path) -> None:
+    """Set aside twice, both are still there, and their journals go with them."""
+    for _ in range(2):
+        await (await opened(path)).close()
+        write(Path(f"{path}-wal"), b"")
+        set_aside(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "tailrace.db.damaged-1",
+        "tailrace.db.damaged-1-wal",
+        "tailrace.db.damaged-2",
+        "tailrace.db.damaged-2-wal",
+    ]
+    assert set_aside(path) is None
+
+
+async def test_every_commit_is_on_the_disk_when_it_returns(store: Store) -> None:
+    """WAL's usual synchronous=NORMAL may lose the last commits in a power cut, and they are acknowledged."""
+    assert list(await store._writer.execute_fetchall("PRAGMA synchronous")) == [(2,)]
+    assert list(await store._writer.execute_fetchall("PRAGMA journal_mode")) == [("wal",)]

@@ -1,0 +1,69 @@
+"""Subjects: who owns what is in them, and nothing that a client sends gets there."""
+
+import pytest
+
+from proto import subjects
+from proto.entries import KINDS
+from proto.ids import Tenant, TurnId
+from proto.subjects import TurnKey
+
+KEY = TurnKey(Tenant("acme"), TurnId("0190-1"))
+
+
+@pytest.mark.rule("R2")
+@pytest.mark.parametrize("kind", [*KINDS.values(), "newer"])
+def test_an_entrys_subject_names_its_turn_and_kind(kind: str) -> None:
+    """turns.{tenant}.{turn}.{kind}, and parsing it gives the same back."""
+    subject = subjects.entry(KEY, kind)
+    assert subject == f"turns.acme.0190-1.{kind}"
+    assert subjects.parse(subject) == (KEY, kind)
+
+
+@pytest.mark.rule("R8")
+def test_the_fence_covers_every_entry_of_one_turn() -> None:
+    """The fence's subject is the turn's, with `>`; whoever appends uses the same bytes."""
+    assert subjects.entries(KEY) == "turns.acme.0190-1.>"
+
+
+@pytest.mark.rule("R16")
+def test_the_live_feed_of_a_turn_has_its_own_subject() -> None:
+    """What is stored on turns.… is republished on live.…"""
+    assert subjects.live(KEY) == "live.acme.0190-1.>"
+    assert subjects.live_end(KEY) == "live.acme.0190-1.end"
+
+
+@pytest.mark.rule("R28")
+def test_queries_health_and_presence_have_their_subjects() -> None:
+    """A query carries its tenant in the subject, so that no question can name another's."""
+    assert subjects.query(KEY.tenant, "session_turns") == "queries.acme.session_turns"
+    assert subjects.every_query("session_turns") == "queries.*.session_turns"
+    assert subjects.health("persistence") == "health.persistence"
+    assert subjects.presence(KEY) == "readers.acme.0190-1"
+
+
+@pytest.mark.rule("R3")
+@pytest.mark.parametrize("token", ["*", ">", "a.b", "", "A", "a b", "x" * 65])
+def test_no_subject_is_built_from_what_is_no_token(token: str) -> None:
+    """The server takes a wildcard in a publish and reads everything with it: it must never get there."""
+    bad_tenant, bad_turn = TurnKey(Tenant(token), KEY.turn), TurnKey(KEY.tenant, TurnId(token))
+    for key in (bad_tenant, bad_turn):
+        for build in (subjects.entries, subjects.live, subjects.live_end, subjects.presence):
+            with pytest.raises(ValueError, match="cannot be a token"):
+                build(key)
+        with pytest.raises(ValueError, match="cannot be a token"):
+            subjects.entry(key, "event")
+    for build_query in (subjects.every_query, subjects.health):
+        with pytest.raises(ValueError, match="cannot be a token"):
+            build_query(token)
+    with pytest.raises(ValueError, match="cannot be a token"):
+        subjects.query(Tenant(token), "turn")
+    with pytest.raises(ValueError, match="cannot be a token"):
+        subjects.entry(KEY, token)
+
+
+@pytest.mark.rule("R2")
+@pytest.mark.parametrize("subject", ["live.acme.0190-1.event", "turns.acme.0190-1", "turns", ""])
+def test_other_subjects_are_not_entries(subject: str) -> None:
+    """Only turns.{tenant}.{turn}.{kind} is the subject of an entry."""
+    with pytest.raises(ValueError, match=r"."):
+        subjects.parse(subject)

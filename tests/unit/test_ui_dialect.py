@@ -1,0 +1,328 @@
+"""The dialect `ui`: every kind of block in chunks, the same from the log and from the database, step after step."""
+
+import json
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects import Dialect
+from gateway.dialects.ui import UI, UI_REPLAY
+from gateway.protocols import ui_message
+from gateway.routes import ui_history
+from proto import events
+from proto.entries import Failure, Message
+from proto.ids import Tenant, TurnId
+from proto.records import TurnRecord, record
+from proto.subjects import TurnKey
+from tests.event_stream import parse
+from tests.handwritten import MODEL, Handwritten, opening
+from tests.saying import ui as said
+from tests.unit.test_dialects import turns
+
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
+PLACE = {"turn": "turn-1", "session": "session-1"}
+CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+WEB = {"type": "web_search_result_location", "url": "https://a", "title": "A", "cited_text": "a"}
+PAGE = {"type": "page_location", "document_title": None, "start_page_number": 1}
+
+Chunk = dict[str, Any]
+
+
+def sent(log: Handwritten, dialect: Dialect = UI) -> bytes:
+    state, data = dialect.start(KEY), b""
+    for stored in log.stored:
+        frame, state = dialect.render(state, stored)
+        data += frame.data
+    return data
+
+
+def chunks(data: bytes) -> list[Chunk]:
+    return [json.loads(event.data) for event in parse(data) if event.data != "[DONE]"]
+
+
+def taken(*events_: events.Event) -> Handwritten:
+    """A turn that has begun and said that."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0], *events_)
+    return log
+
+
+def shown(*events_: events.Event) -> list[Chunk]:
+    """What those add to the opening."""
+    return chunks(sent(taken(*events_)))[3:]
+
+
+def test_a_turn_opens_with_its_names() -> None:
+    """The message's id is the turn's: whoever reads it again replaces what it has."""
+    start, place, step = chunks(sent(taken()))
+    metadata = {**PLACE, "model": MODEL, "asked_at": "2026-01-01T12:00:01Z"}
+    assert start == {"type": "start", "messageId": "msg_turn-1", "messageMetadata": metadata}
+    assert place == {"type": "data-tailrace", "id": "turn-1", "data": PLACE}
+    assert step == {"type": "start-step"}
+
+
+@pytest.mark.parametrize(
+    ("block", "deltas", "want"),
+    [
+        (
+            {"type": "text", "text": "a"},
+            [events.TextDelta("b"), events.CitationsDelta(WEB), events.CitationsDelta(PAGE)],
+            [
+                {"type": "text-start", "id": "0"},
+                {"type": "text-delta", "id": "0", "delta": "a"},
+                {"type": "text-delta", "id": "0", "delta": "b"},
+                {
+                    "type": "source-url",
+                    "sourceId": "0-1",
+                    "url": "https://a",
+                    "title": "A",
+                    "providerMetadata": {"anthropic": WEB},
+                },
+                {
+                    "type": "source-document",
+                    "sourceId": "0-2",
+                    "mediaType": "application/pdf",
+                    "title": "Document",
+                    "providerMetadata": {"anthropic": PAGE},
+                },
+                {"type": "text-end", "id": "0"},
+            ],
+        ),
+        (
+            {"type": "thinking", "thinking": "", "signature": ""},
+            [events.ThinkingDelta("hm"), events.SignatureDelta("si"), events.SignatureDelta("g")],
+            [
+                {"type": "reasoning-start", "id": "0"},
+                {"type": "reasoning-delta", "id": "0", "delta": "hm"},
+                {"type": "reasoning-end", "id": "0", "providerMetadata": {"anthropic": {"signature": "sig"}}},
+            ],
+        ),
+        (
+            {"type": "redacted_thinking", "data": "xyz"},
+            [],
+            [
+                {"type": "reasoning-start", "id": "0", "providerMetadata": {"anthropic": {"redactedData": "xyz"}}},
+                {"type": "reasoning-end", "id": "0"},
+            ],
+        ),
+        (
+            CALL,
+            [events.InputJsonDelta('{"q'), events.InputJsonDelta('": 1}')],
+            [
+                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"},
+                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '{"q'},
+                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '": 1}'},
+                {"type": "tool-input-available", "toolCallId": "c1", "toolName": "look", "input": {"q": 1}},
+            ],
+        ),
+        (
+            CALL,
+            [events.InputJsonDelta('{"q')],
+            [
+                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"},
+                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '{"q'},
+                {
+                    "type": "tool-input-error",
+                    "toolCallId": "c1",
+                    "toolName": "look",
+                    "input": {},
+                    "errorText": "the input of this call broke off",
+                },
+            ],
+        ),
+        (
+            {**CALL, "type": "server_tool_use"},
+            [],
+            [
+                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look", "providerExecuted": True},
+                {
+                    "type": "tool-input-available",
+                    "toolCallId": "c1",
+                    "toolName": "look",
+                    "input": {},
+                    "providerExecuted": True,
+                },
+            ],
+        ),
+        (
+            {"type": "web_search_tool_result", "tool_use_id": "c1", "content": [{"url": "https://a"}]},
+            [],
+            [
+                {
+                    "type": "tool-output-available",
+                    "toolCallId": "c1",
+                    "output": [{"url": "https://a"}],
+                    "providerExecuted": True,
+                }
+            ],
+        ),
+        (
+            {"type": "web_search_tool_result", "tool_use_id": "c1", "content": {"type": "x_error", "error_code": "e"}},
+            [],
+            [
+                {
+                    "type": "tool-output-error",
+                    "toolCallId": "c1",
+                    "errorText": '{"type":"x_error","error_code":"e"}',
+                    "providerExecuted": True,
+                }
+            ],
+        ),
+        ({"type": "a_newer_block"}, [events.TextDelta("?")], []),
+        ({"type": "tool_use"}, [events.InputJsonDelta("{}")], []),
+    ],
+)
+def test_a_block_in_chunks(block: dict[str, Any], deltas: list[events.Delta], want: list[Chunk]) -> None:
+    """The table of ui_part.py, row by row. What a client's schema would refuse is not there."""
+    heard = [events.BlockDelta(0, delta) for delta in deltas]
+    assert shown(events.BlockStart(0, block), *heard, events.BlockStop(0)) == want
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stop_reason", "want"),
+    [
+        ("completed", "end_turn", [("finish", "stop")]),
+        ("completed", "max_tokens", [("finish", "length")]),
+        ("completed", "tool_use", [("finish", "tool-calls")]),
+        ("completed", "refusal", [("finish", "content-filter")]),
+        ("completed", "a_newer_reason", [("finish", "other")]),
+        ("cancelled", None, [("abort", None), ("finish", "other")]),
+        ("failed", None, [("message-metadata", None), ("error", None), ("finish", "error")]),
+    ],
+)
+def test_every_end_has_a_finish(outcome: Any, stop_reason: str | None, want: list[tuple[str, str | None]]) -> None:
+    """And what is open is closed before it. [DONE] is the last thing that is said."""
+    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
+    log.hear(events.MessageDelta(events.StopReason(stop_reason)))
+    log.end(outcome, OVERLOADED if outcome == "failed" else None)
+    data = sent(log)
+    ending = chunks(data)[5:]
+    assert ending[:2] == [{"type": "text-end", "id": "0"}, {"type": "finish-step"}]
+    assert [(chunk["type"], chunk.get("finishReason")) for chunk in ending[2:]] == want
+    (metadata,) = [chunk["messageMetadata"] for chunk in ending if "messageMetadata" in chunk]
+    assert (metadata["outcome"], metadata["usage_is_estimated"]) == (outcome, True)
+    assert parse(data)[-1].data == "[DONE]"
+
+
+def test_what_began_anew_forgets_what_was_open() -> None:
+    """The new answer's blocks have the same numbers."""
+    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
+    log.take("restart")
+    log.hear(*opening())
+    log.say("whole")
+    assert [chunk["type"] for chunk in chunks(sent(log))[5:]] == ["reset-step", "text-start", "text-delta"]
+    assert said(sent(log)) == "whole"
+
+
+def test_what_began_anew_and_said_nothing_closes_nothing() -> None:
+    """A client has forgotten the part, and an end for one that it does not know would break its stream."""
+    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
+    log.take("restart")
+    log.end("cancelled")
+    ending = [chunk["type"] for chunk in chunks(sent(log))[5:]]
+    assert ending == ["reset-step", "finish-step", "abort", "finish"]
+
+
+def answering_a_tool() -> Handwritten:
+    """A turn that goes on after a tool's result, in the message that called it."""
+    told = [
+        Message("user", "q"),
+        Message("assistant", [{"type": "thinking", "thinking": "hm", "signature": "s"}, {**CALL, "input": {"q": 1}}]),
+        Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "found"}]),
+    ]
+    log = Handwritten()
+    log.ask(messages=told, history=2, metadata={"ui_message": "msg_turn-0"})
+    log.take()
+    log.hear(*opening())
+    return log
+
+
+def test_a_turn_that_answers_a_tool_adds_to_the_message_that_called_it() -> None:
+    """It names no message, so that the client keeps the one that it has."""
+    start, *rest = chunks(sent(answering_a_tool()))
+    assert "messageId" not in start
+    assert [chunk["type"] for chunk in rest] == ["data-tailrace", "start-step", "text-start"]
+
+
+def test_who_was_not_there_is_told_the_steps_before() -> None:
+    """A page that was loaded anew replaces its message by what is replayed, and would lose the call."""
+    start, *rest = chunks(sent(answering_a_tool(), UI_REPLAY))
+    assert start["messageId"] == "msg_turn-0"
+    assert rest[4] == {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"}
+    assert [chunk["type"] for chunk in rest] == [
+        "start-step",
+        "reasoning-start",
+        "reasoning-delta",
+        "reasoning-end",
+        "tool-input-start",
+        "tool-input-delta",
+        "tool-input-available",
+        "finish-step",
+        "tool-output-available",
+        "data-tailrace",
+        "start-step",
+        "text-start",
+    ]
+    assert rest[8] == {"type": "tool-output-available", "toolCallId": "c1", "output": "found"}
+
+
+@given(turns(), st.integers(0, 60))
+def test_a_count_is_the_same_at_every_read(log: Handwritten, count: int) -> None:
+    """What a transport has is what another reader was sent first, and a replay of a plain turn is the same stream."""
+    data = sent(log)
+    assert sent(log, UI_REPLAY) == data
+    whole = chunks(data)
+    for upto in range(len(log.stored)):
+        part = Handwritten()
+        part.stored = log.stored[:upto]
+        assert whole[: len(chunks(sent(part)))] == chunks(sent(part))
+
+
+@given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
+def test_who_comes_back_after_a_day_forgets_what_it_cannot_place(log: Handwritten, seen: int) -> None:
+    """The database has no deltas: an opening goes on where it was, and the answer is told once more, after a reset."""
+    told = record(KEY, log.turn)
+    whole, rest = (chunks(UI.archived(told, count).data) for count in (0, seen))
+    assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
+    assert said(UI.archived(told, seen).data) == told.text
+
+
+def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
+    return msgspec.structs.replace(record(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
+
+
+def test_a_chat_is_its_newest_branch() -> None:
+    """A question that was edited has its answer; the one before is another branch."""
+    log = taken()
+    turns = [made(log, "a"), made(log, "b", parent="a"), made(log, "c", parent="a"), made(log, "d", parent="c")]
+    assert [turn.turn for turn in ui_history.branch(turns)] == ["a", "c", "d"]
+    assert ui_history.branch([]) == []
+
+
+def test_a_history_of_many_calls_is_told_at_once() -> None:
+    """Each result finds its call by its name: looked for among all of them, these took 6 s, and every stream stood."""
+    many = range(20_000)
+    calls = [{**CALL, "id": f"c{number}"} for number in many]
+    results = [{"type": "tool_result", "tool_use_id": f"c{number}", "content": f"r{number}"} for number in many]
+    told = made(taken(), input=[Message("assistant", calls), Message("user", results)])
+    began = time.perf_counter()
+    (whole,) = ui_message.messages([told])
+    assert time.perf_counter() - began < 3
+    assert [part["output"] for part in whole.parts] == [f"r{number}" for number in many]
+
+
+def test_the_running_answer_is_not_in_the_history() -> None:
+    """What it answers is: `resume: true` brings the rest."""
+    (user,) = ui_message.messages([made(taken())])
+    assert (user.id, user.role, user.parts) == (
+        "turn-1_0",
+        "user",
+        [{"type": "text", "text": "Why is the sky blue?"}],
+    )

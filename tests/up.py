@@ -1,0 +1,93 @@
+"""`tailrace up` as a process of its own, for tests: started, read, ended. Judges nothing."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.until import until
+
+CHECKOUT = Path(__file__).parents[1]
+START_S_MAX = 25.0
+STOP_S_MAX = 20.0
+
+
+class Up:
+    """One `tailrace up` on a free port, and what it printed so far."""
+
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+        self.folder = folder / "data"
+        self.printed = folder / "up.txt"
+        self.command = [sys.executable, "-m", "deploy", "up", "--data", str(self.folder), *arguments]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
+        with self.printed.open("wb") as printed:
+            self.process = subprocess.Popen(
+                self.command, cwd=CHECKOUT, env=inherited | environ, stdout=printed, stderr=printed
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        return self.printed.read_text().splitlines()
+
+    async def ready(self) -> str:
+        """Its URL, once it has said that it is ready."""
+        await until(lambda: self.process.poll() is not None or self.said("ready http://"), START_S_MAX)
+        assert self.process.poll() is None, "\n".join(self.lines)
+        return self.said("ready http://").removeprefix("ready ")
+
+    def said(self, beginning: str) -> str:
+        return next((line for line in self.lines if line.startswith(beginning)), "")
+
+    def pids(self) -> dict[str, int]:
+        """Names and pids of the table that it printed."""
+        rows = re.findall(r"^  ([a-z][a-z0-9-]*) +([0-9]+)  ", "\n".join(self.lines), re.MULTILINE)
+        return {name: int(pid) for name, pid in rows}
+
+    def tree(self) -> list[int]:
+        """All processes below it, now."""
+        return [int(pid) for pid in below(self.process.pid)]
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()  # its children go with it, as a test below holds
+        self.process.wait()
+
+
+def below(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [found for child in map(int, children) for found in (child, *below(child))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, **environ: str) -> Iterator[Up]:
+    up = Up(folder, *arguments, **environ)
+    try:
+        yield up
+    finally:
+        up.end()
+
+
+def refused(*arguments: str, **environ: str) -> tuple[int, str, float]:
+    """Status, sentence and seconds of an `up` that is not expected to start."""
+    started_s = time.monotonic()
+    command = [sys.executable, "-m", "deploy", "up", *arguments]
+    env = os.environ | environ
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=START_S_MAX, check=False
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr, time.monotonic() - started_s

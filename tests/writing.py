@@ -1,0 +1,64 @@
+"""A turn that a test writes into a real log by hand, entry by entry, as a generator would. It checks nothing."""
+
+from proto import entries, events
+from proto.chain import START, Chain
+from proto.ending import ending
+from proto.entries import Entry, Failure, Mode, Outcome
+from proto.ids import Seq
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests import handwritten
+
+# As the API has it. What `handwritten` encodes is only what the fold looks at, and the SDKs want all of it.
+MESSAGE: dict[str, object] = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": handwritten.MODEL,
+    "content": [],
+    "stop_reason": None,
+    "stop_sequence": None,
+    "usage": {"input_tokens": 10, "output_tokens": 1},
+}
+
+
+class Writer:
+    """The turn's only writer, so that its chain is the log's."""
+
+    def __init__(self, log: TurnLog, key: TurnKey) -> None:
+        self.log = log
+        self.key = key
+        self.chain: Chain = START
+
+    async def store(self, entry: Entry) -> Seq:
+        self.chain = await self.log.append(self.key, self.chain, entry)
+        return self.chain.last
+
+    async def ask(self, **given: object) -> Seq:
+        return await self.store(handwritten.request(**given))
+
+    async def begin(self, *texts: str, mode: Mode = "fresh") -> None:
+        """An attempt that opens its message and says `texts`."""
+        await self.store(handwritten.attempt(self.chain, mode))
+        start = handwritten.raw({"type": "message_start", "message": MESSAGE})
+        await self.store(entries.Event(prev=self.chain.last, attempt=self.chain.attempt, event=start))
+        await self.hear(events.BlockStart(0, {"type": "text", "text": ""}))
+        await self.say(*texts)
+
+    async def hear(self, *what: events.Event) -> None:
+        for one in what:
+            await self.store(handwritten.event(self.chain, one))
+
+    async def say(self, *texts: str) -> None:
+        for text in texts:
+            await self.store(handwritten.says(self.chain, text))
+
+    async def open(self, *texts: str) -> None:
+        """Asked and begun, with no end yet."""
+        await self.ask()
+        await self.begin(*texts)
+
+    async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
+        if outcome == "completed":
+            await self.hear(*handwritten.closing(5))
+        return await self.store(ending(await self.log.turn(self.key), outcome, error))
