@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from gateway import blobs, metrics
 from gateway.ask import Ask, request_of
+from gateway.caller import Caller
 from gateway.context import Gateway
 from gateway.conversation import place_of
 from gateway.deletion import delete
@@ -34,9 +35,10 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 async def accept(
-    gateway: Gateway, tenant: Tenant, ask: Ask, idempotency_key: str | None, raw: bytes
+    gateway: Gateway, caller: Caller, ask: Ask, idempotency_key: str | None, raw: bytes
 ) -> tuple[TurnKey, entries.Request]:
     """Puts the request into the log, once for each idempotency key; returns the turn and what it was asked."""
+    tenant = caller.tenant
     mine = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
@@ -44,7 +46,7 @@ async def accept(
     try:
         place = await place_of(gateway, tenant, ask)
         offer = await gateway.catalogue.offer(tenant)
-        asked = request_of(ask, place, gateway.settings.max_tokens, offer)
+        asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key)
         request = await blobs.check_in(gateway, tenant, asked)
     except Refused:
         # What is refused claims no key. But another holder of it may have been quicker, and be what it is busy with.

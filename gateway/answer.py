@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from gateway import body
 from gateway.accept import accept, claimed_key
 from gateway.ask import Ask, check
-from gateway.context import gateway_of, refuse_when_draining, tenant_of
+from gateway.context import caller_of, gateway_of, refuse_when_draining, tenant_of
 from gateway.dialects import Dialect
 from gateway.stream import Stream
 from gateway.whole import Whole
@@ -41,10 +41,10 @@ async def accepted(
 
     `raw` is the body as it came: what a repeated POST has to equal. `idempotency_key` is for a client that sends none.
     """
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    gateway, caller = gateway_of(request), caller_of(request)
     check(ask)
     refuse_when_draining(gateway)
-    return await accept(gateway, tenant, ask, claimed_key(request) or idempotency_key, raw)
+    return await accept(gateway, caller, ask, claimed_key(request) or idempotency_key, raw)
 
 
 async def answer(

@@ -100,8 +100,8 @@ def new_messages(ask: Ask) -> list[Message]:
     return ask.messages if ask.messages is not None else [Message("user", ask.message or "")]
 
 
-def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer) -> entries.Request:
-    """The entry for `ask`, at its place; `max_tokens` is for who names none. Raises Refused."""
+def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str | None = None) -> entries.Request:
+    """The entry for `ask`, at its place, `by` which credential; `max_tokens` is for who names none. Raises Refused."""
     model = offer.model(ask.model or place.model or None)
     if ask.max_tokens is not None and not 1 <= ask.max_tokens <= model.output_tokens_max:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {model.output_tokens_max} for {model.id}")
@@ -124,4 +124,5 @@ def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer) -> entries
         metadata=ask.metadata,
         on_interrupt=ask.on_interrupt,
         on_disconnect=ask.on_disconnect,
+        by=by,
     )

@@ -1,4 +1,4 @@
-"""Who asks: a request becomes a tenant, or is refused. What a body or a path says never matters here."""
+"""Who asks: a request becomes a caller, or is refused. What a body or a path says never matters here."""
 
 import hashlib
 import ipaddress
@@ -6,15 +6,18 @@ import re
 
 from starlette.requests import Request
 
+from gateway.caller import Caller
 from gateway.origin import may_be_foreign
 from gateway.settings import Settings
 from proto.errors import Refused, SettingsInvalid
 from proto.ids import Tenant, is_token
 
 # Whose turns they are where nobody needs a key.
-LOCAL = Tenant("local")
+LOCAL = Caller(Tenant("local"))
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ELSEWHERE = "a page of another origin may not do that: send `Content-Type: application/json`, from a server of yours"
+# Enough of a configured key's hash to tell it from others, and nothing to find the key with.
+NAME_CHARS = 12
 KEY = re.compile(r"([^:]+):([0-9a-f]{64})")
 
 
@@ -31,8 +34,8 @@ class Door:
                 "Set TAILRACE_API_KEYS, or TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
             )
 
-    def tenant(self, request: Request) -> Tenant:
-        """The tenant that `request` speaks for; raises Refused."""
+    def caller(self, request: Request) -> Caller:
+        """Who `request` speaks for; raises Refused."""
         if not self._tenants:
             self._check_host(request)
             if may_be_foreign(request):
@@ -40,10 +43,11 @@ class Door:
             return LOCAL
         credential = _credential(request)
         # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
-        found = self._tenants.get(hashlib.sha256(credential).hexdigest()) if credential else None
+        sha256 = hashlib.sha256(credential).hexdigest()
+        found = self._tenants.get(sha256) if credential else None
         if found is None:
             raise Refused("credential_invalid", "send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`")
-        return found
+        return Caller(found, f"env_{sha256[:NAME_CHARS]}")
 
     def _check_host(self, request: Request) -> None:
         """Without keys, a page elsewhere could point a name of its own at this machine (DNS rebinding)."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from gateway.auth import Door
+from gateway.caller import Caller
 from gateway.departure import Departures
 from gateway.fullness import Fullness
 from gateway.history import History
@@ -40,9 +41,14 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def tenant_of(request: Request) -> Tenant:
+def caller_of(request: Request) -> Caller:
     """Who asks; raises Refused."""
-    return gateway_of(request).door.tenant(request)
+    return gateway_of(request).door.caller(request)
+
+
+def tenant_of(request: Request) -> Tenant:
+    """Whose turns are asked for; raises Refused."""
+    return caller_of(request).tenant
 
 
 async def offer_to(request: Request) -> Offer:

@@ -47,6 +47,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] | None = None
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
+    by: str | None = None
+    """The name of the credential that asked, which is no secret."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

@@ -203,7 +203,7 @@ async def ask_all(storm: Storm, clients: list[httpx2.AsyncClient], chance: rando
 async def post(client: httpx2.AsyncClient, asked: Question) -> TurnKey:
     response = await client.post("/v1/turns", json=asked.body)
     assert response.status_code == 202, response.text
-    return TurnKey(LOCAL, TurnId(response.json()["turn"]))
+    return TurnKey(LOCAL.tenant, TurnId(response.json()["turn"]))
 
 
 async def look(system: System, turn: Turn, seen: Seen) -> None:

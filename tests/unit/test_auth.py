@@ -1,4 +1,4 @@
-"""The door: a credential becomes a tenant or is refused, and a door that stands open to strangers does not open."""
+"""The door: a credential becomes a caller or is refused, and a door that stands open to strangers does not open."""
 
 import hashlib
 
@@ -24,8 +24,8 @@ def door(**given: object) -> Door:
 def test_a_key_is_its_tenants() -> None:
     """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
     keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
-    assert keys.tenant(asking((b"x-api-key", b"secret"))) == "alice"
-    assert keys.tenant(asking((b"authorization", b"Bearer other"))) == "bob"
+    assert keys.caller(asking((b"x-api-key", b"secret"))) == ("alice", f"env_{HASH[:12]}")
+    assert keys.caller(asking((b"authorization", b"Bearer other"))) == ("bob", f"env_{OTHER_HASH[:12]}")
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_a_key_is_its_tenants() -> None:
 def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """The hash of a key is none, and two credentials are none: another server in the way might take the other one."""
     with pytest.raises(Refused) as refused:
-        door(api_keys=f"alice:{HASH}").tenant(asking(*headers))
+        door(api_keys=f"alice:{HASH}").caller(asking(*headers))
     assert refused.value.code == "credential_invalid"
 
 
 def test_where_nobody_needs_a_key_everybody_is_local() -> None:
     """On a laptop, and asked for by a name of the machine's own."""
-    assert door().tenant(asking((b"host", b"localhost:8000"))) == LOCAL
+    assert door().caller(asking((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
