@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any
 
 import httpx2
@@ -346,15 +346,15 @@ async def listening(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
-        while await request(reader):
-            writer.write(reply)
-            await writer.drain()
-            if is_read is None:
-                break
-            await is_read.wait()
-            is_read.clear()
-            writer.write(ends)
-        writer.close()
+        with closing(writer):
+            while await request(reader):
+                writer.write(reply)
+                await writer.drain()
+                if is_read is None:
+                    break
+                await is_read.wait()
+                is_read.clear()
+                writer.write(ends)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:

@@ -3,7 +3,7 @@
 import asyncio
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
@@ -18,9 +18,10 @@ async def answering(*answers: bytes) -> AsyncIterator[int]:
     left = list(answers)
 
     async def answer(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(left.pop(0) if len(left) > 1 else left[0])
-        writer.close()
+        # Who asks may give up before it has asked, or while it is answered.
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]

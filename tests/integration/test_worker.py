@@ -7,7 +7,7 @@ the simulated Claude.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from signal import SIGKILL
 
 import pytest
@@ -260,12 +260,14 @@ async def refusing(status: int) -> AsyncIterator[tuple[str, list[bytes]]]:
     body = b'{"type":"error","error":{"type":"x","message":"no"}}'
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        calls.append(await reader.readuntil(b"\r\n\r\n"))
-        head = b"HTTP/1.1 %d No\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-        writer.write(head % (status, len(body)) + body)
-        await writer.drain()
-        await reader.read()
-        writer.close()
+        with closing(writer):
+            calls.append(await reader.readuntil(b"\r\n\r\n"))
+            head = (
+                b"HTTP/1.1 %d No\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            )
+            writer.write(head % (status, len(body)) + body)
+            await writer.drain()
+            await reader.read()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
