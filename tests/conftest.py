@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 from hypothesis import HealthCheck, settings
 
 from deploy.nats_server import NatsServer
@@ -24,6 +25,10 @@ BYTES_MAX = 768 * 1024**2
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
 settings.load_profile("house")
+
+# By default structlog draws every frame with its local variables. That takes seconds, in which leases run out.
+console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
