@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from gateway import problem
 from gateway.context import Gateway, tenant_of
+from gateway.guard import guarded
 from gateway.large import LargeBodies
 from gateway.routes import (
     api,
@@ -51,7 +52,7 @@ ROUTES: list[Route] = [
 def app(gateway: Gateway) -> Starlette:
     settings = gateway.settings
     starlette = Starlette(
-        routes=ROUTES,
+        routes=[guarded(route) for route in ROUTES],
         middleware=[
             Middleware(
                 LargeBodies,

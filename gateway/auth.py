@@ -1,53 +1,98 @@
-"""Who asks: a request becomes a caller, or is refused. What a body or a path says never matters here."""
+"""Who asks: a request becomes a caller, or is refused. What a body or a path says never matters here.
 
-import hashlib
+A credential stands in one of few places (carriers), and is one of few kinds (verifiers). Whoever adds one adds it to
+the lists that the Door is given; every check behind it is the same for all.
+"""
+
+import asyncio
 import ipaddress
 import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 from starlette.requests import Request
 
 from gateway.caller import Caller
+from gateway.configured_keys import ConfiguredKeys
 from gateway.origin import may_be_foreign
 from gateway.settings import Settings
 from proto.errors import Refused, SettingsInvalid
-from proto.ids import Tenant, is_token
+from proto.ids import Tenant
 
 # Whose turns they are where nobody needs a key.
 LOCAL = Caller(Tenant("local"))
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ELSEWHERE = "a page of another origin may not do that: send `Content-Type: application/json`, from a server of yours"
-# Enough of a configured key's hash to tell it from others, and nothing to find the key with.
-NAME_CHARS = 12
-KEY = re.compile(r"([^:]+):([0-9a-f]{64})")
+
+
+class Verifier(Protocol):
+    """Knows one kind of credential."""
+
+    async def verify(self, token: bytes, request: Request) -> Caller | None:
+        """Who `token` speaks for; None: it is none of this kind, or good no longer.
+
+        Raises LogUnavailable when nobody can say. `request` is for a kind that is good for some requests only.
+        """
+
+
+class Carrier(NamedTuple):
+    """A place in a request where credentials may stand, and the kinds that are taken there."""
+
+    read: Callable[[Request], list[bytes]]
+    verifiers: Sequence[Verifier]
 
 
 class Door:
-    """Checks credentials against the configured keys; only their hashes are known here."""
+    """Admits who has a credential, and everybody where none is asked for."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsInvalid for keys that cannot be read, and for an open door where strangers can reach it."""
-        self._tenants = _tenants(settings.api_keys)
+        self._configured = ConfiguredKeys(settings.api_keys)
         self._hosts = LOOPBACK_HOSTS | {name.strip() for name in settings.hosts.lower().split(",") if name.strip()}
-        if not self._tenants and not settings.allow_anonymous and not _is_loopback(settings.host):
+        self.carriers: list[Carrier] = [Carrier(_of_headers, [self._configured])]
+        """Others may be added before the first request."""
+        if not self._configured and not settings.allow_anonymous and not _is_loopback(settings.host):
             raise SettingsInvalid(
                 f"TAILRACE_HOST: {settings.host} can be reached from elsewhere, and no key is asked for. "
                 "Set TAILRACE_API_KEYS, or TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
             )
 
-    def caller(self, request: Request) -> Caller:
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody needs a credential."""
+        return not self._configured
+
+    async def caller(self, request: Request) -> Caller:
         """Who `request` speaks for; raises Refused."""
-        if not self._tenants:
+        if self.is_open:
             self._check_host(request)
             if may_be_foreign(request):
                 raise Refused("origin_refused", ELSEWHERE)
             return LOCAL
-        credential = _credential(request)
-        # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
-        sha256 = hashlib.sha256(credential).hexdigest()
-        found = self._tenants.get(sha256) if credential else None
-        if found is None:
-            raise Refused("credential_invalid", "send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`")
-        return Caller(found, f"env_{sha256[:NAME_CHARS]}")
+        found = [(token, carrier.verifiers) for carrier in self.carriers for token in carrier.read(request)]
+        # None, or several that another server in the way might choose among differently.
+        if len(found) == 1:
+            token, verifiers = found[0]
+            for verifier in verifiers:
+                if token and (caller := await verifier.verify(token, request)) is not None:
+                    return caller
+        raise unknown()
+
+    @contextmanager
+    def ending(self, caller: Caller) -> Iterator[asyncio.Event]:
+        """An event that is set when what `caller` came with is good no longer: expired, or its key revoked."""
+        ended = asyncio.Event()
+        timer = None
+        if caller.until is not None:
+            # The loop's clock from here on: a wall clock that jumps ends no stream.
+            timer = asyncio.get_running_loop().call_later(max(0.0, caller.until - time.time()), ended.set)
+        try:
+            yield ended
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _check_host(self, request: Request) -> None:
         """Without keys, a page elsewhere could point a name of its own at this machine (DNS rebinding)."""
@@ -56,27 +101,20 @@ class Door:
             raise Refused("host_refused", "this server does not go by that name: set TAILRACE_HOSTS")
 
 
-def _credential(request: Request) -> bytes:
-    bearers = request.headers.getlist("authorization")
-    keys = request.headers.getlist("x-api-key")
-    if len(bearers) + len(keys) != 1:
-        # None, or several that another server in the way might choose among differently.
-        return b""
-    if keys:
-        return keys[0].encode("latin-1")
-    scheme, _, token = bearers[0].partition(" ")
+def unknown() -> Refused:
+    """The same for none, one that nobody knows, one that has expired, and one that was revoked."""
+    return Refused("credential_invalid", "send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`")
+
+
+def _of_headers(request: Request) -> list[bytes]:
+    """Current SDKs send a bearer token, older ones and Claude Code `x-api-key` (FACTS). Of another scheme: empty."""
+    bearers = [_bearer(header) for header in request.headers.getlist("authorization")]
+    return bearers + [header.encode("latin-1") for header in request.headers.getlist("x-api-key")]
+
+
+def _bearer(header: str) -> bytes:
+    scheme, _, token = header.partition(" ")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
-
-
-def _tenants(text: str) -> dict[str, Tenant]:
-    tenants: dict[str, Tenant] = {}
-    for pair in filter(None, map(str.strip, text.split(","))):
-        match = KEY.fullmatch(pair)
-        if match is None or not is_token(match[1]):
-            raise SettingsInvalid("TAILRACE_API_KEYS: expected TENANT:SHA256 in hex, TENANT of a-z 0-9 _ -")
-        if tenants.setdefault(match[2], Tenant(match[1])) != match[1]:
-            raise SettingsInvalid("TAILRACE_API_KEYS: one key stands for two tenants")
-    return tenants
 
 
 def _is_loopback(host: str) -> bool:

@@ -148,6 +148,7 @@ CODES: dict[str, Code] = {
     "dialect_unknown": Code(400, INVALID),
     "idempotency_key_invalid": Code(400, INVALID),
     "credential_invalid": Code(401, "authentication_error"),
+    "scope_missing": Code(403, "permission_error"),
     "host_refused": Code(403, "permission_error"),
     "origin_refused": Code(403, "permission_error"),
     "route_not_found": Code(404, "not_found_error"),

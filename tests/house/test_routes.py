@@ -3,6 +3,7 @@
 import re
 
 from gateway.app import ROUTES
+from gateway.scopes import NEEDS
 from tests.routes import ROWS
 
 
@@ -10,6 +11,15 @@ def test_every_route_has_a_row() -> None:
     """DESIGN 5: the tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
     methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert methods == set(ROWS)
+
+
+def test_every_route_says_who_may() -> None:
+    """A route without a row in gateway/scopes.py is refused to everybody; one that is gone has none."""
+    methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
+    assert set(NEEDS) == methods
+    assert {route for route, need in NEEDS.items() if need == "public"} == {
+        route for route, row in ROWS.items() if row.is_public
+    }
 
 
 def test_every_path_that_names_something_has_its_kind_in_its_row() -> None:

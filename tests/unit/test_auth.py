@@ -6,8 +6,10 @@ import pytest
 from starlette.requests import Request
 
 from gateway.auth import LOCAL, Door
+from gateway.caller import Caller
 from gateway.settings import Settings
 from proto.errors import Refused, SettingsInvalid
+from proto.ids import Tenant
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
@@ -21,11 +23,12 @@ def door(**given: object) -> Door:
     return Door(Settings(**given))  # type: ignore[arg-type]
 
 
-def test_a_key_is_its_tenants() -> None:
+async def test_a_key_is_its_tenants() -> None:
     """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
     keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
-    assert keys.caller(asking((b"x-api-key", b"secret"))) == ("alice", f"env_{HASH[:12]}")
-    assert keys.caller(asking((b"authorization", b"Bearer other"))) == ("bob", f"env_{OTHER_HASH[:12]}")
+    alice, bob = Caller(Tenant("alice"), f"env_{HASH[:12]}"), Caller(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
+    assert await keys.caller(asking((b"x-api-key", b"secret"))) == alice
+    assert await keys.caller(asking((b"authorization", b"Bearer other"))) == bob
 
 
 @pytest.mark.parametrize(
@@ -45,16 +48,16 @@ def test_a_key_is_its_tenants() -> None:
     ],
     ids=range(11),
 )
-def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
+async def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """The hash of a key is none, and two credentials are none: another server in the way might take the other one."""
     with pytest.raises(Refused) as refused:
-        door(api_keys=f"alice:{HASH}").caller(asking(*headers))
+        await door(api_keys=f"alice:{HASH}").caller(asking(*headers))
     assert refused.value.code == "credential_invalid"
 
 
-def test_where_nobody_needs_a_key_everybody_is_local() -> None:
+async def test_where_nobody_needs_a_key_everybody_is_local() -> None:
     """On a laptop, and asked for by a name of the machine's own."""
-    assert door().caller(asking((b"host", b"localhost:8000"))) == LOCAL
+    assert await door().caller(asking((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])

@@ -1,0 +1,60 @@
+"""An API key as it is stored: never the key itself, only what it is found by. Pure."""
+
+import hashlib
+import secrets
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+
+from proto.ids import Tenant
+
+Scope = Literal["ask", "read", "manage"]
+"""What a credential may do: ask for turns and cancel them; read what is there; rename and delete."""
+
+SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+
+# What a person, and a scanner for leaked secrets, knows a key by.
+PREFIX = "tr_"
+SECRET_BYTES = 32
+ID_BYTES = 8
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`sha256` is the whole key's, in lower-case hex; times are Unix seconds. `id` is no secret."""
+
+    id: str
+    sha256: str
+    tenant: Tenant
+    scopes: list[Scope]
+    created_at: int
+    name: str = ""
+    revoked_at: int | None = None
+    limits: dict[str, float] | None = None
+
+
+class NewKey(NamedTuple):
+    secret: str
+    """Shown once, and then nowhere."""
+    record: ApiKey
+
+
+def new_key(
+    tenant: Tenant, *, now: int, name: str = "", scopes: list[Scope], limits: dict[str, float] | None = None
+) -> NewKey:
+    """A key of 256 random bits, and its record."""
+    secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    record = ApiKey(
+        id=f"key_{secrets.token_hex(ID_BYTES)}",
+        sha256=sha256_of(secret.encode()),
+        tenant=tenant,
+        scopes=scopes,
+        created_at=now,
+        name=name,
+        limits=limits,
+    )
+    return NewKey(secret, record)
+
+
+def sha256_of(key: bytes) -> str:
+    """What a key is found by: of the whole of it, so that equal beginnings mean nothing."""
+    return hashlib.sha256(key).hexdigest()
