@@ -12,6 +12,7 @@ from gateway.context import Gateway
 from gateway.departure import Departures
 from gateway.fullness import Fullness
 from gateway.history import History
+from gateway.hosts import Hosts
 from gateway.live import Lives
 from gateway.models.catalogue import Catalogue
 from gateway.settings import Settings
@@ -25,6 +26,7 @@ logger = structlog.get_logger()
 
 async def preflight(settings: Settings) -> None:
     Door(settings)
+    Hosts(settings)
     read_aliases(settings.model_aliases)
 
 

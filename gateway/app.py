@@ -8,7 +8,9 @@ from starlette.routing import Route
 from gateway import problem
 from gateway.context import Gateway, tenant_of
 from gateway.guard import guarded
+from gateway.hosts import HostCheck, Hosts
 from gateway.large import LargeBodies
+from gateway.origin import cors, listed
 from gateway.routes import (
     api,
     blobs,
@@ -54,13 +56,15 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[guarded(route) for route in ROUTES],
         middleware=[
+            Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
+            *cors(listed(settings.origins)),
             Middleware(
                 LargeBodies,
                 bytes_max=settings.large_bytes_max,
                 body_bytes_max=settings.body_bytes_max,
                 timeout_s=settings.large_timeout_s,
                 whose=tenant_of,
-            )
+            ),
         ],
         exception_handlers={
             Refused: problem.refused,

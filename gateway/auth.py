@@ -6,7 +6,6 @@ the lists that the Door is given; every check behind it is the same for all.
 
 import asyncio
 import ipaddress
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,13 @@ from starlette.requests import Request
 
 from gateway.caller import Caller
 from gateway.configured_keys import ConfiguredKeys
-from gateway.origin import may_be_foreign
+from gateway.origin import listed, may_be_foreign
 from gateway.settings import Settings
 from proto.errors import Refused, SettingsInvalid
 from proto.ids import Tenant
 
 # Whose turns they are where nobody needs a key.
 LOCAL = Caller(Tenant("local"))
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ELSEWHERE = "a page of another origin may not do that: send `Content-Type: application/json`, from a server of yours"
 
 
@@ -50,7 +48,7 @@ class Door:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsInvalid for keys that cannot be read, and for an open door where strangers can reach it."""
         self._configured = ConfiguredKeys(settings.api_keys)
-        self._hosts = LOOPBACK_HOSTS | {name.strip() for name in settings.hosts.lower().split(",") if name.strip()}
+        self._origins = listed(settings.origins)
         self.carriers: list[Carrier] = [Carrier(_of_headers, [self._configured])]
         """Others may be added before the first request."""
         if not self._configured and not settings.allow_anonymous and not _is_loopback(settings.host):
@@ -67,8 +65,7 @@ class Door:
     async def caller(self, request: Request) -> Caller:
         """Who `request` speaks for; raises Refused."""
         if self.is_open:
-            self._check_host(request)
-            if may_be_foreign(request):
+            if may_be_foreign(request, self._origins):
                 raise Refused("origin_refused", ELSEWHERE)
             return LOCAL
         found = [(token, carrier.verifiers) for carrier in self.carriers for token in carrier.read(request)]
@@ -79,6 +76,10 @@ class Door:
                 if token and (caller := await verifier.verify(token, request)) is not None:
                     return caller
         raise unknown()
+
+    def named(self, key: str) -> Caller | None:
+        """Who the API key of that name speaks for just now; None: there is none, or it was revoked."""
+        return self._configured.named(key)
 
     @contextmanager
     def ending(self, caller: Caller) -> Iterator[asyncio.Event]:
@@ -93,12 +94,6 @@ class Door:
         finally:
             if timer is not None:
                 timer.cancel()
-
-    def _check_host(self, request: Request) -> None:
-        """Without keys, a page elsewhere could point a name of its own at this machine (DNS rebinding)."""
-        host = re.sub(r":[0-9]+$", "", request.headers.get("host", "")).lower()
-        if "*" not in self._hosts and host not in self._hosts:
-            raise Refused("host_refused", "this server does not go by that name: set TAILRACE_HOSTS")
 
 
 def unknown() -> Refused:

@@ -26,6 +26,9 @@ class ConfiguredKeys:
         # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
         return self._callers.get(sha256_of(token))
 
+    def named(self, key: str) -> Caller | None:
+        return next((caller for caller in self._callers.values() if caller.key == key), None)
+
 
 def _callers(text: str) -> dict[str, Caller]:
     callers: dict[str, Caller] = {}

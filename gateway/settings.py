@@ -20,7 +20,17 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         bool, Meta(description="serve everybody without a key on an address other than loopback")
     ] = False
     hosts: Annotated[
-        str, Meta(description="names besides loopback's under which clients may ask, joined by commas; * for any")
+        str,
+        Meta(
+            description="names besides localhost by which clients may ask, joined by commas; * for any;"
+            " none: any, where keys are asked for"
+        ),
+    ] = ""
+    origins: Annotated[
+        str,
+        Meta(
+            description="origins whose pages may ask from their browsers (CORS), joined by commas: https://app.example"
+        ),
     ] = ""
     body_bytes_max: Annotated[int, Meta(ge=1, description="largest request body")] = 32 * 1024 * 1024
     body_timeout_s: Annotated[float, Meta(gt=0, description="how long a client may take to send a body")] = 120.0

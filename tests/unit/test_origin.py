@@ -1,9 +1,10 @@
-"""Whether a stranger's page may have sent a request without its browser asking first."""
+"""Whether a stranger's page may have sent a request without its browser asking first, and which pages are none."""
 
 import pytest
 from starlette.requests import Request
 
-from gateway.origin import may_be_foreign
+from gateway.origin import listed, may_be_foreign
+from proto.errors import SettingsInvalid
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,47 @@ def test_a_browser_asks_before_it_sends_json_or_deletes(method: str, kind: str, 
     """The Fetch standard, "CORS-preflight fetch": nobody here answers that question. What is only read is not told."""
     raw = [(b"host", b"localhost"), (b"origin", b"https://evil.example"), (b"content-type", kind.encode())]
     assert may_be_foreign(Request({"type": "http", "method": method, "headers": raw})) is is_foreign
+
+
+def test_a_page_that_is_listed_is_no_stranger() -> None:
+    """Exactly as listed; `null` and nothing are never."""
+    origins = listed("https://app.example, HTTP://localhost:3000,")
+    assert origins == {"https://app.example", "http://localhost:3000"}
+    for origin, is_foreign in {
+        "https://app.example": False,
+        "http://localhost:3000": False,
+        "http://app.example": True,
+        "https://app.example:8443": True,
+        "https://app.example.evil.example": True,
+        "https://evil.example": True,
+        "null": True,
+        "": True,
+    }.items():
+        raw = [(b"host", b"box.example"), (b"origin", origin.encode()), (b"sec-fetch-site", b"cross-site")]
+        request = Request({"type": "http", "method": "POST", "headers": raw})
+        assert may_be_foreign(request, origins) is is_foreign, origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "null",
+        "app.example",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://app.example:443",
+        "http://app.example:80",
+        "https://*.example",
+        "https://user@app.example",
+        "https://",
+        "ftp://app.example",
+        "https://app.example;https://other.example",
+        "https://app.example https://other.example",
+        "https://bücher.example",
+    ],
+)
+def test_what_no_browser_sends_is_not_listed(text: str) -> None:
+    """It would let nobody in, or everybody: the start says so."""
+    with pytest.raises(SettingsInvalid, match="TAILRACE_ORIGINS"):
+        listed(f"https://ok.example,{text}")

@@ -1,0 +1,81 @@
+"""Which pages elsewhere may ask (CORS): those that are listed, exactly as listed, and none with its cookies."""
+
+import pytest
+
+from tests.integration.conftest import Gateway, NewGateway
+
+LISTED = "https://app.example, http://localhost:3000"
+MAY = ("https://app.example", "http://localhost:3000")
+MAY_NOT = (
+    "https://evil.example",
+    "http://app.example",
+    "https://app.example:8443",
+    "https://app.example.evil.example",
+    "https://evil-app.example",
+    "https://sub.app.example",
+    "https://APP.example",
+    "http://localhost",
+    "http://127.0.0.1:3000",
+    "null",
+    "*",
+    "file://",
+    "",
+)
+ALLOW, CREDENTIALS = "access-control-allow-origin", "access-control-allow-credentials"
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,idempotency-key,x-stainless-lang",
+}
+
+
+@pytest.fixture
+async def listing(nats_url: str, new_gateway: NewGateway) -> Gateway:
+    return await new_gateway(nats_url, origins=LISTED)
+
+
+@pytest.mark.parametrize("origin", MAY)
+async def test_a_page_that_is_listed_may_ask_and_see(listing: Gateway, origin: str) -> None:
+    """Its preflight lets any header through; answers and errors are its own to read, with all of their headers."""
+    preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
+    assert (preflight.status_code, preflight.headers[ALLOW]) == (200, origin)
+    assert preflight.headers["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
+    assert {"POST", "DELETE"} <= set(preflight.headers["access-control-allow-methods"].split(", "))
+    accepted = await listing.client.post("/v1/turns", json={"message": "hi"}, headers={"origin": origin})
+    refused = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
+    stranger = await listing.client.get("/v1/turns/NONE", headers={"origin": origin, "authorization": "Bearer nobodys"})
+    assert [answer.status_code for answer in (accepted, refused, stranger)] == [202, 404, 401]
+    for answer in (accepted, refused, stranger):
+        assert (answer.headers[ALLOW], answer.headers["access-control-expose-headers"]) == (origin, "*")
+        # Or a cache would give one page's answer to another's.
+        assert "Origin" in answer.headers["vary"]
+        assert CREDENTIALS not in answer.headers
+
+
+@pytest.mark.parametrize("origin", MAY_NOT)
+async def test_no_other_page_may(listing: Gateway, origin: str) -> None:
+    """Whatever looks like a listed one; `null` is every sandboxed page's."""
+    preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
+    answer = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
+    assert (preflight.status_code, answer.status_code) == (400, 404)
+    for said in (preflight, answer):
+        assert {ALLOW, CREDENTIALS}.isdisjoint(said.headers)
+        assert "Origin" in said.headers["vary"]
+
+
+async def test_nothing_is_said_of_origins_where_none_is_listed(lone_gateway: Gateway) -> None:
+    """The default: a page elsewhere asks its own server, which asks this one."""
+    headers = {"origin": "https://app.example"}
+    preflight = await lone_gateway.client.options("/v1/turns", headers={**headers, **PREFLIGHT})
+    answer = await lone_gateway.client.get("/v1/turns/NONE", headers=headers)
+    assert (preflight.status_code, answer.status_code) == (405, 404)
+    assert not [name for said in (preflight, answer) for name in said.headers if name.startswith("access-control")]
+
+
+async def test_where_no_key_is_needed_a_listed_page_may_do_what_others_may_not(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """A POST without JSON is sent by any page without asking: it is refused to all but those."""
+    gateway = await new_gateway(nats_url, api_keys="", origins=LISTED)
+    for origin, status in ((MAY[0], 404), ("https://evil.example", 403), ("null", 403)):
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        assert (await gateway.client.post("/v1/turns/NONE/cancel", headers=headers)).status_code == status, origin

@@ -1,0 +1,95 @@
+"""By which names a server may be asked: a stranger's name never reaches it where nobody needs a key."""
+
+import pytest
+from starlette.datastructures import Headers
+
+from gateway.hosts import Hosts
+from gateway.settings import Settings
+from proto.errors import SettingsInvalid
+
+# What no Host header is, whatever is listed.
+MALFORMED = [
+    "",
+    " ",
+    "localhost ",
+    "localhost:",
+    "localhost:x",
+    "localhost:123456",
+    "localhost:80:80",
+    "localhost/health?x=",
+    "localhost#",
+    "user@localhost",
+    "localhost,evil.example",
+    "[::1",
+    "[::1]x",
+    "[evil.example]",
+    ".",
+    "..",
+    "localhost..",
+    "bücher.example",
+    "evil.example\\@localhost",
+    "a" * 70_000 + "!",
+]
+
+
+def headers(*hosts: str) -> Headers:
+    return Headers(raw=[(b"host", host.encode("utf-8")) for host in hosts])
+
+
+def lets_in(host: str, listed: str = "", *, is_key_needed: bool) -> bool:
+    return Hosts(Settings(hosts=listed)).lets_in(headers(host), is_key_needed=is_key_needed)
+
+
+@pytest.mark.parametrize(
+    ("host", "listed", "without_keys", "with_keys"),
+    [
+        ("localhost", "", True, True),
+        ("LocalHost:8000", "", True, True),
+        ("127.0.0.1:8000", "", True, True),
+        ("[::1]:8000", "", True, True),
+        ("10.1.2.3:8000", "", True, True),  # a health check's; no name can be pointed elsewhere here
+        ("box.example", "", False, True),
+        ("box.example", "box.example", True, True),
+        ("Box.Example:443", " BOX.example ,other.example", True, True),
+        ("evil.example", "box.example", False, False),
+        ("localhost.evil.example", "box.example", False, False),
+        ("127.0.0.1.evil.example", "box.example", False, False),
+        ("box.example.evil.example", "box.example", False, False),
+        ("xbox.example", "box.example", False, False),
+        ("10.1.2.3", "box.example", True, True),
+        ("localhost", "box.example", True, True),
+        ("127.1", "", False, True),  # a browser writes it out
+        ("2130706433", "", False, True),
+        ("evil.example", "*", True, True),
+        ("evil.example", "box.example,*", True, True),
+    ],
+)
+def test_a_name_is_let_in(host: str, listed: str, *, without_keys: bool, with_keys: bool) -> None:
+    """A list holds for everybody; without one, keys let every name in, and no keys only this machine's."""
+    assert lets_in(host, listed, is_key_needed=False) is without_keys
+    assert lets_in(host, listed, is_key_needed=True) is with_keys
+
+
+@pytest.mark.parametrize("host", MALFORMED, ids=range(len(MALFORMED)))
+@pytest.mark.parametrize("listed", ["", "*", "localhost"])
+def test_what_is_no_host_is_refused(host: str, listed: str) -> None:
+    """With keys and without: CVE-2026-48710 began with `Host: a/health?x=`."""
+    assert not lets_in(host, listed, is_key_needed=True)
+    assert not lets_in(host, listed, is_key_needed=False)
+
+
+def test_one_host_is_asked_for() -> None:
+    """Two may be judged by one server and served by another; HTTP/1.0 has none, which only a list minds."""
+    for listed in ("", "*", "localhost"):
+        two = Hosts(Settings(hosts=listed))
+        assert not two.lets_in(headers("localhost", "localhost"), is_key_needed=True)
+        assert not two.lets_in(headers(), is_key_needed=False)
+    assert Hosts(Settings()).lets_in(headers(), is_key_needed=True)
+    assert not Hosts(Settings(hosts="localhost")).lets_in(headers(), is_key_needed=True)
+
+
+@pytest.mark.parametrize("listed", ["https://box.example", "box.example:443", "box.example/x", "*.example", "[::1]"])
+def test_a_list_that_no_host_could_match_stops_the_start(listed: str) -> None:
+    """In silence it would shut everybody out, or mean less than was meant."""
+    with pytest.raises(SettingsInvalid, match="TAILRACE_HOSTS"):
+        Hosts(Settings(hosts=listed))
