@@ -1,7 +1,9 @@
 """An API key as it is stored: never the key itself, only what it is found by. Pure."""
 
 import hashlib
+import re
 import secrets
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 import msgspec
@@ -17,15 +19,19 @@ SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 PREFIX = "tr_"
 SECRET_BYTES = 32
 ID_BYTES = 8
+KEY_ID = re.compile(rf"key_[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`sha256` is the whole key's, in lower-case hex; times are Unix seconds. `id` is no secret."""
+    """`sha256` is the whole key's, in lower-case hex; times are Unix seconds. `id` is no secret.
+
+    A scope that a reader does not know is one that it does not grant.
+    """
 
     id: str
     sha256: str
     tenant: Tenant
-    scopes: list[Scope]
+    scopes: list[str]
     created_at: int
     name: str = ""
     revoked_at: int | None = None
@@ -39,7 +45,7 @@ class NewKey(NamedTuple):
 
 
 def new_key(
-    tenant: Tenant, *, now: int, name: str = "", scopes: list[Scope], limits: dict[str, float] | None = None
+    tenant: Tenant, *, now: int, name: str = "", scopes: Iterable[Scope], limits: dict[str, float] | None = None
 ) -> NewKey:
     """A key of 256 random bits, and its record."""
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
@@ -47,7 +53,7 @@ def new_key(
         id=f"key_{secrets.token_hex(ID_BYTES)}",
         sha256=sha256_of(secret.encode()),
         tenant=tenant,
-        scopes=scopes,
+        scopes=sorted(scopes),
         created_at=now,
         name=name,
         limits=limits,

@@ -7,6 +7,7 @@ from proto.ids import Tenant, TurnId, is_token
 STREAM = "TURNS"
 BODIES = "BODIES"
 CLAIMS = "CLAIMS"
+KEYS = "KEYS"
 GENERATORS = "generators"
 PERSISTENCE = "persistence"
 
@@ -15,6 +16,11 @@ EVERY_LIVE = "live.>"
 EVERY_REQUEST = "turns.*.*.request"
 EVERY_END = "turns.*.*.end"
 EVERY_BLOB = "bodies.>"
+# A bucket is a stream, and its names are subjects (ADR-8 of nats-architecture-and-design).
+KEYS_STREAM = "KV_KEYS"
+EVERY_KEY = "$KV.KEYS.>"
+# Where the server republishes what it has stored of a key.
+EVERY_LIVE_KEY = "keys.>"
 
 
 class TurnKey(NamedTuple):

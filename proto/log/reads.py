@@ -56,8 +56,9 @@ class _Batch:
 class Reads:
     """Reads under way, each with an inbox token of its own."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, stream: str = STREAM) -> None:
         self._connection = connection
+        self._stream = stream
         self._inbox = connection.client.new_inbox()
         self._batches: dict[str, _Batch] = {}
         self._subscription: Subscription | None = None
@@ -76,7 +77,9 @@ class Reads:
             token = str(self._made)
             answers = self._batches[token] = _Batch()
             try:
-                await self._connection.publish(f"$JS.API.DIRECT.GET.{STREAM}", query, reply=f"{self._inbox}.{token}")
+                await self._connection.publish(
+                    f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}"
+                )
                 await self._all(answers)
             except (TimeoutError, LogUnavailable):
                 await asyncio.sleep(TRY_TIMEOUT_S / 5)

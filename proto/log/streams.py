@@ -1,4 +1,4 @@
-"""What Tailrace needs to exist in NATS, declared as data: two streams, one bucket, two consumers.
+"""What Tailrace needs to exist in NATS, declared as data: two streams, two buckets, two consumers.
 
 `apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
 an older configuration silently turns things off (FACTS), so a change is a migration that somebody asks for.
@@ -27,10 +27,13 @@ from proto.subjects import (
     CLAIMS,
     EVERY_BLOB,
     EVERY_END,
+    EVERY_KEY,
     EVERY_LIVE,
+    EVERY_LIVE_KEY,
     EVERY_REQUEST,
     EVERY_TURN,
     GENERATORS,
+    KEYS,
     PERSISTENCE,
     STREAM,
 )
@@ -119,6 +122,7 @@ async def apply(
         await _create_stream(jetstream, stream(replicas, bytes_max, retention_s))
         await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
         await _create_claims(jetstream, replicas, retention_s)
+        await _create_keys(jetstream, replicas)
         for consumer in consumers():
             await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
@@ -137,7 +141,8 @@ async def check(connection: Connection) -> None:
         for wanted in consumers():
             info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
             differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
-        await jetstream.key_value(CLAIMS)
+        for bucket in (CLAIMS, KEYS):
+            await jetstream.key_value(bucket)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
             "NATS lacks the stream TURNS, BODIES or a part of one: run `python -m deploy streams`, or start `up`"
@@ -199,6 +204,22 @@ async def _create_claims(jetstream: JetStreamContext, replicas: int, retention_s
         await jetstream.key_value(CLAIMS)
     except nats.js.errors.NotFoundError:
         await jetstream.create_key_value(KeyValueConfig(bucket=CLAIMS, history=1, ttl=retention_s, replicas=replicas))
+
+
+async def _create_keys(jetstream: JetStreamContext, replicas: int) -> None:
+    try:
+        await jetstream.key_value(KEYS)
+    except nats.js.errors.NotFoundError:
+        await jetstream.create_key_value(
+            KeyValueConfig(
+                bucket=KEYS,
+                history=1,
+                storage=StorageType.FILE,
+                replicas=replicas,
+                direct=True,
+                republish=RePublish(src=EVERY_KEY, dest=EVERY_LIVE_KEY),
+            )
+        )
 
 
 async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:

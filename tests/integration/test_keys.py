@@ -1,0 +1,239 @@
+"""API keys in the bucket KEYS, on a real server: made, revoked, and heard of by whoever holds a ring of them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from signal import SIGKILL
+
+import msgspec
+import pytest
+from nats.js.api import KeyValueConfig
+from starlette.requests import Request
+
+from deploy.nats_server import NatsServer
+from gateway.caller import Caller
+from gateway.key_ring import KeyRing
+from proto.api_key import SCOPES, NewKey, new_key
+from proto.errors import LogUnavailable
+from proto.ids import Tenant
+from proto.log import Connection
+from proto.log.keys import Keys
+from proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
+from tests.conftest import apply_streams
+from tests.until import until
+
+ASKING = Request({"type": "http", "method": "GET", "headers": []})
+ALICE = Tenant("alice")
+
+
+def a_key(tenant: Tenant = ALICE) -> NewKey:
+    return new_key(tenant, now=int(time.time()), scopes=SCOPES)
+
+
+@pytest.fixture
+def keys(own_connection: Connection) -> Keys:
+    return Keys(own_connection)
+
+
+@asynccontextmanager
+async def kept_up(ring: KeyRing, connection: Connection) -> AsyncIterator[KeyRing]:
+    keeping = asyncio.create_task(ring.keep_up(connection))
+    try:
+        yield ring
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+
+@pytest.fixture
+async def ring(keys: Keys, own_connection: Connection) -> AsyncIterator[KeyRing]:
+    """A ring that keeps up, as in a gateway."""
+    ring = KeyRing(keys)
+    await ring.load()
+    async with kept_up(ring, own_connection):
+        yield ring
+
+
+async def found(ring: KeyRing, key: NewKey) -> Caller | None:
+    return await ring.verify(key.secret.encode(), ASKING)
+
+
+@pytest.mark.rule("R38")
+async def test_what_is_stored_of_a_key_does_not_tell_it(keys: Keys, own_connection: Connection) -> None:
+    """Its SHA-256 and who it is for, under an id that is no part of it: no bytes of the secret anywhere."""
+    key = a_key()
+    await keys.create(key.record)
+    stored = await own_connection.jetstream.get_last_msg(KEYS_STREAM, f"$KV.{KEYS}.{key.record.id}")
+    assert stored.data is not None
+    assert msgspec.json.decode(stored.data) == {
+        "id": key.record.id,
+        "sha256": key.record.sha256,
+        "tenant": "alice",
+        "scopes": ["ask", "manage", "read"],
+        "created_at": key.record.created_at,
+    }
+    assert key.secret not in repr(key.record)
+    assert key.secret.startswith("tr_")
+    assert len(key.secret) == 46  # 256 bits in base64
+
+
+async def test_no_two_keys_are_alike() -> None:
+    """Neither their secrets nor their ids."""
+    made = [a_key() for _ in range(100)]
+    assert len({key.secret for key in made}) == len({key.record.id for key in made}) == 100
+
+
+@pytest.mark.rule("R38")
+async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_connection: Connection) -> None:
+    """Also when they fill several pages of a read; and a revoked one is known as such."""
+    made = [a_key(Tenant(f"tenant-{number}")) for number in range(600)]
+    await asyncio.gather(*(keys.create(key.record) for key in made))
+    await keys.revoke(made[7].record.id, 1)
+    ring = KeyRing(keys)
+    await ring.load()
+    callers = [await found(ring, key) for key in made]
+    assert [caller.tenant if caller else None for caller in callers] == [
+        None if number == 7 else f"tenant-{number}" for number in range(600)
+    ]
+    assert ring.is_gone(made[7].record.id)
+
+
+@pytest.mark.rule("R38")
+async def test_a_key_is_heard_of_and_so_is_its_end(ring: KeyRing, keys: Keys) -> None:
+    """What its record says is the caller's; whoever watches it is told once it is revoked."""
+    key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
+    assert await found(ring, key) is None
+    await keys.create(key.record)
+    await until(lambda: found(ring, key))
+    assert await found(ring, key) == Caller(
+        ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0}
+    )
+    with ring.watched(key.record.id) as gone:
+        assert not gone.is_set()
+        assert not ring.is_gone(key.record.id)
+        await keys.revoke(key.record.id, 9)
+        await asyncio.wait_for(gone.wait(), 5)
+    assert ring.is_gone(key.record.id)
+    assert await found(ring, key) is None
+    with ring.watched(key.record.id) as gone:
+        assert gone.is_set()
+
+
+@pytest.mark.rule("R38")
+async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connection, keys: Keys) -> None:
+    """A ring that hears nothing, as of a bucket that republishes nothing, is a second behind and no more."""
+    await own_connection.jetstream.delete_key_value(KEYS)
+    await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
+    ring, key = KeyRing(keys), a_key()
+    await ring.load()
+    async with kept_up(ring, own_connection):
+        await keys.create(key.record)
+        await until(lambda: found(ring, key))
+        await keys.revoke(key.record.id, 1)
+        await until(lambda: ring.is_gone(key.record.id))
+
+
+@pytest.mark.rule("R38")
+async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_again(
+    own_server: NatsServer, ring: KeyRing, keys: Keys
+) -> None:
+    """A broker that falls over locks nobody out; what happened meanwhile is heard of when it is back."""
+    key, other = a_key(), a_key()
+    await keys.create(key.record)
+    await until(lambda: found(ring, key))
+    await own_server.stop(SIGKILL)
+    with pytest.raises(LogUnavailable):
+        await keys.place()
+    assert await found(ring, key) is not None
+    await own_server.start()
+    elsewhere = await Connection.open(own_server.url, "test-elsewhere")
+    try:
+        await Keys(elsewhere).create(other.record)
+        await Keys(elsewhere).revoke(key.record.id, 1)
+    finally:
+        await elsewhere.close()
+    await until(lambda: found(ring, other))
+    await until(lambda: ring.is_gone(key.record.id))
+
+
+@pytest.mark.rule("R38")
+async def test_keys_of_a_bucket_that_is_gone_are_gone(
+    own_server: NatsServer, ring: KeyRing, keys: Keys, own_connection: Connection
+) -> None:
+    """Made anew, its numbers begin at 1 again: a ring that went by them alone would believe the old ones for ever."""
+    old, young = a_key(), a_key()
+    await keys.create(a_key().record)
+    await keys.create(old.record)
+    await until(lambda: found(ring, old))
+    with ring.watched(old.record.id) as gone:
+        await own_connection.jetstream.delete_key_value(KEYS)
+        await apply_streams(own_server.url)
+        await Keys(own_connection).create(young.record)
+        await asyncio.wait_for(gone.wait(), 5)
+    await until(lambda: found(ring, young))
+    assert await found(ring, old) is None
+    assert ring.is_used
+
+
+@pytest.mark.rule("R38")
+async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
+    ring: KeyRing, keys: Keys, own_connection: Connection
+) -> None:
+    """`nats kv del KEYS …`: whoever holds the broker may do so."""
+    key = a_key()
+    await keys.create(key.record)
+    await until(lambda: found(ring, key))
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    await bucket.delete(key.record.id)
+    await until(lambda: ring.is_gone(key.record.id))
+    assert await found(ring, key) is None
+
+
+@pytest.mark.parametrize("payload", [b"", b"null", b"{}", b"\xff", b'{"id": "key_0123456789abcdef"}', b"[" * 20_000])
+async def test_a_record_that_nobody_can_read_opens_nothing(
+    keys: Keys, own_connection: Connection, payload: bytes
+) -> None:
+    """Nor does it keep the others from being read; nor does one under another's name."""
+    key, moved = a_key(), a_key()
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    await bucket.put("key_0123456789abcdef", payload)
+    await bucket.put("key_0000000000000000", msgspec.json.encode(moved.record))
+    await keys.create(key.record)
+    ring = KeyRing(keys)
+    await ring.load()
+    assert await found(ring, key) is not None
+    assert await found(ring, moved) is None
+
+
+async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys) -> None:
+    """And those that it knows are."""
+    key = a_key()
+    await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
+    ring = KeyRing(keys)
+    await ring.load()
+    caller = await found(ring, key)
+    assert caller is not None
+    assert caller.scopes == {"read"}
+
+
+async def test_revoking_is_done_once(keys: Keys) -> None:
+    """By any number at once: the time of the first stands. What is no key's id revokes nothing."""
+    key = a_key()
+    await keys.create(key.record)
+    revoked = await asyncio.gather(*(keys.revoke(key.record.id, now) for now in range(1, 6)))
+    times = {record.revoked_at for record in revoked if record is not None}
+    assert len(times) == 1
+    assert [record.revoked_at for record in await keys.all()] == [*times]
+    for unknown in ("key_ffffffffffffffff", "", "*", ">", "a b", key.secret):
+        assert await keys.revoke(unknown, 9) is None
+
+
+async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_connection: Connection) -> None:
+    """Without either a revocation would take a second, or not be read at all."""
+    config = (await own_connection.jetstream.stream_info(KEYS_STREAM)).config
+    assert config.allow_direct
+    assert config.republish is not None
+    assert (config.republish.src, config.republish.dest) == (EVERY_KEY, EVERY_LIVE_KEY)
+    assert config.max_age == 0
