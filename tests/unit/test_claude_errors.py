@@ -7,7 +7,15 @@ import anthropic
 import httpx2
 import pytest
 
-from generators.backends.claude import CODES_BY_STATUS, CODES_BY_TYPE, backend_error, retry_after_s
+from generators.backends.claude import (
+    CODES_BY_STATUS,
+    CODES_BY_TYPE,
+    MESSAGE_CHARS_MAX,
+    Reason,
+    backend_error,
+    error_of_reason,
+    retry_after_s,
+)
 from proto.errors import CODES
 
 NOW = 1_800_000_000.0
@@ -196,3 +204,14 @@ def test_a_retry_after_is_read_in_all_its_forms(headers: dict[str, str], wait_s:
 def test_the_tables_name_only_codes_that_there_are() -> None:
     """A misspelt code would surface at the worst moment, in the handling of a failure."""
     assert {*CODES_BY_STATUS.values(), *CODES_BY_TYPE.values()} <= set(CODES)
+
+
+def test_a_long_complaint_has_an_end() -> None:
+    """With a status and in a stream: a failure's message goes into the turn's end, which has to fit into the log."""
+    long = "no " * 4_000_000
+    body = {"type": "error", "error": {"type": "invalid_request_error", "message": long}}
+    response = httpx2.Response(400, request=REQUEST)
+    of_status = backend_error(anthropic.BadRequestError("no", response=response, body=body), NOW)
+    of_event = error_of_reason(Reason("invalid_request_error", long))
+    for error in (of_status, of_event):
+        assert (error.code, error.message) == ("backend_refused_request", long[:MESSAGE_CHARS_MAX])
