@@ -7,6 +7,7 @@ call without its result, and an empty text; and an answer that nobody saw is not
 from collections.abc import Iterable
 from typing import Any
 
+from proto import blobs
 from proto.entries import Message
 from proto.ids import TurnId
 from proto.records import TurnRecord
@@ -29,7 +30,7 @@ def ends(branch: Iterable[TurnRecord]) -> list[tuple[TurnId, int]]:
 
 
 def _said(turn: TurnRecord) -> list[Message]:
-    blocks = [block for block in turn.content if _stays(block, is_whole=turn.outcome == "completed")]
+    blocks = [_quoted(block) for block in turn.content if _stays(block, is_whole=turn.outcome == "completed")]
     return [*turn.input, Message("assistant", _plain(blocks))] if blocks else []
 
 
@@ -49,3 +50,16 @@ def _plain(blocks: list[Block]) -> str | list[Block]:
             return text
         case _:
             return blocks
+
+
+def _quoted(value: Any) -> Any:
+    """What the model said, and no reference: those are in what was asked alone, and this looks just like one (R33)."""
+    match value:
+        case list():
+            return [_quoted(one) for one in value]
+        case dict() if blobs.blob_of(value) is not None:
+            return {**value, "is_reference": False}
+        case dict():
+            return {name: _quoted(one) for name, one in value.items()}
+        case _:
+            return value

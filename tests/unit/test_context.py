@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from persistence.context import messages
+from proto import blobs
 from proto.entries import Message, Outcome
 from proto.ids import Seq, SessionId, TurnId
 from proto.records import TurnRecord
@@ -80,3 +81,16 @@ def test_a_turn_that_said_nothing_is_left_out_with_its_question(
 ) -> None:
     """The API takes no empty answer, and a question that nobody answered is not a part of the conversation."""
     assert messages([told(outcome, *content), told("completed", TEXT)]) == messages([told("completed", TEXT)])
+
+
+def test_what_a_model_says_is_never_a_reference() -> None:
+    """Its call may hold what looks like one, and what it names would be put in its place, or be missing for ever."""
+    reference = blobs.reference(blobs.Blob("0" * 64, 70_000))
+    long = Message("user", [{"type": "text", "text": reference}])
+    call = {**TOOL, "input": {"files": [reference]}}
+    asked, answered = messages([told("completed", call, asked=long)])
+    assert asked == long
+    assert isinstance(answered.content, list)
+    [said] = answered.content
+    assert blobs.blob_of(said["input"]["files"][0]) is None
+    assert said["input"]["files"][0].items() >= reference.items()
