@@ -18,6 +18,7 @@ from gateway.models.catalogue import Catalogue
 from gateway.settings import Settings
 from proto import process
 from proto.errors import SettingsInvalid
+from proto.judge import Judge
 from proto.log import Bodies, Claims, Connection, Services, TurnLog
 from proto.models import read_aliases
 
@@ -64,6 +65,7 @@ def build(settings: Settings, connection: Connection, group: asyncio.TaskGroup, 
         lives=lives,
         departures=Departures(turns, services, lives, group, draining),
         fullness=Fullness(connection, settings.full_at),
+        judge=Judge(),
         draining=draining,
     )
 

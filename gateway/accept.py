@@ -18,6 +18,7 @@ from proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refu
 from proto.ids import Tenant, TurnId, new_id
 from proto.log import Claim
 from proto.records import AskTurn
+from proto.schema import require_small, schema_of
 from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -47,6 +48,9 @@ async def accept(
         place = await place_of(gateway, tenant, ask)
         offer = await gateway.catalogue.offer(tenant)
         asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key)
+        if (schema := schema_of(asked.options)) is not None:
+            require_small(schema)
+            await gateway.judge.require(schema)
         request = await blobs.check_in(gateway, tenant, asked)
     except Refused:
         # What is refused claims no key. But another holder of it may have been quicker, and be what it is busy with.

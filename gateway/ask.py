@@ -13,6 +13,7 @@ from proto.depth import LEVELS_MAX, is_deeper
 from proto.entries import Message, OnInterrupt
 from proto.errors import Refused
 from proto.ids import is_session_name
+from proto.schema import with_schema
 
 OnBusy = Literal["reject", "interrupt", "branch"]
 # With the levels that an entry adds around it, what a client nests stays within PROTOCOL R7's.
@@ -33,6 +34,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     options: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
+    """The JSON Schema that the answer is to fit."""
     betas: list[str] | None = None
     api_version: str | None = None
     session: str | None = None
@@ -61,7 +64,9 @@ def check(ask: Ask) -> None:
         if not (message.content.strip() if isinstance(message.content, str) else message.content):
             where = "message" if ask.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
-    if is_deeper([[message.content for message in new], ask.system, ask.tools, ask.options], ASKED_LEVELS_MAX):
+    if is_deeper(
+        [[message.content for message in new], ask.system, ask.tools, ask.options, ask.schema], ASKED_LEVELS_MAX
+    ):
         raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
     require_unclaimed([[message.content for message in new], ask.system, ask.tools])
     if taken := NAMED.intersection(ask.options or ()):
@@ -108,6 +113,7 @@ def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str
     system = ask.system if ask.system is not None else place.system
     # A session's own may be older than the rule that refuses it there.
     require_unclaimed(system)
+    options = ask.options if ask.schema is None else with_schema(ask.options, ask.schema)
     return entries.Request(
         model=model.id,
         max_tokens=min(ask.max_tokens or max_tokens, model.output_tokens_max),
@@ -115,7 +121,7 @@ def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str
         history=len(place.before),
         system=system,
         tools=ask.tools,
-        options=ask.options,
+        options=options,
         betas=ask.betas,
         api_version=ask.api_version,
         session=place.session,

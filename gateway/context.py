@@ -16,6 +16,7 @@ from gateway.models.offer import Offer
 from gateway.settings import Settings
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, is_token
+from proto.judge import Judge
 from proto.log import Bodies, Claims, Connection, Services, TurnLog
 from proto.subjects import TurnKey
 
@@ -33,6 +34,7 @@ class Gateway(NamedTuple):
     lives: Lives
     departures: Departures
     fullness: Fullness
+    judge: Judge
     draining: asyncio.Event
 
 

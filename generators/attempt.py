@@ -15,12 +15,14 @@ from generators.backends import Backend, Call
 from generators.blobs import Blobs
 from generators.continuation import Continuation, call_after, call_of, continuation_of
 from generators.outbox import Outbox
-from generators.plan import Complete, Fail, Go, Leave, plan
+from generators.plan import Complete, Fail, Go, Judge, Leave, judged, plan
 from generators.retry import Retry
+from generators.structured import corrected
+from proto import judge
 from proto.chain import Chain
 from proto.ending import ending
 from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from proto.errors import CODES, BackendError, FenceLost, LogFull
+from proto.errors import CODES, BackendError, FenceLost, LogFull, Unjudged
 from proto.fold import Turn, fold
 from proto.log import TurnLog
 from proto.subjects import TurnKey
@@ -43,6 +45,7 @@ class Carrier:
         self._retry = retry
         self._name = name
         self._attempts_max = attempts_max
+        self._judge = judge.Judge()
 
     async def carry(self, key: TurnKey, deadline_s: float) -> Turn:
         """Works on a turn until its log holds an `end`; returns its fold with it.
@@ -57,11 +60,11 @@ class Carrier:
     async def _to_the_end(self, key: TurnKey, turn: Turn, deadline: float) -> Turn:
         cause = ""
         while True:
-            match plan(turn, self._attempts_max):
+            match await self._next(turn):
                 case Leave():
                     return turn
-                case Complete():
-                    return await self._end(key, turn, "completed")
+                case Complete(fits):
+                    return await self._end(key, turn, "completed", fits=fits)
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
                 case Go() as go:
@@ -76,18 +79,37 @@ class Carrier:
                     cause = f"; the last time: {broken.message}"
                     await self._retry.pause(go.attempt, broken)
 
+    async def _next(self, turn: Turn) -> Leave | Complete | Fail | Go:
+        """What to do with the turn. An answer that has to fit a schema is judged first."""
+        step = plan(turn, self._attempts_max)
+        if not isinstance(step, Judge):
+            return step
+        try:
+            misfit = await self._judge.misfit(step.schema, turn.text)
+        except Unjudged as error:
+            logger.warning("answer not judged", error=str(error))
+            metrics.JUDGED.labels("unjudged").inc()
+            return Complete()
+        metrics.JUDGED.labels("fits" if misfit is None else "misfit").inc()
+        return judged(turn, misfit, self._attempts_max)
+
     async def _attempt(self, key: TurnKey, turn: Turn, go: Go, deadline: float) -> tuple[Turn, BackendError | None]:
         """The fold after an attempt, and what broke the answer off before it was whole."""
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         logger.info("attempt", mode=go.mode)
         metrics.ATTEMPTS.labels(go.mode).inc()
         taken = Attempt(
-            prev=turn.chain.last, attempt=go.attempt, generator=self._name, backend=self._backend.name, mode=go.mode
+            prev=turn.chain.last,
+            attempt=go.attempt,
+            generator=self._name,
+            backend=self._backend.name,
+            mode=go.mode,
+            misfit=go.misfit,
         )
         chain = await self._append(key, turn.chain, taken)
+        request, turn = turn.request, fold([stored(chain, turn, taken)], turn)
         # Only now: what breaks from here on was counted, and does not come back for ever.
-        call, continuation = asked(turn.request, turn, go)
-        turn = fold([stored(chain, turn, taken)], turn)
+        call, continuation = asked(request, turn, go)
         outbox = Outbox()
         try:
             async with asyncio.TaskGroup() as group:
@@ -147,10 +169,12 @@ class Carrier:
         await self._log.until_ended(key)
         raise FenceLost(f"{key.turn} was ended by somebody else")
 
-    async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
+    async def _end(
+        self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
+    ) -> Turn:
         if turn.end is not None:
             return turn
-        end = ending(turn, outcome, error)
+        end = ending(turn, outcome, error, fits=fits)
         chain = await self._append(key, turn.chain, end)
         metrics.ENDS.labels(outcome).inc()
         metrics.COST.inc(end.cost_nusd / NUSD_PER_USD)
@@ -172,8 +196,8 @@ class Carrier:
 def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | None]:
     """The call to make, and where its events belong if they continue what is there."""
     if go.mode == "continue":
-        return call_after(request, turn), continuation_of(request, turn)
-    return call_of(request), None
+        return corrected(call_after(request, turn), turn), continuation_of(request, turn)
+    return corrected(call_of(request), turn), None
 
 
 def is_mended_by_another_attempt(error: BackendError, turn: Turn) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from generators.backends import Call
+from generators.structured import shaped
 from proto import events
 from proto.entries import Message, Request
 from proto.fold import Block, Turn, content
@@ -28,7 +29,7 @@ Outgoing = tuple[msgspec.Raw, bool]
 
 def call_of(request: Request) -> Call:
     """The call that answers `request` from the beginning."""
-    return Call(
+    call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
         messages=list(request.messages),
@@ -38,6 +39,7 @@ def call_of(request: Request) -> Call:
         betas=request.betas,
         api_version=request.api_version,
     )
+    return shaped(call)
 
 
 def call_after(request: Request, turn: Turn) -> Call:

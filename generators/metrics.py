@@ -10,6 +10,9 @@ BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempt
 CALLS_AGAIN = Counter(
     "tailrace_generator_calls_again_total", "Calls repeated before the first event, by code", ["code"]
 )
+JUDGED = Counter(
+    "tailrace_generator_answers_judged_total", "Answers with a schema: fits, misfit, unjudged", ["verdict"]
+)
 APPEND_S = Histogram(
     "tailrace_generator_append_seconds",
     "From handing an entry to the log until it is acknowledged",

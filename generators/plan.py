@@ -3,10 +3,13 @@
 A turn that was begun may have lost its generator or its model's stream; both leave the same log, and one rule serves.
 """
 
+from typing import Any
+
 import msgspec
 
 from proto.entries import Failure, Mode
 from proto.fold import Block, Turn
+from proto.schema import schema_of
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -14,7 +17,15 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True):
-    """The answer is whole, only its `end` is missing."""
+    """The answer is whole, only its `end` is missing. `fits`: as that will say it."""
+
+    fits: bool | None = None
+
+
+class Judge(msgspec.Struct, frozen=True):
+    """The answer is whole, and it is to be seen whether it fits `schema`; then `judged` says what comes next."""
+
+    schema: dict[str, Any]
 
 
 class Fail(msgspec.Struct, frozen=True):
@@ -28,10 +39,16 @@ class Go(msgspec.Struct, frozen=True):
 
     attempt: int
     mode: Mode
+    misfit: str | None = None
+    """Why the answer so far, which is whole, is to be given anew."""
 
 
-Plan = Leave | Complete | Fail | Go
+Plan = Leave | Complete | Judge | Fail | Go
 
+# The answer is not the one that has to fit: a tool's result comes first, or the rest of it.
+UNFINISHED = ("tool_use", "pause_turn")
+# Asked again in the same way, the model would say no more than this.
+WANTED = ("end_turn", "stop_sequence")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 
 
@@ -39,8 +56,9 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
     """The next step of `turn`, of which at most `attempts_max` attempts are made."""
     if turn.end is not None:
         return Leave()
+    schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
-        return Complete()
+        return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else Judge(schema)
     if turn.attempt >= attempts_max:
         return Fail(Failure("attempts_exhausted", f"the answer was broken off {turn.attempt} times"))
     attempt = turn.attempt + 1
@@ -53,7 +71,17 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
         case "restart" if turn.blocks:
             return Go(attempt, "restart")
         case _:
-            return Go(attempt, "continue" if can_continue(turn.blocks) else "restart")
+            # Whoever is made to say JSON that fits a schema says it from its beginning.
+            is_continued = can_continue(turn.blocks) and (schema is None or not turn.blocks)
+            return Go(attempt, "continue" if is_continued else "restart")
+
+
+def judged(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | Go:
+    """What follows a whole answer that fits its schema or, because of `misfit`, does not: it is asked again once."""
+    if misfit is None:
+        return Complete(fits=True)
+    is_final = turn.misfit is not None or turn.attempt >= attempts_max or turn.stop.stop_reason not in WANTED
+    return Complete(fits=False) if is_final else Go(turn.attempt + 1, "restart", misfit)
 
 
 def can_continue(blocks: tuple[Block, ...]) -> bool:

@@ -43,6 +43,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | None
     stop_sequence: str | None
     envelope: str
+    fits: bool | None
     error: str | None
     attempts: int
     metadata: str
@@ -77,6 +78,7 @@ def row(key: TurnKey, turn: Turn) -> Row:
         stop_reason=told.stop_reason,
         stop_sequence=told.stop_sequence,
         envelope=_json(told.envelope),
+        fits=told.fits,
         error=_json(told.error) if told.error else None,
         attempts=told.attempts,
         metadata=_json(told.metadata),
@@ -106,6 +108,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         stop_reason=row["stop_reason"],
         stop_sequence=row["stop_sequence"],
         envelope=_envelope.decode(row["envelope"]),
+        fits=bool(row["fits"]) if row["fits"] is not None else None,
         error=_failure.decode(row["error"]) if row["error"] else None,
         usage=_usage(row),
         usage_is_estimated=bool(row["is_estimated"]),

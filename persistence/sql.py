@@ -26,11 +26,11 @@ ON CONFLICT (tenant, project) DO NOTHING
 # A turn. A row only ever moves on: a fold that knows less of the log, or just as much, changes nothing.
 PUT_TURN = """
 INSERT INTO turns (
-    tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, error,
-    attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256
+    tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
+    error, attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
-    :envelope, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256
+    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -39,6 +39,7 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     stop_reason = excluded.stop_reason,
     stop_sequence = excluded.stop_sequence,
     envelope = excluded.envelope,
+    fits = excluded.fits,
     error = excluded.error,
     attempts = excluded.attempts,
     ended_at = excluded.ended_at,

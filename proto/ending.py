@@ -5,7 +5,7 @@ from proto.fold import Turn, text_proof
 from proto.models import cost_nusd, model_named
 
 
-def ending(turn: Turn, outcome: Outcome, error: Failure | None = None) -> End:
+def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
     """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
     text_chars, text_sha256 = text_proof(turn.text)
     model = model_named(turn.request.model) if turn.request is not None else None
@@ -19,6 +19,7 @@ def ending(turn: Turn, outcome: Outcome, error: Failure | None = None) -> End:
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
         cost_nusd=sum(cost_nusd(model, call) for call in turn.calls) if model is not None else 0,
+        fits=fits,
         error=error,
         text_chars=text_chars,
         text_sha256=text_sha256,

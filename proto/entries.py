@@ -51,7 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The name of the credential that asked, which is no secret."""
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A generator has taken the turn. Later attempts have higher numbers; older ones have lost it."""
 
     prev: Seq
@@ -59,6 +59,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     generator: str
     backend: str
     mode: Mode
+    misfit: str | None = None
+    """Why the answer before it, which was whole, did not fit its schema: the model is told so, and asked again."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,6 +97,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage_is_estimated: bool = False
     """A call broke off before the model had counted its output."""
     cost_nusd: int = 0
+    fits: bool | None = None
+    """Whether the answer fits the schema that it was asked to fit; None: there is none, or nobody could say."""
     error: Failure | None = None
     text_chars: int
     """Unicode code points in the answer's text blocks."""

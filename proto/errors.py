@@ -3,6 +3,7 @@
     TailraceError
      +- SettingsInvalid            a setting is wrong: the process does not start
      +- Refused                    a request that is refused: its code says how
+     +- Unjudged                   nobody could say whether an answer fits its schema
      +- LogError                   the door to NATS
      |   +- LogUnavailable         no answer from the log in time, or no stream: try again later
      |   +- LogFull                the stream's limit is reached; running turns have a reserve
@@ -42,6 +43,10 @@ class Refused(TailraceError):
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+class Unjudged(TailraceError):
+    """Whether a text fits a schema took too long to say, or broke its judge; the message says which."""
 
 
 class LogError(TailraceError):
@@ -144,6 +149,7 @@ CODES: dict[str, Code] = {
     "json_invalid": Code(400, INVALID),
     "request_invalid": Code(400, INVALID),
     "model_unknown": Code(400, INVALID),
+    "schema_invalid": Code(400, INVALID),
     "cursor_invalid": Code(400, INVALID),
     "dialect_unknown": Code(400, INVALID),
     "idempotency_key_invalid": Code(400, INVALID),

@@ -53,6 +53,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     stop: events.StopReason = events.StopReason()
     envelope: dict[str, Any] = {}
     """What the message says of itself besides: see proto.events.envelope."""
+    misfit: str | None = None
+    """Why a whole answer did not fit its schema; None: it was not asked for again."""
+    rejected: str = ""
+    """The text of that answer."""
     calls_before: tuple[Usage, ...] = ()
     """The usage of each call before the current one."""
     usage_call: Usage = Usage()
@@ -184,8 +188,10 @@ class _Folding:
         match stored.entry:
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
-            case Attempt(generator=generator, backend=backend, mode=mode):
+            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit):
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
+                if misfit is not None:
+                    self.changes |= {"misfit": misfit, "rejected": self.text()}
                 self.count_call()
                 if mode != "continue":
                     self.blocks.clear()
@@ -228,6 +234,9 @@ class _Folding:
         """Later words stand for earlier ones, count by count."""
         usage = self.envelope.get("usage", {}) | more.get("usage", {})
         self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
+
+    def text(self) -> str:
+        return "".join(piece for open_ in self.blocks if open_.block.type == "text" for piece in open_.pieces)
 
     def count_call(self) -> None:
         """The current call is over, whole or not."""

@@ -47,6 +47,7 @@ def archived(record: TurnRecord, _: int) -> Frame:
         usage=record.usage,
         usage_is_estimated=record.usage_is_estimated,
         cost_usd=record.cost_usd,
+        fits=record.fits,
         error=record.error,
         text_chars=chars,
         text_sha256=sha256,
@@ -75,6 +76,7 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
                 usage=end.usage,
                 usage_is_estimated=end.usage_is_estimated,
                 cost_usd=end.cost_nusd / NUSD_PER_USD,
+                fits=end.fits,
                 error=end.error,
                 text_chars=end.text_chars,
                 text_sha256=end.text_sha256,
@@ -106,6 +108,7 @@ def _end(
     usage: Usage,
     usage_is_estimated: bool,
     cost_usd: float,
+    fits: bool | None,
     error: Failure | None,
     text_chars: int,
     text_sha256: str,
@@ -116,13 +119,18 @@ def _end(
         head = {"type": "error", "code": failure.code, "message": failure.message}
     else:
         head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
-    return head | {
-        "usage": usage,
-        "usage_is_estimated": usage_is_estimated,
-        "cost_usd": cost_usd,
-        "text_chars": text_chars,
-        "text_sha256": text_sha256,
-    }
+    judged = {} if fits is None else {"fits": fits}
+    return (
+        head
+        | judged
+        | {
+            "usage": usage,
+            "usage_is_estimated": usage_is_estimated,
+            "cost_usd": cost_usd,
+            "text_chars": text_chars,
+            "text_sha256": text_sha256,
+        }
+    )
 
 
 TAILRACE = Dialect(

@@ -47,7 +47,8 @@ def whole(conversation: Conversation, directed: Directive, *, is_json: bool = Fa
         else words(directed.tag, directed.words)
     )
     if is_json:
-        text = JSON_PIECE.findall(directed.input_json)
+        is_wrong = directed.wrong_json and not conversation.is_corrected
+        text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json)
     if directed.files:
         text = [conversation.files_sha256, *([" "] if text else []), *text]
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]

@@ -15,6 +15,7 @@ from generators.simulated_claude.request import Message
 # What Claude Code adds to what a person says, as a text block of its own.
 REMINDER = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*", re.DOTALL)
 INTERRUPTED = "Your previous response was interrupted and ended with"
+MISFIT = "Your answer does not fit the JSON Schema"
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -25,7 +26,12 @@ class Conversation(msgspec.Struct, frozen=True):
     def question(self) -> str:
         """The text of the last user message that has any: a tool's result has none, and a reminder asks nothing."""
         asked = (asked_in(message) for message in reversed(self.messages) if message.role == "user")
-        return next((text for text in asked if text.strip()), "")
+        return next((text for text in asked if text.strip() and not text.startswith(MISFIT)), "")
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether it was told that its last answer did not fit."""
+        return self.messages[-1].text.startswith(MISFIT)
 
     @property
     def has_tool_result(self) -> bool:

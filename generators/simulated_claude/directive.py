@@ -19,6 +19,7 @@ A line `#sim …` in the last user message directs the answer:
   thinking=N     a thinking block of N words comes first
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
   json={…}       the input of that tool; with a schema in `output_config`, the text
+  wrong={…}      with a schema, the text until it is told that this does not fit
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
                    error        an `error` event (overloaded_error)
@@ -39,7 +40,9 @@ FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7}))?")
 NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
 WORDS_MAX = 1_000_000  # what six digits can number
 
-Setting = Literal["words", "tag", "rate", "wait", "files", "cites", "thinking", "tool", "json", "fault", "retry_after"]
+Setting = Literal[
+    "words", "tag", "rate", "wait", "files", "cites", "thinking", "tool", "json", "wrong", "fault", "retry_after"
+]
 
 
 class DirectiveInvalid(ValueError):
@@ -56,6 +59,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     thinking: int = 0
     tool: str = ""
     input_json: str = '{"query":"tailrace"}'
+    wrong_json: str = ""
     retry_after_s: float = 1.0
     faults: tuple[Fault, ...] = ()
 
@@ -79,7 +83,7 @@ def parse(line: str) -> Directive:
         name = NAME.match(line, at)
         if name is None or name[1] not in get_args(Setting):
             raise DirectiveInvalid(f"#sim: expected one of {', '.join(get_args(Setting))}= at {line[at:].strip()!r}")
-        value, at = value_at(line, name.end(), is_json=name[1] == "json")
+        value, at = value_at(line, name.end(), is_json=name[1] in ("json", "wrong"))
         if name[1] == "fault":
             faults.append(fault(value))
         else:
@@ -94,7 +98,7 @@ def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
     for end in range(start + 1, len(line) + 1):  # JSON may hold spaces: the shortest text that is an object
         if line[end - 1] == "}" and is_object(line[start:end]):
             return line[start:end], end
-    raise DirectiveInvalid("#sim: json= wants a JSON object on the same line")
+    raise DirectiveInvalid("#sim: json= and wrong= want a JSON object on the same line")
 
 
 def is_object(text: str) -> bool:
@@ -105,8 +109,8 @@ def is_object(text: str) -> bool:
 
 
 def setting(name: str, value: str) -> dict[str, object]:
-    if name == "json":
-        return {"input_json": value}
+    if name in ("json", "wrong"):
+        return {"input_json" if name == "json" else "wrong_json": value}
     if name in ("tag", "tool"):
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
             raise DirectiveInvalid(f"#sim: {name}= wants letters and digits, got {value!r}")

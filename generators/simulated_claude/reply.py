@@ -12,6 +12,9 @@ from generators.simulated_claude.fault import Break, first_break
 from generators.simulated_claude.refusal import Refusal
 from generators.simulated_claude.request import Request
 
+# How those ask for it whose model has no structured outputs.
+IN_THE_PROMPT = "fits this JSON Schema"
+
 
 class Asked(msgspec.Struct, frozen=True):
     """A request, understood."""
@@ -44,7 +47,7 @@ def understand(request: Request) -> Asked:
 def reply(asked: Asked, call: int) -> Reply:
     """What the `call`th call (from 1) of this turn gets."""
     request, talk, directed = asked.request, asked.conversation, asked.directed
-    is_json = request.output_config.format is not None
+    is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
     all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)
     remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
     part = answer.at_most(all_of_it if remainder is None else remainder, request.max_tokens)

@@ -77,10 +77,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     top_k: Any = msgspec.UNSET
 
     @property
+    def system_text(self) -> str:
+        return self.system if isinstance(self.system, str) else " ".join(b.text for b in self.system)
+
+    @property
     def input_tokens(self) -> int:
         """A rough count: words."""
-        system = self.system if isinstance(self.system, str) else " ".join(b.text for b in self.system)
-        return len(system.split()) + sum(len(message.text.split()) for message in self.messages)
+        return len(self.system_text.split()) + sum(len(message.text.split()) for message in self.messages)
 
 
 def decode(body: bytes) -> Request:

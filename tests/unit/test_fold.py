@@ -18,7 +18,7 @@ from proto.ids import Seq, Tenant, TurnId
 from proto.records import record
 from proto.subjects import TurnKey
 from proto.usage import Usage
-from tests.handwritten import Handwritten, answered, closing, junk, opening, raw, says
+from tests.handwritten import Handwritten, answered, attempt, closing, junk, opening, raw, says
 from tests.made_up import MadeUp, logs
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -81,6 +81,18 @@ def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
     turn = log.turn
     assert (turn.text, turn.mode) == ("Blue.", "restart")
     assert turn.usage == Usage(input_tokens=20, output_tokens=2 + 1)
+
+
+@pytest.mark.rule("R60")
+def test_a_misfit_keeps_what_was_rejected() -> None:
+    """The next call is told of it, also when its generator dies and another one asks."""
+    log = started("The sk", "y")
+    log.hear(*closing(output_tokens=2))
+    log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no JSON"))
+    log.hear(*opening())
+    log.say("{")
+    log.take("restart")
+    assert (log.turn.text, log.turn.misfit, log.turn.rejected) == ("", "no JSON", "The sky")
 
 
 @pytest.mark.rule("R19")

@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from generators.attempt import asked
 from generators.continuation import Continuation
-from generators.plan import Complete, Fail, Go, Leave, can_continue, plan
+from generators.plan import Complete, Fail, Go, Judge, Leave, can_continue, judged, plan
 from proto import events
-from proto.entries import OnInterrupt, Outcome
+from proto.entries import Mode, OnInterrupt, Outcome
 from proto.events import BlockDelta, BlockStart, BlockStop, InputJsonDelta, MessageHead, MessageStart, TextDelta
 from proto.fold import Turn, fold
-from tests.handwritten import Handwritten
+from proto.schema import with_schema
+from tests.handwritten import Handwritten, attempt
 from tests.made_up import MadeUp, logs
 
 POLICIES: tuple[OnInterrupt, ...] = ("continue", "restart", "fail")
 START = MessageStart(MessageHead("msg_1"))
+SCHEMA = {"type": "string"}
 STOPPED = events.MessageDelta(events.StopReason("end_turn"))
 
 
@@ -112,6 +114,72 @@ def test_a_whole_answer_only_lacks_its_end(policy: OnInterrupt, type_: str) -> N
     """Killed between the last event and the end: no attempt, no call, also when none is left."""
     log = begun([START, *closed(type_), STOPPED], policy)
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
+
+
+def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
+    """A turn whose answer is to fit a schema, and which has heard this much since it was told of its `misfit`."""
+    log = Handwritten()
+    log.ask(options=with_schema(None, SCHEMA))
+    for _ in range(attempts):
+        log.take()
+    if misfit is not None:
+        log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit=misfit))
+    log.hear(*heard)
+    return log.turn
+
+
+@pytest.mark.rule("R60")
+def test_an_answer_with_a_schema_is_judged_and_asked_again_once() -> None:
+    """Whoever takes the turn over counts from the log how often that was."""
+    first = shaped([START, *closed("text"), STOPPED])
+    assert plan(first, 5) == Judge(SCHEMA)
+    assert judged(first, None, 5) == Complete(fits=True)
+    assert judged(first, "no", 5) == Go(2, "restart", "no")
+    assert judged(first, "no", 1) == Complete(fits=False)
+    second = shaped([START, *closed("text"), STOPPED], misfit="no")
+    assert plan(second, 5) == Judge(SCHEMA)
+    assert judged(second, "no again", 5) == Complete(fits=False)
+
+
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "newer"])
+def test_who_would_say_no_more_is_not_asked_again(stop_reason: str) -> None:
+    """It is judged all the same."""
+    stopped = events.MessageDelta(events.StopReason(stop_reason))
+    turn = shaped([START, *closed("text"), stopped])
+    assert plan(turn, 5) == Judge(SCHEMA)
+    assert judged(turn, "no", 5) == Complete(fits=False)
+
+
+@pytest.mark.parametrize("stop_reason", ["tool_use", "pause_turn"])
+def test_what_is_no_answer_yet_is_not_judged(stop_reason: str) -> None:
+    """A tool's result comes first."""
+    turn = shaped([START, *closed("text"), events.MessageDelta(events.StopReason(stop_reason))])
+    assert plan(turn, 5) == Complete()
+
+
+@pytest.mark.parametrize("misfit", [None, "no"])
+def test_json_is_begun_anew_and_not_in_its_middle(misfit: str | None) -> None:
+    """Where nothing was said yet, going on takes nothing back."""
+    attempts = 2 if misfit is None else 3
+    assert plan(shaped([START, *opened("text")], misfit=misfit), 5) == Go(attempts, "restart")
+    assert plan(shaped([START], misfit=misfit), 5) == Go(attempts, "continue")
+    assert plan(shaped([], misfit=misfit), 5) == Go(attempts, "fresh")
+
+
+@pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])
+def test_every_attempt_after_a_misfit_is_told_of_it(mode: Mode) -> None:
+    """The question, what did not fit, and why; whichever generator asks."""
+    log = Handwritten()
+    log.ask(options=with_schema(None, SCHEMA))
+    log.take()
+    log.hear(START, *closed("text"), STOPPED)
+    log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
+    log.hear(START)
+    assert log.turn.request is not None
+    call, _ = asked(log.turn.request, log.turn, Go(3, mode))
+    question, said, why = call.messages
+    assert (question.role, said.role, said.content, why.role) == ("user", "assistant", "some", "user")
+    assert "no" in str(why.content)
 
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
