@@ -18,7 +18,7 @@ from persistence.settings import Settings
 from persistence.store import Store
 from proto import process
 from proto.errors import StoreCorrupt
-from proto.log import Connection, Deliveries, Services, TurnLog
+from proto.log import Connection, Deliveries, Services, Tombstones, TurnLog
 from proto.subjects import PERSISTENCE
 from proto.version import VERSION
 
@@ -53,11 +53,14 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         # Before there is anything to write to: whoever dies between the two does the first again.
         await deliveries.restart()
     await store.migrate()
-    recorder = Recorder(turns, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s)
+    tombstones = Tombstones(connection)
+    recorder = Recorder(
+        turns, tombstones, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s
+    )
     caught_up = partial(catch_up, deliveries, lambda: recorder.trouble, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
     resources = Resources(store, queries)
-    changes = Changes(store, queries, resources)
+    changes = Changes(store, tombstones, queries, resources)
     answers = {
         name: answer for room in (queries, resources, changes) for name, answer in room.answers(caught_up).items()
     }

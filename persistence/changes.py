@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 from persistence.answers import Caught, answering
 from persistence.queries import Queries
@@ -9,16 +10,19 @@ from persistence.resources import Resources
 from persistence.store import Store
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId
+from proto.log import Tombstones
 from proto.log.services import Answer
 from proto.records import AskSession, AskTurn, SessionRecord
 from proto.resources import AskProject, Delete, Left, NewProject, NewSession, ProjectRecord, RenameSession
+from proto.subjects import TurnKey
 
 
 class Changes:
     """Every change names the tenant that makes it. What belongs to another one is not there."""
 
-    def __init__(self, store: Store, queries: Queries, resources: Resources) -> None:
+    def __init__(self, store: Store, tombstones: Tombstones, queries: Queries, resources: Resources) -> None:
         self._store = store
+        self._tombstones = tombstones
         self._queries = queries
         self._resources = resources
 
@@ -29,7 +33,7 @@ class Changes:
                 answering(NewSession, self.new_session, caught_up),
                 answering(RenameSession, self.rename_session, caught_up),
                 answering(NewProject, self.new_project, caught_up),
-                answering(Delete, self.delete, caught_up),
+                answering(Delete, partial(self.delete, caught_up), caught_up),
             ]
         )
 
@@ -47,8 +51,13 @@ class Changes:
             raise Refused("project_exists", "there is a project of that id already")
         return await self._resources.project(tenant, AskProject(new.project))
 
-    async def delete(self, tenant: Tenant, what: Delete) -> Left:
-        if not what.purged:
+    async def delete(self, caught_up: Caught, tenant: Tenant, what: Delete) -> Left:
+        if what.purged:
+            # Before it is asked what went on from them: what is stored until then is found here, and what is stored
+            # later finds the tombstone. So nobody need be alive in between (ADR 15).
+            await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
+            await caught_up()
+        else:
             await self._confirm_known(tenant, what)
         doomed = await self._store.doomed(tenant, what)
         if what.kind == "turn" and not {one.turn for one in doomed} <= set(what.purged):

@@ -18,7 +18,7 @@ from persistence.store import Store
 from proto.errors import LogUnavailable, StoreBusy, StoreRefused, StoreUnwritable, TurnUnknown
 from proto.fold import Turn, text_proof
 from proto.ids import Seq
-from proto.log import Deliveries, Delivery, TurnLog
+from proto.log import Deliveries, Delivery, Tombstones, TurnLog
 from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -34,9 +34,17 @@ class Recorder:
     """Records until `stop` is set. `trouble` says why it cannot, in a sentence; empty while it can."""
 
     def __init__(
-        self, log: TurnLog, deliveries: Deliveries, store: Store, *, batch_max: int, retry_wait_s: float
+        self,
+        log: TurnLog,
+        tombstones: Tombstones,
+        deliveries: Deliveries,
+        store: Store,
+        *,
+        batch_max: int,
+        retry_wait_s: float,
     ) -> None:
         self._log = log
+        self._tombstones = tombstones
         self._deliveries = deliveries
         self._store = store
         self._batch_max = batch_max
@@ -99,17 +107,27 @@ class Recorder:
         reached: dict[TurnKey, Seq] = {}
         for delivery in batch:
             reached[delivery.key] = max(delivery.seq, reached.get(delivery.key, delivery.seq))
-        folded = await asyncio.gather(*(self._row(*turn) for turn in reached.items()), return_exceptions=True)
+        asked = {delivery.key for delivery in batch if delivery.kind == "request"}
+        folded = await asyncio.gather(
+            *(self._row(key, seq, is_asked=key in asked) for key, seq in reached.items()), return_exceptions=True
+        )
         for failed in folded:
             if isinstance(failed, BaseException):
                 raise failed
         return [made for made in folded if isinstance(made, Row)]
 
-    async def _row(self, key: TurnKey, reached: Seq) -> Row | None:
-        """The row of one turn; None when there can be none. The edge of one turn: it keeps no other from its row."""
+    async def _row(self, key: TurnKey, reached: Seq, *, is_asked: bool) -> Row | None:
+        """The row of one turn; None when there can be none. The edge of one turn: it keeps no other from its row.
+
+        `is_asked`: its request has come, and not its end alone.
+        """
         try:
             async with self._folds:
                 turn = await self._turn(key, reached)
+                if is_asked and await self._is_orphan(key, turn):
+                    await self._log.purge(key)
+                    logger.info("turn taken out of the log: its conversation was deleted", turn=key.turn)
+                    return None
             made = row(key, turn)
         except LogUnavailable:
             raise
@@ -136,6 +154,18 @@ class Recorder:
         except TimeoutError as error:
             raise LogUnavailable(f"{key.turn} was delivered further than it can be read") from error
         return turn
+
+    async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
+        """Whether the turn goes on from one that was deleted, whose text its request repeats (ADR 15).
+
+        The deletion has not seen it: it was stored after that had looked for follow-ups, and so after the tombstone. A
+        parent that is merely not here may have been forgotten by the database or the log, and condemns nobody.
+        """
+        if turn.request is None or turn.request.parent is None:
+            return False
+        parent = TurnKey(key.tenant, turn.request.parent)
+        # With an Idempotency-Key, what was deleted may have been asked anew under its id.
+        return await self._tombstones.stands(parent) and not await self._log.is_known(parent)
 
 
 def _prove(key: TurnKey, turn: Turn) -> None:

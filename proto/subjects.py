@@ -58,6 +58,11 @@ def chunk(tenant: Tenant, sha256: str, number: int) -> str:
     return f"{blob(tenant, sha256)}.{number}"
 
 
+def tombstone(key: TurnKey) -> str:
+    """Where it stands that a turn was deleted: in the bucket of the claims, none of which has a dot in its name."""
+    return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
+
+
 def query(tenant: Tenant, name: str) -> str:
     return f"queries.{_token(tenant)}.{_token(name)}"
 

@@ -1,4 +1,4 @@
-"""The only door to NATS: the connection, the turn log, bodies, deliveries, claims, requests between processes."""
+"""The only door to NATS: the connection, turns, bodies, deliveries, claims, tombstones, requests between processes."""
 
 from proto.log.bodies import Bodies
 from proto.log.claims import Claim, Claims
@@ -6,6 +6,7 @@ from proto.log.connection import Connection
 from proto.log.deliveries import Deliveries, Delivery
 from proto.log.services import Services
 from proto.log.streams import check, fullness
+from proto.log.tombstones import Tombstones
 from proto.log.turns import TurnLog
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Deliveries",
     "Delivery",
     "Services",
+    "Tombstones",
     "TurnLog",
     "check",
     "fullness",

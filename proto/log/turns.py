@@ -158,6 +158,10 @@ class TurnLog:
         if (error := ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
+    async def is_known(self, key: TurnKey) -> bool:
+        """Whether the `request` of a turn is stored now. Raises LogUnavailable."""
+        return await self._has(key, "request")
+
     async def has_end(self, key: TurnKey) -> bool:
         """Whether the `end` of a turn is stored now. Of one that has ended: not, once it was purged, or grew too old.
 

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 from deploy.nats_server import NatsServer
 from gateway.conversation import place_of
 from gateway.place import Place
+from persistence.store import Store
 from proto.errors import Refused
 from proto.ids import SessionId, Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, TurnLog
@@ -41,6 +42,10 @@ async def status(gateway: Gateway, path: str) -> int:
 async def is_in_log(connection: Connection, turn: str) -> bool:
     info = await connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.*.{turn}.>")
     return bool(info.state.subjects)
+
+
+async def is_out_of_log(connection: Connection, turn: str) -> bool:
+    return not await is_in_log(connection, turn)
 
 
 async def write(log: TurnLog, tenant: Tenant, **given: Any) -> TurnKey:
@@ -271,6 +276,105 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
         (again[0]["turn"], None),
         (again[1]["turn"], again[0]["turn"]),
     ]
+
+
+@pytest.mark.rule("R35")
+async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it_repeats(
+    gateway: Gateway, house_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died between its entry and its look at the parent. Persistence reads every request, and takes this one out."""
+    first = await posted(gateway)
+    session, asked = first["session"], place_of
+
+    async def interrupted(*question: Any) -> Place:
+        place = await asked(*question)
+        assert (await gateway.client.delete(first["links"]["self"])).status_code == 200
+        return place
+
+    async def killed(*_: object) -> bool:
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.accept.place_of", interrupted)
+        patched.setattr("gateway.accept.is_deleted", killed)
+        answer = await gateway.client.post("/v1/turns", json={"message": "And then?", "session": session})
+    assert answer.status_code == 500
+
+    async def is_gone() -> bool:
+        stream = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+        return not stream.state.subjects
+
+    await until(is_gone)
+    assert (await gateway.client.get(f"/v1/sessions/{session}/turns")).json()["turns"] == []
+
+
+@pytest.mark.rule("R35")
+async def test_what_is_asked_between_the_last_look_and_the_last_row_is_taken_out(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No look of the deletion can see it, and its parent's row is still there: the tombstone is there before both."""
+    root = await write(own_log, tenant)
+    late: list[TurnKey] = []
+    store_delete = Store.delete
+
+    async def delete(self: Store, tenant: Tenant, what: Delete) -> None:
+        late.append(TurnKey(tenant, TurnId(new_id())))
+        await Writer(own_log, late[0]).ask(session=SESSION, parent=root.turn)
+        await until(lambda: is_out_of_log(own_log._connection, late[0].turn))
+        await store_delete(self, tenant, what)
+
+    monkeypatch.setattr(Store, "delete", delete)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
+        await persistence.ask(tenant, "turn", AskTurn(root.turn), TurnRecord)
+        await own_log.purge(root)
+        left = await persistence.ask(tenant, "delete", Delete("turn", root.turn, (root.turn,)), Left)
+        assert left.turns == []
+        with pytest.raises(Refused, match="no such turn"):
+            await persistence.ask(tenant, "turn", AskTurn(late[0].turn), TurnRecord)
+
+
+async def test_a_follow_up_of_what_the_database_has_lost_is_kept(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Its parent is in no log and in no database, and nobody has deleted it."""
+    root = await write(own_log, tenant)
+    leaf = await write(own_log, tenant, parent=root.turn)
+    await own_log.purge(root)
+    async with Persistence(own_server.url, tmp_path / "new.db") as persistence:
+        told = await persistence.ask(tenant, "turn", AskTurn(leaf.turn), TurnRecord)
+    assert told.parent == root.turn
+
+
+@pytest.mark.rule("R35")
+async def test_an_orphan_is_found_by_whichever_persistence_reads_it(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path, new_gateway: NewGateway
+) -> None:
+    """The one that deleted may be gone, its database too: who deleted what stands in NATS."""
+    gateway = await new_gateway(own_server.url)
+    root = await write(own_log, tenant)
+    async with Persistence(own_server.url, tmp_path / "first.db"):
+        assert (await gateway.client.delete(f"/v1/turns/{root.turn}")).status_code == 200
+    leaf = await write(own_log, tenant, parent=root.turn)
+    async with Persistence(own_server.url, tmp_path / "second.db"):
+        await until(lambda: is_out_of_log(own_log._connection, leaf.turn))
+        assert await status(gateway, f"/v1/sessions/{SESSION}") == 404
+
+
+async def test_a_follow_up_of_what_was_deleted_and_asked_anew_is_kept(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path, new_gateway: NewGateway
+) -> None:
+    """With its Idempotency-Key a deleted turn comes back under the same id, and its conversation may go on."""
+    gateway = await new_gateway(own_server.url)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
+        root = await write(own_log, tenant)
+        assert (await gateway.client.delete(f"/v1/turns/{root.turn}")).status_code == 200
+        anew = Writer(own_log, root)
+        await anew.ask(session=SESSION)
+        await anew.begin("Light")
+        await anew.end()
+        leaf = await write(own_log, tenant, parent=root.turn)
+        told = await persistence.ask(tenant, "turn", AskTurn(leaf.turn), TurnRecord)
+    assert told.parent == root.turn
 
 
 async def test_a_follow_up_of_a_conversation_that_has_left_the_log_is_kept(

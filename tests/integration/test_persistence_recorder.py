@@ -19,7 +19,7 @@ from proto import subjects
 from proto.ending import ending
 from proto.fold import NOBODY, Turn, fold
 from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog, streams
+from proto.log import Connection, Deliveries, Tombstones, TurnLog, streams
 from proto.records import AskTurn, TurnRecord, record
 from proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.persisting import Persistence
@@ -76,7 +76,8 @@ async def recording(
 ) -> AsyncIterator[Recorder]:
     """A recorder that is stopped when the block ends, and that broke nothing."""
     stop = asyncio.Event()
-    recorder = Recorder(log, deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
+    tombstones = Tombstones(log._connection)
+    recorder = Recorder(log, tombstones, deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
     running = asyncio.create_task(recorder.run(stop))
     try:
         yield recorder
@@ -144,9 +145,9 @@ async def test_what_is_killed_between_commit_and_acknowledgement_is_recorded_onc
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database, Stuck) as stuck:
         assert isinstance(stuck, Stuck)
-        killed = asyncio.create_task(
-            Recorder(own_log, deliveries, stuck, batch_max=9, retry_wait_s=0.05).run(asyncio.Event())
-        )
+        tombstones = Tombstones(own_connection)
+        recorder = Recorder(own_log, tombstones, deliveries, stuck, batch_max=9, retry_wait_s=0.05)
+        killed = asyncio.create_task(recorder.run(asyncio.Event()))
         await until(stuck.committed.is_set)
         killed.cancel()
         await asyncio.wait([killed])
