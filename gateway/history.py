@@ -2,9 +2,11 @@
 
 import msgspec
 
+from proto.ending import LOST
 from proto.ids import Tenant
 from proto.log import Services
-from proto.records import A, Question, answer_type
+from proto.records import A, AskTurn, Question, TurnRecord, answer_type
+from proto.subjects import TurnKey
 
 
 class History:
@@ -19,3 +21,8 @@ class History:
         asked = msgspec.json.encode(question)
         reply = await self._services.ask(tenant, question.query, asked, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(question)))
+
+    async def past(self, key: TurnKey) -> TurnRecord:
+        """A turn that the log does not know any more. Without an end it has failed: nobody can write one now."""
+        told = await self.ask(key.tenant, AskTurn(key.turn))
+        return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told

@@ -19,7 +19,6 @@ from proto.entries import End, Event, Failure
 from proto.errors import CursorUnknown, Refused, TurnUnknown
 from proto.fold import NOBODY, Turn, fold
 from proto.ids import Seq
-from proto.records import AskTurn
 from proto.subjects import TurnKey
 
 # Frames that are written at once: a late joiner gets its past in large pieces, and nobody more than it can hold.
@@ -165,7 +164,7 @@ class Stream:
         try:
             await self._gateway.log.turn(self._key)
         except TurnUnknown:
-            record = await self._gateway.history.ask(self._key.tenant, AskTurn(self._key.turn))
+            record = await self._gateway.history.past(self._key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
         if self._cursor > record.cursor:

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from persistence import metrics
+from persistence.losses import Losses
 from persistence.row import Row, row
 from persistence.store import Store
 from proto.errors import LogUnavailable, StoreBusy, StoreRefused, StoreUnwritable, TurnUnknown
@@ -49,6 +50,7 @@ class Recorder:
         self._store = store
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
+        self._losses = Losses(deliveries, store)
         self._folds = asyncio.Semaphore(FOLDS_MAX)
         self.trouble = ""
 
@@ -58,6 +60,7 @@ class Recorder:
             batch = await self._deliveries.next(self._batch_max)
             if batch:
                 await self._batch(batch, stop)
+            await self._losses.look()
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)

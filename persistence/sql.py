@@ -1,6 +1,7 @@
 """Every statement that the store runs, each with a name and a sentence. It runs none of them.
 
-Each names the tenant first, and each reads along an index (a test asks SQLite for its plan).
+Each names the tenant first, but the one that is nobody's question, and each reads along an index (a test asks SQLite
+for its plan).
 """
 
 # One parameter set serves the four writes of a turn: the columns of `row.Row`, by name.
@@ -67,6 +68,11 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
     is_estimated = excluded.is_estimated,
     cost_nusd = excluded.cost_nusd,
     messages = excluded.messages
+"""
+
+# The turns of all tenants that are running here, while the log has nothing any more of what is known of them.
+LOSE_TURNS = """
+UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
 """
 
 # A session before its first turn; changes nothing when there is one of that name.

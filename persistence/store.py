@@ -10,7 +10,8 @@ from persistence import sql
 from persistence.database import Database
 from persistence.page import Place
 from persistence.row import Row, branch_of, micros, project_record, session_record, turn_record, usage_record
-from proto.ids import SessionId, Tenant, TurnId
+from proto.entries import Failure
+from proto.ids import Seq, SessionId, Tenant, TurnId
 from proto.records import SessionRecord, TurnRecord
 from proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
 from proto.subjects import TurnKey
@@ -41,6 +42,12 @@ class Store(Database):
         async with self.transaction() as writer:
             for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE):
                 await writer.executemany(statement, columns)
+
+    async def lose(self, first: Seq, why: Failure) -> int:
+        """Ends those as failed that run here and have left the log, which begins at `first`; how many they were."""
+        columns = {"first": first, "error": msgspec.json.encode(why).decode()}
+        async with self.transaction() as writer:
+            return (await writer.execute(sql.LOSE_TURNS, columns)).rowcount
 
     async def new_session(self, tenant: Tenant, new: NewSession, at: datetime) -> bool:
         """False when there is one of that name, which is then as it was."""

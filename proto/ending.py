@@ -4,6 +4,9 @@ from proto.entries import End, Failure, Outcome
 from proto.fold import Turn, text_proof
 from proto.models import cost_nusd, model_named
 
+# Of a turn whose request has left the log, by its age, and that has no end: nobody can answer it any more.
+LOST = Failure("internal", "the turn left the log before it ended")
+
 
 def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
     """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""

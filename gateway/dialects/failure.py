@@ -1,11 +1,12 @@
 """Why there is no whole answer, where an entry or a record does not say it itself, and the type of it. Pure."""
 
+from proto import ending
 from proto.entries import Failure
 from proto.errors import CODES
 from proto.records import TurnRecord
 
 CANCELLED = Failure("turn_cancelled", "the turn was cancelled")
-LOST = Failure("internal", "the turn left the log before it ended")
+LOST = ending.LOST
 
 
 def of_record(record: TurnRecord) -> Failure:

@@ -99,7 +99,7 @@ def response_of(told: TurnRecord) -> dict[str, Any]:
         head_of_record(told),
         status,
         items,
-        usage=told.usage if told.ended_at is not None else None,
+        usage=told.usage if told.outcome != "running" else None,
         stop_reason=told.stop_reason,
         failure=told.error,
         ended_at=told.ended_at,

@@ -16,7 +16,7 @@ from gateway.json_response import json_response
 from gateway.stream import Stream
 from proto.errors import Refused, TurnUnknown
 from proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor
-from proto.records import AskTurn, TurnRecord, record
+from proto.records import TurnRecord, record
 from proto.subjects import TurnKey
 
 
@@ -79,7 +79,7 @@ async def look(gateway: Gateway, key: TurnKey) -> TurnRecord:
     try:
         return record(key, await gateway.log.turn(key))
     except TurnUnknown:
-        return await gateway.history.ask(key.tenant, AskTurn(key.turn))
+        return await gateway.history.past(key)
 
 
 def cursor_of(request: Request) -> Seq:

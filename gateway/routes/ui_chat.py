@@ -118,7 +118,10 @@ async def resumable(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey | No
 
 def is_over(turn: TurnRecord, now: datetime) -> bool:
     """Whether it has ended, and every page that did not see its end has had the time to ask for it."""
-    return turn.ended_at is not None and (now - turn.ended_at).total_seconds() > LATE_S
+    if turn.ended_at is None:
+        # Of one that left the log without an end nobody knows when it was lost: long ago.
+        return turn.outcome != "running"
+    return (now - turn.ended_at).total_seconds() > LATE_S
 
 
 async def told(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
@@ -128,7 +131,7 @@ async def told(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
             frames = live.frames(UI, 0, len(live.entries))
             return sum(chunks(frame.data) for frame in frames), live.is_ended
     except TurnUnknown:
-        record = await gateway.history.ask(key.tenant, AskTurn(key.turn))
+        record = await gateway.history.past(key)
         return chunks(UI.archived(record, 0).data), True
 
 

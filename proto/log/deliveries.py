@@ -9,6 +9,7 @@ import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import StreamState
 
 from proto import subjects
 from proto.errors import LogMisconfigured, LogUnavailable
@@ -128,15 +129,16 @@ class Deliveries:
         later = await asyncio.gather(*(self._has_after(backlog.delivered, subject) for subject in self._filters))
         return not any(later)
 
+    async def first(self) -> Seq:
+        """The first sequence that the stream still has; the next one when it is empty. Raises LogUnavailable."""
+        return Seq((await self._state()).first_seq)
+
     async def last(self) -> Seq:
         """The last sequence of the stream, from its leader: what anybody has been told is stored is not after it.
 
         Raises LogUnavailable.
         """
-        try:
-            return Seq((await self._jetstream.stream_info(STREAM)).state.last_seq)
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+        return Seq((await self._state()).last_seq)
 
     async def restart(self) -> None:
         """Has everything delivered again, from the oldest entry that the log still has. Raises LogUnavailable.
@@ -147,6 +149,12 @@ class Deliveries:
             await self._jetstream.reset_consumer(STREAM, self._durable, seq=1)
         except nats.errors.Error as error:
             raise LogUnavailable(f"the consumer {self._durable!r} cannot begin again: {error}") from error
+
+    async def _state(self) -> StreamState:
+        try:
+            return (await self._jetstream.stream_info(STREAM)).state
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
 
     async def _has_after(self, seq: Seq, subject: str) -> bool:
         try:

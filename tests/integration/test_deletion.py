@@ -228,7 +228,7 @@ async def test_a_turn_whose_log_is_gone_before_its_end_is_deleted(
         assert (await gateway.client.get(path)).json()["outcome"] == "running"
         await until(lambda: _is_known(gateway))
         await own_log.purge(writer.key)
-        assert (await gateway.client.get(path)).json()["outcome"] == "running"
+        assert (await gateway.client.get(path)).json()["outcome"] == "failed"
         assert (await gateway.client.delete(path)).status_code == 200
         assert await status(gateway, path) == 404
 

@@ -17,8 +17,9 @@ from persistence.migrations import migrations
 from persistence.page import NEWEST, OLDEST, Place
 from persistence.row import MICROSECOND, Row, micros, row
 from persistence.store import Store
+from proto.ending import LOST
 from proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
-from proto.ids import SessionId, Tenant, TurnId
+from proto.ids import Seq, SessionId, Tenant, TurnId
 from proto.records import SessionRecord, record
 from proto.resources import Delete, Doomed, Kind
 from proto.subjects import TurnKey
@@ -27,7 +28,10 @@ from tests.handwritten import NOON, Handwritten, answered
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 TABLES = ("sessions", "turns", "usage", "projects")
-BY_INDEX = re.compile(r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND ")
+# Or over the index of those that are running, of which there are few.
+BY_INDEX = re.compile(
+    r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |SCAN turns USING INDEX turns_running$"
+)
 STATEMENTS = {name: text for name, text in vars(sql).items() if name.isupper() and not name.startswith("_")}
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
@@ -125,6 +129,25 @@ async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
     await store.record([asked("turn-1")])
     await store.record([row(key("turn-1"), log.turn)])
     assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
+
+
+async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> None:
+    """Whoseever it is; one that has ended, and one that the log may still have, stay as they are."""
+    ended, theirs = answered("Light").turn, key("turn-1", THEIRS)
+    late = Handwritten(5)
+    late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in answered("Light").stored[:1]]
+    rows = [asked("turn-1"), row(key("turn-2"), ended), row(key("turn-3"), late.turn)]
+    await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
+    first = Seq(ended.chain.last + 1)
+    assert await store.lose(first, LOST) == 2
+    for lost in (key("turn-1"), theirs):
+        told = await store.turn(lost)
+        assert told is not None
+        assert (told.outcome, told.error, told.ended_at) == ("failed", LOST, None)
+    kept = [await store.turn(key(turn)) for turn in ("turn-2", "turn-3")]
+    assert [told.outcome for told in kept if told] == ["completed", "running"]
+    assert await store.answering(OURS) == ["session-1"]
+    assert await store.lose(first, LOST) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])

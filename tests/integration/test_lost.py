@@ -1,0 +1,140 @@
+"""A turn that leaves the log without an end has failed, and everybody says so: the log forgets, and nothing runs on."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from deploy.nats_server import NatsServer
+from gateway.dialects import DIALECTS
+from proto.ending import LOST
+from proto.ids import SessionId, Tenant, TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.integration.conftest import Gateway, NewGateway, forget
+from tests.persisting import Persistence
+from tests.until import until
+from tests.writing import Writer
+
+SESSION = SessionId("session-1")
+# It has no words of its own: all that it does is to break off.
+WORDLESS = {"text"}
+
+
+@pytest_asyncio.fixture
+async def recorded(
+    own_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Persistence]:
+    """Persistence that looks often for what was lost."""
+    monkeypatch.setattr("persistence.losses.LOOK_EVERY_S", 0.05)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
+        yield persistence
+
+
+@pytest_asyncio.fixture
+async def lost(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, recorded: Persistence, new_gateway: NewGateway
+) -> tuple[Gateway, TurnKey]:
+    """A turn that has said something and was forgotten by the log before its end, and a gateway to ask for it."""
+    gateway = await new_gateway(own_server.url)
+    writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+    await writer.ask(session=SESSION)
+    await writer.begin("Light ")
+    await forget(gateway, own_log, writer.key)
+    return gateway, writer.key
+
+
+async def got(gateway: Gateway, path: str) -> Any:
+    answer = await gateway.client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_whoever_asks_for_a_turn_that_was_lost_is_told_that_it_has_failed(lost: tuple[Gateway, TurnKey]) -> None:
+    """At once, as a turn and as a response, whether anybody has noticed it in the database or not."""
+    gateway, key = lost
+    turn = await got(gateway, f"/v1/turns/{key.turn}")
+    assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == ("failed", LOST.code, LOST.message)
+    response = await got(gateway, f"/v1/responses/resp_{key.turn}")
+    assert (response["status"], response["error"]["message"]) == ("failed", LOST.message)
+    assert response["usage"] is not None
+    cancelled = await gateway.client.post(f"/v1/responses/resp_{key.turn}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
+    assert (await gateway.client.post(f"/v1/turns/{key.turn}/cancel")).json()["outcome"] == "failed"
+    assert (await gateway.client.post(f"/api/chat/{key.turn}/stop")).json()["outcome"] == "failed"
+
+
+@pytest.mark.parametrize("dialect", sorted(set(DIALECTS) - WORDLESS))
+async def test_every_dialect_says_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey], dialect: str) -> None:
+    """In its own shape; where that has no word for an end, the connection is broken off after it."""
+    gateway, key = lost
+    body = b""
+    with suppress(httpx2.RemoteProtocolError):
+        async with gateway.client.stream("GET", f"/v1/turns/{key.turn}/events?dialect={dialect}") as response:
+            assert response.status_code == 200
+            async for piece in response.aiter_raw():
+                body += piece
+    assert LOST.message in body.decode()
+
+
+async def test_a_lost_answer_is_not_resumed(lost: tuple[Gateway, TurnKey]) -> None:
+    """A page that is loaded again has it among its messages, and would be told an old error for ever."""
+    gateway, _ = lost
+    assert (await gateway.client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
+
+
+async def test_the_database_says_of_every_list_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey]) -> None:
+    """The session's turns, its branches, and who is being answered; and the session is not busy for ever."""
+    gateway, key = lost
+
+    async def is_noticed() -> bool:
+        listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
+        return [(one["outcome"], one["error"]) for one in listed] == [
+            ("failed", {"code": LOST.code, "message": LOST.message})
+        ]
+
+    await until(is_noticed)
+    branches = (await got(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
+    assert [branch["outcome"] for branch in branches] == ["failed"]
+    assert (await got(gateway, "/v1/sessions/stats"))["claude_sessions"] == []
+    answer = await gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
+    assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
+    following = await got(gateway, f"/v1/turns/{answer.json()['turn']}")
+    assert (following["parent"], following["outcome"]) == (key.turn, "running")
+
+
+async def test_what_is_noticed_later_is_told_as_it_was_at_once(lost: tuple[Gateway, TurnKey]) -> None:
+    """The record that the gateway makes is the one that the database comes to have."""
+    gateway, key = lost
+    before = await got(gateway, f"/v1/turns/{key.turn}")
+
+    async def listed() -> Any:
+        (one,) = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
+        return one if one["outcome"] == "failed" else None
+
+    assert await until(listed) == before == await got(gateway, f"/v1/turns/{key.turn}")
+
+
+async def test_nothing_is_lost_while_the_log_has_it(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, recorded: Persistence, new_gateway: NewGateway
+) -> None:
+    """What was before it in the log is gone; it runs, however often somebody looks, and ends."""
+    gateway = await new_gateway(own_server.url)
+    old, running = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(2))
+    await old.ask(session=SessionId("session-2"))
+    await running.ask(session=SESSION)
+    await running.begin("Light")
+    await forget(gateway, own_log, old.key)
+
+    async def is_old_lost() -> bool:
+        (one,) = (await got(gateway, "/v1/sessions/session-2/turns"))["turns"]
+        return bool(one["outcome"] == "failed")
+
+    await until(is_old_lost)
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "running"
+    await running.end()
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "completed"
