@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects.openai_annotation import Annotation, of_chat
 from proto.ids import TurnId
 from proto.records import TurnRecord
 from proto.usage import Usage
@@ -58,6 +59,8 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         message["reasoning_content"] = thoughts
     if calls:
         message["tool_calls"] = calls
+    if annotations := _annotations(record.content):
+        message["annotations"] = annotations
     return message
 
 
@@ -77,6 +80,17 @@ def usage_of(usage: Usage) -> dict[str, Any]:
             "cache_write_tokens": usage.cache_creation_input_tokens,
         },
     }
+
+
+def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
+    found: list[Annotation] = []
+    start = 0
+    for block in content:
+        if block["type"] == "text":
+            end = start + len(block["text"])
+            found += of_chat(block.get("citations"), start, end)
+            start = end
+    return found
 
 
 def _call(block: dict[str, Any]) -> dict[str, Any]:

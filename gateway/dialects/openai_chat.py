@@ -15,6 +15,7 @@ from gateway.dialects import chat_completion
 from gateway.dialects.chat_completion import Head, finish_reason, usage_of
 from gateway.dialects.dialect import SILENT, Dialect, Frame
 from gateway.dialects.failure import CANCELLED, of_record, type_of
+from gateway.dialects.openai_annotation import Annotation, of_chat
 from proto import events
 from proto.entries import Attempt, End, Event, Failure, Request, Stored
 from proto.records import TurnRecord
@@ -40,6 +41,12 @@ class Told(msgspec.Struct, frozen=True):
     tools: tuple[int, ...] = ()
     untold: tuple[int, bytes] | None = None
     """The block of a call that has no arguments yet, and what they are if none come."""
+    chars: int = 0
+    """How long the text is by now, and `begun_at` where its last block begins."""
+    begun_at: int = 0
+    citations: tuple[dict[str, Any], ...] = ()
+    """Those of that block: it is not known yet how far it goes."""
+    annotations: tuple[Annotation, ...] = ()
 
 
 def start(key: TurnKey, *, is_counted: bool) -> Told:
@@ -52,7 +59,7 @@ def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
             return SILENT, msgspec.structs.replace(told, head=Head(told.head.turn, model, stored.at))
         case Attempt(mode="restart"):
             failure = Failure("backend_broken", BEGUN_ANEW.format(turn=told.head.turn))
-            return Frame(_error(failure), is_break=True), msgspec.structs.replace(told, tools=(), untold=None)
+            return Frame(_error(failure), is_break=True), Told(told.head, told.is_counted)
         case Event(event=raw, is_hidden=False):
             delta, told = _heard(told, events.decode(raw))
             return (Frame(_chunk(told, delta, stored.seq)) if delta else SILENT), told
@@ -65,8 +72,8 @@ def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
 
 
 def archived(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
-    told = Told(chat_completion.head_of(record), is_counted)
     message = chat_completion.message_of(record)
+    told = Told(chat_completion.head_of(record), is_counted, annotations=tuple(message.get("annotations", ())))
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
@@ -82,8 +89,12 @@ def _heard(told: Told, event: events.Event | events.Other) -> tuple[Delta | None
     match event:
         case events.MessageStart():
             return {"role": "assistant", "content": ""}, told
-        case events.BlockDelta(_, events.TextDelta(text)) | events.BlockStart(_, {"type": "text", "text": str(text)}):
-            return ({"content": text} if text else None), told
+        case events.BlockStart(_, {"type": "text", "text": str(text)}):
+            return _text(msgspec.structs.replace(told, begun_at=told.chars), text)
+        case events.BlockDelta(_, events.TextDelta(text)):
+            return _text(told, text)
+        case events.BlockDelta(_, events.CitationsDelta(citation)):
+            return None, msgspec.structs.replace(told, citations=(*told.citations, citation))
         case events.BlockDelta(_, events.ThinkingDelta(text)):
             return ({"reasoning_content": text} if text else None), told
         case events.BlockStart(block, {"type": "tool_use", "id": str(call), "name": str(name), **rest}):
@@ -96,8 +107,15 @@ def _heard(told: Told, event: events.Event | events.Other) -> tuple[Delta | None
         case events.BlockStop(block) if told.untold is not None and told.untold[0] == block:
             # A tool without arguments streams none, and an empty string is no JSON.
             return _arguments(told, block, told.untold[1].decode()), msgspec.structs.replace(told, untold=None)
+        case events.BlockStop() if told.citations:
+            found = of_chat(told.citations, told.begun_at, told.chars)
+            return None, msgspec.structs.replace(told, citations=(), annotations=(*told.annotations, *found))
         case _:
             return None, told
+
+
+def _text(told: Told, text: str) -> tuple[Delta | None, Told]:
+    return ({"content": text} if text else None), msgspec.structs.replace(told, chars=told.chars + len(text))
 
 
 def _arguments(told: Told, block: int, piece: str) -> Delta:
@@ -106,10 +124,12 @@ def _arguments(told: Told, block: int, piece: str) -> Delta:
 
 def _completed(told: Told, stop_reason: str | None, usage: Usage, seq: int) -> bytes:
     finish = finish_reason(stop_reason)
+    # All at once, as OpenAI does: its SDKs do not add up lists of what has no index.
+    cited = _chunk(told, {"annotations": told.annotations}) if told.annotations else b""
     if not told.is_counted:
-        return _chunk(told, {}, seq, finish) + DONE
+        return cited + _chunk(told, {}, seq, finish) + DONE
     counted = {**told.head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(usage), "cursor": seq}
-    return _chunk(told, {}, None, finish) + sse.frame(_encode(counted)) + DONE
+    return cited + _chunk(told, {}, None, finish) + sse.frame(_encode(counted)) + DONE
 
 
 def _chunk(told: Told, delta: Delta, seq: int | None = None, finish: str | None = None) -> bytes:

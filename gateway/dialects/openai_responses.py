@@ -144,6 +144,7 @@ def _events_of(index: int, block: Block) -> list[events.Event]:
     deltas: list[events.Event] = [] if delta is None else [events.BlockDelta(index, delta)]
     if block.signature:
         deltas.append(events.BlockDelta(index, events.SignatureDelta(block.signature)))
+    deltas += [events.BlockDelta(index, events.CitationsDelta(citation)) for citation in block.citations]
     return [events.BlockStart(index, begins), *deltas, *([events.BlockStop(index)] if block.is_closed else [])]
 
 
@@ -152,7 +153,9 @@ def _block(content: dict[str, Any]) -> Block:
     kind = str(content.get("type"))
     match content:
         case {"type": "text", "text": str(text)}:
-            return Block(kind, {"type": "text"}, text, is_closed=True)
+            cited = content.get("citations")
+            citations = tuple(each for each in cited if isinstance(each, dict)) if isinstance(cited, list) else ()
+            return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
         case {"type": "thinking", "thinking": str(thought)}:
             return Block(kind, {"type": "thinking"}, thought, str(content.get("signature", "")), is_closed=True)
         case {"type": "tool_use", "input": given}:

@@ -5,12 +5,14 @@ again (`tools`, `instructions`): those fields have the values that say nothing. 
 "Responses", as its Python SDK 3.52 types it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 
 from gateway.dialects.failure import type_of
+from gateway.dialects.openai_annotation import Annotation, of_responses
 from proto.entries import Failure, Request
 from proto.records import TurnRecord
 from proto.usage import Usage
@@ -122,7 +124,7 @@ def item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
     """The output item of a whole block, the `index`th of its answer; None for one that the protocol has no word for."""
     match block:
         case {"type": "text", "text": text}:
-            return message(turn, index, "completed", text)
+            return message(turn, index, "completed", text, of_responses(block.get("citations"), len(text)))
         case {"type": "thinking", "thinking": thought}:
             return reasoning(turn, index, "completed", thought, block.get("signature", ""))
         case {"type": "redacted_thinking", "data": hidden}:
@@ -138,9 +140,9 @@ def item_id(kind: str, turn: str, index: int) -> str:
     return f"{ITEM_PREFIXES[kind]}_{turn}_{index}"
 
 
-def message(turn: str, index: int, status: str, text: str | None) -> Item:
+def message(turn: str, index: int, status: str, text: str | None, annotations: Sequence[Annotation] = ()) -> Item:
     """No text: it has only begun."""
-    content = [] if text is None else [output_text(text)]
+    content = [] if text is None else [output_text(text, annotations)]
     return {
         "id": item_id("text", turn, index),
         "type": "message",
@@ -150,8 +152,8 @@ def message(turn: str, index: int, status: str, text: str | None) -> Item:
     }
 
 
-def output_text(text: str) -> Item:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def output_text(text: str, annotations: Sequence[Annotation] = ()) -> Item:
+    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
 
 
 def reasoning(turn: str, index: int, status: str, thought: str, encrypted: str) -> Item:

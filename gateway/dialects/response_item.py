@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from gateway.dialects.openai_annotation import of_responses
 from gateway.dialects.pieces import Pieces
 from gateway.dialects.response import (
     Item,
@@ -35,6 +36,7 @@ class Open(msgspec.Struct, frozen=True):
     """The `content_block` as it was opened."""
     pieces: Pieces = Pieces()
     signature: str = ""
+    citations: tuple[dict[str, Any], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -65,6 +67,9 @@ def said(opened: Open, delta: events.Delta) -> tuple[Open, Events]:
     match delta:
         case events.SignatureDelta(signature):
             return replace(opened, signature=opened.signature + signature), []
+        case events.CitationsDelta(citation):
+            # Told when its text is whole: only then is it known how far that goes.
+            return replace(opened, citations=(*opened.citations, citation)), []
         case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece) if piece:
             return replace(opened, pieces=opened.pieces.plus(piece)), _delta(opened, piece)
         case _:
@@ -84,8 +89,12 @@ def closed(opened: Open, status: str) -> tuple[Item | None, Events]:
         return None, []
     match opened.kind:
         case "text":
+            annotations = of_responses(opened.citations, len(text))
+            for number, annotation in enumerate(annotations):
+                added = {"annotation_index": number, "annotation": annotation}
+                closing.append(_part("response.output_text.annotation.added", opened, None, **added))
             closing.append(_part("response.output_text.done", opened, None, text=text, logprobs=[]))
-            closing.append(_part("response.content_part.done", opened, output_text(text)))
+            closing.append(_part("response.content_part.done", opened, output_text(text, annotations)))
         case "thinking":
             closing.append(_summary("response.reasoning_summary_text.done", opened, text=text))
             closing.append(_summary("response.reasoning_summary_part.done", opened, part=summary_text(text)))
@@ -99,7 +108,8 @@ def _shown(opened: Open, status: str, text: str | None) -> Item | None:
     """The item; with no `text` it has only begun."""
     match opened.start:
         case {"type": "text"}:
-            return message(opened.turn, opened.block, status, text)
+            annotations = of_responses(opened.citations, len(text or ""))
+            return message(opened.turn, opened.block, status, text, annotations)
         case {"type": "thinking"}:
             return reasoning(opened.turn, opened.block, status, text or "", opened.signature)
         case {"type": "tool_use", "id": str(call), "name": str(name)}:

@@ -162,10 +162,25 @@ def sse(name: str, data: bytes) -> bytes:
 
 
 def citation(number: int) -> dict[str, object]:
-    """A sentence of ten characters of a document that nobody reads."""
+    """A sentence of ten characters that nobody reads: of a document, of a page, of a file, and so on."""
+    cited = {"cited_text": f"{number:09d}."}
     start = 10 * number
-    place = {"document_index": 0, "document_title": None, "start_char_index": start, "end_char_index": start + 10}
-    return {"type": "char_location", "cited_text": f"{number:09d}.", **place, "file_id": None}
+    match number % 3:
+        case 0:
+            place = {
+                "document_index": 0,
+                "document_title": None,
+                "start_char_index": start,
+                "end_char_index": start + 10,
+            }
+            return {"type": "char_location", **cited, **place, "file_id": None}
+        case 1:
+            page = {"url": f"https://page.example/{number}", "title": f"Page {number}", "encrypted_index": "c2lt"}
+            return {"type": "web_search_result_location", **cited, **page}
+        case _:
+            file = {"document_title": f"{number}.pdf", "file_id": f"file_sim{number}"}
+            pages = {"document_index": 1, "start_page_number": 1, "end_page_number": 2}
+            return {"type": "page_location", **cited, **file, **pages}
 
 
 def signature(block: Block) -> str:

@@ -1,6 +1,7 @@
 """The dialect `openai-chat`: what its clients put together from the chunks is the turn; nothing half looks whole."""
 
 import json
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,6 +19,7 @@ from proto.ids import Tenant, TurnId
 from proto.records import record
 from proto.subjects import TurnKey
 from proto.usage import Usage
+from tests.citing import CITATIONS, PAGE, RESULT
 from tests.event_stream import parse
 from tests.handwritten import MODEL, NOON, Handwritten, opening
 from tests.made_up import MadeUp, logs
@@ -58,9 +60,11 @@ def thinking(index: int, *texts: str) -> list[events.Event]:
     ]
 
 
-def text(index: int, *texts: str) -> list[events.Event]:
-    deltas = [events.BlockDelta(index, events.TextDelta(text)) for text in texts]
-    return [start(index, {"type": "text", "text": ""}), *deltas, events.BlockStop(index)]
+def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> list[events.Event]:
+    deltas: list[events.Delta] = [events.TextDelta(text) for text in texts]
+    deltas += [events.CitationsDelta(citation) for citation in citations]
+    said = [events.BlockDelta(index, delta) for delta in deltas]
+    return [start(index, {"type": "text", "text": ""}), *said, events.BlockStop(index)]
 
 
 def begun() -> Handwritten:
@@ -118,6 +122,39 @@ def test_an_answer_in_chunks() -> None:
     last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
     assert chunks(log)[-1] == HEAD | {"choices": [last], "cursor": log.stored[-1].seq}
     assert is_done(log)
+
+
+def test_what_claude_cites_are_annotations() -> None:
+    """Pages, once, when all is said; each marks in the whole message what was said of it. Files have no word here."""
+    log = begun()
+    log.hear(*text(0, "Not "), *text(1, "wa", "ter 🌊", citations=CITATIONS), *text(2, " runs.", citations=[PAGE]))
+    ended(log)
+
+    def cited(url: str, title: str, start: int, end: int) -> dict[str, Any]:
+        page = {"url": url, "title": title, "start_index": start, "end_index": end}
+        return {"type": "url_citation", "url_citation": page}
+
+    annotations = [
+        cited(PAGE["url"], "Rivers", 4, 11),
+        cited(RESULT["source"], "", 4, 11),
+        cited(PAGE["url"], "Rivers", 11, 17),
+    ]
+    assert deltas(log)[-2:] == [{"annotations": annotations}, {}]
+    message = json.loads(whole(record(KEY, log.turn)))["choices"][0]["message"]
+    assert message["annotations"] == annotations
+    assert message["content"][4:11] == "water 🌊"
+    assert message["content"] == "Not water 🌊 runs."
+
+
+def test_an_answer_that_begins_anew_cites_nothing_of_the_old() -> None:
+    """Neither its sources nor where they stood."""
+    log = begun()
+    log.hear(*text(0, "old", citations=[PAGE]))
+    log.take("restart")
+    log.hear(opening()[0], *text(0, "new", citations=[PAGE]))
+    ended(log)
+    [cited] = chunks(log)[-2]["choices"][0]["delta"]["annotations"]
+    assert (cited["url_citation"]["start_index"], cited["url_citation"]["end_index"]) == (0, 3)
 
 
 def test_the_usage_comes_last_when_it_is_asked_for() -> None:
@@ -216,7 +253,8 @@ def turns(draw: st.DrawFn) -> Handwritten:
     for index in range(draw(st.integers(0, 4))):
         match draw(st.sampled_from(["text", "thinking", "tool"])):
             case "text":
-                log.hear(*text(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
+                cited = draw(st.lists(st.sampled_from(CITATIONS), max_size=3))
+                log.hear(*text(index, *draw(st.lists(TEXTS, min_size=1, max_size=3)), citations=cited))
             case "thinking":
                 log.hear(*thinking(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
             case _:
@@ -238,6 +276,9 @@ def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, An
     for name in ("content", "reasoning_content"):
         if delta.get(name):
             message[name] = message.get(name, "") + delta[name]
+    if "annotations" in delta:
+        assert "annotations" not in message
+        message["annotations"] = delta["annotations"]
     return message
 
 
@@ -255,7 +296,10 @@ def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
     streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
     archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
     completion = json.loads(whole(told))
-    assert same(streamed) == same(archived) == same(completion["choices"][0]["message"])
+    message = completion["choices"][0]["message"]
+    assert same(streamed) == same(archived) == same(message)
+    if log.chain.is_ended:
+        assert streamed.get("annotations") == archived.get("annotations") == message.get("annotations")
     heads = {(one["id"], one["created"], one["model"]) for one in (*chunks(log), *kept, completion) if "id" in one}
     assert heads == {(HEAD["id"], HEAD["created"], MODEL)}
     assert [delta["role"] for delta in deltas(log) if "role" in delta] == ["assistant"]
@@ -268,7 +312,7 @@ def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) 
         made = ChatCompletionChunk.model_validate(chunk)
         assert set(made.model_extra or {}) <= {"cursor"}
         for choice in made.choices:
-            assert set(choice.delta.model_extra or {}) <= {"reasoning_content"}
+            assert set(choice.delta.model_extra or {}) <= {"reasoning_content", "annotations"}
     completion = ChatCompletion.model_validate_json(whole(record(KEY, log.turn)))
     assert completion.model_extra == {}
     assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}

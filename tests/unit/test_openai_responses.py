@@ -23,6 +23,7 @@ from proto.ids import Tenant, TurnId
 from proto.records import TurnRecord, record
 from proto.subjects import TurnKey
 from proto.usage import Usage
+from tests.citing import CITATIONS, FILE, PAGE, RESULT
 from tests.event_stream import parse
 from tests.handwritten import Handwritten, answered, junk, opening
 from tests.made_up import TEXTS
@@ -31,7 +32,9 @@ KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
-KINDS = st.sampled_from(["text", "begun text", "thinking", "tool_use", "nameless", "redacted_thinking", "newer"])
+KINDS = st.sampled_from(
+    ["text", "begun text", "cited text", "thinking", "tool_use", "nameless", "redacted_thinking", "newer"]
+)
 LATER: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "restart"])
 OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
 
@@ -77,6 +80,7 @@ def begin(log: Handwritten, index: int, kind: str) -> None:
     starts: dict[str, dict[str, Any]] = {
         "text": {"type": "text", "text": ""},
         "begun text": {"type": "text", "text": "So"},
+        "cited text": {"type": "text", "text": ""},
         "thinking": {"type": "thinking", "thinking": "", "signature": ""},
         "tool_use": {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}},
         "nameless": {"type": "tool_use", "input": {}},
@@ -88,7 +92,7 @@ def begin(log: Handwritten, index: int, kind: str) -> None:
 def say(log: Handwritten, index: int, kind: str, *texts: str) -> None:
     for text in texts:
         match kind:
-            case "text" | "begun text":
+            case "text" | "begun text" | "cited text":
                 log.hear(events.BlockDelta(index, events.TextDelta(text)))
                 log.hear(events.BlockDelta(index, events.ThinkingDelta("of another kind")))
             case "thinking":
@@ -102,6 +106,8 @@ def block(log: Handwritten, index: int, kind: str, *texts: str) -> None:
     say(log, index, kind, *texts)
     if kind == "thinking":
         log.hear(events.BlockDelta(index, events.SignatureDelta("c2ln")))
+    if kind == "cited text":
+        log.hear(*(events.BlockDelta(index, events.CitationsDelta(citation)) for citation in CITATIONS))
     log.hear(events.BlockStop(index))
 
 
@@ -256,6 +262,34 @@ def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handw
     assert {event["type"].rpartition(".")[2] for event in sent[:-1]} <= {"done"}
     whole = [event["text"] for event in sent if event["type"] == "response.output_text.done"]
     assert "".join(whole) == log.turn.text
+
+
+def test_what_claude_cites_are_annotations() -> None:
+    """Pages and files, when their text is whole, at its place; a place in a document without a file is none."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(opening()[0])
+    block(log, 0, "text", "Not this.")
+    block(log, 1, "cited text", "Water ", "runs. 🌊")
+    log.hear(events.MessageDelta(events.StopReason("end_turn")))
+    log.end()
+    sent = told(log.stored)
+    place = {"start_index": 0, "end_index": 13}
+    annotations = [
+        {"type": "url_citation", "url": PAGE["url"], "title": "Rivers", **place},
+        {"type": "url_citation", "url": RESULT["source"], "title": "", **place},
+        {"type": "file_citation", "file_id": FILE["file_id"], "filename": "rivers.pdf", "index": 13},
+    ]
+    added = [event for event in sent if event["type"] == "response.output_text.annotation.added"]
+    assert [event["annotation"] for event in added] == annotations
+    assert [(event["output_index"], event["annotation_index"]) for event in added] == [(1, 0), (1, 1), (1, 2)]
+    [first, second] = sent[-1]["response"]["output"]
+    assert first["content"][0]["annotations"] == []
+    assert second["content"][0]["annotations"] == annotations
+    assert [event["part"] for event in sent if event["type"] == "response.content_part.done"][1] == second["content"][0]
+    after = [event["type"] for event in sent[sent.index(added[-1]) :]]
+    assert after[1:3] == ["response.output_text.done", "response.content_part.done"]
 
 
 @given(st.lists(TEXTS, max_size=5))

@@ -1,0 +1,107 @@
+"""What Claude cites, in OpenAI's two protocols with their Python SDK: streamed, whole, after any cut, and archived."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from proto.ids import Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.answering import words
+from tests.clients.openai_chat import MODEL, asked, cursor_of, resumed, sdk_of, turn_of
+from tests.integration.conftest import Gateway, House, NewGateway, forget
+
+PYTHON = "openai (Python)"
+# One of each: a place in a document without a name, a page, a file.
+LINE = "#sim words=3 rate=0 cites=3"
+PLACE = {"start_index": 0, "end_index": len(words(3))}
+PAGE = {"url": "https://page.example/1", "title": "Page 1", **PLACE}
+FILE = {"type": "file_citation", "file_id": "file_sim2", "filename": "2.pdf", "index": len(words(3))}
+ADDED = "response.output_text.annotation.added"
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    async with sdk_of(gateway.url) as client:
+        yield client
+
+
+@pytest.mark.proves("openai-chat", "citations", PYTHON)
+async def test_pages_are_annotations_of_a_message(
+    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+) -> None:
+    """The accumulator has them as the whole message has, and whoever comes back at any cursor is told them once."""
+    cited = [{"type": "url_citation", "url_citation": PAGE}]
+    whole = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE))
+    async with sdk.chat.completions.stream(model=MODEL, messages=asked(LINE)) as stream:
+        chunks = [event.chunk async for event in stream if event.type == "chunk"]
+        final = await stream.get_final_completion()
+    for message in (whole.choices[0].message, final.choices[0].message):
+        assert message.to_dict()["annotations"] == cited
+    turn = turn_of(whole.id)
+    told = [chunk async for chunk in await resumed(sdk, turn)]
+    assert [chunk.choices for chunk in told] == [chunk.choices for chunk in chunks]
+    for number, chunk in enumerate(told):
+        if (cursor := cursor_of(chunk)) is not None and chunk is not told[-1]:
+            rest = [one.to_dict() async for one in await resumed(sdk, turn, cursor)]
+            assert rest == [one.to_dict() for one in told[number + 1 :]]
+            assert [delta["annotations"] for one in rest if "annotations" in (delta := delta_of(one))] == [cited]
+    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
+    # Another gateway, for the first may have the turn in memory yet.
+    async with sdk_of((await new_gateway(house.nats_url)).url) as later:
+        kept = [one.to_dict() async for one in await resumed(later, turn)]
+    assert [delta["annotations"] for one in kept if "annotations" in (delta := delta_of(one))] == [cited]
+
+
+def delta_of(chunk: dict[str, Any]) -> dict[str, Any]:
+    delta: dict[str, Any] = chunk["choices"][0]["delta"]
+    return delta
+
+
+@pytest.mark.proves("openai-responses", "citations", PYTHON)
+async def test_pages_and_files_are_annotations_of_a_text(
+    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+) -> None:
+    """Each an event of its own, numbered as all are; the response has them however it is come by."""
+    cited = [{"type": "url_citation", **PAGE}, FILE]
+    made = await sdk.responses.create(model=MODEL, input=LINE)
+    events: list[Any] = [event async for event in await sdk.responses.retrieve(made.id, stream=True)]
+    assert [event.annotation.to_dict() for event in events if event.type == ADDED] == cited
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for number in range(len(events) - 1):
+        rest = [one async for one in await sdk.responses.retrieve(made.id, stream=True, starting_after=number)]
+        assert [one.to_dict() for one in rest] == [one.to_dict() for one in events[number + 1 :]]
+    late: list[Any] = [one async for one in await snapshot(sdk, made.id)]
+    assert [one.annotation.to_dict() for one in late if one.type == ADDED] == cited
+    assert late[-1].sequence_number == events[-1].sequence_number
+    async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
+        final = await stream.get_final_response()
+    await forget(gateway, house_log, TurnKey(tenant, TurnId(made.id.removeprefix("resp_"))))
+    async with sdk_of((await new_gateway(house.nats_url)).url) as later:
+        archived: list[Any] = [one async for one in await later.responses.retrieve(made.id, stream=True)]
+        looked_up = await later.responses.retrieve(made.id)
+    assert [one.annotation.to_dict() for one in archived if one.type == ADDED] == cited
+    responses: list[Any] = [made, events[-1].response, final, late[-1].response, archived[-1].response, looked_up]
+    for response in responses:
+        assert response.to_dict()["output"][0]["content"][0]["annotations"] == cited
+
+
+async def snapshot(sdk: AsyncOpenAI, response: str) -> Any:
+    return await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
+
+
+async def test_what_was_cited_is_sent_back_as_it_came(sdk: AsyncOpenAI) -> None:
+    """A client that keeps the conversation itself sends the annotations with it, and is not refused for them."""
+    made = await sdk.responses.create(model=MODEL, input=LINE)
+    question: Any = {"role": "user", "content": LINE}
+    asking: Any = [
+        question,
+        *[item.to_dict() for item in made.output],
+        {"role": "user", "content": "#sim words=2 rate=0"},
+    ]
+    assert (await sdk.responses.create(model=MODEL, input=asking)).output_text == words(2)
+    whole = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE))
+    messages: Any = [question, whole.choices[0].message.to_dict(), *asked("#sim words=2 rate=0")]
+    assert (await sdk.chat.completions.create(model=MODEL, messages=messages)).choices[0].message.content == words(2)
