@@ -15,7 +15,7 @@ A line `#sim …` in the last user message directs the answer:
   rate=R         R deltas a second (default 50); 0: as fast as the reader takes them
   wait=S         the first delta comes after S seconds
   files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
-  cites=N        the text ends with N citations, of the conversation's first document
+  cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
   json={…}       the input of that tool; with a schema in `output_config`, the text
