@@ -14,12 +14,18 @@ from gateway.fullness import Fullness
 from gateway.history import History
 from gateway.hosts import Hosts
 from gateway.live import Lives
+from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
 from gateway.settings import Settings
+from gateway.signature import Signature
+from gateway.tickets import Tickets
 from proto import process
 from proto.errors import SettingsInvalid
 from proto.judge import Judge
 from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.log.logins import Logins as StoredLogins
+from proto.log.secret import signing_secret
+from proto.log.ticket_uses import TicketUses
 from proto.models import read_aliases
 
 logger = structlog.get_logger()
@@ -38,7 +44,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
     async with asyncio.TaskGroup() as group:
-        gateway = build(settings, connection, group, stop)
+        secret = await signing_secret(connection)
+        gateway = build(settings, connection, group, stop, signature=Signature(secret))
         await gateway.services.announce_readers(gateway.lives.is_read)
         watching = group.create_task(gateway.fullness.watch())
         host, port = listening.getsockname()[:2]
@@ -49,13 +56,27 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         gateway.lives.close()
 
 
-def build(settings: Settings, connection: Connection, group: asyncio.TaskGroup, draining: asyncio.Event) -> Gateway:
+def build(
+    settings: Settings,
+    connection: Connection,
+    group: asyncio.TaskGroup,
+    draining: asyncio.Event,
+    *,
+    signature: Signature,
+) -> Gateway:
     turns, services = TurnLog(connection), Services(connection)
+    door = Door(settings)
+    tickets = Tickets(signature, TicketUses(connection), door.named)
+    logins = Logins(signature, StoredLogins(connection), door.named)
+    door.take(logins)
+    door.carriers += [tickets.carrier, logins.carrier]
     lives = Lives(turns, group, settings.linger_s)
     return Gateway(
         settings=settings,
         connection=connection,
-        door=Door(settings),
+        door=door,
+        tickets=tickets,
+        logins=logins,
         log=turns,
         bodies=Bodies(connection),
         claims=Claims(connection),

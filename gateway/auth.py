@@ -57,6 +57,11 @@ class Door:
                 "Set TAILRACE_API_KEYS, or TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
             )
 
+    def take(self, verifier: Verifier) -> None:
+        """One more kind of credential in the headers; before the first request."""
+        headers = self.carriers[0]
+        self.carriers[0] = headers._replace(verifiers=[*headers.verifiers, verifier])
+
     @property
     def is_open(self) -> bool:
         """Whether nobody needs a credential."""

@@ -11,9 +11,11 @@ from gateway.departure import Departures
 from gateway.fullness import Fullness
 from gateway.history import History
 from gateway.live import Lives
+from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
 from gateway.models.offer import Offer
 from gateway.settings import Settings
+from gateway.tickets import Tickets
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, is_token
 from proto.judge import Judge
@@ -25,6 +27,8 @@ class Gateway(NamedTuple):
     settings: Settings
     connection: Connection
     door: Door
+    tickets: Tickets
+    logins: Logins
     log: TurnLog
     bodies: Bodies
     claims: Claims

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
+from gateway.login import COOKIE
 from gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from gateway.problem import Envelope
 from proto.errors import CODES
@@ -54,6 +55,7 @@ def document(routes: Sequence[Route], version: str) -> Json:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "login": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             },
         },
         "security": [{"bearer": []}, {"key": []}],
@@ -81,6 +83,8 @@ def _operation(route: Route, method: str, told: Operation, schema_of: dict[Any, 
         operation["externalDocs"] = {"url": told.see}
     if told.is_public:
         operation["security"] = []
+    if told.has_cookie:
+        operation["security"] = [{"login": []}]
     return operation
 
 

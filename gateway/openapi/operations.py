@@ -18,9 +18,11 @@ from gateway.routes.count_tokens import Prompt as CountTokensRequest
 from gateway.routes.deletion import Deleted
 from gateway.routes.directory import Directory
 from gateway.routes.health import Health
+from gateway.routes.login import LoggedIn
 from gateway.routes.projects import NewProjectBody, ProjectList
 from gateway.routes.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
 from gateway.routes.spending import UsageList
+from gateway.routes.tickets import MadeTicket, NewTicket
 from gateway.routes.turns import Accepted
 from gateway.routes.tutorials import Conversation, Job, Prompt, Said, Started
 from gateway.routes.ui_chat import Stopped
@@ -50,6 +52,8 @@ class Operation(NamedTuple):
     also: Mapping[int, str] = {}
     """Other statuses that are no errors."""
     is_public: bool = False
+    has_cookie: bool = False
+    """Whether a cookie stands for who asks, and no key."""
     see: str = ""
     """Whose protocol it is."""
 
@@ -72,6 +76,7 @@ PARAMETERS: dict[str, Json] = {
         "Idempotency-Key", "The same key with the same body is the same turn.", type="string", pattern="^[!-~]{1,200}$"
     ),
     "last": _header("Last-Event-ID", "The last `id:` that was received.", **CURSOR),
+    "ticket": _query("ticket", "In the place of a key: what `POST /v1/turns/{turn}/tickets` gave."),
     "cursor": _query("after", "The same as Last-Event-ID.", **CURSOR),
     "dialect": _query("dialect", "How the turn is told; `tailrace` by default.", type="string", enum=list(DIALECTS)),
     "session": _header("X-Session-ID", "The conversation that this belongs to; a new name begins one."),
@@ -100,9 +105,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation("turns", Ask, Accepted, 202, parameters=("key",), also=STREAMED),
     ("GET", "/v1/turns/{turn}"): Operation("turns", answers=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
-    ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=READING, also=GONE),
+    ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", answers=TurnRecord),
     ("GET", "/v1/blobs/{sha256}"): Operation("turns", streams="application/octet-stream"),
+    ("POST", "/v1/turns/{turn}/tickets"): Operation("turns", NewTicket, MadeTicket),
+    ("POST", "/v1/login"): Operation("login", answers=LoggedIn),
+    ("POST", "/v1/login/refresh"): Operation("login", answers=LoggedIn, has_cookie=True),
+    ("POST", "/v1/logout"): Operation("login", status=204, is_public=True),
     ("POST", "/v1/chat/completions"): Operation(
         "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED, see=OPENAI_CHAT
     ),

@@ -6,6 +6,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway import sse
 from gateway.answer import accepted, asked
 from gateway.ask import Ask
 from gateway.cancel import cancel
@@ -13,7 +14,9 @@ from gateway.context import Gateway, gateway_of, refuse_when_draining, tenant_of
 from gateway.dialects import DIALECTS, Dialect
 from gateway.hold import Hold
 from gateway.json_response import json_response
+from gateway.signature import Ticket
 from gateway.stream import Stream
+from gateway.tickets import cursor_text
 from proto.errors import Refused, TurnUnknown
 from proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor
 from proto.records import TurnRecord, record
@@ -46,7 +49,12 @@ async def post(request: Request) -> Response | ASGIApp:
 async def events(request: Request) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: the turn from the cursor on."""
     gateway, key = gateway_of(request), turn_of(request)
-    return stream_of(gateway, key, cursor_of(request), dialect_of(request), request.method)
+    dialect = dialect_of(request)
+    ticket = await gateway.tickets.ticket_of(request, key)
+    stream = stream_of(gateway, key, cursor_of(request, ticket), dialect, request.method)
+    if ticket is None:
+        return stream
+    return gateway.tickets.begun(ticket, stream, request, has_ids=dialect.media_type == sse.MEDIA_TYPE)
 
 
 def stream_of(gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str) -> ASGIApp:
@@ -82,10 +90,10 @@ async def look(gateway: Gateway, key: TurnKey) -> TurnRecord:
         return await gateway.history.past(key)
 
 
-def cursor_of(request: Request) -> Seq:
+def cursor_of(request: Request, ticket: Ticket | None = None) -> Seq:
     """Where a reader goes on: the header that an EventSource sends when it comes back, else `?after=`."""
-    text = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-    return parse_cursor(text)
+    last = cursor_text(request.headers.get("last-event-id", ""), ticket)
+    return parse_cursor(last or request.query_params.get("after") or "0")
 
 
 def dialect_of(request: Request) -> Dialect:

@@ -34,7 +34,9 @@ from proto.subjects import (
     EVERY_TURN,
     GENERATORS,
     KEYS,
+    LOGINS,
     PERSISTENCE,
+    SECRETS,
     STREAM,
 )
 
@@ -45,6 +47,8 @@ BYTES_MAX = 8 * 1024**3
 BODIES_RETENTION_S = 7 * 24 * 3600.0
 # Of the log's bytes, on top of them.
 BODIES_SHARE = 1 / 6
+# From when a login was refreshed last; it has an end of its own before that.
+LOGINS_KEPT_S = 30 * 24 * 3600.0
 # A killed generator's turn is with another one after this long. Renewed three times in it while the turn runs.
 GENERATOR_ACK_WAIT_S = 2.0
 PERSISTENCE_ACK_WAIT_S = 10.0
@@ -123,6 +127,8 @@ async def apply(
         await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
         await _create_claims(jetstream, replicas, retention_s)
         await _create_keys(jetstream, replicas)
+        await _create_bucket(jetstream, KeyValueConfig(bucket=SECRETS, history=1, replicas=replicas))
+        await _create_bucket(jetstream, KeyValueConfig(bucket=LOGINS, history=1, ttl=LOGINS_KEPT_S, replicas=replicas))
         for consumer in consumers():
             await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
@@ -141,7 +147,7 @@ async def check(connection: Connection) -> None:
         for wanted in consumers():
             info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
             differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
-        for bucket in (CLAIMS, KEYS):
+        for bucket in (CLAIMS, KEYS, SECRETS, LOGINS):
             await jetstream.key_value(bucket)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
@@ -220,6 +226,14 @@ async def _create_keys(jetstream: JetStreamContext, replicas: int) -> None:
                 republish=RePublish(src=EVERY_KEY, dest=EVERY_LIVE_KEY),
             )
         )
+
+
+async def _create_bucket(jetstream: JetStreamContext, config: KeyValueConfig) -> None:
+    # Without `direct`: what is there is asked of the leader, so that "nobody has used it" is not an old answer.
+    try:
+        await jetstream.key_value(str(config.bucket))
+    except nats.js.errors.NotFoundError:
+        await jetstream.create_key_value(config)
 
 
 async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:

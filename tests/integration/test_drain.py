@@ -12,6 +12,7 @@ import pytest
 from gateway.__main__ import build
 from gateway.app import app
 from gateway.settings import Settings
+from gateway.signature import Signature
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog
 from proto.subjects import TurnKey
@@ -107,7 +108,7 @@ async def test_what_is_asked_of_a_gateway_that_is_going_away_is_refused(
     draining = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        going = build(settings, connection, group, draining)
+        going = build(settings, connection, group, draining, signature=Signature(b"secret"))
         transport = httpx2.ASGITransport(app=app(going))
         headers = {"x-api-key": KEY}
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
@@ -139,7 +140,9 @@ async def test_a_post_that_was_accepted_is_never_answered_as_if_it_were_not(
 
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        going = build(settings, connection, group, draining)._replace(log=Accepting(connection))
+        going = build(settings, connection, group, draining, signature=Signature(b"secret"))._replace(
+            log=Accepting(connection)
+        )
         headers = {"x-api-key": KEY, "accept": "text/event-stream"}
         transport = httpx2.ASGITransport(app=app(going))
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:

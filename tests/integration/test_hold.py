@@ -13,6 +13,7 @@ from deploy.nats_server import NatsServer
 from gateway.__main__ import build
 from gateway.app import app
 from gateway.settings import Settings
+from gateway.signature import Signature
 from gateway.sse import HEARTBEAT
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog
@@ -155,7 +156,9 @@ async def test_a_reader_that_comes_back_to_a_gateway_that_goes_away_is_sent_on(
     after = {"last-event-id": str(writer.chain.last)}
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        transport = httpx2.ASGITransport(app=app(build(settings, connection, group, draining)))
+        transport = httpx2.ASGITransport(
+            app=app(build(settings, connection, group, draining, signature=Signature(b"secret")))
+        )
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
             back = await client.get(url, headers=after)
             others = [

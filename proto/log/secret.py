@@ -1,0 +1,38 @@
+"""The secret that all gateways sign with: 256 random bits in the bucket SECRETS, made by whoever needs it first."""
+
+import asyncio
+import secrets
+
+import nats.errors
+import nats.js.errors
+
+from proto.errors import LogUnavailable
+from proto.log.connection import Connection
+from proto.subjects import SECRETS
+
+NAME = "signing"
+BYTES = 32
+TRIES = 10
+STALE_WAIT_S = 0.01
+
+
+async def signing_secret(connection: Connection) -> bytes:
+    """The same for everybody, from the first call on. It is printed nowhere. Raises LogUnavailable."""
+    try:
+        bucket = await connection.jetstream.key_value(SECRETS)
+        for _ in range(TRIES):
+            try:
+                return (await bucket.get(NAME)).value or b""
+            except nats.js.errors.KeyNotFoundError:
+                pass
+            mine = secrets.token_bytes(BYTES)
+            try:
+                await bucket.create(NAME, mine)
+            except nats.js.errors.KeyWrongLastSequenceError:
+                # Somebody was first, and the server that is asked next may not know it yet (PROTOCOL R14).
+                await asyncio.sleep(STALE_WAIT_S)
+            else:
+                return mine
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the signing secret cannot be read: {type(error).__name__}") from error
+    raise LogUnavailable("the signing secret was made by somebody else, and cannot be read yet")

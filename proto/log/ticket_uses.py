@@ -1,0 +1,44 @@
+"""Which one-use tickets have been used: a name in the bucket of the claims, made once, gone with them."""
+
+import asyncio
+import secrets
+
+import nats.errors
+import nats.js.errors
+from nats.js.kv import KeyValue
+
+from proto.errors import LogUnavailable
+from proto.log.connection import Connection
+from proto.subjects import CLAIMS
+
+TRIES = 10
+STALE_WAIT_S = 0.01
+
+
+class TicketUses:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._bucket: KeyValue | None = None
+
+    async def use(self, ticket: str) -> bool:
+        """Whether this is the first use of `ticket`, over all gateways. Raises LogUnavailable."""
+        # No claim of an idempotency key has a dot in its name.
+        name, mine = f"ticket.{ticket}", secrets.token_bytes(16)
+        try:
+            if self._bucket is None:
+                self._bucket = await self._connection.jetstream.key_value(CLAIMS)
+            for _ in range(TRIES):
+                try:
+                    await self._bucket.create(name, mine)
+                except nats.js.errors.KeyWrongLastSequenceError:
+                    pass
+                else:
+                    return True
+                try:
+                    # It may have been this very call, whose acknowledgement was lost.
+                    return (await self._bucket.get(name)).value == mine
+                except nats.js.errors.KeyNotFoundError:
+                    await asyncio.sleep(STALE_WAIT_S)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the ticket cannot be looked up: {type(error).__name__}") from error
+        raise LogUnavailable("the ticket has been used, and no server can say by whom yet")

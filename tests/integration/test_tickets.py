@@ -1,0 +1,294 @@
+"""Tickets: a link to one turn's events and to nothing else, used by one reader, or shared for a while."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from gateway.signature import Signature, Ticket
+from gateway.tickets import HEADERS
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, TurnLog
+from proto.log.secret import signing_secret
+from proto.subjects import TurnKey
+from tests import processes
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.routes import ROWS, named
+from tests.writing import Writer
+
+TEXTS = ("Danube ", "Elbe ", "Rhine")
+ID = re.compile(r"^id: (.+)$", re.MULTILINE)
+
+
+@pytest.fixture
+async def turn(log: TurnLog, key: TurnKey) -> TurnKey:
+    """One that has ended."""
+    writer = Writer(log, key)
+    await writer.open(*TEXTS)
+    await writer.end()
+    return key
+
+
+@pytest.fixture
+async def nobody(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client that has no key."""
+    async with httpx2.AsyncClient(base_url=lone_gateway.url, timeout=20, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+async def signature(connection: Connection) -> Signature:
+    """What gateways sign with: for tickets as no gateway makes them."""
+    return Signature(await signing_secret(connection))
+
+
+async def made(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, Any]:
+    answer = await gateway.client.post(f"/v1/turns/{turn}/tickets", json=body)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def refused(answer: httpx2.Response) -> bool:
+    return (answer.status_code, answer.json()["error"]["code"]) == (401, "credential_invalid")
+
+
+def of_key(key: TurnKey, **changed: object) -> Ticket:
+    """A ticket without an API key behind it, good for a minute."""
+    soon = int(time.time()) + 60
+    ticket = Ticket(tenant=key.tenant, turn=key.turn, key=None, has_key=False, begin_by=soon, until=soon)
+    return msgspec.structs.replace(ticket, **changed)
+
+
+async def test_a_ticket_is_the_stream_without_a_key_once(
+    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+) -> None:
+    """All of the turn, as its owner reads it; then the link is worth nothing to whoever finds it."""
+    ticket = await made(lone_gateway, turn.turn)
+    own = await lone_gateway.client.get(f"/v1/turns/{turn.turn}/events")
+    first, second = await nobody.get(ticket["events"]), await nobody.get(ticket["events"])
+    assert first.status_code == 200
+    assert re.sub(r"^id: [^.\n]+\.", "id: ", first.text, flags=re.MULTILINE) == own.text
+    assert refused(second)
+    assert 0 < ticket["begin_by"] - time.time() <= 60
+
+
+async def test_its_own_stream_goes_on_and_nobody_elses(
+    lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+) -> None:
+    """An EventSource comes back with the same URL and the last id, at any gateway: what it missed, each thing once.
+
+    The sequence alone, which a thief can guess, another ticket's proof, and one that is made up begin nothing.
+    """
+    writer = Writer(log, key)
+    await writer.open(*TEXTS[:2])
+    elsewhere = await new_gateway(nats_url)
+    link, other = await made(lone_gateway, key.turn), await made(lone_gateway, key.turn)
+    async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
+        last = await read_until("Elbe", client, lone_gateway.url + link["events"])
+        foreign = await read_until("Danube", client, lone_gateway.url + other["events"])
+        await writer.say(TEXTS[2])
+        await writer.end()
+        url, (proof, _, seq) = elsewhere.url + link["events"], last.partition(".")
+        theirs = foreign.partition(".")[0]
+        for stolen in (seq, "0", f".{seq}", f"{theirs}.{seq}", f"{'A' * 22}.{seq}", proof, f"{proof[:-1]}.{seq}", "ü"):
+            headers = [(b"last-event-id", stolen.encode())]
+            assert refused(await client.get(url, headers=headers)), stolen
+        back = await client.get(url, headers={"last-event-id": last})
+        again = await client.get(url, headers={"last-event-id": ID.findall(back.text)[-1]})
+    assert back.status_code == 200
+    assert ["Rhine" in back.text, "Danube" in back.text, "Elbe" in back.text] == [True, False, False]
+    # An EventSource that is told 204 stays away.
+    assert again.status_code == 204
+
+
+async def read_until(word: str, client: httpx2.AsyncClient, url: str) -> str:
+    """The id of the event with `word`; then the connection is given up."""
+    async with client.stream("GET", url) as stream:
+        seen = ""
+        async for line in stream.aiter_lines():
+            seen += line + "\n"
+            # The id stands after its data.
+            if word in seen and (found := ID.findall(seen.partition(word)[2])):
+                return str(found[0])
+    raise AssertionError(seen)
+
+
+async def test_of_many_at_once_one_begins(
+    lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, turn: TurnKey
+) -> None:
+    """Also when they ask at different gateways."""
+    elsewhere = await new_gateway(nats_url)
+    path = (await made(lone_gateway, turn.turn))["events"]
+    async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
+        asking = [client.get(gateway.url + path) for gateway in (lone_gateway, elsewhere) * 10]
+        answers = await asyncio.gather(*asking)
+    assert sorted(answer.status_code for answer in answers) == [200] + [401] * 19
+
+
+async def test_what_is_refused_uses_nothing_up(
+    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+) -> None:
+    """A cursor that is none, a dialect that is none, nothing to tell: the ticket is used by the first byte it gives."""
+    path = (await made(lone_gateway, turn.turn))["events"]
+    record = (await lone_gateway.client.get(f"/v1/turns/{turn.turn}")).json()
+    asked = (f"{path}&after=x", f"{path}&after=1", f"{path}&dialect=x", f"{path}&after={record['cursor']}")
+    assert [(await nobody.get(url)).status_code for url in asked] == [400, 400, 400, 204]
+    assert (await nobody.head(path)).status_code == 401
+    assert (await nobody.get(f"{path}&dialect=text")).text == "".join(TEXTS)
+    assert refused(await nobody.get(path))
+
+
+@pytest.mark.parametrize("body", [{}, {"is_shared": True}], ids=["once", "shared"])
+async def test_a_ticket_is_worth_nothing_anywhere_else(
+    lone_gateway: Gateway,
+    nobody: httpx2.AsyncClient,
+    turn: TurnKey,
+    log: TurnLog,
+    tenant: Tenant,
+    body: dict[str, bool],
+) -> None:
+    """On no other route, by no other method, in no header, for no other turn of its tenant's, beside nothing else."""
+    ticket = (await made(lone_gateway, turn.turn, **body))["ticket"]
+    other = TurnKey(tenant, TurnId(new_id()))
+    await Writer(log, other).open("Oder")
+    of_this = named(turn.turn, turn.turn, turn.turn)
+    for (method, path), row in ROWS.items():
+        if not row.is_public and (method, path) != ("GET", "/v1/turns/{turn}/events"):
+            answer = await nobody.request(method, f"{path.format(**of_this)}?ticket={ticket}", json=row.body)
+            assert refused(answer), (method, path)
+    events = f"/v1/turns/{turn.turn}/events"
+    for headers in ({"authorization": f"Bearer {ticket}"}, {"x-api-key": ticket}, {"cookie": f"ticket={ticket}"}):
+        assert refused(await nobody.get(events, headers=headers))
+    for beside in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"authorization": "Bearer x"}):
+        assert refused(await nobody.get(f"{events}?ticket={ticket}", headers=beside))
+    assert refused(await nobody.get(f"{events}?ticket={ticket}&ticket={ticket}"))
+    assert refused(await nobody.get(f"{events}?ticket={ticket[:-1]}x"))
+    assert refused(await nobody.get(f"{events}?Ticket={ticket}"))
+    there = await nobody.get(f"/v1/turns/{other.turn}/events?ticket={ticket}")
+    unknown = await nobody.get(f"/v1/turns/{new_id()}/events?ticket={ticket}")
+    assert (there.status_code, there.content) == (404, unknown.content)
+    # And it is as good as it was.
+    assert (await nobody.get(f"{events}?ticket={ticket}")).status_code == 200
+
+
+async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, signature: Signature) -> None:
+    """One is begun in a minute, and its stream goes on for longer; a shared one ends."""
+    now = int(time.time())
+    url = f"/v1/turns/{turn.turn}/events"
+    late = signature.sign(of_key(turn, begin_by=now - 5, until=now + 60, once="late"))
+    over = signature.sign(of_key(turn, begin_by=now - 60, until=now - 5, once="over"))
+    shared = signature.sign(of_key(turn, begin_by=now - 5, until=now - 5))
+    good = signature.sign(of_key(turn))
+    whole = await nobody.get(f"{url}?ticket={good}")
+    first = ID.findall(whole.text)[0]
+    proved = {token: {"last-event-id": f"{signature.proof(token)}.{first}"} for token in (late, over, shared)}
+    assert whole.status_code == 200
+    for token in (late, over, shared):
+        assert refused(await nobody.get(f"{url}?ticket={token}"))
+    answers = [await nobody.get(f"{url}?ticket={token}", headers=headers) for token, headers in proved.items()]
+    assert [answer.status_code for answer in answers] == [200, 401, 401]
+
+
+async def test_a_ticket_ends_with_its_key(
+    lone_gateway: Gateway, nobody: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, turn: TurnKey
+) -> None:
+    """Where that key is none, or another tenant's, the link is nobody's; a signature alone opens nothing."""
+    path = (await made(lone_gateway, turn.turn, is_shared=True))["events"]
+    gone = await new_gateway(nats_url, api_keys=f"other:{'0' * 64}")
+    moved = await new_gateway(nats_url, api_keys=api_keys(Tenant("other")))
+    async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
+        assert [(await client.get(one.url + path)).status_code for one in (lone_gateway, gone, moved)] == [
+            200,
+            401,
+            401,
+        ]
+
+
+async def test_a_shared_ticket_is_for_many_and_for_a_while(
+    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+) -> None:
+    """The ids are plain, so any client resumes it; for how long is the owner's word, up to a day."""
+    ticket = await made(lone_gateway, turn.turn, is_shared=True, life_s=7200)
+    assert 7190 < ticket["until"] - time.time() <= 7200
+    own = await lone_gateway.client.get(f"/v1/turns/{turn.turn}/events")
+    for _ in range(3):
+        assert (await nobody.get(ticket["events"])).text == own.text
+    ids = ID.findall(own.text)
+    back = await nobody.get(ticket["events"], headers={"last-event-id": ids[0]})
+    assert ID.findall(back.text) == ids[1:]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"life_s": 600},
+        {"is_shared": True, "life_s": 59},
+        {"is_shared": True, "life_s": 86401},
+        {"is_shared": True, "life_s": -1},
+        {"is_shared": True, "life_s": 1e9},
+        {"is_shared": "yes"},
+        {"tenant": "other"},
+        {"turn": "other"},
+        {"scopes": ["manage"]},
+        [],
+    ],
+)
+async def test_what_no_ticket_can_be_is_refused(lone_gateway: Gateway, turn: TurnKey, body: object) -> None:
+    """Nobody says whose it is, for what, or for ever."""
+    answer = await lone_gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body)
+    assert answer.status_code == 400
+
+
+async def test_nobody_keeps_a_ticket_on_its_way(
+    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+) -> None:
+    """No cache, and no Referer: FAULTS S4."""
+    for body in ({}, {"is_shared": True}):
+        asked = await lone_gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body)
+        read = await nobody.get(asked.json()["events"])
+        for answer in (asked, read):
+            assert "no-store" in answer.headers["cache-control"]
+            assert answer.headers["referrer-policy"] == HEADERS["referrer-policy"] == "no-referrer"
+
+
+async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
+    nats_url: str, new_gateway: NewGateway, connection: Connection
+) -> None:
+    """What is built on a laptop works behind a key: one that was used, forged, or another turn's is none here, too."""
+    gateway = await new_gateway(nats_url, api_keys="")
+    turn = TurnKey(Tenant("local"), TurnId(new_id()))
+    writer = Writer(TurnLog(connection), turn)
+    await writer.open(*TEXTS)
+    await writer.end()
+    ticket = await made(gateway, turn.turn)
+    elsewhere = await gateway.client.get(f"/v1/turns/{new_id()}/events?ticket={ticket['ticket']}")
+    answers = [await gateway.client.get(ticket["events"]) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 401]
+    assert refused(await gateway.client.get(f"/v1/turns/{turn.turn}/events?ticket=forged"))
+    assert refused(elsewhere)
+
+
+async def test_no_gateway_writes_a_ticket_down(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
+    """At its most talkative, of one that was used, used again, and refused: no query string is in any line."""
+    environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}
+    async with processes.gateway(tmp_path, nats_url, **environ) as gateway:
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+            asked = await client.post(
+                f"/v1/turns/{turn.turn}/tickets", json={}, headers={"authorization": f"Bearer {KEY}"}
+            )
+            path, ticket = asked.json()["events"], asked.json()["ticket"]
+            statuses = [
+                (await client.get(url)).status_code for url in (path, path, f"{path}x", f"/nowhere?ticket={ticket}")
+            ]
+        await gateway.stop()
+        printed = gateway.printed.read_bytes()
+    assert statuses == [200, 401, 401, 404]
+    assert ticket[:20].encode() not in printed
+    assert b"?" not in printed

@@ -1,0 +1,35 @@
+"""What a refresh token is to its login, and what its cookie says."""
+
+import pytest
+
+from gateway.login import GRACE_S, cookie, judge
+from proto.log.logins import Login
+
+NOW = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("generation", "after_s", "judgement"),
+    [
+        (5, 0, "good"),
+        (5, 10**6, "good"),
+        (4, 0, "late"),  # another tab, or an answer that was lost
+        (4, GRACE_S - 1, "late"),
+        (4, GRACE_S, "used"),
+        (4, -3600, "late"),  # another gateway's clock
+        (3, 0, "used"),
+        (0, 0, "used"),
+        (6, 0, "ahead"),  # what was read of the login is old
+    ],
+)
+def test_only_the_last_refresh_token_is_good(generation: int, after_s: float, judgement: str) -> None:
+    """The one before it for a moment; an older one is a copy's."""
+    login = Login(key="key_1", until=10**9, generation=5, refreshed_at=NOW)
+    assert judge(login, generation, NOW + after_s) == judgement
+
+
+def test_a_cookie_is_for_no_script_and_no_other_site() -> None:
+    """`__Host-` makes a browser refuse it unless it is Secure, for `/`, and without a Domain."""
+    said = cookie("trr_x", 60).split("; ")
+    assert said[0] == "__Host-tailrace_login=trr_x"
+    assert set(said[1:]) == {"Path=/", "Max-Age=60", "Secure", "HttpOnly", "SameSite=Strict"}
