@@ -4,6 +4,7 @@ Settings go by the environment: an argument can be read by every user of the mac
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,26 +43,33 @@ class Service(msgspec.Struct, frozen=True):
     where: str = ""
 
 
+# What other backends than claude read, keys among it: also where Claude is simulated, they may be real.
+BACKENDS_OWN = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
+GENERATORS_OWN = ("ANTHROPIC_", *BACKENDS_OWN)
+
+
 def is_simulated(environ: Mapping[str, str]) -> bool:
-    return not environ.get("ANTHROPIC_API_KEY")
+    """Whether somebody has to stand for Anthropic's API: a backend asks it, and there is no key."""
+    asks = re.search(r"\bclaude(_code)?\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
+    return asks is not None and not environ.get("ANTHROPIC_API_KEY")
 
 
 def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[Part]:
     """All but nats-server, in the order of their start.
 
-    They inherit `environ`, so any setting can be given to `up`; what is Anthropic's goes to the generators only.
+    They inherit `environ`, so any setting can be given to `up`; what is the backends' goes to the generators only.
     """
-    anthropic = {name: value for name, value in environ.items() if name.startswith("ANTHROPIC_")}
+    own = {name: value for name, value in environ.items() if name.startswith(GENERATORS_OWN)}
     inherited = {
         "TAILRACE_LOG_FORMAT": "console",
-        **{name: value for name, value in environ.items() if name not in anthropic},
+        **{name: value for name, value in environ.items() if name not in own},
         "PYTHONPATH": os.pathsep.join(filter(None, [CHECKOUT, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # a line is seen when it is said
         "PYTHONSAFEPATH": "1",  # no module is looked for where `up` happens to be called
         "TAILRACE_NATS_URL": ground.nats_url,
     }
     if is_simulated(environ):
-        anthropic = simulated_settings(ground)
+        own = {name: value for name, value in own.items() if name.startswith(BACKENDS_OWN)} | simulated_settings(ground)
     persistence, *others = (
         Part(
             name=service.name,
@@ -71,13 +79,14 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(ground.listen_fd,) if service.module == "gateway" else (),
         )
-        for service, port in zip(services(options, ground, anthropic), ground.metrics_ports, strict=True)
+        for service, port in zip(services(options, ground, own), ground.metrics_ports, strict=True)
     )
     simulated = [simulated_claude(ground, inherited)] if is_simulated(environ) else []
     return [persistence, *simulated, *others]
 
 
-def services(options: Options, ground: Ground, anthropic: Mapping[str, str]) -> list[Service]:
+def services(options: Options, ground: Ground, own: Mapping[str, str]) -> list[Service]:
+    """`own` is what only the generators are told."""
     database = str(options.folder / "tailrace.db")
     gateway = {
         "TAILRACE_LISTEN_FD": str(ground.listen_fd),
@@ -88,7 +97,7 @@ def services(options: Options, ground: Ground, anthropic: Mapping[str, str]) -> 
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
     return [
         Service("persistence", "persistence", {"TAILRACE_DATABASE": database}, database),
-        *(Service(name, "generators", {**anthropic, "TAILRACE_GENERATOR": name}) for name in generators),
+        *(Service(name, "generators", {**own, "TAILRACE_GENERATOR": name}) for name in generators),
         *(Service(name, "gateway", gateway, ground.url) for name in gateways),
     ]
 

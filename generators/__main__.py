@@ -2,18 +2,23 @@
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
 from generators.attempt import Carrier
+from generators.backends import Backend
 from generators.backends.claude import Claude
+from generators.backends.table import open_backend
 from generators.blobs import Blobs
 from generators.questions import Questions
 from generators.retry import Retry
+from generators.rota import Rotas, read_backends
 from generators.settings import Settings, unique_name
 from generators.worker import Worker
 from proto import process
-from proto.errors import BackendError, SettingsInvalid
+from proto.errors import BackendError
 from proto.log import Bodies, Connection, Deliveries, Services, TurnLog
 from proto.room import Room
 from proto.subjects import GENERATORS
@@ -24,10 +29,8 @@ VERSION = "0.1.0"
 
 
 async def preflight(settings: Settings) -> None:
-    if not settings.anthropic_api_key:
-        raise SettingsInvalid(
-            "ANTHROPIC_API_KEY is not set: give a key, or start `tailrace up`, which simulates Claude"
-        )
+    async with opened(settings):
+        pass
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
@@ -36,19 +39,19 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
-    backend = claude(settings)
     blobs = Blobs(Bodies(connection), Room(settings.large_bytes_max))
-    worker = Worker(
-        log,
-        deliveries,
-        Carrier(log, blobs, backend, retry, name=name, attempts_max=settings.attempts_max),
-        concurrency=settings.concurrency,
-        deadline_s=settings.deadline_s,
-        grace_s=settings.grace_s,
-    )
     services = Services(connection)
-    try:
-        service = await services.answer(GENERATORS, VERSION, Questions(backend).answers)
+    async with opened(settings) as (rotas, backends):
+        worker = Worker(
+            log,
+            deliveries,
+            Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max),
+            concurrency=settings.concurrency,
+            deadline_s=settings.deadline_s,
+            grace_s=settings.grace_s,
+        )
+        claude = informant(backends)
+        service = await services.answer(GENERATORS, VERSION, Questions(claude).answers if claude else {})
         await services.report_health(GENERATORS, worker.report)
         logger.info("ready", generator=name, concurrency=settings.concurrency)
         try:
@@ -56,28 +59,37 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         finally:
             if not connection.closed.is_set():
                 await service.stop()
-    finally:
-        await backend.close()
 
 
 async def probe(settings: Settings) -> None:
-    """Raises BackendError, with the address, when the model does not answer there or refuses the key."""
-    backend = claude(settings)
-    try:
-        await backend.models()
-    except BackendError as error:
-        raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({error.code})") from error
-    finally:
-        await backend.close()
+    """Raises BackendError, with the address, when Claude does not answer there or refuses the key.
+
+    The other backends have no question that costs nothing.
+    """
+    async with opened(settings) as (_, backends):
+        claude = informant(backends)
+        try:
+            if claude is not None:
+                await claude.models()
+        except BackendError as error:
+            raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({error.code})") from error
 
 
-def claude(settings: Settings) -> Claude:
-    return Claude(
-        settings.anthropic_api_key,
-        settings.anthropic_base_url,
-        connect_timeout_s=settings.connect_timeout_s,
-        stall_timeout_s=settings.stall_timeout_s,
-    )
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[Rotas, dict[str, Backend]]]:
+    """The lists of backends, and each that they name. Raises SettingsInvalid."""
+    rotas = read_backends(settings.backends)
+    async with AsyncExitStack() as stack:
+        backends = {}
+        for name in rotas.backends:
+            backends[name] = open_backend(name, settings)
+            stack.push_async_callback(backends[name].close)
+        yield rotas, backends
+
+
+def informant(backends: Mapping[str, Backend]) -> Claude | None:
+    """Who can be asked about models, if it is one of them."""
+    return next((backend for backend in backends.values() if isinstance(backend, Claude)), None)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Only one append is in flight at a time, and whoever is refused stops: then the t
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -17,12 +18,13 @@ from generators.continuation import Continuation, call_after, call_of, continuat
 from generators.outbox import Outbox
 from generators.plan import Complete, Fail, Go, Judge, Leave, judged, plan
 from generators.retry import Retry
+from generators.rota import Rotas, Source
 from generators.structured import corrected
 from proto import judge
 from proto.chain import Chain
 from proto.ending import ending
 from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from proto.errors import CODES, BackendError, FenceLost, LogFull, Unjudged
+from proto.errors import BackendError, FenceLost, LogFull, Unjudged
 from proto.fold import Turn, fold
 from proto.log import TurnLog
 from proto.subjects import TurnKey
@@ -37,11 +39,21 @@ class Carrier:
     """What a generator carries turns with. It holds nothing of any turn."""
 
     def __init__(
-        self, log: TurnLog, blobs: Blobs, backend: Backend, retry: Retry, *, name: str, attempts_max: int
+        self,
+        log: TurnLog,
+        blobs: Blobs,
+        backends: Mapping[str, Backend],
+        rotas: Rotas,
+        retry: Retry,
+        *,
+        name: str,
+        attempts_max: int,
     ) -> None:
+        """`backends` are all that `rotas` name."""
         self._log = log
         self._blobs = blobs
-        self._backend = backend
+        self._backends = backends
+        self._rotas = rotas
         self._retry = retry
         self._name = name
         self._attempts_max = attempts_max
@@ -58,7 +70,8 @@ class Carrier:
         return await self._to_the_end(key, turn, asyncio.get_running_loop().time() + deadline_s)
 
     async def _to_the_end(self, key: TurnKey, turn: Turn, deadline: float) -> Turn:
-        cause = ""
+        assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
+        cause, rota = "", self._rotas.of(turn.request.model, turn.backend)
         while True:
             match await self._next(turn):
                 case Leave():
@@ -70,14 +83,18 @@ class Carrier:
                 case Go() as go:
                     # Also for the lines of retry and the backend, which know of no turn.
                     with bound_contextvars(turn=key.turn, attempt=go.attempt):
-                        turn, broken = await self._attempt(key, turn, go, deadline)
+                        turn, broken = await self._attempt(key, turn, go, rota.now, deadline)
                     if broken is None:
                         continue
-                    if not is_mended_by_another_attempt(broken, turn):
+                    after = rota.after(broken, has_begun=turn.message is not None)
+                    if after is None:
                         failure = Failure(broken.code, broken.message, broken.retry_after_s)
                         return await self._end(key, turn, "failed", failure)
-                    cause = f"; the last time: {broken.message}"
-                    await self._retry.pause(go.attempt, broken)
+                    if after.now != rota.now:
+                        metrics.FAILOVERS.labels(after.now.backend).inc()
+                    rota, cause = after, f"; the last time: {broken.message}"
+                    if rota.is_asked_again:
+                        await self._retry.pause(go.attempt, broken)
 
     async def _next(self, turn: Turn) -> Leave | Complete | Fail | Go:
         """What to do with the turn. An answer that has to fit a schema is judged first."""
@@ -93,41 +110,51 @@ class Carrier:
         metrics.JUDGED.labels("fits" if misfit is None else "misfit").inc()
         return judged(turn, misfit, self._attempts_max)
 
-    async def _attempt(self, key: TurnKey, turn: Turn, go: Go, deadline: float) -> tuple[Turn, BackendError | None]:
+    async def _attempt(
+        self, key: TurnKey, turn: Turn, go: Go, source: Source, deadline: float
+    ) -> tuple[Turn, BackendError | None]:
         """The fold after an attempt, and what broke the answer off before it was whole."""
-        assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
-        logger.info("attempt", mode=go.mode)
+        assert turn.request is not None  # noqa: S101
+        logger.info("attempt", mode=go.mode, backend=source.backend)
         metrics.ATTEMPTS.labels(go.mode).inc()
         taken = Attempt(
             prev=turn.chain.last,
             attempt=go.attempt,
             generator=self._name,
-            backend=self._backend.name,
+            backend=source.backend,
             mode=go.mode,
             misfit=go.misfit,
         )
         chain = await self._append(key, turn.chain, taken)
         request, turn = turn.request, fold([stored(chain, turn, taken)], turn)
         # Only now: what breaks from here on was counted, and does not come back for ever.
+        backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
+        call = msgspec.structs.replace(call, model=source.model_id or backend.model_id(call.model))
         outbox = Outbox()
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(key))
                 writing = group.create_task(self._write(key, turn, outbox))
-                broken = await self._listen(key, call, continuation, outbox, deadline)
+                broken = await self._listen(key, backend, call, continuation, outbox, deadline)
                 turn = await writing
                 watching.cancel()
         except ExceptionGroup as several:
             # The writer and the watcher fail for one reason: the turn is not ours any more.
             raise several.exceptions[0] from several
         if broken is not None:
-            logger.warning("attempt broken off", code=broken.code)
+            logger.warning("attempt broken off", backend=source.backend, code=broken.code)
             metrics.BACKEND_FAILURES.labels(broken.code).inc()
         return turn, broken
 
     async def _listen(
-        self, key: TurnKey, call: Call, continuation: Continuation | None, outbox: Outbox, deadline: float
+        self,
+        key: TurnKey,
+        backend: Backend,
+        call: Call,
+        continuation: Continuation | None,
+        outbox: Outbox,
+        deadline: float,
     ) -> BackendError | None:
         """Puts what the model says into the outbox; returns the error that broke it off, if one did."""
         try:
@@ -136,7 +163,7 @@ class Carrier:
             async with (
                 asyncio.timeout_at(deadline),
                 self._blobs.resolved(key.tenant, call) as whole,
-                aclosing(self._retry.answer(self._backend, whole)) as answer,
+                aclosing(self._retry.answer(backend, whole)) as answer,
             ):
                 async for raw in answer:
                     if continuation is None:
@@ -198,11 +225,6 @@ def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | No
     if go.mode == "continue":
         return corrected(call_after(request, turn), turn), continuation_of(request, turn)
     return corrected(call_of(request), turn), None
-
-
-def is_mended_by_another_attempt(error: BackendError, turn: Turn) -> bool:
-    # What all the calls before the first event could not mend is final; after it, the plan goes on from the log.
-    return CODES[error.code].is_retried and turn.message is not None
 
 
 def stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:

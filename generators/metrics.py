@@ -7,6 +7,7 @@ ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
 LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
 BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts broken off, by code", ["code"])
+FAILOVERS = Counter("tailrace_generator_failovers_total", "Turns that another backend was given, by it", ["backend"])
 CALLS_AGAIN = Counter(
     "tailrace_generator_calls_again_total", "Calls repeated before the first event, by code", ["code"]
 )

@@ -13,7 +13,10 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
 
     generator: Annotated[str, Meta(description="this process's name in the log; made unique by a suffix")] = "generator"
     concurrency: Annotated[int, Meta(ge=1, description="turns that this process carries at once")] = 64
-    anthropic_api_key: Annotated[str, Meta(description="Claude's key; without one the process does not start")] = ""
+    backends: Annotated[
+        str, Meta(description="whom to ask, and whom next when one fails, also for each model: docs/BACKENDS.md")
+    ] = "claude"
+    anthropic_api_key: Annotated[str, Meta(description="Claude's key; the backend claude needs one")] = ""
     anthropic_base_url: Annotated[str, Meta(description="Anthropic's API, or what speaks its protocol")] = (
         "https://api.anthropic.com"
     )

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 from signal import SIGKILL
 
+from generators.__main__ import opened
 from generators.attempt import Carrier
-from generators.backends.claude import Claude
 from generators.blobs import Blobs
 from generators.retry import Retry
+from generators.settings import Settings
 from generators.worker import Worker
 from proto.chain import Chain
 from proto.entries import Entry
@@ -50,27 +51,40 @@ class LastCarrier(Carrier):
             self.stop.set()
 
 
-async def carry_one(nats_url: str, claude_url: str, appends: int) -> None:
+async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str) -> None:
     connection = await Connection.open(nats_url, "mortal")
-    claude = Claude("sk-test", claude_url, connect_timeout_s=5, stall_timeout_s=5)
+    settings = Settings(
+        anthropic_api_key="sk-test",
+        anthropic_base_url=claude_url,
+        backends=backends,
+        connect_timeout_s=5,
+        stall_timeout_s=5,
+    )
     log = MortalLog(connection, appends)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     blobs = Blobs(Bodies(connection), Room(ROOM_BYTES))
-    carrier = LastCarrier(log, blobs, claude, retry, name=f"mortal-{os.getpid()}", attempts_max=9)
-    carrier.stop = asyncio.Event()
-    deliveries = await Deliveries.open(connection, GENERATORS)
-    await Worker(log, deliveries, carrier, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
-    await claude.close()
+    async with opened(settings) as (rotas, opened_backends):
+        name = f"mortal-{os.getpid()}"
+        carrier = LastCarrier(log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9)
+        carrier.stop = asyncio.Event()
+        deliveries = await Deliveries.open(connection, GENERATORS)
+        await Worker(log, deliveries, carrier, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
     await connection.close()
 
 
-def main(nats_url: str, claude_url: str, appends: int) -> None:
-    asyncio.run(carry_one(nats_url, claude_url, appends))
+def main(nats_url: str, claude_url: str, appends: int, backends: str, environ: dict[str, str]) -> None:
+    os.environ.update(environ)
+    asyncio.run(carry_one(nats_url, claude_url, appends, backends))
 
 
-async def killed_after(appends: int, nats_url: str, claude_url: str) -> bool:
-    """Has a generator take one turn, and be killed after that many entries; False when it came to the end unharmed."""
-    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends))
+async def killed_after(
+    appends: int, nats_url: str, claude_url: str, backends: str = "claude", environ: dict[str, str] | None = None
+) -> bool:
+    """Has a generator take one turn, and be killed after that many entries; False when it came to the end unharmed.
+
+    `environ` is what other backends than claude read.
+    """
+    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends, backends, environ or {}))
     process.start()
     try:
         await asyncio.to_thread(process.join, 30)

@@ -26,7 +26,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 class Backend(Protocol):
     """A source of answers in Anthropic's streaming vocabulary."""
 
-    name: str
+    def model_id(self, model: str) -> str:
+        """Its own name for one of Claude's models; it goes into the call."""
+        ...
 
     def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         """The raw JSON of each event that is to be stored, in order: all but `ping` and `message_stop` (PROTOCOL R6).

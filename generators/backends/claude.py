@@ -1,4 +1,4 @@
-"""Claude behind Anthropic's Messages API: the only file that imports anthropic or httpx2; it never tries twice.
+"""Claude behind Anthropic's Messages API, with Anthropic's own key; it never tries twice.
 
 The SDK opens the stream, with headers and key; the raw bytes are read here, which costs a third of the SDK's own
 reading. What that reading would have noticed is therefore noticed here: `error` events and malformed data; and what
@@ -20,7 +20,8 @@ import msgspec
 from generators.backends import Call
 from generators.backends.grammar import Grammar
 from generators.backends.sse_lines import EventTooLong, SseLines
-from proto.errors import BackendError
+from generators.settings import Settings
+from proto.errors import BackendError, SettingsInvalid
 from proto.model_records import ListedModels, TokenCount
 
 WRITE_TIMEOUT_S = 30.0
@@ -79,22 +80,10 @@ listed = msgspec.json.Decoder(ListedModels).decode
 require_count = msgspec.json.Decoder(TokenCount).decode
 
 
-class Claude:
-    """The backend `claude`. One for a process: its connections are kept and shared."""
+class Messages:
+    """Answers of a client of the SDK, whoever has the model. One for a process: its connections are kept and shared."""
 
-    name = "claude"
-
-    def __init__(self, api_key: str, base_url: str, connect_timeout_s: float, stall_timeout_s: float) -> None:
-        """`stall_timeout_s` is the longest silence on an open stream; the model's pings are not silence."""
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key,
-            base_url=base_url,
-            max_retries=0,
-            timeout=httpx2.Timeout(
-                connect=connect_timeout_s, read=stall_timeout_s, write=WRITE_TIMEOUT_S, pool=connect_timeout_s
-            ),
-            http_client=anthropic.DefaultAioHttpClient(),
-        )
+    client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
 
     async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See Backend.answer."""
@@ -114,10 +103,56 @@ class Claude:
             raise backend_error(error, time.time()) from error
         raise BackendError("backend_broken", "the model's answer ended before it was complete")
 
+    def model_id(self, model: str) -> str:
+        """The name by which `model` is known here."""
+        return model
+
+    def asked(self, call: Call) -> tuple[str, bytes]:
+        """The path to ask at, and the body."""
+        return "/v1/messages", body_of(call, model=call.model)
+
+    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+        """The response, open, before any of its body."""
+        return await self.client.post(
+            path, cast_to=httpx2.Response, content=body, options={"headers": headers}, stream=True
+        )
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, call: Call) -> AsyncIterator[httpx2.Response]:
+        # A compressor in between would hold deltas back until it has a block of its own.
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if call.betas:
+            headers["anthropic-beta"] = ",".join(call.betas)
+        if call.api_version:
+            headers["anthropic-version"] = call.api_version
+        path, body = self.asked(call)
+        response = await self.post(path, body, headers)
+        async with contextlib.aclosing(response):
+            yield response
+
+
+class Claude(Messages):
+    """The backend `claude`: it also tells what models there are, and counts tokens."""
+
+    client: anthropic.AsyncAnthropic
+
+    def __init__(self, api_key: str, base_url: str, connect_timeout_s: float, stall_timeout_s: float) -> None:
+        """`stall_timeout_s` is the longest silence on an open stream; the model's pings are not silence."""
+        self.client = anthropic.AsyncAnthropic(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout(connect_timeout_s, stall_timeout_s),
+            http_client=anthropic.DefaultAioHttpClient(),
+        )
+
     async def models(self) -> ListedModels:
         """What this key may use, on one page: the API's largest, a thousand. It costs nothing. Raises BackendError."""
         try:
-            response = await self._client.models.with_raw_response.list(limit=1000)
+            response = await self.client.models.with_raw_response.list(limit=1000)
             return listed(await response.read())
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
@@ -129,9 +164,7 @@ class Claude:
         headers = {"content-type": "application/json"} | ({"anthropic-beta": betas} if betas else {})
         path = "/v1/messages/count_tokens"
         try:
-            response = await self._client.post(
-                path, cast_to=httpx2.Response, content=body, options={"headers": headers}
-            )
+            response = await self.client.post(path, cast_to=httpx2.Response, content=body, options={"headers": headers})
             counted = await response.aread()
             require_count(counted)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
@@ -140,34 +173,33 @@ class Claude:
             raise BackendError("backend_broken", "what answers counts no tokens: it is not the API") from error
         return counted
 
-    async def close(self) -> None:
-        await self._client.close()
 
-    @contextlib.asynccontextmanager
-    async def _stream(self, call: Call) -> AsyncIterator[httpx2.Response]:
-        # A compressor in between would hold deltas back until it has a block of its own.
-        headers = {"accept-encoding": "identity"}
-        if call.betas:
-            headers["anthropic-beta"] = ",".join(call.betas)
-        if call.api_version:
-            headers["anthropic-version"] = call.api_version
-        response = await self._client.post(
-            "/v1/messages",
-            cast_to=httpx2.Response,
-            content=body_of(call),
-            options={"headers": {"content-type": "application/json"} | headers},
-            stream=True,
+def backend(settings: Settings) -> Claude:
+    """Raises SettingsInvalid without a key."""
+    if not settings.anthropic_api_key:
+        raise SettingsInvalid(
+            "ANTHROPIC_API_KEY is not set: give a key, or start `tailrace up`, which simulates Claude"
         )
-        async with contextlib.aclosing(response):
-            yield response
+    return Claude(
+        settings.anthropic_api_key,
+        settings.anthropic_base_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
 
 
-def body_of(call: Call) -> bytes:
+def timeout(connect_timeout_s: float, stall_timeout_s: float) -> httpx2.Timeout:
+    return httpx2.Timeout(
+        connect=connect_timeout_s, read=stall_timeout_s, write=WRITE_TIMEOUT_S, pool=connect_timeout_s
+    )
+
+
+def body_of(call: Call, **more: object) -> bytes:
     """The body of a Messages request. The SDK's own encoding of many small values lets leases run out meanwhile."""
-    named = {field: getattr(call, field) for field in ("model", "max_tokens", "messages", "system", "tools")}
+    named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
     # The options as they were given: a field that is newer than we are is the API's to judge.
-    return msgspec.json.encode(given | {"stream": True} | (call.options or {}))
+    return msgspec.json.encode(more | given | {"stream": True} | (call.options or {}))
 
 
 def require_event_stream(headers: Mapping[str, str]) -> None:

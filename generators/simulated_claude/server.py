@@ -39,7 +39,13 @@ class Guest(Server):
 @contextlib.asynccontextmanager
 async def serving(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """The address of a simulated Claude that runs in this event loop until the block ends."""
-    server = Guest(host, port)
+    async with running(Guest(host, port)) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def running(server: Guest) -> AsyncIterator[str]:
+    """The same of a server that is there already."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([server.socket]))
         try:

@@ -19,6 +19,7 @@ from generators.attempt import Carrier
 from generators.backends import Call
 from generators.blobs import Blobs
 from generators.retry import Retry
+from generators.rota import read_backends
 from generators.simulated_claude.server import serving
 from generators.worker import Worker
 from proto.entries import Attempt
@@ -382,7 +383,8 @@ async def test_a_turn_outlives_the_death_of_its_log(own_server: NatsServer, own_
 class Broken:
     """A backend with a mistake of ours in it."""
 
-    name = "broken"
+    def model_id(self, model: str) -> str:
+        return model
 
     async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         raise ZeroDivisionError(call.model)
@@ -394,7 +396,9 @@ class Broken:
 async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
     blobs = Blobs(Bodies(own_connection), Room(1))
-    carrier = Carrier(own_log, blobs, Broken(), Retry(tries_max=1, wait_s=0, wait_max_s=0), name="g", attempts_max=2)
+    retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
+    rotas = read_backends("broken")
+    carrier = Carrier(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     worker = Worker(own_log, deliveries, carrier, concurrency=1, deadline_s=9, grace_s=0)
     running = asyncio.create_task(worker.run(asyncio.Event()))

@@ -45,6 +45,31 @@ def test_the_key_of_claude_reaches_generators_only() -> None:
     assert holders == ["generator-1", "generator-2"]
 
 
+def test_the_clouds_credentials_reach_generators_only() -> None:
+    """Also where Claude is simulated and another backend is real."""
+    given = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}
+    for environ in (given, given | {"ANTHROPIC_API_KEY": "k"}):
+        found = made(environ)
+        assert [part.name for part in found.values() if KEY in part.environ.values()] == ["generator-1", "generator-2"]
+        assert given.items() <= dict(found["generator-1"].environ).items()
+
+
+@pytest.mark.parametrize(
+    ("backends", "is_simulated"),
+    [
+        ("claude", True),
+        ("bedrock, claude", True),
+        ("vertex; claude-opus-5-5 = claude, vertex", True),
+        ("claude_code", True),
+        ("bedrock", False),
+        ("bedrock; claude-opus-5-5 = vertex", False),
+    ],
+)
+def test_claude_is_simulated_for_backends_that_would_ask_it(backends: str, is_simulated: bool) -> None:
+    """Whose answers come from elsewhere needs nobody to stand for Anthropic."""
+    assert ("simulated-claude" in made({"TAILRACE_BACKENDS": backends})) is is_simulated
+
+
 def test_with_a_key_nothing_is_simulated() -> None:
     """The owner's key and base URL are passed on as they are."""
     given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}

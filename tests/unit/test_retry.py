@@ -22,7 +22,8 @@ OVERLOADED = BackendError("backend_overloaded", "Overloaded")
 class Scripted:
     """A backend whose calls go as written: events, or an error where one stands. It notes what was begun and closed."""
 
-    name = "scripted"
+    def model_id(self, model: str) -> str:
+        return model
 
     def __init__(self, *calls: list[bytes | Exception]) -> None:
         self.calls = list(calls)

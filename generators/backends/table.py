@@ -1,0 +1,27 @@
+"""The backends that there are, a line each. One is imported when it is named: no other's library has to be there."""
+
+from importlib import import_module
+
+from generators.backends import Backend
+from generators.settings import Settings
+from proto.errors import SettingsInvalid
+
+# A name is a file beside this one, and its `backend` opens it with the settings.
+NAMES = (
+    "claude",  # Anthropic, by its own API
+    "bedrock",  # Claude in Amazon Bedrock
+    "vertex",  # Claude on Google's Vertex AI
+)
+
+
+def open_backend(name: str, settings: Settings) -> Backend:
+    """Raises SettingsInvalid for a name that there is not, and for what the backend misses."""
+    if name not in NAMES:
+        raise SettingsInvalid(f"TAILRACE_BACKENDS: {name!r} is not one of {', '.join(NAMES)}")
+    try:
+        module = import_module(f"generators.backends.{name}")
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is not installed: make setup, or pip install 'tailrace[{name}]'"
+        raise SettingsInvalid(f"TAILRACE_BACKENDS: {name} needs more than there is: {missing}") from error
+    backend: Backend = module.backend(settings)
+    return backend

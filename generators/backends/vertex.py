@@ -1,0 +1,61 @@
+"""Claude on Google's Vertex AI: the same events, behind Google's address, credentials and names; never tries twice."""
+
+import re
+from urllib.parse import quote
+
+import anthropic
+import google.auth.exceptions
+import httpx2
+
+from generators.backends import Call
+from generators.backends.claude import Messages, body_of, timeout
+from generators.settings import Settings
+from proto.errors import BackendError, SettingsInvalid
+from proto.models import model_named
+
+# Vertex wants in the body what the API wants in a header. It is what the SDK says, which a test compares.
+API_VERSION = "2026-10-21"
+DATED = re.compile(r"^(.*)-(20\d{6})$")
+
+
+class Vertex(Messages):
+    """The backend `vertex`. Region, project and credentials come from Google's own variables, as the SDK reads them."""
+
+    client: anthropic.AsyncAnthropicVertex
+
+    def __init__(self, connect_timeout_s: float, stall_timeout_s: float) -> None:
+        """Raises SettingsInvalid without a region or a project."""
+        try:
+            self.client = anthropic.AsyncAnthropicVertex(
+                max_retries=0,
+                timeout=timeout(connect_timeout_s, stall_timeout_s),
+                http_client=anthropic.DefaultAioHttpClient(),
+            )
+        except ValueError as error:
+            raise SettingsInvalid("CLOUD_ML_REGION is not set: the backend vertex needs to know its region") from error
+        if not self.client.project_id:
+            raise SettingsInvalid("ANTHROPIC_VERTEX_PROJECT_ID is not set: the backend vertex needs Google's project")
+
+    def model_id(self, model: str) -> str:
+        """Google's docs: a model that has a date in its name has it behind an @."""
+        known = model_named(model)
+        dated = (DATED.match(name) for name in (model, *(known.aliases if known else ())))
+        return next((f"{match[1]}@{match[2]}" for match in dated if match), model)
+
+    def asked(self, call: Call) -> tuple[str, bytes]:
+        """The model stands in the path, and the API's version in the body."""
+        where = f"/projects/{self.client.project_id}/locations/{self.client.region}/publishers/anthropic/models"
+        body = body_of(call, anthropic_version=call.api_version or API_VERSION)
+        return f"{where}/{quote(call.model, safe='@')}:streamRawPredict", body
+
+    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+        """What authorises the request is Google's library, with exceptions of its own."""
+        try:
+            return await super().post(path, body, headers)
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise BackendError("backend_refused_key", "Google's credentials could not be loaded") from error
+
+
+def backend(settings: Settings) -> Vertex:
+    """Raises SettingsInvalid."""
+    return Vertex(settings.connect_timeout_s, settings.stall_timeout_s)

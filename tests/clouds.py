@@ -1,0 +1,161 @@
+"""The clouds' doors to a simulated Claude: their paths, their names of models, their credentials. It answers nothing.
+
+Amazon Bedrock's Messages API and Google's Vertex AI say what Anthropic's own API says, at other addresses. Who stands
+at a door here checks what the cloud would check, and lets the request through to the simulated Claude behind it.
+"""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from generators.simulated_claude.server import Guest, running
+
+AWS_KEY, AWS_SECRET, AWS_REGION = "AKIDTESTTESTTESTTEST", "a-secret-of-nobody", "eu-central-1"
+GOOGLE_PROJECT, GOOGLE_REGION, GOOGLE_TOKEN = "project-of-nobody", "europe-west1", "ya29.of-nobody"
+VERTEX = re.compile(
+    rf"/v1/projects/{GOOGLE_PROJECT}/locations/{GOOGLE_REGION}/publishers/anthropic/models/([^/:]+):streamRawPredict"
+)
+FAULT = re.compile(rb" fault=[^ \\\"]+")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request as it came to a door, before it was let through."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class Doors:
+    """What stands before the simulated Claude `behind`. `is_kind`: directives of faults are not passed on."""
+
+    def __init__(self, behind: ASGIApp, *, is_kind: bool) -> None:
+        self._behind = behind
+        self._is_kind = is_kind
+        self.asked: list[Asked] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/_sim/"):
+            await self._behind(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        raw = await request.body()
+        if path == "/token":
+            await JSONResponse({"access_token": GOOGLE_TOKEN, "expires_in": 3600})(scope, receive, send)
+            return
+        self.asked.append(Asked(path, dict(request.headers), msgspec.json.decode(raw)))
+        body = through_bedrock(request, raw) if path.startswith("/anthropic/") else through_vertex(request, raw)
+        if body is None:
+            refusal = {"error": {"code": 403, "message": "Permission denied", "status": "PERMISSION_DENIED"}}
+            await JSONResponse(refusal, status_code=403)(scope, receive, send)
+            return
+        said = msgspec.json.encode(body)
+        await self._let_through(scope, receive, send, FAULT.sub(b"", said) if self._is_kind else said)
+
+    async def _let_through(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        others = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        headers = [*others, (b"content-length", str(len(body)).encode())]
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_changed() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        inside = {**scope, "path": "/v1/messages", "raw_path": b"/v1/messages", "headers": headers}
+        await self._behind(inside, receive_changed, send)
+
+
+def through_bedrock(request: Request, raw: bytes) -> dict[str, Any] | None:
+    """The body for Anthropic's API; None when AWS would not let it in."""
+    if request.url.path != "/anthropic/v1/messages" or not is_signed(request, raw):
+        return None
+    body: dict[str, Any] = msgspec.json.decode(raw)
+    provider, _, model = body["model"].rpartition("anthropic.")
+    return body | {"model": model} if model and provider in ("", "eu.") else None
+
+
+def is_signed(request: Request, raw: bytes) -> bool:
+    """Whether AWS's own library would have signed it so (Signature Version 4)."""
+    found = re.fullmatch(
+        rf"AWS4-HMAC-SHA256 Credential={AWS_KEY}/\d{{8}}/{AWS_REGION}/bedrock-mantle/aws4_request, "
+        r"SignedHeaders=([a-z0-9;-]+), Signature=([0-9a-f]{64})",
+        request.headers.get("authorization", ""),
+    )
+    if found is None:
+        return False
+    signed = {name: request.headers[name] for name in found[1].split(";")}
+    asked = botocore.awsrequest.AWSRequest(method="POST", url=str(request.url), headers=signed, data=raw)
+    asked.context["timestamp"] = request.headers["x-amz-date"]
+    credentials = botocore.credentials.Credentials(AWS_KEY, AWS_SECRET)
+    signer = botocore.auth.SigV4Auth(credentials, "bedrock-mantle", AWS_REGION)
+    wanted: str = signer.signature(signer.string_to_sign(asked, signer.canonical_request(asked)), asked)
+    return wanted == found[2]
+
+
+def through_vertex(request: Request, raw: bytes) -> dict[str, Any] | None:
+    """The body for Anthropic's API; None when Google would not let it in."""
+    body: dict[str, Any] = msgspec.json.decode(raw)
+    found = VERTEX.fullmatch(request.url.path)
+    if found is None or request.headers.get("authorization") != f"Bearer {GOOGLE_TOKEN}" or "model" in body:
+        return None
+    del body["anthropic_version"]
+    return body | {"model": found[1].replace("@", "-")}
+
+
+class Cloud(msgspec.Struct, frozen=True):
+    """Where the doors are, what came to them, and what one has to know to be let in."""
+
+    url: str
+    asked: list[Asked]
+    environ: Mapping[str, str]
+
+
+@asynccontextmanager
+async def cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator[Cloud]:
+    server = Guest("127.0.0.1", 0)
+    doors = Doors(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
+    server.config.app = doors
+    async with running(server) as url:
+        yield Cloud(url, doors.asked, environ(url, folder))
+
+
+def environ(url: str, folder: Path) -> dict[str, str]:
+    """The variables that the clouds' own libraries read."""
+    account = folder / "account.json"
+    account.write_bytes(msgspec.json.encode(service_account(url)))
+    return {
+        "AWS_REGION": AWS_REGION,
+        "AWS_ACCESS_KEY_ID": AWS_KEY,
+        "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "ANTHROPIC_BEDROCK_MANTLE_BASE_URL": f"{url}/anthropic",
+        "CLOUD_ML_REGION": GOOGLE_REGION,
+        "ANTHROPIC_VERTEX_PROJECT_ID": GOOGLE_PROJECT,
+        "ANTHROPIC_VERTEX_BASE_URL": f"{url}/v1",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(account),
+    }
+
+
+def service_account(url: str) -> dict[str, str]:
+    """A key of nobody's, as Google would give it: with it a token is asked for at `/token`."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return {
+        "type": "service_account",
+        "project_id": GOOGLE_PROJECT,
+        "client_email": "nobody@example.com",
+        "private_key": pem.decode(),
+        "token_uri": f"{url}/token",
+    }
