@@ -1,12 +1,22 @@
 """`/v1/responses` with OpenAI's JavaScript SDK, as it is: what it shows is what the log and SQLite have."""
 
+import asyncio
+import socket
+from signal import SIGKILL
+from typing import Any
+
 import pytest
 
-from tests.answering import words
+from proto.ids import Tenant, TurnId
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.answering import stats, words
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import Takeover, told
 from tests.cutting import Cutting, seeded
-from tests.integration.conftest import KEY, Gateway
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
+from tests.until import until
 
 NODE = "openai (Node)"
 DIALECT = "openai-responses"
@@ -45,3 +55,59 @@ async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     assert "Error" in cut["cut"]
     assert accumulated == {"isNumbered": True, "final": words(120)}
     assert cancelled == {"status": "cancelled", "end": "response.incomplete", "told": "cancelled"}
+
+
+async def lasting(url: str, how: str, what: str) -> dict[str, Any]:
+    (printed,) = await node.run("openai-responses-lasting.mjs", KEY, url, how, what)
+    return printed
+
+
+@pytest.mark.proves(DIALECT, "resumes when its gateway is killed", NODE)
+async def test_a_gateway_is_killed_and_its_successor_goes_on(
+    house: House, gateway: Gateway, tenant: Tenant, claude: str
+) -> None:
+    """kill -9, and another at its address: the SDK finds it by itself, and the next event is the next one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    before = (await stats(claude))["output_tokens"]
+
+    async def has_said_some() -> bool:
+        return (await stats(claude))["output_tokens"] >= before + 20
+
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    async with processes.gateway(house.folder, house.nats_url, **settings) as mortal:
+        asking = asyncio.create_task(lasting(mortal.url, "ask", "#sim words=120 rate=50"))
+        await until(has_said_some)
+        await mortal.stop(SIGKILL)
+        await mortal.start()
+        shown = await asking
+    turn = shown.pop("id").removeprefix("resp_")
+    assert shown.pop("text") == words(120) == await told(gateway, turn)
+    assert (shown.pop("breaks") >= 1, shown) == (True, {"isNumbered": True})
+
+
+@pytest.mark.proves(DIALECT, "a generator killed in mid-answer", NODE)
+async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+    """The stream that it has goes on where it was."""
+    asking = asyncio.create_task(lasting(takeover.gateway.url, "ask", "#sim words=40 rate=100"))
+    async with takeover.killed_after(15):
+        shown = await asking
+    turn = shown.pop("id").removeprefix("resp_")
+    assert shown == {"text": words(40), "isNumbered": True, "breaks": 0}
+    assert await told(takeover.gateway, turn) == words(40)
+
+
+@pytest.mark.proves(DIALECT, "found after the log has forgotten", NODE)
+async def test_the_database_tells_what_the_log_has_forgotten(
+    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """Looked up and accumulated, it is all there; to who has seen some of it, nothing is said twice."""
+    shown = await lasting(gateway.url, "ask", "#sim words=9 rate=0 thinking=2")
+    turn = shown["id"].removeprefix("resp_")
+    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
+    # Another gateway, for the first may have the turn in memory yet.
+    kept = await lasting((await new_gateway(house.nats_url)).url, "look", shown["id"])
+    assert kept["texts"] == [words(9)] * 3
+    assert kept["items"] == [[f"rs_{turn}_0", f"msg_{turn}_1"]] * 3
+    assert kept["status"] == "completed"
+    assert kept["rest"] == {"first": 7, "isNumbered": True, "text": "", "end": "response.completed"}
