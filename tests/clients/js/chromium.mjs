@@ -12,8 +12,10 @@ export async function browse(entry, work) {
   const define = { "process.env.NODE_ENV": '"development"' };
   const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define });
   const script = built.outputFiles[0].text;
-  // Root cannot have its sandbox, and all that it opens here is ours.
-  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  // Root cannot have its sandbox, and all that it opens here is ours. A page that is made here has no address, which
+  // Chromium takes for one on the internet, and such a page may not ask this machine unless its user says so.
+  const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
   const open = async (origin) => {
     const page = await browser.newPage();
     page.on("pageerror", (error) => console.error(error));

@@ -1,0 +1,64 @@
+"""The door in a real browser: which pages may ask, what a ticket is to an EventSource, where a login's cookie goes."""
+
+import pytest
+
+from tests.answering import words
+from tests.clients import node
+from tests.clients.conftest import told
+from tests.cutting import Cutting, seeded
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+
+# Nobody listens there: what a page of these origins is made of comes from the script.
+OURS, OTHER = "http://127.0.0.1:43210", "http://localhost:43210"
+TEXT = words(200)
+LINE = "#sim words=200 rate=120"
+# Cut in its headers, Chromium would take an answer for a whole one; see test_readers.py.
+IN_BODY = 500
+
+
+@pytest.fixture
+async def listing(house: House, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+    """A gateway that pages of one origin may ask."""
+    return await new_gateway(house.nats_url, origins=OURS)
+
+
+async def test_a_browser_lets_the_listed_page_ask_and_no_other(listing: Gateway, browser: str) -> None:
+    """With a key and a header of its own, all of the answer to see; another origin, and `null`, see nothing of it."""
+    shown = await node.run("door.mjs", "cors", listing.url, KEY, OURS, OTHER, CHROMIUM=browser)
+    assert shown == [
+        {"status": 202, "isTurnSeen": True, "deleted": 404},
+        {"refused": "TypeError"},
+        {"refused": "TypeError"},
+    ]
+
+
+@pytest.mark.proves("tailrace", "resumes after cuts with a ticket", "EventSource (Chromium)")
+async def test_an_event_source_with_a_ticket_shows_all_of_it_however_often_it_is_cut(
+    listing: Gateway, browser: str
+) -> None:
+    """From a page elsewhere, with no key: the ticket is used once, and its own stream goes on. Then it is worthless."""
+    turn = (await listing.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
+    ticket = (await listing.client.post(f"/v1/turns/{turn}/tickets", json={})).json()
+    async with Cutting(listing.port, seeded(11, 3, bytes_max=1200, bytes_min=IN_BODY)) as proxy:
+        first, again = await node.run("door.mjs", "ticket", proxy.url, OURS, ticket["events"], CHROMIUM=browser)
+    assert (first["text"], first["outcome"], proxy.left) == (TEXT, "completed", [])
+    assert first["opened"] == 4
+    assert again == {"refused": "it gave up: error"}
+    assert await told(listing, turn) == TEXT
+
+
+async def test_a_logins_cookie_is_the_browsers_and_no_scripts(gateway: Gateway, browser: str) -> None:
+    """Over plain http on this machine, too. Two tabs refresh at once; a page elsewhere cannot even log anybody out."""
+    (shown,) = await node.run("door.mjs", "login", gateway.url, KEY, OTHER, CHROMIUM=browser)
+    assert shown == {
+        "login": 200,
+        "seen": "",
+        "tabs": [200, 200],
+        "looked": 404,
+        "alone": 401,
+        "after": 200,
+        "crossed": "sent",
+        "still": 200,
+        "out": 204,
+        "over": 401,
+    }
