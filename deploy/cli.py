@@ -11,7 +11,9 @@ from typing import NoReturn
 from deploy import streams
 from deploy.options import SYNCS, Options
 from deploy.up import run
+from persistence import signature
 from proto.errors import SettingsInvalid, TailraceError
+from proto.ids import Tenant, is_token
 from proto.process import EXIT_TROUBLE, EXIT_USAGE
 
 UP_EXAMPLES = """\
@@ -28,6 +30,12 @@ Any TAILRACE_… setting in the environment reaches the processes.
 STREAMS_EXAMPLES = """\
 `up` does this by itself. For a NATS of your own:
   TAILRACE_NATS_URL=nats://TOKEN@nats.internal:4222 tailrace streams --replicas 3
+"""
+WEBHOOK_EXAMPLES = """\
+It is what a receiver's library of Standard Webhooks wants (https://www.standardwebhooks.com). It is stored nowhere:
+it is made of TAILRACE_WEBHOOK_KEY and the tenant's name, and the same as long as they are.
+
+  TAILRACE_WEBHOOK_KEY=… tailrace webhook-secret --tenant acme
 """
 GIB = 1024**3
 
@@ -67,6 +75,14 @@ def make_streams(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    signing = signature.keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
+    if not signing:
+        raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: give the key that persistence has")
+    print(signature.shown(signature.secret(signing[0], given.tenant)))
+    return 0
+
+
 def parser() -> Parser:
     tailrace = Parser(
         prog="tailrace",
@@ -76,6 +92,7 @@ def parser() -> Parser:
     commands = tailrace.add_subparsers(required=True, metavar="COMMAND")
     add_up(commands)
     add_streams(commands)
+    add_webhook_secret(commands)
     return tailrace
 
 
@@ -118,6 +135,25 @@ def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
     add = parser.add_argument
     add("--replicas", type=number("count", 1, 5), default=1, metavar="N", help="copies of the log (%(default)s)")
     add("--gib", type=number("size", 1, 65536), default=10, metavar="N", help="room of each server (%(default)s)")
+
+
+def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "webhook-secret",
+        help="show what a tenant's webhooks are signed with",
+        description="Show the secret that a tenant's webhooks are signed with.",
+        epilog=WEBHOOK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=show_webhook_secret)
+    parser.add_argument("--tenant", type=tenant, default=Tenant("local"), metavar="NAME", help="whose (%(default)s)")
+
+
+def tenant(text: str) -> Tenant:
+    if not is_token(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a tenant: 1 to 64 of a-z 0-9 _ -")
+    return Tenant(text)
 
 
 def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:

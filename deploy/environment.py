@@ -10,6 +10,7 @@ import generators.settings
 import persistence.settings
 from deploy.options import Options
 from gateway.auth import Door
+from persistence import webhooks
 from proto import settings
 from proto.errors import SettingsInvalid
 from proto.process import ProcessSettings
@@ -29,6 +30,7 @@ def check(options: Options, environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name}: there is no such setting{nearest(name, known)}; docs/SETTINGS.md lists all")
     for _, kind in SERVICES:
         settings.read(kind, environ)
+    webhooks.check(settings.read(persistence.settings.Settings, environ))
     given = settings.read(gateway.settings.Settings, environ)
     Door(msgspec.structs.replace(given, host=options.host))
 

@@ -17,6 +17,8 @@ from deploy.supervisor import Part
 CHECKOUT = str(Path(__file__).parent.parent)
 # The SDK wants a key; the simulated Claude takes any.
 SIMULATED_KEY = "simulated"
+# Only who sends webhooks has it; gateways are told that there is one.
+WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -62,7 +64,7 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
     own = {name: value for name, value in environ.items() if name.startswith(GENERATORS_OWN)}
     inherited = {
         "TAILRACE_LOG_FORMAT": "console",
-        **{name: value for name, value in environ.items() if name not in own},
+        **{name: value for name, value in environ.items() if name not in own and name != WEBHOOK_KEY},
         "PYTHONPATH": os.pathsep.join(filter(None, [CHECKOUT, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # a line is seen when it is said
         "PYTHONSAFEPATH": "1",  # no module is looked for where `up` happens to be called
@@ -79,16 +81,20 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(ground.listen_fd,) if service.module == "gateway" else (),
         )
-        for service, port in zip(services(options, ground, own), ground.metrics_ports, strict=True)
+        for service, port in zip(
+            services(options, ground, own, environ.get(WEBHOOK_KEY, "")), ground.metrics_ports, strict=True
+        )
     )
     simulated = [simulated_claude(ground, inherited)] if is_simulated(environ) else []
     return [persistence, *simulated, *others]
 
 
-def services(options: Options, ground: Ground, own: Mapping[str, str]) -> list[Service]:
+def services(options: Options, ground: Ground, own: Mapping[str, str], webhook_key: str) -> list[Service]:
     """`own` is what only the generators are told."""
     database = str(options.folder / "tailrace.db")
+    persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
     gateway = {
+        "TAILRACE_WEBHOOKS": "true" if webhook_key else "false",
         "TAILRACE_LISTEN_FD": str(ground.listen_fd),
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(ground.port),
@@ -96,7 +102,7 @@ def services(options: Options, ground: Ground, own: Mapping[str, str]) -> list[S
     generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
     return [
-        Service("persistence", "persistence", {"TAILRACE_DATABASE": database}, database),
+        Service("persistence", "persistence", persistence, database),
         *(Service(name, "generators", {**own, "TAILRACE_GENERATOR": name}) for name in generators),
         *(Service(name, "gateway", gateway, ground.url) for name in gateways),
     ]

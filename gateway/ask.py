@@ -51,6 +51,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
+    webhook: str | None = None
+    """The URL that is told when the turn has ended."""
 
 
 def check(ask: Ask) -> None:
@@ -130,5 +132,6 @@ def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str
         metadata=ask.metadata,
         on_interrupt=ask.on_interrupt,
         on_disconnect=ask.on_disconnect,
+        webhook=ask.webhook,
         by=by,
     )

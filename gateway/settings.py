@@ -58,3 +58,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         str,
         Meta(description="NAME=MODEL, several joined by commas: foreign names, and which of Claude's models they mean"),
     ] = ""
+    webhooks: Annotated[
+        bool, Meta(description="whether a turn may name a webhook; persistence sends it, and needs webhook_key")
+    ] = False
+    webhook_private_hosts: Annotated[
+        str, Meta(description="hosts, joined by commas, whose webhooks may go to private addresses and by plain http")
+    ] = ""

@@ -8,25 +8,32 @@ from functools import partial
 
 import structlog
 
+from persistence import signature, webhooks
 from persistence.catch_up import catch_up
 from persistence.changes import Changes
 from persistence.database import set_aside
+from persistence.egress import Egress
 from persistence.queries import Queries
 from persistence.recorder import Recorder
 from persistence.resources import Resources
 from persistence.settings import Settings
 from persistence.store import Store
 from proto import process
+from proto.destination import private_hosts
 from proto.errors import StoreCorrupt
 from proto.log import Connection, Deliveries, Services, Tombstones, TurnLog
-from proto.subjects import PERSISTENCE
+from proto.subjects import PERSISTENCE, WEBHOOKS
 from proto.version import VERSION
 
 logger = structlog.get_logger()
 
 
 async def preflight(settings: Settings) -> None:
-    """Raises StoreError when the database cannot be opened; what is damaged is left for `serve` to move aside."""
+    """Raises StoreError when the database cannot be opened; what is damaged is left for `serve` to move aside.
+
+    SettingsInvalid for webhooks that nobody could sign or send.
+    """
+    webhooks.check(settings)
     with suppress(StoreCorrupt):
         async with _opened(settings):
             pass
@@ -68,10 +75,40 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     await services.report_health(PERSISTENCE, recorder.report)
     logger.info("ready", database=str(settings.database), is_new=is_new)
     try:
-        await recorder.run(stop)
+        async with _telling(settings, connection, turns, stop):
+            await recorder.run(stop)
     finally:
         if not connection.closed.is_set():
             await service.stop()
+
+
+@asynccontextmanager
+async def _telling(
+    settings: Settings, connection: Connection, turns: TurnLog, stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Sends webhooks while the block runs, if there is a key to sign them with. A mistake in it ends the process."""
+    if not (keys := signature.keys(settings.webhook_key)):
+        yield
+        return
+    private = private_hosts(settings.webhook_private_hosts)
+    deliveries = await Deliveries.open(connection, WEBHOOKS)
+    async with Egress(private, timeout_s=settings.webhook_timeout_s) as egress:
+        sender = webhooks.Webhooks(
+            turns,
+            deliveries,
+            egress,
+            keys=keys,
+            urls=webhooks.tenants_urls(settings.webhook_urls, private),
+            first_wait_s=settings.webhook_wait_s,
+            give_up_s=settings.webhook_give_up_s,
+        )
+        telling = asyncio.create_task(sender.run(stop))
+        telling.add_done_callback(lambda _: stop.set())
+        try:
+            yield
+        finally:
+            stop.set()
+            await telling
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What persistence counts. No labels: never a tenant, a turn or a session."""
+"""What persistence counts. Labels come from fixed sets: never a tenant, a turn or a session."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -16,3 +16,9 @@ SKIPPED = Counter(
     "tailrace_persistence_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal"
 )
 LEFT_OUT = Counter("tailrace_persistence_turns_left_out_total", "Turns that could not be recorded at all; 0 is normal")
+WEBHOOKS_TAKEN = Counter("tailrace_persistence_webhooks_taken_total", "Webhooks that their receivers have taken")
+WEBHOOK_FAILURES = Counter("tailrace_persistence_webhook_failures_total", "Tries that will be made again")
+WEBHOOKS_GIVEN_UP = Counter(
+    "tailrace_persistence_webhooks_given_up_total", "Webhooks that nobody will be told, by reason", ["reason"]
+)
+WEBHOOKS_WAITING = Gauge("tailrace_persistence_webhooks_waiting", "Ends of turns that nobody was told yet")

@@ -27,3 +27,25 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until all that was acknowledged is in the database")
     ] = 3.0
+    webhook_key: Annotated[
+        str,
+        Meta(
+            description="what tenants' signing secrets are made of, 32 characters or more; none: no webhooks are sent. "
+            "Several joined by commas while one takes another's place: all sign"
+        ),
+    ] = ""
+    webhook_urls: Annotated[
+        str, Meta(description="TENANT=URL, several joined by commas: who is told of turns that name no webhook")
+    ] = ""
+    webhook_private_hosts: Annotated[
+        str, Meta(description="hosts, joined by commas, whose webhooks may go to private addresses and by plain http")
+    ] = ""
+    webhook_timeout_s: Annotated[float, Meta(gt=0, description="how long a webhook's receiver may take to answer")] = (
+        15.0
+    )
+    webhook_wait_s: Annotated[
+        float, Meta(gt=0, description="wait before a webhook is tried again; doubles, up to an hour, with jitter")
+    ] = 5.0
+    webhook_give_up_s: Annotated[
+        float, Meta(gt=0, description="age of a turn's end from which its webhook is not tried again")
+    ] = 24 * 3600.0

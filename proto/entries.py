@@ -49,6 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_disconnect: str = "continue"
     by: str | None = None
     """The name of the credential that asked, which is no secret."""
+    webhook: str | None = None
+    """The URL that is told of the turn's end."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

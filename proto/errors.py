@@ -19,6 +19,9 @@
      |   +- StoreRefused           a row that it cannot hold, today or ever: the others can be written without it
      |   +- StoreCorrupt           damaged, gone, or no database: a new one is made from the log
      |   +- StoreTooNew            a newer version has written it: this one does not touch it
+     +- HookError                  a webhook that did not reach its receiver
+     |   +- HookFailed             this time: no connection, no answer
+     |   +- HookRefused            ever: nobody is sent to where its URL leads
      +- BackendError               the model did not answer as it should: its code says how, and whether to try again
 
 A foreign exception stops at its door and becomes one of these, `from` the original.
@@ -119,6 +122,18 @@ class StoreCorrupt(StoreError):
 
 class StoreTooNew(StoreError):
     """A newer version has changed the database's shape; this one would not understand what it reads."""
+
+
+class HookError(TailraceError):
+    """A webhook that did not reach its receiver. No client hears of it."""
+
+
+class HookFailed(HookError):
+    """No connection, or no answer in time: the next try may be luckier."""
+
+
+class HookRefused(HookError):
+    """Its URL, or the address that it leads to, is none that may be called."""
 
 
 class BackendError(TailraceError):

@@ -12,6 +12,7 @@ SECRETS = "SECRETS"
 LOGINS = "LOGINS"
 GENERATORS = "generators"
 PERSISTENCE = "persistence"
+WEBHOOKS = "webhooks"
 
 EVERY_TURN = "turns.>"
 EVERY_LIVE = "live.>"

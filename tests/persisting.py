@@ -16,7 +16,7 @@ from tests.until import until
 T = TypeVar("T")
 
 # As short as a test wants it: with `up`, a lock is waited for longer than any test lasts.
-QUICK: dict[str, float] = {"busy_timeout_s": 0.05, "retry_wait_s": 0.05, "catch_up_timeout_s": 5.0}
+QUICK: dict[str, object] = {"busy_timeout_s": 0.05, "retry_wait_s": 0.05, "catch_up_timeout_s": 5.0}
 ASK_TIMEOUT_S = 10.0
 
 
@@ -28,7 +28,7 @@ class Health(msgspec.Struct, frozen=True):
 class Persistence:
     """`async with Persistence(url, database) as persistence:` is started and stopped as its process would be."""
 
-    def __init__(self, nats_url: str, database: Path, **given: float) -> None:
+    def __init__(self, nats_url: str, database: Path, **given: object) -> None:
         self.database = database
         self.settings = Settings(nats_url=nats_url, database=database, **QUICK | given)  # type: ignore[arg-type]
         self.stop = asyncio.Event()

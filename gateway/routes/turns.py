@@ -17,6 +17,7 @@ from gateway.json_response import json_response
 from gateway.signature import Ticket
 from gateway.stream import Stream
 from gateway.tickets import cursor_text
+from gateway.webhook import check_webhook
 from proto.errors import Refused, TurnUnknown
 from proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor
 from proto.records import TurnRecord, record
@@ -37,6 +38,7 @@ async def post(request: Request) -> Response | ASGIApp:
     tenant_of(request)
     dialect = dialect_of(request)
     ask, raw = await asked(request, Ask)
+    check_webhook(ask.webhook, gateway_of(request).settings)
     key, asked_for = await accepted(request, ask, raw)
     path = f"/v1/turns/{key.turn}"
     if "text/event-stream" in request.headers.get("accept", ""):

@@ -1,4 +1,4 @@
-"""What Tailrace needs to exist in NATS, declared as data: two streams, two buckets, two consumers.
+"""What Tailrace needs to exist in NATS, declared as data: two streams, two buckets, three consumers.
 
 `apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
 an older configuration silently turns things off (FACTS), so a change is a migration that somebody asks for.
@@ -38,6 +38,7 @@ from proto.subjects import (
     PERSISTENCE,
     SECRETS,
     STREAM,
+    WEBHOOKS,
 )
 
 SCHEMA = "1"
@@ -52,6 +53,8 @@ LOGINS_KEPT_S = 30 * 24 * 3600.0
 # A killed generator's turn is with another one after this long. Renewed three times in it while the turn runs.
 GENERATOR_ACK_WAIT_S = 2.0
 PERSISTENCE_ACK_WAIT_S = 10.0
+# What a killed process had not told yet is told this much later.
+WEBHOOKS_ACK_WAIT_S = 10.0
 
 
 def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
@@ -106,6 +109,14 @@ def consumers() -> list[ConsumerConfig]:
             filter_subjects=[EVERY_REQUEST, EVERY_END],
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=PERSISTENCE_ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+        ConsumerConfig(
+            durable_name=WEBHOOKS,
+            filter_subjects=[EVERY_END],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=WEBHOOKS_ACK_WAIT_S,
             max_deliver=-1,
             max_ack_pending=-1,
         ),

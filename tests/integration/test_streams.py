@@ -12,7 +12,7 @@ from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, St
 from deploy.nats_server import NatsServer
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.log import Connection, check, fullness, streams
-from proto.subjects import BODIES, CLAIMS, GENERATORS, PERSISTENCE, STREAM
+from proto.subjects import BODIES, CLAIMS, GENERATORS, PERSISTENCE, STREAM, WEBHOOKS
 from tests.conftest import BYTES_MAX
 from tests.until import until
 
@@ -69,10 +69,12 @@ async def test_the_consumers_are_set_up_as_the_protocol_says(connection: Connect
     persistence = (await connection.jetstream.consumer_info(STREAM, PERSISTENCE)).config
     assert generators.filter_subjects == ["turns.*.*.request"]
     assert persistence.filter_subjects == ["turns.*.*.request", "turns.*.*.end"]
-    for config in (generators, persistence):
+    webhooks = (await connection.jetstream.consumer_info(STREAM, WEBHOOKS)).config
+    assert webhooks.filter_subjects == ["turns.*.*.end"]
+    for config in (generators, persistence, webhooks):
         assert config.ack_policy == AckPolicy.EXPLICIT
         assert config.max_deliver == -1
-    assert (generators.ack_wait, persistence.ack_wait) == (2, 10)
+    assert (generators.ack_wait, persistence.ack_wait, webhooks.ack_wait) == (2, 10, 10)
 
 
 @pytest.mark.rule("R26")
@@ -132,7 +134,7 @@ CONSUMER_DIFFERS: dict[str, Any] = {
 
 @pytest.mark.rule("R31")
 @pytest.mark.parametrize("setting", CONSUMER_DIFFERS)
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 async def test_a_consumer_that_differs_is_refused_by_the_setting(bare: Connection, which: int, setting: str) -> None:
     """One that gives up after five times would forget turns in silence."""
     await bare.jetstream.add_stream(streams.stream(1, BYTES_MAX, 3600))

@@ -97,9 +97,9 @@ async def test_every_field_of_the_body_is_in_the_log(lone_gateway: Gateway, log:
     }
     accepted = await posted(lone_gateway, **body)
     stored = (await log.replay(TurnKey(tenant, accepted["turn"])))[0].entry
-    entry = {"prev": 0, "history": 0, "parent": None, "session": accepted["session"], **body}
     assert isinstance(stored, Request)
-    assert msgspec.to_builtins(msgspec.structs.asdict(stored)) == entry
+    entry = {"session": accepted["session"], "by": stored.by, **body}
+    assert msgspec.to_builtins(stored) == entry
 
 
 async def test_a_short_message_is_a_users_message_with_the_defaults(
@@ -108,11 +108,13 @@ async def test_a_short_message_is_a_users_message_with_the_defaults(
     """`message` is the short form of `messages`."""
     accepted = await posted(lone_gateway, message="hi")
     stored = (await log.replay(TurnKey(tenant, accepted["turn"])))[0].entry
+    assert isinstance(stored, Request)
     assert stored == Request(
         model="claude-sonnet-5-5",
         max_tokens=4096,
         messages=[Message("user", "hi")],
         session=accepted["session"],
+        by=stored.by,
     )
 
 

@@ -3,6 +3,8 @@
 import pytest
 
 from deploy.cli import main, parser
+from persistence import signature
+from proto.ids import Tenant
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,33 @@ def test_without_options_it_listens_on_loopback_and_keeps_what_it_acknowledged()
     given = parser().parse_args(["up"])
     assert (given.host, given.port, str(given.data)) == ("127.0.0.1", 8000, ".tailrace")
     assert (given.generators, given.gateways, given.sync) == (2, 1, "always")
+
+
+def test_a_tenants_webhook_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What signs is what is shown: the newest key's, for that tenant."""
+    old, new = "o" * 32, "n" * 32
+    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
+    assert main(["webhook-secret", "--tenant", "acme"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert shown == signature.shown(signature.secret(new.encode(), Tenant("acme")))
+    assert main(["webhook-secret"]) == 0
+    assert capsys.readouterr().out.strip() == signature.shown(signature.secret(new.encode(), Tenant("local")))
+
+
+@pytest.mark.parametrize(("key", "sentence"), [("", "is not set"), ("short", "at least 32 characters")])
+def test_without_a_key_there_is_no_webhook_secret(
+    key: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret of nothing would be everybody's."""
+    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", key)
+    assert main(["webhook-secret"]) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == ""
+
+
+def test_what_is_no_tenant_has_no_webhook_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that no turn could have."""
+    with pytest.raises(SystemExit):
+        main(["webhook-secret", "--tenant", "Acme Inc."])
+    assert "is not a tenant" in capsys.readouterr().err

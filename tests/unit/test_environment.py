@@ -38,6 +38,10 @@ def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does
         ("TAILRACE_CONCURRENCY", "many"),  # the generators'
         ("TAILRACE_BATCH_MAX", "-1"),  # persistence's
         ("TAILRACE_API_KEYS", "acme:key"),
+        ("TAILRACE_WEBHOOK_KEY", "short"),
+        ("TAILRACE_WEBHOOK_URLS", "acme"),
+        ("TAILRACE_WEBHOOK_URLS", "acme=http://10.0.0.1/"),
+        ("TAILRACE_WEBHOOK_URLS", "Acme=https://example.com/"),
         ("TAILRACE_API_KEYS", f"{KEYS},other{KEYS[4:]}"),
     ],
 )

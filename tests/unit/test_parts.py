@@ -45,6 +45,14 @@ def test_the_key_of_claude_reaches_generators_only() -> None:
     assert holders == ["generator-1", "generator-2"]
 
 
+def test_the_key_of_webhooks_reaches_persistence_only() -> None:
+    """Gateways are told that there is one, and take webhooks only then."""
+    found = made({"TAILRACE_WEBHOOK_KEY": KEY})
+    assert [part.name for part in found.values() if KEY in part.environ.values()] == ["persistence"]
+    assert found["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
+    assert made({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
+
+
 def test_the_clouds_credentials_reach_generators_only() -> None:
     """Also where Claude is simulated and another backend is real."""
     given = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}

@@ -1,0 +1,17 @@
+"""Whether a turn may name the webhook that it names; raises a refusal. It sends nothing and resolves no name."""
+
+from gateway.settings import Settings
+from proto.destination import NotAllowed, destination, private_hosts
+from proto.errors import Refused
+
+
+def check_webhook(url: str | None, settings: Settings) -> None:
+    """Raises Refused for a URL that nobody would be sent to. Where its host leads is seen when it is called."""
+    if url is None:
+        return
+    if not settings.webhooks:
+        raise Refused("request_invalid", "`webhook`: this server sends none; TAILRACE_WEBHOOKS makes it")
+    try:
+        destination(url, private_hosts(settings.webhook_private_hosts))
+    except NotAllowed as error:
+        raise Refused("request_invalid", f"`webhook` {error}") from error

@@ -1,0 +1,250 @@
+"""The door to strangers' servers, with a real one behind it: who is reached, who never is, and what ends a call."""
+
+import asyncio
+import gzip
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.web import Request, Response, StreamResponse
+
+from persistence.egress import Egress
+from proto.errors import HookFailed, HookRefused
+from tests.receiving import Got, Receiver, hang, status
+from tests.stopping import stop
+from tests.unit.test_destination import NO_URL, NOT_HTTPS, NOT_PUBLIC
+
+LOOPBACK = frozenset({"127.0.0.1"})
+NAMED = frozenset({"hooks.test"})
+HEADERS = {"webhook-id": "turn-1"}
+
+
+class Names(AbstractResolver):
+    """DNS for a test: every name leads to these addresses. `asked` are the names that anybody asked for."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.asked: list[str] = []
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_INET,  # noqa: ARG002  # as aiohttp calls it
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if not self.addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self.addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of `hooks.test`, by nobody but itself, with its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=hooks.test"
+    names = ["-addext", "subjectAltName=DNS:hooks.test", "-out", str(made[0]), "-keyout", str(made[1])]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    return made
+
+
+def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+def egress(private: frozenset[str] = LOOPBACK, names: Names | None = None, timeout_s: float = 5.0) -> Egress:
+    return Egress(private, timeout_s=timeout_s, resolver=names)
+
+
+@asynccontextmanager
+async def answering(raw: bytes) -> AsyncIterator[str]:
+    """Whoever connects is sent `raw`, whatever it asks, and hung up on."""
+
+    async def joined(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        writer.close()
+
+    server = await asyncio.start_server(joined, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        await stop(server)
+
+
+async def test_a_post_is_told_and_its_answer_heard(receiver: Receiver) -> None:
+    """Headers and body as they were given, and who it is that sends them."""
+    receiver.answer = status(503, **{"retry-after": "7"})
+    async with egress() as door:
+        assert await door.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
+    (got,) = receiver.got
+    assert got.body == b'{"a":1}'
+    assert got.headers["webhook-id"] == "turn-1"
+    assert got.headers["content-type"] == "application/json"
+    assert got.headers["user-agent"].startswith("tailrace/")
+
+
+@pytest.mark.parametrize("url", [*NO_URL, *NOT_HTTPS, *NOT_PUBLIC])
+async def test_nobody_is_sent_to_what_may_not_be_named(url: str) -> None:
+    """Also when such a URL stands in the log already: it is judged again, and not even its name is looked up."""
+    names = Names("127.0.0.1")
+    async with egress(frozenset(), names) as door:
+        with pytest.raises(HookRefused):
+            await door.post(url, HEADERS, b"{}")
+    assert names.asked == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
+async def test_a_name_that_leads_to_a_private_address_reaches_nobody(receiver: Receiver, address: str) -> None:
+    """DNS rebinding: whatever the name meant when it was given, the address is judged at the socket."""
+    names = Names(address)
+    async with egress(LOOPBACK, names) as door:
+        with pytest.raises(HookRefused, match="not public"):
+            await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}")
+    assert names.asked == ["hooks.test"]
+    assert receiver.got == []
+
+
+async def test_a_name_is_looked_up_once_for_each_call(receiver: Receiver) -> None:
+    """What was judged is what is connected to; and nothing that DNS once said is kept."""
+    names = Names("127.0.0.1")
+    async with egress(NAMED, names) as door:
+        for times in (1, 2):
+            assert await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
+            assert len(names.asked) == times
+        names.addresses = ()
+        with pytest.raises(HookFailed):
+            await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
+
+
+async def test_no_redirect_is_followed(receiver: Receiver) -> None:
+    """It could lead to where nobody has looked."""
+    receiver.answer = status(307, location=receiver.url)
+    async with egress() as door:
+        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 307
+    assert len(receiver.got) == 1
+
+
+async def test_no_cookie_is_kept_and_no_proxy_asked(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one receiver sets is never told to another; a proxy would connect to addresses that nobody judged."""
+    receiver.answer = status(204, **{"set-cookie": "a=b; Path=/"})
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "")
+    async with egress() as door:
+        for _ in range(2):
+            await door.post(receiver.url, HEADERS, b"{}")
+    assert ["cookie" in got.headers for got in receiver.got] == [False, False]
+
+
+async def test_an_answer_without_end_is_not_read(receiver: Receiver) -> None:
+    """Its status is all that counts, and the connection is closed on it."""
+    is_left = asyncio.Event()
+
+    async def endless(_: Got, request: Request) -> StreamResponse:
+        response = StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(bytes(65536))
+        finally:
+            is_left.set()
+
+    receiver.answer = endless
+    async with egress() as door:
+        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 200
+        await asyncio.wait_for(is_left.wait(), 5)
+
+
+async def test_an_answer_that_would_swell_is_not_unpacked(receiver: Receiver) -> None:
+    """A bomb is a status like any other."""
+
+    async def bomb(_: Got, __: Request) -> Response:
+        return Response(body=gzip.compress(bytes(50_000_000)), headers={"content-encoding": "gzip"})
+
+    receiver.answer = bomb
+    async with egress() as door:
+        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 200
+
+
+async def test_a_receiver_that_says_nothing_is_left(receiver: Receiver) -> None:
+    """Within the time that the operator gives it."""
+    receiver.answer = hang
+    async with egress(timeout_s=0.2) as door:
+        with pytest.raises(HookFailed, match=r"no answer within 0\.2 s"):
+            await door.post(receiver.url, HEADERS, b"{}")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00\xff garbage\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 204 No Content\r\n" + b"x: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        b"HTTP/1.1 99999999999 X\r\n\r\n",
+        b"HTTP/1.1 204 No",
+    ],
+    ids=["nothing", "garbage", "another protocol", "a header of 1 MB", "no status", "half a line"],
+)
+async def test_what_is_no_answer_is_a_failure(raw: bytes) -> None:
+    """Whoever answers is a stranger: nothing that it says may break us."""
+    async with answering(raw) as url, egress(timeout_s=2) as door:
+        with pytest.raises(HookFailed):
+            await door.post(url, HEADERS, b"{}")
+
+
+async def test_a_receiver_that_is_away_is_a_failure() -> None:
+    """Nobody listens there any more."""
+    async with answering(b"") as url:
+        pass
+    async with egress() as door:
+        with pytest.raises(HookFailed):
+            await door.post(url, HEADERS, b"{}")
+
+
+async def test_https_reaches_whom_the_certificate_names(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, although it is connected to by address; with the authorities that the operator trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with Receiver(tls(certificate)) as receiver, egress(NAMED, Names("127.0.0.1")) as door:
+        assert await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
+
+
+@pytest.mark.parametrize(("is_trusted", "host"), [(False, "hooks.test"), (True, "other.test")])
+async def test_whoever_cannot_prove_its_name_is_told_nothing(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, host: str, *, is_trusted: bool
+) -> None:
+    """A certificate by nobody that we trust, or of another host: the body is not sent."""
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with Receiver(tls(certificate)) as receiver, egress(frozenset({host}), Names("127.0.0.1")) as door:
+        with pytest.raises(HookFailed, match="Certificate"):
+            await door.post(f"https://{host}:{receiver.port}/", HEADERS, b"{}")
+        assert receiver.got == []

@@ -1,0 +1,492 @@
+"""Webhooks, whole: a real log, a receiver that listens, and everything that can happen between the two.
+
+Turns are written into the log by hand, as a generator ends them; persistence runs in the test's loop, or, where it is
+killed, as a process. Only its waits are short.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+
+import msgspec
+import pytest
+from aiohttp.web import Request, Response
+from prometheus_client import REGISTRY
+from standardwebhooks import Webhook
+from structlog.testing import capture_logs
+
+from deploy.nats_server import NatsServer
+from persistence import hook, signature, webhooks
+from proto import entries, subjects
+from proto.ending import ending
+from proto.entries import Failure, Outcome
+from proto.ids import Seq, SessionId, Tenant, TurnId, new_id
+from proto.log import Connection, Deliveries, TurnLog, streams
+from proto.records import TurnRecord, record
+from proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
+from tests.integration.conftest import NewGateway
+from tests.persisting import Persistence
+from tests.processes import persistence as process
+from tests.receiving import Got, Receiver, hang, status
+from tests.unit.test_destination import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
+from tests.until import until
+from tests.writing import Writer
+
+KEY = "a-key-that-only-this-test-has-0123"
+OURS = Tenant("ours")
+LEASE_S = 0.6
+SETTINGS: dict[str, object] = {
+    "webhook_key": KEY,
+    "webhook_private_hosts": "127.0.0.1",
+    "webhook_wait_s": 0.02,
+    "webhook_timeout_s": 5.0,
+}
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def ends(own_connection: Connection) -> Deliveries:
+    """Drained once nobody is to be told any more."""
+    return await Deliveries.open(own_connection, WEBHOOKS)
+
+
+@asynccontextmanager
+async def telling(server: NatsServer, tmp_path: Path, **given: object) -> AsyncIterator[Persistence]:
+    async with Persistence(server.url, tmp_path / "tailrace.db", **SETTINGS | given) as persistence:
+        yield persistence
+
+
+async def write(
+    log: TurnLog, webhook: str | None, *, session: str = "", tenant: Tenant = OURS, text: str = "Light scatters."
+) -> TurnKey:
+    """A turn that has ended; of a session of its own, if none is named."""
+    writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
+    await writer.ask(webhook=webhook, session=SessionId(session or new_id()))
+    await writer.begin(text)
+    await writer.end()
+    return writer.key
+
+
+def given_up(reason: str) -> float:
+    return REGISTRY.get_sample_value("tailrace_persistence_webhooks_given_up_total", {"reason": reason}) or 0.0
+
+
+async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """What a receiver gets, its library of Standard Webhooks accepts; it is what GET tells of the turn."""
+    async with telling(own_server, tmp_path):
+        key = await write(own_log, receiver.url)
+        await until(ends.is_drained)
+    (got,) = receiver.got
+    secret = signature.shown(signature.secret(KEY.encode(), OURS))
+    assert Webhook(secret).verify(got.body, dict(got.headers)) == got.told
+    told = record(key, await own_log.turn(key))
+    assert msgspec.convert(got.told["data"], TurnRecord) == told
+    assert got.told["type"] == "turn.completed"
+    assert got.told["links"] == {"self": f"/v1/turns/{key.turn}"}
+    assert got.headers["webhook-id"] == key.turn
+    assert got.headers["content-type"] == "application/json"
+
+
+async def test_a_turn_that_names_no_webhook_is_told_to_nobody(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Its end is passed by."""
+    async with telling(own_server, tmp_path):
+        await write(own_log, None)
+        await until(ends.is_drained)
+    assert receiver.got == []
+
+
+async def test_the_operator_may_have_all_turns_of_a_tenant_told(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Of that tenant alone, signed with its own secret; a webhook that a turn names goes before it."""
+    theirs = Tenant("theirs")
+    async with Receiver() as other, telling(own_server, tmp_path, webhook_urls=f"{theirs}={other.url}"):
+        told = await write(own_log, None, tenant=theirs)
+        await write(own_log, None)
+        named = await write(own_log, receiver.url, tenant=theirs)
+        await until(ends.is_drained)
+        assert other.turns == [told.turn]
+        assert receiver.turns == [named.turn]
+        secret = signature.shown(signature.secret(KEY.encode(), theirs))
+        Webhook(secret).verify(other.got[0].body, dict(other.got[0].headers))
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "failed"])
+async def test_however_a_turn_ends_it_is_told(
+    own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path, outcome: Outcome
+) -> None:
+    """With what was said until then, and why."""
+    failure = Failure("backend_overloaded", "Claude is overloaded.") if outcome == "failed" else None
+    writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    async with telling(own_server, tmp_path):
+        await writer.ask(webhook=receiver.url)
+        await writer.begin("Light")
+        await writer.end(outcome, failure)
+        await until(lambda: receiver.got)
+    told = receiver.got[0].told
+    assert (told["type"], told["data"]["text"]) == (f"turn.{outcome}", "Light")
+    assert told["data"]["error"] == (msgspec.to_builtins(failure) if failure else None)
+
+
+async def test_what_is_not_taken_is_told_again_under_the_same_id(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Errors, redirects, silence: the same bytes until somebody says 2xx, and then never again."""
+    receiver.answers = [status(500), status(429), status(404), status(302, location=receiver.url), hang, status(503)]
+    async with telling(own_server, tmp_path, webhook_timeout_s=0.2):
+        key = await write(own_log, receiver.url)
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn] * 7
+    assert len({got.body for got in receiver.got}) == 1
+
+
+async def test_a_receiver_may_say_when_to_come_again(
+    own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Retry-After is waited for, where our own wait would be shorter."""
+    receiver.answer = status(429, **{"retry-after": "120"})
+    with capture_logs() as lines:
+        async with telling(own_server, tmp_path):
+            await write(own_log, receiver.url)
+            (waits,) = await until(lambda: [line for line in lines if line["event"] == "webhook waits"])
+    assert (waits["wait_s"], waits["why"]) == (120.0, "it answered 429")
+
+
+async def test_410_ends_a_webhook(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """The receiver wants none of it; the session's next one is another matter."""
+    receiver.answers = [status(410)]
+    before = given_up("unwanted")
+    async with telling(own_server, tmp_path):
+        keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn for key in keys]
+    assert given_up("unwanted") == before + 1
+
+
+async def test_a_sessions_turns_are_told_in_order_and_hold_no_other_sessions(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """While the first is not taken, the second waits; everybody else's is told meanwhile."""
+    let = asyncio.Event()
+
+    async def not_yet(got: Got, _: Request) -> Response:
+        return Response(status=204 if let.is_set() or got.turn != first.turn else 500)
+
+    receiver.answer = not_yet
+    async with telling(own_server, tmp_path):
+        first = await write(own_log, receiver.url, session="one")
+        second = await write(own_log, receiver.url, session="one")
+        others = [await write(own_log, receiver.url) for _ in range(3)]
+        # The same name, and another session: names are a tenant's own.
+        others.append(await write(own_log, receiver.url, session="one", tenant=Tenant("theirs")))
+        await until(lambda: {other.turn for other in others} <= set(receiver.turns))
+        await until(lambda: receiver.turns.count(first.turn) > 3)
+        assert second.turn not in receiver.turns
+        let.set()
+        await until(ends.is_drained)
+    assert receiver.turns.index(second.turn) > max(at for at, turn in enumerate(receiver.turns) if turn == first.turn)
+    assert receiver.turns.count(second.turn) == 1
+
+
+async def test_what_nobody_takes_is_given_up_when_it_is_too_old(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Then the session's next one is told. Each is tried once at least, however old it is."""
+    receiver.answer = status(500)
+    before = given_up("expired")
+    keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
+    async with telling(own_server, tmp_path, webhook_give_up_s=0.001):
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn for key in keys]
+    assert given_up("expired") == before + 2
+
+
+async def test_where_nobody_may_be_sent_is_given_up_at_once(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """A URL that stands in the log from before the operator changed his mind; nothing is held by it."""
+    before = given_up("refused")
+    async with telling(own_server, tmp_path):
+        await write(own_log, f"http://127.0.0.2:{receiver.port}/", session="one")
+        key = await write(own_log, receiver.url, session="one")
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn]
+    assert given_up("refused") == before + 1
+
+
+async def test_a_mistake_of_ours_holds_nobody(
+    own_server: NatsServer,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The edge of one webhook: whatever breaks in it is said, and the session goes on."""
+    whole, before = hook.body, given_up("broken")
+
+    def breaks_once(told: TurnRecord) -> bytes:
+        monkeypatch.setattr(hook, "body", whole)
+        raise KeyError(told.turn)
+
+    monkeypatch.setattr(hook, "body", breaks_once)
+    async with telling(own_server, tmp_path):
+        await write(own_log, receiver.url, session="one")
+        key = await write(own_log, receiver.url, session="one")
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn]
+    assert given_up("broken") == before + 1
+
+
+async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
+    own_server: NatsServer,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it has beyond its share is given up; what waits is told when it is back."""
+    monkeypatch.setattr(webhooks, "WAITING_TENANT_MAX", 2)
+    before = given_up("crowded")
+    receiver.answer = status(500)
+    async with Receiver() as other, telling(own_server, tmp_path):
+        waiting = [await write(own_log, receiver.url) for _ in range(2)]
+        await until(lambda: len(set(receiver.turns)) == 2)
+        await write(own_log, receiver.url)
+        theirs = await write(own_log, other.url, tenant=Tenant("theirs"))
+        await until(lambda: other.got)
+        assert other.turns == [theirs.turn]
+        assert given_up("crowded") == before + 1
+        receiver.answer = status(204)
+        await until(ends.is_drained)
+    assert set(receiver.turns) == {key.turn for key in waiting}
+
+
+async def test_a_full_house_takes_more_when_there_is_room(
+    own_server: NatsServer,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What finds no room waits in the log, and loses nothing by it."""
+    monkeypatch.setattr(webhooks, "WAITING_MAX", 2)
+    receiver.answer = status(500)
+    keys = [await write(own_log, receiver.url) for _ in range(5)]
+    async with telling(own_server, tmp_path):
+        await until(lambda: len(receiver.got) > 4)
+        assert set(receiver.turns) == {key.turn for key in keys[:2]}
+        receiver.answer = status(204)
+        await until(ends.is_drained)
+    assert set(receiver.turns) == {key.turn for key in keys}
+
+
+async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
+    own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """So many connections a tenant, and no more: its receiver is not run over either."""
+    receiver.answer = hang
+    async with Receiver() as other, telling(own_server, tmp_path, webhook_timeout_s=60.0):
+        for _ in range(webhooks.LINES + 3):
+            await write(own_log, receiver.url)
+        await until(lambda: len(receiver.got) == webhooks.LINES)
+        await write(own_log, other.url, tenant=Tenant("theirs"))
+        await until(lambda: other.got)
+        assert len(receiver.got) == webhooks.LINES
+
+
+async def test_a_turn_that_was_deleted_is_told_to_nobody(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Neither before the first try nor between two; what goes on in its session is told."""
+    receiver.answer = status(500)
+    purged = await write(own_log, receiver.url)
+    await own_log.purge(purged)
+    async with telling(own_server, tmp_path):
+        first = await write(own_log, receiver.url, session="one")
+        await until(lambda: receiver.turns.count(first.turn) > 1)
+        second = await write(own_log, receiver.url, session="one")
+        await own_log.purge(first)
+        await until(lambda: second.turn in receiver.turns)
+        receiver.answer = status(204)
+        await until(ends.is_drained)
+    assert purged.turn not in receiver.turns
+
+
+async def test_the_end_that_is_a_fork_is_told_to_nobody(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+) -> None:
+    """PROTOCOL R11: it is skipped, and the turn's own end is told, once."""
+    writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    async with telling(own_server, tmp_path):
+        await writer.ask(webhook=receiver.url)
+        await writer.begin("Light")
+        turn = await own_log.turn(writer.key)
+        fork = msgspec.structs.replace(ending(turn, "cancelled"), prev=Seq(1))
+        await own_connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
+        await until(ends.is_drained)
+        assert receiver.got == []
+        await writer.end()
+        await until(ends.is_drained)
+    assert receiver.turns == [writer.key.turn]
+    assert receiver.got[0].told["type"] == "turn.completed"
+
+
+async def test_without_a_key_webhooks_wait_for_one(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+) -> None:
+    """Nothing is sent that nobody could check, and nothing that was asked for is lost."""
+    async with telling(own_server, tmp_path, webhook_key=""):
+        key = await write(own_log, receiver.url)
+        await until((await Deliveries.open(own_connection, PERSISTENCE)).is_drained)
+        assert not await ends.is_drained()
+    async with telling(own_server, tmp_path):
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn]
+
+
+async def shorten_lease(connection: Connection) -> None:
+    """What a killed process had leased comes again soon, and not after ten seconds."""
+    (config,) = [one for one in streams.consumers() if one.durable_name == WEBHOOKS]
+    await connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
+
+
+def environ() -> dict[str, object]:
+    """The settings of a process of its own."""
+    return {f"TAILRACE_{name.upper()}": value for name, value in SETTINGS.items()}
+
+
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
+async def test_killed_at_any_moment_everything_is_told_by_the_next_in_order(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    number: Signals,
+) -> None:
+    """One is in the receiver's hands, others of its session wait, and more come while nobody is there.
+
+    Nothing newer overtakes what the dead process had leased; what was taken is not told again.
+    """
+    await shorten_lease(own_connection)
+    async with process(tmp_path, own_server.url, **environ()) as dying:
+        taken = await write(own_log, receiver.url, session="one")
+        await until(ends.is_drained)
+        receiver.answer = hang
+        waiting = [await write(own_log, receiver.url, session="one") for _ in range(3)]
+        await until(lambda: waiting[0].turn in receiver.turns)
+        await dying.stop(number)
+        waiting += [await write(own_log, receiver.url, session="one") for _ in range(3)]
+        receiver.answer = status(204)
+        await dying.start()
+        await until(ends.is_drained, 20)
+    told = [key.turn for key in waiting]
+    # The one that hung was told twice, under one id: at least once is what can be promised.
+    assert receiver.turns == [taken.turn, told[0], *told]
+
+
+async def test_killed_again_and_again_a_session_is_told_in_order(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+) -> None:
+    """After each killing the receiver has seen the turns in their order, each as often as it was not heard."""
+    await shorten_lease(own_connection)
+    keys = [await write(own_log, receiver.url, session=f"session-{number % 2}") for number in range(8)]
+    # So many are taken in each life, and one at least is in the receiver's hands when it ends.
+    receiver.answers, receiver.answer, seen = [status(204)] * 2, hang, 0
+    async with process(tmp_path, own_server.url, **environ()) as dying:
+        for taken in (2, 4, 6):
+            await until(lambda seen=seen: len(receiver.got) > seen + 2, 20)  # type: ignore[misc]
+            await dying.stop(SIGKILL)
+            assert len(set(receiver.turns)) > taken
+            receiver.answers, seen = [status(204)] * 2, len(receiver.got)
+            await dying.start()
+        receiver.answer = status(204)
+        await until(ends.is_drained, 20)
+    for session in (keys[::2], keys[1::2]):
+        mine = [turn for turn in receiver.turns if turn in {key.turn for key in session}]
+        assert list(dict.fromkeys(mine)) == [key.turn for key in session]
+        places = {str(key.turn): place for place, key in enumerate(session)}
+        assert mine == sorted(mine, key=lambda turn: places[turn])
+
+
+async def test_webhooks_go_on_after_the_logs_death(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """The leases are the server's, and on its disk."""
+    receiver.answer = status(500)
+    async with telling(own_server, tmp_path):
+        keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
+        await until(lambda: receiver.got)
+        await own_server.stop(SIGKILL)
+        receiver.answer = status(204)
+        await own_server.start()
+        await until(lambda: keys[1].turn in receiver.turns, 20)
+    assert receiver.turns[-1] == keys[1].turn
+    assert set(receiver.turns[:-1]) == {keys[0].turn}
+
+
+async def test_a_post_names_its_webhook(
+    nats_server: NatsServer, new_gateway: NewGateway, log: TurnLog, tenant: Tenant
+) -> None:
+    """It stands in the request, and is told to no reader: it may hold a secret of its owner's."""
+    gateway = await new_gateway(nats_server.url, webhooks=True, webhook_private_hosts="hooks.internal")
+    for url in ("https://example.com/hook?secret=s", "http://hooks.internal:9000/hook"):
+        answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
+        assert answer.status_code == 202, answer.text
+        key = TurnKey(tenant, TurnId(answer.json()["turn"]))
+        request = (await log.turn(key)).request
+        assert request is not None
+        assert request.webhook == url
+        assert url not in (await gateway.client.get(f"/v1/turns/{key.turn}")).text
+
+
+@pytest.mark.parametrize("url", [*NO_URL, *NO_PORT, *LOW_PORT, *NOT_HTTPS, *NOT_PUBLIC])
+async def test_a_webhook_that_nobody_would_be_sent_to_is_refused(
+    nats_server: NatsServer, new_gateway: NewGateway, url: str
+) -> None:
+    """400 that names the field, and nothing is asked."""
+    gateway = await new_gateway(nats_server.url, webhooks=True)
+    answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], "`webhook`" in error["message"]) == ("request_invalid", True)
+
+
+async def test_a_server_that_sends_none_says_so(nats_server: NatsServer, new_gateway: NewGateway) -> None:
+    """Better refused than never told: the message names the setting."""
+    gateway = await new_gateway(nats_server.url)
+    answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": "https://example.com/"})
+    assert answer.status_code == 400
+    assert "TAILRACE_WEBHOOKS" in answer.json()["error"]["message"]

@@ -1,0 +1,78 @@
+"""A receiver of webhooks: a real HTTP(S) server that keeps what it got and answers as it is told. It judges nothing."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Self
+
+import msgspec
+from aiohttp import web
+from aiohttp.web import Request, Response, StreamResponse
+
+
+class Got(NamedTuple):
+    """One POST, as it came."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def told(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = msgspec.json.decode(self.body)
+        return decoded
+
+    @property
+    def turn(self) -> str:
+        return self.headers["webhook-id"]
+
+
+Answer = Callable[[Got, Request], Awaitable[StreamResponse]]
+
+
+def status(number: int, **headers: str) -> Answer:
+    async def answer(_: Got, __: Request) -> Response:
+        return Response(status=number, headers=headers)
+
+    return answer
+
+
+async def hang(_: Got, request: Request) -> Response:
+    """Says nothing for as long as the client is there."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+class Receiver:
+    """`async with Receiver() as receiver:` takes everything. `answers` are for the next POSTs, one each."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.got: list[Got] = []
+        self.answers: list[Answer] = []
+        self.answer: Answer = status(204)
+        self._context = context
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=0)
+        app.router.add_post("/{path:.*}", self._take)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context)
+        await site.start()
+        self.port: int = self._runner.addresses[0][1]
+        scheme = "https" if self._context else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.port}/hook"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    @property
+    def turns(self) -> list[str]:
+        """The turns that it was told of, in the order of the POSTs."""
+        return [got.turn for got in self.got]
+
+    async def _take(self, request: Request) -> StreamResponse:
+        got = Got(request.headers, await request.read())
+        self.got.append(got)
+        answer = self.answers.pop(0) if self.answers else self.answer
+        return await answer(got, request)

@@ -1,0 +1,211 @@
+"""Where a webhook may go: every way of naming somebody else's machine that we could think of."""
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto.destination import Destination, NotAllowed, destination, is_public, private_hosts
+
+NOBODYS: frozenset[str] = frozenset()
+PUBLIC = [
+    "https://example.com",
+    "https://example.com/",
+    "https://example.com/hook?a=b&c=%20d",
+    "https://example.com?a=b",
+    "https://hooks.example.com:8443/a/b;c",
+    "https://example.com:80/",
+    "https://xn--bcher-kva.example/",
+    "https://93.184.216.34/hook",
+    "https://[2606:2800:220:1:248:1893:25c8:1946]:8443/hook",
+    "https://example.com./",
+]
+NO_URL = [
+    "",
+    "example.com",
+    "//example.com/",
+    "ftp://example.com/",
+    "file:///etc/passwd",
+    "javascript:alert(1)",
+    "https:example.com",
+    "https:///example.com",
+    "https://",
+    "https://user@example.com/",
+    "https://user:password@example.com/",
+    "https://example.com@169.254.169.254/",
+    "https://example.com\\@169.254.169.254/",
+    "https://example.com#@169.254.169.254/",
+    "https://example.com/#fragment",
+    "https://example.com /",
+    " https://example.com/",
+    "https://example.com/\r\nHost: other",
+    "https://example.com/\n",
+    "https://example.com\t/",
+    "https://ex\u0430mple.com/",
+    "https://\uff11\uff12\uff17.0.0.1/",
+    "https://example\u3002com/",
+    "https://example.com/\u00e9",
+    "https://%31%32%37.0.0.1/",
+    "https://[::1%25lo]/",
+    "https://[example.com]/",
+    "https://example.com:port/",
+    "https://example.com:/",
+    "https://-example.com/",
+    "HTTPS://example.com/",
+    "https://Example.com/",
+    "https://example.com/" + "a" * 2048,
+]
+NO_PORT = ["https://example.com:0/", "https://example.com:65536/", "https://example.com:99999/"]
+LOW_PORT = [f"https://example.com:{port}/" for port in (1, 22, 25, 53, 389, 1023)]
+NOT_HTTPS = ["http://example.com/", "http://example.com:443/", "http://127.0.0.1/"]
+NOT_PUBLIC = [
+    "https://localhost/",
+    "https://127.0.0.1/",
+    "https://127.1/",
+    "https://127.0.0.1./",
+    "https://2130706433/",
+    "https://0x7f000001/",
+    "https://0x7f.0.0.1/",
+    "https://0177.0.0.1/",
+    "https://0/",
+    "https://0.0.0.0/",
+    "https://10.0.0.1/",
+    "https://172.16.0.1/",
+    "https://192.168.0.1/",
+    "https://169.254.169.254/latest/meta-data/",
+    "https://168.63.129.16/",
+    "https://[::1]/",
+    "https://[::]/",
+    "https://[::ffff:127.0.0.1]/",
+    "https://[::ffff:8.8.8.8]/",
+    "https://[fd00:ec2::254]/",
+    "https://[fe80::1]/",
+    "https://[64:ff9b::a9fe:a9fe]/",
+]
+NOT_PUBLIC_ADDRESSES = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.255.255.255",
+    "100.64.0.1",
+    "100.100.100.200",
+    "127.0.0.1",
+    "127.255.255.254",
+    "168.63.129.16",
+    "169.254.169.254",
+    "172.31.255.255",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::ffff:a9fe:a9fe",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001:0:53aa:64c:0:1234:5678:9abc",
+    "2001:db8::1",
+    "2001:1::1",
+    "3fff::1",
+    "5f00::1",
+    "192.88.99.1",
+    "2002:7f00:1::",
+    "2002:0808:0808::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "fe80::1%eth0",
+    "2606:4700::1111%eth0",
+    "fec0::1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("url", PUBLIC)
+def test_a_public_https_url_may_be_named(url: str) -> None:
+    """What receivers of webhooks look like."""
+    assert not destination(url, NOBODYS).is_private
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        *((url, "is no URL") for url in NO_URL[:-1]),
+        (NO_URL[-1], "is longer than"),
+        *((url, "which there cannot be") for url in NO_PORT),
+        *((url, "names the port") for url in LOW_PORT),
+        *((url, "must begin with https://") for url in NOT_HTTPS),
+        *((url, "not public") for url in NOT_PUBLIC),
+    ],
+)
+def test_what_could_lead_elsewhere_is_refused_by_its_reason(url: str, why: str) -> None:
+    """FAULTS 1, S10: what two parsers could read differently is no URL here at all."""
+    with pytest.raises(NotAllowed, match=why):
+        destination(url, NOBODYS)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://127.0.0.1:9000/hook", "127.0.0.1"),
+        ("http://[::1]/", "::1"),
+        ("https://hooks.internal:22/", "hooks.internal"),
+        ("http://localhost/", "localhost"),
+    ],
+)
+def test_a_host_that_the_operator_named_is_private(url: str, host: str) -> None:
+    """Plain HTTP, any port and any address are right for it, and for it alone."""
+    private = private_hosts(" 127.0.0.1,[::1], Hooks.internal , localhost,,")
+    assert destination(url, private) == Destination(host, is_private=True)
+    with pytest.raises(NotAllowed):
+        destination("http://127.0.0.2/", private)
+
+
+def test_without_the_setting_nobody_is_private() -> None:
+    """An empty setting is no host."""
+    assert private_hosts("") == private_hosts(" , ") == frozenset()
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC_ADDRESSES)
+def test_an_address_that_is_not_everybodys_is_not_connected_to(address: str) -> None:
+    """Private, loopback, link-local, multicast, reserved, embedded, and those that hand out a machine's secrets."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::808:808"])
+def test_a_public_address_is_connected_to(address: str) -> None:
+    """Behind NAT64 it is the IPv4 address that counts."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "127.1", "0x7f000001", "1.2.3.4.5", "[::1]", "\x00"])
+def test_what_is_no_address_is_not_public(text: str) -> None:
+    """A socket is never opened to what could not be judged."""
+    assert not is_public(text)
+
+
+@given(st.ip_addresses(v=4), st.sampled_from(["::ffff:{}", "64:ff9b::{}", "::{}"]))
+def test_an_address_in_another_is_never_more_public_than_itself(inner: ipaddress.IPv4Address, outer: str) -> None:
+    """Whatever IPv4 address is dressed up as an IPv6 one."""
+    assert is_public(str(inner)) or not is_public(outer.format(inner))
+
+
+@given(st.text(max_size=60) | st.from_regex(r"https://[ -~]{0,40}", fullmatch=True))
+def test_any_text_is_a_destination_or_refused(text: str) -> None:
+    """Nothing that a client can write breaks the parser; what it takes has a host that a socket can be given."""
+    try:
+        found = destination(text, NOBODYS)
+    except NotAllowed:
+        return
+    assert found.host
+    assert found.host.isascii()
+    assert not set(found.host) & set("@\\#/? \t\r\n%")
