@@ -5,29 +5,45 @@ the rest of the turn (ADR 13).
 """
 
 import asyncio
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.context import Gateway
-from gateway.stream import Stream, disconnected, piece
+from gateway.dialects import Dialect
+from gateway.stream import disconnected, piece
 from proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
 
 # Well under the second after which whoever is told to come back does.
 AGAIN_S = 0.5
 
 
+class Held(Protocol):
+    """A response in a dialect that is not there yet: a `Stream`, or what finds one."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    async def look(self) -> None:
+        """Returns when it is worth a try; raises TurnUnknown, CursorUnknown, LogUnavailable."""
+
+    async def begin(self, send: Send, status: int) -> None:
+        """Sends the status and the headers."""
+
+
 class Hold:
     """The response to a reader that comes back: `stream`, as soon as there can be one.
 
-    From a gateway that drains it is a heartbeat and a clean end, after which the reader comes back to another. What is
+    From a gateway that drains it is a heartbeat and an end, after which the reader comes back to another: a clean end,
+    or, in a dialect that needs a word for it, a break. What is
     wrong with the request is raised while nothing was sent; after that the response ends, and the next one says it.
     """
 
-    def __init__(self, gateway: Gateway, stream: Stream, heartbeat: bytes) -> None:
+    def __init__(self, gateway: Gateway, stream: Held, dialect: Dialect) -> None:
         self._gateway = gateway
         self._stream = stream
-        self._heartbeat = heartbeat
+        self._heartbeat = dialect.heartbeat
+        self._is_self_delimited = dialect.is_self_delimited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = _Response(send)
@@ -47,7 +63,7 @@ class Hold:
             if is_left:
                 return
         await self._stream.begin(response, 200)
-        await response(piece(self._heartbeat, more=False))
+        await response(piece(self._heartbeat, more=not self._is_self_delimited))
 
     async def _is_left(self, receive: Receive, send: Send) -> bool:
         """Beats until the log answers again or the gateway drains; whether the reader went away first."""

@@ -92,8 +92,7 @@ class Stream:
             pass
 
     async def begin(self, send: Send, status: int) -> None:
-        headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await begin(send, status, self._headers)
 
     async def _serve(self, live: Live, receive: Receive, send: Send) -> bool:
         """Writes until the end, the drain or the reader's departure; whether it was the last of these."""
@@ -214,6 +213,11 @@ async def first_word(gateway: Gateway, live: Live) -> None:
                             return
                 position = len(live.entries)
                 await live.changed(position, DRAIN_LOOK_S)
+
+
+async def begin(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
 async def disconnected(receive: Receive) -> None:

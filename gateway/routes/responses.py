@@ -16,6 +16,7 @@ from gateway.context import gateway_of, no_turn, offer_to, refuse_when_draining,
 from gateway.deletion import delete
 from gateway.dialects.openai_responses import OPENAI_RESPONSES, snapshot
 from gateway.dialects.response import PREFIX, response_of
+from gateway.hold import Hold
 from gateway.json_response import json_response
 from gateway.protocols import response_request
 from gateway.protocols.foreign import ignored_header
@@ -62,17 +63,22 @@ async def begun(request: Request, ask: Ask, raw: bytes, headers: dict[str, str])
 
 
 async def get(request: Request) -> ASGIApp:
-    """`GET /v1/responses/{response}`: as far as it is; with `?stream=true`, its events, after `starting_after`."""
+    """`GET /v1/responses/{response}`: as far as it is; with `?stream=true`, its events, after `starting_after`.
+
+    Who comes back with that is held while the log is away; a 503 of a gateway that drains its SDK repeats by itself.
+    """
     gateway, key = gateway_of(request), key_of(request)
     if not flag(request, "stream"):
         return json_response(response_of(await look(gateway, key)))
     refuse_when_draining(gateway)
     after = request.query_params.get("starting_after")
-    if not flag(request, "snapshot"):
-        return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, seen=None if after is None else parse_cursor(after) + 1)
-    if after is not None:
+    if after is None:
+        taken = snapshot if flag(request, "snapshot") else None
+        return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, snapshot=taken)
+    if flag(request, "snapshot"):
         raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot has all that was said")
-    return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, snapshot=snapshot)
+    stream = Stream(gateway, key, NOTHING, OPENAI_RESPONSES, seen=parse_cursor(after) + 1)
+    return Hold(gateway, stream, OPENAI_RESPONSES) if request.method == "GET" else stream
 
 
 async def post_cancel(request: Request) -> Response:

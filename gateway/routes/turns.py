@@ -63,7 +63,7 @@ def stream_of(gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, met
     """The stream for a reader with `cursor`; who comes back is held while there can be none. Raises Refused."""
     stream = Stream(gateway, key, cursor, dialect)
     if cursor and dialect.is_self_delimited and method == "GET":
-        return Hold(gateway, stream, dialect.heartbeat)
+        return Hold(gateway, stream, dialect)
     # New readers, and clients of other dialects, ask again by themselves after a 503.
     refuse_when_draining(gateway)
     return stream

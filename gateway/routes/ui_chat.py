@@ -4,18 +4,21 @@ A chat is a session, and the workflow transport's run a turn. Both stand at the 
 """
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import sse
 from gateway.answer import answer, asked
 from gateway.cancel import cancel
 from gateway.context import Gateway, gateway_of, refuse_when_draining, tenant_of
 from gateway.dialects.ui import DONE, UI, UI_REPLAY
+from gateway.hold import Hold
 from gateway.json_response import json_response
 from gateway.protocols import ui_message
 from gateway.protocols.foreign import ignored_header
@@ -23,7 +26,7 @@ from gateway.protocols.ui_request import ChatRequest, ask_of, unknown
 from gateway.routes import ui_history
 from gateway.routes.turns import look
 from gateway.sse import count_of
-from gateway.stream import Stream
+from gateway.stream import Stream, begin
 from proto.errors import Refused, TurnUnknown
 from proto.ids import NOTHING, Tenant, TurnId, is_token
 from proto.records import AskLast, AskTurn, TurnRecord
@@ -58,18 +61,15 @@ async def stream(request: Request) -> ASGIApp:
     answer that has ended is then told as well.
     """
     gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
-    refuse_when_draining(gateway)
     index = start_index(request)
-    if index is None:
-        key = await resumable(gateway, tenant, name)
-        return Response(status_code=204) if key is None else Stream(gateway, key, NOTHING, UI_REPLAY)
-    key = await named(gateway, tenant, name)
-    count, is_ended = await told(gateway, key)
-    seen = max(0, count + index) if index < 0 else index
-    if is_ended and seen >= count:
-        raise Refused("cursor_invalid", f"the stream ends before `startIndex`: it has {count} chunks")
-    headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
-    return Stream(gateway, key, NOTHING, UI, headers, seen=seen)
+    if index is not None and index > 0 and request.method == "GET":
+        # To the workflow transport every status but 200 is final, as it is to an EventSource.
+        return Hold(gateway, FromChunk(gateway, tenant, name, index), UI)
+    refuse_when_draining(gateway)
+    if index is not None:
+        return await from_chunk(gateway, tenant, name, index)
+    key = await resumable(gateway, tenant, name)
+    return Response(status_code=204) if key is None else Stream(gateway, key, NOTHING, UI_REPLAY)
 
 
 async def stop(request: Request) -> Response:
@@ -90,6 +90,40 @@ async def messages(request: Request) -> Response:
     """
     gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
     return json_response(ui_message.messages(await ui_history.newest(gateway, tenant, name)))
+
+
+class FromChunk:
+    """The response to a run's reader that comes back for what follows a chunk: which turn it means the log says."""
+
+    def __init__(self, gateway: Gateway, tenant: Tenant, name: str, index: int) -> None:
+        self._gateway = gateway
+        self._tenant = tenant
+        self._name = name
+        self._index = index
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = await from_chunk(self._gateway, self._tenant, self._name, self._index)
+        await stream(scope, receive, send)
+
+    async def look(self) -> None:
+        """Returns when somebody can say which turn it is, or that there is none; raises LogUnavailable."""
+        with suppress(Refused):
+            await named(self._gateway, self._tenant, self._name)
+
+    async def begin(self, send: Send, status: int) -> None:
+        """Without the names of turn and run, which nobody knows yet, and which only a new reader needs."""
+        await begin(send, status, {"content-type": UI.media_type, **sse.HEADERS, **UI.headers})
+
+
+async def from_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> Stream:
+    """The stream from the chunk `index` on, from the end when it is negative; raises Refused, LogUnavailable."""
+    key = await named(gateway, tenant, name)
+    count, is_ended = await told(gateway, key)
+    seen = max(0, count + index) if index < 0 else index
+    if is_ended and seen >= count:
+        raise Refused("cursor_invalid", f"the stream ends before `startIndex`: it has {count} chunks")
+    headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
+    return Stream(gateway, key, NOTHING, UI, headers, seen=seen)
 
 
 async def named(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey:
