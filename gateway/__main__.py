@@ -16,6 +16,7 @@ from gateway.hosts import Hosts
 from gateway.live import Lives
 from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
+from gateway.prompts import Prompts
 from gateway.settings import Settings
 from gateway.signature import Signature
 from gateway.tickets import Tickets
@@ -35,6 +36,7 @@ async def preflight(settings: Settings) -> None:
     Door(settings)
     Hosts(settings)
     read_aliases(settings.model_aliases)
+    await Prompts(settings.prompts).read()
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
@@ -43,9 +45,11 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
+    prompts = Prompts(settings.prompts)
+    await prompts.read()
     async with asyncio.TaskGroup() as group:
         secret = await signing_secret(connection)
-        gateway = build(settings, connection, group, stop, signature=Signature(secret))
+        gateway = build(settings, connection, group, stop, signature=Signature(secret))._replace(prompts=prompts)
         await gateway.services.announce_readers(gateway.lives.is_read)
         watching = group.create_task(gateway.fullness.watch())
         host, port = listening.getsockname()[:2]
@@ -87,6 +91,7 @@ def build(
         departures=Departures(turns, services, lives, group, draining),
         fullness=Fullness(connection, settings.full_at),
         judge=Judge(),
+        prompts=Prompts(settings.prompts),
         draining=draining,
     )
 

@@ -24,10 +24,19 @@ API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 
+class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the prompts that the operator has written, with the values of its variables."""
+
+    name: str
+    variables: dict[str, Any] = {}
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, and how to answer it."""
 
     message: str | None = None
+    prompt: Filled | None = None
+    """The name of a template, and what is put into it: it becomes `message` or `system` or both."""
     messages: list[Message] | None = None
     model: str | None = None
     system: str | list[dict[str, Any]] | None = None

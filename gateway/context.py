@@ -14,6 +14,7 @@ from gateway.live import Lives
 from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
 from gateway.models.offer import Offer
+from gateway.prompts import Prompts
 from gateway.settings import Settings
 from gateway.tickets import Tickets
 from proto.errors import Refused
@@ -39,6 +40,7 @@ class Gateway(NamedTuple):
     departures: Departures
     fullness: Fullness
     judge: Judge
+    prompts: Prompts
     draining: asyncio.Event
 
 

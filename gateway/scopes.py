@@ -51,6 +51,8 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/v1/login"): "read",
     ("POST", "/v1/login/refresh"): "read",
     ("POST", "/v1/logout"): "public",
+    ("GET", "/v1/prompts"): "read",
+    ("GET", "/v1/prompts/{name}"): "read",
     ("GET", "/"): "public",
     ("GET", "/docs"): "public",
     ("GET", "/openapi.json"): "public",

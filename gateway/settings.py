@@ -54,6 +54,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, le=1, description="share of the stream's bytes from which new turns are refused")
     ] = 0.9
     max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn that names none")] = 4096
+    prompts: Annotated[
+        str, Meta(description="folder of prompt templates, NAME.j2, which are read at the start; none: there are none")
+    ] = ""
     model_aliases: Annotated[
         str,
         Meta(description="NAME=MODEL, several joined by commas: foreign names, and which of Claude's models they mean"),

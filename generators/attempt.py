@@ -24,7 +24,7 @@ from proto import judge
 from proto.chain import Chain
 from proto.ending import ending
 from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from proto.errors import BackendError, FenceLost, LogFull, Unjudged
+from proto.errors import BackendError, FenceLost, LogFull, Unfinished
 from proto.fold import Turn, fold
 from proto.log import TurnLog
 from proto.subjects import TurnKey
@@ -103,7 +103,7 @@ class Carrier:
             return step
         try:
             misfit = await self._judge.misfit(step.schema, turn.text)
-        except Unjudged as error:
+        except Unfinished as error:
             logger.warning("answer not judged", error=str(error))
             metrics.JUDGED.labels("unjudged").inc()
             return Complete()

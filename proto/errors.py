@@ -3,7 +3,7 @@
     TailraceError
      +- SettingsInvalid            a setting is wrong: the process does not start
      +- Refused                    a request that is refused: its code says how
-     +- Unjudged                   nobody could say whether an answer fits its schema
+     +- Unfinished                 what works on a stranger's schema or template was too slow, or broke
      +- LogError                   the door to NATS
      |   +- LogUnavailable         no answer from the log in time, or no stream: try again later
      |   +- LogFull                the stream's limit is reached; running turns have a reserve
@@ -48,8 +48,8 @@ class Refused(TailraceError):
         self.retry_after_s = retry_after_s
 
 
-class Unjudged(TailraceError):
-    """Whether a text fits a schema took too long to say, or broke its judge; the message says which."""
+class Unfinished(TailraceError):
+    """A process that works on what strangers have written was too slow, or broke; the message says which."""
 
 
 class LogError(TailraceError):
@@ -165,6 +165,7 @@ CODES: dict[str, Code] = {
     "request_invalid": Code(400, INVALID),
     "model_unknown": Code(400, INVALID),
     "schema_invalid": Code(400, INVALID),
+    "prompt_invalid": Code(400, INVALID),
     "cursor_invalid": Code(400, INVALID),
     "dialect_unknown": Code(400, INVALID),
     "idempotency_key_invalid": Code(400, INVALID),
@@ -179,6 +180,7 @@ CODES: dict[str, Code] = {
     "parent_not_found": Code(404, "not_found_error"),
     "model_not_found": Code(404, "not_found_error"),
     "blob_not_found": Code(404, "not_found_error"),
+    "prompt_not_found": Code(404, "not_found_error"),
     "method_not_allowed": Code(405, INVALID),
     "session_busy": Code(409, INVALID),
     "session_exists": Code(409, INVALID),

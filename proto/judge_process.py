@@ -1,6 +1,6 @@
-"""Judges one JSON Schema, or one text by it, and leaves. A process of its own, which judge.py kills when it is slow.
+"""Judges one JSON Schema, or one text by it, and leaves. A process of its own, which is killed when it is slow.
 
-It is run as a file, sees no environment, and imports nothing of Tailrace. What it reads is the work of strangers.
+It is run as a file (see child.py), and imports nothing of Tailrace. What it reads is the work of strangers.
 """
 
 import json

@@ -30,6 +30,7 @@ def named(turn: str, session: str, project: str) -> dict[str, str]:
         "chat": session,
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
+        "name": "none",
     }
 
 
@@ -81,6 +82,8 @@ ROWS = {
     ("GET", "/v1/models/capabilities"): Row(),
     ("GET", "/v1/models/{model}"): Row("model", is_everybodys=True),
     ("POST", "/v1/messages/count_tokens"): Row(body={"model": "claude-sonnet-5-5", "messages": []}),
+    ("GET", "/v1/prompts"): Row(),
+    ("GET", "/v1/prompts/{name}"): Row("name", is_everybodys=True),
     ("GET", "/"): Row(is_public=True),
     ("GET", "/health"): Row(is_public=True),
     ("POST", "/api/chat"): Row(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gateway.ask import Ask
 from gateway.dialects import DIALECTS
 from gateway.models.card import Card, Page, Sheets
+from gateway.prompts import Prompt as PromptTemplate
 from gateway.protocols.chat_request import ChatRequest as ChatCompletionRequest
 from gateway.protocols.messages_request import MessagesRequest
 from gateway.protocols.response_request import ResponseRequest
@@ -20,6 +21,7 @@ from gateway.routes.directory import Directory
 from gateway.routes.health import Health
 from gateway.routes.login import LoggedIn
 from gateway.routes.projects import NewProjectBody, ProjectList
+from gateway.routes.prompts import PromptList
 from gateway.routes.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
 from gateway.routes.spending import UsageList
 from gateway.routes.tickets import MadeTicket, NewTicket
@@ -137,6 +139,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/models/capabilities"): Operation("models", answers=Sheets),
     ("GET", "/v1/models/{model}"): Operation("models", answers=Card),
+    ("GET", "/v1/prompts"): Operation("models", answers=PromptList),
+    ("GET", "/v1/prompts/{name}"): Operation("models", answers=PromptTemplate),
     ("POST", "/api/chat"): Operation("ai-sdk", UIChatRequest, streams=SSE, parameters=("key",), see=AI_SDK),
     ("GET", "/api/chat/{chat}/stream"): Operation(
         "ai-sdk", streams=SSE, parameters=("start_index",), also=GONE, see=AI_SDK

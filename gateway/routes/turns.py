@@ -39,6 +39,8 @@ async def post(request: Request) -> Response | ASGIApp:
     dialect = dialect_of(request)
     ask, raw = await asked(request, Ask)
     check_webhook(ask.webhook, gateway_of(request).settings)
+    if ask.prompt is not None:
+        ask = await gateway_of(request).prompts.filled(ask, ask.prompt)
     key, asked_for = await accepted(request, ask, raw)
     path = f"/v1/turns/{key.turn}"
     if "text/event-stream" in request.headers.get("accept", ""):

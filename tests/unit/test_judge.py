@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from proto import judge
-from proto.errors import Refused, Unjudged
-from proto.judge import AT_ONCE_MAX, Judge
+from proto.child import AT_ONCE_MAX
+from proto.errors import Refused, Unfinished
+from proto.judge import Judge
 
 RIVER = {
     "type": "object",
@@ -104,7 +105,7 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
     slow = asyncio.create_task(judging.misfit(doubling(60), '"x"'))
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}') is None
     assert not slow.done()
-    with pytest.raises(Unjudged):
+    with pytest.raises(Unfinished):
         await slow
 
 
@@ -115,7 +116,7 @@ async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.Mon
     slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"')) for _ in range(AT_ONCE_MAX)]
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}') is None
     for one in slow:
-        with pytest.raises(Unjudged):
+        with pytest.raises(Unfinished):
             await one
 
 
@@ -136,5 +137,5 @@ async def test_a_pattern_that_is_tried_in_many_ways_ends(pattern: str) -> None:
     async with asyncio.timeout(10):
         try:
             await Judge().misfit({"pattern": pattern}, '"' + "a" * 50_000 + '!"')
-        except Unjudged:
+        except Unfinished:
             return

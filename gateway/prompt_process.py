@@ -1,0 +1,86 @@
+"""Reads one Jinja2 template, or fills it, and leaves: a process of its own, which is killed when it is slow.
+
+It is run as a file (see proto/child.py), and imports nothing of Tailrace. Operators write templates, strangers the
+values. Of a template the block `system` is the system prompt and `message` the message; one without these is a message.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CPU_S_MAX = 5
+MEMORY_BYTES_MAX = 1024**3
+FILLED_CHARS_MAX = 1_000_000
+BLOCKS = ("system", "message")
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S_MAX, CPU_S_MAX))
+    with suppress(ValueError, OSError):
+        # Not every system can say that.
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    told = json.loads(sys.stdin.buffer.read())
+    # No loader: a template stands for itself, and names no file. Nothing is escaped: it is read by a model.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    if told["variables"] is None:
+        said = [said_of(described, environment, source) for source in told["sources"]]
+    else:
+        (source,) = told["sources"]
+        said = [said_of(filled, environment, source, told["variables"])]
+    sys.stdout.write(json.dumps(said))
+
+
+def said_of(work: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any]:
+    """What comes of it, or the error that a template has, or makes of its values."""
+    try:
+        return work(*told)
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        return {"error": f"{error}"[:300] or type(error).__name__}
+
+
+def described(environment: ImmutableSandboxedEnvironment, source: str) -> dict[str, Any]:
+    """What there is to know of a template: its first comment, the names that it takes, and what it makes."""
+    comments = (text for _, kind, text in environment.lex(source) if kind == "comment")
+    names = meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys()
+    blocks = [name for name in BLOCKS if name in environment.from_string(source).blocks]
+    return {
+        "description": " ".join(next(comments, "").split()),
+        "variables": sorted(names),
+        "makes": blocks or ["message"],
+    }
+
+
+def filled(environment: ImmutableSandboxedEnvironment, source: str, variables: dict[str, Any]) -> dict[str, str]:
+    template = environment.from_string(source)
+    context = template.new_context(variables)
+    blocks = {name: template.blocks[name] for name in BLOCKS if name in template.blocks}
+    making = blocks or {"message": template.root_render_func}
+    return {name: joined(render(context)) for name, render in making.items()}
+
+
+def joined(pieces: Iterable[str]) -> str:
+    text, chars = [], 0
+    for piece in pieces:
+        chars += len(piece)
+        if chars > FILLED_CHARS_MAX:
+            raise ValueError(f"it makes more than {FILLED_CHARS_MAX} characters")
+        text.append(piece)
+    return "".join(text).strip()
+
+
+if __name__ == "__main__":
+    main()
