@@ -6,16 +6,21 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from subprocess import run
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
+from standardwebhooks import Webhook
 
+from tests.receiving import Receiver
 from tests.until import until
-from tests.up import START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
+from tests.up import CHECKOUT, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
 
 KEY = "sk-ant-canary-of-the-real-key"
 
@@ -54,6 +59,27 @@ async def test_the_line_to_try_answers(up: Up) -> None:
     assert answer.status == 200
     assert any(event["type"] == "delta" for event in heard)
     assert heard[-1]["type"] == "done"
+
+
+def webhook_secret(environ: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "deploy", "webhook-secret"]
+    return run(
+        command, cwd=CHECKOUT, env=os.environ | environ, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+async def test_a_turn_is_told_to_its_webhook(tmp_path: Path) -> None:
+    """With a key, `up` signs and sends; what `webhook-secret` shows is what a receiver checks it with."""
+    environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
+    async with Receiver() as receiver:
+        with running(tmp_path, "--port", "0", **environ) as up:
+            async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False) as client:
+                body = {"message": "#sim words=5 rate=0", "webhook": receiver.url}
+                turn = (await client.post("/v1/turns", json=body)).json()["turn"]
+                (got,) = await until(lambda: receiver.got)
+                told = (await client.get(f"/v1/turns/{turn}")).json()
+    assert Webhook(webhook_secret(environ)).verify(got.body, dict(got.headers))["data"] == told
+    assert told["text"] == "w000000 w000001 w000002 w000003 w000004"
 
 
 async def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
