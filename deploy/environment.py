@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-import msgspec
-
 import gateway.settings
 import generators.settings
 import persistence.settings
 from deploy.options import Options
 from gateway.auth import Door
+from gateway.key_ring import KeyRing
 from persistence import webhooks
 from proto import settings
 from proto.errors import SettingsInvalid
@@ -22,7 +21,7 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
 )
 
 
-def check(options: Options, environ: Mapping[str, str]) -> None:
+def check(environ: Mapping[str, str]) -> None:
     """Raises SettingsInvalid for a name that nobody reads, and for what a process would refuse after its start."""
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
     for name in environ:
@@ -31,8 +30,15 @@ def check(options: Options, environ: Mapping[str, str]) -> None:
     for _, kind in SERVICES:
         settings.read(kind, environ)
     webhooks.check(settings.read(persistence.settings.Settings, environ))
-    given = settings.read(gateway.settings.Settings, environ)
-    Door(msgspec.structs.replace(given, host=options.host))
+    # Whether strangers may reach it is asked when NATS runs: that is where keys are.
+    Door(settings.read(gateway.settings.Settings, environ), KeyRing())
+
+
+def of_gateway(options: Options, environ: Mapping[str, str], nats_url: str) -> gateway.settings.Settings:
+    """What a gateway of this `up` will be told."""
+    return settings.read(
+        gateway.settings.Settings, {**environ, "TAILRACE_HOST": options.host, "TAILRACE_NATS_URL": nats_url}
+    )
 
 
 def nearest(name: str, known: set[str]) -> str:

@@ -1,8 +1,8 @@
 """`tailrace up`: the whole system on one machine, from the first check to the last process; never a cluster.
 
 Order: judge the settings, hold the folder and the port, so that what can be refused is refused before anything starts;
-nats-server and its streams; then the rest at once, because each of them waits for what it needs. Stopping is the same
-backwards.
+nats-server and its streams, and with its keys the door is judged; then the rest at once, because each of them waits for
+what it needs. Stopping is the same backwards.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from deploy.refusal import UpRefused
 from deploy.screen import Screen, is_coloured
 from deploy.supervisor import Part, Supervisor
 from deploy.welcome import welcome, who_answers
+from gateway.__main__ import door_of
 from proto.logger import configure
 
 NATS = "nats-server"
@@ -41,7 +42,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 
     Raises SettingsInvalid or UpRefused, or LogError when NATS is set up for another version.
     """
-    environment.check(options, environ)
+    environment.check(environ)
     configure("up", "console", level="error")  # a part that is not there yet is no news while starting
     os.umask(0o077)  # what anybody writes into the folder is ours alone
     with folder.held(options.folder), port.listen(options.host, options.port) as listener:
@@ -93,14 +94,15 @@ async def live(options: Options, environ: Mapping[str, str], listener: socket.so
     screen = supervisor.screen
     # Asked now: `up` closes it when it stops, and a cancellation may be heard late.
     listening = Listening(listener.getsockname()[1], listener.fileno())
-    ground = survey(options, listening, await start_log(options, supervisor))
+    nats_url = await start_log(options, supervisor)
+    door = await door_of(environment.of_gateway(options, environ, nats_url))
+    ground = survey(options, listening, nats_url)
     screen.say(who_answers(environ))
     for part in parts(options, ground, environ):
         supervisor.start(part)
     await ready(ground.host, ground.port)
     rows = [(name, str(child.pid or "-"), *child.part.where) for name, child in supervisor.children.items()]
-    is_key_needed = bool(environ.get("TAILRACE_API_KEYS"))
-    screen.show(welcome(rows, ground.url, str(options.folder), is_key_needed=is_key_needed))
+    screen.show(welcome(rows, ground.url, str(options.folder), is_key_needed=not door.is_open))
     screen.show(f"ready {ground.url}")
     await asyncio.Event().wait()
 

@@ -13,6 +13,7 @@ from gateway.departure import Departures
 from gateway.fullness import Fullness
 from gateway.history import History
 from gateway.hosts import Hosts
+from gateway.key_ring import KeyRing
 from gateway.live import Lives
 from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
@@ -24,6 +25,7 @@ from proto import process
 from proto.errors import SettingsInvalid
 from proto.judge import Judge
 from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.log.keys import Keys
 from proto.log.logins import Logins as StoredLogins
 from proto.log.secret import signing_secret
 from proto.log.ticket_uses import TicketUses
@@ -33,14 +35,36 @@ logger = structlog.get_logger()
 
 
 async def preflight(settings: Settings) -> None:
-    Door(settings)
+    Door(settings, KeyRing())
     Hosts(settings)
     read_aliases(settings.model_aliases)
     await Prompts(settings.prompts).read()
 
 
+async def probe(settings: Settings) -> None:
+    """Raises SettingsInvalid for a door without a key where strangers can reach it."""
+    await door_of(settings)
+
+
+async def door_of(settings: Settings) -> Door:
+    """The door as it would be at this moment: whether there are keys stands in NATS."""
+    connection = await Connection.open(settings.nats_url, "tailrace-probe")
+    try:
+        ring = KeyRing()
+        await ring.load(Keys(connection))
+    finally:
+        await connection.close()
+    door = Door(settings, ring)
+    door.require_credentials()
+    return door
+
+
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Serves HTTP until `stop` is set, which is also when open streams are closed."""
+    keys, ring = Keys(connection), KeyRing()
+    await ring.load(keys)
+    door = Door(settings, ring)
+    door.require_credentials()
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
@@ -48,14 +72,19 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     prompts = Prompts(settings.prompts)
     await prompts.read()
     async with asyncio.TaskGroup() as group:
-        secret = await signing_secret(connection)
-        gateway = build(settings, connection, group, stop, signature=Signature(secret))._replace(prompts=prompts)
+        signature = Signature(await signing_secret(connection))
+        gateway = build(settings, connection, group, stop, door, signature=signature)._replace(prompts=prompts)
         await gateway.services.announce_readers(gateway.lives.is_read)
-        watching = group.create_task(gateway.fullness.watch())
+        watching = [
+            group.create_task(gateway.fullness.watch()),
+            group.create_task(ring.keep_up(keys, connection)),
+            group.create_task(door.tokens.keep_up()),
+        ]
         host, port = listening.getsockname()[:2]
         logger.info("ready", url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop)
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         gateway.catalogue.close()
         gateway.lives.close()
 
@@ -65,11 +94,12 @@ def build(
     connection: Connection,
     group: asyncio.TaskGroup,
     draining: asyncio.Event,
+    door: Door | None = None,
     *,
     signature: Signature,
 ) -> Gateway:
     turns, services = TurnLog(connection), Services(connection)
-    door = Door(settings)
+    door = door or Door(settings, KeyRing())
     tickets = Tickets(signature, TicketUses(connection), door.named)
     logins = Logins(signature, StoredLogins(connection), door.named)
     door.take(logins)
@@ -97,4 +127,5 @@ def build(
 
 
 if __name__ == "__main__":
-    sys.exit(process.main("gateway", "Turns HTTP into entries, and entries into bytes.", Settings, preflight, serve))
+    about = "Turns HTTP into entries, and entries into bytes."
+    sys.exit(process.main("gateway", about, Settings, preflight, serve, probe))

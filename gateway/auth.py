@@ -15,8 +15,10 @@ from starlette.requests import Request
 
 from gateway.caller import Caller
 from gateway.configured_keys import ConfiguredKeys
+from gateway.key_ring import KeyRing
 from gateway.origin import listed, may_be_foreign
 from gateway.settings import Settings
+from gateway.web_token import WebTokens
 from proto.errors import Refused, SettingsInvalid
 from proto.ids import Tenant
 
@@ -45,17 +47,16 @@ class Carrier(NamedTuple):
 class Door:
     """Admits who has a credential, and everybody where none is asked for."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsInvalid for keys that cannot be read, and for an open door where strangers can reach it."""
+    def __init__(self, settings: Settings, ring: KeyRing) -> None:
+        """Raises SettingsInvalid for keys, secrets and sources of keys that cannot be read."""
+        self._host = settings.host
+        self._is_anonymous_allowed = settings.allow_anonymous
         self._configured = ConfiguredKeys(settings.api_keys)
+        self.ring = ring
+        self.tokens = WebTokens(settings)
         self._origins = listed(settings.origins)
-        self.carriers: list[Carrier] = [Carrier(_of_headers, [self._configured])]
+        self.carriers: list[Carrier] = [Carrier(_of_headers, [self._configured, self.ring, self.tokens])]
         """Others may be added before the first request."""
-        if not self._configured and not settings.allow_anonymous and not _is_loopback(settings.host):
-            raise SettingsInvalid(
-                f"TAILRACE_HOST: {settings.host} can be reached from elsewhere, and no key is asked for. "
-                "Set TAILRACE_API_KEYS, or TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
-            )
 
     def take(self, verifier: Verifier) -> None:
         """One more kind of credential in the headers; before the first request."""
@@ -64,8 +65,21 @@ class Door:
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody needs a credential."""
-        return not self._configured
+        """Whether nobody needs a credential: none is configured, and there has never been a key.
+
+        Where strangers can reach it, it is so only by the word of whoever started it.
+        """
+        is_any_known = bool(self._configured or self.ring.is_used or self.tokens)
+        return not is_any_known and (self._is_anonymous_allowed or _is_loopback(self._host))
+
+    def require_credentials(self) -> None:
+        """Raises SettingsInvalid for a door that strangers reach, where there is nothing that could open it."""
+        if not (self.is_open or self._configured or self.ring.is_used or self.tokens):
+            raise SettingsInvalid(
+                f"TAILRACE_HOST: {self._host} can be reached from elsewhere, and there is no key: make one with "
+                "`tailrace keys create`, set TAILRACE_API_KEYS or TAILRACE_JWT_…, or say TAILRACE_ALLOW_ANONYMOUS=true "
+                "if that is what you want"
+            )
 
     async def caller(self, request: Request) -> Caller:
         """Who `request` speaks for; raises Refused."""
@@ -79,26 +93,32 @@ class Door:
             token, verifiers = found[0]
             for verifier in verifiers:
                 if token and (caller := await verifier.verify(token, request)) is not None:
-                    return caller
+                    return self._still_good(caller)
         raise unknown()
 
     def named(self, key: str) -> Caller | None:
         """Who the API key of that name speaks for just now; None: there is none, or it was revoked."""
-        return self._configured.named(key)
+        return self._configured.named(key) or self.ring.named(key)
+
+    def _still_good(self, caller: Caller) -> Caller:
+        """Whatever carried it and whatever it was exchanged for: a credential ends with its key, and at its time."""
+        if self.ring.is_gone(caller.key) or (caller.until is not None and caller.until <= time.time()):
+            raise unknown()
+        return caller
 
     @contextmanager
     def ending(self, caller: Caller) -> Iterator[asyncio.Event]:
         """An event that is set when what `caller` came with is good no longer: expired, or its key revoked."""
-        ended = asyncio.Event()
-        timer = None
-        if caller.until is not None:
-            # The loop's clock from here on: a wall clock that jumps ends no stream.
-            timer = asyncio.get_running_loop().call_later(max(0.0, caller.until - time.time()), ended.set)
-        try:
-            yield ended
-        finally:
-            if timer is not None:
-                timer.cancel()
+        with self.ring.watched(caller.key) as ended:
+            timer = None
+            if caller.until is not None:
+                # The loop's clock from here on: a wall clock that jumps ends no stream.
+                timer = asyncio.get_running_loop().call_later(max(0.0, caller.until - time.time()), ended.set)
+            try:
+                yield ended
+            finally:
+                if timer is not None:
+                    timer.cancel()
 
 
 def unknown() -> Refused:

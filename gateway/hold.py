@@ -7,10 +7,11 @@ the rest of the turn (ADR 13).
 import asyncio
 from typing import Protocol
 
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import metrics
-from gateway.context import Gateway
+from gateway.context import Gateway, caller_of
 from gateway.dialects import Dialect
 from gateway.stream import disconnected, piece
 from proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
@@ -35,8 +36,8 @@ class Hold:
     """The response to a reader that comes back: `stream`, as soon as there can be one.
 
     From a gateway that drains it is a heartbeat and an end, after which the reader comes back to another: a clean end,
-    or, in a dialect that needs a word for it, a break. What is
-    wrong with the request is raised while nothing was sent; after that the response ends, and the next one says it.
+    or, in a dialect that needs a word for it, a break. So it is when its credential ends, and then it is refused. What
+    is wrong with the request is raised while nothing was sent; after that the response ends, and the next one says it.
     """
 
     def __init__(self, gateway: Gateway, stream: Held, dialect: Dialect) -> None:
@@ -47,7 +48,11 @@ class Hold:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = _Response(send)
-        while not self._gateway.draining.is_set():
+        with self._gateway.door.ending(caller_of(Request(scope))) as ended:
+            await self._hold(scope, receive, response, ended)
+
+    async def _hold(self, scope: Scope, receive: Receive, response: "_Response", ended: asyncio.Event) -> None:
+        while not (self._gateway.draining.is_set() or ended.is_set()):
             try:
                 await self._stream(scope, receive, response)
             except (LogError, Refused) as error:
@@ -59,20 +64,21 @@ class Hold:
                 return
             await self._stream.begin(response, 200)
             with metrics.HELD.track_inprogress():
-                is_left = await self._is_left(receive, response)
+                is_left = await self._is_left(receive, response, ended)
             if is_left:
                 return
         await self._stream.begin(response, 200)
         await response(piece(self._heartbeat, more=not self._is_self_delimited))
 
-    async def _is_left(self, receive: Receive, send: Send) -> bool:
-        """Beats until the log answers again or the gateway drains; whether the reader went away first."""
+    async def _is_left(self, receive: Receive, send: Send, ended: asyncio.Event) -> bool:
+        """Beats until the log answers again, or there is nothing to wait for; whether the reader went away first."""
         async with asyncio.TaskGroup() as group:
             leaving = group.create_task(disconnected(receive))
             over = {
                 leaving,
                 group.create_task(self._is_back()),
                 group.create_task(self._gateway.draining.wait()),
+                group.create_task(ended.wait()),
             }
             done: set[asyncio.Task[object]] = set()
             while not done:

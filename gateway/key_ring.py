@@ -22,8 +22,7 @@ LOOK_EVERY_S = 1.0
 
 
 class KeyRing:
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+    def __init__(self) -> None:
         self._made_at: datetime | None = None
         self._last = NOTHING
         self._known: dict[str, KeyChange] = {}
@@ -35,6 +34,13 @@ class KeyRing:
     async def verify(self, token: bytes, _: Request) -> Caller | None:
         # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
         return self._callers.get(sha256_of(token))
+
+    def named(self, name: str) -> Caller | None:
+        """Who the key of that name speaks for, unless it was revoked."""
+        known = self._known.get(name)
+        return (
+            _caller(known.record) if known is not None and known.record is not None and not self.is_gone(name) else None
+        )
 
     def is_gone(self, name: str | None) -> bool:
         """Whether `name` is that of a key of this kind, and nobody's any more."""
@@ -57,9 +63,9 @@ class KeyRing:
         finally:
             events.discard(gone)
 
-    async def load(self) -> None:
+    async def load(self, keys: Keys) -> None:
         """Reads all that is stored, and forgets what is not. Raises LogUnavailable."""
-        place, changes = await self._keys.whole()
+        place, changes = await keys.whole()
         # Of another bucket, what was heard before means nothing; of the same, it may be newer than what was read.
         is_same = place.made_at == self._made_at
         newer = {name for name, known in self._known.items() if is_same and known.seq > place.last}
@@ -70,29 +76,29 @@ class KeyRing:
                 self._put(change)
         self._made_at, self._last = place.made_at, changes[-1].seq if changes else NOTHING
 
-    async def keep_up(self, connection: Connection) -> None:
+    async def keep_up(self, keys: Keys, connection: Connection) -> None:
         """Hears of what is stored, until it is cancelled. `load` has been called before."""
         reconnected = asyncio.Event()
         take_back = connection.on_reconnected(reconnected.set)
-        hearing = await self._keys.hear(self._heard)
+        hearing = await keys.hear(self._heard)
         try:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await reconnected.wait()
                 with suppress(LogUnavailable):
-                    await self._look(is_all=reconnected.is_set())
+                    await self._look(keys, is_all=reconnected.is_set())
                     reconnected.clear()
         finally:
             take_back()
             await connection.unsubscribe(hearing)
 
-    async def _look(self, *, is_all: bool) -> None:
-        place = await self._keys.place()
+    async def _look(self, keys: Keys, *, is_all: bool) -> None:
+        place = await keys.place()
         if is_all or place.made_at != self._made_at:
-            await self.load()
+            await self.load(keys)
         elif place.last > self._last:
-            for change in await self._keys.after(self._last):
+            for change in await keys.after(self._last):
                 self._last = change.seq
                 await self._heard(change)
 

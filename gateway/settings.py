@@ -10,12 +10,22 @@ from proto.process import ProcessSettings
 class Settings(ProcessSettings, frozen=True, kw_only=True):
     """Defaults work on a laptop; `python -m gateway --env` prints this table."""
 
-    host: Annotated[str, Meta(description="address to listen on; other than loopback needs api_keys")] = "127.0.0.1"
+    host: Annotated[str, Meta(description="address to listen on; other than loopback needs a key")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free one")] = 8000
     listen_fd: Annotated[int, Meta(ge=0, description="a listening socket that was inherited; 0: open one")] = 0
     api_keys: Annotated[
         str, Meta(description="TENANT:SHA256-HEX-OF-KEY, several joined by commas; none: everybody is tenant `local`")
     ] = ""
+    jwt_secret: Annotated[
+        str, Meta(description="what tokens (JWT) of another login are signed with by HS256; none: no such tokens")
+    ] = ""
+    jwt_keys: Annotated[
+        str, Meta(description="URL or file of the keys (JWKS) that tokens are signed with by RS256 or ES256")
+    ] = ""
+    jwt_issuer: Annotated[str, Meta(description="`iss` of the tokens that are taken")] = ""
+    jwt_audience: Annotated[str, Meta(description="`aud` of the tokens that are taken")] = ""
+    jwt_tenant_claim: Annotated[str, Meta(min_length=1, description="claim that says whose turns they are")] = "sub"
+    jwt_scopes_claim: Annotated[str, Meta(description="claim that lists ask, read, manage; none: all of them")] = ""
     allow_anonymous: Annotated[
         bool, Meta(description="serve everybody without a key on an address other than loopback")
     ] = False

@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import metrics, sse
-from gateway.context import Gateway
+from gateway.auth import unknown
+from gateway.context import Gateway, caller_of
 from gateway.dialects import Dialect, Frame
 from gateway.large import let_go
 from gateway.live import Live
@@ -76,10 +78,11 @@ class Stream:
                 if scope["method"] == "HEAD":
                     await self._empty(send, 200)
                     return
-                if self._is_first_word_awaited:
-                    await first_word(self._gateway, live)
-                with metrics.STREAMS.track_inprogress():
-                    is_left = await self._serve(live, receive, send)
+                with self._gateway.door.ending(caller_of(Request(scope))) as ended:
+                    if self._is_first_word_awaited:
+                        await first_word(self._gateway, live, ended)
+                    with metrics.STREAMS.track_inprogress():
+                        is_left = await self._serve(live, receive, send, ended)
         except (TurnUnknown, CursorUnknown):
             await self._archived(send)
             return
@@ -94,8 +97,8 @@ class Stream:
     async def begin(self, send: Send, status: int) -> None:
         await begin(send, status, self._headers)
 
-    async def _serve(self, live: Live, receive: Receive, send: Send) -> bool:
-        """Writes until the end, the drain or the reader's departure; whether it was the last of these."""
+    async def _serve(self, live: Live, receive: Receive, send: Send, ended: asyncio.Event) -> bool:
+        """Writes until the end, the drain, the reader's departure, or the end of what it may; is nobody there then?"""
         if self._cursor:
             metrics.RESUMED.inc()
         await self.begin(send, 200)
@@ -103,8 +106,10 @@ class Stream:
             writing = group.create_task(self._write(live, send))
             leaving = group.create_task(disconnected(receive))
             draining = group.create_task(self._gateway.draining.wait())
-            await asyncio.wait((writing, leaving, draining), return_when=asyncio.FIRST_COMPLETED)
-            for task in (writing, leaving, draining):
+            ending = group.create_task(ended.wait())
+            over = (writing, leaving, draining, ending)
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            for task in over:
                 task.cancel()
         if leaving.done() and not leaving.cancelled() and writing.cancelled():
             return True
@@ -114,7 +119,8 @@ class Stream:
         if not is_whole:
             # Without the last chunk: the server closes the connection, and the client sees a body cut short.
             metrics.BROKEN_OFF.inc()
-        return False
+        # Who has no credential any more does not come back with the same.
+        return not is_whole and ended.is_set()
 
     def _reading(self) -> AbstractAsyncContextManager[Live]:
         return self._gateway.lives.reading(self._key, self._cursor, from_start=self._dialect.is_stateful)
@@ -196,8 +202,10 @@ def unseen(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
     return [], count
 
 
-async def first_word(gateway: Gateway, live: Live) -> None:
+async def first_word(gateway: Gateway, live: Live, ended: asyncio.Event) -> None:
     """Returns when the model has begun to answer, or its silence has to be filled; raises Refused when it never will.
+
+    So it is when the caller's credential has ended meanwhile, which is when `ended` is set.
 
     Once the status is sent a failure can only be told inside the stream, where many a client does not look for it.
     """
@@ -213,6 +221,8 @@ async def first_word(gateway: Gateway, live: Live) -> None:
                             return
                 position = len(live.entries)
                 await live.changed(position, DRAIN_LOOK_S)
+                if ended.is_set():
+                    raise unknown()
 
 
 async def begin(send: Send, status: int, headers: Mapping[str, str]) -> None:

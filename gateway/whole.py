@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.context import Gateway
+from gateway.auth import unknown
+from gateway.context import Gateway, caller_of
 from gateway.large import let_go
 from gateway.live import Live
 from gateway.stream import disconnected
@@ -32,8 +34,10 @@ class Whole:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await let_go(scope)
+        caller = caller_of(Request(scope))
         async with self._gateway.lives.reading(self._key, NOTHING) as live:
-            is_left = await self._is_left(live, receive)
+            with self._gateway.door.ending(caller) as unwanted:
+                is_left = await self._is_left(live, receive, unwanted)
             if not is_left:
                 told = record(self._key, fold(live.entries))
         if is_left:
@@ -42,19 +46,23 @@ class Whole:
         require_completed(told)
         await Response(self._body(told), 200, self._headers, "application/json")(scope, receive, send)
 
-    async def _is_left(self, live: Live, receive: Receive) -> bool:
+    async def _is_left(self, live: Live, receive: Receive, unwanted: asyncio.Event) -> bool:
         """Waits for the turn's end; whether its reader went away first. Raises Refused when there is no waiting."""
         async with asyncio.TaskGroup() as group:
             ending = group.create_task(ended(live, self._gateway.settings.heartbeat_s))
             leaving = group.create_task(disconnected(receive))
             draining = group.create_task(self._gateway.draining.wait())
-            await asyncio.wait((ending, leaving, draining), return_when=asyncio.FIRST_COMPLETED)
-            for task in (ending, leaving, draining):
+            refusing = group.create_task(unwanted.wait())
+            over = (ending, leaving, draining, refusing)
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            for task in over:
                 task.cancel()
         if live.is_ended:
             return False
         if live.is_broken:
             raise LogUnavailable(GOES_ON.format(turn=self._key.turn))
+        if unwanted.is_set():
+            raise unknown()
         if draining.done() and not draining.cancelled():
             raise Refused("draining", GOES_ON.format(turn=self._key.turn), retry_after_s=1)
         return True

@@ -37,8 +37,8 @@ def keys(own_connection: Connection) -> Keys:
 
 
 @asynccontextmanager
-async def kept_up(ring: KeyRing, connection: Connection) -> AsyncIterator[KeyRing]:
-    keeping = asyncio.create_task(ring.keep_up(connection))
+async def kept_up(ring: KeyRing, keys: Keys, connection: Connection) -> AsyncIterator[KeyRing]:
+    keeping = asyncio.create_task(ring.keep_up(keys, connection))
     try:
         yield ring
     finally:
@@ -50,9 +50,9 @@ async def kept_up(ring: KeyRing, connection: Connection) -> AsyncIterator[KeyRin
 @pytest.fixture
 async def ring(keys: Keys, own_connection: Connection) -> AsyncIterator[KeyRing]:
     """A ring that keeps up, as in a gateway."""
-    ring = KeyRing(keys)
-    await ring.load()
-    async with kept_up(ring, own_connection):
+    ring = KeyRing()
+    await ring.load(keys)
+    async with kept_up(ring, keys, own_connection):
         yield ring
 
 
@@ -91,8 +91,8 @@ async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_conne
     made = [a_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
     await keys.revoke(made[7].record.id, 1)
-    ring = KeyRing(keys)
-    await ring.load()
+    ring = KeyRing()
+    await ring.load(keys)
     callers = [await found(ring, key) for key in made]
     assert [caller.tenant if caller else None for caller in callers] == [
         None if number == 7 else f"tenant-{number}" for number in range(600)
@@ -126,9 +126,9 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
     """A ring that hears nothing, as of a bucket that republishes nothing, is a second behind and no more."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
-    ring, key = KeyRing(keys), a_key()
-    await ring.load()
-    async with kept_up(ring, own_connection):
+    ring, key = KeyRing(), a_key()
+    await ring.load(keys)
+    async with kept_up(ring, keys, own_connection):
         await keys.create(key.record)
         await until(lambda: found(ring, key))
         await keys.revoke(key.record.id, 1)
@@ -201,8 +201,8 @@ async def test_a_record_that_nobody_can_read_opens_nothing(
     await bucket.put("key_0123456789abcdef", payload)
     await bucket.put("key_0000000000000000", msgspec.json.encode(moved.record))
     await keys.create(key.record)
-    ring = KeyRing(keys)
-    await ring.load()
+    ring = KeyRing()
+    await ring.load(keys)
     assert await found(ring, key) is not None
     assert await found(ring, moved) is None
 
@@ -211,8 +211,8 @@ async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys
     """And those that it knows are."""
     key = a_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
-    ring = KeyRing(keys)
-    await ring.load()
+    ring = KeyRing()
+    await ring.load(keys)
     caller = await found(ring, key)
     assert caller is not None
     assert caller.scopes == {"read"}

@@ -9,8 +9,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from deploy.nats_server import NatsServer
 from deploy.process import spawn
+from proto.api_key import SCOPES, new_key
 from proto.ids import Tenant, new_id
+from proto.log import Connection
+from proto.log.keys import Keys
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
 from tests.processes import CHECKOUT, Process
 from tests.routes import LONG_MESSAGE, ROWS, named
@@ -150,12 +154,28 @@ async def test_without_keys_no_strangers_page_does_anything(house: House, new_ga
     assert {path for path in posts if path.endswith(("/cancel", "/stop"))} != set()
 
 
-async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(tmp_path: Path) -> None:
-    """Status 2 and a sentence that says what to set, before anything is listened on."""
-    said = tmp_path / "said.txt"
-    environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_HOST": "0.0.0.0", "TAILRACE_PORT": "0"}
-    with said.open("wb") as output:
-        process = await spawn((sys.executable, "-m", "gateway"), environ, output.fileno())
-    assert await asyncio.wait_for(process.wait(), 20) == 2
-    assert said.read_text().startswith("gateway: TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere")
-    assert "TAILRACE_API_KEYS" in said.read_text()
+async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(
+    own_server: NatsServer, own_connection: Connection, tmp_path: Path
+) -> None:
+    """Status 2 and a sentence that says what to do, before anything is listened on; where there is a key, it starts."""
+    environ = {
+        "PYTHONPATH": str(CHECKOUT),
+        "TAILRACE_HOST": "0.0.0.0",
+        "TAILRACE_PORT": "0",
+        "TAILRACE_NATS_URL": own_server.url,
+    }
+
+    async def started(*arguments: str) -> tuple[int, str]:
+        said = tmp_path / "said.txt"
+        with said.open("wb") as output:
+            process = await spawn((sys.executable, "-m", "gateway", *arguments), environ, output.fileno())
+        return await asyncio.wait_for(process.wait(), 20), said.read_text()
+
+    for arguments in ((), ("--check",)):
+        status, sentence = await started(*arguments)
+        assert status == 2
+        assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere")
+        assert "tailrace keys create" in sentence
+        assert "ready" not in sentence
+    await Keys(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
+    assert (await started("--check"))[0] == 0

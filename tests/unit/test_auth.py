@@ -2,14 +2,18 @@
 
 import hashlib
 
+import msgspec
 import pytest
 from starlette.requests import Request
 
 from gateway.auth import LOCAL, Door
 from gateway.caller import Caller
+from gateway.key_ring import KeyRing
 from gateway.settings import Settings
+from proto.api_key import SCOPES, new_key
 from proto.errors import Refused, SettingsInvalid
-from proto.ids import Tenant
+from proto.ids import Seq, Tenant
+from proto.log.keys import KeyChange
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
@@ -20,7 +24,7 @@ def asking(*headers: tuple[bytes, bytes]) -> Request:
 
 
 def door(**given: object) -> Door:
-    return Door(Settings(**given))  # type: ignore[arg-type]
+    return Door(Settings(**given), KeyRing())  # type: ignore[arg-type]
 
 
 async def test_a_key_is_its_tenants() -> None:
@@ -62,17 +66,42 @@ async def test_where_nobody_needs_a_key_everybody_is_local() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
 def test_a_door_that_strangers_reach_needs_keys(host: str) -> None:
-    """Or the word of whoever opens it; what is not known to be loopback is not."""
+    """Of whatever kind, or the word of whoever opens it; what is not known to be loopback is not."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOST"):
-        door(host=host)
-    door(host=host, allow_anonymous=True)
-    door(host=host, api_keys=f"alice:{HASH}")
+        door(host=host).require_credentials()
+    for closed in (
+        door(host=host, api_keys=f"alice:{HASH}"),
+        door(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
+        used(door(host=host)),
+    ):
+        closed.require_credentials()
+        assert not closed.is_open
+    asked_for = door(host=host, allow_anonymous=True)
+    asked_for.require_credentials()
+    assert asked_for.is_open
+    # Nobody has asked for it, and no key has been made yet: closed to all, and so it stays.
+    assert not door(host=host).is_open
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_loopback_needs_none(host: str) -> None:
-    """The default works on a laptop."""
-    door(host=host)
+@pytest.mark.parametrize("allow_anonymous", [False, True])
+def test_loopback_needs_none_until_there_is_one(host: str, allow_anonymous: bool) -> None:
+    """The default works on a laptop; a credential of any kind closes the door, whatever was allowed before."""
+    open_door = door(host=host, allow_anonymous=allow_anonymous)
+    open_door.require_credentials()
+    assert open_door.is_open
+    assert not door(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
+    tokens = {"jwt_secret": "s" * 32, "jwt_issuer": "me", "jwt_audience": "you"}
+    assert not door(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
+    assert not used(open_door).is_open
+
+
+def used(a_door: Door) -> Door:
+    """As where a key was made, and revoked again."""
+    key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
+    revoked = msgspec.structs.replace(key, revoked_at=2)
+    a_door.ring._put(KeyChange(Seq(1), key.id, revoked))
+    return a_door
 
 
 @pytest.mark.parametrize(

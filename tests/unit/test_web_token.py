@@ -1,0 +1,303 @@
+"""Tokens of another login: what is taken of them, and the attacks that each have a name."""
+
+import hashlib
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from gateway.caller import Caller
+from gateway.settings import Settings
+from gateway.signing_keys import parse
+from gateway.web_token import LEEWAY_S, WebTokens, scopes_in, tenant_named
+from proto.api_key import SCOPES
+from proto.errors import SettingsInvalid
+from proto.ids import is_token
+from tests import tokens
+from tests.tokens import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, SECRET, SUBJECT, by_hand, claims, token
+
+ASKING = Request({"type": "http", "method": "GET", "headers": []})
+
+
+def verifier(**given: object) -> WebTokens:
+    return WebTokens(Settings(**tokens.settings(**given)))
+
+
+async def caller(text: bytes, **given: object) -> Caller | None:
+    return await verifier(**given).verify(text, ASKING)
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> str:
+    path = tmp_path / "keys.json"
+    path.write_bytes(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    return str(path)
+
+
+async def test_a_token_of_supabase_is_its_users() -> None:
+    """HS256 by the project's secret, audience `authenticated`, a UUID as its `sub`: as a Next.js proxy has it."""
+    expires = int(time.time()) + 100
+    found = await caller(token(exp=expires))
+    assert found is not None
+    assert (found.tenant, found.scopes, found.until, found.turn) == (SUBJECT, SCOPES, expires + LEEWAY_S, None)
+    assert found.key is not None
+    assert is_token(found.key)
+    assert SUBJECT not in found.key
+
+
+@pytest.mark.parametrize(("name", "key", "algorithm"), [("rsa", RSA_KEY, "RS256"), ("ec", EC_KEY, "ES256")])
+async def test_a_token_is_checked_with_the_public_key_that_it_names(
+    keys_file: str, name: str, key: Any, algorithm: str
+) -> None:
+    """Whether there is a secret as well, or not."""
+    signed = token(key, algorithm, {"kid": name})
+    for secret in ("", SECRET):
+        found = await caller(signed, jwt_secret=secret, jwt_keys=keys_file)
+        assert found is not None
+        assert found.tenant == SUBJECT
+    # By its secret alone it is not even looked at.
+    assert await caller(signed) is None
+
+
+async def test_of_one_public_key_a_token_need_not_tell_the_name(tmp_path: Path) -> None:
+    """Of two it must."""
+    path = tmp_path / "keys.json"
+    signed = token(EC_KEY, "ES256")
+    path.write_bytes(tokens.key_set(ec=EC_KEY))
+    assert await caller(signed, jwt_keys=str(path)) is not None
+    path.write_bytes(tokens.key_set(ec=EC_KEY, rsa=RSA_KEY))
+    assert await caller(signed, jwt_keys=str(path)) is None
+
+
+NOW = int(time.time())
+HEADER = {"alg": "HS256", "typ": "JWT"}
+WRONG = {
+    "none": by_hand({"alg": "none"}, claims()),
+    "None": by_hand({"alg": "None"}, claims()),
+    "nOnE and a signature": by_hand({"alg": "nOnE"}, claims(), b"x"),
+    "no algorithm": by_hand({"typ": "JWT"}, claims(), b"x"),
+    "no signature": by_hand(HEADER, claims()),
+    "another's signature": by_hand(HEADER, claims(), b"\0" * 32),
+    "another secret": token("another-secret-that-is-also-more-than-32-bytes-long"),
+    "another hash": token(algorithm="HS512", key=SECRET * 2),
+    "an unknown key": token(rsa.generate_private_key(65537, 2048), "RS256", {"kid": "rsa"}),
+    "a key of another type": token(EC_KEY, "ES256", {"kid": "rsa"}),
+    "another key's name": token(RSA_KEY, "RS256", {"kid": "ec"}),
+    "no key's name": token(RSA_KEY, "RS256"),
+    "another hash of that key": token(RSA_KEY, "RS512", {"kid": "rsa"}),
+    "PS256 of that key": token(RSA_KEY, "PS256", {"kid": "rsa"}),
+    "a kid that is a path": token(RSA_KEY, "RS256", {"kid": "../../../dev/null"}),
+    "a kid that is SQL": token(RSA_KEY, "RS256", {"kid": "rsa' OR '1'='1"}),
+    "a kid that is long": token(RSA_KEY, "RS256", {"kid": "k" * 5000}),
+    "a kid that is empty": token(RSA_KEY, "RS256", {"kid": ""}),
+    "a kid that is a number": by_hand({"alg": "RS256", "kid": 1}, claims(), b"x"),
+    "a critical extension": token(headers={"crit": ["exp"], "exp": NOW + 9}),
+    "expired": token(exp=NOW - LEEWAY_S - 60),
+    "no expiry": token(exp=None),
+    "expiry of another type": token(exp=[NOW + 9]),
+    "expiry that is no number": token(exp="soon"),
+    "not yet": token(nbf=NOW + LEEWAY_S + 60),
+    "issued in the future": token(iat=NOW + LEEWAY_S + 60),
+    "another audience": token(aud="anon"),
+    "no audience": token(aud=None),
+    "other audiences": token(aud=["anon", "service_role"]),
+    "another issuer": token(iss=f"{ISSUER}/"),
+    "no issuer": token(iss=None),
+    "issuers": by_hand(HEADER, claims(iss=[ISSUER]), b"x"),
+    "no tenant": token(sub=None),
+    "an empty tenant": token(sub=""),
+    "two parts": token().rpartition(b".")[0],
+    "four parts": token() + b".x",
+    "a part that is empty": b"..",
+    "padding": token() + b"=",
+    "a space": b" " + token(),
+    "NUL": token() + b"\0",
+    "not ASCII": token() + b"\xff",
+    "100 kB": token(big="x" * 100_000),
+    "a header 100 kB long": by_hand({"alg": "HS256", "x": "x" * 100_000}, claims(), b"x"),
+    "a header that nests deep": b"W1tb" * 3000 + b".e30.eA",
+    "a body that nests deep": b"e30." + b"W1tb" * 3000 + b".eA",
+    "a header that is no object": by_hand(["HS256"], claims(), b"x"),
+    "a payload that is no object": by_hand(HEADER, ["a"], b"x"),
+    "SQL": b"' OR '1'='1' --",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_token_that_is_not_as_it_should_be_is_nobodys(keys_file: str, wrong: str) -> None:
+    """Each against a gateway that takes all three algorithms, which is where mixing them would help."""
+    assert await caller(WRONG[wrong], jwt_keys=keys_file) is None
+
+
+@pytest.mark.parametrize(("name", "key"), [("rsa", RSA_KEY), ("ec", EC_KEY)])
+async def test_a_public_key_is_no_secret(keys_file: str, name: str, key: Any) -> None:
+    """HS256 with the bytes that everybody may read (CVE-2015-9235 and its many children)."""
+    header = by_hand({"alg": "HS256", "kid": name}, claims()).rpartition(b".")[0]
+    jwk = json.dumps(tokens.public(name, key)).encode()
+    for secret in (tokens.pem(key), tokens.pem(key).strip(), jwk, tokens.key_set(rsa=RSA_KEY, ec=EC_KEY)):
+        signature = hmac.digest(secret, header, "sha256")
+        forged = by_hand({"alg": "HS256", "kid": name}, claims(), signature)
+        for jwt_secret in ("", SECRET):
+            assert await caller(forged, jwt_secret=jwt_secret, jwt_keys=keys_file) is None
+
+
+@pytest.mark.parametrize("header", ["jku", "x5u", "jwk", "x5c"])
+async def test_a_token_brings_no_key_of_its_own(keys_file: str, header: str) -> None:
+    """Whatever it offers to be checked with: nothing is fetched, and nothing that it holds is a key."""
+    mine = ec.generate_private_key(ec.SECP256R1())
+    offered = {"jku": "http://127.0.0.1:9/keys", "x5u": "http://127.0.0.1:9/", "jwk": tokens.public("m", mine)}
+    signed = token(mine, "ES256", {header: offered.get(header, ["AAAA"]), "kid": "m"})
+    assert await caller(signed, jwt_keys=keys_file) is None
+
+
+async def test_clocks_may_differ_by_half_a_minute() -> None:
+    """Expired, not valid yet, issued in the future: all by less than that."""
+    now = int(time.time())
+    found = await caller(token(exp=now - LEEWAY_S + 15, nbf=now + LEEWAY_S - 5, iat=now + LEEWAY_S - 5))
+    assert found is not None
+    assert found.until is not None
+    assert now < found.until < now + LEEWAY_S
+
+
+async def test_an_expiry_beyond_all_clocks_is_one() -> None:
+    """No number that an issuer could sign breaks anything."""
+    for exp in (10**12, 10**30, 10**308):
+        found = await caller(token(exp=exp))
+        assert found is not None
+        assert found.until is not None
+
+
+async def test_equal_beginnings_are_nobodys_identity() -> None:
+    """CVE-2026-35030: two tokens whose first 300 characters are equal are two, in whatever order they come."""
+
+    def of(name: str) -> bytes:
+        return jwt.encode({"a": "x" * 200, **claims(sub=None), "sub": name}, SECRET, algorithm="HS256").encode()
+
+    alice, bob, seen = of("alice"), of("bob"), verifier()
+    assert alice[:300] == bob[:300]
+    for text, whose in [(alice, "alice"), (bob, "bob"), (alice, "alice")]:
+        found = await seen.verify(text, ASKING)
+        assert found is not None
+        assert found.tenant == whose
+    forged = alice.rpartition(b".")[0] + b"." + bob.rpartition(b".")[2]
+    for text in (forged, alice[:300], alice[:64], alice[:-1]):
+        assert await seen.verify(text, ASKING) is None
+
+
+async def test_the_tenant_is_the_claim_that_the_settings_name() -> None:
+    """An organisation, say; a number is one, too. What is not there is nobody."""
+    organisation = await caller(token(org="acme"), jwt_tenant_claim="org")
+    number = await caller(token(org=42), jwt_tenant_claim="org")
+    assert organisation is not None
+    assert number is not None
+    assert (organisation.tenant, number.tenant) == ("acme", "42")
+    for nobody in (None, "", True, ["acme"], {"id": "acme"}, 1.5):
+        assert await caller(token(org=nobody), jwt_tenant_claim="org") is None
+
+
+async def test_usage_is_counted_by_who_it_is() -> None:
+    """Of one tenant two users have two names, which tell nothing of them."""
+    names = [await caller(token(org="acme", sub=sub), jwt_tenant_claim="org") for sub in ("alice", "bob", "alice")]
+    keys = [found.key for found in names if found is not None]
+    assert keys[0] == keys[2] != keys[1]
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_any_claim_is_a_tenant_and_no_two_are_the_same(one: str, other: str) -> None:
+    """What could be no part of a subject is hashed whole; what is a hash is no claim of anybody's."""
+    assert is_token(tenant_named(one))
+    assert (tenant_named(one) == tenant_named(other)) == (one == other)
+    assert tenant_named(tenant_named(one)) != tenant_named(one) or is_token(one)
+
+
+@pytest.mark.parametrize("whose", ["auth0|5f7c8e", "Alice", "a.b", "*", ">", "a" * 65, "ü", "u_x", "\ud800", " ", "\0"])
+def test_what_is_no_token_becomes_a_hash(whose: str) -> None:
+    """Two that differ in upper and lower case stay two."""
+    assert tenant_named(whose).startswith("u_")
+    assert len(tenant_named(whose)) == 64
+    assert tenant_named(whose) != tenant_named(whose.swapcase() + "x")
+
+
+def test_nobody_claims_another_ones_hash() -> None:
+    """Whoever is called as somebody else's hash is hashed in turn."""
+    victim = tenant_named("auth0|victim")
+    assert tenant_named(victim) != victim
+
+
+async def test_scopes_come_from_a_claim_where_one_is_named() -> None:
+    """As words or as a list; what is not ours is nothing, and none is none."""
+    expected: list[tuple[object, set[str]]] = [
+        ("read", {"read"}),
+        ("openid read  ask admin", {"read", "ask"}),
+        (["read", "manage", 7, None], {"read", "manage"}),
+        ("", set()),
+        (None, set()),
+        ("READ", set()),
+        (7, set()),
+    ]
+    for claim, scopes in expected:
+        found = await caller(token(scope=claim), jwt_scopes_claim="scope")
+        assert found is not None
+        assert found.scopes == scopes
+    assert scopes_in("read ask") == scopes_in(["ask", "read"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("TAILRACE_JWT_SECRET", {"jwt_secret": "x" * 31}),
+        ("TAILRACE_JWT_SECRET", {"jwt_secret": tokens.pem(RSA_KEY).decode()}),
+        ("TAILRACE_JWT_ISSUER", {"jwt_issuer": ""}),
+        ("TAILRACE_JWT_AUDIENCE", {"jwt_audience": ""}),
+        ("TAILRACE_JWT_KEYS", {"jwt_keys": "/nowhere/keys.json"}),
+        ("TAILRACE_JWT_KEYS", {"jwt_keys": "file:///etc/passwd"}),
+        ("TAILRACE_JWT_KEYS", {"jwt_keys": "https://"}),
+    ],
+)
+def test_half_of_what_is_needed_stops_the_start(name: str, given: dict[str, str]) -> None:
+    """Tokens of any issuer, or for anybody, would be a door that looks closed."""
+    with pytest.raises(SettingsInvalid, match=name) as refused:
+        verifier(**given)
+    for value in given.values():
+        assert not value or value.startswith(("/", "file:", "https:")) or value not in str(refused.value)
+
+
+def test_without_settings_no_token_is_taken() -> None:
+    """And nothing more has to be set."""
+    assert not WebTokens(Settings())
+    assert verifier()
+
+
+async def test_keys_that_are_not_for_that_are_not_used() -> None:
+    """A secret that somebody has published, a key for encryption, a curve or a length that we do not take."""
+    weak = rsa.generate_private_key(65537, 1024)
+    published = {
+        "oct": {"kty": "oct", "kid": "oct", "k": "c2VjcmV0LXRoYXQtZXZlcnlib2R5LWNhbi1yZWFkLTAwMDA", "alg": "HS256"},
+        "enc": {**tokens.public("enc", RSA_KEY), "use": "enc"},
+        "hs": {**tokens.public("hs", RSA_KEY), "alg": "HS256"},
+        "ps": {**tokens.public("ps", RSA_KEY), "alg": "PS256"},
+        "p384": tokens.public("p384", ec.generate_private_key(ec.SECP384R1())),
+        "weak": tokens.public("weak", weak),
+        "broken": {"kty": "RSA", "kid": "broken", "n": "AQAB"},
+        "odd": {"kty": ["RSA"], "kid": {}},
+        "fine": tokens.public("fine", RSA_KEY),
+    }
+    found = parse(json.dumps({"keys": [*published.values()]}).encode())
+    assert {key for key in found if key is not None} == {"fine"}
+    assert found["fine"].algorithm == "RS256"
+
+
+def test_the_secret_is_in_no_message() -> None:
+    """Who reads a log has no key."""
+    for text in (repr(verifier()), str(hashlib.sha256(SECRET.encode()))):
+        assert SECRET not in text
+    assert AUDIENCE not in repr(verifier())
