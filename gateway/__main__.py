@@ -14,9 +14,11 @@ from gateway.fullness import Fullness
 from gateway.history import History
 from gateway.hosts import Hosts
 from gateway.key_ring import KeyRing
+from gateway.limits import Limiter
 from gateway.live import Lives
 from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
+from gateway.open_streams import OpenStreams
 from gateway.prompts import Prompts
 from gateway.settings import Settings
 from gateway.signature import Signature
@@ -24,7 +26,8 @@ from gateway.tickets import Tickets
 from proto import process
 from proto.errors import SettingsInvalid
 from proto.judge import Judge
-from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.limits import Limits, read_limits
+from proto.log import Bodies, Claims, Connection, Counters, Services, Slots, TurnLog
 from proto.log.keys import Keys
 from proto.log.logins import Logins as StoredLogins
 from proto.log.secret import signing_secret
@@ -38,6 +41,7 @@ async def preflight(settings: Settings) -> None:
     Door(settings, KeyRing())
     Hosts(settings)
     read_aliases(settings.model_aliases)
+    common_limits(settings)
     await Prompts(settings.prompts).read()
 
 
@@ -77,6 +81,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await gateway.services.announce_readers(gateway.lives.is_read)
         watching = [
             group.create_task(gateway.fullness.watch()),
+            group.create_task(gateway.streams.watch()),
             group.create_task(ring.keep_up(keys, connection)),
             group.create_task(door.tokens.keep_up()),
         ]
@@ -105,6 +110,7 @@ def build(
     door.take(logins)
     door.carriers += [tickets.carrier, logins.carrier]
     lives = Lives(turns, group, settings.linger_s)
+    limits = limiter(settings, connection, turns)
     return Gateway(
         settings=settings,
         connection=connection,
@@ -120,9 +126,24 @@ def build(
         lives=lives,
         departures=Departures(turns, services, lives, group, draining),
         fullness=Fullness(connection, settings.full_at),
+        limits=limits,
+        streams=OpenStreams(limits),
         judge=Judge(),
         prompts=Prompts(settings.prompts),
         draining=draining,
+    )
+
+
+def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limiter:
+    of_keys, of_tenants = common_limits(settings)
+    return Limiter(Counters(connection), Slots(connection), turns, of_keys, of_tenants)
+
+
+def common_limits(settings: Settings) -> tuple[Limits, Limits]:
+    """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
+    return (
+        read_limits("TAILRACE_LIMITS_KEY", settings.limits_key),
+        read_limits("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
     )
 
 

@@ -12,6 +12,7 @@ from gateway.caller import Caller
 from gateway.context import Gateway
 from gateway.conversation import place_of
 from gateway.deletion import delete
+from gateway.limits import Admission
 from proto import entries
 from proto.chain import START
 from proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
@@ -36,14 +37,31 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 async def accept(
-    gateway: Gateway, caller: Caller, ask: Ask, idempotency_key: str | None, raw: bytes
+    gateway: Gateway,
+    caller: Caller,
+    ask: Ask,
+    idempotency_key: str | None,
+    raw: bytes,
+    admission: Admission | None = None,
 ) -> tuple[TurnKey, entries.Request]:
-    """Puts the request into the log, once for each idempotency key; returns the turn and what it was asked."""
+    """Puts the request into the log, once for each idempotency key; returns the turn and what it was asked.
+
+    What `admission` takes for it from the caller's limits is given back when no new turn comes of it.
+    """
+    async with admission or gateway.limits.admission(caller) as taking:
+        return await _accept(gateway, caller, ask, idempotency_key, raw, taking)
+
+
+async def _accept(
+    gateway: Gateway, caller: Caller, ask: Ask, idempotency_key: str | None, raw: bytes, admission: Admission
+) -> tuple[TurnKey, entries.Request]:
     tenant = caller.tenant
     mine = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
         return repeated
+    # Before anything is looked up for it, or interrupted.
+    await admission.request()
     try:
         place = await place_of(gateway, tenant, ask)
         offer = await gateway.catalogue.offer(tenant)
@@ -51,7 +69,8 @@ async def accept(
         if (schema := schema_of(asked.options)) is not None:
             require_small(schema)
             await gateway.judge.require(schema)
-        request = await blobs.check_in(gateway, tenant, asked)
+        asked = await admission.turn(mine.turn, asked)
+        request = await blobs.check_in(gateway, tenant, asked, admission)
     except Refused:
         # What is refused claims no key. But another holder of it may have been quicker, and be what it is busy with.
         if (repeated := await known(gateway, tenant, idempotency_key, mine)) is None:
@@ -72,10 +91,12 @@ async def accept(
             raise
         return repeated
     except LogUnavailable as error:
+        admission.keep()
         # Nobody was told of this turn yet, so its id would help nobody; what to do next does.
         raise LogUnavailable(UNCLEAR) from error
     except EntryTooLarge as error:
         raise Refused("body_too_large", TOO_LONG) from error
+    admission.keep()
     if request.parent is not None and await is_deleted(gateway, TurnKey(tenant, request.parent)):
         # Whoever deleted the parent was quicker than this, and may not have seen it (ADR 15).
         try:

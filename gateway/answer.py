@@ -1,6 +1,7 @@
 """A question and its answer in one exchange, as every protocol but our own has it: accepted, then told in a dialect."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TypeVar
 
 import msgspec
@@ -44,7 +45,9 @@ async def accepted(
     gateway, caller = gateway_of(request), caller_of(request)
     check(ask)
     refuse_when_draining(gateway)
-    return await accept(gateway, caller, ask, claimed_key(request) or idempotency_key, raw)
+    # How the caller stands is told in headers, also when it is refused.
+    admission = request.state.admission = gateway.limits.admission(caller)
+    return await accept(gateway, caller, ask, claimed_key(request) or idempotency_key, raw, admission)
 
 
 async def answer(
@@ -65,7 +68,9 @@ async def answer(
     `/v1/turns/{turn}/events?dialect=…`.
     """
     gateway = gateway_of(request)
-    key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
+    is_stream = is_streamed or dialect.whole is None
+    async with gateway.streams.reserved(request) if is_stream else nullcontext():
+        key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
     # An error that this turn comes to names it, too.
     request.state.turn = key.turn
     named = {
@@ -79,6 +84,6 @@ async def answer(
         **({"x-project-id": asked_for.project} if asked_for.project is not None else {}),
         **(headers or {}),
     }
-    if is_streamed or dialect.whole is None:
+    if dialect.whole is None or is_stream:
         return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited)
     return Whole(gateway, key, dialect.whole, named)

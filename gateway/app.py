@@ -11,6 +11,7 @@ from gateway.guard import guarded
 from gateway.hosts import HostCheck, Hosts
 from gateway.large import LargeBodies
 from gateway.origin import cors, listed
+from gateway.rate_headers import RateHeaders
 from gateway.routes import (
     api,
     blobs,
@@ -64,6 +65,7 @@ def app(gateway: Gateway) -> Starlette:
         middleware=[
             Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
             *cors(listed(settings.origins)),
+            Middleware(RateHeaders, now=gateway.limits.now),
             Middleware(
                 LargeBodies,
                 bytes_max=settings.large_bytes_max,

@@ -4,6 +4,7 @@ import asyncio
 
 from gateway.body import VALUES_MAX, values_in
 from gateway.context import Gateway
+from gateway.limits import Admission
 from proto import blobs, entries
 from proto.errors import BlobUnknown, Refused
 from proto.ids import Tenant
@@ -21,7 +22,7 @@ TOO_MANY = (
 )
 
 
-async def check_in(gateway: Gateway, tenant: Tenant, request: entries.Request) -> entries.Request:
+async def check_in(gateway: Gateway, tenant: Tenant, request: entries.Request, admission: Admission) -> entries.Request:
     """`request` with references for what is long, all of it stored, and what the session refers to kept alive.
 
     Raises Refused when that has expired, or the whole is more than one body may bring; LogFull, LogUnavailable.
@@ -31,6 +32,8 @@ async def check_in(gateway: Gateway, tenant: Tenant, request: entries.Request) -
     found, most = blobs.references(entry), gateway.settings.body_bytes_max
     if sum(blob.bytes for blob in found) > most:
         raise Refused("body_too_large", TOO_LARGE.format(most=most))
+    if lifted:
+        await admission.stored(sum(map(len, lifted.values())))
     await gateway.bodies.put(tenant, lifted)
     try:
         await gateway.bodies.renew(tenant, {blob for blob in found if blob.sha256 not in lifted})

@@ -10,10 +10,12 @@ from gateway.caller import Caller
 from gateway.departure import Departures
 from gateway.fullness import Fullness
 from gateway.history import History
+from gateway.limits import Limiter
 from gateway.live import Lives
 from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
 from gateway.models.offer import Offer
+from gateway.open_streams import OpenStreams
 from gateway.prompts import Prompts
 from gateway.settings import Settings
 from gateway.tickets import Tickets
@@ -39,6 +41,8 @@ class Gateway(NamedTuple):
     lives: Lives
     departures: Departures
     fullness: Fullness
+    limits: Limiter
+    streams: OpenStreams
     judge: Judge
     prompts: Prompts
     draining: asyncio.Event

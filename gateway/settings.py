@@ -64,6 +64,14 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, le=1, description="share of the stream's bytes from which new turns are refused")
     ] = 0.9
     max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn that names none")] = 4096
+    limits_key: Annotated[
+        str,
+        Meta(
+            description="NAME=NUMBER, several joined by commas: what each key may that has no limits of its own; "
+            "requests, burst, tokens (a minute), running, streams, usd_day, usd_month, bytes_day"
+        ),
+    ] = ""
+    limits_tenant: Annotated[str, Meta(description="the same, for all keys of each tenant together")] = ""
     prompts: Annotated[
         str, Meta(description="folder of prompt templates, NAME.j2, which are read at the start; none: there are none")
     ] = ""

@@ -82,7 +82,8 @@ class Stream:
                     if self._is_first_word_awaited:
                         await first_word(self._gateway, live, ended)
                     with metrics.STREAMS.track_inprogress():
-                        is_left = await self._serve(live, receive, send, ended)
+                        async with self._gateway.streams.counted(scope):
+                            is_left = await self._serve(live, receive, send, ended)
         except (TurnUnknown, CursorUnknown):
             await self._archived(send)
             return

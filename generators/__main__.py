@@ -16,10 +16,11 @@ from generators.questions import Questions
 from generators.retry import Retry
 from generators.rota import Rotas, read_backends
 from generators.settings import Settings, unique_name
+from generators.settlement import Settlement
 from generators.worker import Worker
 from proto import process
 from proto.errors import BackendError
-from proto.log import Bodies, Connection, Deliveries, Services, TurnLog
+from proto.log import Bodies, Connection, Counters, Deliveries, Services, Slots, TurnLog
 from proto.room import Room
 from proto.subjects import GENERATORS
 
@@ -46,6 +47,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             log,
             deliveries,
             Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max),
+            Settlement(Counters(connection), Slots(connection)),
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,

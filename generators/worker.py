@@ -10,6 +10,7 @@ import structlog
 
 from generators import metrics
 from generators.attempt import Carrier
+from generators.settlement import Settlement
 from proto.errors import FenceLost, LogError, TurnUnknown
 from proto.log import Deliveries, Delivery, TurnLog
 from proto.subjects import TurnKey
@@ -27,6 +28,7 @@ class Worker:
         log: TurnLog,
         deliveries: Deliveries,
         carrier: Carrier,
+        settlement: Settlement,
         *,
         concurrency: int,
         deadline_s: float,
@@ -35,6 +37,7 @@ class Worker:
         self._log = log
         self._deliveries = deliveries
         self._carrier = carrier
+        self._settlement = settlement
         self._concurrency = concurrency
         self._deadline_s = deadline_s
         self._grace_s = grace_s
@@ -92,6 +95,8 @@ class Worker:
         """Carries the turn; whether it has ended now. The edge of one turn: nothing that happens to it stops others."""
         try:
             turn = await self._carrier.carry(key, self._deadline_s)
+            # Before it is acknowledged: whoever dies in between leaves it to the next.
+            await self._settlement.settle(key, turn)
         except FenceLost as lost:
             metrics.LOST.inc()
             logger.info("turn left", turn=key.turn, why=str(lost))
@@ -114,9 +119,11 @@ class Worker:
 
     async def _was_ended(self, key: TurnKey) -> bool:
         try:
-            return (await self._log.turn(key)).end is not None
+            turn = await self._log.turn(key)
+            await self._settlement.settle(key, turn)
         except LogError:
             return False
+        return turn.end is not None
 
     async def _renew(self) -> None:
         while True:

@@ -24,6 +24,14 @@ class Message(msgspec.Struct, frozen=True):
     content: str | list[dict[str, Any]]
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """A counter that an `amount` was added to for the turn, or a slot that it has: then that is its sequence."""
+
+    subject: str
+    unit: Literal["tokens", "nusd", "slot"]
+    amount: int
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who asked what: everything that a generator needs, so that it needs no database."""
 
@@ -49,6 +57,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_disconnect: str = "continue"
     by: str | None = None
     """The name of the credential that asked, which is no secret."""
+    holds: list[Hold] | None = None
+    """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
     webhook: str | None = None
     """The URL that is told of the turn's end."""
 

@@ -170,6 +170,8 @@ CODES: dict[str, Code] = {
     "dialect_unknown": Code(400, INVALID),
     "idempotency_key_invalid": Code(400, INVALID),
     "credential_invalid": Code(401, "authentication_error"),
+    # 402 and not 429: clients ask again by themselves after a 429, and a budget does not renew within seconds.
+    "budget_spent": Code(402, "billing_error"),
     "scope_missing": Code(403, "permission_error"),
     "host_refused": Code(403, "permission_error"),
     "origin_refused": Code(403, "permission_error"),
@@ -193,6 +195,9 @@ CODES: dict[str, Code] = {
     "body_too_large": Code(413, "request_too_large"),
     "content_type_unsupported": Code(415, INVALID),
     "idempotency_key_reused": Code(422, INVALID),
+    "rate_limited": Code(429, "rate_limit_error", is_retried=True),
+    "turns_running": Code(429, "rate_limit_error", is_retried=True),
+    "streams_open": Code(429, "rate_limit_error", is_retried=True),
     "internal": Code(500, "api_error"),
     "log_unavailable": Code(503, "api_error", is_retried=True),
     "log_full": Code(503, "overloaded_error", is_retried=True),

@@ -8,6 +8,9 @@ STREAM = "TURNS"
 BODIES = "BODIES"
 CLAIMS = "CLAIMS"
 KEYS = "KEYS"
+LIMITS = "LIMITS"
+BUDGETS = "BUDGETS"
+SLOTS = "SLOTS"
 SECRETS = "SECRETS"
 LOGINS = "LOGINS"
 GENERATORS = "generators"
@@ -24,6 +27,9 @@ KEYS_STREAM = "KV_KEYS"
 EVERY_KEY = "$KV.KEYS.>"
 # Where the server republishes what it has stored of a key.
 EVERY_LIVE_KEY = "keys.>"
+EVERY_LIMIT = "limits.>"
+EVERY_BUDGET = "budgets.>"
+EVERY_SLOT = "slots.>"
 
 
 class TurnKey(NamedTuple):
@@ -59,6 +65,25 @@ def blob(tenant: Tenant, sha256: str) -> str:
 
 def chunk(tenant: Tenant, sha256: str, number: int) -> str:
     return f"{blob(tenant, sha256)}.{number}"
+
+
+def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:
+    """The counter of `what` in one window of time; `owner` is the tenant itself, or one of its keys (PROTOCOL R37)."""
+    return f"limits.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(window)}"
+
+
+def budget(tenant: Tenant, owner: str, what: str, period: str) -> str:
+    """The counter of `what` in a day or a month."""
+    return f"budgets.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(period)}"
+
+
+def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:
+    """One of the places that an owner has for `what` at once."""
+    return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.{number}"
+
+
+def slots(tenant: Tenant, owner: str, what: str) -> str:
+    return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.*"
 
 
 def tombstone(key: TurnKey) -> str:

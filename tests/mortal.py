@@ -10,11 +10,12 @@ from generators.attempt import Carrier
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.settings import Settings
+from generators.settlement import Settlement
 from generators.worker import Worker
 from proto.chain import Chain
 from proto.entries import Entry
 from proto.fold import Turn
-from proto.log import Bodies, Connection, Deliveries, TurnLog
+from proto.log import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
 from proto.room import Room
 from proto.subjects import GENERATORS, TurnKey
 
@@ -68,7 +69,8 @@ async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str)
         carrier = LastCarrier(log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9)
         carrier.stop = asyncio.Event()
         deliveries = await Deliveries.open(connection, GENERATORS)
-        await Worker(log, deliveries, carrier, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
+        settlement = Settlement(Counters(connection), Slots(connection))
+        await Worker(log, deliveries, carrier, settlement, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
     await connection.close()
 
 

@@ -1,5 +1,7 @@
 """The routes of a turn: ask, read, look, cancel. A POST becomes one entry in the log; no model is called here."""
 
+from contextlib import nullcontext
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,9 +43,11 @@ async def post(request: Request) -> Response | ASGIApp:
     check_webhook(ask.webhook, gateway_of(request).settings)
     if ask.prompt is not None:
         ask = await gateway_of(request).prompts.filled(ask, ask.prompt)
-    key, asked_for = await accepted(request, ask, raw)
+    is_stream = "text/event-stream" in request.headers.get("accept", "")
+    async with gateway_of(request).streams.reserved(request) if is_stream else nullcontext():
+        key, asked_for = await accepted(request, ask, raw)
     path = f"/v1/turns/{key.turn}"
-    if "text/event-stream" in request.headers.get("accept", ""):
+    if is_stream:
         return Stream(gateway_of(request), key, NOTHING, dialect, {"location": path})
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     told = Accepted(turn=key.turn, session=asked_for.session, links=links)

@@ -4,7 +4,9 @@ from proto.log.bodies import Bodies
 from proto.log.claims import Claim, Claims
 from proto.log.connection import Connection
 from proto.log.deliveries import Deliveries, Delivery
+from proto.log.limits import Counters
 from proto.log.services import Services
+from proto.log.slots import Slots
 from proto.log.streams import check, fullness
 from proto.log.tombstones import Tombstones
 from proto.log.turns import TurnLog
@@ -14,9 +16,11 @@ __all__ = [
     "Claim",
     "Claims",
     "Connection",
+    "Counters",
     "Deliveries",
     "Delivery",
     "Services",
+    "Slots",
     "Tombstones",
     "TurnLog",
     "check",

@@ -6,6 +6,8 @@ from proto.ids import NOTHING, Seq
 
 # Codes of nats-server. 10077: the stream's limit; 10023, 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)
+# Somebody was first, or an earlier write is not settled yet.
+FENCE_CODES = (10071, 10164)
 # No such message, as a stream's leader says it.
 NOT_FOUND = 10037
 

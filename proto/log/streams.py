@@ -24,19 +24,25 @@ from proto.errors import LogMisconfigured, LogUnavailable
 from proto.log.connection import Connection
 from proto.subjects import (
     BODIES,
+    BUDGETS,
     CLAIMS,
     EVERY_BLOB,
+    EVERY_BUDGET,
     EVERY_END,
     EVERY_KEY,
+    EVERY_LIMIT,
     EVERY_LIVE,
     EVERY_LIVE_KEY,
     EVERY_REQUEST,
+    EVERY_SLOT,
     EVERY_TURN,
     GENERATORS,
     KEYS,
+    LIMITS,
     LOGINS,
     PERSISTENCE,
     SECRETS,
+    SLOTS,
     STREAM,
     WEBHOOKS,
 )
@@ -55,6 +61,12 @@ GENERATOR_ACK_WAIT_S = 2.0
 PERSISTENCE_ACK_WAIT_S = 10.0
 # What a killed process had not told yet is told this much later.
 WEBHOOKS_ACK_WAIT_S = 10.0
+# A counter of an hour at most, and what is still added to it when a turn has ended.
+LIMITS_KEPT_S = 2 * 3600.0
+# A month that nobody has used for nine days is over.
+BUDGETS_KEPT_S = 40 * 24 * 3600.0
+# No turn runs for so long, nor is its log kept.
+SLOTS_KEPT_S = 7 * 24 * 3600.0
 
 
 def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
@@ -91,6 +103,50 @@ def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
         num_replicas=replicas,
         metadata={"tailrace_schema": SCHEMA},
     )
+
+
+def counters(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
+    """Such a stream takes increments and nothing else, and keeps what each subject comes to."""
+    return StreamConfig(
+        name=name,
+        description="Tailrace: what was used",
+        subjects=[subjects],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        max_age=kept_s,
+        max_msgs_per_subject=1,
+        # For how long an increment that is sent again, with its name, is known and not added again.
+        duplicate_window=remembered_s,
+        allow_msg_counter=True,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def slots(replicas: int) -> StreamConfig:
+    return StreamConfig(
+        name=SLOTS,
+        description="Tailrace: places that are held",
+        subjects=[EVERY_SLOT],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        max_age=SLOTS_KEPT_S,
+        max_msgs_per_subject=1,
+        allow_msg_ttl=True,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def metering(replicas: int) -> list[StreamConfig]:
+    """What limits are counted in (PROTOCOL R37)."""
+    return [
+        counters(LIMITS, EVERY_LIMIT, LIMITS_KEPT_S, LIMITS_KEPT_S, replicas),
+        counters(BUDGETS, EVERY_BUDGET, BUDGETS_KEPT_S, RETENTION_S, replicas),
+        slots(replicas),
+    ]
 
 
 def consumers() -> list[ConsumerConfig]:
@@ -136,6 +192,8 @@ async def apply(
     try:
         await _create_stream(jetstream, stream(replicas, bytes_max, retention_s))
         await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
+        for config in metering(replicas):
+            await _create_stream(jetstream, config)
         await _create_claims(jetstream, replicas, retention_s)
         await _create_keys(jetstream, replicas)
         await _create_bucket(jetstream, KeyValueConfig(bucket=SECRETS, history=1, replicas=replicas))
@@ -152,7 +210,7 @@ async def check(connection: Connection) -> None:
     jetstream = connection.jetstream
     try:
         differing = []
-        for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S)):
+        for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S), *metering(1)):
             found = (await jetstream.stream_info(str(ours.name))).config
             differing += _differences(ours, found, OWNED_BY_STREAM)
         for wanted in consumers():
@@ -162,7 +220,7 @@ async def check(connection: Connection) -> None:
             await jetstream.key_value(bucket)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
-            "NATS lacks the stream TURNS, BODIES or a part of one: run `python -m deploy streams`, or start `up`"
+            "NATS lacks a stream or a part of one: run `python -m deploy streams`, or start `up`"
         ) from error
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be checked: {type(error).__name__}") from error
@@ -189,6 +247,8 @@ OWNED_BY_STREAM = (
     "republish",
     "retention",
     "max_msgs_per_subject",
+    "allow_msg_counter",
+    "allow_msg_ttl",
     "metadata",
 )
 OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType
+from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
 from deploy.nats_server import NatsServer
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.log import Connection, check, fullness, streams
-from proto.subjects import BODIES, CLAIMS, GENERATORS, PERSISTENCE, STREAM, WEBHOOKS
+from proto.subjects import BODIES, BUDGETS, CLAIMS, GENERATORS, LIMITS, PERSISTENCE, SLOTS, STREAM, WEBHOOKS
 from tests.conftest import BYTES_MAX
 from tests.until import until
 
@@ -60,6 +60,29 @@ async def test_the_store_of_bodies_is_set_up_as_the_protocol_says(connection: Co
     assert config.allow_direct
     assert config.metadata is not None
     assert config.metadata["tailrace_schema"] == "1"
+
+
+@pytest.mark.rule("R37")
+async def test_what_limits_are_counted_in_is_set_up_as_the_protocol_says(connection: Connection) -> None:
+    """Two streams of counters, and one of places that may have a life."""
+    configs = {name: (await connection.jetstream.stream_info(name)).config for name in (LIMITS, BUDGETS, SLOTS)}
+    assert [config.subjects for config in configs.values()] == [["limits.>"], ["budgets.>"], ["slots.>"]]
+    assert [config.max_age for config in configs.values()] == [2 * 3600, 40 * 24 * 3600, 7 * 24 * 3600]
+    assert [bool(config.allow_msg_counter) for config in configs.values()] == [True, True, False]
+    assert [bool(config.allow_msg_ttl) for config in configs.values()] == [False, False, True]
+    # As long as the log keeps a request, its turn may be settled again.
+    assert configs[BUDGETS].duplicate_window == 24 * 3600
+    for config in configs.values():
+        assert (config.storage, config.retention) == (StorageType.FILE, RetentionPolicy.LIMITS)
+        assert (config.max_msgs_per_subject, config.allow_direct) == (1, True)
+
+
+@pytest.mark.rule("R37")
+async def test_a_stream_of_counters_that_counts_nothing_is_refused(bare: Connection) -> None:
+    """Made by somebody as an ordinary stream, it would take every increment for a message."""
+    await bare.jetstream.add_stream(StreamConfig(name=LIMITS, subjects=["limits.>"]))
+    with pytest.raises(LogMisconfigured, match="allow_msg_counter"):
+        await streams.apply(bare, bytes_max=BYTES_MAX)
 
 
 @pytest.mark.rule("R31")

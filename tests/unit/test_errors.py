@@ -23,6 +23,7 @@ ANTHROPIC_TYPES = {
     "not_found_error": {404},
     "request_too_large": {413},
     "rate_limit_error": {429},
+    "billing_error": {402},
     "api_error": {500, 502, 503},
     "timeout_error": {504},
     "overloaded_error": {503, 529},

@@ -1,0 +1,195 @@
+"""What a turn takes before it is asked, from its key's limits and its tenant's; and what came to nothing is given back.
+
+The counters and slots are in NATS, and true over all gateways. Counting is "add, then look": whoever is over takes back
+what was added, so that those who were let in are never more than the limit, and what was refused is not counted.
+A slot of a running turn is free as soon as the log has the turn's end, whoever forgot to give it up.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Self
+
+import msgspec
+
+from gateway.caller import Caller
+from gateway.estimate import estimate_of
+from gateway.quota import Owner, Quota, What, owners, quota
+from proto.entries import Hold, Request
+from proto.errors import LogError, Refused
+from proto.ids import Seq, Tenant, TurnId
+from proto.limits import Limits
+from proto.log import Counters, Slots, TurnLog
+from proto.log.slots import Slot
+from proto.subjects import TurnKey
+from proto.usage import NUSD_PER_USD
+
+# A turn that has a slot, and that the log does not know after this long, was never asked: its gateway died before.
+ASKED_WITHIN = timedelta(seconds=60)
+# So many slots are looked at for one that is free when all are taken; those that end give up their own.
+LOOKED_AT_MAX = 64
+RUNNING_AGAIN_S = 1.0
+
+PER = {"requests": "requests", "tokens": "tokens", "bytes_day": "bytes of pictures, documents and long texts"}
+PERIOD = {"usd_day": "day", "usd_month": "month"}
+
+
+class Standing(NamedTuple):
+    """How a caller stands with a limit, as it is told in headers."""
+
+    quota: Quota
+    remaining: int
+
+
+class Limiter:
+    """`of_keys` and `of_tenants` hold for each that has none of its own. `now`: Unix seconds."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        slots: Slots,
+        log: TurnLog,
+        of_keys: Limits,
+        of_tenants: Limits,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.counters = counters
+        self.slots = slots
+        self.log = log
+        self.now = now
+        self._of_keys = of_keys
+        self._of_tenants = of_tenants
+
+    def owners(self, caller: Caller) -> tuple[Owner, Owner]:
+        return owners(caller, self._of_keys, self._of_tenants)
+
+    def admission(self, caller: Caller) -> "Admission":
+        return Admission(self, caller.tenant, self.owners(caller))
+
+
+class Admission:
+    """What one request has taken. As a context it gives all of it back, unless it was kept."""
+
+    def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner]) -> None:
+        self._limiter = limiter
+        self._tenant = tenant
+        self._owners = of
+        self._taken: list[tuple[str, int]] = []
+        self._slots: list[Seq] = []
+        self.standings: list[Standing] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        taken, self._taken = self._taken, []
+        slots, self._slots = self._slots, []
+        # Where NATS is away by now it stays counted: for a minute, or, an estimate, for the day.
+        with suppress(LogError):
+            for subject, amount in reversed(taken):
+                await self._limiter.counters.add(subject, -amount)
+            for seq in slots:
+                await self._limiter.slots.free(seq)
+
+    def keep(self) -> None:
+        """The turn is in the log, or may be: what it holds is settled with its end."""
+        self._taken, self._slots = [], []
+
+    async def request(self) -> None:
+        """Counts one request; raises Refused, LogUnavailable."""
+        await self._take("requests", 1)
+
+    async def stored(self, size: int) -> None:
+        """Counts bytes that are stored beside the log; raises Refused, LogUnavailable."""
+        await self._take("bytes_day", size)
+
+    async def turn(self, turn: TurnId, request: Request) -> Request:
+        """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
+        estimate = estimate_of(request)
+        holds = [Hold(subject, "tokens", estimate.tokens) for subject in await self._take("tokens", estimate.tokens)]
+        whats: tuple[What, ...] = ("usd_day", "usd_month")
+        for what in whats:
+            holds += [Hold(subject, "nusd", estimate.nusd) for subject in await self._take(what, estimate.nusd)]
+        holds += [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
+        return msgspec.structs.replace(request, holds=holds) if holds else request
+
+    async def _take(self, what: What, amount: int) -> list[str]:
+        """The counters that `amount` was added to."""
+        added: list[str] = []
+        for owner in self._owners:
+            limited = quota(owner, what, self._limiter.now())
+            if limited is None:
+                continue
+            # Where the answer is lost it may have been added; that stays, since too much is safer than too little.
+            value = await self._limiter.counters.add(limited.subject, amount)
+            self._taken.append((limited.subject, amount))
+            is_over = value > limited.most
+            held = value - amount if is_over else value
+            self.standings.append(Standing(limited, max(0, limited.most - held)))
+            if is_over:
+                raise refusal(limited, amount, held, self._limiter.now())
+            added.append(limited.subject)
+        return added
+
+    async def _run(self, turn: TurnId) -> list[tuple[str, Seq]]:
+        """A slot of each owner whose running turns are limited."""
+        taken = []
+        for owner in self._owners:
+            most = owner.limits.running
+            if most is None:
+                continue
+            place = await self._limiter.slots.take(owner.tenant, owner.name, "running", most, turn)
+            if place is None and await self._sweep(owner):
+                place = await self._limiter.slots.take(owner.tenant, owner.name, "running", most, turn)
+            if place is None:
+                raise Refused(
+                    "turns_running",
+                    f"{most} turns of this {owner.noun} are running, and no more may: wait for one to end",
+                    retry_after_s=RUNNING_AGAIN_S,
+                )
+            self._slots.append(place.seq)
+            taken.append((place.subject, place.seq))
+        return taken
+
+    async def _sweep(self, owner: Owner) -> bool:
+        """Gives up the slots of turns that have ended, or never began; whether there was one."""
+        held = await self._limiter.slots.held(owner.tenant, owner.name, "running")
+        over = await asyncio.gather(*(self._is_over(slot) for slot in held[:LOOKED_AT_MAX]))
+        ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]
+        for slot in ended:
+            await self._limiter.slots.free(slot.seq)
+        return bool(ended)
+
+    async def _is_over(self, slot: Slot) -> bool:
+        key = TurnKey(self._tenant, TurnId(slot.holder))
+        log = self._limiter.log
+        if await log.has_end(key):
+            return True
+        age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
+        return age > ASKED_WITHIN and not await log.is_known(key)
+
+
+def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
+    """Why `amount` more is too much, and when it is not."""
+    at = f"{datetime.fromtimestamp(limited.renews_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if limited.what in ("usd_day", "usd_month"):
+        # 402, and no Retry-After: the SDKs repeat a 429, and nothing changes until then.
+        return Refused(
+            "budget_spent",
+            f"the budget of this {limited.noun} for the {PERIOD[limited.what]} is {_usd(limited.most)}: "
+            f"{_usd(held)} are spent or held for turns that run, and this turn may cost {_usd(amount)}. "
+            f"It renews at {at}; a smaller `max_tokens` holds less",
+        )
+    window = f"{limited.window_s:g} s" if limited.what != "bytes_day" else "a day"
+    return Refused(
+        "rate_limited",
+        f"this {limited.noun} may use {limited.most} {PER[limited.what]} in {window}: "
+        f"{max(0, limited.most - held)} are left until {at}, and this needs {amount}",
+        retry_after_s=max(0.001, limited.renews_at - now),
+    )
+
+
+def _usd(nusd: int) -> str:
+    return f"${nusd / NUSD_PER_USD:.4f}".rstrip("0").rstrip(".")

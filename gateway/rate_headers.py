@@ -1,0 +1,100 @@
+"""Tells a caller in headers how it stands with its limits, in the words of the protocol that it speaks.
+
+Anthropic's: docs, "Rate limits", response headers; the reset is a time. OpenAI's: docs, "Rate limits", "Rate limits in
+headers"; the reset is a duration. Ours are the IETF's (draft-ietf-httpapi-ratelimit-headers, since its 8th version).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.limits import Admission, Standing
+
+# In a request's state: what it has taken.
+ADMISSION = "admission"
+ANTHROPIC = ("/v1/messages",)
+OPENAI = ("/v1/chat/completions", "/v1/responses")
+# What SDKs look for. Budgets are told when they are spent.
+TOLD = ("requests", "tokens")
+
+Headers = dict[str, str]
+
+
+class RateHeaders:
+    """ASGI middleware. `now`: Unix seconds."""
+
+    def __init__(self, app: ASGIApp, now: Callable[[], float]) -> None:
+        self._app = app
+        self._now = now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.setdefault("state", {})
+
+        async def send_told(message: Message) -> None:
+            admission: Admission | None = state.get(ADMISSION)
+            if message["type"] == "http.response.start" and admission is not None:
+                told = headers(scope["path"], admission.standings, self._now())
+                more = [(name.encode(), value.encode()) for name, value in told.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        await self._app(scope, receive, send_told)
+
+
+def headers(path: str, standings: Iterable[Standing], now: float) -> Headers:
+    """Of each kind the limit of which the least is left: a key's or its tenant's."""
+    least: dict[str, Standing] = {}
+    for standing in standings:
+        what = standing.quota.what
+        if what in TOLD and (what not in least or standing.remaining < least[what].remaining):
+            least[what] = standing
+    if path.startswith(ANTHROPIC):
+        return _anthropic(least)
+    return _openai(least, now) if path.startswith(OPENAI) else _ietf(least, now)
+
+
+def _anthropic(least: dict[str, Standing]) -> Headers:
+    told: Headers = {}
+    for what, (quota, remaining) in least.items():
+        name = f"anthropic-ratelimit-{what}"
+        # Never before it renews: times there are in whole seconds.
+        reset = datetime.fromtimestamp(math.ceil(quota.renews_at), UTC)
+        told |= {
+            f"{name}-limit": str(quota.most),
+            f"{name}-remaining": str(remaining),
+            f"{name}-reset": f"{reset:%Y-%m-%dT%H:%M:%SZ}",
+        }
+    return told
+
+
+def _openai(least: dict[str, Standing], now: float) -> Headers:
+    told: Headers = {}
+    for what, (quota, remaining) in least.items():
+        told |= {
+            f"x-ratelimit-limit-{what}": str(quota.most),
+            f"x-ratelimit-remaining-{what}": str(remaining),
+            f"x-ratelimit-reset-{what}": duration(quota.renews_at - now),
+        }
+    return told
+
+
+def _ietf(least: dict[str, Standing], now: float) -> Headers:
+    if not least:
+        return {}
+    policies = (f'"{what}";q={quota.most};w={math.ceil(quota.window_s)}' for what, (quota, _) in least.items())
+    left = (
+        f'"{what}";r={remaining};t={max(0, math.ceil(quota.renews_at - now))}'
+        for what, (quota, remaining) in least.items()
+    )
+    return {"ratelimit-policy": ", ".join(policies), "ratelimit": ", ".join(left)}
+
+
+def duration(seconds: float) -> str:
+    """As Go writes them: `12ms`, `1s`, `6m0s`."""
+    if seconds < 1:
+        return f"{max(0, math.ceil(seconds * 1000))}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -1,0 +1,455 @@
+"""Limits are true over all gateways, and what they refuse is not counted as used."""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+from signal import SIGKILL
+
+import httpx2
+import pytest
+
+from deploy.nats_server import NatsServer
+from gateway.caller import Caller
+from gateway.limits import Limiter
+from gateway.quota import TENANT, owners, quota
+from generators.settlement import Settlement
+from proto.errors import Refused
+from proto.ids import Tenant, TurnId, new_id
+from proto.limits import NONE, Limits
+from proto.log import Connection, Counters, Slots, TurnLog
+from proto.subjects import TurnKey
+from tests.handwritten import request
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.processes import Process
+from tests.processes import gateway as gateway_process
+from tests.until import until
+
+CLIENTS = 50
+GATEWAYS = 3
+OTHER_KEY = "another-key-of-the-same-tenant"
+
+# What a turn of `SLOW` is held for: 20 characters are 6 tokens, and 94 more may be answered, by Haiku 5.5.
+SLOW: dict[str, object] = {"message": "#sim words=9 wait=60", "max_tokens": 94, "model": "claude-haiku-5-5"}
+TOKENS = 100
+NUSD = 6 * 100 + 94 * 500
+ENOUGH = 7
+# `burst=7` and one a minute: 7 in each seven minutes.
+RACES = [
+    ("requests=1, burst=7", 429, "rate_limited"),
+    (f"tokens={ENOUGH * TOKENS}", 429, "rate_limited"),
+    (f"running={ENOUGH}", 429, "turns_running"),
+    (f"usd_day={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_spent"),
+    (f"usd_month={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_spent"),
+]
+IDS = [limits.split("=")[0] for limits, _, _ in RACES]
+
+
+async def three(nats_url: str, new_gateway: NewGateway, **limits: str) -> list[Gateway]:
+    return [await new_gateway(nats_url, **limits) for _ in range(GATEWAYS)]
+
+
+async def raced(gateways: list[Gateway], body: dict[str, object] = SLOW) -> list[httpx2.Response]:
+    """`CLIENTS` POSTs at once, over all the gateways, within one window of each limit."""
+    await until(lambda: time.time() % 60 < 40, 30)
+    asked = (gateways[number % len(gateways)].client.post("/v1/turns", json=body) for number in range(CLIENTS))
+    return list(await asyncio.gather(*asked))
+
+
+def statuses(answers: list[httpx2.Response]) -> Counter[int]:
+    return Counter(answer.status_code for answer in answers)
+
+
+def code(answer: httpx2.Response) -> str:
+    said: str = answer.json()["error"]["code"]
+    return said
+
+
+def limiter_of(connection: Connection, limits: Limits, now: float) -> Limiter:
+    """As a gateway has it, with a clock that stands still."""
+    return Limiter(Counters(connection), Slots(connection), TurnLog(connection), limits, NONE, lambda: now)
+
+
+async def spent(connection: Connection, tenant: Tenant, limits: Limits) -> int:
+    """What the day's counter of the fixtures' key holds, in nano-dollars."""
+    name = f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"
+    limited = quota(owners(Caller(tenant, name), limits, NONE)[0], "usd_day", time.time())
+    assert limited is not None
+    return await Counters(connection).add(limited.subject, 0)
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("owner", ["key", "tenant"])
+@pytest.mark.parametrize(("limits", "status", "why"), RACES, ids=IDS)
+async def test_a_race_on_three_gateways_lets_exactly_the_allowed_number_through(
+    nats_url: str, new_gateway: NewGateway, limits: str, status: int, why: str, owner: str
+) -> None:
+    """Fifty clients at once, and as many again: what was let in is counted in all of them, and nothing else."""
+    gateways = await three(nats_url, new_gateway, **{f"limits_{owner}": limits})
+    answers = await raced(gateways)
+    print(f"{owner} {limits}: allowed {ENOUGH}, let through {statuses(answers)[202]} of {CLIENTS}")
+    assert statuses(answers) == {202: ENOUGH, status: CLIENTS - ENOUGH}
+    refused = [answer for answer in answers if answer.status_code == status]
+    assert {code(answer) for answer in refused} == {why}
+    assert all(owner in answer.json()["error"]["message"] for answer in refused)
+    assert {answer.headers.get("retry-after") is not None for answer in refused} == {status == 429}
+    assert statuses(await raced(gateways)) == {status: CLIENTS}
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str, new_gateway: NewGateway) -> None:
+    """Forty-three turns had a request and tokens, and found no place to run: only those of the seven are used."""
+    limits = f"requests=1, burst=100, tokens={100 * TOKENS}, usd_day=1, running={ENOUGH}"
+    gateways = await three(nats_url, new_gateway, limits_key=limits, limits_tenant="requests=1, burst=200")
+    assert statuses(await raced(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
+    refused = await gateways[0].client.post("/v1/turns", json=SLOW)
+    assert code(refused) == "turns_running"
+    # The one that is told this has taken one of each, and gives it back.
+    assert f'"requests";r={100 - ENOUGH - 1};' in refused.headers["ratelimit"]
+    assert f'"tokens";r={(100 - ENOUGH - 1) * TOKENS};' in refused.headers["ratelimit"]
+
+
+@pytest.mark.timeout(90)
+async def test_one_tenants_limits_do_not_touch_another(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
+    """FAULTS I13: while fifty clients of one tenant are refused, all fifty of another are let in."""
+    other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
+    limits = "requests=1, burst=50, running=50"
+    gateway = await new_gateway(
+        nats_url, limits_key=limits, limits_tenant="running=50", api_keys=f"{api_keys(tenant)}, {other}"
+    )
+    assert statuses(await raced([gateway])) == {202: 50}
+    async with gateway.new_client() as stranger:
+        stranger.headers["authorization"] = f"Bearer {OTHER_KEY}"
+        asking = asyncio.gather(*(stranger.post("/v1/turns", json=SLOW) for _ in range(CLIENTS)))
+        refused = await raced([gateway])
+        let_in = await asking
+    assert statuses(refused) == {429: CLIENTS}
+    assert statuses(let_in) == {202: CLIENTS}
+
+
+async def test_a_key_has_its_own_and_a_tenant_one_for_all_of_its_keys(
+    nats_url: str, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """Two keys of one tenant with two each, and three for both."""
+    second = f"{tenant}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
+    gateway = await new_gateway(
+        nats_url, limits_key="running=2", limits_tenant="running=3", api_keys=f"{api_keys(tenant)}, {second}"
+    )
+    assert [(await gateway.client.post("/v1/turns", json=SLOW)).status_code for _ in range(3)] == [202, 202, 429]
+    async with gateway.new_client() as other:
+        other.headers["authorization"] = f"Bearer {OTHER_KEY}"
+        answers = [await other.post("/v1/turns", json=SLOW) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert "this tenant" in answers[1].json()["error"]["message"]
+
+
+async def test_a_turn_that_has_ended_has_no_place_whoever_ended_it(nats_url: str, new_gateway: NewGateway) -> None:
+    """No generator is here to settle it: the log has its end, and that is enough."""
+    gateway = await new_gateway(nats_url, limits_key="running=1")
+    for _ in range(3):
+        accepted = await gateway.client.post("/v1/turns", json=SLOW)
+        assert accepted.status_code == 202
+        assert code(await gateway.client.post("/v1/turns", json=SLOW)) == "turns_running"
+        await gateway.client.post(accepted.json()["links"]["cancel"])
+
+
+async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
+    connection: Connection, tenant: Tenant
+) -> None:
+    """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
+    caller, limits = Caller(tenant), Limits(running=1)
+    (owner, _) = owners(caller, limits, NONE)
+    assert await Slots(connection).take(tenant, owner.name, "running", 1, new_id()) is not None
+    now, later = (limiter_of(connection, limits, time.time() + after_s) for after_s in (0, 90))
+    with pytest.raises(Refused, match="are running"):
+        await now.admission(caller).turn(TurnId(new_id()), request())
+    asked = await later.admission(caller).turn(TurnId(new_id()), request())
+    assert [hold.unit for hold in asked.holds or ()] == ["slot"]
+
+
+async def test_what_repeats_a_turn_takes_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+    """Fifty POSTs with one Idempotency-Key are one request."""
+    gateway = await new_gateway(nats_url, limits_key="requests=1, burst=2, running=2")
+    headers = {"idempotency-key": "once"}
+    answers = await asyncio.gather(
+        *(gateway.client.post("/v1/turns", json=SLOW, headers=headers) for _ in range(CLIENTS))
+    )
+    accepted = {answer.json().get("turn") for answer in answers if answer.status_code == 202}
+    assert len(accepted) == 1
+    # Those that raced the first may have been refused; by now all of them find it.
+    again = await gateway.client.post("/v1/turns", json=SLOW, headers=headers)
+    assert again.json()["turn"] in accepted
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+async def test_a_question_that_is_refused_takes_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+    """A body that nobody can answer, as often as anybody likes."""
+    gateway = await new_gateway(nats_url, limits_key="requests=1, burst=1, running=1")
+    for _ in range(5):
+        assert (await gateway.client.post("/v1/turns", json={**SLOW, "model": "nobody"})).status_code == 400
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+@pytest.mark.rule("R37")
+async def test_what_was_held_is_settled_with_what_was_used(
+    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """An answer that may be long is held for; once it has ended, and was short, the rest is free again."""
+    limits = "tokens=5000, usd_day=0.05"
+    gateway = await new_gateway(house.nats_url, limits_key=limits)
+    body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5", "max_tokens": 3000}
+    connection = await Connection.open(house.nats_url, "test")
+    for turns in range(1, 5):
+        accepted = (await gateway.client.post("/v1/turns", json=body)).json()
+        assert "turn" in accepted, accepted
+        await gateway.client.get(accepted["links"]["events"])
+        cost = (await TurnLog(connection).turn(TurnKey(tenant, accepted["turn"]))).end.cost_nusd  # type: ignore[union-attr]
+
+        async def is_settled(expected: int = turns * cost) -> bool:
+            return await spent(connection, tenant, Limits(usd_day=0.05)) == expected
+
+        assert cost
+        await until(is_settled)
+    await connection.close()
+
+
+@pytest.mark.rule("R37")
+async def test_a_turn_is_settled_once_however_often_it_is_delivered(
+    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """FAULTS S19: a generator that died before it acknowledged has another one settle the same turn."""
+    gateway = await new_gateway(house.nats_url, limits_key="usd_day=1, running=5")
+    body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5"}
+    accepted = (await gateway.client.post("/v1/turns", json=body)).json()
+    await gateway.client.get(accepted["links"]["events"])
+    connection = await Connection.open(house.nats_url, "test")
+    key = TurnKey(tenant, accepted["turn"])
+    turn = await TurnLog(connection).turn(key)
+    assert turn.end is not None
+    settlement = Settlement(Counters(connection), Slots(connection))
+    await asyncio.gather(*(settlement.settle(key, turn) for _ in range(5)))
+    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
+    await connection.close()
+
+
+@pytest.mark.timeout(60)
+async def test_asking_and_cancelling_over_and_over_spends_the_budget(
+    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """FAULTS S19: what was said before a turn was cancelled was paid for, and soon there is no money left."""
+    gateway = await new_gateway(house.nats_url, limits_key="usd_day=0.1")
+    costs: list[float] = []
+    for number in range(200):
+        # What it was asked is paid for as soon as it begins to answer: 14,000 tokens of input.
+        body = {
+            "message": f"#sim words=500 rate=100\n{'river ' * 8000}{number}",
+            "model": "claude-opus-5-5",
+            "max_tokens": 500,
+        }
+        answer = await gateway.client.post("/v1/turns", json=body)
+        if answer.status_code != 202:
+            break
+        links = answer.json()["links"]
+        async with gateway.client.stream("GET", links["events"]) as stream:
+            async for line in stream.aiter_lines():
+                if '"delta"' in line:
+                    break
+        cancelled = (await gateway.client.post(links["cancel"])).json()
+        assert cancelled["outcome"] == "cancelled"
+        costs.append(cancelled["cost_usd"])
+    assert (answer.status_code, code(answer)) == (402, "budget_spent")
+    assert costs
+    assert 0 < sum(costs) <= 0.1
+
+
+async def test_bytes_that_are_stored_beside_the_log_are_limited(nats_url: str, new_gateway: NewGateway) -> None:
+    """Three long texts of 100 kB fit into 350 kB a day, and a fourth does not; what is short does."""
+    gateway = await new_gateway(nats_url, limits_tenant="bytes_day=350000")
+    long = [{"message": f"{number}" + "x" * 100_000} for number in range(4)]
+    answers = [await gateway.client.post("/v1/turns", json=body) for body in long]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+    assert "bytes of pictures" in answers[3].json()["error"]["message"]
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+HEADERS = [
+    (
+        "/v1/messages",
+        {
+            "model": "claude-haiku-5-5",
+            "max_tokens": 94,
+            "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+        },
+        "anthropic-ratelimit-{what}-limit",
+        "anthropic-ratelimit-{what}-remaining",
+        "anthropic-ratelimit-{what}-reset",
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "model": "claude-haiku-5-5",
+            "max_tokens": 94,
+            "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+        },
+        "x-ratelimit-limit-{what}",
+        "x-ratelimit-remaining-{what}",
+        "x-ratelimit-reset-{what}",
+    ),
+    (
+        "/v1/responses",
+        {"model": "claude-haiku-5-5", "max_output_tokens": 94, "input": "#sim words=1 rate=0"},
+        "x-ratelimit-limit-{what}",
+        "x-ratelimit-remaining-{what}",
+        "x-ratelimit-reset-{what}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "limit", "remaining", "reset"), HEADERS, ids=[row[0] for row in HEADERS])
+async def test_each_protocol_is_told_in_its_own_headers(
+    gateway: Gateway,
+    new_gateway: NewGateway,
+    house: House,
+    path: str,
+    body: dict[str, object],
+    limit: str,
+    remaining: str,
+    reset: str,
+) -> None:
+    """What is left of requests and of tokens, with the answer and with the refusal, and when it renews."""
+    limited = await new_gateway(house.nats_url, limits_key="requests=1, burst=1, tokens=1000")
+    answered = await limited.client.post(path, json=body)
+    refused = await limited.client.post(path, json=body)
+    assert (answered.status_code, refused.status_code) == (200, 429)
+    for answer in (answered, refused):
+        assert answer.headers[limit.format(what="requests")] == "1"
+        assert answer.headers[remaining.format(what="requests")] == "0"
+        assert answer.headers[reset.format(what="requests")]
+    assert answered.headers[limit.format(what="tokens")] == "1000"
+    assert answered.headers[remaining.format(what="tokens")] == str(1000 - 94 - 6)
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert not [name for name in (await gateway.client.post(path, json=body)).headers if "ratelimit" in name]
+
+
+async def test_our_own_routes_tell_it_as_the_ietf_does(nats_url: str, new_gateway: NewGateway) -> None:
+    """`RateLimit-Policy` and `RateLimit`, of the limit of which the least is left."""
+    gateway = await new_gateway(nats_url, limits_key="requests=60", limits_tenant="requests=1, burst=2")
+    told = (await gateway.client.post("/v1/turns", json=SLOW)).headers
+    assert told["ratelimit-policy"] == '"requests";q=2;w=120'
+    assert told["ratelimit"].startswith('"requests";r=1;t=')
+
+
+async def test_without_nats_nothing_is_asked_and_what_is_there_is_read(
+    own_server: NatsServer, new_gateway: NewGateway
+) -> None:
+    """A turn could not be stored anyway; what is read was paid for, and is let in uncounted."""
+    gateway = await new_gateway(own_server.url, limits_key="requests=9, streams=1", heartbeat_s=0.05, linger_s=30)
+    accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
+    async with gateway.client.stream("GET", accepted["links"]["events"]):
+        await own_server.stop(SIGKILL)
+        assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 503
+        async with gateway.client.stream("GET", accepted["links"]["events"]) as second:
+            assert second.status_code == 200
+            assert await anext(second.aiter_raw())
+
+
+async def opened(stack: AsyncExitStack, gateway: Gateway, path: str, cursor: int = 0) -> httpx2.Response:
+    headers = {"last-event-id": str(cursor)} if cursor else {}
+    return await stack.enter_async_context(gateway.client.stream("GET", path, headers=headers))
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(60)
+async def test_streams_are_limited_over_all_gateways_and_their_places_come_back(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """Of thirty readers three are let in; one leaves, and another is."""
+    gateways = await three(nats_url, new_gateway, limits_key="streams=3")
+    accepted = (await gateways[0].client.post("/v1/turns", json=SLOW)).json()
+    path = accepted["links"]["events"]
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(AsyncExitStack()) for _ in range(30)]
+        answers = await asyncio.gather(
+            *(opened(reader, gateways[number % GATEWAYS], path) for number, reader in enumerate(readers))
+        )
+        print(f"streams=3: allowed 3, let through {statuses(answers)[200]} of 30")
+        assert statuses(answers) == {200: 3, 429: 27}
+        assert {answer.headers.get("retry-after") for answer in answers} == {None, "2"}
+        first = next(number for number, answer in enumerate(answers) if answer.status_code == 200)
+        await readers[first].aclose()
+
+        async def is_let_in() -> bool:
+            reader = await stack.enter_async_context(AsyncExitStack())
+            return (await opened(reader, gateways[0], path)).status_code == 200
+
+        await until(is_let_in)
+
+
+async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+    """A POST that wants its answer streamed is refused before there is a turn that nobody would read."""
+    gateway = await new_gateway(nats_url, limits_key="streams=1, requests=1, burst=9")
+    accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
+    streamed = {"accept": "text/event-stream"}
+    async with gateway.client.stream("GET", accepted["links"]["events"]):
+        refused = await gateway.client.post("/v1/turns", json=SLOW, headers=streamed)
+        assert (refused.status_code, code(refused)) == (429, "streams_open")
+        told = (await gateway.client.post("/v1/turns", json=SLOW)).headers["ratelimit"]
+        assert '"requests";r=7;' in told
+
+
+@pytest.mark.timeout(60)
+async def test_a_reader_that_comes_back_is_held_until_there_is_a_place(nats_url: str, new_gateway: NewGateway) -> None:
+    """To an EventSource a 429 is final: who was cut off waits, with heartbeats, for the place that it had."""
+    gateway = await new_gateway(nats_url, limits_key="streams=1", heartbeat_s=0.1)
+    accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        reader = await opened(first, gateway, accepted["links"]["events"])
+        lines = reader.aiter_lines()
+        cursor = 0
+        while not cursor:
+            line = await anext(lines)
+            cursor = int(line.removeprefix("id:")) if line.startswith("id:") else 0
+        held = await opened(second, gateway, accepted["links"]["events"], cursor)
+        pieces = held.aiter_raw()
+        assert (held.status_code, (await anext(pieces)).startswith(b":")) == (200, True)
+        await first.aclose()
+        await gateway.client.post(accepted["links"]["cancel"])
+        rest = b"".join([piece async for piece in pieces])
+        assert b'"done"' in rest or b"cancelled" in rest
+
+
+@pytest.mark.timeout(60)
+async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Nobody renews their places: within seconds others have them."""
+    settings = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LIMITS_KEY": "streams=1"}
+    other = await new_gateway(own_server.url, limits_key="streams=1")
+    path = (await other.client.post("/v1/turns", json=SLOW)).json()["links"]["events"]
+    async with gateway_process(tmp_path, own_server.url, **settings) as doomed, other.new_client() as client:
+        async with client.stream("GET", f"{doomed.url}{path}") as read:
+            assert read.status_code == 200
+            # Longer than a place lives that nobody renews.
+            slots = Slots(own_connection)
+            (owner, _) = owners(Caller(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), NONE, NONE)
+            assert owner.name != TENANT
+            (first,) = await slots.held(tenant, owner.name, "streams")
+
+            async def is_renewed() -> bool:
+                held = await slots.held(tenant, owner.name, "streams")
+                return bool(held) and held[0].seq > first.seq
+
+            await until(is_renewed)
+            assert (await other.client.get(path)).status_code == 429
+            await doomed.stop(SIGKILL)
+
+        async def is_let_in() -> bool:
+            async with other.client.stream("GET", path) as stream:
+                return stream.status_code == 200
+
+        await until(is_let_in, 15)

@@ -1,0 +1,106 @@
+"""Places that are held: as many as there are, each by one, and free again when nobody holds them."""
+
+import asyncio
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from proto.errors import LogUnavailable
+from proto.ids import Tenant, new_id
+from proto.log import Connection, Counters, Slots
+from tests.until import until
+
+
+@pytest.mark.rule("R37")
+async def test_of_many_at_once_as_many_have_a_place_as_there_are(
+    connection: Connection, nats_url: str, tenant: Tenant
+) -> None:
+    """Two connections, sixty takers, nine places; each place once."""
+    other = await Connection.open(nats_url, "test")
+    doors = [Slots(connection), Slots(other)]
+    taken = await asyncio.gather(*(doors[n % 2].take(tenant, "k", "running", 9, f"h{n}") for n in range(60)))
+    places = [place for place in taken if place is not None]
+    assert len({place.subject for place in places}) == len(places) == 9
+    held = await doors[0].held(tenant, "k", "running")
+    assert {slot.subject for slot in held} == {place.subject for place in places}
+    await other.close()
+
+
+@pytest.mark.rule("R37")
+async def test_a_place_is_given_up_by_who_has_it_and_by_nobody_who_had_it(
+    connection: Connection, tenant: Tenant
+) -> None:
+    """Its sequence names the one taking of it: giving it up twice takes nothing from the next."""
+    slots = Slots(connection)
+    first = await slots.take(tenant, "k", "running", 1, "first")
+    assert first is not None
+    assert await slots.take(tenant, "k", "running", 1, "second") is None
+    await slots.free(first.seq)
+    second = await slots.take(tenant, "k", "running", 1, "second")
+    assert second is not None
+    await slots.free(first.seq)
+    assert [slot.holder for slot in await slots.held(tenant, "k", "running")] == ["second"]
+
+
+@pytest.mark.rule("R37")
+async def test_a_place_with_a_life_is_kept_by_renewing_it(connection: Connection, tenant: Tenant) -> None:
+    """The server gives it up by itself, and then it cannot be renewed."""
+    slots = Slots(connection)
+    place = await slots.take(tenant, "k", "streams", 1, "reader", life_s=1)
+    assert place is not None
+    renewed = await slots.renew(place, "reader", 1)
+    assert renewed is not None
+    assert await slots.renew(place, "reader", 1) is None, "the older sequence renewed it"
+
+    async def is_free() -> bool:
+        return not await slots.held(tenant, "k", "streams")
+
+    await until(is_free)
+    assert await slots.renew(renewed, "reader", 1) is None
+    assert await slots.take(tenant, "k", "streams", 1, "another", life_s=1) is not None
+
+
+async def test_places_are_an_owners_and_a_tenants(connection: Connection, tenant: Tenant) -> None:
+    """What one holds is none of another's; and a lower limit counts what was taken under the higher."""
+    slots = Slots(connection)
+    for _ in range(3):
+        assert await slots.take(tenant, "k", "running", 3, "h") is not None
+    for other in ((tenant, "another"), (Tenant(f"tenant-{new_id()}"), "k")):
+        assert await slots.take(*other, "running", 1, "h") is not None
+    assert await slots.take(tenant, "k", "streams", 1, "h") is not None
+    assert await slots.take(tenant, "k", "running", 2, "h") is None
+
+
+@pytest.mark.rule("R37")
+async def test_a_counter_is_what_was_added_by_everybody(connection: Connection, nats_url: str, tenant: Tenant) -> None:
+    """A hundred at once on two connections: each is told another value, and the last is the sum."""
+    other = await Connection.open(nats_url, "test")
+    subject = f"limits.{tenant}.k.requests.1-1"
+    doors = [Counters(connection), Counters(other)]
+    values = await asyncio.gather(*(doors[number % 2].add(subject, 3) for number in range(100)))
+    assert sorted(values) == list(range(3, 303, 3))
+    assert await doors[0].add(subject, -300) == 0
+    assert await doors[0].add(f"budgets.{tenant}.k.usd_day.2026-11-20", 10**15) == 10**15
+    await other.close()
+
+
+@pytest.mark.rule("R37")
+async def test_what_has_a_name_is_added_once(connection: Connection, tenant: Tenant) -> None:
+    """By its name and its counter."""
+    counters = Counters(connection)
+    for subject in (f"limits.{tenant}.k.tokens.1-1", f"budgets.{tenant}.k.usd_day.2026-11-20"):
+        for _ in range(3):
+            await counters.add_once(subject, -7, "turn-1")
+        await counters.add_once(subject, -7, "turn-2")
+        assert await counters.add(subject, 0) == -14
+
+
+async def test_without_a_server_nothing_is_counted_or_taken(
+    own_server: NatsServer, own_connection: Connection, tenant: Tenant
+) -> None:
+    """Said so in bounded time."""
+    await own_server.stop()
+    with pytest.raises(LogUnavailable):
+        await Counters(own_connection).add(f"limits.{tenant}.k.requests.1-1", 1)
+    with pytest.raises(LogUnavailable):
+        await Slots(own_connection).take(tenant, "k", "running", 1, "h")

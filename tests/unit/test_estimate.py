@@ -1,0 +1,35 @@
+"""What a request may come to before anybody has answered it."""
+
+import pytest
+
+from gateway.estimate import PICTURE_TOKENS, estimate_of
+from proto.entries import Message
+from tests.handwritten import request
+
+TEXT = "seven characters, seven times over, is forty-nine"
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 1_000_000}}
+LIFTED = {"type": "text", "text": {"tailrace:blob": "0" * 64, "bytes": 100_000}}
+
+
+def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
+    """Text at 3.5 characters a token, wherever it stands."""
+    assert len(TEXT) == 49
+    asked = request(messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100)
+    # The word `text` of the block counts, too: 14 + 14 + 2.
+    assert estimate_of(asked).tokens == 130
+    with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{"name": TEXT}], max_tokens=100)
+    assert estimate_of(with_system).tokens == 142
+
+
+@pytest.mark.parametrize("block", [PICTURE, LIFTED])
+def test_a_picture_is_no_text(block: dict[str, object]) -> None:
+    """A million characters of base64 are one picture."""
+    tokens = estimate_of(request(messages=[Message("user", [block])], max_tokens=1)).tokens
+    assert PICTURE_TOKENS < tokens < PICTURE_TOKENS + 10
+
+
+def test_money_is_at_the_models_prices() -> None:
+    """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
+    asked = request(messages=[Message("user", TEXT)], max_tokens=100)
+    assert estimate_of(asked).nusd == 14 * 2000 + 100 * 10_000
+    assert estimate_of(request(model="nobody", max_tokens=100)).nusd == 0

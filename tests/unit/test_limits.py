@@ -1,0 +1,66 @@
+"""How much a key or a tenant may, as settings and records say it."""
+
+import pytest
+
+from proto.errors import SettingsInvalid
+from proto.limits import NONE, Limits, Rate, limits_of, over, read_limits, request_rate, token_rate
+
+
+def test_a_setting_names_limits() -> None:
+    """Whole numbers and dollars, in any order, with any white space; what is not named is not limited."""
+    text = " requests=60,burst=10 , tokens = 100000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=1e9 "
+    assert read_limits("X", text) == Limits(
+        requests=60, burst=10, tokens=100_000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=10**9
+    )
+    assert read_limits("X", "") == NONE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("requests", "requests=", "requests=many", "requests=1.5", "requests=0", "requests=-1", "running=5000"),
+        *("money=1", "usd_day=-1", "usd_day=NaN", "usd_day=1e400", "tokens=1e99", "=1", "requests=0x10"),
+        "requests=60;burst=1",
+    ],
+)
+def test_a_setting_that_cannot_be_meant_stops_the_process(text: str) -> None:
+    """The message names the variable."""
+    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_LIMITS_KEY: "):
+        read_limits("TAILRACE_LIMITS_KEY", text)
+
+
+def test_a_record_says_the_same_in_json() -> None:
+    """JSON knows one kind of number."""
+    assert limits_of({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
+    with pytest.raises(ValueError, match="there are requests, burst"):
+        limits_of({"request": 60})
+
+
+def test_a_keys_own_limits_stand_before_the_common_ones() -> None:
+    """Each by itself: who is given more requests still has the common budget."""
+    common = Limits(requests=60, usd_day=1)
+    assert over(Limits(requests=600, running=3), common) == Limits(requests=600, running=3, usd_day=1)
+    assert over(NONE, common) == common
+
+
+@pytest.mark.parametrize(
+    ("limits", "rate"),
+    [
+        (NONE, None),
+        (Limits(burst=5), None),
+        (Limits(requests=60), Rate(60, 60)),
+        (Limits(requests=60, burst=10), Rate(10, 10)),
+        (Limits(requests=60, burst=120), Rate(120, 120)),
+        (Limits(requests=6000, burst=1), Rate(1, 0.01)),
+        (Limits(requests=1, burst=100), Rate(100, 3600)),
+    ],
+)
+def test_a_burst_is_how_many_fit_into_a_window(limits: Limits, rate: Rate | None) -> None:
+    """The rate stays what it is; an hour is the longest window."""
+    assert request_rate(limits) == rate
+
+
+def test_tokens_are_counted_by_the_minute() -> None:
+    """None: not limited."""
+    assert token_rate(Limits(tokens=1000)) == Rate(1000, 60)
+    assert token_rate(NONE) is None

@@ -1,0 +1,69 @@
+"""Which counters limits are at a time, and when they renew."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.caller import Caller
+from gateway.quota import TENANT, Owner, What, owners, quota
+from proto.ids import Tenant, is_token
+from proto.limits import NONE, Limits
+
+ACME = Tenant("acme")
+LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, bytes_day=9)
+WHATS: list[What] = ["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+ROWS: list[tuple[What, str, int, str]] = [
+    ("requests", "limits.acme.tenant.requests.10000-179657567", 10, "2026-12-05T23:59:40"),
+    ("tokens", "limits.acme.tenant.tokens.60000-29942928", 1000, "2026-12-06T00:00:00"),
+    ("usd_day", "budgets.acme.tenant.usd_day.2026-12-05", 2_500_000_000, "2026-12-06T00:00:00"),
+    ("usd_month", "budgets.acme.tenant.usd_month.2026-12", 50_000_000_000, "2027-01-01T00:00:00"),
+    ("bytes_day", "budgets.acme.tenant.bytes_day.2026-12-05", 9, "2026-12-06T00:00:00"),
+]
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.parametrize(("what", "subject", "most", "renews"), ROWS)
+def test_a_limit_is_a_counter_of_its_window(what: What, subject: str, most: int, renews: str) -> None:
+    """The window is in the name, so that no two gateways have to agree on more than the time."""
+    owner = Owner(ACME, TENANT, LIMITS)
+    found = quota(owner, what, at("2026-12-05T23:59:35"))
+    assert found is not None
+    if what in ("requests", "tokens"):
+        window_ms = round(found.window_s * 1000)
+        subject = f"limits.acme.tenant.{what}.{window_ms}-{int(at('2026-12-05T23:59:35')) * 1000 // window_ms}"
+    assert (found.subject, found.most, found.renews_at) == (subject, most, at(renews))
+    assert quota(Owner(ACME, TENANT, NONE), what, 0.0) is None
+
+
+@given(st.sampled_from(WHATS), st.floats(0, 4e9))
+def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float) -> None:
+    """And what counts at its end has another name."""
+    owner = Owner(ACME, TENANT, LIMITS)
+    found = quota(owner, what, now)
+    assert found is not None
+    assert now < found.renews_at + 1e-6
+    after = quota(owner, what, found.renews_at + 0.001)
+    assert after is not None
+    assert after.subject != found.subject
+
+
+def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
+    """DESIGN 5: a token's hash is, and two keys have two."""
+    names = [owners(Caller(ACME, key), NONE, NONE)[0].name for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")]
+    assert len(set(names)) == len(names)
+    assert all(is_token(name) and name != TENANT for name in names)
+
+
+def test_a_caller_is_a_key_and_then_its_tenant() -> None:
+    """With the key's own limits where its record has them."""
+    key, tenant = owners(Caller(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9))
+    assert (key.limits, tenant.limits) == (Limits(requests=5, running=2), Limits(running=9))
+    assert (key.noun, tenant.noun, tenant.name) == ("key", "tenant", TENANT)

@@ -1,0 +1,70 @@
+"""How a caller stands, in the headers of its protocol."""
+
+import pytest
+
+from gateway.limits import Standing
+from gateway.quota import Quota, What
+from gateway.rate_headers import duration, headers
+
+NOW = 1_765_000_000.0
+
+
+def standing(what: What, most: int, remaining: int, renews_in_s: float, window_s: float = 60.0) -> Standing:
+    return Standing(Quota(what, "key", "a.b", most, window_s, NOW + renews_in_s), remaining)
+
+
+STANDINGS = [
+    standing("requests", 60, 50, 12.5),
+    standing("requests", 100, 9, 30.25),
+    standing("tokens", 1000, 0, 0.0115),
+    standing("usd_day", 5, 1, 9999),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_anthropics_clients_are_told_a_time(path: str) -> None:
+    """RFC 3339, never before it renews; of two limits the one that is nearer."""
+    assert headers(path, STANDINGS, NOW) == {
+        "anthropic-ratelimit-requests-limit": "100",
+        "anthropic-ratelimit-requests-remaining": "9",
+        "anthropic-ratelimit-requests-reset": "2025-12-06T05:47:11Z",
+        "anthropic-ratelimit-tokens-limit": "1000",
+        "anthropic-ratelimit-tokens-remaining": "0",
+        "anthropic-ratelimit-tokens-reset": "2025-12-06T05:46:41Z",
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_openais_clients_are_told_a_duration(path: str) -> None:
+    """As Go writes it."""
+    assert headers(path, STANDINGS, NOW) == {
+        "x-ratelimit-limit-requests": "100",
+        "x-ratelimit-remaining-requests": "9",
+        "x-ratelimit-reset-requests": "31s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "12ms",
+    }
+
+
+def test_everybody_else_is_told_as_the_ietf_has_it() -> None:
+    """Policies, and what is left of each."""
+    assert headers("/v1/turns", STANDINGS, NOW) == {
+        "ratelimit-policy": '"requests";q=100;w=60, "tokens";q=1000;w=60',
+        "ratelimit": '"requests";r=9;t=31, "tokens";r=0;t=1',
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/turns"])
+def test_who_is_not_limited_is_told_nothing(path: str) -> None:
+    """Nor of budgets, which no client knows."""
+    assert headers(path, [standing("usd_month", 5, 1, 9999)], NOW) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0ms"), (0.0121, "13ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s"), (3600, "1h0m0s"), (90061.5, "25h1m2s")],
+)
+def test_durations_are_written_as_go_does(seconds: float, text: str) -> None:
+    """Rounded up: who waits that long has waited long enough."""
+    assert duration(seconds) == text
