@@ -115,5 +115,8 @@ class _Response:
         if message["type"] == "http.response.start":
             if self.is_begun:
                 return
+            # Who may not have it after all is told so by what is raised here: then nothing has begun.
+            await self._send(message)
             self.is_begun = True
+            return
         await self._send(message)

@@ -73,9 +73,11 @@ async def test_a_ticket_is_the_stream_without_a_key_once(
     ticket = await made(lone_gateway, turn.turn)
     own = await lone_gateway.client.get(f"/v1/turns/{turn.turn}/events")
     first, second = await nobody.get(ticket["events"]), await nobody.get(ticket["events"])
+    later = await nobody.get(f"{ticket['events']}&after={ID.findall(own.text)[0]}")
     assert first.status_code == 200
     assert re.sub(r"^id: [^.\n]+\.", "id: ", first.text, flags=re.MULTILINE) == own.text
     assert refused(second)
+    assert refused(later)
     assert 0 < ticket["begin_by"] - time.time() <= 60
 
 

@@ -53,6 +53,7 @@ def test_what_others_call_signed_is_nothing() -> None:
         b"trt_" + fields + b".",
         b"trt_" + fields + b"." + fields,
         b"eyJhbGciOiJub25lIn0." + fields + b".",
+        fields + b"." + OURS._mac(fields).encode(),
         b"\0" * 100,
         b"\xff\xfe.\xff",
         b"trt_" + b"A" * 100_000 + b"." + b"A" * 43,
