@@ -7,6 +7,7 @@ Their answers are generated in the request and lost with it. These are in the lo
 import hashlib
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from typing import Literal
 
 import msgspec
@@ -15,9 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway.accept import claimed_key
 from gateway.answer import accepted, answer, asked
 from gateway.ask import Ask
-from gateway.context import gateway_of, turn_named
+from gateway.context import gateway_of, tenant_of, turn_named
 from gateway.dialects.content import CONTENT
 from gateway.dialects.delta import DELTA
 from gateway.dialects.job import JOB
@@ -26,12 +28,14 @@ from gateway.json_response import json_response
 from gateway.routes.turns import cursor_of, stream_of
 from proto.entries import Message
 from proto.errors import Refused
-from proto.ids import SessionId, TurnId
+from proto.ids import SessionId, Tenant, TurnId
 
 COOKIE = "tailrace_chat"
 # As `secrets.token_urlsafe(24)` makes them. Who knows one is in that conversation, so nobody can guess one.
 COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{32}")
 COOKIE_AGE_S = 30 * 24 * 3600
+# As many characters as 16 random bytes have in base64; a UUID has more.
+FIRST_KEY_CHARS_MIN = 22
 
 
 class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,11 +91,15 @@ async def chat_stream(request: Request) -> ASGIApp:
 
 
 async def chat(request: Request) -> ASGIApp:
-    """`POST /chat`: bare text, in the conversation that the cookie names. A cookie that is none of ours begins one."""
+    """`POST /chat`: bare text, in the conversation that the cookie names. A cookie that is none of ours begins one.
+
+    With an Idempotency-Key the first POST of a conversation may be repeated, too: it is given the same cookie again.
+    """
     said, raw = await asked(request, Said)
-    match = COOKIE_VALUE.fullmatch(request.cookies.get(COOKIE, ""))
-    known = match[0] if match is not None else ""
-    name = known or secrets.token_urlsafe(24)
+    name = request.cookies.get(COOKIE, "")
+    if COOKIE_VALUE.fullmatch(name) is None:
+        key = claimed_key(request)
+        name = secrets.token_urlsafe(24) if key is None else first_name(tenant_of(request), key, raw)
     # Sessions are listed, and their names stand in headers: none of that may tell the cookie.
     session = f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
     # Two tabs have one cookie: what one of them asks ends no answer in the other.
@@ -99,7 +107,22 @@ async def chat(request: Request) -> ASGIApp:
     secure = "; Secure" if request.url.scheme == "https" else ""
     cookie = f"{COOKIE}={name}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
     # The same words with the same Idempotency-Key are another question in another conversation.
-    return await answer(request, ask, raw + known.encode(), TEXT, is_streamed=True, headers={"set-cookie": cookie})
+    return await answer(request, ask, raw + name.encode(), TEXT, is_streamed=True, headers={"set-cookie": cookie})
+
+
+def first_name(tenant: Tenant, key: str, raw: bytes) -> str:
+    """What a conversation is called that begins with `key`: whoever lost the answer lost its cookie, too.
+
+    So the key is as good as the cookie. Raises Refused for one that somebody else might think of as well.
+    """
+    if len(key) < FIRST_KEY_CHARS_MIN:
+        raise Refused(
+            "idempotency_key_invalid",
+            "before there is a cookie, whoever knows the Idempotency-Key is in the conversation: "
+            f"make it random, {FIRST_KEY_CHARS_MIN} characters or more, as a UUID is",
+        )
+    digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{key}\0".encode() + raw).digest()
+    return urlsafe_b64encode(digest[:24]).decode()
 
 
 async def ai_chat(request: Request) -> ASGIApp:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -169,6 +170,57 @@ async def test_an_idempotency_key_is_of_one_conversation(gateway: Gateway, page:
     first, again, other = await ask("a"), await ask("a"), await ask("b")
     assert first.headers["tailrace-turn"] == again.headers["tailrace-turn"]
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_a_first_question_that_is_repeated_is_answered_once_and_goes_on_in_one_conversation(
+    gateway: Gateway, house: House, new_gateway: NewGateway, claude: str
+) -> None:
+    """The page lost the answer, and the cookie with it: it gets both again, at any gateway."""
+    key = {"idempotency-key": str(uuid4())}
+
+    async def ask(gateway: Gateway, said: str, **headers: str) -> httpx.Response:
+        # A page without cookies of its own: what it sends is in `headers`.
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as page:
+            return await page.post(f"{gateway.url}/chat", json={"message": said}, headers=headers)
+
+    line = "#sim words=1 rate=0"
+    elsewhere = await new_gateway(house.nats_url)
+    first, again = await ask(gateway, line, **key), await ask(elsewhere, line, **key)
+    cookie = first.headers["set-cookie"].partition(";")[0]
+    kept = await ask(gateway, line, cookie=cookie, **key)
+    for repeated in (again, kept):
+        assert (repeated.text, repeated.status_code) == (first.text, 200)
+        for name in ("tailrace-turn", "x-session-id", "set-cookie"):
+            assert repeated.headers[name] == first.headers[name]
+    following = await ask(gateway, f"two\n{line}", cookie=again.headers["set-cookie"].partition(";")[0])
+    assert following.headers["x-session-id"] == first.headers["x-session-id"]
+    async with httpx.AsyncClient(trust_env=False) as asking:
+        asked = (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    assert [message["content"] for message in asked] == [line, first.text, f"two\n{line}"]
+    other = await ask(gateway, f"{line} tag=x", **key)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_a_first_questions_key_that_others_may_think_of_is_refused(
+    gateway: Gateway, page: httpx.AsyncClient
+) -> None:
+    """Two people who both call it `1` and say hello would be in one conversation."""
+    for key in ("1", "a" * 21):
+        answer = await page.post(f"{gateway.url}/chat", json={"message": "hello"}, headers={"idempotency-key": key})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_invalid")
+        assert "set-cookie" not in answer.headers
+
+
+async def test_without_a_key_every_first_question_begins_a_conversation(
+    gateway: Gateway, page: httpx.AsyncClient
+) -> None:
+    """Also in the same words: nothing says that they are one person's."""
+    seen = set()
+    for _ in range(2):
+        page.cookies.clear()
+        answer = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
+        seen.add((answer.headers["x-session-id"], answer.headers["tailrace-turn"]))
+    assert len({session for session, _ in seen}) == len({turn for _, turn in seen}) == 2
 
 
 @pytest.mark.proves("content", "streams", "a tutorial's fetch loop")
