@@ -79,11 +79,15 @@ class Webhooks:
         self._lines: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LINES))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; what was not taken by then is given back, for the next process."""
+        """Until `stop` is set; what was not taken by then is given back, for the next process.
+
+        Raises LogUnavailable when it cannot begin.
+        """
+        left = (await self._deliveries.backlog()).leased
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._renew())
             stopping = group.create_task(stop.wait())
-            await self._begin(group, await self._left_by_others(stop))
+            await self._begin(group, await self._left_by_others(left, stop))
             while not stop.is_set():
                 room = WAITING_MAX - len(self._held)
                 if room <= 0:
@@ -97,12 +101,11 @@ class Webhooks:
         for seq in sorted(self._held):
             await self._held[seq].give_back()
 
-    async def _left_by_others(self, stop: asyncio.Event) -> list[Delivery]:
-        """What was leased to a process that is gone, and what came meanwhile. Nothing newer may overtake it.
+    async def _left_by_others(self, left: int, stop: asyncio.Event) -> list[Delivery]:
+        """All `left` that were leased to a process that is gone, and what came meanwhile: newer ones overtake nothing.
 
         The server hands it out again when its leases have run out, and does not say what it is before.
         """
-        left = (await self._deliveries.backlog()).leased
         found: list[Delivery] = []
         deadline = _now() + 2 * self._deliveries.ack_wait_s
         while left > 0 and _now() < deadline and not stop.is_set():
@@ -115,18 +118,17 @@ class Webhooks:
     async def _begin(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery]) -> None:
         """A task for each webhook, after that of the session's last one; in the order of their ends."""
         ordered = sorted(deliveries, key=lambda delivery: delivery.seq)
-        # Also what runs here already: then this is only a newer lease of it.
         self._held.update({delivery.seq: delivery for delivery in ordered})
-        for number, delivery in enumerate(ordered):
-            if delivery.seq in self._tasks:
-                continue
+        # What runs here already is held by a newer lease now, and that is all.
+        new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
+        for number, delivery in enumerate(new):
             key = delivery.key
             try:
                 request = await self._request(key)
             except LogUnavailable:
                 # Back without a delay: with one, a later end of the same session would come before it.
                 await asyncio.sleep(LOG_WAIT_S)
-                for later in ordered[number:]:
+                for later in new[number:]:
                     await self._held.pop(later.seq).give_back()
                 return
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None else None
@@ -222,7 +224,9 @@ class Webhooks:
         return turn
 
     async def _let_go(self, seq: Seq) -> None:
-        await self._held.pop(seq).done()
+        await self._held[seq].done()
+        # Only now: a newer lease that came meanwhile goes with it.
+        del self._held[seq]
 
     async def _renew(self) -> None:
         while True:

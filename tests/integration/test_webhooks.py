@@ -5,7 +5,7 @@ killed, as a process. Only its waits are short.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -13,6 +13,7 @@ from signal import SIGKILL, SIGTERM, Signals
 import msgspec
 import pytest
 from aiohttp.web import Request, Response
+from nats.js.api import ConsumerInfo
 from prometheus_client import REGISTRY
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
@@ -21,9 +22,10 @@ from deploy.nats_server import NatsServer
 from persistence import hook, signature, webhooks
 from proto import entries, subjects
 from proto.ending import ending
-from proto.entries import Failure, Outcome
-from proto.ids import Seq, SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog, streams
+from proto.entries import Failure, Outcome, Stored
+from proto.errors import LogUnavailable
+from proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId, new_id
+from proto.log import Connection, Deliveries, Delivery, TurnLog, streams
 from proto.records import TurnRecord, record
 from proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.integration.conftest import NewGateway
@@ -381,6 +383,42 @@ def environ() -> dict[str, object]:
     return {f"TAILRACE_{name.upper()}": value for name, value in SETTINGS.items()}
 
 
+async def test_what_is_newer_does_not_overtake_what_a_dead_process_had(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+) -> None:
+    """The server hands out the newer ones at once, and the others when their leases have run out."""
+    await shorten_lease(own_connection)
+    dead = await Deliveries.open(own_connection, WEBHOOKS)
+    keys = [await write(own_log, receiver.url, session="one") for _ in range(3)]
+    had: list[Delivery] = []
+    while len(had) < len(keys):
+        had += await dead.next(len(keys))
+    keys += [await write(own_log, receiver.url, session="one") for _ in range(3)]
+    async with telling(own_server, tmp_path):
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn for key in keys]
+
+
+async def test_what_waits_is_handed_to_nobody_else(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Its lease is renewed for as long as it is being told, or waits for its turn."""
+    await shorten_lease(own_connection)
+    receiver.answer = hang
+    async with telling(own_server, tmp_path):
+        for _ in range(2):
+            await write(own_log, receiver.url, session="one")
+        await until(lambda: receiver.got)
+        other = await Deliveries.open(own_connection, WEBHOOKS)
+        # Each waits for half a second: three leases.
+        assert [await other.next(2) for _ in range(4)] == [[], [], [], []]
+
+
 @pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
 async def test_killed_at_any_moment_everything_is_told_by_the_next_in_order(
     own_server: NatsServer,
@@ -453,8 +491,89 @@ async def test_webhooks_go_on_after_the_logs_death(
         receiver.answer = status(204)
         await own_server.start()
         await until(lambda: keys[1].turn in receiver.turns, 20)
-    assert receiver.turns[-1] == keys[1].turn
-    assert set(receiver.turns[:-1]) == {keys[0].turn}
+    # An acknowledgement that the server was about to write is lost with it, and its turn told again.
+    assert list(dict.fromkeys(receiver.turns)) == [key.turn for key in keys]
+
+
+async def test_what_cannot_be_read_is_told_later_in_order(
+    own_server: NatsServer,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log hands out an end and does not answer what was asked: it is given back with all that came after it."""
+    monkeypatch.setattr(webhooks, "LOG_WAIT_S", 0.01)
+    read = TurnLog.replay
+    failed: list[TurnKey] = []
+
+    async def fails_at_times(log: TurnLog, key: TurnKey, after: Seq = NOTHING, limit: int = 512) -> list[Stored]:
+        if len(failed) < 3 and key == keys[len(failed)]:
+            failed.append(key)
+            raise LogUnavailable("the log does not answer")
+        return await read(log, key, after, limit)
+
+    keys = [await write(own_log, receiver.url, session="one") for _ in range(4)]
+    monkeypatch.setattr(TurnLog, "replay", fails_at_times)
+    async with telling(own_server, tmp_path):
+        await until(ends.is_drained)
+    assert failed == keys[:3]
+    assert receiver.turns == [key.turn for key in keys]
+
+
+async def test_a_lease_that_ran_out_is_not_told_twice(
+    own_server: NatsServer,
+    own_connection: Connection,
+    ends: Deliveries,
+    own_log: TurnLog,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whose renewals are lost gets the same end again, while it is being told."""
+    await shorten_lease(own_connection)
+    monkeypatch.setattr(Delivery, "keep", lost)
+    let = asyncio.Event()
+
+    async def slow(_: Got, __: Request) -> Response:
+        await let.wait()
+        return Response(status=204)
+
+    receiver.answer = slow
+    async with telling(own_server, tmp_path):
+        key = await write(own_log, receiver.url)
+        await until(lambda: receiver.got)
+        info = own_connection.jetstream.consumer_info
+        await until(lambda: redelivered(info(STREAM, WEBHOOKS)))
+        let.set()
+        await until(ends.is_drained)
+    assert receiver.turns == [key.turn]
+
+
+async def lost(_: Delivery) -> None:
+    """A renewal that never arrives."""
+
+
+async def redelivered(info: Awaitable[ConsumerInfo]) -> bool:
+    return bool((await info).num_redelivered)
+
+
+async def test_what_stands_in_a_url_is_said_nowhere(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Receivers' URLs hold their owners' secrets, as texts hold people's: none of it is in a log line."""
+    canary, text = "canary-of-a-url", "canary of a text"
+    receiver.answers = [status(500), status(204), status(410)]
+    urls = [f"{receiver.url}?token={canary}"] * 2 + [f"http://127.0.0.2/{canary}", f"http://127.0.0.1:1/{canary}"]
+    async with process(tmp_path, own_server.url, **environ(), TAILRACE_WEBHOOK_GIVE_UP_S=0.5) as told:
+        for url in urls:
+            await write(own_log, url, text=text)
+        await until(ends.is_drained, 20)
+        printed = told.printed.read_text()
+    assert [len(told.said(event)) for event in ("webhook taken", "webhook given up")] == [1, 3]
+    assert "canary" not in printed
+    assert KEY not in printed
 
 
 async def test_a_post_names_its_webhook(
