@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from deploy import streams
+from deploy import keys, nats_server, streams
 from deploy.options import SYNCS, Options
 from deploy.up import run
 from persistence import signature
+from proto.api_key import SCOPES
 from proto.errors import SettingsInvalid, TailraceError
 from proto.ids import Tenant, is_token
 from proto.process import EXIT_TROUBLE, EXIT_USAGE
@@ -37,6 +38,16 @@ it is made of TAILRACE_WEBHOOK_KEY and the tenant's name, and the same as long a
 
   TAILRACE_WEBHOOK_KEY=… tailrace webhook-secret --tenant acme
 """
+KEYS_EXAMPLES = """\
+examples:
+  tailrace keys create --tenant acme --name 'web shop'     a key that may do all
+  tailrace keys create --tenant acme --scope read          one that may look, and no more
+  tailrace keys list
+  tailrace keys revoke key_0123456789abcdef                everywhere within a second, open streams too
+
+The NATS is that of the `up` in .tailrace (another: --data), or the one at TAILRACE_NATS_URL.
+"""
+NAME_CHARS_MAX = 100
 GIB = 1024**3
 
 
@@ -83,6 +94,31 @@ def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -
     return 0
 
 
+def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    made, is_first = asyncio.run(
+        keys.create(nats_server.url(given.data, environ), given.tenant, given.name, given.scope or SCOPES)
+    )
+    print(f"{made.record.id} of {made.record.tenant}; the key itself is shown only now:", file=sys.stderr)
+    print(made.secret)
+    if is_first:
+        print("It is the first one: from now on every request needs a key.", file=sys.stderr)
+    return 0
+
+
+def list_keys(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    print(keys.shown(asyncio.run(keys.every(nats_server.url(given.data, environ)))))
+    return 0
+
+
+def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    revoked = asyncio.run(keys.revoke(nats_server.url(given.data, environ), given.id))
+    if revoked is None:
+        print(f"tailrace: there is no key {given.id!r}: see `tailrace keys list`", file=sys.stderr)
+        return EXIT_TROUBLE
+    print(f"{revoked.id} of {revoked.tenant} is revoked")
+    return 0
+
+
 def parser() -> Parser:
     tailrace = Parser(
         prog="tailrace",
@@ -92,6 +128,7 @@ def parser() -> Parser:
     commands = tailrace.add_subparsers(required=True, metavar="COMMAND")
     add_up(commands)
     add_streams(commands)
+    add_keys(commands)
     add_webhook_secret(commands)
     return tailrace
 
@@ -154,6 +191,41 @@ def tenant(text: str) -> Tenant:
     if not is_token(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a tenant: 1 to 64 of a-z 0-9 _ -")
     return Tenant(text)
+
+
+def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "keys",
+        help="make, list and revoke API keys",
+        description="Make, list and revoke API keys. Gateways know of it within a second.",
+        epilog=KEYS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key, and show it once", allow_abbrev=False)
+    create.set_defaults(command=create_key)
+    create.add_argument("--tenant", type=tenant, required=True, metavar="NAME", help="whose turns it is for")
+    create.add_argument("--name", type=key_name, default="", metavar="TEXT", help="what it is called in the list")
+    create.add_argument(
+        "--scope", action="append", choices=sorted(SCOPES), help="what it may do; given several times: all of them"
+    )
+    listing = actions.add_parser("list", help="show the keys that there are and were", allow_abbrev=False)
+    listing.set_defaults(command=list_keys)
+    revoking = actions.add_parser("revoke", help="end a key, everywhere, for good", allow_abbrev=False)
+    revoking.set_defaults(command=revoke_key)
+    revoking.add_argument("id", metavar="ID", help="as the list has it: key_…")
+    for action in (create, listing, revoking):
+        action.add_argument(
+            "--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)"
+        )
+
+
+def key_name(text: str) -> str:
+    # It is shown on terminals.
+    if not text.isprintable() or len(text) > NAME_CHARS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: at most {NAME_CHARS_MAX} printable characters")
+    return text
 
 
 def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import secrets
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -17,6 +19,7 @@ from deploy.folder import write_private
 from deploy.options import Sync
 from deploy.process import describe, signal_group, spawn
 from deploy.refusal import UpRefused
+from proto.errors import SettingsInvalid
 
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
@@ -28,6 +31,10 @@ START_S_MAX = 10.0
 STOP_S_MAX = 10.0
 # It answers within 20 to 50 ms: asking more often than it can matter costs a connect on loopback.
 ASK_EVERY_S = 0.01
+
+
+LISTEN = re.compile(r'^listen: "127\.0\.0\.1:([0-9]+)"$', re.MULTILINE)
+TOKEN = re.compile(r'^authorization { token: (".*") }$', re.MULTILINE)
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -69,6 +76,26 @@ jetstream {{
   max_file_store: {site.file_bytes_max}
 }}
 """
+
+
+def url(folder: Path, environ: Mapping[str, str]) -> str:
+    """Where the NATS is that a command is about: TAILRACE_NATS_URL, or that of the `up` in `folder`.
+
+    Raises SettingsInvalid when neither is there.
+    """
+    given = environ.get("TAILRACE_NATS_URL")
+    if given:
+        return given
+    try:
+        text = (folder / "nats.conf").read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsInvalid(
+            f"there is no `up` in {folder}: name its folder with --data, or a NATS with TAILRACE_NATS_URL"
+        ) from error
+    port, token = LISTEN.search(text), TOKEN.search(text)
+    if port is None or token is None:
+        raise SettingsInvalid(f"{folder / 'nats.conf'} is not as `up` writes it")
+    return f"nats://{json.loads(token[1])}@127.0.0.1:{port[1]}"
 
 
 def quote(text: str) -> str:

@@ -1,0 +1,59 @@
+"""API keys by hand: made, listed and revoked in the NATS that a Tailrace stands on. A key is shown once, then never."""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from deploy.welcome import table
+from proto.api_key import ApiKey, NewKey, Scope, new_key
+from proto.ids import Tenant
+from proto.log import Connection, check
+from proto.log.keys import Keys
+
+HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "REVOKED", "NAME")
+
+
+async def create(url: str, tenant: Tenant, name: str, scopes: Iterable[Scope]) -> tuple[NewKey, bool]:
+    """The new key, and whether it is the first: from then on everybody needs one.
+
+    Raises LogMisconfigured where the bucket is missing, LogUnavailable.
+    """
+    async with opened(url) as keys:
+        is_first = not await keys.all()
+        made = new_key(tenant, now=int(time.time()), name=name, scopes=scopes)
+        await keys.create(made.record)
+        return made, is_first
+
+
+async def every(url: str) -> list[ApiKey]:
+    """The oldest first, the revoked ones too."""
+    async with opened(url) as keys:
+        return sorted(await keys.all(), key=lambda key: (key.created_at, key.id))
+
+
+async def revoke(url: str, key_id: str) -> ApiKey | None:
+    """The key that is revoked now, or was before; None: there is none of that id."""
+    async with opened(url) as keys:
+        return await keys.revoke(key_id, int(time.time()))
+
+
+def shown(keys: Sequence[ApiKey]) -> str:
+    rows = [
+        (key.id, key.tenant, ",".join(key.scopes), day(key.created_at), day(key.revoked_at), key.name) for key in keys
+    ]
+    return table([HEADINGS, *rows])
+
+
+def day(time_s: int | None) -> str:
+    return "-" if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Keys]:
+    connection = await Connection.open(url, "tailrace-keys")
+    try:
+        await check(connection)
+        yield Keys(connection)
+    finally:
+        await connection.close()
