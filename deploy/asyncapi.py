@@ -151,7 +151,7 @@ def _attempt(log: list[Stored], mode: Mode, told: list[events.Event]) -> None:
     chain = fold(log).chain
     taken = Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
     _append(log, taken)
-    head = events.MessageStart(events.MessageHead("msg_1", MODEL, Usage(input_tokens=10)))
+    head = events.MessageStart(events.MessageHead("msg_1", MODEL, Usage(input_tokens=10, cache_read_input_tokens=2000)))
     for one in (head, *told):
         chain = fold(log).chain
         _append(log, entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(one)))

@@ -65,7 +65,7 @@ async def _accept(
     try:
         place = await place_of(gateway, tenant, ask)
         offer = await gateway.catalogue.offer(tenant)
-        asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key)
+        asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
         if (schema := schema_of(asked.options)) is not None:
             require_small(schema)
             await gateway.judge.require(schema)

@@ -10,11 +10,12 @@ from gateway.models.offer import Offer
 from gateway.place import Place
 from proto import blobs, entries
 from proto.depth import LEVELS_MAX, is_deeper
-from proto.entries import Message, OnInterrupt
+from proto.entries import CacheFor, Message, OnInterrupt
 from proto.errors import Refused
 from proto.ids import is_session_name
 from proto.schema import with_schema
 
+Cache = CacheFor | Literal["off"]
 OnBusy = Literal["reject", "interrupt", "branch"]
 # With the levels that an entry adds around it, what a client nests stays within PROTOCOL R7's.
 ASKED_LEVELS_MAX = LEVELS_MAX - 4
@@ -57,6 +58,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Whether the model is told the conversation just as `messages` tell it, whatever the session holds."""
     project: str | None = None
     metadata: dict[str, str] | None = None
+    cache: Cache | None = None
+    """How long the model is to keep the prompt; none: as the operator has set it."""
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
@@ -116,8 +119,13 @@ def new_messages(ask: Ask) -> list[Message]:
     return ask.messages if ask.messages is not None else [Message("user", ask.message or "")]
 
 
-def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str | None = None) -> entries.Request:
-    """The entry for `ask`, at its place, `by` which credential; `max_tokens` is for who names none. Raises Refused."""
+def request_of(
+    ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str | None = None, cache: Cache = "off"
+) -> entries.Request:
+    """The entry for `ask`, at its place, `by` which credential; `max_tokens` and `cache` are for who names none.
+
+    Raises Refused.
+    """
     model = offer.model(ask.model or place.model or None)
     if ask.max_tokens is not None and not 1 <= ask.max_tokens <= model.output_tokens_max:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {model.output_tokens_max} for {model.id}")
@@ -139,6 +147,7 @@ def request_of(ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str
         parent=place.parent,
         project=ask.project,
         metadata=ask.metadata,
+        cache=None if (keep := ask.cache or cache) == "off" else keep,
         on_interrupt=ask.on_interrupt,
         on_disconnect=ask.on_disconnect,
         webhook=ask.webhook,

@@ -1,6 +1,6 @@
 """What a gateway can be told by its environment."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -75,6 +75,12 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     prompts: Annotated[
         str, Meta(description="folder of prompt templates, NAME.j2, which are read at the start; none: there are none")
     ] = ""
+    cache: Annotated[
+        Literal["auto", "5m", "1h", "off"],
+        Meta(
+            description="how long the model keeps the prompt of a turn that does not say; auto: 5m if it is long enough"
+        ),
+    ] = "off"
     model_aliases: Annotated[
         str,
         Meta(description="NAME=MODEL, several joined by commas: foreign names, and which of Claude's models they mean"),

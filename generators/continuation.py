@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from generators.backends import Call
+from generators.caching import marked
 from generators.structured import shaped
 from proto import events
 from proto.entries import Message, Request
@@ -39,7 +40,7 @@ def call_of(request: Request) -> Call:
         betas=request.betas,
         api_version=request.api_version,
     )
-    return shaped(call)
+    return marked(shaped(call), request.cache, request.history)
 
 
 def call_after(request: Request, turn: Turn) -> Call:

@@ -14,6 +14,7 @@ from proto.usage import Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
 Mode = Literal["fresh", "continue", "restart"]
+CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
 
 
@@ -53,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: TurnId | None = None
     project: str | None = None
     metadata: dict[str, str] | None = None
+    cache: CacheFor | None = None
+    """How long the model is to keep the prompt; `auto`: five minutes, if it is long enough to be kept."""
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     by: str | None = None

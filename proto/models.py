@@ -17,7 +17,7 @@ from proto.usage import Usage
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
-    """Nano-dollars a token. `cache_write` is for five minutes: a turn's usage does not tell longer ones apart."""
+    """Nano-dollars a token. `cache_write` is for five minutes, `cache_write_1h` for an hour."""
 
     input_nusd: int
     output_nusd: int
@@ -110,14 +110,18 @@ def read_aliases(text: str) -> dict[str, str]:
     return aliases
 
 
-def cost_nusd(model: Model, call: Usage) -> int:
-    """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices."""
+def cost_nusd(model: Model, call: Usage, *, is_cached_for_1h: bool = False) -> int:
+    """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices.
+
+    `is_cached_for_1h`: what it wrote into the cache stays there for an hour, and not for five minutes.
+    """
     prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
     long = model.long_prompt
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
     return (
         call.input_tokens * prices.input_nusd
         + call.output_tokens * prices.output_nusd
-        + call.cache_creation_input_tokens * prices.cache_write_nusd
+        + call.cache_creation_input_tokens
+        * (prices.cache_write_1h_nusd if is_cached_for_1h else prices.cache_write_nusd)
         + call.cache_read_input_tokens * prices.cache_read_nusd
     )

@@ -1,6 +1,7 @@
 """The dialect `tailrace`: for EventSource and fetch. No `event:` field, so `onmessage` gets all of it.
 
 {"type":"start","turn":…,"session":…,"model":…}       the turn is in the log
+{"type":"usage","cache_read_input_tokens":…,…}         how much of the prompt the model had kept, if it keeps any
 {"type":"delta","text":…}                              more of the answer
 {"type":"thinking","text":…}                           more of the model's thoughts
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
@@ -26,6 +27,7 @@ from proto.usage import NUSD_PER_USD, Usage
 
 # EventSource waits three seconds by itself, which a reader sees.
 RETRY_MS = 1000
+PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -67,8 +69,8 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
         case Attempt(mode="restart"):
             return {"type": "reset"}
-        case Event(event=raw, is_hidden=False):
-            return _event(events.decode(raw))
+        case Event(event=raw, is_hidden=is_hidden):
+            return _event(events.decode(raw), is_hidden=is_hidden)
         case End() as end:
             return _end(
                 outcome=end.outcome,
@@ -85,8 +87,15 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return None
 
 
-def _event(event: events.Event | events.Other) -> dict[str, Any] | None:
+def _event(event: events.Event | events.Other, *, is_hidden: bool) -> dict[str, Any] | None:
     match event:
+        case events.MessageStart(events.MessageHead(usage=usage)) if (
+            usage.cache_read_input_tokens or usage.cache_creation_input_tokens
+        ):
+            # Of each call, also one that goes on: what it cost is not hidden.
+            return {"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}
+        case _ if is_hidden:
+            return None
         case events.BlockDelta(_, events.TextDelta(text)):
             return {"type": "delta", "text": text}
         case events.BlockDelta(_, events.ThinkingDelta(text)):

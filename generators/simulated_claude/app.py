@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from generators.simulated_claude import event
+from generators.simulated_claude.cache import Cache
 from generators.simulated_claude.fault import ERROR_TYPES, Break
 from generators.simulated_claude.model import MODELS
 from generators.simulated_claude.refusal import Refusal, error_body
@@ -45,6 +46,7 @@ def app() -> Starlette:
     )
     simulated.state.stats = Stats()
     simulated.state.last = None
+    simulated.state.cache = Cache()
     return simulated
 
 
@@ -53,7 +55,8 @@ async def create_message(http: HttpRequest) -> Response:
     require_max_tokens(request)
     asked = understand(request)
     stats: Stats = http.app.state.stats
-    answered = reply(asked, stats.next_call(asked.conversation.key))
+    cached = http.app.state.cache.take(await http.body())
+    answered = reply(asked, stats.next_call(asked.conversation.key), cached)
     stats.continuations += bool(asked.conversation.partial)
     stats.continuations_mismatched += answered.is_mismatched
     if answered.breaks and (instead := response_instead(asked, answered.breaks)):

@@ -143,8 +143,8 @@ def shell(
 def usage(reply: Reply, output_tokens: int) -> dict[str, int]:
     return {
         "input_tokens": reply.input_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_creation_input_tokens": reply.cached.written,
+        "cache_read_input_tokens": reply.cached.read,
         "output_tokens": output_tokens,
     }
 

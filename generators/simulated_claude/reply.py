@@ -6,12 +6,14 @@ import msgspec
 
 from generators.simulated_claude import answer, conversation, directive
 from generators.simulated_claude.answer import Part
+from generators.simulated_claude.cache import Cached
 from generators.simulated_claude.conversation import Conversation
 from generators.simulated_claude.directive import Directive, DirectiveInvalid
 from generators.simulated_claude.fault import Break, first_break
 from generators.simulated_claude.refusal import Refusal
 from generators.simulated_claude.request import Request
 
+NOTHING = Cached()
 # How those ask for it whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
@@ -28,6 +30,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     model: str
     input_tokens: int
+    cached: Cached = NOTHING
     part: Part
     stop_reason: str
     breaks: Break | None
@@ -44,8 +47,8 @@ def understand(request: Request) -> Asked:
         raise Refusal("invalid_request_error", str(error)) from error
 
 
-def reply(asked: Asked, call: int) -> Reply:
-    """What the `call`th call (from 1) of this turn gets."""
+def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
+    """What the `call`th call (from 1) of this turn gets; of its prompt so much was `cached`."""
     request, talk, directed = asked.request, asked.conversation, asked.directed
     is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
     all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)
@@ -54,7 +57,8 @@ def reply(asked: Asked, call: int) -> Reply:
     return Reply(
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,
-        input_tokens=request.input_tokens,
+        input_tokens=request.input_tokens - cached.read - cached.written,
+        cached=cached,
         part=part,
         stop_reason=stop_reason(part),
         breaks=first_break(directed.faults, part.start, part.deltas, call),

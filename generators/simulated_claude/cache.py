@@ -1,0 +1,60 @@
+"""What the simulated Claude has kept of prompts: how much of a request it read there, and how much it wrote.
+
+As in the API, a mark (`cache_control`) means all that stands before it, and what is read is the longest beginning that
+was kept before; what is too short is not kept. It forgets nothing after minutes, but the oldest when there are many.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+TOKENS_MIN = 1024
+KEPT_MAX = 10_000
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """In tokens, which are words here."""
+
+    read: int = 0
+    written: int = 0
+
+
+class Cache:
+    def __init__(self) -> None:
+        self._kept: dict[str, None] = {}
+
+    def take(self, body: bytes) -> Cached:
+        """Looks `body` up, and keeps what it marks."""
+        digest, tokens = hashlib.sha256(), 0
+        beginnings: list[tuple[str, int, bool]] = []
+        for block in blocks_of(msgspec.json.decode(body)):
+            bare = {name: value for name, value in block.items() if name != "cache_control"}
+            digest.update(msgspec.json.encode(bare, order="sorted"))
+            tokens += len(str(block.get("text", "")).split())
+            beginnings.append((digest.hexdigest(), tokens, "cache_control" in block))
+        last = max((number for number, (*_, is_marked) in enumerate(beginnings) if is_marked), default=-1)
+        before = beginnings[: last + 1]
+        read = max((tokens for name, tokens, _ in before if name in self._kept), default=0)
+        kept = [(name, tokens) for name, tokens, is_marked in before if is_marked and tokens >= TOKENS_MIN]
+        for name, _ in kept:
+            self._kept.pop(name, None)
+            self._kept[name] = None
+        while len(self._kept) > KEPT_MAX:
+            del self._kept[next(iter(self._kept))]
+        return Cached(read, max(0, kept[-1][1] - read) if kept else 0)
+
+
+def blocks_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Its parts in the order in which they are kept, each with who says it."""
+    for tool in request.get("tools") or ():
+        yield {"tool": True, **tool}
+    yield from as_blocks("", request.get("system") or [])
+    for message in request.get("messages", ()):
+        yield from as_blocks(message["role"], message["content"])
+
+
+def as_blocks(role: str, content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for block in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        yield {"role": role, **block}

@@ -1,0 +1,149 @@
+"""The model's prompt cache: what a turn says of it while it runs, in its end, and after a takeover."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from deploy.nats_server import NatsServer
+from generators.simulated_claude.server import serving
+from proto.ids import new_id
+from proto.log import TurnLog
+from proto.usage import Usage
+from tests.answering import ask, ended, modes, working
+from tests.integration.conftest import Gateway, House, NewGateway
+from tests.promises import Connected
+from tests.reading import read
+from tests.saying import data
+
+WORDS = 2000
+USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+@pytest.fixture
+async def own_claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that has kept nothing yet."""
+    async with serving() as url:
+        yield url
+
+
+def long_system() -> str:
+    """One that nobody else sends."""
+    return f"{new_id()} " + "word " * (WORDS - 1)
+
+
+async def answered(gateway: Gateway, **body: Any) -> tuple[Connected, dict[str, Any]]:
+    posted = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0"} | body)
+    assert posted.status_code == 202, posted.text
+    turn = posted.json()["turn"]
+    seen = await read(gateway.client, turn)
+    return seen, (await gateway.client.get(f"/v1/turns/{turn}")).json()
+
+
+def said(connected: Connected) -> list[dict[str, Any]]:
+    return data(b"".join(frame.sent for frame in connected.frames))
+
+
+def cached(turn: dict[str, Any]) -> tuple[int, int]:
+    written, read_ = (turn["usage"].get(name, 0) for name in USAGE)
+    return written, read_
+
+
+@pytest.mark.parametrize("cache", ["auto", "5m", "1h"])
+async def test_the_next_turn_reads_what_the_first_has_written(gateway: Gateway, cache: str) -> None:
+    """All that it was told before; it costs less, and the stream says so before the first word."""
+    system = long_system()
+    seen, first = await answered(gateway, system=system, cache=cache)
+    told = [event for event in said(seen) if event["type"] == "usage"]
+    written, read_ = cached(first)
+    assert (written > WORDS, read_) == (True, 0)
+    assert [event["cache_creation_input_tokens"] for event in told] == [written]
+    assert [event["type"] for event in said(seen)][:3] == ["start", "usage", "delta"]
+    _, second = await answered(gateway, system=system, cache=cache, session=first["session"])
+    assert cached(second)[1] == written
+    assert second["cost_usd"] < first["cost_usd"] / 5
+
+
+@pytest.mark.parametrize("body", [{"cache": "off"}, {}])
+async def test_nothing_is_kept_unless_it_was_asked_for(gateway: Gateway, body: dict[str, Any]) -> None:
+    """What is written costs more."""
+    system = long_system()
+    for _ in range(2):
+        seen, turn = await answered(gateway, system=system, **body)
+        assert cached(turn) == (0, 0)
+        assert "usage" not in [event["type"] for event in said(seen)]
+
+
+async def test_an_operator_may_ask_for_all(
+    house: House, generator: object, persistence: object, new_gateway: NewGateway
+) -> None:
+    """And a turn may still say that it wants none."""
+    caching = await new_gateway(house.nats_url, cache="5m")
+    assert cached((await answered(caching, system=long_system()))[1])[0] > WORDS
+    assert cached((await answered(caching, system=long_system(), cache="off"))[1]) == (0, 0)
+
+
+async def test_another_word_is_refused(gateway: Gateway) -> None:
+    """With those that there are."""
+    answer = await gateway.client.post("/v1/turns", json={"message": "Hi", "cache": "2h"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+
+
+async def test_a_takeover_reads_what_the_first_call_has_written(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str
+) -> None:
+    """The second call goes on from half an answer, and pays for little more than that."""
+    async with working(own_server.url, own_claude):
+        key = await ask(own_log, "words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
+        turn = await ended(own_log, key)
+    assert await modes(own_log, key) == ["fresh", "continue"]
+    first, second = [call for call in turn.calls if call != Usage()]
+    assert (first.cache_creation_input_tokens > WORDS, first.cache_read_input_tokens) == (True, 0)
+    assert second.cache_read_input_tokens == first.cache_creation_input_tokens
+    assert second.cache_creation_input_tokens == 0
+    assert second.input_tokens < 100
+
+
+async def test_what_was_read_and_written_is_counted(gateway: Gateway, tenant: str) -> None:
+    """By `/v1/usage`, for whoever pays."""
+    system = long_system()
+    turns = [(await answered(gateway, system=system, cache="5m"))[1] for _ in range(2)]
+    (total,) = (await gateway.client.get("/v1/usage?by=model")).json()["data"]
+    assert cached(total) == tuple(sum(counts) for counts in zip(*map(cached, turns), strict=True))
+    assert cached(total)[1] > WORDS
+
+
+async def test_metrics_count_what_was_read_and_written(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str
+) -> None:
+    """By kind, at the generator."""
+    import prometheus_client
+
+    def counted() -> list[float]:
+        name = "tailrace_generator_usage_tokens_total"
+        return [prometheus_client.REGISTRY.get_sample_value(name, {"kind": kind}) or 0 for kind in USAGE]
+
+    before = counted()
+    async with working(own_server.url, own_claude):
+        turn = await ended(own_log, await ask(own_log, "words=1 rate=0", system=long_system(), cache="5m"))
+        again = await ended(own_log, await ask(own_log, "words=1 rate=0", system=turn.request.system, cache="5m"))  # type: ignore[union-attr]
+    usages = (turn.usage, again.usage)
+    told = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
+    assert [after - was for after, was in zip(counted(), before, strict=True)] == told
+    assert all(told)
+
+
+async def test_the_simulated_claude_says_what_it_kept_unstreamed_too(own_claude: str) -> None:
+    """As Anthropic's API does."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    body = {
+        "model": "claude-haiku-5-5",
+        "max_tokens": 1,
+        "system": [{"type": "text", "text": long_system(), **mark}],
+        "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+    }
+    async with httpx2.AsyncClient(base_url=own_claude, headers={"x-api-key": "k"}, trust_env=False) as client:
+        first, second = [(await client.post("/v1/messages", json=body)).json()["usage"] for _ in range(2)]
+    assert (first["cache_creation_input_tokens"], second["cache_read_input_tokens"]) == (WORDS, WORDS)
+    assert first["input_tokens"] == second["input_tokens"] == 3

@@ -1,0 +1,161 @@
+"""Marks for the model's prompt cache: where they stand, when there are none, and what they cost."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from generators.attempt import asked
+from generators.backends import Call
+from generators.caching import marked
+from generators.continuation import call_of
+from generators.plan import Go
+from generators.simulated_claude.cache import TOKENS_MIN, Cache, Cached
+from proto.entries import CacheFor, Message, Mode
+from proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
+from proto.usage import Usage
+from tests.handwritten import Handwritten, closing, opening, request
+
+FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
+HOUR: dict[str, Any] = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+LONG = "word " * 2000
+TURNS = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+TOOLS = [{"name": "first"}, {"name": "last"}]
+
+
+def call(**given: Any) -> Call:
+    return Call(model="m", max_tokens=1, **{"messages": TURNS} | given)
+
+
+def text(said: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": said, **more}
+
+
+@pytest.mark.rule("R61")
+@pytest.mark.parametrize(("cache", "mark"), [("5m", FIVE), ("1h", HOUR)])
+def test_marks_stand_behind_what_stays_the_same(cache: CacheFor, mark: dict[str, Any]) -> None:
+    """The last tool, the system prompt, what was said before, and the question: four, which is all there may be."""
+    made = marked(call(system="S", tools=TOOLS), cache, history=2)
+    assert made.tools == [{"name": "first"}, {"name": "last", **mark}]
+    assert made.system == [text("S", **mark)]
+    assert made.messages == [
+        Message("user", "a"),
+        Message("assistant", [text("b", **mark)]),
+        Message("user", [text("c", **mark)]),
+    ]
+
+
+def test_what_is_not_there_is_not_marked() -> None:
+    """A first question without a system prompt has one mark."""
+    made = marked(call(messages=TURNS[:1], system="", tools=[]), "5m", history=0)
+    assert (made.system, made.tools) == ("", [])
+    assert made.messages == [Message("user", [text("a", **FIVE)])]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([text("a"), text("b")], [text("a"), text("b", **FIVE)]),
+        (
+            [text("a"), {"type": "thinking", "thinking": "t"}],
+            [text("a", **FIVE), {"type": "thinking", "thinking": "t"}],
+        ),
+        ([{"type": "image"}, text("")], [{"type": "image", **FIVE}, text("")]),
+        ([{"type": "redacted_thinking"}], [{"type": "redacted_thinking"}]),
+        ([], []),
+    ],
+)
+def test_a_mark_is_on_a_block_that_takes_one(content: list[Any], expected: list[Any]) -> None:
+    """The API refuses it on thoughts and on empty texts."""
+    made = marked(call(messages=[Message("user", content)]), "5m", history=0)
+    assert made.messages[0].content == expected
+
+
+@pytest.mark.rule("R61")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"system": [text("S", **HOUR)]},
+        {"tools": [{"name": "t", **FIVE}]},
+        {"messages": [Message("user", [text("a", **FIVE)])]},
+        {"messages": [Message("user", [{"type": "tool_result", "content": [text("a", **FIVE)]}])]},
+        {"options": FIVE},
+    ],
+)
+def test_a_clients_own_marks_win(given: dict[str, Any]) -> None:
+    """Whoever has set one knows better, and more than four are refused."""
+    made = call(**given)
+    assert marked(made, "1h", history=0) is made
+
+
+def test_nothing_is_marked_that_nobody_asked_for() -> None:
+    """What is written costs more than what is not."""
+    assert call_of(request(system=LONG)) == call_of(request(system=LONG, cache=None))
+    assert "cache_control" not in msgspec.json.encode(call_of(request(system=LONG))).decode()
+
+
+def test_auto_marks_what_is_long_enough() -> None:
+    """The model passes over what is too short, and people are charged for nothing; but it is noise."""
+    assert marked(call(), "auto", history=2) == call()
+    assert marked(call(system=LONG), "auto", history=2) == marked(call(system=LONG), "5m", history=2)
+    lifted = {"tailrace:blob": "0" * 64, "bytes": 70_000}
+    long = call(messages=[Message("user", [text("") | {"text": lifted}])])
+    assert marked(long, "auto", history=0) != long
+
+
+@pytest.mark.rule("R61")
+@pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-4-5"])
+@pytest.mark.parametrize("mode", ["continue", "restart", "fresh"])
+def test_a_continuation_has_its_marks_where_the_first_call_had_them(model: str, mode: Mode) -> None:
+    """Else the second call would write anew what the first has paid for."""
+    log = Handwritten()
+    log.ask(model=model, messages=TURNS, history=2, system="S", cache="5m")
+    log.take()
+    log.hear(*opening())
+    log.say("half")
+    assert log.turn.request is not None
+    first = call_of(log.turn.request)
+    second, _ = asked(log.turn.request, log.turn, Go(2, mode))
+    assert second.messages[: len(TURNS)] == first.messages
+    assert (second.system, second.tools) == (first.system, first.tools)
+    assert msgspec.json.encode(second.messages).count(b"cache_control") == 2
+
+
+@pytest.mark.rule("R61")
+def test_what_is_kept_for_an_hour_costs_more() -> None:
+    """Sonnet writes a token for 2,500 nano-dollars for five minutes, and 4,000 for an hour; it reads one for 100."""
+    costs = {}
+    for cache in ("5m", "1h"):
+        log = Handwritten()
+        log.ask(cache=cache)
+        log.take()
+        usage = Usage(cache_creation_input_tokens=1000, cache_read_input_tokens=10)
+        log.hear(MessageStart(MessageHead("msg_1", "m", usage)), *opening()[1:])
+        log.hear(BlockDelta(0, TextDelta("x")), *closing(1))
+        log.end()
+        assert log.turn.end is not None
+        costs[cache] = log.turn.end.cost_nusd
+    assert costs == {"5m": 2_500_000 + 1_000 + 10_000, "1h": 4_000_000 + 1_000 + 10_000}
+
+
+def body(*messages: str, mark: bool = True, **more: Any) -> bytes:
+    told: list[dict[str, Any]] = [{"role": "user", "content": [text(said)]} for said in messages]
+    if mark:
+        told[-1]["content"][-1] |= FIVE
+    return msgspec.json.encode({"messages": told, **more})
+
+
+def test_the_simulation_keeps_what_is_marked_and_long_enough() -> None:
+    """As the API: the longest beginning that was kept is read, and what is marked after it is written."""
+    cache, long, words = Cache(), "w " * TOKENS_MIN, TOKENS_MIN
+    assert cache.take(body(long, mark=False)) == Cached()
+    assert cache.take(body("short")) == Cached()
+    assert cache.take(body(long)) == Cached(0, words)
+    assert cache.take(body(long)) == Cached(words, 0)
+    assert cache.take(body(long, "and more")) == Cached(words, 2)
+    assert cache.take(body(long, mark=False)) == Cached()
+    assert cache.take(body(long, system="other")) == Cached(0, words + 1)
+    same = msgspec.json.encode(
+        {"messages": [{"role": "user", "content": long}, {"role": "user", "content": [text("x", **FIVE)]}]}
+    )
+    assert cache.take(same) == Cached(words, 1)
