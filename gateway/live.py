@@ -13,10 +13,13 @@ from typing import Any
 from gateway import metrics
 from gateway.dialects import Dialect, Frame
 from proto.entries import Attempt, End, Stored
-from proto.errors import CursorUnknown, LogError
+from proto.errors import CursorUnknown, LogError, LogUnavailable
 from proto.ids import NOTHING, Seq
 from proto.log import TurnLog
 from proto.subjects import TurnKey
+
+# The log answers in less than a millisecond, or is away.
+KEPT_TIMEOUT_S = 0.5
 
 
 class Live:
@@ -137,7 +140,6 @@ class Lives:
         self._lives: dict[TurnKey, Live] = {}
         self._following: dict[Live, asyncio.Task[None]] = {}
         self._dropping: dict[Live, asyncio.TimerHandle] = {}
-        self._retiring: dict[Live, asyncio.TimerHandle] = {}
 
     @asynccontextmanager
     async def reading(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[Live]:
@@ -161,7 +163,7 @@ class Lives:
 
     def close(self) -> None:
         """Stops following everything."""
-        for timer in (*self._dropping.values(), *self._retiring.values()):
+        for timer in self._dropping.values():
             timer.cancel()
         for following in self._following.values():
             following.cancel()
@@ -176,12 +178,24 @@ class Lives:
                     raise
                 # Somebody else's cursor was none. That says nothing of this one.
                 continue
-            if live.reaches(cursor):
+            if live.is_ended and not await self._is_kept(key):
+                self._forget(live)
+            elif live.reaches(cursor):
                 return live
-            # This reader comes from further back, or another gateway has heard more: the log is asked from its cursor.
+            # This reader comes from further back, or another gateway has heard more, or it was deleted meanwhile: the
+            # log is asked from its cursor.
             self._leave(live)
             return None
         return None
+
+    async def _is_kept(self, key: TurnKey) -> bool:
+        """Whether a turn that has ended is still in the log: nobody hears here of one that was deleted, or grew old."""
+        try:
+            async with asyncio.timeout(KEPT_TIMEOUT_S):
+                return await self._log.has_end(key)
+        except (TimeoutError, LogUnavailable):
+            # When the log is away, what is here is all that there is to tell.
+            return True
 
     async def _reach(self, live: Live, cursor: Seq) -> None:
         """Waits until `live` has the entry `cursor`; raises CursorUnknown for what is no entry of its turn."""
@@ -225,19 +239,10 @@ class Lives:
         if live.is_broken:
             # At once: who waits for it asks again without a pause.
             self._forget(live)
-            return
-        # A turn that has ended may be deleted, and nobody hears of that here: who comes later asks the log.
-        self._retiring[live] = asyncio.get_running_loop().call_later(self._linger_s, self._retire, live)
-
-    def _retire(self, live: Live) -> None:
-        del self._retiring[live]
-        self._forget(live)
 
     def _drop(self, live: Live) -> None:
         del self._dropping[live]
         self._following.pop(live).cancel()
-        if (timer := self._retiring.pop(live, None)) is not None:
-            timer.cancel()
         self._forget(live)
 
     def _forget(self, live: Live) -> None:

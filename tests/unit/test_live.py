@@ -26,6 +26,13 @@ class Told:
     def __init__(self) -> None:
         self.told: list[asyncio.Queue[list[Stored] | LogError | None]] = []
         self.after: list[Seq] = []
+        self.is_purged = False
+        self.is_away = False
+
+    async def has_end(self, _: TurnKey) -> bool:
+        if self.is_away:
+            raise LogUnavailable("?")
+        return not self.is_purged
 
     async def follow(self, _: TurnKey, after: Seq = NOTHING) -> AsyncIterator[list[Stored]]:
         queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
@@ -213,24 +220,44 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
         await until(lambda: not lives._lives and not lives._following and not lives._dropping)
 
 
-async def test_a_turn_that_has_ended_is_not_kept_by_those_who_come_again_and_again() -> None:
-    """It may have been deleted: after the linger the log is asked, whoever has it open and whoever has just come."""
+async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -> None:
+    """It was deleted: whoever has it open may read on, and whoever comes then is told what the log says."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=0.05)
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored, None))
         async with lives.reading(KEY, NOTHING) as first:
-
-            async def is_another() -> bool:
-                coming = group.create_task(lives._joined(KEY, NOTHING))
-                joined = await coming
-                if joined is not None:
-                    lives._leave(joined)
-                return joined is None
-
-            await until(is_another)
-            assert first.is_ended
+            await until(lambda: first.is_ended)
+            async with lives.reading(KEY, NOTHING) as second:
+                assert second is first
+            told.is_purged = True
+            group.create_task(tell_more(told, TurnUnknown("?")))
+            with pytest.raises(TurnUnknown):
+                async with lives.reading(KEY, stored[1].seq):
+                    pass
+            assert first.frames(TAILRACE, 0, 100)
         lives.close()
+
+
+async def test_a_turn_that_has_ended_is_told_while_the_log_is_away() -> None:
+    """What is here is better than nothing, and nobody can say that it is gone."""
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        group.create_task(told.tell(stored, None))
+        async with lives.reading(KEY, NOTHING) as first:
+            await until(lambda: first.is_ended)
+            told.is_away = True
+            async with lives.reading(KEY, NOTHING) as second:
+                assert second is first
+        lives.close()
+
+
+async def tell_more(told: Told, *heard: list[Stored] | LogError | None) -> None:
+    """To whoever follows next."""
+    count = len(told.told)
+    await until(lambda: len(told.told) > count)
+    await told.tell(*heard)
 
 
 async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
