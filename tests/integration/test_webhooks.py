@@ -26,6 +26,7 @@ from proto.entries import Failure, Outcome, Stored
 from proto.errors import LogUnavailable
 from proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, Delivery, TurnLog, streams
+from proto.log.deliveries import backlog_of
 from proto.records import TurnRecord, record
 from proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.integration.conftest import NewGateway
@@ -39,6 +40,7 @@ from tests.writing import Writer
 KEY = "a-key-that-only-this-test-has-0123"
 OURS = Tenant("ours")
 LEASE_S = 0.6
+LEASE_S_MAX = streams.WEBHOOKS_ACK_WAIT_S
 SETTINGS: dict[str, object] = {
     "webhook_key": KEY,
     "webhook_private_hosts": "127.0.0.1",
@@ -275,6 +277,9 @@ async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
         assert given_up("crowded") == before + 1
         receiver.answer = status(204)
         await until(ends.is_drained)
+        # And then there is room again.
+        waiting += [await write(own_log, receiver.url) for _ in range(2)]
+        await until(ends.is_drained)
     assert set(receiver.turns) == {key.turn for key in waiting}
 
 
@@ -402,6 +407,27 @@ async def test_what_is_newer_does_not_overtake_what_a_dead_process_had(
     async with telling(own_server, tmp_path):
         await until(ends.is_drained)
     assert receiver.turns == [key.turn for key in keys]
+
+
+async def test_who_is_stopped_gives_back_all_at_once(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """In the order of the log; the next process does not wait for leases of ten seconds to run out."""
+    receiver.answer = hang
+    async with telling(own_server, tmp_path):
+        keys = [await write(own_log, receiver.url, session="one") for _ in range(3)]
+        await until(lambda: receiver.got)
+        await until(lambda: leased(own_connection, 3))
+    following = await Deliveries.open(own_connection, WEBHOOKS)
+    back: list[Delivery] = []
+    async with asyncio.timeout(LEASE_S_MAX / 2):
+        while len(back) < len(keys):
+            back += await following.next(len(keys))
+    assert [delivery.key for delivery in back] == keys
+
+
+async def leased(connection: Connection, count: int) -> bool:
+    return (await backlog_of(connection, WEBHOOKS)).leased == count
 
 
 async def test_what_waits_is_handed_to_nobody_else(
