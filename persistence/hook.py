@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from proto.records import TurnRecord
+from proto.records import Hook, TurnRecord
 
 # A receiver that has come back after hours is told within one.
 WAIT_S_MAX = 3600.0
@@ -14,15 +14,6 @@ WAIT_S_MAX = 3600.0
 JITTER = 0.25
 
 Verdict = Literal["taken", "again", "unwanted"]
-
-
-class Hook(msgspec.Struct, frozen=True):
-    """The body, in the shape that Standard Webhooks recommends. `data` is what `GET /v1/turns/{turn}` tells."""
-
-    type: str
-    timestamp: datetime
-    data: TurnRecord
-    links: dict[str, str]
 
 
 def body(told: TurnRecord) -> bytes:

@@ -62,6 +62,18 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The last entry that this record knows of: a stream that starts after it misses nothing."""
 
 
+class Hook(msgspec.Struct, frozen=True):
+    """The body of a webhook, in Standard Webhooks' shape: `data` is what `GET /v1/turns/{turn}` tells.
+
+    The type is `turn.completed`, `turn.cancelled` or `turn.failed`.
+    """
+
+    type: str
+    timestamp: datetime
+    data: TurnRecord
+    links: dict[str, str]
+
+
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What some turns add up to. The last three are what others call them; `total_tokens` are all of `usage`."""
 

@@ -15,6 +15,7 @@ from gateway.login import COOKIE
 from gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from gateway.problem import Envelope
 from proto.errors import CODES
+from proto.records import Hook
 
 VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
@@ -24,12 +25,18 @@ ABOUT = (
     "`Last-Event-ID`, at any gateway, under the same ids. Every error has one body, whatever the protocol."
 )
 
+WEBHOOK_HEADERS = {
+    "webhook-id": "The turn's id, the same each time that it is told.",
+    "webhook-timestamp": "When it was sent, in seconds of Unix time.",
+    "webhook-signature": "`v1,` and an HMAC-SHA256 over id, timestamp and body in base64; several joined by spaces.",
+}
+
 Json = dict[str, Any]
 
 
 def document(routes: Sequence[Route], version: str) -> Json:
     """The document of `routes`; raises KeyError for one that gateway/operations.py does not tell of."""
-    kinds = {kind for told in OPERATIONS.values() for kind in told.kinds} | {Envelope}
+    kinds = {kind for told in OPERATIONS.values() for kind in told.kinds} | {Envelope, Hook}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     # Some routes answer with an object that is another protocol's, or a few fields of their own.
@@ -43,6 +50,7 @@ def document(routes: Sequence[Route], version: str) -> Json:
         "openapi": VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
         "paths": paths,
+        "webhooks": {"turn": {"post": _webhook(schema_of[Hook])}},
         "components": {
             "schemas": components,
             "responses": {
@@ -86,6 +94,26 @@ def _operation(route: Route, method: str, told: Operation, schema_of: dict[Any, 
     if told.has_cookie:
         operation["security"] = [{"login": []}]
     return operation
+
+
+def _webhook(schema: Json) -> Json:
+    return {
+        "operationId": "webhook_turn",
+        "tags": ["turns"],
+        "summary": "What a turn's webhook is told when it has ended.",
+        "description": "Signed as Standard Webhooks says, and told again until it is taken; a session's in order.",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": meaning}
+            for name, meaning in WEBHOOK_HEADERS.items()
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {
+            "2XX": {"description": "It was taken, and is not told again."},
+            "410": {"description": "Nobody wants it: it is not told again."},
+            "default": {"description": "It is told again, after `Retry-After` if there is one."},
+        },
+        "security": [],
+    }
 
 
 def _in_path(name: str) -> Json:

@@ -12,6 +12,11 @@ from gateway.dialects import DIALECTS
 from gateway.openapi import page as api_page
 from gateway.openapi.operations import OPERATIONS, PARAMETERS
 from gateway.routes.api import PAGE_HEADERS, document
+from persistence import hook, signature
+from proto.ids import Tenant, TurnId
+from proto.records import record
+from proto.subjects import TurnKey
+from tests.handwritten import answered
 from tests.routes import ROWS
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
@@ -109,3 +114,13 @@ def test_what_a_docstring_says_is_text_on_the_page() -> None:
     assert "<code>&lt;b&gt;</code>" in page
     assert "<b>" not in page
     assert "<i>" not in page
+
+
+def test_a_webhooks_body_is_what_the_document_says() -> None:
+    """Whoever generates a receiver from it can read what is sent."""
+    post = DOCUMENT["webhooks"]["turn"]["post"]
+    schema = post["requestBody"]["content"]["application/json"]["schema"] | {"components": DOCUMENT["components"]}
+    body = hook.body(record(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
+    Draft202012Validator(schema).validate(msgspec.json.decode(body))
+    headers = signature.headers("turn-1", 1, body, [b"secret"])
+    assert {parameter["name"] for parameter in post["parameters"]} == set(headers)
