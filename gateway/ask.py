@@ -14,6 +14,7 @@ from proto.entries import CacheFor, Message, OnInterrupt
 from proto.errors import Refused
 from proto.ids import is_session_name
 from proto.schema import with_schema
+from proto.usage import NUSD_PER_USD
 
 Cache = CacheFor | Literal["off"]
 OnBusy = Literal["reject", "interrupt", "branch"]
@@ -21,6 +22,7 @@ OnBusy = Literal["reject", "interrupt", "branch"]
 ASKED_LEVELS_MAX = LEVELS_MAX - 4
 # What `options` would say a second time, and what is the gateway's to say.
 NAMED = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas"})
+COST_USD_MAX = 1e6
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
@@ -63,6 +65,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
+    max_cost: float | None = None
+    """What the answer may cost, in dollars: it is closed when it has."""
     webhook: str | None = None
     """The URL that is told when the turn has ended."""
 
@@ -94,6 +98,8 @@ def check(ask: Ask) -> None:
         check_name("session", ask.session)
     if new[-1].role == "assistant":
         raise Refused("request_invalid", "the last of `messages` must not be the assistant's: it has no answer")
+    if ask.max_cost is not None and not 0 < ask.max_cost <= COST_USD_MAX:
+        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:g}")
     if ask.on_disconnect != "continue" and grace_s(ask.on_disconnect) is None:
         raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
 
@@ -151,5 +157,6 @@ def request_of(
         on_interrupt=ask.on_interrupt,
         on_disconnect=ask.on_disconnect,
         webhook=ask.webhook,
+        max_cost_nusd=round(ask.max_cost * NUSD_PER_USD) if ask.max_cost is not None else None,
         by=by,
     )

@@ -37,4 +37,6 @@ def estimate_of(request: Request) -> Estimate:
     asked = -(-chars * TOKENS // CHARS) + pictures * PICTURE_TOKENS
     model = model_named(request.model)
     nusd = cost_nusd(model, Usage(asked, request.max_tokens)) if model is not None else 0
+    if request.max_cost_nusd is not None:
+        nusd = min(nusd, request.max_cost_nusd)
     return Estimate(asked + request.max_tokens, nusd)

@@ -180,7 +180,7 @@ def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
             "budget_spent",
             f"the budget of this {limited.noun} for the {PERIOD[limited.what]} is {_usd(limited.most)}: "
             f"{_usd(held)} are spent or held for turns that run, and this turn may cost {_usd(amount)}. "
-            f"It renews at {at}; a smaller `max_tokens` holds less",
+            f"It renews at {at}; a smaller `max_tokens` or a `max_cost` holds less",
         )
     window = f"{limited.window_s:g} s" if limited.what != "bytes_day" else "a day"
     return Refused(

@@ -15,8 +15,9 @@ from generators import metrics
 from generators.backends import Backend, Call
 from generators.blobs import Blobs
 from generators.continuation import Continuation, call_after, call_of, continuation_of
+from generators.meter import Meter, closing
 from generators.outbox import Outbox
-from generators.plan import Complete, Fail, Go, Judge, Leave, judged, plan
+from generators.plan import Close, Complete, Fail, Go, Judge, Leave, judged, plan
 from generators.retry import Retry
 from generators.rota import Rotas, Source
 from generators.structured import corrected
@@ -78,6 +79,12 @@ class Carrier:
                     return turn
                 case Complete(fits):
                     return await self._end(key, turn, "completed", fits=fits)
+                case Close():
+                    outbox = Outbox()
+                    for event in closing(turn):
+                        outbox.put(event)
+                    outbox.close()
+                    turn = await self._write(key, turn, outbox)
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
                 case Go() as go:
@@ -96,7 +103,7 @@ class Carrier:
                     if rota.is_asked_again:
                         await self._retry.pause(go.attempt, broken)
 
-    async def _next(self, turn: Turn) -> Leave | Complete | Fail | Go:
+    async def _next(self, turn: Turn) -> Leave | Complete | Close | Fail | Go:
         """What to do with the turn. An answer that has to fit a schema is judged first."""
         step = plan(turn, self._attempts_max)
         if not isinstance(step, Judge):
@@ -130,13 +137,14 @@ class Carrier:
         # Only now: what breaks from here on was counted, and does not come back for ever.
         backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
+        meter = Meter(request, turn)
         call = msgspec.structs.replace(call, model=source.model_id or backend.model_id(call.model))
         outbox = Outbox()
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(key))
                 writing = group.create_task(self._write(key, turn, outbox))
-                broken = await self._listen(key, backend, call, continuation, outbox, deadline)
+                broken = await self._listen(key, backend, call, continuation, meter, outbox, deadline)
                 turn = await writing
                 watching.cancel()
         except ExceptionGroup as several:
@@ -153,6 +161,7 @@ class Carrier:
         backend: Backend,
         call: Call,
         continuation: Continuation | None,
+        meter: Meter,
         outbox: Outbox,
         deadline: float,
     ) -> BackendError | None:
@@ -165,12 +174,11 @@ class Carrier:
                 self._blobs.resolved(key.tenant, call) as whole,
                 aclosing(self._retry.answer(backend, whole)) as answer,
             ):
-                async for raw in answer:
-                    if continuation is None:
-                        outbox.put(msgspec.Raw(raw))
-                        continue
-                    for event, is_hidden in continuation.place(raw):
+                while not meter.is_passed and (raw := await anext(answer, None)) is not None:
+                    placed = [(msgspec.Raw(raw), False)] if continuation is None else continuation.place(raw)
+                    for event, is_hidden in placed:
                         outbox.put(event, is_hidden=is_hidden)
+                        meter.add(event)
         except TimeoutError:
             return BackendError("deadline_exceeded", "the answer was not finished in time")
         except BackendError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from generators.meter import is_spent
 from proto.entries import Failure, Mode
 from proto.fold import Block, Turn
 from proto.schema import schema_of
@@ -20,6 +21,10 @@ class Complete(msgspec.Struct, frozen=True):
     """The answer is whole, only its `end` is missing. `fits`: as that will say it."""
 
     fits: bool | None = None
+
+
+class Close(msgspec.Struct, frozen=True):
+    """The answer has cost what it may: it is made whole as it is."""
 
 
 class Judge(msgspec.Struct, frozen=True):
@@ -43,7 +48,7 @@ class Go(msgspec.Struct, frozen=True):
     """Why the answer so far, which is whole, is to be given anew."""
 
 
-Plan = Leave | Complete | Judge | Fail | Go
+Plan = Leave | Complete | Close | Judge | Fail | Go
 
 # The answer is not the one that has to fit: a tool's result comes first, or the rest of it.
 UNFINISHED = ("tool_use", "pause_turn")
@@ -59,6 +64,8 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
     schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
         return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else Judge(schema)
+    if turn.message is not None and is_spent(turn):
+        return Close()
     if turn.attempt >= attempts_max:
         return Fail(Failure("attempts_exhausted", f"the answer was broken off {turn.attempt} times"))
     attempt = turn.attempt + 1
@@ -81,6 +88,7 @@ def judged(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | Go:
     if misfit is None:
         return Complete(fits=True)
     is_final = turn.misfit is not None or turn.attempt >= attempts_max or turn.stop.stop_reason not in WANTED
+    is_final |= is_spent(turn)
     return Complete(fits=False) if is_final else Go(turn.attempt + 1, "restart", misfit)
 
 

@@ -60,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_disconnect: str = "continue"
     by: str | None = None
     """The name of the credential that asked, which is no secret."""
+    max_cost_nusd: int | None = None
+    """What the answer may cost: it is closed when it has."""
     holds: list[Hold] | None = None
     """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
     webhook: str | None = None

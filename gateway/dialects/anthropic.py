@@ -70,7 +70,7 @@ def _message(record: TurnRecord) -> dict[str, Any]:
         "role": "assistant",
         "model": record.model,
         "content": record.content,
-        "stop_reason": record.stop_reason,
+        "stop_reason": _known(record.stop_reason),
         "stop_sequence": record.stop_sequence,
         "usage": record.envelope.get("usage", {}) | asdict(record.usage),
         **{name: it for name, it in record.envelope.items() if name not in ("delta", "usage")},
@@ -119,11 +119,16 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
 def _completed(
     stop_reason: str | None, stop_sequence: str | None, usage: Usage, envelope: dict[str, Any], seq: int
 ) -> bytes:
-    delta = {"stop_reason": stop_reason, "stop_sequence": stop_sequence, **envelope.get("delta", {})}
+    delta = {"stop_reason": _known(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
     # All the counts by name: the SDKs take one that is missing for a protocol error, not for 0.
     counts = envelope.get("usage", {}) | asdict(usage)
     message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": counts}
     return _named(message_delta) + _named({"type": "message_stop"}, seq)
+
+
+def _known(stop_reason: str | None) -> str | None:
+    """Ours has no name in this protocol; to its clients it is a limit that cut the answer."""
+    return "max_tokens" if stop_reason == "max_cost" else stop_reason
 
 
 def _error(failure: Failure, seq: int) -> bytes:

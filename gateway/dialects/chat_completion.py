@@ -14,6 +14,7 @@ NEVER = datetime.fromtimestamp(0, UTC)
 # OpenAI's word for each of Anthropic's stop reasons; an answer that stopped for a newer one has stopped all the same.
 FINISH = {
     "max_tokens": "length",
+    "max_cost": "length",
     "model_context_window_exceeded": "length",
     "tool_use": "tool_calls",
     "refusal": "content_filter",

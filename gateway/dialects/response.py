@@ -28,6 +28,7 @@ REDACTED = "redacted_thinking:"
 # Why Claude stopped, where the protocol calls that incomplete. Anthropic's docs, "Stop reasons".
 INCOMPLETE = {
     "max_tokens": "max_output_tokens",
+    "max_cost": "max_output_tokens",
     "model_context_window_exceeded": "max_output_tokens",
     "refusal": "content_filter",
 }

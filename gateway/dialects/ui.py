@@ -31,6 +31,7 @@ FINISH_REASONS = {
     "stop_sequence": "stop",
     "pause_turn": "stop",
     "max_tokens": "length",
+    "max_cost": "length",
     "model_context_window_exceeded": "length",
     "tool_use": "tool-calls",
     "refusal": "content-filter",
@@ -76,7 +77,7 @@ def chunks(record: TurnRecord) -> list[Chunk]:
 
 def _broke_off(record: TurnRecord) -> bool:
     """Whether its last block is a call that has no input because half of one is none (proto/fold.py)."""
-    is_cut = record.outcome != "completed" or record.stop_reason == "max_tokens"
+    is_cut = record.outcome != "completed" or FINISH_REASONS.get(record.stop_reason or "") == "length"
     return is_cut and record.content[-1].get("type") == "tool_use" and not record.content[-1].get("input")
 
 

@@ -28,8 +28,9 @@ def test_a_picture_is_no_text(block: dict[str, object]) -> None:
     assert PICTURE_TOKENS < tokens < PICTURE_TOKENS + 10
 
 
-def test_money_is_at_the_models_prices() -> None:
+def test_money_is_at_the_models_prices_and_no_more_than_the_turn_may_cost() -> None:
     """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100)
     assert estimate_of(asked).nusd == 14 * 2000 + 100 * 10_000
+    assert estimate_of(request(max_cost_nusd=5, max_tokens=100)).nusd == 5
     assert estimate_of(request(model="nobody", max_tokens=100)).nusd == 0

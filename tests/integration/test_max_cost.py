@@ -1,0 +1,98 @@
+"""A turn that may cost so much stops there, with its text kept; each protocol's client is told of a limit it knows."""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from generators.simulated_claude.server import serving
+from proto.log import Connection, TurnLog
+from tests.answering import ask, ended, modes, open_streams, shorten_lease, stats, words, working
+from tests.integration.conftest import Gateway
+from tests.mortal import killed_after
+
+# By Sonnet 5.5 a word of eight characters costs 23,000 nano-dollars: some forty of them, and what was asked.
+NUSD = 1_000_000
+BODY = {"message": "#sim words=2000 rate=0", "model": "claude-sonnet-5-5", "max_cost": NUSD / 1e9}
+
+
+@pytest.fixture
+async def own_claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that nobody else calls."""
+    async with serving() as url:
+        yield url
+
+
+@pytest.mark.rule("R41")
+async def test_a_turn_stops_at_what_it_may_cost_and_keeps_its_text(gateway: Gateway) -> None:
+    """Completed, cut, and paid for: not a token more than the one that passed it."""
+    accepted = (await gateway.client.post("/v1/turns", json=BODY)).json()
+    stream = await gateway.client.get(accepted["links"]["events"])
+    turn = (await gateway.client.get(accepted["links"]["self"])).json()
+    assert (turn["outcome"], turn["stop_reason"], turn["usage_is_estimated"]) == ("completed", "max_cost", True)
+    assert NUSD <= round(turn["cost_usd"] * 1e9) <= 1.1 * NUSD
+    assert words(2000).startswith(turn["text"])
+    assert 10 <= turn["text"].count(" ") <= 60
+    assert '"stop_reason":"max_cost"' in stream.text
+    assert "".join(re.findall(r'"type":"delta","text":"([^"]*)"', stream.text)) == turn["text"]
+
+
+async def test_the_call_is_closed_and_nothing_more_is_paid_for(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
+) -> None:
+    """The model would have gone on for an hour."""
+    async with working(own_server.url, own_claude):
+        key = await ask(own_log, "words=9000 rate=100", max_cost_nusd=NUSD)
+        turn = await ended(own_log, key)
+        await open_streams(own_claude, 0)
+    assert (turn.outcome, turn.stop.stop_reason, turn.attempt) == ("completed", "max_cost", 1)
+    assert (await stats(own_claude))["calls"] == 1
+    assert turn.end is not None
+    assert turn.end.cost_nusd >= NUSD
+
+
+@pytest.mark.timeout(60)
+async def test_a_turn_whose_generator_died_on_its_money_is_closed_by_another_without_a_call(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
+) -> None:
+    """Killed after any entry: the text that was shown stays, and no call is made once there is no money left."""
+    await shorten_lease(own_connection, 0.2)
+    for appends in (2, 3, 5, 8):
+        calls = (await stats(own_claude))["calls"]
+        key = await ask(own_log, "words=900 rate=0 thinking=2", max_cost_nusd=NUSD)
+        await killed_after(appends, own_server.url, own_claude)
+        left = await own_log.turn(key)
+        async with working(own_server.url, own_claude):
+            turn = await ended(own_log, key)
+        assert (turn.outcome, turn.stop.stop_reason) == ("completed", "max_cost"), appends
+        assert turn.text.startswith(left.text) or "restart" in await modes(own_log, key)
+        assert turn.end is not None
+        # The second call's prompt may pass it; no third one is made.
+        assert (await stats(own_claude))["calls"] - calls <= 2
+
+
+async def test_each_protocol_tells_a_limit_that_its_clients_know(gateway: Gateway) -> None:
+    """The SDKs read a whole message that was cut."""
+    accepted = (await gateway.client.post("/v1/turns", json={**BODY, "message": f"{BODY['message']} tag=y"})).json()
+    turn = f"/v1/turns/{accepted['turn']}/events"
+    await gateway.client.get(turn)
+    bodies = {
+        name: (await gateway.client.get(f"{turn}?dialect={name}")).text
+        for name in ("anthropic", "openai-chat", "openai-responses", "ui", "text")
+    }
+    assert '"stop_reason":"max_tokens"' in bodies["anthropic"]
+    assert '"type":"message_stop"' in bodies["anthropic"]
+    assert bodies["anthropic"].count("content_block_start") == bodies["anthropic"].count("content_block_stop")
+    assert '"finish_reason":"length"' in bodies["openai-chat"]
+    assert "[DONE]" in bodies["openai-chat"]
+    assert '"reason":"max_output_tokens"' in bodies["openai-responses"]
+    assert '"finishReason":"length"' in bodies["ui"]
+    assert not [name for name, body in bodies.items() if "max_cost" in body]
+
+
+@pytest.mark.parametrize("max_cost", [0, -1, 1e9, "1", True])
+async def test_a_cost_is_a_number_of_dollars(gateway: Gateway, max_cost: object) -> None:
+    """Above nothing, and below what nobody has."""
+    refused = await gateway.client.post("/v1/turns", json={**BODY, "max_cost": max_cost})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
