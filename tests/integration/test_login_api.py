@@ -1,6 +1,7 @@
 """The built-in page's login: in with a key, on with a cookie that is good once, out; the same at every gateway."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from gateway.login import COOKIE, GRACE_S
 from gateway.signature import Access, Refresh, Signature
 from proto.ids import Tenant
 from proto.log import Connection
-from proto.log.logins import Logins
+from proto.log.logins import Login, Logins
 from proto.log.secret import signing_secret
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
@@ -142,6 +143,24 @@ async def test_two_tabs_refresh_at_once(
     following = {told(answer)[1] for answer in answers}
     assert len(following) == 1
     assert (await refreshed(page, following.pop())).status_code == 200
+
+
+async def test_who_was_slower_changes_nothing_of_a_login(connection: Connection) -> None:
+    """What was read has changed since, or has ended: it is neither turned back nor brought back."""
+    logins, name = Logins(connection), secrets.token_hex(16)
+    login = Login(key="key_1", until=int(time.time()) + 60, refreshed_at=time.time())
+    assert await logins.put(name, login)
+    assert not await logins.put(name, login)
+    found = await logins.get(name)
+    assert found is not None
+    assert await logins.put(name, msgspec.structs.replace(login, generation=1), found[1])
+    assert not await logins.put(name, login, found[1])
+    again = await logins.get(name)
+    assert again is not None
+    assert again[0].generation == 1
+    await logins.end(name)
+    assert not await logins.put(name, login, again[1])
+    assert await logins.get(name) is None
 
 
 async def test_logging_out_ends_the_login(page: httpx2.AsyncClient) -> None:

@@ -261,7 +261,7 @@ async def test_nobody_keeps_a_ticket_on_its_way(
 
 
 async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
-    nats_url: str, new_gateway: NewGateway, connection: Connection
+    nats_url: str, new_gateway: NewGateway, connection: Connection, signature: Signature
 ) -> None:
     """What is built on a laptop works behind a key: one that was used, forged, or another turn's is none here, too."""
     gateway = await new_gateway(nats_url, api_keys="")
@@ -270,10 +270,14 @@ async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
     await writer.open(*TEXTS)
     await writer.end()
     ticket = await made(gateway, turn.turn)
+    now = int(time.time())
+    over = signature.sign(of_key(turn, begin_by=now - 5, until=now - 5))
     elsewhere = await gateway.client.get(f"/v1/turns/{new_id()}/events?ticket={ticket['ticket']}")
     answers = [await gateway.client.get(ticket["events"]) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 401]
-    assert refused(await gateway.client.get(f"/v1/turns/{turn.turn}/events?ticket=forged"))
+    shared = (await made(gateway, turn.turn, is_shared=True))["ticket"]
+    for query in ("ticket=forged", f"ticket={over}", f"ticket={shared}&ticket={shared}", "ticket="):
+        assert refused(await gateway.client.get(f"/v1/turns/{turn.turn}/events?{query}")), query
     assert refused(elsewhere)
 
 
