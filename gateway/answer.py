@@ -73,7 +73,15 @@ async def answer(
         key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
     # An error that this turn comes to names it, too.
     request.state.turn = key.turn
-    named = {
+    named = {**names_of(key, asked_for), **(headers or {})}
+    if dialect.whole is None or is_stream:
+        return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited)
+    return Whole(gateway, key, dialect.whole, named)
+
+
+def names_of(key: TurnKey, asked_for: entries.Request) -> dict[str, str]:
+    """The response headers that name a turn's session, its project, and the turn where clients look for it."""
+    return {
         "x-session-id": asked_for.session,
         # Where the SDKs of Anthropic and OpenAI look for what to name in a bug report.
         "request-id": key.turn,
@@ -82,8 +90,4 @@ async def answer(
         "x-workflow-run-id": key.turn,
         # The turn's own: a repeated POST may have named another one.
         **({"x-project-id": asked_for.project} if asked_for.project is not None else {}),
-        **(headers or {}),
     }
-    if dialect.whole is None or is_stream:
-        return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited)
-    return Whole(gateway, key, dialect.whole, named)

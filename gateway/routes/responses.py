@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.answer import accepted, answer, asked
+from gateway.answer import accepted, answer, asked, names_of
 from gateway.ask import Ask
 from gateway.cancel import cancel
 from gateway.context import gateway_of, no_turn, offer_to, refuse_when_draining, tenant_of
@@ -58,8 +58,8 @@ async def post(request: Request) -> ASGIApp:
 async def begun(request: Request, ask: Ask, raw: bytes, headers: dict[str, str]) -> Response:
     """The response as it is once it is accepted: most often `queued`."""
     key, asked_for = await accepted(request, ask, raw)
-    named = {"tailrace-turn": key.turn, "x-session-id": asked_for.session, "x-request-id": key.turn}
-    return json_response(response_of(await look(gateway_of(request), key)), headers={**named, **headers})
+    named = {"tailrace-turn": key.turn, **names_of(key, asked_for), **headers}
+    return json_response(response_of(await look(gateway_of(request), key)), headers=named)
 
 
 async def get(request: Request) -> ASGIApp:

@@ -1,10 +1,12 @@
 """`POST /v1/chat/completions` with OpenAI's JavaScript SDK, as it is: what it shows is what the log and SQLite have."""
 
+import asyncio
+
 import pytest
 
 from tests.answering import words
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import Takeover, told
 from tests.cutting import Cutting, seeded
 from tests.integration.conftest import KEY, Gateway
 
@@ -29,3 +31,15 @@ async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     assert tools == {"text": words(2), "ran": ["the sky"], "roles": ["user", "assistant", "tool", "assistant"]}
     assert refused == {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}
     assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}
+
+
+@pytest.mark.proves("openai-chat", "a generator killed in mid-answer", "openai (Node)")
+async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+    """Its accumulator has the whole answer, and so has who adds up the chunks."""
+    line = "#sim words=40 rate=100"
+    asking = asyncio.create_task(node.run("openai-chat-lasting.mjs", KEY, takeover.gateway.url, line))
+    async with takeover.killed_after(15):
+        (shown,) = await asking
+    turn = shown.pop("id").removeprefix("chatcmpl-")
+    assert shown == {"text": words(40), "whole": words(40), "finish": "stop"}
+    assert await told(takeover.gateway, turn) == words(40)

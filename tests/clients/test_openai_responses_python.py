@@ -353,6 +353,15 @@ async def test_an_answer_goes_on_in_the_background(gateway: Gateway, sdk: AsyncO
     assert (events[0].type, said(events), events[-1].type) == ("response.created", TEXT, "response.completed")
 
 
+async def test_the_headers_name_the_turn_in_the_background_too(sdk: AsyncOpenAI) -> None:
+    """Its session and its project, as they do of any other response."""
+    headers = {"X-Session-ID": "background", "X-Project-ID": "rivers"}
+    made = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, background=True, extra_headers=headers)
+    turn = turn_of(made.parse().id)
+    names = ("tailrace-turn", "x-request-id", "x-session-id", "x-project-id")
+    assert [made.headers.get(name) for name in names] == [turn, turn, "background", "rivers"]
+
+
 @pytest.mark.proves(DIALECT, "a late joiner's snapshot", PYTHON)
 async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
     """`snapshot=1`: one delta for what was said, then live; the numbers meet those of who was there from the start."""
