@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from gateway import blobs, metrics
 from gateway.ask import Ask, request_of
+from gateway.auto_key import AUTO, key_of
 from gateway.caller import Caller
 from gateway.context import Gateway
 from gateway.conversation import place_of
@@ -56,6 +57,8 @@ async def _accept(
     gateway: Gateway, caller: Caller, ask: Ask, idempotency_key: str | None, raw: bytes, admission: Admission
 ) -> tuple[TurnKey, entries.Request]:
     tenant = caller.tenant
+    if idempotency_key == AUTO:
+        idempotency_key, raw = await key_of(gateway, tenant, ask)
     mine = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:

@@ -13,6 +13,7 @@ from gateway.accept import accept, claimed_key
 from gateway.ask import Ask, check
 from gateway.context import caller_of, gateway_of, refuse_when_draining, tenant_of
 from gateway.dialects import Dialect
+from gateway.pace import pace_of
 from gateway.stream import Stream
 from gateway.whole import Whole
 from proto import entries
@@ -67,7 +68,7 @@ async def answer(
     The response names the turn and its session, so that a stream that was cut is taken up at
     `/v1/turns/{turn}/events?dialect=…`.
     """
-    gateway = gateway_of(request)
+    gateway, pace = gateway_of(request), pace_of(request)
     is_stream = is_streamed or dialect.whole is None
     async with gateway.streams.reserved(request) if is_stream else nullcontext():
         key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
@@ -75,7 +76,7 @@ async def answer(
     request.state.turn = key.turn
     named = {**names_of(key, asked_for), **(headers or {})}
     if dialect.whole is None or is_stream:
-        return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited)
+        return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited, pace=pace)
     return Whole(gateway, key, dialect.whole, named)
 
 

@@ -17,6 +17,7 @@ from gateway.context import Gateway, caller_of
 from gateway.dialects import Dialect, Frame
 from gateway.large import let_go
 from gateway.live import Live
+from gateway.pace import Pace
 from proto.entries import End, Event, Failure
 from proto.errors import CursorUnknown, Refused, TurnUnknown
 from proto.fold import NOBODY, Turn, fold
@@ -47,11 +48,13 @@ class Stream:
         seen: int | None = None,
         snapshot: Snapshot | None = None,
         is_first_word_awaited: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """Goes on after the entry `cursor`, or, where a protocol counts its events, after as many as were `seen`.
 
         `snapshot`: what was said so far is told at once, and the stream goes on from there.
         `is_first_word_awaited`: a turn that fails before its first word is raised as Refused, with an HTTP status.
+        `pace`: entries that are stored already come no sooner than it says.
         """
         self._gateway = gateway
         self._key = key
@@ -60,6 +63,7 @@ class Stream:
         self._seen = seen
         self._snapshot = snapshot
         self._is_first_word_awaited = is_first_word_awaited
+        self._pace = pace
         self._headers = {
             "content-type": dialect.media_type,
             "tailrace-turn": key.turn,
@@ -138,7 +142,7 @@ class Stream:
             turn, told, position = await self._so_far(live)
             await send(piece(self._snapshot(live.key, turn, told), more=True))
         while True:
-            frames = live.frames(self._dialect, position, FRAMES_MAX)
+            frames = live.frames(self._dialect, position, self._most(live, position))
             position += len(frames)
             if unwanted:
                 frames, unwanted = unseen(frames, unwanted)
@@ -151,8 +155,22 @@ class Stream:
                 return False
             if live.is_ended and position == len(live.entries):
                 return True
-            if not await live.changed(position, heartbeat_s) and self._dialect.heartbeat:
+            if not await self._more(live, position, heartbeat_s) and self._dialect.heartbeat:
                 await send(piece(self._dialect.heartbeat, more=True))
+
+    def _most(self, live: Live, position: int) -> int:
+        """How many frames may be written now."""
+        if self._pace is None:
+            return FRAMES_MAX
+        return self._pace.due(live.entries, position, FRAMES_MAX, asyncio.get_running_loop().time())
+
+    async def _more(self, live: Live, position: int, heartbeat_s: float) -> bool:
+        """Waits until there is more to write; False after `heartbeat_s` seconds of nothing."""
+        if self._pace is None or position == len(live.entries):
+            return await live.changed(position, heartbeat_s)
+        wait_s = self._pace.due_in_s(live.entries[position], asyncio.get_running_loop().time())
+        await asyncio.sleep(min(max(wait_s, 0), heartbeat_s))
+        return wait_s <= heartbeat_s
 
     async def _so_far(self, live: Live) -> tuple[Turn, int, int]:
         """The turn as it is now, how many events have told it, and from how many entries; others write meanwhile."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gateway.ask import Ask
 from gateway.dialects import DIALECTS
 from gateway.models.card import Card, Page, Sheets
+from gateway.pace import PACE
 from gateway.prompts import Prompt as PromptTemplate
 from gateway.protocols.chat_request import ChatRequest as ChatCompletionRequest
 from gateway.protocols.messages_request import MessagesRequest
@@ -72,14 +73,21 @@ def _header(name: str, about: str, **schema: Any) -> Json:
     return {"name": name, "in": "header", "description": about, "schema": schema or {"type": "string"}}
 
 
+PACE_PATTERN = f"^({PACE.pattern})$"
 CURSOR = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 PARAMETERS: dict[str, Json] = {
     "key": _header(
-        "Idempotency-Key", "The same key with the same body is the same turn.", type="string", pattern="^[!-~]{1,200}$"
+        "Idempotency-Key",
+        "The same key with the same body is the same turn; `auto`: the same question is.",
+        type="string",
+        pattern="^[!-~]{1,200}$",
     ),
     "last": _header("Last-Event-ID", "The last `id:` that was received.", **CURSOR),
     "ticket": _query("ticket", "In the place of a key: what `POST /v1/turns/{turn}/tickets` gave."),
     "cursor": _query("after", "The same as Last-Event-ID.", **CURSOR),
+    "pace": _query(
+        "pace", "How many times as fast as it was written; at once by default.", type="string", pattern=PACE_PATTERN
+    ),
     "dialect": _query("dialect", "How the turn is told; `tailrace` by default.", type="string", enum=list(DIALECTS)),
     "session": _header("X-Session-ID", "The conversation that this belongs to; a new name begins one."),
     "project": _header("X-Project-ID", "The project that the conversation belongs to."),
@@ -98,13 +106,13 @@ PARAMETERS: dict[str, Json] = {
     "start_index": _query("startIndex", "The first chunk wanted; below 0, counted from the end.", type="integer"),
 }
 PAGE = ("after", "limit")
-READING = ("last", "cursor", "dialect")
-NAMED = ("key", "session", "project")
+READING = ("last", "cursor", "dialect", "pace")
+NAMED = ("key", "session", "project", "pace")
 GONE = {204: "At the end: there is nothing more."}
 STREAMED = {200: "The stream itself."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/turns"): Operation("turns", Ask, Accepted, 202, parameters=("key",), also=STREAMED),
+    ("POST", "/v1/turns"): Operation("turns", Ask, Accepted, 202, parameters=("key", "dialect", "pace"), also=STREAMED),
     ("GET", "/v1/turns/{turn}"): Operation("turns", answers=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),

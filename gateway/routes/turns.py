@@ -16,6 +16,7 @@ from gateway.context import Gateway, gateway_of, refuse_when_draining, tenant_of
 from gateway.dialects import DIALECTS, Dialect
 from gateway.hold import Hold
 from gateway.json_response import json_response
+from gateway.pace import Pace, pace_of
 from gateway.signature import Ticket
 from gateway.stream import Stream
 from gateway.tickets import cursor_text
@@ -38,7 +39,7 @@ async def post(request: Request) -> Response | ASGIApp:
     """`POST /v1/turns`: 202 with the turn's id; with `Accept: text/event-stream`, the stream itself."""
     # Who it is comes first, and a stranger is not told what there is.
     tenant_of(request)
-    dialect = dialect_of(request)
+    dialect, pace = dialect_of(request), pace_of(request)
     ask, raw = await asked(request, Ask)
     check_webhook(ask.webhook, gateway_of(request).settings)
     if ask.prompt is not None:
@@ -48,7 +49,7 @@ async def post(request: Request) -> Response | ASGIApp:
         key, asked_for = await accepted(request, ask, raw)
     path = f"/v1/turns/{key.turn}"
     if is_stream:
-        return Stream(gateway_of(request), key, NOTHING, dialect, {"location": path})
+        return Stream(gateway_of(request), key, NOTHING, dialect, {"location": path}, pace=pace)
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     told = Accepted(turn=key.turn, session=asked_for.session, links=links)
     return json_response(told, status=202, headers={"location": path, "tailrace-turn": key.turn})
@@ -59,15 +60,17 @@ async def events(request: Request) -> ASGIApp:
     gateway, key = gateway_of(request), turn_of(request)
     dialect = dialect_of(request)
     ticket = await gateway.tickets.ticket_of(request, key)
-    stream = stream_of(gateway, key, cursor_of(request, ticket), dialect, request.method)
+    stream = stream_of(gateway, key, cursor_of(request, ticket), dialect, request.method, pace_of(request))
     if ticket is None:
         return stream
     return gateway.tickets.begun(ticket, stream, request, has_ids=dialect.media_type == sse.MEDIA_TYPE)
 
 
-def stream_of(gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str) -> ASGIApp:
+def stream_of(
+    gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str, pace: Pace | None = None
+) -> ASGIApp:
     """The stream for a reader with `cursor`; who comes back is held while there can be none. Raises Refused."""
-    stream = Stream(gateway, key, cursor, dialect)
+    stream = Stream(gateway, key, cursor, dialect, pace=pace)
     if cursor and dialect.is_self_delimited and method == "GET":
         return Hold(gateway, stream, dialect)
     # New readers, and clients of other dialects, ask again by themselves after a 503.
