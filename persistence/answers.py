@@ -45,14 +45,14 @@ def paged(
 
     `where`: the time and the name by which a record has its place in the list. `has_more`: whether others follow it.
     """
-    told = _fitting(records)
+    told = fitting(records)
     if not (has_more or len(told) < len(records)):
         return told, None
     at, name = where(told[-1])
     return told, page.write(page.Place(micros(at), name))
 
 
-def _fitting(records: Sequence[T]) -> list[T]:
+def fitting(records: Sequence[T]) -> list[T]:
     """As many from the front as one message takes; the first one always."""
     room = PAGE_BYTES_MAX
     for number, record in enumerate(records):

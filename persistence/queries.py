@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from persistence import context, page
-from persistence.answers import Caught, answering, paged
+from persistence.answers import Caught, answering, fitting, paged
 from persistence.store import Store
 from proto.errors import Refused
 from proto.ids import SessionId, Tenant, TurnId
 from proto.log.services import Answer
 from proto.records import (
+    Ancestry,
+    AskAncestry,
     AskContext,
     AskLast,
     AskSession,
@@ -40,6 +42,7 @@ class Queries:
                 answering(AskSession, self.session, caught_up),
                 answering(AskSessions, self.sessions, caught_up),
                 answering(AskSessionTurns, self.session_turns, caught_up),
+                answering(AskAncestry, self.ancestry, caught_up),
                 answering(AskContext, self.context, caught_up),
                 answering(AskLast, self.last, caught_up),
             ]
@@ -77,6 +80,14 @@ class Queries:
         if not found:
             await self.session(tenant, AskSession(ask.session))
         return TurnPage(*paged(found[:limit], lambda one: (one.asked_at, one.turn), has_more=len(found) > limit))
+
+    async def ancestry(self, tenant: Tenant, ask: AskAncestry) -> Ancestry:
+        limit = page.bounded(ask.limit)
+        branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
+        if not branch:
+            raise Refused("turn_not_found", "there is no such turn")
+        told = fitting(branch[: -limit - 1 : -1])
+        return Ancestry(told, told[-1].parent if len(told) < len(branch) else None)
 
     async def last(self, tenant: Tenant, ask: AskLast) -> TurnRecord:
         last = await self._store.last_turn(tenant, ask.session)

@@ -120,9 +120,9 @@ class Store(Database):
         rows = await self.read(sql.LAST_TURN, tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
-    async def branch(self, key: TurnKey) -> list[TurnRecord]:
-        """The turn and its ancestors, as far as they are here, oldest first. Empty when the turn is not here."""
-        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=BRANCH_TURNS_MAX)
+    async def branch(self, key: TurnKey, most: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
+        """The turn and `most` of its ancestors, as far as they are here, oldest first. Empty when it is not here."""
+        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=most)
         return [turn_record(row) for row in rows]
 
     async def leaves(self, tenant: Tenant, session: str, before: Place, limit: int) -> list[dict[str, Any]]:

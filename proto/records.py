@@ -110,6 +110,13 @@ class TurnPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class Ancestry(msgspec.Struct, frozen=True):
+    """Newest first. `next` is the turn that the next page begins with, None when no more are in the database."""
+
+    turns: list[TurnRecord]
+    next: TurnId | None
+
+
 class SessionPage(msgspec.Struct, frozen=True):
     """Newest first. `next` is the cursor of the next page, None on the last."""
 
@@ -165,6 +172,14 @@ class AskSessionTurns(Question[TurnPage], frozen=True):
     query: ClassVar[str] = "session_turns"
     session: str
     after: str | None = None
+    limit: int = 50
+
+
+class AskAncestry(Question[Ancestry], frozen=True):
+    """A turn and those before it; turn_not_found."""
+
+    query: ClassVar[str] = "ancestry"
+    turn: TurnId
     limit: int = 50
 
 

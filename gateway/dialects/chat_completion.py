@@ -54,7 +54,7 @@ def whole(record: TurnRecord) -> bytes:
 def message_of(record: TurnRecord) -> dict[str, Any]:
     """All that was said. `content` is null when nothing was but calls; what there is none of has no field."""
     thoughts = "".join(block["thinking"] for block in record.content if block["type"] == "thinking")
-    calls = [_call(block) for block in record.content if block["type"] == "tool_use"]
+    calls = [call for block in record.content if (call := _call(block))]
     message: dict[str, Any] = {"role": "assistant", "content": record.text or (None if calls else ""), "refusal": None}
     if thoughts:
         message["reasoning_content"] = thoughts
@@ -94,6 +94,11 @@ def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
     return found
 
 
-def _call(block: dict[str, Any]) -> dict[str, Any]:
-    arguments = _encode(block["input"]).decode()
-    return {"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": arguments}}
+def _call(block: dict[str, Any]) -> dict[str, Any] | None:
+    """None for what is none. What has no id or no name nobody could answer, and a stream says nothing of it."""
+    match block:
+        case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
+            arguments = _encode(given).decode()
+            return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}
+        case _:
+            return None

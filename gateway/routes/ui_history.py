@@ -4,7 +4,6 @@ A client of this protocol keeps its conversation, pictures and all, and says it 
 told of it is no more than it may say.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,11 +13,10 @@ from proto import blobs
 from proto.blobs import Blob
 from proto.entries import Message
 from proto.errors import BlobUnknown, Refused
-from proto.ids import Tenant
-from proto.records import AskSessionTurns, TurnRecord
+from proto.ids import Tenant, TurnId
+from proto.records import AskAncestry, AskLast, AskSession, TurnRecord
 
-# More than a person has said in one conversation.
-PAGES_MAX, PAGE_TURNS = 20, 200
+PAGE_TURNS = 200
 TOO_LARGE = "the pictures and texts of this chat are larger than {most} bytes: /v1/sessions/{chat}/turns refers to them"
 
 
@@ -32,34 +30,38 @@ class Said(msgspec.Struct, frozen=True):
 
 async def newest(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord]:
     """Its turns, oldest first; raises Refused for a chat that was never begun, and one that is too large."""
-    turns: list[TurnRecord] = []
-    after = None
-    for _ in range(PAGES_MAX):
-        page = await gateway.history.ask(tenant, AskSessionTurns(chat, after, PAGE_TURNS))
-        turns += page.turns
-        after = page.next
-        if after is None:
-            break
-    found = branch(turns)
-    said = Said([message for turn in found for message in turn.input])
-    lifted = blobs.references(said)
     most = gateway.settings.body_bytes_max
-    if sum(blob.bytes for blob in lifted) > most:
-        raise Refused("body_too_large", TOO_LARGE.format(most=most, chat=chat))
+    too_large = Refused("body_too_large", TOO_LARGE.format(most=most, chat=chat))
+    found: list[TurnRecord] = []
+    size, turn = 0, await last(gateway, tenant, chat)
+    while turn is not None:
+        page = await gateway.history.ask(tenant, AskAncestry(turn, PAGE_TURNS))
+        # As long as it is told, more or less. It bounds how many are read, too.
+        size += len(msgspec.json.encode(page.turns))
+        if size > most:
+            raise too_large
+        found += page.turns
+        turn = page.next
+    found.reverse()
+    said = Said([message for one in found for message in one.input])
+    lifted = blobs.references(said)
+    # A picture that was sent again is told again, and read once.
+    if size + sum(blob.bytes for blob in lifted) > most:
+        raise too_large
     texts = {blob.sha256: await _text(gateway, tenant, blob) for blob in set(lifted)}
     told = iter(blobs.resolve(said, texts).messages)
-    return [msgspec.structs.replace(turn, input=[next(told) for _ in turn.input]) for turn in found]
+    return [msgspec.structs.replace(one, input=[next(told) for _ in one.input]) for one in found]
 
 
-def branch(turns: Sequence[TurnRecord]) -> list[TurnRecord]:
-    """The newest turn and those before it, oldest first."""
-    by_id = {one.turn: one for one in turns}
-    found: list[TurnRecord] = []
-    turn = turns[-1] if turns else None
-    while turn is not None:
-        found.append(turn)
-        turn = by_id.get(turn.parent) if turn.parent is not None else None
-    return found[::-1]
+async def last(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
+    """Its newest turn; None when it has none yet. Raises Refused for a chat that was never begun."""
+    try:
+        return (await gateway.history.ask(tenant, AskLast(chat))).turn
+    except Refused as refused:
+        if refused.code != "session_not_found":
+            raise
+        await gateway.history.ask(tenant, AskSession(chat))
+        return None
 
 
 async def _text(gateway: Gateway, tenant: Tenant, blob: Blob) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import json
 from typing import NamedTuple
 
+import httpx2
+
 from gateway.dialects import DIALECTS
 from tests.answering import words
 from tests.event_stream import EventStream, Sent
@@ -35,13 +37,18 @@ def cursor_of(event: Sent) -> int | None:
 
 async def begin(gateway: Gateway, turn: str, dialect: str, ids: int) -> Begun:
     """Reads until so many ids have come, and goes away in mid-answer."""
-    stream, seen = EventStream(), list[Sent]()
     async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
-        async for received in response.aiter_raw():
-            seen += stream.feed(received)
-            found = [place for place, event in enumerate(seen) if cursor_of(event) is not None]
-            if len(found) >= ids:
-                break
+        return await shown(response, dialect, ids)
+
+
+async def shown(response: httpx2.Response, dialect: str, ids: int) -> Begun:
+    """What comes until so many ids have come."""
+    stream, seen = EventStream(), list[Sent]()
+    async for received in response.aiter_raw():
+        seen += stream.feed(received)
+        found = [place for place, event in enumerate(seen) if cursor_of(event) is not None]
+        if len(found) >= ids:
+            break
     last = found[ids - 1]
     cursor = cursor_of(seen[last])
     assert cursor is not None
@@ -69,3 +76,25 @@ async def test_a_turn_begun_in_one_dialect_is_taken_up_in_each_other(gateway: Ga
         for dialect in DIALECTS
     ]
     assert ends == expected
+
+
+async def test_a_turn_begun_by_use_chat_is_taken_up_in_each_other_dialect(gateway: Gateway) -> None:
+    """`POST /api/chat`, cut in mid-answer: its last id is a cursor in every dialect."""
+    asked = {"messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "#sim words=40 rate=40"}]}]}
+    async with gateway.client.stream("POST", "/api/chat", json=asked) as response:
+        begun = await shown(response, "ui", 9)
+        turn = response.headers["tailrace-turn"]
+    assert 0 < len(begun.text) < len(TEXT)
+
+    async def rest(dialect: str) -> str:
+        url = f"/v1/turns/{turn}/events?dialect={dialect}"
+        told = await gateway.client.get(url, headers={"last-event-id": str(begun.cursor)})
+        assert told.status_code == 200, told.text
+        return SAYS[dialect](told.content)
+
+    rests = dict(zip(DIALECTS, await asyncio.gather(*map(rest, DIALECTS)), strict=True))
+    assert rests == {name: TEXT if name in SAYS_ALL else TEXT.removeprefix(begun.text) for name in DIALECTS}
+    job = await gateway.client.get(f"/api/stream/{turn}", headers={"last-event-id": str(begun.cursor)})
+    assert SAYS["job"](job.content) == TEXT
+    response = await gateway.client.get(f"/v1/responses/resp_{turn}?stream=true")
+    assert SAYS["openai-responses"](response.content) == TEXT

@@ -18,6 +18,8 @@ from proto.ids import Seq, SessionId, Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, TurnLog
 from proto.log.deliveries import Backlog
 from proto.records import (
+    Ancestry,
+    AskAncestry,
     AskContext,
     AskLast,
     AskSession,
@@ -210,6 +212,35 @@ async def test_a_branch_is_told_without_the_other_ones(persistence: Persistence,
     assert await persistence.ask(OURS, "context", AskContext(parent=left.turn), Context) == of_left
     assert await persistence.ask(OURS, "context", AskContext(SESSION, left.turn), Context) == of_left
     assert await persistence.ask(OURS, "context", AskContext(session=SESSION), Context) == of_right
+
+
+async def test_a_turn_and_those_before_it_are_told_by_pages(persistence: Persistence, own_log: TurnLog) -> None:
+    """Newest first, without the other branches; the last page says so, also of a branch whose beginning is not here."""
+    parent, line = TurnId("not-here"), list[TurnId]()
+    for _ in range(5):
+        await write(own_log, "Aside.", messages=said("And?"), session=SESSION, parent=parent)
+        parent = (await write(own_log, "So.", messages=said("Why?"), session=SESSION, parent=parent)).turn
+        line.insert(0, parent)
+    pages: list[list[TurnId]] = []
+    after: TurnId | None = line[0]
+    while after is not None:
+        page = await persistence.ask(OURS, "ancestry", AskAncestry(after, 2), Ancestry)
+        pages, after = [*pages, [turn.turn for turn in page.turns]], page.next
+    assert pages == [line[0:2], line[2:4], line[4:]]
+    whole = await persistence.ask(OURS, "ancestry", AskAncestry(line[0], 5), Ancestry)
+    assert ([turn.turn for turn in whole.turns], whole.next) == (line, None)
+    for tenant, turn in ((OURS, TurnId("never")), (THEIRS, line[0])):
+        assert await refusal(persistence, tenant, "ancestry", AskAncestry(turn)) == "turn_not_found"
+
+
+async def test_a_page_of_long_turns_before_a_turn_is_short(persistence: Persistence, own_log: TurnLog) -> None:
+    """An answer is one message: what does not fit is told by the next."""
+    root = await write(own_log, "x" * 400_000, messages=said("Why?"), session=SESSION)
+    leaf = await write(own_log, "y" * 400_000, messages=said("How?"), session=SESSION, parent=root.turn)
+    first = await persistence.ask(OURS, "ancestry", AskAncestry(leaf.turn), Ancestry)
+    assert ([turn.turn for turn in first.turns], first.next) == ([leaf.turn], root.turn)
+    second = await persistence.ask(OURS, "ancestry", AskAncestry(root.turn), Ancestry)
+    assert ([turn.turn for turn in second.turns], second.next) == ([root.turn], None)
 
 
 async def test_what_earlier_turns_said_is_told_once(persistence: Persistence, own_log: TurnLog) -> None:

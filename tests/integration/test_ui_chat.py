@@ -219,3 +219,53 @@ async def test_pictures_and_long_texts_are_in_the_history_as_they_were_sent(gate
     again = await ask(gateway, *messages, user("#sim words=2 rate=0"), id=chat)
     record = (await gateway.client.get(f"/v1/turns/{again.headers['tailrace-turn']}")).json()
     assert record["input"] == [{"role": "user", "content": "#sim words=2 rate=0"}]
+
+
+async def test_a_picture_that_was_sent_again_is_told_as_often(
+    gateway: Gateway, house: House, new_gateway: NewGateway
+) -> None:
+    """It is one blob, wherever it stands; and what a client may not say in one body it is not told in one."""
+    chat = new_id()
+    picture = "data:image/png;base64," + base64.b64encode(os.urandom(100_000)).decode()
+    messages: list[Json] = []
+    for number in range(1, 4):
+        parts: list[Json] = [
+            {"type": "file", "mediaType": "image/png", "url": picture},
+            {"type": "text", "text": f"#sim words={number} rate=0"},
+        ]
+        await ask(gateway, *messages, {"id": f"u{number}", "role": "user", "parts": parts}, id=chat)
+        messages = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
+    pictures = [part["url"] for message in messages for part in message["parts"] if part["type"] == "file"]
+    assert (len(messages), pictures) == (6, [picture] * 3)
+    small = await new_gateway(house.nats_url, body_bytes_max=350_000)
+    answer = await small.client.get(f"/api/chat/{chat}/messages")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_chat_of_any_length_is_told_from_its_beginning_to_its_end(
+    gateway: Gateway, house: House, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By as many pages as it takes, each of which may be as short as one turn; too long is what no body could say."""
+    monkeypatch.setattr("gateway.routes.ui_history.PAGE_TURNS", 1)
+    chat, told = new_id(), list[Json]()
+    for number in range(1, 24):
+        told.append(user(f"#sim words={number} rate=0"))
+        await ask(gateway, *told, id=chat)
+        told.append(assistant(words(number)))
+    url = f"/api/chat/{chat}/messages"
+    messages = (await gateway.client.get(url)).json()
+    texts = ["".join(part.get("text", "") for part in message["parts"]) for message in messages]
+    assert texts == [part["text"] for message in told for part in message["parts"]]
+    small = await new_gateway(house.nats_url, body_bytes_max=10_000)
+    answer = await small.client.get(url)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert f"/v1/sessions/{chat}/turns" in answer.json()["error"]["message"]
+
+
+async def test_a_chat_that_was_made_and_never_asked_has_no_messages(gateway: Gateway) -> None:
+    """A page that begins with them begins; of a chat that was never made there are none to tell."""
+    chat = new_id()
+    assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
+    await gateway.client.post("/v1/sessions", json={"id": chat})
+    answer = await gateway.client.get(f"/api/chat/{chat}/messages")
+    assert (answer.status_code, answer.json()) == (200, [])

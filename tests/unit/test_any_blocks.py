@@ -46,8 +46,13 @@ def archived(dialect: Dialect, told: TurnRecord) -> str:
 BLOCKS = blocks(JSON | blocks(JSON) | st.lists(JSON | blocks(JSON), max_size=2))
 CONTENTS = TEXTS | st.lists(BLOCKS, max_size=4)
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant", "system"]), CONTENTS), max_size=4)
-# What the model has said is a fold's, and its calls have names.
-ANSWERS = BLOCKS.map(lambda block: content(Block(str(block["type"]), {"id": "c1", "name": "n"} | block, "a")))
+# What the model has said is a fold's; its calls have names, or what another writer took for such.
+NAMED = st.sampled_from([{}, {"id": "c1"}, {"name": "n"}, {"id": "c1", "name": "n"}])
+ANSWERS = st.builds(
+    lambda block, named: content(Block(str(block["type"]), named | block, "a")),
+    BLOCKS,
+    NAMED,
+)
 RECORDS = st.builds(
     lambda said, told, outcome: msgspec.structs.replace(RECORD, input=said, content=told, outcome=outcome),
     MESSAGES,
@@ -64,6 +69,10 @@ VIEWS: dict[str, Callable[[TurnRecord], object]] = {
 }
 
 
+def answering(*blocks: dict[str, Any]) -> TurnRecord:
+    return msgspec.structs.replace(RECORD, content=[content(Block(block["type"], block)) for block in blocks])
+
+
 def holding(*blocks: dict[str, Any]) -> TurnRecord:
     said = [Message("user", [*blocks]), Message("assistant", [*blocks])]
     return msgspec.structs.replace(RECORD, input=said)
@@ -78,6 +87,9 @@ def holding(*blocks: dict[str, Any]) -> TurnRecord:
 @example(told=holding({"type": "text", "text": "a", "citations": 5}))
 @example(told=holding({"type": "text", "text": "a", "citations": ["x", {}]}))
 @example(told=holding({"type": "tool_use", "id": [], "name": 5, "input": {}}))
+@example(told=answering({"type": "tool_use"}))
+@example(told=answering({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
+@example(told=answering({"type": "tool_use", "id": [], "name": 5}))
 def test_every_view_tells_whatever_was_stored(view: str, told: TurnRecord) -> None:
     """A view that broke would break for ever: what was stored stays as it is, and nobody could look at it again."""
     assert msgspec.json.encode(VIEWS[view](told))

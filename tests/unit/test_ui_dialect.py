@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gateway.dialects import Dialect
 from gateway.dialects.ui import UI, UI_REPLAY
 from gateway.protocols import ui_message
-from gateway.routes import ui_history
 from proto import events
 from proto.entries import Failure, Message
 from proto.ids import Tenant, TurnId
@@ -296,14 +295,6 @@ def test_who_comes_back_after_a_day_forgets_what_it_cannot_place(log: Handwritte
 
 def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
     return msgspec.structs.replace(record(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
-
-
-def test_a_chat_is_its_newest_branch() -> None:
-    """A question that was edited has its answer; the one before is another branch."""
-    log = taken()
-    turns = [made(log, "a"), made(log, "b", parent="a"), made(log, "c", parent="a"), made(log, "d", parent="c")]
-    assert [turn.turn for turn in ui_history.branch(turns)] == ["a", "c", "d"]
-    assert ui_history.branch([]) == []
 
 
 def test_a_history_of_many_calls_is_told_at_once() -> None:
