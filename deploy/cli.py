@@ -5,17 +5,22 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from deploy import keys, nats_server, streams
+import msgspec
+
+from deploy import keys, nats_server, streams, usage
 from deploy.options import SYNCS, Options
 from deploy.up import run
 from persistence import signature
 from proto.api_key import SCOPES
 from proto.errors import SettingsInvalid, TailraceError
 from proto.ids import Tenant, is_token
+from proto.limits import NAMES, read_limits
 from proto.process import EXIT_TROUBLE, EXIT_USAGE
+from proto.resources import UsageBy
 
 UP_EXAMPLES = """\
 examples:
@@ -47,6 +52,15 @@ examples:
 
 The NATS is that of the `up` in .tailrace (another: --data), or the one at TAILRACE_NATS_URL.
 """
+USAGE_EXAMPLES = """\
+examples:
+  tailrace usage                                   of the last thirty days (UTC), a line a day
+  tailrace usage --tenant acme --by key            a line for each API key, with when it was last used
+  tailrace usage --by model --from 2026-11-01 --to 2026-11-30
+
+The NATS is that of the `up` in .tailrace (another: --data), or the one at TAILRACE_NATS_URL.
+"""
+USAGE_DAYS = 30
 NAME_CHARS_MAX = 100
 GIB = 1024**3
 
@@ -96,12 +110,19 @@ def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -
 
 def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     made, is_first = asyncio.run(
-        keys.create(nats_server.url(given.data, environ), given.tenant, given.name, given.scope or SCOPES)
+        keys.create(nats_server.url(given.data, environ), given.tenant, given.name, given.scope or SCOPES, given.limits)
     )
     print(f"{made.record.id} of {made.record.tenant}; the key itself is shown only now:", file=sys.stderr)
     print(made.secret)
     if is_first:
         print("It is the first one: from now on every request needs a key.", file=sys.stderr)
+    return 0
+
+
+def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    first = given.first or given.last - timedelta(days=USAGE_DAYS - 1)
+    url = nats_server.url(given.data, environ)
+    print(usage.shown(given.by, asyncio.run(usage.used(url, given.tenant, given.by, first, given.last))))
     return 0
 
 
@@ -129,6 +150,7 @@ def parser() -> Parser:
     add_up(commands)
     add_streams(commands)
     add_keys(commands)
+    add_usage(commands)
     add_webhook_secret(commands)
     return tailrace
 
@@ -210,6 +232,9 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     create.add_argument(
         "--scope", action="append", choices=sorted(SCOPES), help="what it may do; given several times: all of them"
     )
+    create.add_argument(
+        "--limits", type=limits, metavar="NAME=NUMBER,…", help=f"its own, of {', '.join(NAMES)} (docs/LIMITS.md)"
+    )
     listing = actions.add_parser("list", help="show the keys that there are and were", allow_abbrev=False)
     listing.set_defaults(command=list_keys)
     revoking = actions.add_parser("revoke", help="end a key, everywhere, for good", allow_abbrev=False)
@@ -219,6 +244,40 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
         action.add_argument(
             "--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)"
         )
+
+
+def limits(text: str) -> dict[str, float]:
+    try:
+        given: dict[str, float] = msgspec.to_builtins(read_limits("--limits", text))
+    except SettingsInvalid as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return given
+
+
+def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "usage",
+        help="show what was used, in turns, tokens and dollars",
+        description="Show what a tenant has used, in turns, tokens and dollars.",
+        epilog=USAGE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=show_usage)
+    today = datetime.now(UTC).date()
+    add = parser.add_argument
+    add("--tenant", type=tenant, default=Tenant("local"), metavar="NAME", help="whose (%(default)s)")
+    add("--by", choices=get_args(UsageBy), default="day", help="what a line stands for (%(default)s)")
+    add("--from", type=day, dest="first", metavar="DAY", help=f"{USAGE_DAYS} days, when it is not said")
+    add("--to", type=day, dest="last", default=today, metavar="DAY", help="the last one (today)")
+    add("--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)")
+
+
+def day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31") from error
 
 
 def key_name(text: str) -> str:

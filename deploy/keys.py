@@ -14,14 +14,16 @@ from proto.log.keys import Keys
 HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "REVOKED", "NAME")
 
 
-async def create(url: str, tenant: Tenant, name: str, scopes: Iterable[Scope]) -> tuple[NewKey, bool]:
+async def create(
+    url: str, tenant: Tenant, name: str, scopes: Iterable[Scope], limits: dict[str, float] | None = None
+) -> tuple[NewKey, bool]:
     """The new key, and whether it is the first: from then on everybody needs one.
 
     Raises LogMisconfigured where the bucket is missing, LogUnavailable.
     """
     async with opened(url) as keys:
         is_first = not await keys.all()
-        made = new_key(tenant, now=int(time.time()), name=name, scopes=scopes)
+        made = new_key(tenant, now=int(time.time()), name=name, scopes=scopes, limits=limits)
         await keys.create(made.record)
         return made, is_first
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from gateway.caller import Caller
 from proto import subjects
 from proto.ids import Tenant
-from proto.limits import Limits, Rate, limits_of, over, request_rate, token_rate
+from proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate
 from proto.usage import NUSD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
@@ -42,7 +42,9 @@ class Quota(NamedTuple):
 
 def owners(caller: Caller, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
     """The key first: what it is refused for, its tenant is not counted for."""
-    own = over(limits_of(caller.limits), of_keys) if caller.limits else of_keys
+    # What a newer version may have written beside them is its own to hold.
+    known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}
+    own = over(limits_of(known), of_keys)
     # No name of a key becomes a part of a subject (DESIGN 5). Who needs no key shares one with all who need none.
     name = "k_" + hashlib.sha256((caller.key or "").encode()).hexdigest()[:KEY_CHARS]
     return Owner(caller.tenant, name, own), Owner(caller.tenant, TENANT, of_tenants)

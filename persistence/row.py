@@ -59,6 +59,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     is_estimated: bool
     cost_nusd: int
     messages: int
+    asked_by: str | None
 
 
 def row(key: TurnKey, turn: Turn) -> Row:
@@ -91,6 +92,7 @@ def row(key: TurnKey, turn: Turn) -> Row:
         is_estimated=told.usage_is_estimated,
         cost_nusd=turn.end.cost_nusd if turn.end else 0,
         messages=len(told.input) + bool(told.content),
+        asked_by=turn.request.by if turn.request else None,
     )
 
 
@@ -152,7 +154,7 @@ def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
 
 
 def usage_record(row: Mapping[str, Any]) -> UsageRecord:
-    return UsageRecord(key=row["key"] or None, **_totals(row))
+    return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **_totals(row))
 
 
 def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:

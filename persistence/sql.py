@@ -54,11 +54,11 @@ WHERE excluded.cursor > turns.cursor
 PUT_USAGE = """
 INSERT INTO usage (
     tenant, session, turn, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
-    is_estimated, cost_nusd, messages, model, asked_at
+    is_estimated, cost_nusd, messages, model, asked_at, asked_by
 )
 SELECT tenant, session, turn,
     :input_tokens, :output_tokens, :cache_creation_input_tokens, :cache_read_input_tokens,
-    :is_estimated, :cost_nusd, :messages, model, asked_at
+    :is_estimated, :cost_nusd, :messages, model, asked_at, :asked_by
 FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor
 ON CONFLICT (tenant, session, turn) DO UPDATE SET
     input_tokens = excluded.input_tokens,
@@ -67,7 +67,8 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
     cache_read_input_tokens = excluded.cache_read_input_tokens,
     is_estimated = excluded.is_estimated,
     cost_nusd = excluded.cost_nusd,
-    messages = excluded.messages
+    messages = excluded.messages,
+    asked_by = excluded.asked_by
 """
 
 # The turns of all tenants that are running here, while the log has nothing any more of what is known of them.
@@ -199,7 +200,8 @@ _TOTALS = """
     coalesce(sum(usage.output_tokens), 0) AS output_tokens,
     coalesce(sum(usage.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
     coalesce(sum(usage.cache_read_input_tokens), 0) AS cache_read_input_tokens,
-    coalesce(sum(usage.cost_nusd), 0) AS cost_nusd
+    coalesce(sum(usage.cost_nusd), 0) AS cost_nusd,
+    max(usage.asked_at) AS last_used_at
 """
 
 _WITH_TOTALS = f"""
@@ -274,7 +276,8 @@ SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 """
 
-# What was used between two times, a line a UTC day, a model, a project, in the order of that; after one of them.
+# What was used between two times, a line a UTC day, a model, a key, a session, a project, in the order of that; after
+# one of them.
 _BETWEEN = """
 WHERE usage.tenant = :tenant AND usage.asked_at >= :from_at AND usage.asked_at < :to_at
 GROUP BY key HAVING :after IS NULL OR key > :after
@@ -285,6 +288,13 @@ SELECT date(usage.asked_at / 1000000, 'unixepoch') AS key, {_TOTALS} FROM usage 
 """
 USAGE_BY_MODEL = f"""
 SELECT usage.model AS key, {_TOTALS} FROM usage {_BETWEEN}
+"""
+USAGE_BY_KEY = f"""
+SELECT coalesce(usage.asked_by, '') AS key, {_TOTALS} FROM usage {_BETWEEN}
+"""
+# By its own order SQLite would read all that the tenant ever used.
+USAGE_BY_SESSION = f"""
+SELECT usage.session AS key, {_TOTALS} FROM usage INDEXED BY usage_by_time {_BETWEEN}
 """
 USAGE_BY_PROJECT = f"""
 SELECT coalesce(sessions.project, '') AS key, {_TOTALS}

@@ -20,7 +20,13 @@ BRANCH_TURNS_MAX = 10_000
 DOOMED_MAX = 1_000
 ANSWERING_MAX = 1_000
 
-USAGE = {"day": sql.USAGE_BY_DAY, "model": sql.USAGE_BY_MODEL, "project": sql.USAGE_BY_PROJECT}
+USAGE = {
+    "day": sql.USAGE_BY_DAY,
+    "model": sql.USAGE_BY_MODEL,
+    "key": sql.USAGE_BY_KEY,
+    "session": sql.USAGE_BY_SESSION,
+    "project": sql.USAGE_BY_PROJECT,
+}
 DOOMED = {"turn": sql.TURN_AND_FOLLOW_UPS, "session": sql.TURNS_OF_SESSION, "project": sql.TURNS_OF_PROJECT}
 # What goes with the last of their turns, in this order.
 EMPTIED = {

@@ -12,7 +12,7 @@ from proto.entries import Outcome
 from proto.ids import SessionId, TurnId
 from proto.records import Question, SessionRecord, Totals
 
-UsageBy = Literal["day", "model", "project"]
+UsageBy = Literal["day", "model", "key", "session", "project"]
 Kind = Literal["turn", "session", "project"]
 
 
@@ -53,9 +53,14 @@ class BranchPage(msgspec.Struct, frozen=True):
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
-    """A day (UTC, of the question), a model, or a project; None are the sessions of no project."""
+    """A day (UTC, of the question), a model, the name of an API key, a session, or a project.
+
+    None are the sessions of no project, and what was asked without a key.
+    """
 
     key: str | None
+    last_used: datetime
+    """When the last of its turns was asked."""
 
 
 class UsagePage(msgspec.Struct, frozen=True):

@@ -94,7 +94,7 @@ PARAMETERS: dict[str, Json] = {
     "after": _query("after", "The `next` of the page before."),
     "limit": _query("limit", "The size of a page.", type="integer", minimum=1, maximum=200),
     "of_project": _query("project_id", "Only those of this project."),
-    "by": _query("by", "What is added up.", enum=["day", "model", "project"]),
+    "by": _query("by", "What is added up.", enum=["day", "model", "key", "session", "project"]),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
     "to": _query("to", "The last day (UTC).", type="string", format="date"),
     "after_id": _query("after_id", "Models after this one."),

@@ -1,4 +1,4 @@
-"""The route of what was used: tokens and cost by day, model or project. It counts nothing itself."""
+"""The route of what was used: tokens and cost by day, model, key, session or project. It counts nothing itself."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import get_args
@@ -19,7 +19,7 @@ DAYS_MAX = 366
 
 
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
-    """In the order of the keys: days, models or projects."""
+    """In the order of the keys."""
 
     by: UsageBy
     first: date = msgspec.field(name="from")
@@ -27,7 +27,7 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
 
 
 async def usage(request: Request) -> Response:
-    """`GET /v1/usage?by=day|model|project&from=&to=`: of the turns asked on those days (UTC), both included."""
+    """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: of the turns of those days (UTC)."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     question = AskUsage(_by(request), first, last, after, limit)

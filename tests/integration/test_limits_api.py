@@ -11,11 +11,13 @@ from signal import SIGKILL
 import httpx2
 import pytest
 
+from deploy.keys import create
 from deploy.nats_server import NatsServer
 from gateway.caller import Caller
 from gateway.limits import Limiter
 from gateway.quota import TENANT, owners, quota
 from generators.settlement import Settlement
+from proto.api_key import SCOPES
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, new_id
 from proto.limits import NONE, Limits
@@ -453,3 +455,17 @@ async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
                 return stream.status_code == 200
 
         await until(is_let_in, 15)
+
+
+async def test_a_key_of_its_own_limits_is_held_to_those(own_server: NatsServer, new_gateway: NewGateway) -> None:
+    """As `tailrace keys create --limits` has written them; where it has none, the common ones hold."""
+    made, _ = await create(own_server.url, Tenant("acme"), "", SCOPES, {"running": 2})
+    gateway = await new_gateway(own_server.url, limits_key="running=1, requests=1, burst=3")
+    async with gateway.new_client() as client:
+        client.headers["authorization"] = f"Bearer {made.secret}"
+        answers = [await client.post("/v1/turns", json=SLOW) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        await client.post(answers[0].json()["links"]["cancel"])
+        answers = [await client.post("/v1/turns", json=SLOW) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert code(answers[1]) == "rate_limited"

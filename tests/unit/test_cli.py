@@ -19,6 +19,10 @@ from proto.ids import Tenant
         (["up", "--sync", "never"], "invalid choice: 'never'"),
         (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
         (["down"], "invalid choice: 'down'"),
+        (["usage", "--by", "moon"], "invalid choice: 'moon'"),
+        (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
+        (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
+        (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "there are requests, burst"),
         ([], "required: COMMAND"),
     ],
 )
