@@ -10,9 +10,22 @@ import pytest_asyncio
 from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
 from deploy.nats_server import NatsServer
+from gateway.login import LOGIN_S
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.log import Connection, check, fullness, streams
-from proto.subjects import BODIES, BUDGETS, CLAIMS, GENERATORS, LIMITS, PERSISTENCE, SLOTS, STREAM, WEBHOOKS
+from proto.subjects import (
+    BODIES,
+    BUDGETS,
+    CLAIMS,
+    GENERATORS,
+    LIMITS,
+    LOGINS,
+    PERSISTENCE,
+    SECRETS,
+    SLOTS,
+    STREAM,
+    WEBHOOKS,
+)
 from tests.conftest import BYTES_MAX
 from tests.until import until
 
@@ -108,6 +121,14 @@ async def test_a_claim_does_not_outlive_its_turn(bare: Connection) -> None:
     assert (await bucket.status()).ttl == 3600
 
 
+async def test_the_secret_is_kept_and_a_login_as_long_as_it_may_last(bare: Connection) -> None:
+    """A secret that went by its age would end every login; and what nobody knows must be the leader's word."""
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    found = {name: (await (await bare.jetstream.key_value(name)).status()) for name in (SECRETS, LOGINS)}
+    assert {name: status.ttl for name, status in found.items()} == {SECRETS: 0, LOGINS: LOGIN_S}
+    assert not any(status.stream_info.config.allow_direct for status in found.values())
+
+
 @pytest.mark.rule("R31")
 async def test_what_is_there_is_not_changed(bare: Connection) -> None:
     """Sizes and times are the operator's: a second set-up with others leaves them alone."""
@@ -169,7 +190,7 @@ async def test_a_consumer_that_differs_is_refused_by_the_setting(bare: Connectio
 
 @pytest.mark.rule("R31")
 async def test_what_is_missing_is_said_with_what_to_run(bare: Connection) -> None:
-    """The streams, a consumer, and the bucket of claims."""
+    """The streams, a consumer, and the buckets."""
     with pytest.raises(LogMisconfigured, match="deploy streams"):
         await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX)
@@ -180,6 +201,11 @@ async def test_what_is_missing_is_said_with_what_to_run(bare: Connection) -> Non
     await bare.jetstream.delete_key_value(CLAIMS)
     with pytest.raises(LogMisconfigured, match="deploy streams"):
         await check(bare)
+    for bucket in (SECRETS, LOGINS):
+        await streams.apply(bare, bytes_max=BYTES_MAX)
+        await bare.jetstream.delete_key_value(bucket)
+        with pytest.raises(LogMisconfigured, match="deploy streams"):
+            await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX)
     await bare.jetstream.delete_stream(BODIES)
     with pytest.raises(LogMisconfigured, match="deploy streams"):
