@@ -5,6 +5,7 @@ import secrets
 
 import nats.errors
 import nats.js.errors
+from nats.js.kv import KeyValue
 
 from proto.errors import LogUnavailable
 from proto.log.connection import Connection
@@ -22,17 +23,18 @@ async def signing_secret(connection: Connection) -> bytes:
         bucket = await connection.jetstream.key_value(SECRETS)
         for _ in range(TRIES):
             try:
-                return (await bucket.get(NAME)).value or b""
+                return await _first(bucket, secrets.token_bytes(BYTES))
             except nats.js.errors.KeyNotFoundError:
-                pass
-            mine = secrets.token_bytes(BYTES)
-            try:
-                await bucket.create(NAME, mine)
-            except nats.js.errors.KeyWrongLastSequenceError:
-                # Somebody was first, and the server that is asked next may not know it yet (PROTOCOL R14).
+                # Somebody was first, and the server that was asked whose it is is behind (PROTOCOL R14).
                 await asyncio.sleep(STALE_WAIT_S)
-            else:
-                return mine
     except nats.errors.Error as error:
         raise LogUnavailable(f"the signing secret cannot be read: {type(error).__name__}") from error
     raise LogUnavailable("the signing secret was made by somebody else, and cannot be read yet")
+
+
+async def _first(bucket: KeyValue, mine: bytes) -> bytes:
+    try:
+        await bucket.create(NAME, mine)
+    except nats.js.errors.KeyWrongLastSequenceError:
+        return (await bucket.get(NAME)).value or b""
+    return mine

@@ -29,16 +29,19 @@ class TicketUses:
                 self._bucket = await self._connection.jetstream.key_value(CLAIMS)
             for _ in range(TRIES):
                 try:
-                    await self._bucket.create(name, mine)
-                except nats.js.errors.KeyWrongLastSequenceError:
-                    pass
-                else:
-                    return True
-                try:
-                    # It may have been this very call, whose acknowledgement was lost.
-                    return (await self._bucket.get(name)).value == mine
+                    return await _is_first(self._bucket, name, mine)
                 except nats.js.errors.KeyNotFoundError:
+                    # Somebody was first, and the server that was asked who is behind (PROTOCOL R14).
                     await asyncio.sleep(STALE_WAIT_S)
         except nats.errors.Error as error:
             raise LogUnavailable(f"the ticket cannot be looked up: {type(error).__name__}") from error
         raise LogUnavailable("the ticket has been used, and no server can say by whom yet")
+
+
+async def _is_first(bucket: KeyValue, name: str, mine: bytes) -> bool:
+    try:
+        await bucket.create(name, mine)
+    except nats.js.errors.KeyWrongLastSequenceError:
+        # Somebody was first, or it was this very call, whose acknowledgement was lost.
+        return (await bucket.get(name)).value == mine
+    return True

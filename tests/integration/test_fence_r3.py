@@ -21,6 +21,8 @@ from proto.errors import FenceLost
 from proto.fold import fold
 from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.log import Claim, Claims, Connection, TurnLog
+from proto.log.secret import signing_secret
+from proto.log.ticket_uses import TicketUses
 from proto.log.turns import _Unclear
 from proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
@@ -180,3 +182,14 @@ async def test_a_key_that_is_claimed_on_all_nodes_at_once_names_one_turn(
         found = await asyncio.gather(*asked)
         assert len(set(found)) == 1
         assert found[0] in mine
+
+
+@pytest.mark.rule("R39")
+async def test_a_ticket_that_is_used_on_all_nodes_at_once_is_used_once(connections: list[Connection]) -> None:
+    """One stream is begun, however many find the link; and all sign with one secret, whoever made it."""
+    uses = [TicketUses(connection) for connection in connections]
+    for _ in range(100):
+        ticket = new_id()
+        used = await asyncio.gather(*(one.use(ticket) for one in uses * 3))
+        assert used.count(True) == 1
+    assert len(set(await asyncio.gather(*(signing_secret(connection) for connection in connections * 3)))) == 1

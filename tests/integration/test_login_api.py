@@ -16,6 +16,7 @@ from proto.ids import Tenant
 from proto.log import Connection
 from proto.log.logins import Login, Logins
 from proto.log.secret import signing_secret
+from proto.subjects import SECRETS
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
@@ -277,3 +278,13 @@ async def test_no_gateway_writes_a_token_down(nats_url: str, tenant: Tenant, tmp
         await gateway.stop()
         printed = gateway.printed.read_text()
     assert not [token for token in (access, first, second, third, KEY) if token[:24] in printed]
+
+
+async def test_a_secret_that_is_taken_away_is_made_anew(own_connection: Connection) -> None:
+    """How an operator ends all tickets and logins at once: a gateway that starts after that signs otherwise."""
+    old = await signing_secret(own_connection)
+    await (await own_connection.jetstream.key_value(SECRETS)).delete("signing")
+    new = await signing_secret(own_connection)
+    assert new != old
+    assert len(new) == 32
+    assert new == await signing_secret(own_connection)
