@@ -12,7 +12,7 @@ from anthropic.types import Message
 
 from tests.answering import words
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cut, Cutting
+from tests.cutting import Cutting, seeded
 from tests.event_stream import parse
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 from tests.saying import SAYS
@@ -20,6 +20,8 @@ from tests.until import until
 
 MODEL = "claude-haiku-5-5"
 TEXT = words(40)
+# The headers, the opening events, and the first of its words.
+AFTER_FIRST_WORD = 2000
 LINE = "#sim words=40 rate=200"
 # Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
 SLOW = "#sim words=40 rate=60"
@@ -229,7 +231,8 @@ async def test_pings_come_before_the_first_event_and_between_two(
 @pytest.mark.parametrize("dialect", sorted(SAYS))
 async def test_a_stream_that_was_cut_is_taken_up_in_any_dialect(gateway: Gateway, dialect: str) -> None:
     """The SDK raises, and has the message's id, which is the turn's: whoever asks for it gets the text."""
-    async with Cutting(gateway.port, [Cut(2500)]) as proxy, sdk_of(proxy.url) as sdk:
+    cuts = seeded(sorted(SAYS).index(dialect), 1, bytes_min=AFTER_FIRST_WORD, bytes_max=4500)
+    async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as sdk:
         shown = await broken(sdk, LINE)
         assert proxy.left == []
     again = (await gateway.client.get(f"/v1/turns/{shown.turn}/events?dialect={dialect}")).content
