@@ -138,7 +138,8 @@ class Carrier:
         backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
         meter = Meter(request, turn)
-        call = msgspec.structs.replace(call, model=source.model_id or backend.model_id(call.model))
+        model = source.model_id or backend.model_id(call.model)
+        call = msgspec.structs.replace(call, model=model, tenant=key.tenant)
         outbox = Outbox()
         try:
             async with asyncio.TaskGroup() as group:

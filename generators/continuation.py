@@ -39,6 +39,7 @@ def call_of(request: Request) -> Call:
         options=request.options,
         betas=request.betas,
         api_version=request.api_version,
+        project=request.project,
     )
     return marked(shaped(call), request.cache, request.history)
 

@@ -1,6 +1,7 @@
 """What a generator can be told by its environment."""
 
 import secrets
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -20,6 +21,15 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     anthropic_base_url: Annotated[str, Meta(description="Anthropic's API, or what speaks its protocol")] = (
         "https://api.anthropic.com"
     )
+    claude_code_binary: Annotated[
+        str, Meta(description="Claude Code's program; none: looked for on the path and in the usual places")
+    ] = ""
+    claude_code_root: Annotated[
+        Path, Meta(description="where the working folders are that Claude Code has, one for each project")
+    ] = Path(".tailrace/projects")
+    claude_code_tools: Annotated[
+        str, Meta(description="what Claude Code may use, as its --allowedTools has it; all else is refused")
+    ] = "Read, Glob, Grep"
     connect_timeout_s: Annotated[float, Meta(gt=0, description="how long a connection to the model may take")] = 10.0
     stall_timeout_s: Annotated[
         float, Meta(gt=0, description="silence of the model after which its answer counts as broken off")

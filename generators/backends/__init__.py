@@ -21,6 +21,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     betas: list[str] | None = None
     api_version: str | None = None
     """None: the SDK's own."""
+    tenant: str = ""
+    """Whose turn it is."""
+    project: str | None = None
+    """What the conversation belongs to: both are for a backend that keeps something of its own for each."""
 
 
 class Backend(Protocol):

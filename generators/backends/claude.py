@@ -265,11 +265,16 @@ def error_of_connection(cause: BaseException | None) -> BackendError:
 
 def error_of_status(error: anthropic.APIStatusError, now: float) -> BackendError:
     status = error.status_code
-    code = CODES_BY_STATUS.get(status) or CODES_BY_TYPE.get(error.type or "") or code_of_range(status)
+    code = code_of(status, error.type)
     if isinstance(error, SPENT):
         code = "backend_refused_key"
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
     return BackendError(code, message[:MESSAGE_CHARS_MAX], retry_after_s=retry_after_s(error.response.headers, now))
+
+
+def code_of(status: int, kind: str | None) -> str:
+    """The code of an error of the API, by its status and its type."""
+    return CODES_BY_STATUS.get(status) or CODES_BY_TYPE.get(kind or "") or code_of_range(status)
 
 
 def code_of_range(status: int) -> str:

@@ -10,6 +10,7 @@ from proto.errors import SettingsInvalid
 NAMES = (
     "claude",  # Anthropic, by its own API
     "bedrock",  # Claude in Amazon Bedrock
+    "claude_code",  # Claude Code's CLI, a process for each call
     "vertex",  # Claude on Google's Vertex AI
 )
 

@@ -1,0 +1,331 @@
+"""The backend `claude_code`: the real CLI, asking the simulated Claude, in a folder that it cannot leave."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from deploy.nats_server import NatsServer
+from generators.backends import Call
+from generators.backends.claude_code import ClaudeCode, find, question
+from generators.backends.table import open_backend
+from generators.settings import Settings
+from generators.simulated_claude.server import serving
+from proto.entries import Message
+from proto.errors import BackendError, SettingsInvalid
+from proto.log import TurnLog
+from tests import processes
+from tests.answering import ask, attempts, ended, open_streams, stats, words, working
+from tests.clients import node
+from tests.until import until
+
+BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
+# A machine that is busy with other tests is slower than any person's.
+STALL_TIMEOUT_S = 20.0
+MANY_TRIES_S = 30.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+async def claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that nobody else calls."""
+    async with serving() as url:
+        yield url
+
+
+def opened(claude: str, root: Path, **given: Any) -> ClaudeCode:
+    settings: dict[str, Any] = {
+        "anthropic_base_url": claude,
+        "anthropic_api_key": "sk-secret-key",
+        "claude_code_binary": str(BINARY),
+        "claude_code_root": root / "projects",
+        "stall_timeout_s": STALL_TIMEOUT_S,
+    }
+    backend = open_backend("claude_code", Settings(**settings | given))
+    assert isinstance(backend, ClaudeCode)
+    return backend
+
+
+def asking(line: str, **more: Any) -> Call:
+    messages = [Message("user", f"#sim {line}")]
+    call = Call(model="claude-sonnet-5-5", max_tokens=1000, messages=messages, tenant="acme", project="shop")
+    return msgspec.structs.replace(call, **more)
+
+
+def using(tool: str, **fields: str) -> Call:
+    """A question whose answer begins with a call of that tool."""
+    return asking(f"words=2 rate=0 tool={tool} json={json.dumps(fields, separators=(',', ':'))}")
+
+
+async def answer(backend: ClaudeCode, call: Call) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(event) async for event in backend.answer(call)]
+
+
+def text(events: list[dict[str, Any]]) -> str:
+    return "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta")
+
+
+async def last_asked(claude: str) -> dict[str, Any]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        body: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()["body"]
+        return body
+
+
+async def results(claude: str) -> list[dict[str, Any]]:
+    """What the model was told of its tools."""
+    blocks = [m["content"] for m in (await last_asked(claude))["messages"] if isinstance(m["content"], list)]
+    return [block for content in blocks for block in content if block["type"] == "tool_result"]
+
+
+async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
+    """Text as it comes, the whole of it, with what it cost."""
+    events = await answer(opened(claude, tmp_path), asking("words=30 rate=0", system="Be brief."))
+    assert text(events) == words(30)
+    assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
+    assert events[-1]["usage"]["output_tokens"] == 30
+    asked = await last_asked(claude)
+    assert asked["model"] == "claude-sonnet-5-5"
+    assert "Be brief." in json.dumps(asked["system"])
+
+
+async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> None:
+    """What stands there it may read, and what it was told of it goes back to its model and no further."""
+    folder = tmp_path / "projects/acme/shop"
+    folder.mkdir(parents=True)
+    (folder / "note.txt").write_text("the tailrace is dry")
+    events = await answer(opened(claude, tmp_path), using("Read", file_path=str(folder / "note.txt")))
+    (result,) = await results(claude)
+    assert "the tailrace is dry" in json.dumps(result)
+    assert "dry" not in json.dumps(events)
+    assert (text(events), (await stats(claude))["calls"]) == (words(2) * 2, 2)
+
+
+@pytest.mark.parametrize("way", ["absolute", "upwards", "by a link"])
+async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, way: str) -> None:
+    """Asked to, it is refused, and its model is told so: also where a link in the folder leads out of it."""
+    folder = tmp_path / "projects/acme/shop"
+    folder.mkdir(parents=True)
+    (tmp_path / "projects/acme/other").mkdir()
+    (tmp_path / "projects/acme/other/secret.txt").write_text("a neighbour's secret")
+    (folder / "link").symlink_to(tmp_path / "projects/acme/other")
+    paths = {
+        "absolute": f"{tmp_path}/projects/acme/other/secret.txt",
+        "upwards": f"{folder}/../other/secret.txt",
+        "by a link": f"{folder}/link/secret.txt",
+    }
+    await answer(opened(claude, tmp_path), using("Read", file_path=paths[way]))
+    (result,) = await results(claude)
+    assert result["is_error"] is True
+    assert "neighbour" not in json.dumps(await last_asked(claude))
+
+
+@pytest.mark.parametrize(
+    ("tools", "tool", "fields"),
+    [
+        ("Read", "Bash", {"command": "echo hello", "description": "x"}),
+        ("", "Read", {"file_path": "/etc/hostname"}),
+        ("Bash(echo:*)", "Bash", {"command": "touch made.txt", "description": "x"}),
+        ("Read", "Write", {"file_path": "made.txt", "content": "x"}),
+    ],
+)
+async def test_what_is_not_on_the_list_is_refused(
+    claude: str, tmp_path: Path, tools: str, tool: str, fields: dict[str, str]
+) -> None:
+    """Nobody is there to be asked for more, so nothing more is allowed."""
+    await answer(opened(claude, tmp_path, claude_code_tools=tools), using(tool, **fields))
+    (result,) = await results(claude)
+    assert result["is_error"] is True
+    assert "hello" not in json.dumps(result)
+    assert list((tmp_path / "projects/acme/shop").iterdir()) == []
+
+
+async def test_it_is_told_nothing_of_our_environment(
+    claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of ours, or of the cloud's, are not for what it runs; nor is its own."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws")
+    backend = opened(claude, tmp_path, claude_code_tools="Bash(env)")
+    await answer(backend, using("Bash", command="env", description="x"))
+    (result,) = await results(claude)
+    told = json.dumps(result)
+    assert "PATH=" in told
+    for secret in ("the-secret-of-aws", "sk-secret-key"):
+        assert secret not in told
+
+
+def folders(root: Path) -> list[tuple[str, ...]]:
+    return [path.relative_to(root).parts for path in root.rglob("*") if path.is_dir()]
+
+
+@pytest.mark.parametrize("project", ["..", "../../other", "/etc", "a/b", "Ünï", "x" * 300, ".", "a\x00b"])
+async def test_a_projects_name_never_leads_out_of_the_root(claude: str, tmp_path: Path, project: str) -> None:
+    """Whatever a client calls its project, its folder is one level below its tenant's, and nobody else's."""
+    await answer(opened(claude, tmp_path), asking("words=1 rate=0", project=project))
+    assert sorted(len(made) for made in folders(tmp_path)) == [1, 2, 3]
+
+
+async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: Path) -> None:
+    """Who can put a link there would have it work elsewhere."""
+    (tmp_path / "projects/acme").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "projects/acme/shop").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BackendError, match="leads elsewhere"):
+        await answer(opened(claude, tmp_path), asking("words=1 rate=0"))
+    assert (await stats(claude))["calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("fault=529x9", "backend_overloaded"),
+        ("fault=429x9", "backend_rate_limited"),
+        ("words=9 rate=0 fault=cut@3x9", "backend_broken"),
+        ("words=9 rate=0 fault=eof@3x9", "backend_broken"),
+        ("words=x", "backend_refused_request"),
+    ],
+)
+async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: str, code: str) -> None:
+    """And it asks once: repeating is not its business here."""
+    with pytest.raises(BackendError) as failure:
+        await answer(opened(claude, tmp_path), asking(line))
+    assert failure.value.code == code
+    assert (await stats(claude))["calls"] <= 1
+
+
+async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
+    """It would wait for its model much longer than a reader does."""
+    with pytest.raises(BackendError) as failure:
+        await answer(opened(claude, tmp_path, stall_timeout_s=4.0), asking("words=9 rate=0 fault=stall@3"))
+    assert failure.value.code == "backend_stalled"
+    await open_streams(claude, 0)
+
+
+@pytest.mark.parametrize(
+    "more", [{"tools": [{"name": "look", "input_schema": {}}]}, {"options": {"stop_sequences": ["x"], "metadata": {}}}]
+)
+async def test_what_it_would_pass_over_is_refused(claude: str, tmp_path: Path, more: dict[str, Any]) -> None:
+    """Tools of the client's, and fields that it has no way to obey."""
+    with pytest.raises(BackendError, match=r"takes no (tools|stop_sequences)$") as failure:
+        await answer(opened(claude, tmp_path), asking("words=1", **more))
+    assert failure.value.code == "backend_refused_request"
+
+
+def command_lines() -> list[str]:
+    """Of all processes of this machine that we may look at."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def is_running(mark: str) -> bool:
+    return any(mark in line and "pytest" not in line for line in command_lines())
+
+
+async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path) -> None:
+    """A machine's users can read one another's arguments: no prompt, no key among them."""
+    call = asking("words=200 rate=20\nmy-secret-question", system="my-secret-system")
+    told = opened(claude, tmp_path).answer(call)
+    await anext(told)
+    ours = [line for line in command_lines() if str(BINARY.resolve()) in line]
+    await told.aclose()
+    assert ours
+    for secret in ("my-secret", "sk-secret-key"):
+        assert secret not in " ".join(ours)
+
+
+async def test_it_ends_with_its_call_and_so_do_its_children(claude: str, tmp_path: Path) -> None:
+    """Also a child that has left its group, and one that hears no SIGTERM."""
+    mark = f"86{os.getpid()}"
+    script = f"setsid sh -c 'trap \"\" TERM; sleep {mark}.5' & sleep {mark}"
+    backend = opened(claude, tmp_path, claude_code_tools="Bash")
+    told = asyncio.create_task(answer(backend, using("Bash", command=script, description="x")))
+    await until(lambda: is_running(f"sleep {mark}.5") and is_running(f"sleep {mark}"), MANY_TRIES_S)
+    told.cancel()
+    await asyncio.wait([told])
+    assert told.cancelled()
+    assert not is_running(mark)
+
+
+async def test_a_generator_that_is_killed_takes_it_along(
+    own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path
+) -> None:
+    """kill -9 leaves nobody to clean up after it, and nothing to be cleaned up."""
+    mark = f"87{os.getpid()}"
+    settings = {
+        "TAILRACE_BACKENDS": "claude_code",
+        "TAILRACE_CLAUDE_CODE_BINARY": BINARY,
+        "TAILRACE_CLAUDE_CODE_ROOT": tmp_path / "projects",
+        "TAILRACE_CLAUDE_CODE_TOOLS": "Bash",
+    }
+    fields = json.dumps({"command": f"sh -c 'sleep {mark}'", "description": "x"}, separators=(",", ":"))
+    async with processes.generator(tmp_path, own_server.url, claude, **settings) as generator:
+        await ask(own_log, f"words=2 rate=0 tool=Bash json={fields}")
+        await until(lambda: is_running(f"sleep {mark}"), MANY_TRIES_S)
+        await generator.stop(SIGKILL)
+        await until(lambda: not is_running(mark), MANY_TRIES_S)
+
+
+async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
+    own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path
+) -> None:
+    """The list of backends knows no difference: the text is whole, and the block that was open goes on."""
+    given = {
+        "backends": "claude_code, claude",
+        "claude_code_binary": str(BINARY),
+        "claude_code_root": tmp_path / "projects",
+        "stall_timeout_s": STALL_TIMEOUT_S,
+    }
+    async with working(own_server.url, claude, **given):
+        key = await ask(own_log, "words=60 rate=50 fault=cut@20")
+        turn = await ended(own_log, key)
+    assert (turn.text, turn.outcome) == (words(60), "completed")
+    assert len(turn.blocks) == 1
+    asked = [(attempt.backend, attempt.mode) for attempt in await attempts(own_log, key)]
+    assert asked == [("claude_code", "fresh"), ("claude", "continue")]
+
+
+def test_a_conversation_is_told_before_its_last_message() -> None:
+    """Claude Code takes messages of the user's only; pictures of earlier ones are not sent again as text."""
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    messages = [
+        Message("user", [picture, {"type": "text", "text": "What is it?"}]),
+        Message("assistant", "A cat."),
+        Message("user", [picture, {"type": "text", "text": "And this?"}]),
+    ]
+    asked = question(asking("", messages=messages))["message"]
+    earlier, *last = asked["content"]
+    assert asked["role"] == "user"
+    assert last == messages[-1].content
+    assert "What is it?" in earlier["text"]
+    assert "A cat." in earlier["text"]
+    assert "AAAA" not in earlier["text"]
+    partial = question(asking("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
+    assert "A d" in partial[0]["text"]
+    assert "interrupted" in partial[-1]["text"]
+
+
+def test_its_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the setting, on the path, or where its installer puts it; else the process does not start."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SettingsInvalid, match="TAILRACE_CLAUDE_CODE_BINARY"):
+        find("")
+    with pytest.raises(SettingsInvalid, match="/nowhere/claude"):
+        find("/nowhere/claude")
+    for place in (".local/bin/claude", "bin/claude", "own/claude"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o755)
+        assert find(str(path) if place.startswith("own") else "") == path

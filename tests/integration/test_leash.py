@@ -1,0 +1,80 @@
+"""A program on a leash ends with whoever holds it, and with it all that it started, wherever that has gone to."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import pytest
+
+from generators.backends import leash
+from tests.until import until
+
+# A grandchild that has left session and group, and hears no SIGTERM: only who is its subreaper finds it again.
+HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo $$; sleep 300; sleep 300"
+HOLDER = """
+import asyncio, os, sys
+from generators.backends import leash
+async def main():
+    read, write = os.pipe()
+    process = await asyncio.create_subprocess_exec(*leash.command(["sh", "-c", sys.argv[1]], read), pass_fds=(read,))
+    await process.wait()
+asyncio.run(main())
+"""
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="what ends them is Linux's")
+
+
+def is_there(pid: int) -> bool:
+    """Whether it runs; one that only waits to be counted does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def two_pids(output: asyncio.StreamReader) -> list[int]:
+    return [int(await output.readline()) for _ in range(2)]
+
+
+@linux_only
+async def test_who_is_ended_leaves_nobody_behind() -> None:
+    """SIGTERM to the leash: when it is gone, so is everybody, also who hid."""
+    read, write = os.pipe()
+    arguments = leash.command(["sh", "-c", HIDING], read)
+    process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, pass_fds=(read,))
+    for end in (read, write):
+        os.close(end)
+    assert process.stdout is not None
+    pids = await two_pids(process.stdout)
+    assert all(map(is_there, pids))
+    process.send_signal(SIGTERM)
+    await process.wait()
+    assert [pid for pid in pids if is_there(pid)] == []
+
+
+@linux_only
+async def test_a_holder_that_is_killed_leaves_nobody_behind() -> None:
+    """SIGKILL to who holds the leash: the kernel tells it."""
+    arguments = (sys.executable, "-c", HOLDER, HIDING)
+    process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, cwd=Path(__file__).parents[2])
+    assert process.stdout is not None
+    pids = await two_pids(process.stdout)
+    assert all(map(is_there, pids))
+    process.send_signal(SIGKILL)
+    await process.wait()
+    await until(lambda: not any(map(is_there, pids)), 10)
+
+
+async def test_a_program_that_ends_by_itself_tells_how() -> None:
+    """And it has read what was passed to it."""
+    read, write = os.pipe()
+    os.write(write, b"a key")
+    os.close(write)
+    words = ["sh", "-c", f"cat /dev/fd/{read}; exit 7"]
+    process = await asyncio.create_subprocess_exec(*leash.command(words, read), stdout=PIPE, pass_fds=(read,))
+    os.close(read)
+    said, _ = await process.communicate()
+    assert (said, process.returncode) == (b"a key", 7)

@@ -1,0 +1,126 @@
+"""Claude Code's lines become one message, whatever it did in between; what it broke off is not told as whole."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from generators.backends.code_lines import CodeLines
+from generators.backends.grammar import Grammar
+from proto.errors import BackendError
+
+
+def event(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "stream_event", "event": {"type": kind, **fields}, "parent_tool_use_id": None}
+
+
+def begin(input_tokens: int = 5) -> dict[str, Any]:
+    usage = {"input_tokens": input_tokens, "output_tokens": 1}
+    return event("message_start", message={"id": "msg_1", "model": "claude-sonnet-5-5", "usage": usage})
+
+
+def block(index: int, kind: str, *deltas: dict[str, Any]) -> list[dict[str, Any]]:
+    start = event("content_block_start", index=index, content_block={"type": kind, "text": ""})
+    said = [event("content_block_delta", index=index, delta=delta) for delta in deltas]
+    return [start, *said, event("content_block_stop", index=index)]
+
+
+def text(index: int, words: str) -> list[dict[str, Any]]:
+    return block(index, "text", {"type": "text_delta", "text": words})
+
+
+def finish(reason: str | None, output_tokens: int) -> list[dict[str, Any]]:
+    delta = {"stop_reason": reason, "stop_sequence": None}
+    return [event("message_delta", delta=delta, usage={"output_tokens": output_tokens}), event("message_stop")]
+
+
+RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "x"}
+TOOL = block(1, "tool_use", {"type": "input_json_delta", "partial_json": "{}"})
+ROUND = [begin(5), *text(0, "I look. "), *TOOL, *finish("tool_use", 7), {"type": "user", "message": {}}]
+
+
+def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, each of which the grammar takes."""
+    told, grammar = CodeLines(), Grammar()
+    events = []
+    for line in lines:
+        for kind, raw in told.read(msgspec.json.encode(line)):
+            grammar.require(kind, raw)
+            events.append(msgspec.json.decode(raw))
+    return events
+
+
+def test_several_rounds_are_one_message() -> None:
+    """One beginning, blocks numbered on, the usage of all; its tools are its own business."""
+    told = read([{"type": "system"}, *ROUND, begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT])
+    starts = [(e["index"], e["content_block"]["type"]) for e in told if e["type"] == "content_block_start"]
+    assert starts == [(0, "text"), (1, "text")]
+    assert [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"] == ["I look. ", "Found."]
+    assert [e["type"] for e in told].count("message_start") == 1
+    assert told[-1]["delta"]["stop_reason"] == "end_turn"
+    assert told[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}
+
+
+def test_a_block_that_broke_off_stays_open() -> None:
+    """Claude Code closes it by itself; closed, nobody could go on in the middle of its last word."""
+    lines = [begin(), *text(0, "Half a wo"), *finish(None, 1)]
+    told = CodeLines()
+    kinds = [kind for line in lines for kind, _ in told.read(msgspec.json.encode(line))]
+    assert kinds == ["message_start", "content_block_start", "content_block_delta"]
+    with pytest.raises(BackendError):
+        told.read(msgspec.json.encode(RESULT))
+
+
+def test_an_agent_of_its_own_is_not_the_answer() -> None:
+    """What agents say to one another is marked with the tool call that began them."""
+    other = [
+        line | {"parent_tool_use_id": "toolu_1"} for line in [begin(), *text(0, "among us"), *finish("end_turn", 9)]
+    ]
+    told = read([begin(), *other, *text(0, "So."), *finish("end_turn", 3), RESULT])
+    assert [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"] == ["So."]
+    assert told[-1]["usage"]["output_tokens"] == 3
+
+
+def test_silence_is_a_tools_until_its_result_comes() -> None:
+    """A build may take minutes; a model that says nothing for so long is broken."""
+    told = CodeLines()
+    awaits = [told.awaits_model]
+    for line in [*ROUND, begin()]:
+        told.read(msgspec.json.encode(line))
+        awaits.append(told.awaits_model)
+    assert awaits[0]
+    assert awaits[-3:] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        ({"api_error_status": 529, "api_error_type": "overloaded_error"}, "backend_overloaded"),
+        ({"api_error_status": 429}, "backend_rate_limited"),
+        ({"api_error_status": 401}, "backend_refused_key"),
+        ({"api_error_status": 400}, "backend_refused_request"),
+        ({"api_error_type": "overloaded_error"}, "backend_overloaded"),
+        ({"api_error": "connection_failed"}, "backend_broken"),
+        ({}, "backend_failed"),
+    ],
+)
+def test_a_failure_has_the_apis_code(result: dict[str, Any], code: str) -> None:
+    """As far as Claude Code passes on what the API said."""
+    with pytest.raises(BackendError) as failure:
+        read([{**RESULT, "is_error": True, "result": "x" * 9999, **result}])
+    assert failure.value.code == code
+    assert len(failure.value.message) < 600
+
+
+@pytest.mark.parametrize("result", [RESULT, {**RESULT, "subtype": "error_max_turns"}])
+def test_a_result_without_an_answer_is_a_failure(result: dict[str, Any]) -> None:
+    """Nothing was said: that is no answer, whatever the last line claims."""
+    with pytest.raises(BackendError):
+        read([begin(), result])
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b"[" * 100_000])
+def test_what_is_no_line_of_it_breaks_the_answer_and_nothing_else(line: bytes) -> None:
+    """One error of ours, whatever a program prints."""
+    with pytest.raises(BackendError, match="cannot be read"):
+        CodeLines().read(line)
