@@ -38,8 +38,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, and how to answer it."""
 
     message: str | None = None
-    prompt: Filled | None = None
-    """The name of a template, and what is put into it: it becomes `message` or `system` or both."""
     messages: list[Message] | None = None
     model: str | None = None
     system: str | list[dict[str, Any]] | None = None
@@ -48,6 +46,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     options: dict[str, Any] | None = None
     schema: dict[str, Any] | None = None
     """The JSON Schema that the answer is to fit."""
+    prompt: Filled | None = None
+    """The name of a template, and what is put into it: it becomes `message` or `system` or both."""
     betas: list[str] | None = None
     api_version: str | None = None
     session: str | None = None

@@ -1,0 +1,82 @@
+"""A process for strangers' work: it has an end, in time and in what it sees. The programs here are a few lines."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from proto.child import AT_ONCE_MAX, Child
+from proto.errors import Unfinished
+from tests.until import until
+
+LONG_S = 60.0
+
+
+def program(folder: Path, *lines: str) -> Child:
+    file = folder / f"program-{os.urandom(4).hex()}.py"
+    file.write_text("\n".join(["import os, sys, time", *lines]))
+    return Child(file)
+
+
+async def test_what_it_says_is_the_answer(tmp_path: Path) -> None:
+    """It is told something, and says something."""
+    child = program(tmp_path, "sys.stdout.write(sys.stdin.read().upper())")
+    assert await child.said(b"tell", LONG_S) == b"TELL"
+
+
+async def test_one_that_does_nothing_is_killed(tmp_path: Path) -> None:
+    """Also one that costs no CPU, has not read what it was told, and whose pid is known."""
+    said = tmp_path / "pid"
+    child = program(tmp_path, f"open({str(said)!r}, 'w').write(str(os.getpid()))", "time.sleep(3600)")
+    with pytest.raises(Unfinished, match="more than"):
+        await child.said(b"x" * 10_000_000, 1.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)
+
+
+async def test_one_that_nobody_waits_for_is_killed(tmp_path: Path) -> None:
+    """Whoever asked has gone away."""
+    said = tmp_path / "pid"
+    child = program(
+        tmp_path, f"open({str(said)!r}, 'w').write(str(os.getpid()))", "print(flush=True)", "time.sleep(3600)"
+    )
+    asking = asyncio.create_task(child.said(b"", LONG_S))
+    await until(lambda: said.exists() and said.read_text())
+    asking.cancel()
+    await asyncio.wait({asking})
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)
+
+
+@pytest.mark.parametrize("line", ["sys.exit(3)", "1 / 0", "os.kill(os.getpid(), 9)", "import nothing_of_the_kind"])
+async def test_one_that_breaks_has_said_nothing(tmp_path: Path, line: str) -> None:
+    """Half an answer is none."""
+    child = program(tmp_path, "sys.stdout.write('half')", "sys.stdout.flush()", line)
+    with pytest.raises(Unfinished, match="status"):
+        await child.said(b"", LONG_S)
+
+
+async def test_it_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a generator are in its environment; nothing of Tailrace is on its path."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    child = program(tmp_path, "sys.stdout.write(repr(dict(os.environ)) + repr(sys.path))")
+    said = (await child.said(b"", LONG_S)).decode()
+    assert "sk-secret" not in said
+    assert str(Path.cwd()) not in said.replace(f"{Path.cwd()}/.venv", "")
+
+
+async def test_there_are_only_so_many_at_once(tmp_path: Path) -> None:
+    """Others wait, and have their turn."""
+    child = program(
+        tmp_path,
+        f"mine = {str(tmp_path)!r} + '/running-' + str(os.getpid())",
+        "open(mine, 'w').close()",
+        "time.sleep(0.05)",
+        f"running = [name for name in os.listdir({str(tmp_path)!r}) if name.startswith('running-')]",
+        "os.remove(mine)",
+        "print(len(running))",
+    )
+    counts = await asyncio.gather(*(child.said(b"", LONG_S) for _ in range(8)))
+    assert max(map(int, counts)) <= AT_ONCE_MAX
