@@ -53,7 +53,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             grace_s=settings.grace_s,
         )
         claude = informant(backends)
-        service = await services.answer(GENERATORS, VERSION, Questions(claude).answers if claude else {})
+        service = await services.answer(GENERATORS, VERSION, Questions(claude, blobs).answers if claude else {})
         await services.report_health(GENERATORS, worker.report)
         logger.info("ready", generator=name, concurrency=settings.concurrency)
         try:

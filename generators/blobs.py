@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
-from generators.backends import Call
-from proto.blobs import references, resolve
+from proto.blobs import Asking, references, resolve
 from proto.errors import BackendError, BlobUnknown
 from proto.ids import Tenant
 from proto.log import Bodies
 from proto.room import Room
+
+A = TypeVar("A", bound=Asking)
 
 EXPIRED = "a picture, document or long text of the request has expired: send it again"
 
@@ -21,7 +23,7 @@ class Blobs:
         self._room = room
 
     @asynccontextmanager
-    async def resolved(self, tenant: Tenant, call: Call) -> AsyncIterator[Call]:
+    async def resolved(self, tenant: Tenant, call: A) -> AsyncIterator[A]:
         """`call` with its pictures, documents and long texts; raises BackendError when one is gone, LogUnavailable."""
         blobs = references(call)
         if not blobs:

@@ -5,10 +5,11 @@ from typing import Protocol
 
 import msgspec
 
+from generators.blobs import Blobs
 from proto.errors import BackendError, Refused
 from proto.ids import Tenant
 from proto.log.services import Answer
-from proto.model_records import COUNT_TOKENS, MODELS, AskTokenCount, ListedModels
+from proto.model_records import COUNT_TOKENS, MODELS, AskTokenCount, ListedModels, LongPrompt, with_prompt
 
 
 class Informant(Protocol):
@@ -24,8 +25,9 @@ class Informant(Protocol):
 
 
 class Questions:
-    def __init__(self, informant: Informant) -> None:
+    def __init__(self, informant: Informant, blobs: Blobs) -> None:
         self._informant = informant
+        self._blobs = blobs
 
     @property
     def answers(self) -> Mapping[str, Answer]:
@@ -38,13 +40,17 @@ class Questions:
         except BackendError as error:
             raise refused(error) from error
 
-    async def _count_tokens(self, _: Tenant, asked: bytes) -> bytes:
+    async def _count_tokens(self, tenant: Tenant, asked: bytes) -> bytes:
         try:
             question = msgspec.json.decode(asked, type=AskTokenCount)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused("request_invalid", "the question is not an AskTokenCount") from error
+        body = bytes(question.body)
         try:
-            return await self._informant.count_tokens(bytes(question.body), question.betas)
+            if not question.is_lifted:
+                return await self._informant.count_tokens(body, question.betas)
+            async with self._blobs.resolved(tenant, msgspec.json.decode(body, type=LongPrompt)) as prompt:
+                return await self._informant.count_tokens(with_prompt(body, prompt), question.betas)
         except BackendError as error:
             raise refused(error) from error
 

@@ -1,8 +1,11 @@
 """What a generator is asked besides turns: which models Anthropic lists, how many tokens a prompt has. Shapes only."""
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
+
+from proto.entries import Message
 
 # The names of the queries (PROTOCOL R36).
 MODELS = "models"
@@ -31,8 +34,24 @@ class TokenCount(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
-class AskTokenCount(msgspec.Struct, frozen=True):
+class AskTokenCount(msgspec.Struct, frozen=True, omit_defaults=True):
     """`body` is a Messages request, `betas` the value of its anthropic-beta. Anthropic's own answer."""
 
     body: msgspec.Raw
     betas: str = ""
+    is_lifted: bool = False
+    """Whether the body has references in the place of long strings (R33); else it goes to the API as it came."""
+
+
+class LongPrompt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """As much of a Messages request as may be long."""
+
+    messages: list[Message]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+def with_prompt(body: bytes, prompt: LongPrompt) -> bytes:
+    """The Messages request in `body`, which asks about `prompt` instead."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode(fields | msgspec.json.decode(msgspec.json.encode(prompt), type=dict[str, msgspec.Raw]))

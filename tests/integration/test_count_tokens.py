@@ -1,12 +1,19 @@
 """Counting a prompt's tokens: the generator with the key asks, and what Anthropic says comes back."""
 
+import base64
+import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anthropic
+import httpx2
 import pytest
 
 from deploy.nats_server import NatsServer
+from proto.ids import Tenant
+from proto.log import TurnLog
+from proto.subjects import BODIES
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 
@@ -84,16 +91,53 @@ async def test_without_a_generator_nothing_is_counted(lone_gateway: Gateway) -> 
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_a_prompt_longer_than_a_message_is_refused(
-    house: House, gateway: Gateway, new_gateway: NewGateway
-) -> None:
+async def test_a_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, house_log: TurnLog, claude: str) -> None:
+    """As large as one that may be asked: a picture, and what else is long, goes by claim check and reaches the API."""
+    data = base64.b64encode(os.urandom(22_000_000)).decode()
+    said = "six " * 20_000
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": said}]
+    asked = {**ASKED, "messages": [{"role": "user", "content": content}], "thinking": {"type": "adaptive"}}
+    answer = await gateway.client.post("/v1/messages/count_tokens", json=asked)
+    assert (answer.status_code, answer.json()["input_tokens"] >= 20_000) == (200, True), answer.text
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == asked
+    bodies = await house_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    assert len(bodies.state.subjects or {}) == 2
+
+
+async def test_a_prompt_that_is_long_in_small_pieces_is_refused(gateway: Gateway) -> None:
     """413, and the connection to the log lives on: the server hangs up on whoever sends too much."""
-    roomy = await new_gateway(house.nats_url, body_bytes_max=20_000_000)
-    long = {**ASKED, "messages": [{"role": "user", "content": "x" * 9_000_000}]}
-    answer = await roomy.client.post("/v1/messages/count_tokens", json=long)
+    pieces = [{"type": "text", "text": "x" * 60_000}] * 160
+    long = {**ASKED, "messages": [{"role": "user", "content": pieces}]}
+    answer = await gateway.client.post("/v1/messages/count_tokens", json=long)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-    assert answer.json()["error"]["message"].endswith("count it without pictures and files")
-    assert (await roomy.client.post("/v1/messages/count_tokens", json=ASKED)).status_code == 200
+    assert answer.json()["error"]["message"].endswith("count it in parts")
+    assert (await gateway.client.post("/v1/messages/count_tokens", json=ASKED)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([{"tailrace:blob": "a" * 64, "bytes": 70_000}], "tailrace:blob"),
+        (5, "messages[0].content"),
+        ([{"type": "text", "text": json.loads("[" * 500 + "]" * 500)}], "levels deep"),
+    ],
+)
+async def test_a_long_prompt_that_cannot_be_lifted_is_refused(gateway: Gateway, content: object, named: str) -> None:
+    """Nobody reads a blob by asking what it counts; and what is no message is said to be none."""
+    messages = [{"role": "user", "content": content}, {"role": "user", "content": "x" * 9_000_000}]
+    answer = await gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+    assert named in answer.json()["error"]["message"]
+
+
+async def test_a_short_prompt_with_a_reference_of_its_own_is_the_apis_to_judge(gateway: Gateway) -> None:
+    """It goes there as it came, and nothing is put in its place."""
+    content = [{"type": "text", "text": {"tailrace:blob": "a" * 64, "bytes": 70_000}}]
+    asked = {**ASKED, "messages": [{"role": "user", "content": content}]}
+    answer = await gateway.client.post("/v1/messages/count_tokens", json=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "backend_refused_request")
 
 
 async def test_a_key_that_is_refused_is_not_the_clients_fault(
