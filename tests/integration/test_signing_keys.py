@@ -1,0 +1,191 @@
+"""Public keys from where the settings say: a real server that moves, breaks, stalls, asked no more than needed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from starlette.requests import Request
+
+from gateway.settings import Settings
+from gateway.signing_keys import SigningKeys
+from gateway.web_token import WebTokens
+from tests import tokens
+from tests.tokens import EC_KEY, RSA_KEY
+
+OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+class Issuer:
+    """Serves what it is told to, one request a connection, and counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.answer: Answer = nothing
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                await self.answer(writer)
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/.well-known/jwks.json"
+
+    def tell(self, body: bytes, status: str = "200 OK", *headers: str) -> None:
+        head = "\r\n".join(
+            [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close", *headers, "", ""]
+        )
+
+        async def answer(writer: asyncio.StreamWriter) -> None:
+            writer.write(head.encode() + body)
+            await writer.drain()
+
+        self.answer = answer
+
+
+async def nothing(writer: asyncio.StreamWriter) -> None:
+    """Hangs up."""
+
+
+@pytest.fixture
+async def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+async def url(issuer: Issuer) -> AsyncIterator[str]:
+    async with issuer.running() as url:
+        yield url
+
+
+async def test_keys_are_read_once_and_then_known(issuer: Issuer, url: str) -> None:
+    """Fifty tokens at once of a key that nobody has seen are one question; a thousand of it afterwards are none."""
+    issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    keys = SigningKeys(url)
+    found = await asyncio.gather(*(keys.find("ec") for _ in range(50)))
+    assert {key.algorithm for key in found if key} == {"ES256"}
+    assert len(found) == len([key for key in found if key])
+    for _ in range(1000):
+        assert await keys.find("rsa") is not None
+    assert len(issuer.asked) == 1
+    assert issuer.asked[0].startswith(b"GET /.well-known/jwks.json HTTP/1.1\r\n")
+
+
+async def test_a_key_that_is_not_known_has_them_read_again_but_not_by_everybody(issuer: Issuer, url: str) -> None:
+    """A rotation is noticed with its first token; names that somebody invents ask the issuer nothing."""
+    issuer.tell(tokens.key_set(old=EC_KEY))
+    keys = SigningKeys(url, again_s=0)
+    assert await keys.find("old") is not None
+    issuer.tell(tokens.key_set(new=OTHER_KEY))
+    assert await keys.find("new") is not None
+    assert await keys.find("old") is None
+    patient = SigningKeys(url)
+    asked = len(issuer.asked)
+    for number in range(200):
+        assert await patient.find(f"../../{number}' OR 1=1") is None
+    assert len(issuer.asked) == asked + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "headers"),
+    [
+        (b"", "500 Internal Server Error", ()),
+        (b"", "404 Not Found", ()),
+        (b"", "204 No Content", ()),
+        (b"<html>", "200 OK", ()),
+        (b"{}", "200 OK", ()),
+        (b'{"keys": {}}', "200 OK", ()),
+        (b'{"keys": [1]}', "200 OK", ()),
+        (b"[" * 100_000, "200 OK", ()),
+        (b" " * 300_000 + b'{"keys": []}', "200 OK", ()),
+    ],
+    ids=range(9),
+)
+async def test_what_is_no_set_of_keys_changes_nothing(
+    issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
+) -> None:
+    """An issuer that breaks locks nobody out."""
+    issuer.tell(tokens.key_set(ec=EC_KEY))
+    keys = SigningKeys(url, again_s=0)
+    await keys.read()
+    issuer.tell(body, status, *headers)
+    await keys.read()
+    assert await keys.find("ec") is not None
+    issuer.answer = nothing
+    await keys.read()
+    assert await keys.find("ec") is not None
+
+
+async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
+    """The settings say where the keys are; whoever answers there does not say where else."""
+    elsewhere = Issuer()
+    elsewhere.tell(tokens.key_set(ec=OTHER_KEY))
+    async with elsewhere.running() as other:
+        for status in ("301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
+            for location in (other, "file:///etc/passwd", "ftp://127.0.0.1/"):
+                issuer.tell(b"", status, f"location: {location}")
+                keys = SigningKeys(url)
+                assert await keys.find("ec") is None
+    assert elsewhere.asked == []
+
+
+async def test_an_issuer_that_stalls_holds_nobody_for_long(
+    issuer: Issuer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says nothing, and one that says a byte now and then: over in time, and what is known stays."""
+    issuer.tell(tokens.key_set(ec=EC_KEY))
+    keys = SigningKeys(url)
+    await keys.read()
+    monkeypatch.setattr("gateway.signing_keys.TIMEOUT_S", 0.3)
+    over = asyncio.Event()
+
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+
+    async def dripping(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while not over.is_set():
+            writer.write(b" ")
+            await asyncio.sleep(0.01)
+
+    for answer in (silent, dripping):
+        issuer.answer = answer
+        await asyncio.wait_for(keys.read(), 10)
+        assert await keys.find("ec") is not None
+    over.set()
+
+
+async def test_keys_from_a_file_are_read_again_too(tmp_path: Path) -> None:
+    """An operator who replaces it need not start anything again."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(tokens.key_set(old=EC_KEY))
+    keys = SigningKeys(str(path), again_s=0)
+    assert await keys.find("old") is not None
+    path.write_bytes(tokens.key_set(new=OTHER_KEY))
+    assert await keys.find("new") is not None
+    path.unlink()
+    await keys.read()
+    assert await keys.find("new") is not None
+
+
+async def test_a_token_never_has_anything_fetched(issuer: Issuer, url: str) -> None:
+    """`jku`, `x5u`, an issuer that is a URL: the one address that is ever asked is the setting's."""
+    elsewhere = Issuer()
+    issuer.tell(tokens.key_set(ec=EC_KEY))
+    verifier = WebTokens(Settings(**tokens.settings(jwt_keys=url)))
+    asking = Request({"type": "http", "method": "GET", "headers": []})
+    async with elsewhere.running() as other:
+        for header in ("jku", "x5u"):
+            signed = tokens.token(OTHER_KEY, "ES256", {header: other, "kid": "x"}, iss=other)
+            assert await verifier.verify(signed, asking) is None
+    assert elsewhere.asked == []
+    assert len(issuer.asked) == 1

@@ -1,0 +1,83 @@
+"""The guard before each route: what is not said to be somebody's is nobody's."""
+
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from gateway import problem
+from gateway.auth import Carrier, Door
+from gateway.caller import Caller
+from gateway.context import caller_of
+from gateway.guard import guarded
+from gateway.key_ring import KeyRing
+from gateway.settings import Settings
+from proto.errors import Refused
+from proto.ids import Tenant, TurnId
+
+
+async def answer(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(caller_of(request).tenant)
+
+
+class Takes:
+    """A kind of credential that is always good."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def verify(self, _token: bytes, _request: Request) -> Caller | None:
+        return self._caller
+
+
+def door(caller: Caller | None) -> Door:
+    """Open, or one that lets `caller` in for anything that is sent as `?ticket=`."""
+    made = Door(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), KeyRing())
+    if caller is not None:
+        made.carriers.append(
+            Carrier(lambda request: [b"x"] if "ticket" in request.query_params else [], [Takes(caller)])
+        )
+    return made
+
+
+async def status(path: str, url: str, caller: Caller | None, method: str = "GET") -> int:
+    route = guarded(Route(path, answer, methods=["GET", "POST"]))
+    app = Starlette(routes=[route], exception_handlers={Refused: problem.refused})
+    app.state.gateway = SimpleNamespace(door=door(caller))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+        return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
+
+
+@pytest.mark.parametrize("caller", [None, Caller(Tenant("alice"), "key_1")])
+async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Caller | None) -> None:
+    """Whoever forgets the row has made a route that is refused, not one that is open; so it is with a method."""
+    assert await status("/v1/forgotten", "/v1/forgotten?ticket=x", caller) == 403
+    assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "POST") == 403
+    assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "HEAD") == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "url", "expected"),
+    [
+        ("/v1/turns/{turn}/events", "/v1/turns/mine/events", 200),
+        ("/v1/turns/{turn}/events", "/v1/turns/other/events", 404),
+        ("/v1/turns/{turn}", "/v1/turns/other", 404),
+        ("/v1/sessions", "/v1/sessions", 404),
+        ("/v1/responses/{response}", "/v1/responses/mine", 404),
+        ("/api/stream/{job_id}", "/api/stream/mine", 404),
+        ("/v1/models/{model}", "/v1/models/mine", 404),
+    ],
+)
+async def test_who_may_see_one_turn_sees_no_other_and_nothing_else(path: str, url: str, expected: int) -> None:
+    """Whatever the route calls what it names: only the turn of that name is that turn."""
+    caller = Caller(Tenant("alice"), "key_1", turn=TurnId("mine"))
+    assert await status(path, f"{url}?ticket=x", caller) == expected
+
+
+async def test_where_nobody_was_asked_there_is_no_caller() -> None:
+    """A route that is public, and would like to know: refused, and not somebody."""
+    assert await status("/healthz", "/healthz", None) == 401
