@@ -19,7 +19,7 @@ from proto.entries import Attempt, End, Entry, Event, Message, Mode, Request, St
 from proto.fold import fold
 from proto.ids import Seq, SessionId, Tenant, TurnId
 from proto.subjects import TurnKey
-from proto.usage import Usage
+from proto.usage import CallUsage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))
@@ -151,7 +151,9 @@ def _attempt(log: list[Stored], mode: Mode, told: list[events.Event]) -> None:
     chain = fold(log).chain
     taken = Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
     _append(log, taken)
-    head = events.MessageStart(events.MessageHead("msg_1", MODEL, Usage(input_tokens=10, cache_read_input_tokens=2000)))
+    head = events.MessageStart(
+        events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=10, cache_read_input_tokens=2000))
+    )
     for one in (head, *told):
         chain = fold(log).chain
         _append(log, entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(one)))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from proto.entries import Request
 from proto.models import cost_nusd, model_named
-from proto.usage import CHARS, TOKENS, Usage
+from proto.usage import CHARS, TOKENS, CallUsage
 
 # platform.claude.com, "Vision": a picture is scaled down to about so many.
 PICTURE_TOKENS = 1600
@@ -36,7 +36,7 @@ def estimate_of(request: Request) -> Estimate:
                 pass
     asked = -(-chars * TOKENS // CHARS) + pictures * PICTURE_TOKENS
     model = model_named(request.model)
-    nusd = cost_nusd(model, Usage(asked, request.max_tokens)) if model is not None else 0
+    nusd = cost_nusd(model, CallUsage(asked, request.max_tokens)) if model is not None else 0
     if request.max_cost_nusd is not None:
         nusd = min(nusd, request.max_cost_nusd)
     return Estimate(asked + request.max_tokens, nusd)

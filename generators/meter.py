@@ -9,7 +9,7 @@ from proto import events
 from proto.entries import Request
 from proto.fold import Turn
 from proto.models import cost_nusd, model_named
-from proto.usage import Usage, estimated
+from proto.usage import CallUsage, estimated
 
 # Its output is not counted: what was said is estimated, as of every call that broke off (PROTOCOL R23).
 CUT = msgspec.Raw(
@@ -27,7 +27,7 @@ class Meter:
         self._most = request.max_cost_nusd
         self._model = model_named(request.model)
         self._before = sum(cost_nusd(self._model, call) for call in turn.calls_before) if self._model else 0
-        self._usage = Usage()
+        self._usage = CallUsage()
         self._said_chars = 0
 
     @property

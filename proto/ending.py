@@ -12,8 +12,6 @@ def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: 
     """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
     text_chars, text_sha256 = text_proof(turn.text)
     model = model_named(turn.request.model) if turn.request is not None else None
-    is_cached_for_1h = turn.request is not None and turn.request.cache == "1h"
-    costs = (cost_nusd(model, call, is_cached_for_1h=is_cached_for_1h) for call in turn.calls) if model else ()
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,
@@ -23,7 +21,7 @@ def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: 
         envelope=turn.envelope or None,
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
-        cost_nusd=sum(costs),
+        cost_nusd=sum(cost_nusd(model, call) for call in turn.calls) if model is not None else 0,
         fits=fits,
         error=error,
         text_chars=text_chars,

@@ -4,12 +4,14 @@ Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are ne
 own business, and the turn's `end` says what `message_stop` would (PROTOCOL R6).
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from proto.depth import LEVELS_MAX, is_deeper
-from proto.usage import Usage
+from proto.usage import CallUsage, Usage
+
+U = TypeVar("U", bound=Usage)
 
 # No call has used so many tokens. What sums of them cost has to stay within 64 bits, which is what a database can hold.
 COUNT_MAX = 2**32
@@ -21,11 +23,11 @@ class MessageHead(msgspec.Struct, frozen=True):
 
     id: str = ""
     model: str = ""
-    usage: Usage = Usage()
+    usage: CallUsage = CallUsage()
 
     def __post_init__(self) -> None:
         # Not the bounds of Usage itself: that is also what a turn's sum is told in, and sums have no such bound.
-        if not all(0 <= count <= COUNT_MAX for count in msgspec.structs.astuple(self.usage)):
+        if not all(0 <= count <= COUNT_MAX for count in self.usage.counts):
             raise ValueError("no count of tokens")
 
 
@@ -95,15 +97,9 @@ class UsageSoFar(msgspec.Struct, frozen=True):
     cache_creation_input_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
 
-    def over(self, before: Usage) -> Usage:
-        return Usage(
-            before.input_tokens if self.input_tokens is None else self.input_tokens,
-            before.output_tokens if self.output_tokens is None else self.output_tokens,
-            before.cache_creation_input_tokens
-            if self.cache_creation_input_tokens is None
-            else self.cache_creation_input_tokens,
-            before.cache_read_input_tokens if self.cache_read_input_tokens is None else self.cache_read_input_tokens,
-        )
+    def over(self, before: U) -> U:
+        named = {name: count for name, count in msgspec.structs.asdict(self).items() if count is not None}
+        return msgspec.structs.replace(before, **named)
 
 
 class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):

@@ -15,7 +15,7 @@ from proto import events
 from proto.chain import START, Chain, link
 from proto.depth import LEVELS_MAX, is_deeper
 from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Request, Stored
-from proto.usage import Usage, estimated
+from proto.usage import CallUsage, Usage, estimated
 
 # The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
@@ -57,9 +57,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Why a whole answer did not fit its schema; None: it was not asked for again."""
     rejected: str = ""
     """The text of that answer."""
-    calls_before: tuple[Usage, ...] = ()
+    calls_before: tuple[CallUsage, ...] = ()
     """The usage of each call before the current one."""
-    usage_call: Usage = Usage()
+    usage_call: CallUsage = CallUsage()
     """Of the current call, as far as the model has counted."""
     said_chars: int = 0
     """What the current call has said since then."""
@@ -76,7 +76,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(block.text for block in self.blocks if block.type == "text")
 
     @property
-    def calls(self) -> tuple[Usage, ...]:
+    def calls(self) -> tuple[CallUsage, ...]:
         """The usage of each call. The output of one that broke off, or is not done, is estimated (PROTOCOL R23)."""
         return (*self.calls_before, estimated(self.usage_call, self.said_chars))
 
@@ -242,7 +242,7 @@ class _Folding:
         """The current call is over, whole or not."""
         self.calls_before += (estimated(self.usage_call, self.said_chars),)
         self.was_estimated |= self.said_chars > 0
-        self.usage_call, self.said_chars = Usage(), 0
+        self.usage_call, self.said_chars = CallUsage(), 0
 
     def delta(self, block: _Open, delta: events.Delta) -> None:
         match delta:

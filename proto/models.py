@@ -13,7 +13,10 @@ from typing import Literal
 import msgspec
 
 from proto.errors import SettingsInvalid
-from proto.usage import Usage
+from proto.usage import CallUsage
+
+# Of Anthropic's Message Batches: one half of every price.
+BATCH_SHARE = 2
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +70,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
     prices: Prices
     long_prompt: LongPrompt | None = None
+    fast_times: int = 2
+    """How many times as much a call of `speed` fast costs."""
     supports: Supports
 
 
@@ -110,18 +115,20 @@ def read_aliases(text: str) -> dict[str, str]:
     return aliases
 
 
-def cost_nusd(model: Model, call: Usage, *, is_cached_for_1h: bool = False) -> int:
-    """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices.
-
-    `is_cached_for_1h`: what it wrote into the cache stays there for an hour, and not for five minutes.
-    """
+def cost_nusd(model: Model, call: CallUsage) -> int:
+    """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices."""
     prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
     long = model.long_prompt
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
-    return (
+    kept_1h = call.cache_creation_1h_input_tokens
+    nusd = (
         call.input_tokens * prices.input_nusd
         + call.output_tokens * prices.output_nusd
-        + call.cache_creation_input_tokens
-        * (prices.cache_write_1h_nusd if is_cached_for_1h else prices.cache_write_nusd)
+        + (call.cache_creation_input_tokens - kept_1h) * prices.cache_write_nusd
+        + kept_1h * prices.cache_write_1h_nusd
         + call.cache_read_input_tokens * prices.cache_read_nusd
     )
+    if call.is_fast:
+        nusd *= model.fast_times
+    # Half of it, and no fraction of a nano-dollar is given away.
+    return -(-nusd // BATCH_SHARE) if call.is_batch else nusd

@@ -11,7 +11,7 @@ from proto.ending import ending
 from proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
 from proto.fold import Turn, fold
 from proto.ids import Seq, SessionId
-from proto.usage import Usage
+from proto.usage import CallUsage
 
 MODEL = "claude-sonnet-5-5"
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -40,7 +40,7 @@ def says(chain: Chain, text: str, index: int = 0) -> entries.Event:
 
 
 def opening(input_tokens: int = 10) -> list[events.Event]:
-    head = events.MessageHead("msg_1", MODEL, Usage(input_tokens=input_tokens))
+    head = events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=input_tokens))
     return [events.MessageStart(head), events.BlockStart(0, {"type": "text", "text": ""})]
 
 

@@ -9,7 +9,7 @@ from proto import entries, events
 from proto.chain import Chain, link
 from proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
 from proto.ids import Seq
-from proto.usage import Usage
+from proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, attempt, event, request
 
 # What models say: any Unicode text, but no lone surrogates, which are not in any JSON that msgspec reads.
@@ -17,6 +17,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 COUNTS = st.integers(0, 1000)
 MODES: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "continue", "restart"])
 USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS)
+CALL_USAGES = st.builds(CallUsage, COUNTS, COUNTS, COUNTS, COUNTS)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -42,7 +43,7 @@ def anthropic_events(draw: st.DrawFn) -> events.Event:
         TEXTS.map(lambda text: events.CitationsDelta({"cited_text": text})),
     )
     blocks = st.sampled_from(["text", "thinking", "tool_use", "redacted_thinking", "newer"])
-    heads = st.builds(events.MessageHead, st.just("msg_1"), st.just("claude-x"), USAGES)
+    heads = st.builds(events.MessageHead, st.just("msg_1"), st.just("claude-x"), CALL_USAGES)
     counts = st.none() | COUNTS
     made: events.Event = draw(
         st.one_of(

@@ -19,6 +19,8 @@ class Cached(msgspec.Struct, frozen=True):
 
     read: int = 0
     written: int = 0
+    written_1h: int = 0
+    """Those of `written` that are kept for an hour."""
 
 
 class Cache:
@@ -28,22 +30,26 @@ class Cache:
     def take(self, body: bytes) -> Cached:
         """Looks `body` up, and keeps what it marks."""
         digest, tokens = hashlib.sha256(), 0
-        beginnings: list[tuple[str, int, bool]] = []
+        beginnings: list[tuple[str, int, str | None]] = []
         for block in blocks_of(msgspec.json.decode(body)):
             bare = {name: value for name, value in block.items() if name != "cache_control"}
             digest.update(msgspec.json.encode(bare, order="sorted"))
             tokens += len(str(block.get("text", "")).split())
-            beginnings.append((digest.hexdigest(), tokens, "cache_control" in block))
-        last = max((number for number, (*_, is_marked) in enumerate(beginnings) if is_marked), default=-1)
+            mark = block.get("cache_control")
+            beginnings.append((digest.hexdigest(), tokens, None if mark is None else mark.get("ttl", "5m")))
+        last = max((number for number, (*_, ttl) in enumerate(beginnings) if ttl is not None), default=-1)
         before = beginnings[: last + 1]
         read = max((tokens for name, tokens, _ in before if name in self._kept), default=0)
-        kept = [(name, tokens) for name, tokens, is_marked in before if is_marked and tokens >= TOKENS_MIN]
-        for name, _ in kept:
+        kept = [(name, tokens, ttl) for name, tokens, ttl in before if ttl is not None and tokens >= TOKENS_MIN]
+        for name, *_ in kept:
             self._kept.pop(name, None)
             self._kept[name] = None
         while len(self._kept) > KEPT_MAX:
             del self._kept[next(iter(self._kept))]
-        return Cached(read, max(0, kept[-1][1] - read) if kept else 0)
+        written, written_1h = (
+            max((tokens - read for _, tokens, ttl in kept if ttl in of), default=0) for of in (("5m", "1h"), ("1h",))
+        )
+        return Cached(read, max(0, written), max(0, written_1h))
 
 
 def blocks_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

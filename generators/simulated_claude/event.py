@@ -140,11 +140,16 @@ def shell(
     }
 
 
-def usage(reply: Reply, output_tokens: int) -> dict[str, int]:
+def usage(reply: Reply, output_tokens: int) -> dict[str, object]:
     return {
         "input_tokens": reply.input_tokens,
         "cache_creation_input_tokens": reply.cached.written,
         "cache_read_input_tokens": reply.cached.read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": reply.cached.written - reply.cached.written_1h,
+            "ephemeral_1h_input_tokens": reply.cached.written_1h,
+        },
+        "service_tier": "standard",
         "output_tokens": output_tokens,
     }
 

@@ -10,7 +10,7 @@ from deploy.nats_server import NatsServer
 from generators.simulated_claude.server import serving
 from proto.ids import new_id
 from proto.log import TurnLog
-from proto.usage import Usage
+from proto.usage import CallUsage
 from tests.answering import ask, ended, modes, working
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.promises import Connected
@@ -98,7 +98,7 @@ async def test_a_takeover_reads_what_the_first_call_has_written(
         key = await ask(own_log, "words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
         turn = await ended(own_log, key)
     assert await modes(own_log, key) == ["fresh", "continue"]
-    first, second = [call for call in turn.calls if call != Usage()]
+    first, second = [call for call in turn.calls if call != CallUsage()]
     assert (first.cache_creation_input_tokens > WORDS, first.cache_read_input_tokens) == (True, 0)
     assert second.cache_read_input_tokens == first.cache_creation_input_tokens
     assert second.cache_creation_input_tokens == 0

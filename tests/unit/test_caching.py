@@ -13,7 +13,7 @@ from generators.plan import Go
 from generators.simulated_claude.cache import TOKENS_MIN, Cache, Cached
 from proto.entries import CacheFor, Message, Mode
 from proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
-from proto.usage import Usage
+from proto.usage import CallUsage
 from tests.handwritten import Handwritten, closing, opening, request
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
@@ -129,7 +129,8 @@ def test_what_is_kept_for_an_hour_costs_more() -> None:
         log = Handwritten()
         log.ask(cache=cache)
         log.take()
-        usage = Usage(cache_creation_input_tokens=1000, cache_read_input_tokens=10)
+        kept = {"ephemeral_1h_input_tokens": 1000 if cache == "1h" else 0}
+        usage = CallUsage(cache_creation_input_tokens=1000, cache_read_input_tokens=10, cache_creation=kept)
         log.hear(MessageStart(MessageHead("msg_1", "m", usage)), *opening()[1:])
         log.hear(BlockDelta(0, TextDelta("x")), *closing(1))
         log.end()

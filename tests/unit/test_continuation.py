@@ -18,7 +18,7 @@ from proto import events
 from proto.entries import Event, Message, Request
 from proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
 from proto.fold import Block
-from proto.usage import Usage
+from proto.usage import CallUsage
 from tests.handwritten import Handwritten, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
@@ -97,7 +97,7 @@ def test_readers_see_one_message_begin() -> None:
     assert openings == [False, True]
     assert sum(isinstance(stored.entry, Event) and stored.entry.is_hidden for stored in log.stored) == 1
     assert log.turn.message == first.message
-    assert sum(log.turn.calls_before, start=Usage()) == first.usage
+    assert sum(log.turn.calls_before, start=CallUsage()) == first.usage
 
 
 def test_a_continuation_may_break_off_too() -> None:
@@ -119,7 +119,7 @@ def text_block(index: int, *pieces: str) -> list[events.Event]:
 
 
 def opening() -> events.Event:
-    return MessageStart(events.MessageHead("msg_2", LATER, Usage(input_tokens=1)))
+    return MessageStart(events.MessageHead("msg_2", LATER, CallUsage(input_tokens=1)))
 
 
 STOP = MessageDelta(events.StopReason("end_turn"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proto import events
 from proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, joined
-from proto.usage import Usage
+from proto.usage import CallUsage, Usage
 from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
 
 # From Anthropic's docs, "Streaming Messages", and "Extended thinking"; shortened.
@@ -17,7 +17,7 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | Other]] = {
             b'{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],'
             b'"model":"claude-x","stop_reason":null,"usage":{"input_tokens":25,"output_tokens":1}}}'
         ),
-        events.MessageStart(events.MessageHead("msg_1", "claude-x", Usage(25, 1))),
+        events.MessageStart(events.MessageHead("msg_1", "claude-x", CallUsage(25, 1))),
     ),
     "content_block_start": (
         b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
@@ -125,7 +125,7 @@ def test_nothing_else_joins(first: events.Event, second: events.Event) -> None:
 
 @pytest.mark.rule("R23")
 @given(USAGES, st.tuples(*[st.none() | COUNTS] * 4))
-def test_a_count_that_is_not_named_has_not_changed(before: Usage, counts: tuple[int | None, ...]) -> None:
+def test_a_count_that_is_not_named_has_not_changed(before: CallUsage, counts: tuple[int | None, ...]) -> None:
     """message_delta's usage is cumulative for its call, field by field."""
     after = UsageSoFar(*counts).over(before)
     for name, count in zip(Usage.__struct_fields__, counts, strict=True):

@@ -17,7 +17,7 @@ from proto.fold import NOBODY, Block, Turn, content, fold, text_proof
 from proto.ids import Seq, Tenant, TurnId
 from proto.records import record
 from proto.subjects import TurnKey
-from proto.usage import Usage
+from proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, answered, attempt, closing, junk, opening, raw, says
 from tests.made_up import MadeUp, logs
 
@@ -45,7 +45,7 @@ def test_a_whole_turn() -> None:
     assert turn.usage == Usage(input_tokens=10, output_tokens=2)
     assert (turn.asked_at, turn.ended_at) == (log.stored[0].at, log.stored[-1].at)
     assert turn.tail == turn.chain.last == log.stored[-1].seq
-    assert turn.message == events.MessageHead("msg_1", "claude-sonnet-5-5", Usage(10))
+    assert turn.message == events.MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(10))
 
 
 @pytest.mark.rule("R25")
@@ -60,7 +60,7 @@ def test_a_continuation_goes_on_in_the_block_that_was_open() -> None:
     """Its deltas carry that block's index, its hidden message_start counts, its usage is added to the first call's."""
     log = started("The sk")
     log.take("continue")
-    log.hear(events.MessageStart(events.MessageHead("msg_2", "m", Usage(input_tokens=14))), is_hidden=True)
+    log.hear(events.MessageStart(events.MessageHead("msg_2", "m", CallUsage(input_tokens=14))), is_hidden=True)
     log.say("y is blue.")
     log.hear(*closing(output_tokens=5))
     turn = log.turn
@@ -370,7 +370,7 @@ def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[in
     log.ask()
     for number, (input_tokens, outputs) in enumerate(calls):
         log.take("continue" if number % 2 else "restart")
-        log.hear(events.MessageStart(events.MessageHead(usage=Usage(input_tokens))), is_hidden=number > 0)
+        log.hear(events.MessageStart(events.MessageHead(usage=CallUsage(input_tokens))), is_hidden=number > 0)
         log.hear(*(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=count)) for count in outputs))
     assert log.turn.usage == Usage(
         sum(input_tokens for input_tokens, _ in calls), sum(outputs[-1] for _, outputs in calls if outputs)
@@ -404,7 +404,7 @@ def test_a_model_that_counted_more_than_was_said_is_believed() -> None:
     log = Handwritten()
     log.ask()
     log.take()
-    log.hear(events.MessageStart(events.MessageHead(usage=Usage(10, 50))), opening()[1])
+    log.hear(events.MessageStart(events.MessageHead(usage=CallUsage(10, 50))), opening()[1])
     log.say("short")
     assert log.turn.usage == Usage(10, 50)
 

@@ -11,13 +11,13 @@ from proto.ending import ending
 from proto.entries import Attempt, Event, Request
 from proto.events import BlockDelta, BlockStart, InputJsonDelta, MessageHead, MessageStart, TextDelta, ThinkingDelta
 from proto.fold import NOBODY, Turn, fold
-from proto.usage import Usage
+from proto.usage import CallUsage
 from tests.handwritten import Handwritten
 from tests.made_up import MadeUp, logs
 
 DOLLAR = 10**9
 # Sonnet 5.5: 2,000 and 10,000 nano-dollars a token.
-START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", Usage(input_tokens=100)))
+START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_tokens=100)))
 INPUT = 100 * 2000
 
 

@@ -1,10 +1,12 @@
 """Claude's models: every name means one of them or nothing, and a call costs what the price list says."""
 
+from typing import Any
+
 import pytest
 
 from proto.errors import SettingsInvalid
 from proto.models import Supports, cost_nusd, model_named, models, read_aliases, resolve
-from proto.usage import Usage
+from proto.usage import CallUsage
 
 
 def test_the_default_model_is_the_first_and_ids_are_keys() -> None:
@@ -90,7 +92,7 @@ def test_a_million_tokens_cost_what_the_price_list_says(
     model: str, usd_for_a_million: tuple[float, float, float, float]
 ) -> None:
     """Input, output, cache write and cache read, in dollars for a million tokens, asked for a thousand at a time."""
-    used = [Usage(1_000), Usage(0, 1_000), Usage(0, 0, 1_000), Usage(0, 0, 0, 1_000)]
+    used = [CallUsage(1_000), CallUsage(0, 1_000), CallUsage(0, 0, 1_000), CallUsage(0, 0, 0, 1_000)]
     assert [1_000 * cost_nusd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
 
 
@@ -100,13 +102,41 @@ def test_a_cost_is_the_sum_of_its_four_kinds() -> None:
     for model in models().values():
         of = model.prices
         prices = (of.input_nusd, of.output_nusd, of.cache_write_nusd, of.cache_read_nusd)
-        assert cost_nusd(model, Usage(1, 1, 1, 1)) == sum(prices)
+        assert cost_nusd(model, CallUsage(1, 1, 1, 1)) == sum(prices)
 
 
 @pytest.mark.rule("R23")
 def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
     """From one token more than the limit on, cached ones counted with the others, and the output too."""
     haiku = models()["claude-haiku-5-5"]
-    assert cost_nusd(haiku, Usage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
-    assert cost_nusd(haiku, Usage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
-    assert cost_nusd(haiku, Usage(1, 200_000)) == 100 + 200_000 * 500
+    assert cost_nusd(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
+    assert cost_nusd(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
+    assert cost_nusd(haiku, CallUsage(1, 200_000)) == 100 + 200_000 * 500
+
+
+@pytest.mark.rule("R23")
+@pytest.mark.parametrize(
+    ("told", "nusd"),
+    [
+        ({}, 1000 * 5000 + 10 * 4000),
+        ({"cache_creation": {"ephemeral_5m_input_tokens": 600, "ephemeral_1h_input_tokens": 400}}, 6_240_000),
+        ({"cache_creation": {"ephemeral_1h_input_tokens": 9999}}, 8_040_000),
+        ({"service_tier": "batch"}, 2_520_000),
+        ({"service_tier": "priority", "speed": "standard"}, 5_040_000),
+        ({"speed": "fast"}, 2 * 5_040_000),
+        ({"speed": "fast", "service_tier": "batch"}, 5_040_000),
+        ({"cache_creation": "what", "service_tier": 7, "speed": None}, 5_040_000),
+        ({"cache_creation": {"ephemeral_1h_input_tokens": -5}}, 5_040_000),
+    ],
+)
+def test_a_call_costs_what_its_usage_says_of_it(told: dict[str, Any], nusd: int) -> None:
+    """Opus 5.5: what is kept for an hour is dearer, a batch half, fast mode twice."""
+    call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **told)
+    assert cost_nusd(models()["claude-opus-5-5"], call) == nusd
+
+
+def test_half_of_an_odd_price_is_rounded_up() -> None:
+    """No fraction of a nano-dollar is given away; and older models' fast mode costs six times as much."""
+    odd = CallUsage(input_tokens=1, cache_creation_input_tokens=1, service_tier="batch")
+    assert cost_nusd(models()["claude-haiku-5-5"], odd) == 113
+    assert cost_nusd(models()["claude-opus-4-6"], CallUsage(output_tokens=1, speed="fast")) == 150_000

@@ -18,7 +18,7 @@ from proto.fold import fold
 from proto.ids import Tenant, TurnId
 from proto.records import record
 from proto.subjects import TurnKey
-from proto.usage import Usage
+from proto.usage import CallUsage
 from tests.citing import CITATIONS, PAGE, RESULT
 from tests.event_stream import parse
 from tests.handwritten import MODEL, NOON, Handwritten, opening
@@ -199,7 +199,7 @@ def test_cached_tokens_are_part_of_the_prompt() -> None:
     log = Handwritten()
     log.ask()
     log.take()
-    log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, Usage(1, 0, 20, 300))))
+    log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, CallUsage(1, 0, 20, 300))))
     made = json.loads(whole(record(KEY, ended(log).turn)))["usage"]
     assert (made["prompt_tokens"], made["completion_tokens"], made["total_tokens"]) == (321, 3, 324)
     assert made["prompt_tokens_details"] == {"cached_tokens": 300, "cache_write_tokens": 20}
