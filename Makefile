@@ -11,7 +11,7 @@ LAUNCHER := .venv/bin/tailrace
 CLIENTS := tests/clients/js/node_modules/installed
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz help setup clients run test check lock chaos bench schema clean
+.PHONY: fuzz help setup clients run test check litellm lock chaos bench schema clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,7 @@ clients: $(CLIENTS) ## install the clients that the dialects are proved with; `t
 
 test: check $(CLIENTS) ## check, then every test, with the coverage
 	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report term:skip-covered
+	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
 
 check: setup ## format, lint, types and imports
@@ -33,8 +34,13 @@ check: setup ## format, lint, types and imports
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 
-lock: setup ## write requirements.lock anew from pyproject.toml
+litellm: setup ## install LiteLLM, for the backend of that name, into a venv of its own: .venv-litellm
+	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-litellm.lock
+
+lock: setup ## write requirements.lock and requirements-litellm.lock anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra dev -o requirements.lock pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra litellm -o requirements-litellm.lock pyproject.toml
 
 chaos: setup ## kill, pause and cut off, then judge by the five promises; ARGS='--seed 7' repeats one run
 	@exec $(PYTHON) -m tests.chaos.run $(ARGS)
@@ -50,7 +56,7 @@ schema: setup ## write what is generated: schemas, settings tables, help pages
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; what is in .tailrace stays
-	rm -rf .venv tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf .venv .venv-litellm tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock

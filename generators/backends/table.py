@@ -11,6 +11,7 @@ NAMES = (
     "claude",  # Anthropic, by its own API
     "bedrock",  # Claude in Amazon Bedrock
     "claude_code",  # Claude Code's CLI, a process for each call
+    "litellm",  # any other provider, from a venv of its own
     "vertex",  # Claude on Google's Vertex AI
 )
 

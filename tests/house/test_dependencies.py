@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -27,6 +29,15 @@ def test_every_dependency_is_locked_with_its_hashes() -> None:
     assert asked_for() - locked == set()
 
 
-def test_the_lock_names_no_address() -> None:
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-litellm.lock"])
+def test_a_lock_names_no_address(lock: str) -> None:
     """Where packages come from is the machine's setting, not ours."""
-    assert "://" not in (CHECKOUT / "requirements.lock").read_text()
+    assert "://" not in (CHECKOUT / lock).read_text()
+
+
+def test_the_poisoned_releases_of_litellm_are_never_installed() -> None:
+    """1.82.7 and 1.82.8 (March 2026): what is locked is newer, with the hashes of what was tried."""
+    lock = (CHECKOUT / "requirements-litellm.lock").read_text()
+    found = re.search(r"^litellm==(\d+)\.(\d+)\.(\d+) \\\n    --hash=sha256:", lock, re.MULTILINE)
+    assert found is not None
+    assert tuple(map(int, found.groups())) > (1, 82, 8)

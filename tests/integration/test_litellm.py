@@ -1,0 +1,137 @@
+"""The backend `litellm`, in its own venv: a generator that runs there asks a provider that speaks OpenAI's protocol.
+
+The provider is a Tailrace of its own for what goes well, and a server that breaks as it is told for what does not.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from deploy.nats_server import NatsServer
+from generators.simulated_claude.server import Guest, running, serving
+from proto.fold import Turn
+from proto.log import TurnLog
+from tests import processes
+from tests.answering import ask, attempts, ended, words
+from tests.integration.conftest import KEY, Gateway
+from tests.processes import CHECKOUT, Process
+
+PYTHON = CHECKOUT / ".venv-litellm/bin/python"
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON.exists(), reason="LiteLLM is not installed: make litellm"),
+    pytest.mark.timeout(120),
+]
+
+
+def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> Process:
+    """A generator that runs where LiteLLM is installed."""
+    settings = {
+        "TAILRACE_BACKENDS": "litellm:openai/claude-sonnet-5-5",
+        "TAILRACE_CALL_TRIES_MAX": 1,
+        "OPENAI_API_BASE": f"{provider}/v1",
+        "OPENAI_API_KEY": KEY,
+        # Or it fetches a list of prices from the internet when it is imported.
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+    claude_url = str(environ.pop("claude_url", "http://127.0.0.1:9"))
+    process = processes.generator(folder, nats_url, claude_url, **settings | environ)
+    process._command[0] = str(PYTHON)
+    return process
+
+
+@pytest.fixture
+async def own_claude() -> AsyncIterator[str]:
+    """Who goes on when the provider breaks."""
+    async with serving() as url:
+        yield url
+
+
+async def test_another_providers_answer_is_anthropics_events(
+    own_server: NatsServer, own_log: TurnLog, gateway: Gateway, tmp_path: Path
+) -> None:
+    """Text, tool calls, finish reasons, usage: as if Claude had said it. A bad request is one."""
+    tools = [{"name": "look", "description": "x", "input_schema": {"type": "object", "properties": {}}}]
+    async with generator(tmp_path, own_server.url, gateway.url):
+        plain = await ended(own_log, await ask(own_log, "words=30 rate=0", system="Be brief."))
+        tool = await ended(own_log, await ask(own_log, 'words=2 rate=0 tool=look json={"at":1}', tools=tools))
+        bad = await ended(own_log, await ask(own_log, "words=x"))
+    assert (plain.text, plain.outcome, plain.stop.stop_reason) == (words(30), "completed", "end_turn")
+    assert plain.usage.output_tokens == 30
+    assert [block.type for block in tool.blocks] == ["text", "tool_use"]
+    assert (json.loads(tool.blocks[1].text), tool.stop.stop_reason) == ({"at": 1}, "tool_use")
+    assert bad.error is not None
+    assert bad.error.code == "backend_refused_request"
+
+
+def chunk(content: str, finish: str | None = None) -> str:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    said = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return f"data: {json.dumps(said)}\n\n"
+
+
+async def broken(request: Request) -> Response:
+    """A provider that breaks after 20 words as its question says."""
+    asked = (await request.body()).decode()
+    if "how: 429" in asked:
+        return JSONResponse({"error": {"message": "slow"}}, 429, headers={"retry-after": "7"})
+
+    async def said() -> AsyncIterator[str]:
+        for number, word in enumerate(words(20).split()):
+            yield chunk(f"{' ' if number else ''}{word}")
+        if "how: cut" in asked:
+            raise ConnectionResetError
+        if "how: error" in asked:
+            yield 'data: {"error": {"message": "boom", "type": "server_error"}}\n\n'
+        if "how: stall" in asked:
+            await asyncio.Event().wait()
+
+    return StreamingResponse(said(), media_type="text/event-stream")
+
+
+@pytest.fixture
+async def unkind() -> AsyncIterator[str]:
+    server = Guest("127.0.0.1", 0)
+    server.config.app = Starlette(routes=[Route("/v1/chat/completions", broken, methods=["POST"])])
+    async with running(server) as url:
+        yield url
+
+
+async def test_whatever_breaks_another_provider_claude_goes_on(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, unkind: str, tmp_path: Path
+) -> None:
+    """An end without a reason, a cut, an error, silence: none of them is an answer, and the text is whole."""
+    given = {
+        "TAILRACE_BACKENDS": "litellm:openai/gpt, claude",
+        "TAILRACE_STALL_TIMEOUT_S": 2,
+        "claude_url": own_claude,
+    }
+    seen: dict[str, tuple[Turn, list[tuple[str, str]]]] = {}
+    async with generator(tmp_path, own_server.url, unkind, **given):
+        for how in ("eof", "cut", "error", "stall", "429"):
+            key = await ask(own_log, f"words=60 rate=0\nhow: {how} {os.getpid()}")
+            turn = await ended(own_log, key)
+            seen[how] = (turn, [(attempt.backend, attempt.mode) for attempt in await attempts(own_log, key)])
+    for how, (turn, asked) in seen.items():
+        mode = "fresh" if how == "429" else "continue"
+        assert (turn.text, turn.outcome) == (words(60), "completed"), how
+        assert asked == [("litellm", "fresh"), ("claude", mode)], how
+
+
+async def test_what_litellm_would_pass_over_is_refused(
+    own_server: NatsServer, own_log: TurnLog, unkind: str, tmp_path: Path
+) -> None:
+    """An option that no provider would ever see is not taken."""
+    async with generator(tmp_path, own_server.url, unkind):
+        turn = await ended(own_log, await ask(own_log, "words=1", options={"container": "x"}))
+    assert turn.error is not None
+    assert turn.error.code == "backend_refused_request"
+    assert "container" in turn.error.message
