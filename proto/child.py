@@ -6,6 +6,7 @@ There are schemas and templates of some hundred bytes that take years, and a thr
 import asyncio
 import sys
 from pathlib import Path
+from signal import SIGXCPU
 
 from proto.errors import Unfinished
 
@@ -43,6 +44,8 @@ class Child:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+        if process.returncode == -SIGXCPU:
+            raise Unfinished("it takes more computing than it may")
         if process.returncode:
             raise Unfinished(f"what works on it broke with status {process.returncode}")
         return said

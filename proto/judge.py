@@ -9,7 +9,8 @@ from proto.child import Child
 from proto.errors import Refused, Unfinished
 
 PROGRAM = Path(__file__).with_name("judge_process.py")
-JUDGEMENT_S_MAX = 3.0
+# What it may compute is in the program, and less: a machine that is busy makes no schema wrong.
+JUDGEMENT_S_MAX = 10.0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -20,7 +21,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Judge:
-    """Nothing that a schema refers to is fetched, and none keeps it for longer than JUDGEMENT_S_MAX."""
+    """Nothing that a schema refers to is fetched, and none keeps it for ever."""
 
     def __init__(self) -> None:
         self._child = Child(PROGRAM)

@@ -57,6 +57,13 @@ async def test_one_that_breaks_has_said_nothing(tmp_path: Path, line: str) -> No
         await child.said(b"", LONG_S)
 
 
+async def test_one_that_computes_too_long_says_so(tmp_path: Path) -> None:
+    """By its own limit, which does not count what others on the machine compute."""
+    child = program(tmp_path, "import resource", "resource.setrlimit(resource.RLIMIT_CPU, (1, 2))", "while True: pass")
+    with pytest.raises(Unfinished, match="computing"):
+        await child.said(b"", LONG_S)
+
+
 async def test_it_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of a generator are in its environment; nothing of Tailrace is on its path."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
