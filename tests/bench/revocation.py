@@ -1,0 +1,96 @@
+"""How long a revoked key's streams stay open: `python -m tests.bench.revocation`. Three gateways, each a process.
+
+Two times of each run: from the moment when `tailrace keys revoke` was typed, and from when NATS had stored it, to the
+end of the last stream.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx2
+
+from deploy.nats_server import NatsServer
+from proto.api_key import SCOPES, NewKey, new_key
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, TurnLog
+from proto.log.keys import Keys
+from proto.subjects import TurnKey
+from tests import processes
+from tests.conftest import apply_streams
+from tests.processes import CHECKOUT
+from tests.writing import Writer
+
+GATEWAYS = 3
+STREAMS = 30
+RUNS = 20
+TENANT = Tenant("acme")
+
+
+async def main() -> None:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nats = await stack.enter_async_context(NatsServer(folder, sync="always"))
+        await apply_streams(nats.url)
+        connection = await Connection.open(nats.url, "bench")
+        stack.push_async_callback(connection.close)
+        first = new_key(TENANT, now=1, scopes=SCOPES)
+        await Keys(connection).create(first.record)
+        urls = []
+        for number in range(GATEWAYS):
+            own = folder / str(number)
+            own.mkdir()
+            urls.append((await stack.enter_async_context(processes.gateway(own, nats.url))).url)
+        turn = TurnKey(TENANT, TurnId(new_id()))
+        await Writer(TurnLog(connection), turn).open("half an answer")
+        stored = [await run(Keys(connection), urls, turn, is_typed=False) for _ in range(RUNS)]
+        typed = [await run(Keys(connection), urls, turn, is_typed=True, nats_url=nats.url) for _ in range(RUNS // 4)]
+    print(f"{GATEWAYS} gateways, {GATEWAYS * STREAMS} streams of the key; until the last one is closed, in ms")
+    for name, times in (("from stored", stored), ("from typed", typed)):
+        print(f"{name:12} median {sorted(times)[len(times) // 2]:5.0f}   most {max(times):5.0f}   of {len(times)} runs")
+
+
+async def run(keys: Keys, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
+    key = new_key(TENANT, now=1, scopes=SCOPES)
+    await keys.create(key.record)
+    opened: asyncio.Queue[None] = asyncio.Queue()
+    async with asyncio.TaskGroup() as group:
+        reading = [group.create_task(read(url, turn, key, opened)) for url in urls for _ in range(STREAMS)]
+        for _ in reading:
+            await opened.get()
+        begun = time.perf_counter()
+        if is_typed:
+            await revoke_by_hand(key.record.id, nats_url)
+        else:
+            await keys.revoke(key.record.id, 2)
+            begun = time.perf_counter()
+    return 1000 * (max(task.result() for task in reading) - begun)
+
+
+async def revoke_by_hand(key_id: str, nats_url: str) -> None:
+    command = (sys.executable, "-m", "deploy", "keys", "revoke", key_id)
+    process = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env={"TAILRACE_NATS_URL": nats_url})
+    assert await process.wait() == 0
+
+
+async def read(url: str, turn: TurnKey, key: NewKey, opened: asyncio.Queue[None]) -> float:
+    """When the stream was closed."""
+    headers = {"authorization": f"Bearer {key.secret}"}
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
+        while True:
+            async with client.stream("GET", f"/v1/turns/{turn.turn}/events") as answer:
+                if answer.status_code == 401:
+                    # The gateway has not heard of the key yet.
+                    await asyncio.sleep(0.01)
+                    continue
+                opened.put_nowait(None)
+                async for _ in answer.aiter_raw():
+                    pass
+                return time.perf_counter()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
