@@ -86,7 +86,7 @@ class SigningKeys:
         try:
             text = await asyncio.to_thread(_fetch if _is_url(self._source) else _load, self._source)
             self._keys = parse(text)
-        except (OSError, HTTPException, ValueError, msgspec.DecodeError) as error:
+        except (OSError, HTTPException, ValueError, msgspec.DecodeError, RecursionError) as error:
             logger.warning("signing keys cannot be read", error=type(error).__name__, known=len(self._keys))
         finally:
             self._reading = None
@@ -112,7 +112,7 @@ def _key(told: Mapping[str, Any]) -> SigningKey | None:
         return None
     try:
         key = jwt.PyJWK(dict(told), algorithm=algorithm).key
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
         return None
     return SigningKey(algorithm, key) if algorithm == "ES256" or key.key_size >= RSA_BITS_MIN else None
 

@@ -70,7 +70,8 @@ class Keys:
             except nats.js.errors.KeyWrongLastSequenceError:
                 # Somebody else has just done something to it.
                 continue
-            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError):
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, msgspec.DecodeError):
+                # What nobody can read opens nothing.
                 return None
             except nats.errors.Error as error:
                 raise LogUnavailable(f"the key may not be revoked: {type(error).__name__}. Try again") from error

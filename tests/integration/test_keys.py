@@ -218,7 +218,7 @@ async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys
     assert caller.scopes == {"read"}
 
 
-async def test_revoking_is_done_once(keys: Keys) -> None:
+async def test_revoking_is_done_once(keys: Keys, own_connection: Connection) -> None:
     """By any number at once: the time of the first stands. What is no key's id revokes nothing."""
     key = a_key()
     await keys.create(key.record)
@@ -226,7 +226,9 @@ async def test_revoking_is_done_once(keys: Keys) -> None:
     times = {record.revoked_at for record in revoked if record is not None}
     assert len(times) == 1
     assert [record.revoked_at for record in await keys.all()] == [*times]
-    for unknown in ("key_ffffffffffffffff", "", "*", ">", "a b", key.secret):
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    await bucket.put("key_0123456789abcdef", b"no record")
+    for unknown in ("key_ffffffffffffffff", "key_0123456789abcdef", "", "*", ">", "a b", key.secret):
         assert await keys.revoke(unknown, 9) is None
 
 

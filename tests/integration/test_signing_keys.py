@@ -106,9 +106,11 @@ async def test_a_key_that_is_not_known_has_them_read_again_but_not_by_everybody(
         (b'{"keys": {}}', "200 OK", ()),
         (b'{"keys": [1]}', "200 OK", ()),
         (b"[" * 100_000, "200 OK", ()),
+        (b'{"keys": [{"kty": ' + b"[" * 100_000, "200 OK", ()),
+        (b'\xff\xfe{"keys": []}', "200 OK", ()),
         (b" " * 300_000 + b'{"keys": []}', "200 OK", ()),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 async def test_what_is_no_set_of_keys_changes_nothing(
     issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]

@@ -289,6 +289,15 @@ async def test_keys_that_are_not_for_that_are_not_used() -> None:
         "weak": tokens.public("weak", weak),
         "broken": {"kty": "RSA", "kid": "broken", "n": "AQAB"},
         "odd": {"kty": ["RSA"], "kid": {}},
+        "numbers": {"kty": "RSA", "kid": "numbers", "n": 1, "e": 3},
+        "nothing": {"kty": "EC", "crv": "P-256", "kid": "nothing", "x": None, "y": {}},
+        "off the curve": {
+            "kty": "EC",
+            "crv": "P-256",
+            "kid": "off the curve",
+            "x": "AQ" * 21 + "A",
+            "y": "AQ" * 21 + "A",
+        },
         "fine": tokens.public("fine", RSA_KEY),
     }
     found = parse(json.dumps({"keys": [*published.values()]}).encode())
