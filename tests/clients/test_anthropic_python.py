@@ -144,7 +144,12 @@ async def test_what_the_message_says_of_itself_is_passed_on(gateway: Gateway, sd
     assert (delta.delta.stop_reason, delta.delta.stop_sequence) == ("stop_sequence", "w000005")
     assert delta.to_dict()["context_management"] == whole.to_dict()["context_management"] == {"applied_edits": []}
     record = (await gateway.client.get(f"/v1/turns/{turn_of(whole)}")).json()
-    assert (record["stop_sequence"], record["envelope"]) == ("w000005", {"context_management": {"applied_edits": []}})
+    writes = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
+    assert record["stop_sequence"] == "w000005"
+    assert record["envelope"] == {
+        "context_management": {"applied_edits": []},
+        "usage": {"cache_creation": writes, "service_tier": "standard"},
+    }
 
 
 @pytest.mark.parametrize(
