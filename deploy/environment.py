@@ -9,6 +9,8 @@ import persistence.settings
 from deploy.options import Options
 from gateway.auth import Door
 from gateway.key_ring import KeyRing
+from generators.backends.table import require_known
+from generators.rota import read_backends
 from persistence import webhooks
 from proto import settings
 from proto.errors import SettingsInvalid
@@ -29,6 +31,8 @@ def check(environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name}: there is no such setting{nearest(name, known)}; docs/SETTINGS.md lists all")
     for _, kind in SERVICES:
         settings.read(kind, environ)
+    for name in read_backends(settings.read(generators.settings.Settings, environ).backends).backends:
+        require_known(name)
     webhooks.check(settings.read(persistence.settings.Settings, environ))
     # Whether strangers may reach it is asked when NATS runs: that is where keys are.
     Door(settings.read(gateway.settings.Settings, environ), KeyRing())

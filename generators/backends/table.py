@@ -16,10 +16,15 @@ NAMES = (
 )
 
 
-def open_backend(name: str, settings: Settings) -> Backend:
-    """Raises SettingsInvalid for a name that there is not, and for what the backend misses."""
+def require_known(name: str) -> None:
+    """Raises SettingsInvalid for a name that there is not."""
     if name not in NAMES:
         raise SettingsInvalid(f"TAILRACE_BACKENDS: {name!r} is not one of {', '.join(NAMES)}")
+
+
+def open_backend(name: str, settings: Settings) -> Backend:
+    """Raises SettingsInvalid for a name that there is not, and for what the backend misses."""
+    require_known(name)
     try:
         module = import_module(f"generators.backends.{name}")
     except ModuleNotFoundError as error:

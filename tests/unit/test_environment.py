@@ -42,6 +42,8 @@ def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does
         ("TAILRACE_WEBHOOK_URLS", "acme=http://10.0.0.1/"),
         ("TAILRACE_WEBHOOK_URLS", "Acme=https://example.com/"),
         ("TAILRACE_API_KEYS", f"{KEYS},other{KEYS[4:]}"),
+        ("TAILRACE_BACKENDS", "claude, bedrok"),
+        ("TAILRACE_BACKENDS", "claude; gpt = litellm"),
         ("TAILRACE_JWT_SECRET", "short"),
         ("TAILRACE_JWT_KEYS", "ftp://keys.example/"),
     ],
