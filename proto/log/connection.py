@@ -95,7 +95,7 @@ class Connection:
             reply = await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
         except nats.errors.Error as error:
             raise LogUnavailable(f"no answer: {type(error).__name__}") from error
-        _heed_cancellation()
+        heed_cancellation()
         return reply
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
@@ -105,7 +105,7 @@ class Connection:
             await self.client.publish(subject, payload, reply=reply)
         except nats.errors.Error as error:
             raise LogUnavailable(f"cannot publish: {type(error).__name__}") from error
-        _heed_cancellation()
+        heed_cancellation()
 
     async def subscribe(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Calls `heard` for each message, in order; the subscription outlives reconnects."""
@@ -114,7 +114,7 @@ class Connection:
         except nats.errors.Error as error:
             raise LogUnavailable(f"cannot subscribe: {type(error).__name__}") from error
         try:
-            _heed_cancellation()
+            heed_cancellation()
         except asyncio.CancelledError:
             await self.unsubscribe(subscription)
             raise
@@ -170,8 +170,11 @@ def _nobody(url: str, why: str) -> str:
     return f"no NATS server answers at {where}: `make run` starts one, TAILRACE_NATS_URL says where another is"
 
 
-def _heed_cancellation() -> None:
-    """nats-py swallows a cancellation that arrives while it flushes: whoever was cancelled would go on for ever."""
+def heed_cancellation() -> None:
+    """Raises the CancelledError that nats-py swallows when it arrives while it flushes.
+
+    Whoever was cancelled would go on for ever: whatever asks again and again calls this after each call of nats-py's.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

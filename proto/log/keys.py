@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 from proto.api_key import ApiKey
 from proto.errors import LogUnavailable
 from proto.ids import NOTHING, Seq
-from proto.log.connection import Connection
+from proto.log.connection import Connection, heed_cancellation
 from proto.log.reads import Reads
 from proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 
@@ -100,6 +100,8 @@ class Keys:
             info = await self._connection.jetstream.stream_info(KEYS_STREAM)
         except nats.errors.Error as error:
             raise LogUnavailable(f"the keys cannot be read: {type(error).__name__}") from error
+        finally:
+            heed_cancellation()
         return Place(info.created, Seq(info.state.last_seq), info.state.messages)
 
     async def after(self, seq: Seq) -> list[KeyChange]:

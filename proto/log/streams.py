@@ -21,7 +21,7 @@ from nats.js.api import (
 )
 
 from proto.errors import LogMisconfigured, LogUnavailable
-from proto.log.connection import Connection
+from proto.log.connection import Connection, heed_cancellation
 from proto.subjects import (
     BODIES,
     BUDGETS,
@@ -234,6 +234,8 @@ async def fullness(connection: Connection) -> float:
         info = await connection.jetstream.stream_info(STREAM)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+    finally:
+        heed_cancellation()
     limit = info.config.max_bytes or 0
     return info.state.bytes / limit if limit > 0 else 0.0
 

@@ -1,13 +1,15 @@
 """The connection to NATS, with the guards that nats-py lacks."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
 
 from deploy.nats_server import NatsServer
 from proto.errors import LogUnavailable
-from proto.log import Connection
+from proto.log import Connection, fullness
+from proto.log.keys import Keys
 
 
 async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:
@@ -53,3 +55,25 @@ async def test_where_nobody_is_found_is_said_without_what_is_secret(
     monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.1)
     with pytest.raises(LogUnavailable, match=f"^no NATS server answers at {where}: "):
         await Connection.open(url, "test")
+
+
+@pytest.mark.parametrize("ask", [fullness, lambda connection: Keys(connection).place()], ids=["fullness", "keys"])
+async def test_whoever_asks_again_and_again_can_be_stopped_at_any_moment(
+    connection: Connection, ask: Callable[[Connection], Awaitable[object]]
+) -> None:
+    """nats-py swallows a cancellation while it flushes: a gateway that was stopped in that moment stayed for ever."""
+
+    async def watch() -> None:
+        while True:
+            await ask(connection)
+
+    for steps in range(60):
+        watching = asyncio.create_task(watch())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        watching.cancel()
+        done, _ = await asyncio.wait((watching,), timeout=2)
+        if not done:
+            watching.cancel()
+        assert done, f"cancelled after {steps} steps it goes on"
+        assert watching.cancelled()
