@@ -124,3 +124,36 @@ def test_keys_that_cannot_be_read_stop_the_start(api_keys: str) -> None:
     """A tenant becomes a part of a subject; and a key that is left out in silence would be a door left open."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_API_KEYS"):
         door(api_keys=api_keys)
+
+
+class Exchanged:
+    """A kind of credential that looks after nothing but itself."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def verify(self, _token: bytes, _request: Request) -> Caller | None:
+        return self._caller
+
+
+@pytest.mark.parametrize(
+    ("caller", "is_good"),
+    [
+        (Caller(Tenant("alice"), "key_ffffffffffffffff"), False),
+        (Caller(Tenant("alice"), until=1.0), False),
+        (Caller(Tenant("alice"), "key_ffffffffffffffff", until=4e9), False),
+        (Caller(Tenant("alice"), until=4e9), True),
+        (Caller(Tenant("alice"), f"env_{HASH[:12]}"), True),
+        (Caller(Tenant("alice"), "jwt_ffffffffffffffff"), True),
+    ],
+)
+async def test_what_a_key_was_exchanged_for_ends_with_it_whoever_verifies_it(caller: Caller, is_good: bool) -> None:
+    """One check for all kinds: a key that is not there any more, and a time that is over."""
+    keys = door(api_keys=f"bob:{OTHER_HASH}")
+    keys.take(Exchanged(caller))
+    asked = asking((b"authorization", b"Bearer whatever"))
+    if is_good:
+        assert await keys.caller(asked) == caller
+    else:
+        with pytest.raises(Refused, match="send a valid key"):
+            await keys.caller(asked)
