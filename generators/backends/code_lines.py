@@ -27,7 +27,7 @@ class Line(msgspec.Struct, frozen=True):
     type: str
     event: msgspec.Raw = msgspec.Raw(b"null")
     parent_tool_use_id: str | None = None
-    """Set for what an agent of its own says to it: that is no part of the answer."""
+    """Set for what is said within a task that it has given away: that is no part of the answer."""
     is_error: bool = False
     api_error_status: int | None = None
     api_error_type: str | None = None

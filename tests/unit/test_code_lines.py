@@ -71,8 +71,8 @@ def test_a_block_that_broke_off_stays_open() -> None:
         told.read(msgspec.json.encode(RESULT))
 
 
-def test_an_agent_of_its_own_is_not_the_answer() -> None:
-    """What agents say to one another is marked with the tool call that began them."""
+def test_a_task_that_it_gave_away_is_not_the_answer() -> None:
+    """What is said within one is marked with the tool call that began it."""
     other = [
         line | {"parent_tool_use_id": "toolu_1"} for line in [begin(), *text(0, "among us"), *finish("end_turn", 9)]
     ]
