@@ -112,7 +112,7 @@ def _key(told: Mapping[str, Any]) -> SigningKey | None:
         return None
     try:
         key = jwt.PyJWK(dict(told), algorithm=algorithm).key
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+    except (jwt.PyJWTError, ValueError, TypeError):
         return None
     return SigningKey(algorithm, key) if algorithm == "ES256" or key.key_size >= RSA_BITS_MIN else None
 

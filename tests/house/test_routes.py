@@ -22,6 +22,18 @@ def test_every_route_says_who_may() -> None:
     }
 
 
+def test_who_may_only_look_changes_nothing() -> None:
+    """What takes away needs `manage`, and `read` is enough for nothing but a look; a POST that is, says why here."""
+    looks = {
+        ("POST", "/v1/turns/{turn}/tickets"),  # a link for who may look, to what its maker may look at
+        ("POST", "/v1/login"),  # the same key, in another form
+        ("POST", "/v1/login/refresh"),
+    }
+    assert {need for (method, _), need in NEEDS.items() if method in ("DELETE", "PATCH", "PUT")} == {"manage"}
+    assert {need for (method, _), need in NEEDS.items() if method == "GET"} == {"read", "public"}
+    assert {route for route, need in NEEDS.items() if route[0] == "POST" and need == "read"} == looks
+
+
 def test_every_path_that_names_something_has_its_kind_in_its_row() -> None:
     """A path with a parameter and no kind would be taken for one that every tenant may ask."""
     named = {(method, path): tuple(re.findall(r"{(\w+)}", path)) for method, path in ROWS}
