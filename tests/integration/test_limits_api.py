@@ -266,6 +266,14 @@ async def test_asking_and_cancelling_over_and_over_spends_the_budget(
     assert (answer.status_code, code(answer)) == (402, "budget_spent")
     assert costs
     assert 0 < sum(costs) <= 0.1
+    # What each was held for is settled, though it was not its generator that ended it.
+    connection = await Connection.open(house.nats_url, "test")
+
+    async def is_settled() -> bool:
+        return await spent(connection, tenant, Limits(usd_day=0.1)) == round(sum(costs) * 1e9)
+
+    await until(is_settled)
+    await connection.close()
 
 
 async def test_bytes_that_are_stored_beside_the_log_are_limited(nats_url: str, new_gateway: NewGateway) -> None:

@@ -63,8 +63,9 @@ async def test_a_place_with_a_life_is_kept_by_renewing_it(connection: Connection
 async def test_places_are_an_owners_and_a_tenants(connection: Connection, tenant: Tenant) -> None:
     """What one holds is none of another's; and a lower limit counts what was taken under the higher."""
     slots = Slots(connection)
-    for _ in range(3):
-        assert await slots.take(tenant, "k", "running", 3, "h") is not None
+    places = [await slots.take(tenant, "k", "running", 3, "h") for _ in range(3)]
+    (first,) = [place for place in places if place is not None and place.subject.endswith(".0")]
+    await slots.free(first.seq)
     for other in ((tenant, "another"), (Tenant(f"tenant-{new_id()}"), "k")):
         assert await slots.take(*other, "running", 1, "h") is not None
     assert await slots.take(tenant, "k", "streams", 1, "h") is not None
