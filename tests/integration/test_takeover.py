@@ -89,7 +89,8 @@ async def test_killed_after_any_entry_a_turn_is_finished_by_another(
         finished.append(turn)
         if not is_harmed:
             break
-    assert [turn.attempt for turn in finished].count(2) > 8
+    # The attempt, the answer's beginning, and a block's beginning, text and end: deltas are joined on a busy machine.
+    assert [turn.attempt for turn in finished].count(2) >= 5
     assert finished[-1].attempt == 1
     answers = [(turn.outcome, turn.stop, turn.blocks) for turn in finished]
     assert answers == answers[-1:] * len(answers)
