@@ -80,11 +80,12 @@ class Cutting:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # Before anything is awaited: the block may end just now, and cancel this.
+            server.transport.abort()
+            client.close()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            server.transport.abort()
-            client.close()
             await are_closed(server, client)
 
     async def _answer(self, back: StreamReader, client: StreamWriter) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
@@ -76,6 +76,26 @@ async def test_a_client_that_comes_as_the_block_ends_is_cut_off(port: int, turns
         assert proxy._carrying == {}
         with suppress(ConnectionError):
             assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_client_that_goes_as_the_block_ends_leaves_nothing_open(turns: int) -> None:
+    """Its connection is being taken down, in several turns of the loop, when the proxy ends."""
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            writer.write(await reader.readline())
+            await reader.read()
+
+    async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
+        async with Cutting(server.sockets[0].getsockname()[1]) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"go\n")
+            assert await reader.readline() == b"go\n"
+            writer.close()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        gc.collect()
 
 
 async def test_a_cut_that_no_connection_comes_to_is_left(port: int) -> None:
