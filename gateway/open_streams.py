@@ -64,6 +64,11 @@ class OpenStreams:
             raise
         setattr(request.state, RESERVED, lease)
 
+    async def unread(self, scope: Scope) -> None:
+        """What was reserved for a stream that was not read after all is given up: its turn failed before a word."""
+        if (lease := scope.get("state", {}).pop(RESERVED, None)) is not None:
+            await self._give_up(lease)
+
     async def watch(self) -> None:
         """Renews the slots of all streams that are open here."""
         while True:

@@ -91,6 +91,8 @@ class Stream:
         except (TurnUnknown, CursorUnknown):
             await self._archived(send)
             return
+        finally:
+            await self._gateway.streams.unread(scope)
         if is_left:
             self._gateway.departures.left(self._key)
 

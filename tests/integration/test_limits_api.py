@@ -413,6 +413,19 @@ async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_ga
 
 
 @pytest.mark.timeout(60)
+async def test_a_turn_that_fails_before_its_first_word_leaves_no_place_taken(
+    house: House, generator: Process, new_gateway: NewGateway
+) -> None:
+    """Its stream is never read, so that nothing would end the place that is renewed for it."""
+    gateway = await new_gateway(house.nats_url, limits_key="streams=1")
+    refused = {"role": "user", "content": "#sim fault=none-such"}
+    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True, "messages": [refused]}
+    for _ in range(2):
+        answer = await gateway.client.post("/v1/messages", json=body)
+        assert (answer.status_code, code(answer)) == (400, "backend_refused_request")
+
+
+@pytest.mark.timeout(60)
 async def test_a_reader_that_comes_back_is_held_until_there_is_a_place(nats_url: str, new_gateway: NewGateway) -> None:
     """To an EventSource a 429 is final: who was cut off waits, with heartbeats, for the place that it had."""
     gateway = await new_gateway(nats_url, limits_key="streams=1", heartbeat_s=0.1)
