@@ -136,6 +136,11 @@ class HookRefused(HookError):
     """Its URL, or the address that it leads to, is none that may be called."""
 
 
+# Whatever answers in the model's place may repeat all that it was sent. The log takes no end of that size, so the turn
+# would be asked again and again.
+BACKEND_MESSAGE_CHARS_MAX = 2000
+
+
 class BackendError(TailraceError):
     """The model did not answer as it should. `code` is a row of CODES, which says whether to try again.
 
@@ -143,9 +148,9 @@ class BackendError(TailraceError):
     """
 
     def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
+        self.message = message[:BACKEND_MESSAGE_CHARS_MAX]
+        super().__init__(self.message)
         self.code = code
-        self.message = message
         self.retry_after_s = retry_after_s
 
 

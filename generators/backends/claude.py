@@ -27,9 +27,6 @@ from proto.model_records import ListedModels, TokenCount
 WRITE_TIMEOUT_S = 30.0
 # The end of the response follows its last event. Whoever waits for it can use the connection again.
 DRAIN_S = 0.2
-# Of what the API says of a failure. Whatever answers in its place may repeat all that it was sent, and the log takes no
-# such end: the turn would be asked again and again.
-MESSAGE_CHARS_MAX = 2000
 
 # Anthropic's docs, "API errors". In a stream only the type can say it: the status is 200 whatever happens.
 CODES_BY_TYPE = {
@@ -269,7 +266,7 @@ def error_of_status(error: anthropic.APIStatusError, now: float) -> BackendError
     if isinstance(error, SPENT):
         code = "backend_refused_key"
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
-    return BackendError(code, message[:MESSAGE_CHARS_MAX], retry_after_s=retry_after_s(error.response.headers, now))
+    return BackendError(code, message, retry_after_s=retry_after_s(error.response.headers, now))
 
 
 def code_of(status: int, kind: str | None) -> str:
@@ -284,8 +281,7 @@ def code_of_range(status: int) -> str:
 
 
 def error_of_reason(reason: Reason) -> BackendError:
-    message = reason.message[:MESSAGE_CHARS_MAX] or "the model failed"
-    return BackendError(CODES_BY_TYPE.get(reason.type, "backend_failed"), message)
+    return BackendError(CODES_BY_TYPE.get(reason.type, "backend_failed"), reason.message or "the model failed")
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

@@ -15,7 +15,6 @@ from proto.errors import BackendError
 from proto.usage import Usage
 
 TOLD = ("text", "thinking", "redacted_thinking")
-MESSAGE_CHARS_MAX = 500
 
 Told = tuple[str, bytes]
 """An event's type, and the event."""
@@ -119,7 +118,7 @@ def told(event: events.BlockStart | events.BlockDelta | events.BlockStop) -> Tol
 
 def failure(said: Line) -> BackendError:
     """What a result that is none is to us: the API's own error as far as Claude Code passes it on."""
-    message = said.result[:MESSAGE_CHARS_MAX] or "Claude Code came to no result"
+    message = said.result or "Claude Code came to no result"
     if said.api_error_status is not None or said.api_error_type is not None:
         return BackendError(code_of(said.api_error_status or 200, said.api_error_type), message)
     if said.api_error is not None:

@@ -10,13 +10,12 @@ import pytest
 from generators.backends.claude import (
     CODES_BY_STATUS,
     CODES_BY_TYPE,
-    MESSAGE_CHARS_MAX,
     Reason,
     backend_error,
     error_of_reason,
     retry_after_s,
 )
-from proto.errors import CODES
+from proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES
 
 NOW = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
@@ -214,4 +213,4 @@ def test_a_long_complaint_has_an_end() -> None:
     of_status = backend_error(anthropic.BadRequestError("no", response=response, body=body), NOW)
     of_event = error_of_reason(Reason("invalid_request_error", long))
     for error in (of_status, of_event):
-        assert (error.code, error.message) == ("backend_refused_request", long[:MESSAGE_CHARS_MAX])
+        assert (error.code, error.message) == ("backend_refused_request", long[:BACKEND_MESSAGE_CHARS_MAX])

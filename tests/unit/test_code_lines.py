@@ -7,7 +7,7 @@ import pytest
 
 from generators.backends.code_lines import CodeLines
 from generators.backends.grammar import Grammar
-from proto.errors import BackendError
+from proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def test_a_failure_has_the_apis_code(result: dict[str, Any], code: str) -> None:
     with pytest.raises(BackendError) as failure:
         read([{**RESULT, "is_error": True, "result": "x" * 9999, **result}])
     assert failure.value.code == code
-    assert len(failure.value.message) < 600
+    assert len(failure.value.message) <= BACKEND_MESSAGE_CHARS_MAX
 
 
 @pytest.mark.parametrize("result", [RESULT, {**RESULT, "subtype": "error_max_turns"}])
