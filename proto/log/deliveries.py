@@ -14,7 +14,7 @@ from nats.js.api import StreamState
 from proto import subjects
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.ids import Seq
-from proto.log.connection import Connection
+from proto.log.connection import Connection, heed_cancellation
 from proto.subjects import STREAM
 
 logger = structlog.get_logger()
@@ -110,6 +110,8 @@ class Deliveries:
             logger.debug("no deliveries", durable=self._durable, error=type(error).__name__)
             await asyncio.sleep(AWAY_WAIT_S)
             return []
+        finally:
+            heed_cancellation()
         return [Delivery(message, self.ack_wait_s) for message in messages]
 
     async def backlog(self) -> "Backlog":
@@ -189,6 +191,8 @@ async def _backlog(jetstream: JetStreamContext, durable: str) -> Backlog:
         info = await jetstream.consumer_info(STREAM, durable)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
+    finally:
+        heed_cancellation()
     floor = info.ack_floor.stream_seq if info.ack_floor else 0
     delivered = info.delivered.stream_seq if info.delivered else 0
     return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))

@@ -8,8 +8,10 @@ import pytest
 
 from deploy.nats_server import NatsServer
 from proto.errors import LogUnavailable
-from proto.log import Connection, fullness
+from proto.log import Connection, Deliveries, fullness
+from proto.log.deliveries import backlog_of
 from proto.log.keys import Keys
+from proto.subjects import PERSISTENCE
 
 
 async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:
@@ -57,7 +59,20 @@ async def test_where_nobody_is_found_is_said_without_what_is_secret(
         await Connection.open(url, "test")
 
 
-@pytest.mark.parametrize("ask", [fullness, lambda connection: Keys(connection).place()], ids=["fullness", "keys"])
+async def next_delivery(connection: Connection) -> object:
+    return await (await Deliveries.open(connection, PERSISTENCE)).next()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        fullness,
+        lambda connection: Keys(connection).place(),
+        lambda connection: backlog_of(connection, PERSISTENCE),
+        next_delivery,
+    ],
+    ids=["fullness", "keys", "backlog", "deliveries"],
+)
 async def test_whoever_asks_again_and_again_can_be_stopped_at_any_moment(
     connection: Connection, ask: Callable[[Connection], Awaitable[object]]
 ) -> None:
