@@ -71,7 +71,7 @@ async def _accept(
         asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
         if (schema := schema_of(asked.options)) is not None:
             require_small(schema)
-            await gateway.judge.require(schema)
+            await gateway.judge.require(schema, tenant)
         asked = await admission.turn(mine.turn, asked)
         request = await blobs.check_in(gateway, tenant, asked, admission)
     except Refused:

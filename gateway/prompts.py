@@ -12,6 +12,7 @@ import msgspec
 from gateway.ask import Ask, Filled
 from proto.child import Child
 from proto.errors import Refused, SettingsInvalid, Unfinished
+from proto.ids import Tenant
 
 PROGRAM = Path(__file__).with_name("prompt_process.py")
 # What it may compute is in the program, and less: a machine that is busy makes no template wrong.
@@ -59,7 +60,7 @@ class Prompts:
             return
         sources = sources_in(Path(self._folder))
         try:
-            described = await self._said([*sources.values()], None, _Described)
+            described = await self._said([*sources.values()], None, _Described, "")
         except Unfinished as error:
             raise SettingsInvalid(f"TAILRACE_PROMPTS: {self._folder} cannot be read: {error}") from error
         for (file, source), told in zip(sources.items(), described, strict=True):
@@ -77,7 +78,7 @@ class Prompts:
         prompt, _ = self._found(name)
         return prompt
 
-    async def filled(self, ask: Ask, wanted: Filled) -> Ask:
+    async def filled(self, ask: Ask, wanted: Filled, whose: Tenant) -> Ask:
         """`ask`, saying what the prompt makes of its variables. Raises Refused."""
         prompt, source = self._found(wanted.name)
         if unknown := wanted.variables.keys() - set(prompt.variables):
@@ -88,7 +89,7 @@ class Prompts:
         if "system" in prompt.makes and ask.system is not None:
             raise Refused("request_invalid", f"`{prompt.name}` makes the system prompt: send no other")
         try:
-            (made,) = await self._said([source], wanted.variables, _Made)
+            (made,) = await self._said([source], wanted.variables, _Made, whose)
         except Unfinished as error:
             raise Refused("prompt_invalid", f"`{prompt.name}` cannot be filled: {error}") from error
         if made.error is not None:
@@ -101,9 +102,11 @@ class Prompts:
             raise Refused("prompt_not_found", "there is no such prompt: GET /v1/prompts lists them")
         return self._prompts[name]
 
-    async def _said(self, sources: list[str], variables: dict[str, object] | None, kind: type[A]) -> list[A]:
+    async def _said(
+        self, sources: list[str], variables: dict[str, object] | None, kind: type[A], whose: str
+    ) -> list[A]:
         asked = msgspec.json.encode({"sources": sources, "variables": variables})
-        return msgspec.json.decode(await self._child.said(asked, FILL_S_MAX), type=list[kind])  # type: ignore[valid-type]
+        return msgspec.json.decode(await self._child.said(asked, FILL_S_MAX, whose), type=list[kind])  # type: ignore[valid-type]
 
 
 def sources_in(folder: Path) -> dict[Path, str]:

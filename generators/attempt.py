@@ -74,7 +74,7 @@ class Carrier:
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         cause, rota = "", self._rotas.of(turn.request.model, turn.backend)
         while True:
-            match await self._next(turn):
+            match await self._next(key, turn):
                 case Leave():
                     return turn
                 case Complete(fits):
@@ -103,13 +103,13 @@ class Carrier:
                     if rota.is_asked_again:
                         await self._retry.pause(go.attempt, broken)
 
-    async def _next(self, turn: Turn) -> Leave | Complete | Close | Fail | Go:
+    async def _next(self, key: TurnKey, turn: Turn) -> Leave | Complete | Close | Fail | Go:
         """What to do with the turn. An answer that has to fit a schema is judged first."""
         step = plan(turn, self._attempts_max)
         if not isinstance(step, Judge):
             return step
         try:
-            misfit = await self._judge.misfit(step.schema, turn.text)
+            misfit = await self._judge.misfit(step.schema, turn.text, key.tenant)
         except Unfinished as error:
             logger.warning("answer not judged", error=str(error))
             metrics.JUDGED.labels("unjudged").inc()

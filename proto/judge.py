@@ -7,6 +7,7 @@ import msgspec
 
 from proto.child import Child
 from proto.errors import Refused, Unfinished
+from proto.ids import Tenant
 
 PROGRAM = Path(__file__).with_name("judge_process.py")
 # What it may compute is in the program, and less: a machine that is busy makes no schema wrong.
@@ -26,24 +27,24 @@ class Judge:
     def __init__(self) -> None:
         self._child = Child(PROGRAM)
 
-    async def require(self, schema: dict[str, Any]) -> None:
+    async def require(self, schema: dict[str, Any], whose: Tenant) -> None:
         """Raises Refused for what is no JSON Schema, or takes too long to be read."""
         try:
-            verdict = await self._verdict(schema, b"")
+            verdict = await self._verdict(schema, b"", whose)
         except Unfinished as error:
             raise Refused("schema_invalid", f"the JSON Schema cannot be used: {error}") from error
         if verdict.invalid is not None:
             raise Refused("schema_invalid", f"the JSON Schema is none: {verdict.invalid}")
 
-    async def misfit(self, schema: dict[str, Any], text: str) -> str | None:
+    async def misfit(self, schema: dict[str, Any], text: str, whose: Tenant) -> str | None:
         """Why `text` is not JSON that fits `schema`; None when it is. Raises Unfinished when nobody can say."""
         # No text at all is no JSON, as a blank is none.
-        verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ")
+        verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ", whose)
         if verdict.invalid is not None:
             raise Unfinished(f"the JSON Schema is none: {verdict.invalid}")
         return verdict.misfit
 
-    async def _verdict(self, schema: dict[str, Any], text: bytes) -> Verdict:
+    async def _verdict(self, schema: dict[str, Any], text: bytes, whose: Tenant) -> Verdict:
         asked = msgspec.json.encode(schema)
-        said = await self._child.said(b"%d\n%b%b" % (len(asked), asked, text), JUDGEMENT_S_MAX)
+        said = await self._child.said(b"%d\n%b%b" % (len(asked), asked, text), JUDGEMENT_S_MAX, whose)
         return msgspec.json.decode(said, type=Verdict)

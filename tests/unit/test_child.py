@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proto.child import AT_ONCE_MAX, Child
+from proto.child import AT_ONCE_MAX, OF_ONE_MAX, Child
 from proto.errors import Unfinished
 from tests.until import until
 
@@ -22,7 +22,7 @@ def program(folder: Path, *lines: str) -> Child:
 async def test_what_it_says_is_the_answer(tmp_path: Path) -> None:
     """It is told something, and says something."""
     child = program(tmp_path, "sys.stdout.write(sys.stdin.read().upper())")
-    assert await child.said(b"tell", LONG_S) == b"TELL"
+    assert await child.said(b"tell", LONG_S, "acme") == b"TELL"
 
 
 async def test_one_that_does_nothing_is_killed(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ async def test_one_that_does_nothing_is_killed(tmp_path: Path) -> None:
     said = tmp_path / "pid"
     child = program(tmp_path, f"open({str(said)!r}, 'w').write(str(os.getpid()))", "time.sleep(3600)")
     with pytest.raises(Unfinished, match="more than"):
-        await child.said(b"x" * 10_000_000, 1.0)
+        await child.said(b"x" * 10_000_000, 1.0, "acme")
     with pytest.raises(ProcessLookupError):
         os.kill(int(said.read_text()), 0)
 
@@ -41,7 +41,7 @@ async def test_one_that_nobody_waits_for_is_killed(tmp_path: Path) -> None:
     child = program(
         tmp_path, f"open({str(said)!r}, 'w').write(str(os.getpid()))", "print(flush=True)", "time.sleep(3600)"
     )
-    asking = asyncio.create_task(child.said(b"", LONG_S))
+    asking = asyncio.create_task(child.said(b"", LONG_S, "acme"))
     await until(lambda: said.exists() and said.read_text())
     asking.cancel()
     await asyncio.wait({asking})
@@ -54,14 +54,14 @@ async def test_one_that_breaks_has_said_nothing(tmp_path: Path, line: str) -> No
     """Half an answer is none."""
     child = program(tmp_path, "sys.stdout.write('half')", "sys.stdout.flush()", line)
     with pytest.raises(Unfinished, match="status"):
-        await child.said(b"", LONG_S)
+        await child.said(b"", LONG_S, "acme")
 
 
 async def test_one_that_computes_too_long_says_so(tmp_path: Path) -> None:
     """By its own limit, which does not count what others on the machine compute."""
     child = program(tmp_path, "import resource", "resource.setrlimit(resource.RLIMIT_CPU, (1, 2))", "while True: pass")
     with pytest.raises(Unfinished, match="computing"):
-        await child.said(b"", LONG_S)
+        await child.said(b"", LONG_S, "acme")
 
 
 async def test_it_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,13 +69,14 @@ async def test_it_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     child = program(tmp_path, "sys.stdout.write(repr(dict(os.environ)) + repr(sys.path))")
-    said = (await child.said(b"", LONG_S)).decode()
+    said = (await child.said(b"", LONG_S, "acme")).decode()
     assert "sk-secret" not in said
     assert str(Path.cwd()) not in said.replace(f"{Path.cwd()}/.venv", "")
 
 
-async def test_there_are_only_so_many_at_once(tmp_path: Path) -> None:
-    """Others wait, and have their turn."""
+@pytest.mark.parametrize(("tenants", "most"), [(8, AT_ONCE_MAX), (1, OF_ONE_MAX)])
+async def test_there_are_only_so_many_at_once(tmp_path: Path, tenants: int, most: int) -> None:
+    """Others wait, and have their turn; one tenant's before they take all of the room."""
     child = program(
         tmp_path,
         f"mine = {str(tmp_path)!r} + '/running-' + str(os.getpid())",
@@ -85,5 +86,5 @@ async def test_there_are_only_so_many_at_once(tmp_path: Path) -> None:
         "os.remove(mine)",
         "print(len(running))",
     )
-    counts = await asyncio.gather(*(child.said(b"", LONG_S) for _ in range(8)))
-    assert max(map(int, counts)) <= AT_ONCE_MAX
+    counts = await asyncio.gather(*(child.said(b"", LONG_S, f"tenant-{number % tenants}") for number in range(8)))
+    assert max(map(int, counts)) <= most

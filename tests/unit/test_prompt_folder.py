@@ -10,6 +10,7 @@ from gateway.ask import Ask, Filled
 from gateway.prompts import SOURCE_CHARS_MAX, Prompts
 from proto.entries import Message
 from proto.errors import Refused, SettingsInvalid
+from proto.ids import Tenant
 
 BOTH = """{# Sums up a text
    for a reader. #}
@@ -28,7 +29,7 @@ async def read(folder: Path, **sources: str) -> Prompts:
 
 
 async def made(found: Prompts, name: str, variables: dict[str, Any], **given: Any) -> Ask:
-    return await found.filled(Ask(**given), Filled(name=name, variables=variables))
+    return await found.filled(Ask(**given), Filled(name=name, variables=variables), Tenant("acme"))
 
 
 async def test_a_folder_is_its_prompts(tmp_path: Path) -> None:
