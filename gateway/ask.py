@@ -157,6 +157,7 @@ def request_of(
         on_interrupt=ask.on_interrupt,
         on_disconnect=ask.on_disconnect,
         webhook=ask.webhook,
-        max_cost_nusd=round(ask.max_cost * NUSD_PER_USD) if ask.max_cost is not None else None,
+        # 0 would be passed before a call has begun, and each of them would be closed with nothing said.
+        max_cost_nusd=max(1, round(ask.max_cost * NUSD_PER_USD)) if ask.max_cost is not None else None,
         by=by,
     )

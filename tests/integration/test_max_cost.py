@@ -38,6 +38,14 @@ async def test_a_turn_stops_at_what_it_may_cost_and_keeps_its_text(gateway: Gate
     assert "".join(re.findall(r'"type":"delta","text":"([^"]*)"', stream.text)) == turn["text"]
 
 
+async def test_what_may_cost_next_to_nothing_is_cut_at_once(gateway: Gateway) -> None:
+    """Also at less than what is counted in: one call is made, and is paid for."""
+    accepted = (await gateway.client.post("/v1/turns", json={**BODY, "max_cost": 1e-12})).json()
+    await gateway.client.get(accepted["links"]["events"])
+    turn = (await gateway.client.get(accepted["links"]["self"])).json()
+    assert (turn["outcome"], turn["stop_reason"], turn["attempts"]) == ("completed", "max_cost", 1)
+
+
 async def test_the_call_is_closed_and_nothing_more_is_paid_for(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
 ) -> None:
