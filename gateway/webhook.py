@@ -10,7 +10,11 @@ def check_webhook(url: str | None, settings: Settings) -> None:
     if url is None:
         return
     if not settings.webhooks:
-        raise Refused("request_invalid", "`webhook`: this server sends none; TAILRACE_WEBHOOKS makes it")
+        raise Refused(
+            "request_invalid",
+            "`webhook`: this server sends none: `up` does with a TAILRACE_WEBHOOK_KEY, a gateway of its own with "
+            "TAILRACE_WEBHOOKS as well",
+        )
     try:
         destination(url, private_hosts(settings.webhook_private_hosts))
     except NotAllowed as error:

@@ -15,6 +15,9 @@ NAMES = (
     "vertex",  # Claude on Google's Vertex AI
 )
 
+# Where that is not what all the others are installed by.
+INSTALLED_BY = {"litellm": "make litellm, and start it from .venv-litellm"}
+
 
 def require_known(name: str) -> None:
     """Raises SettingsInvalid for a name that there is not."""
@@ -28,7 +31,8 @@ def open_backend(name: str, settings: Settings) -> Backend:
     try:
         module = import_module(f"generators.backends.{name}")
     except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed: make setup, or pip install 'tailrace[{name}]'"
+        make = INSTALLED_BY.get(name, "make setup")
+        missing = f"{error.name} is not installed: {make}, or pip install 'tailrace[{name}]'"
         raise SettingsInvalid(f"TAILRACE_BACKENDS: {name} needs more than there is: {missing}") from error
     backend: Backend = module.backend(settings)
     return backend

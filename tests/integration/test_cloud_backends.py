@@ -194,6 +194,14 @@ def test_a_backend_that_there_is_not_is_said_so() -> None:
         open_backend("claud", SETTINGS)
 
 
+def test_who_names_litellm_is_told_of_its_own_venv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make setup` does not bring it."""
+    monkeypatch.setitem(__import__("sys").modules, "litellm", None)
+    monkeypatch.delitem(__import__("sys").modules, "generators.backends.litellm", raising=False)
+    with pytest.raises(SettingsInvalid, match="litellm is not installed: make litellm, and start it from"):
+        open_backend("litellm", SETTINGS)
+
+
 def test_a_clouds_own_library_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not use it does without it; who names it is told what to install."""
     monkeypatch.setitem(__import__("sys").modules, "botocore.exceptions", None)
