@@ -83,6 +83,8 @@ def read_limits(variable: str, text: str) -> Limits:
     given: dict[str, float] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         name, _, number = (part.strip() for part in pair.partition("="))
+        if name in given:
+            raise SettingsInvalid(f"{variable}: {name!r} stands there twice")
         try:
             given[name] = msgspec.json.decode(number, type=float)
         except msgspec.DecodeError as error:
