@@ -13,7 +13,8 @@ URL_CHARS_MAX = 2048
 # Narrower than RFC 3986, so that no two parsers can read one of these differently: no userinfo, no fragment, no
 # backslash, no space, nothing but ASCII. A name in another script is written as `xn--…`.
 URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9][a-z0-9_.-]{0,252})(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|(?=.{1,253}(?:[:/?]|$))[a-z0-9][a-z0-9_-]{0,62}"
+    r"(?:\.[a-z0-9_-]{1,63})*\.?)(?::(?P<port>[0-9]{1,5}))?"
     r"(?:[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?"
 )
 PORTS = {"http": 80, "https": 443}
@@ -74,7 +75,7 @@ def destination(url: str, private: frozenset[str]) -> Destination:
         raise NotAllowed(
             f"names the port {port}: below {PORT_MIN} there are 443 and 80, but for hosts that {SETTING} names"
         )
-    if host == "localhost" or (_is_literal(host) and not is_public(host)):
+    if host.rstrip(".") == "localhost" or (_is_literal(host) and not is_public(host)):
         raise NotAllowed(f"leads to an address that is not public: only hosts that {SETTING} names may")
     return Destination(host, is_private=False)
 

@@ -52,6 +52,10 @@ NO_URL = [
     "https://example.com:port/",
     "https://example.com:/",
     "https://-example.com/",
+    "https://example..com/",
+    "https://example.com../",
+    f"https://{'a' * 64}.com/",
+    f"https://{'a.' * 130}com/",
     "HTTPS://example.com/",
     "https://Example.com/",
     "https://example.com/" + "a" * 2048,
@@ -61,6 +65,7 @@ LOW_PORT = [f"https://example.com:{port}/" for port in (1, 22, 25, 53, 389, 1023
 NOT_HTTPS = ["http://example.com/", "http://example.com:443/", "http://127.0.0.1/"]
 NOT_PUBLIC = [
     "https://localhost/",
+    "https://localhost./",
     "https://127.0.0.1/",
     "https://127.1/",
     "https://127.0.0.1./",
