@@ -183,6 +183,13 @@ def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
             f"It renews at {at}; a smaller `max_tokens` or a `max_cost` holds less",
         )
     window = f"{limited.window_s:g} s" if limited.what != "bytes_day" else "a day"
+    if amount > limited.most:
+        # No 429: who repeats it waits for nothing.
+        return Refused(
+            "request_invalid",
+            f"this needs {amount} {PER[limited.what]}, and this {limited.noun} may use {limited.most} in {window}: "
+            "ask for less at once, with a smaller `max_tokens` for one",
+        )
     return Refused(
         "rate_limited",
         f"this {limited.noun} may use {limited.most} {PER[limited.what]} in {window}: "

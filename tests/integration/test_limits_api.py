@@ -116,6 +116,15 @@ async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str
 
 
 @pytest.mark.timeout(90)
+async def test_what_can_never_fit_is_not_to_be_asked_again(nats_url: str, new_gateway: NewGateway) -> None:
+    """A 429 would be repeated for ever; and nothing of it is counted."""
+    (gateway,) = (await three(nats_url, new_gateway, limits_key=f"tokens={TOKENS}"))[:1]
+    refused = await gateway.client.post("/v1/turns", json=SLOW | {"max_tokens": TOKENS})
+    assert (refused.status_code, code(refused), "retry-after" in refused.headers) == (400, "request_invalid", False)
+    assert "max_tokens" in refused.text
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
 async def test_one_tenants_limits_do_not_touch_another(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
     """FAULTS I13: while fifty clients of one tenant are refused, all fifty of another are let in."""
     other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
