@@ -54,8 +54,9 @@ def request_rate(limits: Limits) -> Rate | None:
     """`requests` a minute, of which `burst` may come at once: so many in each window that is as long as they last."""
     if limits.requests is None:
         return None
-    burst = limits.burst or limits.requests
-    return Rate(burst, min(WINDOW_S_MAX, MINUTE_S * burst / limits.requests))
+    # A longer window would be a counter that is remembered for longer; a larger burst in it, another rate.
+    burst = min(limits.burst or limits.requests, round(limits.requests * WINDOW_S_MAX / MINUTE_S))
+    return Rate(burst, MINUTE_S * burst / limits.requests)
 
 
 def token_rate(limits: Limits) -> Rate | None:

@@ -52,7 +52,7 @@ def test_a_keys_own_limits_stand_before_the_common_ones() -> None:
         (Limits(requests=60, burst=10), Rate(10, 10)),
         (Limits(requests=60, burst=120), Rate(120, 120)),
         (Limits(requests=6000, burst=1), Rate(1, 0.01)),
-        (Limits(requests=1, burst=100), Rate(100, 3600)),
+        (Limits(requests=1, burst=100), Rate(60, 3600)),
     ],
 )
 def test_a_burst_is_how_many_fit_into_a_window(limits: Limits, rate: Rate | None) -> None:
