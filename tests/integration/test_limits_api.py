@@ -105,8 +105,8 @@ async def test_a_race_on_three_gateways_lets_exactly_the_allowed_number_through(
 @pytest.mark.timeout(90)
 async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str, new_gateway: NewGateway) -> None:
     """Forty-three turns had a request and tokens, and found no place to run: only those of the seven are used."""
-    limits = f"requests=1, burst=100, tokens={100 * TOKENS}, usd_day=1, running={ENOUGH}"
-    gateways = await three(nats_url, new_gateway, limits_key=limits, limits_tenant="requests=1, burst=200")
+    limits = f"requests=2, burst=100, tokens={100 * TOKENS}, usd_day=1, running={ENOUGH}"
+    gateways = await three(nats_url, new_gateway, limits_key=limits, limits_tenant="requests=4, burst=200")
     assert statuses(await raced(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
     refused = await gateways[0].client.post("/v1/turns", json=SLOW)
     assert code(refused) == "turns_running"
