@@ -15,7 +15,7 @@ from gateway.dialects import DIALECTS, Dialect
 from proto import entries, events
 from proto.chain import START, link
 from proto.ending import ending
-from proto.entries import Attempt, End, Entry, Event, Message, Mode, Request, Stored
+from proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, Stored
 from proto.fold import fold
 from proto.ids import Seq, SessionId, Tenant, TurnId
 from proto.subjects import TurnKey
@@ -25,7 +25,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))
 MODEL = "claude-sonnet-5-5"
 REF = "#/components/schemas/{name}"
-BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "end": End}
+BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "progress": Progress, "end": End}
 # Enough to see what changes from one to the next.
 EXAMPLES_MAX = 3
 ABOUT = (

@@ -11,7 +11,7 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from deploy import keys, nats_server, streams, usage
+from deploy import batch, keys, nats_server, streams, usage
 from deploy.options import SYNCS, Options
 from deploy.up import run
 from persistence import signature
@@ -59,6 +59,17 @@ examples:
   tailrace usage --by model --from 2026-11-01 --to 2026-11-30
 
 The NATS is that of the `up` in .tailrace (another: --data), or the one at TAILRACE_NATS_URL.
+"""
+BATCH_EXAMPLES = """\
+A line of the file is one input, such as
+  {"custom_id": "one", "params": {"message": "Why is the sky blue?", "max_tokens": 500}}
+
+examples:
+  tailrace batch questions.jsonl                       the answers on the standard output
+  tailrace batch questions.jsonl --output answers.jsonl
+  TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
+
+Stopped and run again, it goes on with the same batch. Status 1: an input was not answered.
 """
 USAGE_DAYS = 30
 NAME_CHARS_MAX = 100
@@ -126,6 +137,11 @@ def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def ask_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    is_whole = batch.run(batch.door(given.url, environ), given.file, given.output, given.parallel)
+    return 0 if is_whole else EXIT_TROUBLE
+
+
 def list_keys(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(keys.shown(asyncio.run(keys.every(nats_server.url(given.data, environ)))))
     return 0
@@ -151,6 +167,7 @@ def parser() -> Parser:
     add_streams(commands)
     add_keys(commands)
     add_usage(commands)
+    add_batch(commands)
     add_webhook_secret(commands)
     return tailrace
 
@@ -271,6 +288,23 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("--from", type=day, dest="first", metavar="DAY", help=f"{USAGE_DAYS} days, when it is not said")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="the last one (today)")
     add("--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)")
+
+
+def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "batch",
+        help="ask a file of inputs at once, and write the answers",
+        description="Ask all inputs of a file, a line of JSON each, and write a line of JSON for each answer.",
+        epilog=BATCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=ask_batch)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.jsonl")
+    add("--output", type=Path, metavar="FILE", help="where the answers go (the standard output)")
+    add("--parallel", type=number("count", 1, 64), default=8, metavar="N", help="asked at once (%(default)s)")
+    add("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s); its key is TAILRACE_KEY")
 
 
 def day(text: str) -> date:

@@ -16,7 +16,7 @@ from gateway.app import ROUTES
 from gateway.openapi.document import document
 from generators.simulated_claude.directive import HELP
 from proto import settings
-from proto.entries import Attempt, End, Event, Request
+from proto.entries import Attempt, End, Event, Progress, Request
 from proto.errors import CODES
 from proto.version import VERSION
 
@@ -88,7 +88,7 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def entries_schema() -> str:
-    (_, definitions) = msgspec.json.schema_components((Request, Attempt, Event, End))
+    (_, definitions) = msgspec.json.schema_components((Request, Attempt, Event, Progress, End))
     return json.dumps({"$comment": WRITTEN_BY, "$defs": definitions}, indent=1, sort_keys=True) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.requests import Request
@@ -50,15 +51,36 @@ async def accept(
     What `admission` takes for it from the caller's limits is given back when no new turn comes of it.
     """
     async with admission or gateway.limits.admission(caller) as taking:
-        return await _accept(gateway, caller, ask, idempotency_key, raw, taking)
+        if idempotency_key == AUTO:
+            idempotency_key, raw = await key_of(gateway, caller.tenant, ask)
+
+        async def prepared(turn: TurnId) -> entries.Request:
+            return await _request(gateway, caller, ask, turn, taking)
+
+        return await accept_request(gateway, caller.tenant, prepared, idempotency_key, raw, taking)
 
 
-async def _accept(
-    gateway: Gateway, caller: Caller, ask: Ask, idempotency_key: str | None, raw: bytes, admission: Admission
+async def _request(gateway: Gateway, caller: Caller, ask: Ask, turn: TurnId, admission: Admission) -> entries.Request:
+    """What is asked, at its place, with what limits hold for it and what is long lifted out; raises Refused."""
+    place = await place_of(gateway, caller.tenant, ask)
+    offer = await gateway.catalogue.offer(caller.tenant)
+    asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
+    if (schema := schema_of(asked.options)) is not None:
+        require_small(schema)
+        await gateway.judge.require(schema, caller.tenant)
+    asked = await admission.turn(turn, asked)
+    return await blobs.check_in(gateway, caller.tenant, asked, admission)
+
+
+async def accept_request(
+    gateway: Gateway,
+    tenant: Tenant,
+    prepared: Callable[[TurnId], Awaitable[entries.Request]],
+    idempotency_key: str | None,
+    raw: bytes,
+    admission: Admission,
 ) -> tuple[TurnKey, entries.Request]:
-    tenant = caller.tenant
-    if idempotency_key == AUTO:
-        idempotency_key, raw = await key_of(gateway, tenant, ask)
+    """The same for what `prepared` makes of a turn's id, if a new turn comes of it; inside of `admission`."""
     mine = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
@@ -66,14 +88,7 @@ async def _accept(
     # Before anything is looked up for it, or interrupted.
     await admission.request()
     try:
-        place = await place_of(gateway, tenant, ask)
-        offer = await gateway.catalogue.offer(tenant)
-        asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
-        if (schema := schema_of(asked.options)) is not None:
-            require_small(schema)
-            await gateway.judge.require(schema, tenant)
-        asked = await admission.turn(mine.turn, asked)
-        request = await blobs.check_in(gateway, tenant, asked, admission)
+        request = await prepared(mine.turn)
     except Refused:
         # What is refused claims no key. But another holder of it may have been quicker, and be what it is busy with.
         if (repeated := await known(gateway, tenant, idempotency_key, mine)) is None:

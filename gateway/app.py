@@ -14,6 +14,7 @@ from gateway.origin import cors, listed
 from gateway.rate_headers import RateHeaders
 from gateway.routes import (
     api,
+    batches,
     blobs,
     chat_completions,
     count_tokens,
@@ -38,6 +39,7 @@ from proto.errors import LogError, Refused
 ROUTES: list[Route] = [
     *turns.ROUTES,
     *tickets.ROUTES,
+    *batches.ROUTES,
     *blobs.ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,

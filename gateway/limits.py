@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from gateway.caller import Caller
-from gateway.estimate import estimate_of
+from gateway.estimate import Estimate, estimate_of
 from gateway.quota import Owner, Quota, What, owners, quota
 from proto.entries import Hold, Request
 from proto.errors import LogError, Refused
@@ -114,6 +114,32 @@ class Admission:
             holds += [Hold(subject, "nusd", estimate.nusd) for subject in await self._take(what, estimate.nusd)]
         holds += [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
         return msgspec.structs.replace(request, holds=holds) if holds else request
+
+    async def batch(
+        self, turn: TurnId, estimates: Sequence[Estimate], parallel: int
+    ) -> tuple[list[list[Hold]], list[Hold], int]:
+        """What limits hold for each of a batch's turns, for the batch, and how many of `parallel` may run at once.
+
+        Tokens and money are counted for all of them now; each turn settles its own. Raises Refused, LogUnavailable.
+        """
+        tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
+        money = sum(estimate.nusd for estimate in estimates)
+        nusd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
+        each = [
+            [Hold(subject, "tokens", estimate.tokens) for subject in tokens]
+            + [Hold(subject, "nusd", estimate.nusd) for subject in nusd]
+            for estimate in estimates
+        ]
+        slots: list[Hold] = []
+        for running in range(parallel):
+            try:
+                taken = await self._run(turn)
+            except Refused:
+                if not running:
+                    raise
+                return each, slots, running
+            slots += [Hold(subject, "slot", seq) for subject, seq in taken]
+        return each, slots, parallel
 
     async def _take(self, what: What, amount: int) -> list[str]:
         """The counters that `amount` was added to."""

@@ -11,6 +11,7 @@ from generators.attempt import Carrier
 from generators.backends import Backend
 from generators.backends.claude import Claude
 from generators.backends.table import open_backend
+from generators.batches import Batches
 from generators.blobs import Blobs
 from generators.questions import Questions
 from generators.retry import Retry
@@ -18,9 +19,10 @@ from generators.rota import Rotas, read_backends
 from generators.settings import Settings, unique_name
 from generators.settlement import Settlement
 from generators.worker import Worker
+from proto import log as door
 from proto import process
 from proto.errors import BackendError
-from proto.log import Bodies, Connection, Counters, Deliveries, Services, Slots, TurnLog
+from proto.log import Bodies, Connection, Counters, Deliveries, Services, Slots, Tombstones, TurnLog
 from proto.room import Room
 from proto.subjects import GENERATORS
 
@@ -48,6 +50,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             deliveries,
             Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max),
             Settlement(Counters(connection), Slots(connection)),
+            batches_of(connection, name, settings.concurrency),
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
@@ -61,6 +64,19 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         finally:
             if not connection.closed.is_set():
                 await service.stop()
+
+
+def batches_of(connection: Connection, name: str, concurrency: int) -> Batches:
+    """Who carries batches: half of the slots at most are their turns', and the rest is everybody's."""
+    return Batches(
+        TurnLog(connection),
+        Bodies(connection),
+        Tombstones(connection),
+        Counters(connection),
+        lambda: door.fullness(connection),
+        name=name,
+        places=max(1, concurrency // 2),
+    )
 
 
 async def probe(settings: Settings) -> None:

@@ -219,14 +219,19 @@ class Carrier:
         return fold([stored(chain, turn, end)], turn)
 
     async def _append(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-        while True:
-            try:
-                return await self._log.append(key, chain, entry)
-            except LogFull:
-                # New turns are refused before the last reserve is used, so this is an operator's emergency: old turns
-                # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.
-                logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
-                await asyncio.sleep(FULL_WAIT_S)
+        return await appended(self._log, key, chain, entry)
+
+
+async def appended(log: TurnLog, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+    """The chain with `entry`, however long the log is full."""
+    while True:
+        try:
+            return await log.append(key, chain, entry)
+        except LogFull:
+            # New turns are refused before the last reserve is used, so this is an operator's emergency: old turns
+            # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.
+            logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
+            await asyncio.sleep(FULL_WAIT_S)
 
 
 def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | None]:

@@ -10,6 +10,7 @@ import structlog
 
 from generators import metrics
 from generators.attempt import Carrier
+from generators.batches import Batches
 from generators.settlement import Settlement
 from proto.errors import FenceLost, LogError, TurnUnknown
 from proto.log import Deliveries, Delivery, TurnLog
@@ -18,10 +19,15 @@ from proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 BROKEN_WAIT_S = 1.0
+# Each has its inputs in memory, up to the size of a body.
+BATCHES_MAX = 8
 
 
 class Worker:
-    """Carries up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds."""
+    """Carries up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
+
+    Batches are carried beside them, for they wait for turns; and they are given back at once.
+    """
 
     def __init__(
         self,
@@ -29,6 +35,7 @@ class Worker:
         deliveries: Deliveries,
         carrier: Carrier,
         settlement: Settlement,
+        batches: Batches,
         *,
         concurrency: int,
         deadline_s: float,
@@ -38,6 +45,7 @@ class Worker:
         self._deliveries = deliveries
         self._carrier = carrier
         self._settlement = settlement
+        self._batches = batches
         self._concurrency = concurrency
         self._deadline_s = deadline_s
         self._grace_s = grace_s
@@ -46,6 +54,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         tasks: set[asyncio.Task[None]] = set()
+        batches: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._renew())
             stopping = group.create_task(stop.wait())
@@ -55,14 +64,20 @@ class Worker:
                     continue
                 # One for each free slot and no more: what waits here waits for its lease to run out, too.
                 for delivery in await self._deliveries.next():
+                    is_batch = delivery.is_batch
+                    beside = batches if is_batch else tasks
                     if stop.is_set():
                         await delivery.give_back()
+                    elif is_batch and len(batches) >= BATCHES_MAX and delivery.key not in self._held:
+                        await delivery.give_back(BROKEN_WAIT_S)
                     elif self._take(delivery):
-                        task = group.create_task(self._carry(delivery.key))
-                        tasks.add(task)
-                        task.add_done_callback(tasks.discard)
+                        task = group.create_task(self._carry(delivery.key, is_batch=is_batch))
+                        beside.add(task)
+                        task.add_done_callback(beside.discard)
             self._is_draining = True
             logger.info("draining", running=len(tasks))
+            for task in batches:
+                task.cancel()
             if tasks:
                 _, late = await asyncio.wait(tasks, timeout=self._grace_s)
                 for task in late:
@@ -80,10 +95,10 @@ class Worker:
         self._held[delivery.key] = delivery
         return is_new
 
-    async def _carry(self, key: TurnKey) -> None:
+    async def _carry(self, key: TurnKey, *, is_batch: bool) -> None:
         try:
             with metrics.RUNNING.track_inprogress():
-                if await self._is_ended_by(key):
+                if await self._is_ended_by(key, is_batch=is_batch):
                     await self._held[key].done()
         except asyncio.CancelledError:
             await self._held[key].give_back()
@@ -91,16 +106,20 @@ class Worker:
         finally:
             del self._held[key]
 
-    async def _is_ended_by(self, key: TurnKey) -> bool:
+    async def _is_ended_by(self, key: TurnKey, *, is_batch: bool) -> bool:
         """Carries the turn; whether it has ended now. The edge of one turn: nothing that happens to it stops others."""
         try:
-            turn = await self._carrier.carry(key, self._deadline_s)
+            if is_batch:
+                turn = await self._batches.carry(key)
+            else:
+                turn = await self._carrier.carry(key, self._deadline_s)
             # Before it is acknowledged: whoever dies in between leaves it to the next.
             await self._settlement.settle(key, turn)
         except FenceLost as lost:
             metrics.LOST.inc()
             logger.info("turn left", turn=key.turn, why=str(lost))
-            return await self._was_ended(key)
+            # What a batch has asked is to be ended with it: whoever gets it next looks.
+            return not is_batch and await self._was_ended(key)
         except TurnUnknown:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
             return True

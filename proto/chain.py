@@ -7,7 +7,7 @@ comes to the same story: the first entry that continues the chain is part of it,
 
 import msgspec
 
-from proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable
+from proto.entries import Attempt, End, Entry, Event, Progress, Request, Unknown, Unreadable
 from proto.ids import NOTHING, Seq
 
 
@@ -35,7 +35,7 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
             return Chain(seq) if is_first else None
         case Attempt(attempt=attempt):
             return Chain(seq, attempt) if attempt > chain.attempt and not is_first else None
-        case Event() | End() | Unknown():
+        case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_first
             return Chain(seq, entry.attempt, isinstance(entry, End)) if is_current else None
         case Unreadable():

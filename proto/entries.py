@@ -1,4 +1,4 @@
-"""The four kinds of entry of a turn's log, as they are stored. They are data: what they add up to is `fold`'s.
+"""The five kinds of entry of a turn's log, as they are stored. They are data: what they add up to is `fold`'s.
 
 The kind is the last token of the subject; the payload is JSON. Every entry carries `prev`, the sequence of the last
 valid entry before it, and (all but the request) `attempt`, the number of the attempt that it belongs to.
@@ -31,6 +31,15 @@ class Hold(msgspec.Struct, frozen=True):
     subject: str
     unit: Literal["tokens", "nusd", "slot"]
     amount: int
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What a batch asks: `count` requests, a line each, in the blob of that name; at most `parallel` run at once."""
+
+    sha256: str
+    bytes: int
+    count: int
+    parallel: int
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,6 +75,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
     webhook: str | None = None
     """The URL that is told of the turn's end."""
+    batch: Batch | None = None
+    """The turn asks no model: it has these asked, each as a turn of its own, and ends when they have."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,6 +101,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int
     event: msgspec.Raw
     is_hidden: bool = False
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a batch has come: `done` of its turns are completed, `failed` have ended otherwise."""
+
+    prev: Seq
+    attempt: int
+    done: int
+    failed: int
+    of: int
+    cost_nusd: int = 0
+    """Of those that have ended."""
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,9 +158,15 @@ class Unreadable(msgspec.Struct, frozen=True):
     prev: Seq = Seq(-1)
 
 
-Entry = Request | Attempt | Event | End | Unknown | Unreadable
+Entry = Request | Attempt | Event | Progress | End | Unknown | Unreadable
 
-KINDS: dict[type, str] = {Request: "request", Attempt: "attempt", Event: "event", End: "end"}
+KINDS: dict[type, str] = {
+    Request: "request",
+    Attempt: "attempt",
+    Event: "event",
+    Progress: "progress",
+    End: "end",
+}
 
 
 class Stored(msgspec.Struct, frozen=True):

@@ -182,6 +182,7 @@ CODES: dict[str, Code] = {
     "origin_refused": Code(403, "permission_error"),
     "route_not_found": Code(404, "not_found_error"),
     "turn_not_found": Code(404, "not_found_error"),
+    "batch_not_found": Code(404, "not_found_error"),
     "session_not_found": Code(404, "not_found_error"),
     "project_not_found": Code(404, "not_found_error"),
     "parent_not_found": Code(404, "not_found_error"),

@@ -14,7 +14,7 @@ import msgspec
 from proto import events
 from proto.chain import START, Chain, link
 from proto.depth import LEVELS_MAX, is_deeper
-from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Request, Stored
+from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
 from proto.usage import CallUsage, Usage, estimated
 
 # The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
@@ -65,6 +65,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What the current call has said since then."""
     was_estimated: bool = False
     """Whether a call before the current one broke off uncounted."""
+    progress: Progress | None = None
+    """How far a batch has come; None for any other turn."""
     end: End | None = None
 
     @property
@@ -204,6 +206,8 @@ class _Folding:
                 if isinstance(event, events.MessageStart | events.MessageDelta):
                     self.say(events.envelope(raw))
                 self.event(event)
+            case Progress() as progress:
+                self.changes["progress"] = progress
             case End() as end:
                 self.changes |= {"end": end, "ended_at": stored.at}
             case _:

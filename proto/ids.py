@@ -1,5 +1,6 @@
 """Names that only the server makes: tenants, turns, sessions; and the numbers that the log makes: sequences."""
 
+import hashlib
 import re
 import secrets
 import time
@@ -27,11 +28,20 @@ SEQ_MAX = 2**63 - 1
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562 section 5.7): 48 bits of milliseconds, then random bits. Sorts by time, never used twice."""
-    stamp = (time.time_ns() // 1_000_000) << 80
-    random = secrets.randbits(80)
+    return _uuid7(time.time_ns() // 1_000_000, secrets.randbits(80))
+
+
+def child_id(batch: TurnId, index: int) -> TurnId:
+    """The id of a batch's turn number `index`, from 0: a UUIDv7, and the same for whoever asks (PROTOCOL R63)."""
+    milliseconds = int(batch.replace("-", "")[:12], 16)
+    hashed = hashlib.sha256(f"{batch}:{index}".encode()).digest()
+    return TurnId(_uuid7(milliseconds, int.from_bytes(hashed[:10], "big")))
+
+
+def _uuid7(milliseconds: int, random: int) -> str:
     version_and_variant = (0x7 << 76) | (0b10 << 62)
     keep = ~((0xF << 76) | (0b11 << 62))
-    text = f"{stamp | (random & keep & (2**80 - 1)) | version_and_variant:032x}"
+    text = f"{(milliseconds << 80) | (random & keep & (2**80 - 1)) | version_and_variant:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 

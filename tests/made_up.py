@@ -135,6 +135,9 @@ def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
             event=st.dictionaries(TEXTS, JSON).map(lambda made: msgspec.Raw(msgspec.json.encode(made))),
             is_hidden=st.booleans(),
         ),
+        "progress": st.builds(
+            entries.Progress, prev=seq, attempt=number, done=COUNTS, failed=COUNTS, of=COUNTS, cost_nusd=COUNTS
+        ),
         "end": st.builds(
             End,
             prev=seq,

@@ -7,6 +7,7 @@ from signal import SIGKILL
 
 from generators.__main__ import opened
 from generators.attempt import Carrier
+from generators.batches import Batches
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.settings import Settings
@@ -15,7 +16,7 @@ from generators.worker import Worker
 from proto.chain import Chain
 from proto.entries import Entry
 from proto.fold import Turn
-from proto.log import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
+from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from proto.room import Room
 from proto.subjects import GENERATORS, TurnKey
 
@@ -52,7 +53,19 @@ class LastCarrier(Carrier):
             self.stop.set()
 
 
-async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str) -> None:
+class LastBatches(Batches):
+    """Carries one batch, with the turns that it has asked; after that its process is to stop."""
+
+    stop: asyncio.Event
+
+    async def carry(self, key: TurnKey) -> Turn:
+        try:
+            return await super().carry(key)
+        finally:
+            self.stop.set()
+
+
+async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str, *, is_batch: bool) -> None:
     connection = await Connection.open(nats_url, "mortal")
     settings = Settings(
         anthropic_api_key="sk-test",
@@ -66,27 +79,45 @@ async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str)
     blobs = Blobs(Bodies(connection), Room(ROOM_BYTES))
     async with opened(settings) as (rotas, opened_backends):
         name = f"mortal-{os.getpid()}"
-        carrier = LastCarrier(log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9)
-        carrier.stop = asyncio.Event()
+        carrier = (Carrier if is_batch else LastCarrier)(
+            log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9
+        )
+        bodies, counters = Bodies(connection), Counters(connection)
+        batches = LastBatches(
+            log, bodies, Tombstones(connection), counters, lambda: fullness(connection), name=name, places=1
+        )
+        stop = asyncio.Event()
+        for last in (carrier, batches):
+            if isinstance(last, LastCarrier | LastBatches):
+                last.stop = stop
         deliveries = await Deliveries.open(connection, GENERATORS)
-        settlement = Settlement(Counters(connection), Slots(connection))
-        await Worker(log, deliveries, carrier, settlement, concurrency=1, deadline_s=30, grace_s=30).run(carrier.stop)
+        settlement = Settlement(counters, Slots(connection))
+        worker = Worker(log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=30, grace_s=30)
+        await worker.run(stop)
     await connection.close()
 
 
-def main(nats_url: str, claude_url: str, appends: int, backends: str, environ: dict[str, str]) -> None:
+def main(nats_url: str, claude_url: str, appends: int, backends: str, environ: dict[str, str], is_batch: bool) -> None:
     os.environ.update(environ)
-    asyncio.run(carry_one(nats_url, claude_url, appends, backends))
+    asyncio.run(carry_one(nats_url, claude_url, appends, backends, is_batch=is_batch))
 
 
 async def killed_after(
-    appends: int, nats_url: str, claude_url: str, backends: str = "claude", environ: dict[str, str] | None = None
+    appends: int,
+    nats_url: str,
+    claude_url: str,
+    backends: str = "claude",
+    environ: dict[str, str] | None = None,
+    *,
+    is_batch: bool = False,
 ) -> bool:
-    """Has a generator take one turn, and be killed after that many entries; False when it came to the end unharmed.
+    """Has a generator take one turn, or one batch with its turns, and be killed after that many entries.
+
+    False when it came to the end unharmed.
 
     `environ` is what other backends than claude read.
     """
-    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends, backends, environ or {}))
+    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends, backends, environ or {}, is_batch))
     process.start()
     try:
         await asyncio.to_thread(process.join, 30)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 # So long that it is lifted out of its request, and has a name of its own.
 LONG_MESSAGE = "#sim words=2 rate=0\n" + "long " * 20_000
+BATCH = {"requests": [{"custom_id": "one", "params": {"message": "#sim words=1 rate=0"}}]}
 LONG_SHA256 = hashlib.sha256(LONG_MESSAGE.encode()).hexdigest()
 
 
@@ -19,13 +20,14 @@ class Row(NamedTuple):
     body: dict[str, Any] | None = None
 
 
-def named(turn: str, session: str, project: str) -> dict[str, str]:
+def named(turn: str, session: str, project: str, batch: str = "none") -> dict[str, str]:
     """What the paths name, whatever they call it, of a turn, its session and its project."""
     return {
         "turn": turn,
         "session": session,
         "project": project,
         "job_id": turn,
+        "batch": batch,
         "response": f"resp_{turn}",
         "chat": session,
         "sha256": LONG_SHA256,
@@ -44,6 +46,10 @@ ROWS = {
     ("POST", "/v1/login"): Row(),
     ("POST", "/v1/login/refresh"): Row(),
     ("POST", "/v1/logout"): Row(is_public=True),
+    ("POST", "/v1/batches"): Row(body=BATCH),
+    ("GET", "/v1/batches/{batch}"): Row("batch"),
+    ("GET", "/v1/batches/{batch}/results"): Row("batch"),
+    ("POST", "/v1/batches/{batch}/cancel"): Row("batch"),
     ("GET", "/v1/blobs/{sha256}"): Row("sha256"),
     ("GET", "/v1/sessions"): Row(),
     ("POST", "/v1/sessions"): Row(body={"title": "Rivers"}),

@@ -6,6 +6,7 @@
 {"type":"thinking","text":…}                           more of the model's thoughts
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
 {"type":"tool_use","index":…,"partial_json":…}         more of its input
+{"type":"progress","done":…,"failed":…,"of":…,…}       how far a batch has come, with its cost
 {"type":"reset"}                                       forget the text so far: the answer begins anew
 {"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, count and hash
 {"type":"error","code":…,"message":…}                  the end of a turn that failed, with the same
@@ -19,7 +20,7 @@ from gateway import sse
 from gateway.dialects.dialect import SILENT, Dialect, Frame
 from gateway.dialects.failure import LOST
 from proto import events
-from proto.entries import Attempt, End, Event, Failure, Request, Stored
+from proto.entries import Attempt, End, Event, Failure, Progress, Request, Stored
 from proto.fold import text_proof
 from proto.records import TurnRecord
 from proto.subjects import TurnKey
@@ -71,6 +72,9 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return {"type": "reset"}
         case Event(event=raw, is_hidden=is_hidden):
             return _event(events.decode(raw), is_hidden=is_hidden)
+        case Progress(done=done, failed=failed, of=of, cost_nusd=cost_nusd):
+            cost_usd = cost_nusd / NUSD_PER_USD
+            return {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
         case End() as end:
             return _end(
                 outcome=end.outcome,

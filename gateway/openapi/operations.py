@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gateway.ask import Ask
+from gateway.batch import NewBatch
 from gateway.dialects import DIALECTS
 from gateway.models.card import Card, Page, Sheets
 from gateway.pace import PACE
@@ -16,6 +17,7 @@ from gateway.protocols.chat_request import ChatRequest as ChatCompletionRequest
 from gateway.protocols.messages_request import MessagesRequest
 from gateway.protocols.response_request import ResponseRequest
 from gateway.protocols.ui_request import ChatRequest as UIChatRequest
+from gateway.routes.batches import AcceptedBatch, BatchRecord
 from gateway.routes.count_tokens import Prompt as CountTokensRequest
 from gateway.routes.deletion import Deleted
 from gateway.routes.directory import Directory
@@ -34,6 +36,7 @@ from proto.records import SessionRecord, TurnPage, TurnRecord
 from proto.resources import ProjectRecord
 
 SSE = "text/event-stream"
+JSON_LINES = "application/x-ndjson"
 OPENAI_CHAT = "https://platform.openai.com/docs/api-reference/chat"
 OPENAI_RESPONSES = "https://platform.openai.com/docs/api-reference/responses"
 ANTHROPIC = "https://docs.anthropic.com/en/api/messages"
@@ -92,6 +95,7 @@ PARAMETERS: dict[str, Json] = {
     "session": _header("X-Session-ID", "The conversation that this belongs to; a new name begins one."),
     "project": _header("X-Project-ID", "The project that the conversation belongs to."),
     "after": _query("after", "The `next` of the page before."),
+    "after_index": _query("after", "The `index` of the last line that was received.", type="integer", minimum=0),
     "limit": _query("limit", "The size of a page.", type="integer", minimum=1, maximum=200),
     "of_project": _query("project_id", "Only those of this project."),
     "by": _query("by", "What is added up.", enum=["day", "model", "key", "session", "project"]),
@@ -117,6 +121,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", answers=TurnRecord),
+    ("POST", "/v1/batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("key",)),
+    ("GET", "/v1/batches/{batch}"): Operation("batches", answers=BatchRecord),
+    ("GET", "/v1/batches/{batch}/results"): Operation("batches", streams=JSON_LINES, parameters=("after_index",)),
+    ("POST", "/v1/batches/{batch}/cancel"): Operation("batches", answers=BatchRecord),
     ("GET", "/v1/blobs/{sha256}"): Operation("turns", streams="application/octet-stream"),
     ("POST", "/v1/turns/{turn}/tickets"): Operation("turns", NewTicket, MadeTicket),
     ("POST", "/v1/login"): Operation("login", answers=LoggedIn),

@@ -12,6 +12,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamState
 
 from proto import subjects
+from proto.batch import is_batch
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.ids import Seq
 from proto.log.connection import Connection, heed_cancellation
@@ -36,6 +37,11 @@ class Delivery:
         self.key, self.kind = subjects.parse(message.subject)
         self.seq = Seq(message.metadata.sequence.stream)
         self.times = int(message.metadata.num_delivered or 1)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a request whose turn has others asked (PROTOCOL R63)."""
+        return is_batch(self._message.data)
 
     async def keep(self) -> None:
         """Renews the lease. A renewal that fails is not an error: the log will tell who holds the turn."""

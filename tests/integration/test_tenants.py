@@ -17,7 +17,7 @@ from proto.log import Connection
 from proto.log.keys import Keys
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
 from tests.processes import CHECKOUT, Process
-from tests.routes import LONG_MESSAGE, ROWS, named
+from tests.routes import BATCH, LONG_MESSAGE, ROWS, named
 
 OTHER_KEY = "the-key-of-somebody-else"
 UNKNOWN = (new_id(), new_id(), new_id())
@@ -45,7 +45,9 @@ async def asked(gateway: Gateway) -> dict[str, str]:
     body = {"message": LONG_MESSAGE, "project": new_id()}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
-    return named(accepted["turn"], accepted["session"], body["project"])
+    batch = (await gateway.client.post("/v1/batches", json=BATCH)).json()
+    await gateway.client.get(batch["links"]["events"])
+    return named(accepted["turn"], accepted["session"], body["project"], batch["batch"])
 
 
 async def test_another_tenants_turns_and_sessions_are_not_there(

@@ -15,6 +15,7 @@ import pytest
 from deploy.nats_server import NatsServer
 from deploy.port import free
 from gateway.cancel import cancel
+from generators.__main__ import batches_of
 from generators.attempt import Carrier
 from generators.backends import Call
 from generators.blobs import Blobs
@@ -402,7 +403,8 @@ async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connectio
     carrier = Carrier(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     settlement = Settlement(Counters(own_connection), Slots(own_connection))
-    worker = Worker(own_log, deliveries, carrier, settlement, concurrency=1, deadline_s=9, grace_s=0)
+    batches = batches_of(own_connection, "g", 1)
+    worker = Worker(own_log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=9, grace_s=0)
     running = asyncio.create_task(worker.run(asyncio.Event()))
     key = await ask(own_log, "words=3")
     turn = await ended(own_log, key)

@@ -1,0 +1,199 @@
+"""`tailrace batch`: asks a file of inputs at a gateway, shows how far it is, and writes the results.
+
+Run again on the same file it goes on where it was: its Idempotency-Key is made of what it asks, the stream is taken up
+at its cursor, and the results after the last line that came.
+"""
+
+import hashlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import msgspec
+
+from proto.errors import Refused, SettingsInvalid, TailraceError
+
+TIMEOUT_S = 60.0
+TRIES_MAX = 60
+TRY_AGAIN_S = 1.0
+BAR_CHARS = 30
+
+
+class Unreachable(TailraceError):
+    """Nobody answers there, or no more."""
+
+
+class Door(NamedTuple):
+    """A gateway, and the key that it is asked with."""
+
+    url: str
+    key: str
+
+    def open(self, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
+        """The answer to a request; raises Refused for what will not be better later, OSError."""
+        sent = {name.replace("_", "-"): text for name, text in headers.items()}
+        if self.key:
+            sent["authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.url + path, body, sent, method=method)  # noqa: S310  # checked: http(s)
+        try:
+            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read()
+            # It closes itself; what says to come back later is no refusal.
+            if error.code in (502, 503, 504):
+                raise ConnectionError(f"{error.code} {error.reason}") from error
+            raise _refusal(error.code, said) from error
+        return answer
+
+
+def door(url: str, environ: Mapping[str, str]) -> Door:
+    """Raises SettingsInvalid."""
+    if not url.startswith(("http://", "https://")):
+        raise SettingsInvalid(f"{url!r} is not the address of a gateway, such as http://127.0.0.1:8000")
+    return Door(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
+
+
+def run(at: Door, file: Path, output: Path | None, parallel: int) -> bool:
+    """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable."""
+    body = body_of(file, parallel)
+    key = f"batch-{hashlib.sha256(body).hexdigest()}"
+    headers = {"content_type": "application/json", "idempotency_key": key}
+    with _again(lambda: at.open("POST", "/v1/batches", body, **headers)) as answer:
+        batch = msgspec.json.decode(answer.read())
+    sys.stderr.write(f"batch {batch['batch']}: it goes on when this is stopped; run the same again to come back\n")
+    bar = Bar(sys.stderr)
+    for event in events(at, batch["links"]["events"]):
+        bar.show(event)
+    bar.close()
+    if output is None:
+        return _write(at, batch["links"]["results"], sys.stdout)
+    # Whole or not there: half a file looks like all of it.
+    part = output.with_name(output.name + ".part")
+    with part.open("w") as lines:
+        is_whole = _write(at, batch["links"]["results"], lines)
+    part.replace(output)
+    return is_whole
+
+
+def body_of(file: Path, parallel: int) -> bytes:
+    """The body of the POST; raises SettingsInvalid, with the number of a line that is no JSON."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise SettingsInvalid(f"{file} cannot be read: {error.strerror}") from error
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                requests.append(msgspec.json.decode(line))
+            except msgspec.DecodeError as error:
+                raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
+    return msgspec.json.encode({"requests": requests, "parallel": parallel})
+
+
+def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
+    """The events of the batch up to its end, over all connections that it takes."""
+    cursor, tries = "", 0
+    while True:
+        try:
+            resumed = {"last_event_id": cursor} if cursor else {}
+            with at.open("GET", path, None, accept="text/event-stream", **resumed) as lines:
+                event: dict[str, Any] = {}
+                for line in lines:
+                    name, _, text = line.decode().rstrip("\r\n").partition(": ")
+                    if name == "data":
+                        event = msgspec.json.decode(text)
+                    elif name == "id":
+                        cursor, tries = text, 0
+                    elif not name and event:
+                        yield event
+                        if event["type"] in ("done", "error"):
+                            return
+                        event = {}
+                if lines.status == http.client.NO_CONTENT:
+                    return
+        except (OSError, http.client.HTTPException) as error:
+            tries = _tried(tries, error)
+        else:
+            tries = _tried(tries, ConnectionError("the stream ended before the batch did"))
+
+
+def _write(at: Door, path: str, output: TextIO) -> bool:
+    """Writes the results, each once; whether all are completed."""
+    last, tries, is_whole = None, 0, True
+    while True:
+        try:
+            with at.open("GET", path + (f"?after={last}" if last is not None else "")) as lines:
+                for line in lines:
+                    result = msgspec.json.decode(line)
+                    output.write(line.decode())
+                    last, tries = result["index"], 0
+                    is_whole &= result["outcome"] == "completed"
+        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+            tries = _tried(tries, error)
+        else:
+            output.flush()
+            return is_whole
+
+
+def _again(ask: Any) -> http.client.HTTPResponse:
+    """The answer of a gateway that may be on its way back. Asked twice with one key, a batch is asked once."""
+    tries = 0
+    while True:
+        try:
+            answer: http.client.HTTPResponse = ask()
+        except (OSError, http.client.HTTPException) as error:
+            tries = _tried(tries, error)
+        else:
+            return answer
+
+
+def _tried(tries: int, error: Exception) -> int:
+    if tries >= TRIES_MAX:
+        raise Unreachable(f"the gateway does not answer: {error}. Run the same again to go on") from error
+    time.sleep(TRY_AGAIN_S)
+    return tries + 1
+
+
+def _refusal(status: int, said: bytes) -> Refused:
+    try:
+        error = msgspec.json.decode(said)["error"]
+        return Refused(str(error["code"]), str(error["message"]))
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return Refused("internal", f"the gateway answered {status}")
+
+
+class Bar:
+    """One line of progress on a terminal, drawn over itself; elsewhere one line at the end."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._line = ""
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        match event:
+            case {"type": "progress"}:
+                self._line = line_of(event)
+            case {"type": "done", "outcome": "cancelled"}:
+                self._line += " cancelled"
+            case {"type": "error", "message": message}:
+                self._line += f" failed: {message}"
+        if self._output.isatty():
+            self._output.write(f"\r{self._line}\x1b[K")
+            self._output.flush()
+
+    def close(self) -> None:
+        self._output.write("\n" if self._output.isatty() else f"{self._line}\n")
+
+
+def line_of(progress: Mapping[str, Any]) -> str:
+    done, failed, of = progress["done"], progress["failed"], progress["of"]
+    full = BAR_CHARS * (done + failed) // of
+    bar = "#" * full + "." * (BAR_CHARS - full)
+    return f"[{bar}] {done + failed}/{of}, {failed} failed, ${progress['cost_usd']:.4f}"

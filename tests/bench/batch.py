@@ -1,0 +1,113 @@
+"""`python -m tests.bench.batch`: a batch of 1,000 while what carries it is killed; what was asked, told and paid for.
+
+Everything is a process of its own, with the simulated Claude in Claude's place. It judges: exactly one turn for each
+input, in order, whole; and prints how many calls the kills have cost.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import msgspec
+
+from deploy.nats_server import NatsServer
+from proto.entries import Progress, Request
+from proto.ids import NOTHING, Tenant, TurnId, child_id
+from proto.log import Connection, TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.answering import stats, words
+from tests.conftest import apply_streams
+from tests.until import until
+
+TENANT = Tenant("local")
+WAIT_S_MAX = 120.0
+SPEED = "words=3 rate=100"
+
+
+async def main(count: int, parallel: int) -> int:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nats = await stack.enter_async_context(NatsServer(folder))
+        await apply_streams(nats.url)
+        claude = await stack.enter_async_context(processes.simulated_claude(folder))
+        gateway = await stack.enter_async_context(processes.gateway(folder, nats.url))
+        await stack.enter_async_context(processes.persistence(folder, nats.url))
+        generators = [
+            await stack.enter_async_context(processes.generator(folder, nats.url, claude.url)) for _ in range(2)
+        ]
+        connection = await Connection.open(nats.url, "bench")
+        stack.push_async_callback(connection.close)
+        log = TurnLog(connection)
+        client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, trust_env=False))
+        requests = [
+            {"custom_id": f"c{number}", "params": {"message": f"#sim {SPEED} tag=n{number}x"}}
+            for number in range(count)
+        ]
+        began = time.monotonic()
+        body = {"requests": requests, "parallel": parallel}
+        batch = (await client.post(f"{gateway.url}/v1/batches", json=body)).json()
+        accepted_s = time.monotonic() - began
+        key = TurnKey(TENANT, TurnId(batch["batch"]))
+
+        async def has_told(share: float) -> bool:
+            told = (await log.turn(key)).progress
+            return told is not None and told.done + told.failed >= share * count
+
+        killed = []
+        for share, name in ((0.1, "generator 1"), (0.3, "generator 2"), (0.5, "gateway"), (0.6, "NATS"), (0.8, "both")):
+            await until(lambda share=share: has_told(share), WAIT_S_MAX)  # type: ignore[misc]
+            victims = {"generator 1": generators[:1], "generator 2": generators[1:], "both": generators}.get(name, [])
+            for victim in (*victims, *([gateway] if name == "gateway" else [])):
+                await victim.stop(SIGKILL)
+                await victim.start()
+            if name == "NATS":
+                await nats.stop(SIGKILL)
+                await nats.start()
+            killed.append(name)
+        await until(lambda: has_told(1), WAIT_S_MAX)
+        whole_s = time.monotonic() - began
+        answer = await client.get(gateway.url + batch["links"]["results"])
+        lines: list[dict[str, Any]] = [msgspec.json.decode(line) for line in answer.content.splitlines()]
+        right = [
+            line["text"] == words(3, f"n{number}x") and line["custom_id"] == f"c{number}"
+            for number, line in enumerate(lines)
+        ]
+        asked = [await _asked(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
+        told = [one.done + one.failed for one in await _progress(log, key)]
+        turn = await log.turn(key)
+        calls = (await stats(claude.url))["calls"]
+    print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
+    print(f"turns asked exactly once: {asked.count(1)}; answers whole and in order: {right.count(True)}")
+    print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(told)}")
+    print(f"all ended after {whole_s:.1f} s")
+    is_right = asked.count(1) == right.count(True) == len(lines) == count and told == sorted(set(told))
+    print("all of it as it should be" if is_right else "NOT as it should be")
+    return 0 if is_right else 1
+
+
+async def _asked(log: TurnLog, key: TurnKey) -> int:
+    return sum(isinstance(stored.entry, Request) for stored in await log.replay(key))
+
+
+async def _progress(log: TurnLog, key: TurnKey) -> list[Progress]:
+    found, last = [], NOTHING
+    while page := await log.replay(key, last):
+        found += [stored.entry for stored in page if isinstance(stored.entry, Progress)]
+        last = page[-1].seq
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--parallel", type=int, default=16)
+    given = parser.parse_args()
+    sys.exit(asyncio.run(main(given.count, given.parallel)))

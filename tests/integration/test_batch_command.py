@@ -1,0 +1,85 @@
+"""`tailrace batch` as a person uses it: a process on a file, killed in the middle and run again."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import msgspec
+
+from deploy.process import spawn
+from tests.answering import words
+from tests.integration.conftest import KEY, Gateway
+from tests.processes import CHECKOUT
+from tests.until import until
+
+
+def written(file: Path, count: int, line: str = "words=2 rate=0") -> Path:
+    rows = [
+        {"custom_id": f"c{number}", "params": {"message": f"#sim {line} tag=cli{number}x"}} for number in range(count)
+    ]
+    file.write_bytes(b"\n".join(msgspec.json.encode(row) for row in rows))
+    return file
+
+
+class Command:
+    """One run of it; what it says stands in `said`."""
+
+    def __init__(self, gateway: Gateway, folder: Path, *arguments: str) -> None:
+        self._said = folder / f"said-{os.urandom(4).hex()}.txt"
+        self._arguments = (sys.executable, "-m", "deploy", "batch", "--url", gateway.url, *arguments)
+
+    async def begin(self) -> None:
+        environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+        with self._said.open("wb") as output:
+            self.process = await spawn(self._arguments, environ, output.fileno())
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    async def status(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), 40)
+
+
+async def run(gateway: Gateway, folder: Path, *arguments: str) -> tuple[int, str]:
+    command = Command(gateway, folder, *arguments)
+    await command.begin()
+    return await command.status(), command.said
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in file.read_bytes().splitlines()]
+
+
+async def test_a_file_is_asked_and_its_answers_are_written(gateway: Gateway, tmp_path: Path) -> None:
+    """In the order of its lines; a run that is killed is gone on with, under the same id."""
+    file, output = written(tmp_path / "in.jsonl", 40, "words=2 rate=20"), tmp_path / "out.jsonl"
+    first = Command(gateway, tmp_path, str(file), "--output", str(output))
+    await first.begin()
+    await until(lambda: "batch " in first.said, 20)
+    first.process.send_signal(SIGKILL)
+    await first.status()
+    assert not output.exists()
+    status, said = await run(gateway, tmp_path, str(file), "--output", str(output))
+    assert status == 0, said
+    assert first.said.split(":")[0] == said.split(":")[0]
+    assert "40/40, 0 failed" in said
+    assert [line["custom_id"] for line in lines(output)] == [f"c{number}" for number in range(40)]
+    assert [line["text"] for line in lines(output)] == [words(2, f"cli{number}x") for number in range(40)]
+
+
+async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Path) -> None:
+    """1 when an input failed, with its line among the others; 2 for a file that is none."""
+    file = written(tmp_path / "in.jsonl", 2, f"words=2 fault=400@0 in={os.urandom(4).hex()}")
+    status, said = await run(gateway, tmp_path, str(file))
+    assert status == 1
+    assert "2/2, 2 failed" in said
+    (tmp_path / "bad.jsonl").write_text('{"custom_id": "a", "params": {"message": "hi"}}\n{"custom_id"\n')
+    status, said = await run(gateway, tmp_path, str(tmp_path / "bad.jsonl"))
+    assert (status, "bad.jsonl:2 is not JSON" in said) == (2, True)
+    (tmp_path / "none.jsonl").write_text("")
+    status, said = await run(gateway, tmp_path, str(tmp_path / "none.jsonl"))
+    assert (status, "requests" in said) == (1, True)

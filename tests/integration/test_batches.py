@@ -1,0 +1,516 @@
+"""A batch, whole: a gateway, generators that are killed, a real log, and the simulated Claude, which counts calls."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from deploy.nats_server import NatsServer
+from gateway.cancel import cancel
+from generators import batches
+from generators.__main__ import opened
+from generators.attempt import Carrier
+from generators.batches import Batches
+from generators.blobs import Blobs
+from generators.retry import Retry
+from generators.settings import Settings
+from generators.settlement import Settlement
+from generators.simulated_claude.server import serving
+from generators.worker import BATCHES_MAX, Worker
+from proto.entries import Progress, Request, Stored
+from proto.errors import FenceLost
+from proto.fold import Turn
+from proto.ids import Tenant, TurnId, child_id
+from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from proto.room import Room
+from proto.subjects import BODIES, GENERATORS, TurnKey
+from tests import processes
+from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.mortal import killed_after
+from tests.until import until
+
+LEASE_S = 0.2
+
+
+@pytest.fixture
+async def own_claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that nobody else calls."""
+    async with serving() as url:
+        yield url
+
+
+@pytest.fixture
+async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
+    return await new_gateway(own_server.url)
+
+
+def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b") -> list[dict[str, Any]]:
+    return [
+        {"custom_id": f"c{number}", "params": {"message": f"#sim {line} tag={tag}{number}x"}} for number in range(count)
+    ]
+
+
+async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
+    answer = await gateway.client.post("/v1/batches", json={"requests": requests, **given})
+    assert answer.status_code == 202, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
+    answer = await gateway.client.get(batch["links"]["results"] + after)
+    assert answer.status_code == 200, answer.text
+    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
+
+
+def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
+    return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]
+
+
+async def entries(log: TurnLog, key: TurnKey) -> list[Stored]:
+    found: list[Stored] = []
+    while page := await log.replay(key, found[-1].seq if found else 0):  # type: ignore[arg-type]
+        found += page
+    return found
+
+
+async def progress(log: TurnLog, key: TurnKey) -> list[Progress]:
+    return [stored.entry for stored in await entries(log, key) if isinstance(stored.entry, Progress)]
+
+
+async def judged(gateway: Gateway, log: TurnLog, tenant: Tenant, batch: dict[str, Any]) -> None:
+    """Every input is exactly one turn, and all of it is told."""
+    key = TurnKey(tenant, TurnId(batch["batch"]))
+    turn = await log.turn(key)
+    assert turn.outcome == "completed"
+    assert turn.skipped == 0
+    told = await progress(log, key)
+    counts = [one.done + one.failed for one in told]
+    # Each tells more than the one before it, over all who have carried the batch.
+    assert counts == sorted(set(counts))
+    assert (told[-1].done, told[-1].failed, told[-1].of) == (batch["of"], 0, batch["of"])
+    lines = await results(gateway, batch)
+    assert [line["index"] for line in lines] == list(range(batch["of"]))
+    assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(batch["of"])]
+    assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(batch["of"])]
+    for child in children(tenant, batch):
+        stored = await entries(log, child)
+        assert [isinstance(one.entry, Request) for one in stored].count(True) == 1
+        request = stored[0].entry
+        assert isinstance(request, Request)
+        assert (request.parent, request.session) == (batch["batch"], batch["session"])
+
+
+async def test_a_batch_is_a_turn_whose_inputs_are_turns(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """Asked once each, told in order, and its progress is a stream that is taken up at any `id:`."""
+    batch = await asked(own_gateway, inputs(20), metadata={"for": "test"})
+    async with working(own_server.url, own_claude):
+        key = TurnKey(tenant, TurnId(batch["batch"]))
+        await ended(own_log, key)
+        await until(lambda: is_acknowledged(own_connection))
+    await judged(own_gateway, own_log, tenant, batch)
+    assert (await stats(own_claude))["calls"] == 20
+    record = (await own_gateway.client.get(batch["links"]["self"])).json()
+    assert (record["outcome"], record["done"], record["failed"], record["of"]) == ("completed", 20, 0, 20)
+    assert record["cost_usd"] == pytest.approx(sum(line["cost_usd"] for line in await results(own_gateway, batch)))
+    assert record["metadata"] == {"for": "test"}
+    # A batch itself has used nothing: whoever adds up turns counts each answer once.
+    itself = (await own_gateway.client.get(f"/v1/turns/{batch['batch']}")).json()
+    assert (itself["cost_usd"], itself["usage"].get("output_tokens", 0)) == (0, 0)
+    whole = (await own_gateway.client.get(batch["links"]["events"])).text
+    frames = [frame for frame in whole.split("\n\n") if "data: " in frame]
+    told = [frame.partition("data: ")[2].partition("\n")[0] for frame in frames]
+    kinds = [msgspec.json.decode(one)["type"] for one in told]
+    assert kinds == ["start", *["progress"] * (len(frames) - 2), "done"]
+    for number, frame in enumerate(frames):
+        last = {"last-event-id": frame.rpartition("id: ")[2].strip()}
+        rest = await own_gateway.client.get(batch["links"]["events"], headers=last)
+        assert (rest.text if rest.status_code == 200 else "").count("data:") == len(frames) - number - 1
+    assert [line["index"] for line in await results(own_gateway, batch, "?after=17")] == [18, 19]
+
+
+@pytest.mark.timeout(180)
+async def test_killed_after_any_entry_a_batch_is_finished_by_another(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """After the 1st, the 2nd, the 3rd … entry that its generator stores, of the batch or of one of its turns."""
+    await shorten_lease(own_connection, LEASE_S)
+    for appends in range(1, 99):
+        calls = (await stats(own_claude))["calls"]
+        batch = await asked(own_gateway, inputs(3), parallel=2)
+        is_harmed = await killed_after(appends, own_server.url, own_claude, is_batch=True)
+        async with working(own_server.url, own_claude):
+            await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+            await until(lambda: is_acknowledged(own_connection))
+        await judged(own_gateway, own_log, tenant, batch)
+        # The turn that the dead generator was telling is called for twice, and no other.
+        assert (await stats(own_claude))["calls"] - calls in ((3, 4) if is_harmed else (3,))
+        if not is_harmed:
+            break
+    assert appends > 20
+
+
+@pytest.mark.timeout(180)
+async def test_generators_nats_and_gateway_die_and_no_turn_is_asked_twice(
+    own_server: NatsServer,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+    tmp_path: Path,
+) -> None:
+    """The generator that carries the batch, then NATS, then the gateway: progress goes on under the same ids."""
+    await shorten_lease(own_connection, LEASE_S)
+    keys = {"TAILRACE_API_KEYS": api_keys(tenant)}
+    async with AsyncExitStack() as stack:
+        door = await stack.enter_async_context(processes.gateway(tmp_path, own_server.url, **keys))
+        client = await stack.enter_async_context(
+            httpx2.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=20, trust_env=False)
+        )
+        batch = (await client.post(f"{door.url}/v1/batches", json={"requests": inputs(120, "words=2 rate=40")})).json()
+        key = TurnKey(tenant, TurnId(batch["batch"]))
+        generators = [
+            await stack.enter_async_context(processes.generator(tmp_path, own_server.url, own_claude)) for _ in range(2)
+        ]
+
+        async def has_told(count: int) -> bool:
+            told = (await own_log.turn(key)).progress
+            return told is not None and told.done + told.failed >= count
+
+        await until(lambda: has_told(20), 30)
+        # Whichever carries the batch is among them, one after the other.
+        await generators[0].stop(SIGKILL)
+        await until(lambda: has_told(40), 30)
+        await generators[0].start()
+        await generators[1].stop(SIGKILL)
+        await until(lambda: has_told(60), 30)
+        await door.stop(SIGKILL)
+        await own_server.stop(SIGKILL)
+        await own_server.start()
+        await door.start()
+        await until(lambda: has_told(80), 60)
+        await until(lambda: has_told(120), 60)
+        await ended(own_log, key)
+        lines = (await client.get(door.url + batch["links"]["results"])).content.splitlines()
+        seen = (await client.get(door.url + batch["links"]["events"])).text
+    assert len(lines) == 120
+    assert [msgspec.json.decode(line)["text"] for line in lines] == [words(2, f"b{number}x") for number in range(120)]
+    told = [one.done + one.failed for one in await progress(own_log, key)]
+    assert told == sorted(set(told))
+    assert seen.count('"type":"progress"') == len(told)
+    for child in children(tenant, batch):
+        assert [isinstance(one.entry, Request) for one in await entries(own_log, child)].count(True) == 1
+
+
+async def test_a_live_turn_does_not_wait_behind_a_batch(
+    own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_claude: str, tenant: Tenant
+) -> None:
+    """1,000 inputs, none of which is ever answered: half of the slots are theirs, and what people ask is answered."""
+    batch = await asked(own_gateway, inputs(1000, "words=2 wait=3600"), parallel=64)
+    async with working(own_server.url, own_claude, concurrency=4, stall_timeout_s=3600):
+
+        async def are_running() -> bool:
+            return (await stats(own_claude))["streams_open"] >= 2
+
+        await until(are_running)
+        for number in range(20):
+            answer = await own_gateway.client.post(
+                "/v1/turns", json={"message": f"#sim words=2 rate=0 tag=live{number}"}
+            )
+            live = await ended(own_log, TurnKey(tenant, TurnId(answer.json()["turn"])))
+            assert live.text == words(2, f"live{number}")
+        begun = [await own_log.is_known(child) for child in children(tenant, batch)[:70]]
+        assert begun.count(True) == 2
+        assert (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).progress is None
+
+
+async def test_cancelling_stops_what_runs_and_asks_no_more(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """And the bill with it; each input has its line."""
+    batch = await asked(own_gateway, inputs(50, "words=2 wait=3600"), parallel=3)
+    async with working(own_server.url, own_claude, stall_timeout_s=3600):
+
+        async def are_running() -> bool:
+            return (await stats(own_claude))["streams_open"] == 3
+
+        await until(are_running)
+        record = (await own_gateway.client.post(batch["links"]["cancel"])).json()
+        assert record["outcome"] == "cancelled"
+        await until(lambda: is_acknowledged(own_connection))
+        assert (await stats(own_claude))["calls"] == 3
+    lines = await results(own_gateway, batch)
+    assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(50)]
+    assert {line["outcome"] for line in lines} == {"cancelled"}
+    assert [line["turn"] is None for line in lines].count(False) == 3
+
+
+@pytest.mark.timeout(60)
+async def test_a_batch_that_is_cancelled_while_its_generator_is_dead_leaves_nothing_running(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """Whoever is given it next finds the turns that run by their ids, and cancels them."""
+    await shorten_lease(own_connection, LEASE_S)
+    batch = await asked(own_gateway, inputs(6, "words=2 wait=3600"), parallel=3)
+    # The batch's attempt, and the first turn's request.
+    assert await killed_after(2, own_server.url, own_claude, is_batch=True)
+    await own_gateway.client.post(batch["links"]["cancel"])
+    async with working(own_server.url, own_claude):
+        await until(lambda: is_acknowledged(own_connection))
+    known = [child for child in children(tenant, batch) if await own_log.is_known(child)]
+    assert known
+    assert {(await own_log.turn(child)).outcome for child in known} == {"cancelled"}
+    assert (await stats(own_claude))["streams_open"] == 0
+
+
+async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    own_claude: str,
+) -> None:
+    """Money is held for all of them at the door; what was never asked is given back; running turns bound `parallel`."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5, running=2")
+
+    batch = await asked(gateway, inputs(3, "words=2 wait=3600"))
+    request = (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).request
+    assert request is not None
+    assert request.batch is not None
+    assert request.batch.parallel == 2
+    assert [hold.unit for hold in request.holds or ()] == ["slot", "slot"]
+    refused = await gateway.client.post("/v1/turns", json={"message": "one more"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "turns_running")
+    async with working(own_server.url, own_claude, stall_timeout_s=3600):
+
+        async def are_running() -> bool:
+            return (await stats(own_claude))["streams_open"] == 2
+
+        await until(are_running)
+        child = (await own_log.turn(children(tenant, batch)[0])).request
+        assert child is not None
+        held = next(hold for hold in child.holds or () if hold.unit == "nusd")
+        counters = Counters(own_connection)
+        # Of all three, although two are running.
+        assert await counters.add(held.subject, 0) == 3 * held.amount > 0
+        await gateway.client.post(batch["links"]["cancel"])
+        await until(lambda: is_acknowledged(own_connection))
+        ends = [(await own_log.turn(key)).end for key in children(tenant, batch)[:2]]
+        used = sum(end.cost_nusd for end in ends if end is not None)
+        assert await counters.add(held.subject, 0) == used < held.amount
+    again = await gateway.client.post("/v1/turns", json={"message": "one more"})
+    assert again.status_code == 202
+
+
+WRONG = {
+    "none": ([], "request_invalid"),
+    "two of one name": ([*inputs(1), *inputs(1)], "request_invalid"),
+    "a name with a slash": ([{"custom_id": "a/b", "params": {"message": "hi"}}], "request_invalid"),
+    "no question": ([{"custom_id": "a", "params": {}}], "request_invalid"),
+    "another model": ([{"custom_id": "a", "params": {"message": "hi", "model": "none"}}], "model_unknown"),
+    "a session": ([{"custom_id": "a", "params": {"message": "hi", "session": "mine"}}], "request_invalid"),
+    "a schema that is none": (
+        [{"custom_id": "a", "params": {"message": "hi", "schema": {"type": 7}}}],
+        "schema_invalid",
+    ),
+    "too many": (inputs(10_001), "request_invalid"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_batch_is_refused_as_a_whole(lone_gateway: Gateway, wrong: str) -> None:
+    """By the number of what is wrong in it; nothing of it is asked."""
+    requests, code = WRONG[wrong]
+    answer = await lone_gateway.client.post("/v1/batches", json={"requests": [*requests]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
+    if wrong not in ("none", "too many", "a session"):
+        assert f"requests[{len(requests) - 1}]" in answer.json()["error"]["message"]
+
+
+async def test_the_same_key_is_the_same_batch(lone_gateway: Gateway) -> None:
+    """Whoever lost the answer asks again; another body under that key is refused, and `auto` is none of a batch's."""
+    key = {"idempotency-key": "the-batch"}
+    first = await lone_gateway.client.post("/v1/batches", json={"requests": inputs(2)}, headers=key)
+    again = await lone_gateway.client.post("/v1/batches", json={"requests": inputs(2)}, headers=key)
+    assert first.json() == again.json()
+    other = await lone_gateway.client.post("/v1/batches", json={"requests": inputs(3)}, headers=key)
+    assert other.json()["error"]["code"] == "idempotency_key_reused"
+    auto = await lone_gateway.client.post(
+        "/v1/batches", json={"requests": inputs(2)}, headers={"idempotency-key": "auto"}
+    )
+    assert auto.json()["error"]["code"] == "idempotency_key_invalid"
+
+
+async def test_a_turn_is_no_batch(lone_gateway: Gateway) -> None:
+    """What is not a batch is not found, whoever's it is, in the same words."""
+    turn = (await lone_gateway.client.post("/v1/turns", json={"message": "hi"})).json()["turn"]
+    for path in ("", "/results"):
+        there = await lone_gateway.client.get(f"/v1/batches/{turn}{path}")
+        never = await lone_gateway.client.get(f"/v1/batches/{child_id(turn, 1)}{path}")
+        assert (there.status_code, there.content) == (404, never.content)
+    assert there.json()["error"]["code"] == "batch_not_found"
+
+
+async def test_what_was_deleted_of_a_batch_does_not_come_back(
+    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """One of its turns, and then the batch with all of them: also while it runs."""
+    batch = await asked(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
+    first, *others = children(tenant, batch)
+    await until(lambda: house_log.is_known(first))
+    await ended(house_log, first)
+    assert (await gateway.client.delete(f"/v1/turns/{first.turn}")).status_code == 200
+    assert not await house_log.is_known(first)
+    gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
+    assert gone.status_code == 200, gone.text
+    for key in (TurnKey(tenant, TurnId(batch["batch"])), first, *others):
+        assert not await house_log.is_known(key)
+        assert (await gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 404
+    assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
+
+
+async def test_a_takeover_does_not_ask_for_what_was_deleted(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """Appended expecting nothing, a request that was purged would be stored again."""
+    await shorten_lease(own_connection, LEASE_S)
+    batch = await asked(own_gateway, inputs(4), parallel=1)
+    first = children(tenant, batch)[0]
+    assert await killed_after(12, own_server.url, own_claude, is_batch=True)
+    assert (await own_log.turn(first)).end is not None
+    await own_log.purge(first)
+    await Tombstones(own_connection).put([first])
+    async with working(own_server.url, own_claude):
+        await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+    assert not await own_log.is_known(first)
+    told = (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).progress
+    assert told is not None
+    assert (told.done, told.failed) == (3, 1)
+
+
+async def test_a_batch_that_is_too_old_has_failed(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It must not outlive its place in the log: what runs of it is cancelled."""
+    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
+    batch = await asked(own_gateway, inputs(5, "words=2 wait=3600"), parallel=2)
+    async with working(own_server.url, own_claude, stall_timeout_s=3600):
+        turn = await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+        assert turn.error is not None
+        assert (turn.outcome, turn.error.code) == ("failed", "deadline_exceeded")
+        await until(lambda: is_acknowledged(own_connection))
+    assert {line["outcome"] for line in await results(own_gateway, batch)} == {"cancelled"}
+
+
+async def test_a_batch_whose_inputs_have_expired_has_failed(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """Nobody knows any more what it asked."""
+    batch = await asked(own_gateway, inputs(5))
+    await own_connection.jetstream.purge_stream(BODIES)
+    async with working(own_server.url, own_claude):
+        turn = await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
+
+
+async def test_batches_wait_for_their_turn(
+    own_server: NatsServer,
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    own_connection: Connection,
+    own_claude: str,
+    tenant: Tenant,
+) -> None:
+    """More batches than a generator carries at once all come to their end, on one slot."""
+    asked_for = [await asked(own_gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
+    async with working(own_server.url, own_claude, concurrency=1):
+        for batch in asked_for:
+            assert (await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))).outcome == "completed"
+        await until(lambda: is_acknowledged(own_connection))
+    assert (await stats(own_claude))["calls"] == 3 * len(asked_for)
+
+
+class Early(Batches):
+    """A carrier that is told that its batch has ended before it can read so."""
+
+    times = 0
+
+    async def carry(self, key: TurnKey) -> Turn:
+        self.times += 1
+        if self.times == 1:
+            await cancel(self._log, key)
+            raise FenceLost("heard of, and not read yet")
+        return await super().carry(key)
+
+
+async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
+    own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_connection: Connection, own_claude: str
+) -> None:
+    """Whoever lost it has not looked: it is delivered once more, although its end can be read."""
+    await shorten_lease(own_connection, LEASE_S)
+    await asked(own_gateway, inputs(3))
+    bodies, counters = Bodies(own_connection), Counters(own_connection)
+    early = Early(
+        own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
+    )
+    settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
+    async with opened(settings) as (rotas, backends):
+        retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
+        carrier = Carrier(own_log, Blobs(bodies, Room(1)), backends, rotas, retry, name="g", attempts_max=2)
+        deliveries = await Deliveries.open(own_connection, GENERATORS)
+        settlement = Settlement(counters, Slots(own_connection))
+        worker = Worker(own_log, deliveries, carrier, settlement, early, concurrency=1, deadline_s=9, grace_s=0)
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        await until(lambda: is_acknowledged(own_connection))
+        stop.set()
+        await running
+    assert early.times == 2

@@ -1,0 +1,115 @@
+"""The names of a batch's turns, its inputs as they are stored, and how far it is: what all who carry it agree on."""
+
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects import DIALECTS
+from generators.batches import Tally
+from proto import batch
+from proto.chain import START, Chain, link
+from proto.entries import Attempt, Batch, End, Progress, Stored, decode, encode
+from proto.fold import fold, text_proof
+from proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
+from proto.subjects import TurnKey
+from tests.handwritten import NOON, request
+
+BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
+END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nusd=5, text_chars=0, text_sha256="")
+FAILED = End(prev=Seq(1), attempt=1, outcome="failed", cost_nusd=2, text_chars=0, text_sha256="")
+
+
+def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
+    """The same for whoever makes it, in any language: so nothing is asked twice."""
+    assert child_id(BATCH.turn, 0) == "01a1f9d6-8530-7567-8302-56b3d7963420"
+    ids = [child_id(BATCH.turn, number) for number in range(1000)]
+    assert len({*ids, child_id(TurnId(new_id()), 0)}) == 1001
+    for made in ids:
+        assert (uuid.UUID(made).version, uuid.UUID(made).variant) == (7, uuid.RFC_4122)
+        assert is_token(made)
+        assert made[:13] == BATCH.turn[:13]
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
+def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
+    """A line each, whatever line breaks stand in them."""
+    requests = [request(system=text, metadata={"custom_id": text}) for text in texts]
+    lines = batch.lines(batch.written(requests))
+    assert [batch.read(line) for line in lines] == requests
+    assert [batch.custom_id(batch.read(line)) for line in lines] == texts
+    assert {batch.asked(BATCH, line).parent for line in lines} == {BATCH.turn}
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_batch"),
+    [
+        (encode(request(batch=Batch("ab", 1, 1, 1))), True),
+        (encode(request()), False),
+        (b'{"batch":null}', False),
+        (b"{", False),
+        (b"\xff", False),
+    ],
+)
+def test_a_batch_is_known_by_its_bytes(payload: bytes, *, is_batch: bool) -> None:
+    """Before anything of it is decoded; junk is none."""
+    assert batch.is_batch(payload) is is_batch
+
+
+def test_progress_is_a_link_of_its_attempt() -> None:
+    """PROTOCOL R11: what an older holder appends is skipped."""
+    first = link(START, Seq(1), request())
+    assert first is not None
+    taken = link(first, Seq(2), Attempt(prev=Seq(1), attempt=2, generator="g", backend="batch", mode="fresh"))
+    assert taken is not None
+    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=2, done=1, failed=0, of=2)) == Chain(Seq(3), 2)
+    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=1, done=1, failed=0, of=2)) is None
+    assert link(taken, Seq(3), Progress(prev=Seq(1), attempt=2, done=1, failed=0, of=2)) is None
+
+
+def test_an_entry_of_progress_is_these_bytes() -> None:
+    """PROTOCOL R5."""
+    entry = Progress(prev=Seq(2), attempt=1, done=3, failed=1, of=9, cost_nusd=7)
+    assert encode(entry) == b'{"prev":2,"attempt":1,"done":3,"failed":1,"of":9,"cost_nusd":7}'
+    assert decode("progress", encode(entry)) == entry
+
+
+@given(st.lists(st.sampled_from([END, FAILED, None]), min_size=1, max_size=12), st.data())
+def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -> None:
+    """Each holder counts from the beginning, and tells no number twice; the last one tells all of it."""
+    told: list[Progress] = []
+    for is_last in (False, False, True):
+        tally = Tally(told[-1] if told else None, len(ends))
+        upto = len(ends) if is_last else data.draw(st.integers(0, len(ends)))
+        for end in ends[:upto]:
+            tally.add(end)
+            if data.draw(st.booleans()) and (news := tally.news(Chain(Seq(5), 1))) is not None:
+                told.append(news)
+    if (news := tally.news(Chain(Seq(5), 1))) is not None:
+        told.append(news)
+    assert tally.is_whole
+    counts = [one.done + one.failed for one in told]
+    assert counts == sorted(set(counts))
+    assert (told[-1].done, told[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
+    assert told[-1].cost_nusd == 5 * ends.count(END) + 2 * ends.count(FAILED)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
+    """Other clients would not know what it is."""
+    log = [
+        Stored(Seq(1), NOON, request(batch=Batch("ab", 1, 2, 1))),
+        Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="batch", mode="fresh")),
+        Stored(Seq(3), NOON, Progress(prev=Seq(2), attempt=1, done=1, failed=0, of=2)),
+    ]
+    dialect, shown = DIALECTS[name], b""
+    state = dialect.start(BATCH)
+    for stored in log:
+        frame, state = dialect.render(state, stored)
+        shown = frame.data
+    assert (b'"progress"' in shown) == (name == "tailrace")
+    turn = fold(log)
+    assert turn.progress == log[-1].entry
+    assert (turn.skipped, turn.text, text_proof(turn.text)[0]) == (0, "", 0)
