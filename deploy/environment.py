@@ -7,8 +7,8 @@ import gateway.settings
 import generators.settings
 import persistence.settings
 from deploy.options import Options
-from gateway.auth import Door
-from gateway.key_ring import KeyRing
+from gateway.door.auth import Door
+from gateway.door.key_ring import KeyRing
 from generators.backends.table import require_known
 from generators.rota import read_backends
 from persistence import webhooks

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from gateway import blobs, metrics
 from gateway.ask import Ask, request_of
 from gateway.auto_key import AUTO, key_of
-from gateway.caller import Caller
 from gateway.context import Gateway
 from gateway.conversation import place_of
 from gateway.deletion import delete
-from gateway.limits import Admission
+from gateway.door.caller import Caller
+from gateway.limits.limits import Admission
 from proto import entries
 from proto.chain import START
 from proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown

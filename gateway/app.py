@@ -7,11 +7,11 @@ from starlette.routing import Route
 
 from gateway import problem
 from gateway.context import Gateway, tenant_of
-from gateway.guard import guarded
-from gateway.hosts import HostCheck, Hosts
+from gateway.door.guard import guarded
+from gateway.door.hosts import HostCheck, Hosts
+from gateway.door.origin import cors, listed
 from gateway.large import LargeBodies
-from gateway.origin import cors, listed
-from gateway.rate_headers import RateHeaders
+from gateway.limits.rate_headers import RateHeaders
 from gateway.routes import (
     api,
     batches,

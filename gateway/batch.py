@@ -13,10 +13,10 @@ from msgspec import Meta
 
 from gateway import blobs
 from gateway.ask import Ask, Cache, check, new_messages, request_of
-from gateway.caller import Caller
 from gateway.context import Gateway
-from gateway.estimate import Estimate, estimate_of
-from gateway.limits import Admission
+from gateway.door.caller import Caller
+from gateway.limits.estimate import Estimate, estimate_of
+from gateway.limits.limits import Admission
 from gateway.place import Place
 from proto import batch, entries
 from proto.entries import Message, OnInterrupt

@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.body import VALUES_MAX, values_in
 from gateway.context import Gateway
-from gateway.limits import Admission
+from gateway.limits.limits import Admission
 from proto import blobs, entries
 from proto.errors import BlobUnknown, Refused
 from proto.ids import Tenant

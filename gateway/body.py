@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.origin import JSON, media_type
+from gateway.door.origin import JSON, media_type
 from gateway.shape import fitting
 from proto.errors import Refused
 

@@ -5,20 +5,20 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from gateway.auth import Door, unknown
-from gateway.caller import Caller
 from gateway.departure import Departures
+from gateway.door.auth import Door, unknown
+from gateway.door.caller import Caller
+from gateway.door.login import Logins
+from gateway.door.tickets import Tickets
 from gateway.fullness import Fullness
 from gateway.history import History
-from gateway.limits import Limiter
+from gateway.limits.limits import Limiter
+from gateway.limits.open_streams import OpenStreams
 from gateway.live import Lives
-from gateway.login import Logins
 from gateway.models.catalogue import Catalogue
 from gateway.models.offer import Offer
-from gateway.open_streams import OpenStreams
 from gateway.prompts import Prompts
 from gateway.settings import Settings
-from gateway.tickets import Tickets
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, is_token
 from proto.judge import Judge

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import metrics, sse
-from gateway.auth import unknown
 from gateway.context import Gateway, caller_of
 from gateway.dialects import Dialect, Frame
+from gateway.door.auth import unknown
 from gateway.large import let_go
 from gateway.live import Live
 from gateway.pace import Pace

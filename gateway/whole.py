@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.auth import unknown
 from gateway.context import Gateway, caller_of
+from gateway.door.auth import unknown
 from gateway.large import let_go
 from gateway.live import Live
 from gateway.stream import disconnected

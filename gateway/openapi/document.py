@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from gateway.login import COOKIE
+from gateway.door.login import COOKIE
 from gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from gateway.problem import Envelope
 from proto.errors import CODES

@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.auth import ELSEWHERE
 from gateway.context import caller_of, gateway_of
+from gateway.door.auth import ELSEWHERE
+from gateway.door.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, cookie
+from gateway.door.origin import is_from_elsewhere
+from gateway.door.tickets import HEADERS
 from gateway.json_response import json_response
-from gateway.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, cookie
-from gateway.origin import is_from_elsewhere
-from gateway.tickets import HEADERS
 from proto.errors import Refused
 
 

@@ -7,9 +7,9 @@ from starlette.routing import Route
 
 from gateway.answer import asked
 from gateway.context import caller_of, gateway_of, turn_of
+from gateway.door.tickets import HEADERS, SHARED_S, SHARED_S_MAX, SHARED_S_MIN
 from gateway.json_response import json_response
 from gateway.routes.turns import look
-from gateway.tickets import HEADERS, SHARED_S, SHARED_S_MAX, SHARED_S_MIN
 from proto.errors import Refused
 
 

@@ -14,12 +14,12 @@ from gateway.ask import Ask
 from gateway.cancel import cancel
 from gateway.context import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
 from gateway.dialects import DIALECTS, Dialect
+from gateway.door.signature import Ticket
+from gateway.door.tickets import cursor_text
 from gateway.hold import Hold
 from gateway.json_response import json_response
 from gateway.pace import Pace, pace_of
-from gateway.signature import Ticket
 from gateway.stream import Stream
-from gateway.tickets import cursor_text
 from gateway.webhook import check_webhook
 from proto.errors import Refused, TurnUnknown
 from proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor

@@ -18,7 +18,7 @@ import httpx2
 import msgspec
 
 from deploy.nats_server import NatsServer
-from gateway.auth import LOCAL
+from gateway.door.auth import LOCAL
 from proto.entries import Attempt, Stored
 from proto.errors import Refused
 from proto.fold import fold

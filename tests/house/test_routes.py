@@ -3,7 +3,7 @@
 import re
 
 from gateway.app import ROUTES
-from gateway.scopes import NEEDS
+from gateway.door.scopes import NEEDS
 from tests.routes import ROWS
 
 
@@ -14,7 +14,7 @@ def test_every_route_has_a_row() -> None:
 
 
 def test_every_route_says_who_may() -> None:
-    """A route without a row in gateway/scopes.py is refused to everybody; one that is gone has none."""
+    """A route without a row in gateway/door/scopes.py is refused to everybody; one that is gone has none."""
     methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert set(NEEDS) == methods
     assert {route for route, need in NEEDS.items() if need == "public"} == {

@@ -17,12 +17,12 @@ from deploy.nats_server import NatsServer
 from gateway import server
 from gateway.__main__ import build
 from gateway.app import app
-from gateway.auth import Door
-from gateway.key_ring import KeyRing
-from gateway.scopes import NEEDS
+from gateway.door.auth import Door
+from gateway.door.key_ring import KeyRing
+from gateway.door.scopes import NEEDS
+from gateway.door.signature import Signature
+from gateway.door.web_token import LEEWAY_S
 from gateway.settings import Settings
-from gateway.signature import Signature
-from gateway.web_token import LEEWAY_S
 from proto.api_key import SCOPES, NewKey, Scope, new_key
 from proto.ids import Tenant, new_id
 from proto.log import Connection

@@ -11,8 +11,8 @@ import pytest
 
 from gateway.__main__ import build
 from gateway.app import app
+from gateway.door.signature import Signature
 from gateway.settings import Settings
-from gateway.signature import Signature
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog
 from proto.subjects import TurnKey

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.nats_server import NatsServer
 from gateway.dialects import DIALECTS
-from gateway.web_token import LEEWAY_S
+from gateway.door.web_token import LEEWAY_S
 from proto.api_key import SCOPES, NewKey, new_key
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog

@@ -10,8 +10,8 @@ import jwt
 import pytest
 
 from deploy.nats_server import NatsServer
-from gateway.login import COOKIE
-from gateway.signature import Access, Signature
+from gateway.door.login import COOKIE
+from gateway.door.signature import Access, Signature
 from proto.api_key import NewKey, Scope, new_key
 from proto.ids import Tenant
 from proto.log import Connection, TurnLog

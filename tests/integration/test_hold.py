@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY
 from deploy.nats_server import NatsServer
 from gateway.__main__ import build
 from gateway.app import app
+from gateway.door.signature import Signature
 from gateway.settings import Settings
-from gateway.signature import Signature
 from gateway.sse import HEARTBEAT
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog

@@ -12,8 +12,8 @@ from nats.js.api import KeyValueConfig
 from starlette.requests import Request
 
 from deploy.nats_server import NatsServer
-from gateway.caller import Caller
-from gateway.key_ring import KeyRing
+from gateway.door.caller import Caller
+from gateway.door.key_ring import KeyRing
 from proto.api_key import SCOPES, NewKey, new_key
 from proto.errors import LogUnavailable
 from proto.ids import Tenant

@@ -13,9 +13,9 @@ import pytest
 
 from deploy.keys import create
 from deploy.nats_server import NatsServer
-from gateway.caller import Caller
-from gateway.limits import Limiter
-from gateway.quota import TENANT, owners, quota
+from gateway.door.caller import Caller
+from gateway.limits.limits import Limiter
+from gateway.limits.quota import TENANT, owners, quota
 from generators.settlement import Settlement
 from proto.api_key import SCOPES
 from proto.errors import Refused

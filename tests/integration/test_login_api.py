@@ -10,8 +10,8 @@ import httpx2
 import msgspec
 import pytest
 
-from gateway.login import COOKIE, GRACE_S
-from gateway.signature import Access, Refresh, Signature
+from gateway.door.login import COOKIE, GRACE_S
+from gateway.door.signature import Access, Refresh, Signature
 from proto.ids import Tenant
 from proto.log import Connection
 from proto.log.logins import Login, Logins

@@ -10,7 +10,7 @@ import pytest_asyncio
 from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
 from deploy.nats_server import NatsServer
-from gateway.login import LOGIN_S
+from gateway.door.login import LOGIN_S
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.log import Connection, check, fullness, streams
 from proto.subjects import (

@@ -11,8 +11,8 @@ import httpx2
 import msgspec
 import pytest
 
-from gateway.signature import Signature, Ticket
-from gateway.tickets import HEADERS
+from gateway.door.signature import Signature, Ticket
+from gateway.door.tickets import HEADERS
 from proto.ids import Tenant, TurnId, new_id
 from proto.log import Connection, TurnLog
 from proto.log.secret import signing_secret

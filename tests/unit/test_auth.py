@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from gateway.auth import LOCAL, Door
-from gateway.caller import Caller
-from gateway.key_ring import KeyRing
+from gateway.door.auth import LOCAL, Door
+from gateway.door.caller import Caller
+from gateway.door.key_ring import KeyRing
 from gateway.settings import Settings
 from proto.api_key import SCOPES, new_key
 from proto.errors import Refused, SettingsInvalid

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.estimate import PICTURE_TOKENS, estimate_of
+from gateway.limits.estimate import PICTURE_TOKENS, estimate_of
 from proto.entries import Message
 from tests.handwritten import request
 

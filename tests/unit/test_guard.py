@@ -10,11 +10,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from gateway import problem
-from gateway.auth import Carrier, Door
-from gateway.caller import Caller
 from gateway.context import caller_of
-from gateway.guard import guarded
-from gateway.key_ring import KeyRing
+from gateway.door.auth import Carrier, Door
+from gateway.door.caller import Caller
+from gateway.door.guard import guarded
+from gateway.door.key_ring import KeyRing
 from gateway.settings import Settings
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId

@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import Headers
 
-from gateway.hosts import Hosts
+from gateway.door.hosts import Hosts
 from gateway.settings import Settings
 from proto.errors import SettingsInvalid
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.login import GRACE_S, cookie, judge
+from gateway.door.login import GRACE_S, cookie, judge
 from proto.log.logins import Login
 
 NOW = 1000.0

@@ -3,7 +3,7 @@
 import pytest
 from starlette.requests import Request
 
-from gateway.origin import listed, may_be_foreign
+from gateway.door.origin import listed, may_be_foreign
 from proto.errors import SettingsInvalid
 
 

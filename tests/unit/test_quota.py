@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.caller import Caller
-from gateway.quota import TENANT, Owner, What, owners, quota
+from gateway.door.caller import Caller
+from gateway.limits.quota import TENANT, Owner, What, owners, quota
 from proto.ids import Tenant, is_token
 from proto.limits import NONE, Limits
 

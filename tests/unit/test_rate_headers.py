@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.limits import Standing
-from gateway.quota import Quota, What
-from gateway.rate_headers import duration, headers
+from gateway.limits.limits import Standing
+from gateway.limits.quota import Quota, What
+from gateway.limits.rate_headers import duration, headers
 
 NOW = 1_765_000_000.0
 

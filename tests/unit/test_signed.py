@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.signature import KINDS, Access, Refresh, Signature, Ticket
+from gateway.door.signature import KINDS, Access, Refresh, Signature, Ticket
 from proto.ids import Tenant, TurnId
 
 OURS = Signature(b"s" * 32)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway.caller import Caller
+from gateway.door.caller import Caller
+from gateway.door.signing_keys import parse
+from gateway.door.web_token import LEEWAY_S, WebTokens, scopes_in, tenant_named
 from gateway.settings import Settings
-from gateway.signing_keys import parse
-from gateway.web_token import LEEWAY_S, WebTokens, scopes_in, tenant_named
 from proto.api_key import SCOPES
 from proto.errors import SettingsInvalid
 from proto.ids import is_token

@@ -12,9 +12,9 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
-from gateway.caller import Caller
-from gateway.limits import Limiter
-from gateway.quota import Owner
+from gateway.door.caller import Caller
+from gateway.limits.limits import Limiter
+from gateway.limits.quota import Owner
 from proto.errors import LogError, LogUnavailable, Refused
 from proto.ids import new_id
 from proto.log.slots import Place

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from gateway.caller import Caller
+from gateway.door.caller import Caller
 from proto.api_key import KEY_ID, SCOPES, ApiKey, sha256_of
 from proto.errors import LogUnavailable
 from proto.ids import NOTHING

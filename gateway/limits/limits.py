@@ -14,9 +14,9 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from gateway.caller import Caller
-from gateway.estimate import Estimate, estimate_of
-from gateway.quota import Owner, Quota, What, owners, quota
+from gateway.door.caller import Caller
+from gateway.limits.estimate import Estimate, estimate_of
+from gateway.limits.quota import Owner, Quota, What, owners, quota
 from proto.entries import Hold, Request
 from proto.errors import LogError, Refused
 from proto.ids import Seq, Tenant, TurnId

@@ -4,9 +4,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.caller import Caller
 from gateway.context import gateway_of, no_turn
-from gateway.scopes import Need, need_of
+from gateway.door.caller import Caller
+from gateway.door.scopes import Need, need_of
 from proto.errors import Refused
 
 

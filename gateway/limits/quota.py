@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from gateway.caller import Caller
+from gateway.door.caller import Caller
 from proto import subjects
 from proto.ids import Tenant
 from proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate

@@ -16,9 +16,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.auth import Carrier, unknown
-from gateway.caller import Caller
-from gateway.signature import Signature, Ticket
+from gateway.door.auth import Carrier, unknown
+from gateway.door.caller import Caller
+from gateway.door.signature import Signature, Ticket
 from proto.ids import TurnId
 from proto.log.ticket_uses import TicketUses
 from proto.subjects import TurnKey

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
-from gateway.auth import Carrier, unknown
-from gateway.caller import Caller
-from gateway.signature import Access, Refresh, Signature
-from gateway.tickets import Named
+from gateway.door.auth import Carrier, unknown
+from gateway.door.caller import Caller
+from gateway.door.signature import Access, Refresh, Signature
+from gateway.door.tickets import Named
 from proto.errors import LogUnavailable
 from proto.log import logins
 

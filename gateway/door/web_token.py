@@ -16,9 +16,9 @@ import jwt
 import msgspec
 from starlette.requests import Request
 
-from gateway.caller import Caller
+from gateway.door.caller import Caller
+from gateway.door.signing_keys import SigningKey, SigningKeys
 from gateway.settings import Settings
-from gateway.signing_keys import SigningKey, SigningKeys
 from proto.api_key import SCOPES
 from proto.errors import SettingsInvalid
 from proto.ids import Tenant, is_token

@@ -4,7 +4,7 @@ import re
 
 from starlette.requests import Request
 
-from gateway.caller import Caller
+from gateway.door.caller import Caller
 from proto.api_key import sha256_of
 from proto.errors import SettingsInvalid
 from proto.ids import Tenant, is_token

@@ -13,12 +13,12 @@ from typing import NamedTuple, Protocol
 
 from starlette.requests import Request
 
-from gateway.caller import Caller
-from gateway.configured_keys import ConfiguredKeys
-from gateway.key_ring import KeyRing
-from gateway.origin import listed, may_be_foreign
+from gateway.door.caller import Caller
+from gateway.door.configured_keys import ConfiguredKeys
+from gateway.door.key_ring import KeyRing
+from gateway.door.origin import listed, may_be_foreign
+from gateway.door.web_token import WebTokens
 from gateway.settings import Settings
-from gateway.web_token import WebTokens
 from proto.errors import Refused, SettingsInvalid
 from proto.ids import Tenant
 

@@ -1,0 +1,1 @@
+"""How much: what a key or a tenant may use, counted over all gateways."""
