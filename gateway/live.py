@@ -34,7 +34,7 @@ class Live:
         self.readers = 0
         self._error: LogError | None = None
         self._caught_up = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: set[asyncio.Future[None]] = set()
         self._rendered: dict[str, _Rendered] = {}
 
     async def follow(self, log: TurnLog) -> None:
@@ -79,22 +79,27 @@ class Live:
 
     async def changed(self, position: int, timeout_s: float) -> bool:
         """Waits until there is more than `position` entries, or no more will come; False after `timeout_s` seconds."""
-        if len(self.entries) > position or self.is_ended or self.is_broken:
+        if self._has_more(position):
             return True
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
+        self._waiting.add(waiting)
         try:
             async with asyncio.timeout(timeout_s):
                 await waiting
         except TimeoutError:
-            self._waiting.remove(waiting)
-            return False
+            # It may have changed since the time was up, and this was to be woken with the others.
+            return self._has_more(position)
+        finally:
+            self._waiting.discard(waiting)
         return True
 
     @property
     def is_broken(self) -> bool:
         """It cannot be followed any further. A reader is broken off, comes back, and is told why."""
         return self._error is not None
+
+    def _has_more(self, position: int) -> bool:
+        return len(self.entries) > position or self.is_ended or self.is_broken
 
     def _add(self, entries: list[Stored]) -> None:
         self.entries += entries
@@ -104,7 +109,7 @@ class Live:
         self._wake()
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)

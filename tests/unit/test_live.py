@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -67,6 +68,30 @@ def restarted() -> list[Stored]:
     again.hear(*opening())
     again.say("new")
     return again.stored
+
+
+async def test_a_reader_whose_time_is_up_as_something_comes_is_told_of_it() -> None:
+    """The loop may run both before the reader: it was once broken off, for it was not waiting any more."""
+    log = answered("a").stored
+    live = Live(KEY, NOTHING)
+    changed = asyncio.create_task(live.changed(0, 0))
+    await asyncio.sleep(0)
+    # The time is up in the loop's next turn, and then this comes; the reader goes on in the one after that.
+    asyncio.get_running_loop().call_soon(live._add, log)
+    assert await changed
+    assert live.entries == log
+
+
+async def test_a_reader_whose_time_is_up_is_not_waited_for() -> None:
+    """Whoever leaves, leaves nothing behind."""
+    live = Live(KEY, NOTHING)
+    assert not await live.changed(0, 0)
+    leaving = asyncio.create_task(live.changed(0, 60))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with suppress(asyncio.CancelledError):
+        await leaving
+    assert live._waiting == set()
 
 
 async def test_a_reader_starts_after_its_cursor() -> None:
