@@ -24,7 +24,7 @@ run: setup ## start the whole system; ARGS='--help' shows what can be chosen
 clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
 
 test: check $(CLIENTS) ## check, then every test, with the coverage
-	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report term:skip-covered
+	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term:skip-covered
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
 
