@@ -288,7 +288,7 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
         "stall_timeout_s": STALL_TIMEOUT_S,
     }
     async with working(own_server.url, claude, **given):
-        key = await ask(own_log, "words=60 rate=50 fault=cut@20")
+        key = await ask(own_log, "words=60 rate=50 fault=error@20")
         turn = await ended(own_log, key)
     assert (turn.text, turn.outcome) == (words(60), "completed")
     assert len(turn.blocks) == 1

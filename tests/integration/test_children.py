@@ -13,10 +13,10 @@ from deploy.screen import Screen
 from deploy.supervisor import Part, Supervisor
 from tests.until import until
 
-# Says its pid, then waits; at SIGTERM it says goodbye and leaves.
+# Says its pid, then waits; at SIGTERM it says goodbye and leaves. Not with print: it may be in the first one still.
 POLITE = """
 import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"goodbye\\n"), sys.exit(0)))
 print("pid", os.getpid(), flush=True)
 while True: signal.pause()
 """
