@@ -67,6 +67,8 @@ class Database:
         """
         with _errors():
             opened = _place(path)
+            # What cannot be opened fails here: aiosqlite would leave a thread that answers to a loop closed by then.
+            sqlite3.connect(path).close()
             writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
             try:
                 await writer.execute("PRAGMA journal_mode = WAL")
