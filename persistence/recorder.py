@@ -26,9 +26,6 @@ logger = structlog.get_logger()
 
 # A fold waits for the log most of its time; more at once would only fill the memory.
 FOLDS_MAX = 8
-# A follower's read was at most 3.4 ms behind (FACTS).
-STALE_WAIT_S = 0.01
-STALE_MAX_S = 5.0
 
 
 class Recorder:
@@ -126,7 +123,7 @@ class Recorder:
         """
         try:
             async with self._folds:
-                turn = await self._turn(key, reached)
+                turn = await self._log.turn_upto(key, reached)
                 if is_asked and await self._is_orphan(key, turn):
                     await self._log.purge(key)
                     logger.info("turn taken out of the log: its conversation was deleted", turn=key.turn)
@@ -145,18 +142,6 @@ class Recorder:
             return None
         _prove(key, turn)
         return made
-
-    async def _turn(self, key: TurnKey, reached: Seq) -> Turn:
-        """The fold, with the entry in it that was delivered: one read alone may be behind (PROTOCOL R14)."""
-        turn = await self._log.turn(key)
-        try:
-            async with asyncio.timeout(STALE_MAX_S):
-                while turn.tail < reached:
-                    await asyncio.sleep(STALE_WAIT_S)
-                    turn = await self._log.turn(key, turn)
-        except TimeoutError as error:
-            raise LogUnavailable(f"{key.turn} was delivered further than it can be read") from error
-        return turn
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Whether the turn goes on from one that was deleted, whose text its request repeats (ADR 15).

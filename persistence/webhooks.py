@@ -39,9 +39,6 @@ WAITING_TENANT_MAX = WAITING_MAX // 2
 LINES = 8
 TAKEN_MAX = 100
 LOG_WAIT_S = 1.0
-# A follower's read was at most 3.4 ms behind (FACTS).
-STALE_WAIT_S = 0.01
-STALE_MAX_S = 5.0
 
 Session = tuple[Tenant, str]
 GivenUp = Literal["unwanted", "expired", "refused", "crowded", "broken"]
@@ -165,7 +162,7 @@ class Webhooks:
             ended_at, asked_s = None, None
             try:
                 async with self._lines[key.tenant]:
-                    turn = await self._turn(key, seq)
+                    turn = await self._log.turn_upto(key, seq)
                     if turn.chain.last != seq:
                         # This `end` is a fork's. The turn's own is delivered like this one.
                         return
@@ -210,18 +207,6 @@ class Webhooks:
         with suppress(TurnUnknown):
             return (await self._log.turn(key)).request
         return None
-
-    async def _turn(self, key: TurnKey, reached: Seq) -> Turn:
-        """The fold, with the entry in it that was delivered: one read alone may be behind (PROTOCOL R14)."""
-        turn = await self._log.turn(key)
-        try:
-            async with asyncio.timeout(STALE_MAX_S):
-                while turn.tail < reached:
-                    await asyncio.sleep(STALE_WAIT_S)
-                    turn = await self._log.turn(key, turn)
-        except TimeoutError as error:
-            raise LogUnavailable(f"{key.turn} was delivered further than it can be read") from error
-        return turn
 
     async def _let_go(self, seq: Seq) -> None:
         await self._held[seq].done()

@@ -34,6 +34,7 @@ PURGE_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
+STALE_MAX_S = 5.0
 UNCLEAR_WAIT_S = 0.05
 # The feed can lose the last entry of a turn, and then nothing follows that would show the gap.
 REREAD_S = 5.0
@@ -105,6 +106,21 @@ class TurnLog:
             if _now() >= deadline:
                 raise TurnUnknown(f"the log has no request of {key.turn} that can be read")
             await asyncio.sleep(STALE_WAIT_S)
+
+    async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+        """The fold, with the entry `reached` in it, which was delivered: one read alone may be behind (PROTOCOL R14).
+
+        Raises TurnUnknown, LogUnavailable when no server can give it.
+        """
+        turn = await self.turn(key)
+        try:
+            async with asyncio.timeout(STALE_MAX_S):
+                while turn.tail < reached:
+                    await asyncio.sleep(STALE_WAIT_S)
+                    turn = await self.turn(key, turn)
+        except TimeoutError as error:
+            raise LogUnavailable(f"{key.turn} was delivered further than it can be read") from error
+        return turn
 
     async def follow(self, key: TurnKey, after: Seq = NOTHING) -> AsyncGenerator[list[Stored], None]:
         """The valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.
