@@ -11,10 +11,10 @@ LAUNCHER := .venv/bin/tailrace
 CLIENTS := tests/clients/js/node_modules/installed
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz help setup clients run test check litellm lock chaos bench schema clean
+.PHONY: schedules kills fuzz help setup clients run test check litellm lock chaos mutants bench schema clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) $(LAUNCHER) ## install what requirements.lock names into .venv; does nothing while that is unchanged
 
@@ -26,6 +26,7 @@ clients: $(CLIENTS) ## install the clients that the dialects are proved with; `t
 test: check $(CLIENTS) ## check, then every test, with the coverage
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term:skip-covered
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
+	@test "$$(id -u)" = 0 || echo "SKIPPED: every test of power cuts and of full disks, for only root may mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
 
 check: setup ## format, lint, types and imports
@@ -42,11 +43,21 @@ lock: setup ## write requirements.lock and requirements-litellm.lock anew from p
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra dev -o requirements.lock pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra litellm -o requirements-litellm.lock pyproject.toml
 
-chaos: setup ## kill, pause and cut off, then judge by the five promises; ARGS='--seed 7' repeats one run
-	@exec $(PYTHON) -m tests.chaos.run $(ARGS)
+chaos: setup ## break whatever can be broken, then have the checker judge; SEED= MINUTES= FAULTS=, ARGS='--help' tells more
+	@exec $(PYTHON) -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
-fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more
-	SCHEMATHESIS_CASES=$(or $(CASES),150) $(PYTHON) -m pytest tests/clients/test_schemathesis.py
+kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' kills less
+	@exec $(PYTHON) -m tests.kills $(ARGS)
+
+schedules: setup ## play schedules of faults against a model of the log; ARGS='--seed 7 --trace' tells one, '--without fence' misses a rule
+	@exec $(PYTHON) -m tests.schedules $(ARGS)
+
+mutants: setup ## take the rules away, one at a time: the checker has to find out; ARGS='fence end' takes some
+	@exec $(PYTHON) -m tests.mutants $(ARGS)
+
+fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more, SEED= otherwise
+	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_SEED=$(or $(SEED),7) \
+		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz
 
 bench: setup ## measure what a delta takes from the model to its readers
 	@exec $(PYTHON) -m tests.bench.latency $(ARGS)

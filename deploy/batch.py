@@ -6,6 +6,7 @@ at its cursor, and the results after the last line that came.
 
 import hashlib
 import http.client
+import os
 import sys
 import time
 import urllib.error
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
+from proto.entries import Via
 from proto.errors import Refused, SettingsInvalid, TailraceError
 
 TIMEOUT_S = 60.0
@@ -26,6 +28,10 @@ BAR_CHARS = 30
 
 class Unreachable(TailraceError):
     """Nobody answers there, or no more."""
+
+
+class Unwritable(TailraceError):
+    """Nobody takes the answers: a full disk, a pipe that was closed."""
 
 
 class Door(NamedTuple):
@@ -59,9 +65,11 @@ def door(url: str, environ: Mapping[str, str]) -> Door:
     return Door(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
 
 
-def run(at: Door, file: Path, output: Path | None, parallel: int) -> bool:
-    """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable."""
-    body = body_of(file, parallel)
+def run(at: Door, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
+    """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable, Unwritable."""
+    body = body_of(file, parallel, via)
+    if output is not None:
+        require_writable(output)
     key = f"batch-{hashlib.sha256(body).hexdigest()}"
     headers = {"content_type": "application/json", "idempotency_key": key}
     with _again(lambda: at.open("POST", "/v1/batches", body, **headers)) as answer:
@@ -71,17 +79,30 @@ def run(at: Door, file: Path, output: Path | None, parallel: int) -> bool:
     for event in events(at, batch["links"]["events"]):
         bar.show(event)
     bar.close()
+    try:
+        return _take(at, batch["links"]["results"], output)
+    except OSError as error:  # of the writing: what the gateway fails at is Unreachable
+        raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the same again to have them") from error
+
+
+def _take(at: Door, path: str, output: Path | None) -> bool:
     if output is None:
-        return _write(at, batch["links"]["results"], sys.stdout)
+        return _write(at, path, sys.stdout)
     # Whole or not there: half a file looks like all of it.
     part = output.with_name(output.name + ".part")
     with part.open("w") as lines:
-        is_whole = _write(at, batch["links"]["results"], lines)
+        is_whole = _write(at, path, lines)
     part.replace(output)
     return is_whole
 
 
-def body_of(file: Path, parallel: int) -> bytes:
+def require_writable(output: Path) -> None:
+    """Before anything is asked and paid for; raises SettingsInvalid."""
+    if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
+        raise SettingsInvalid(f"{output} cannot be written: --output is a file, in a folder that is there")
+
+
+def body_of(file: Path, parallel: int, via: Via) -> bytes:
     """The body of the POST; raises SettingsInvalid, with the number of a line that is no JSON."""
     try:
         lines = file.read_bytes().splitlines()
@@ -94,7 +115,12 @@ def body_of(file: Path, parallel: int) -> bytes:
                 requests.append(msgspec.json.decode(line))
             except msgspec.DecodeError as error:
                 raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
-    return msgspec.json.encode({"requests": requests, "parallel": parallel})
+    if not requests:
+        raise SettingsInvalid(f"{file} has no inputs: each is a line of JSON, as `tailrace batch --help` shows")
+    # Named only where it is another: a file that was asked before it could be is still the same batch.
+    return msgspec.json.encode(
+        {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
+    )
 
 
 def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
@@ -125,21 +151,29 @@ def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _write(at: Door, path: str, output: TextIO) -> bool:
-    """Writes the results, each once; whether all are completed."""
-    last, tries, is_whole = None, 0, True
+    """Writes the results, each once; whether all are completed. Raises OSError when they cannot be written."""
+    is_whole = True
+    for line, result in _results(at, path):
+        output.write(line)
+        is_whole &= result["outcome"] == "completed"
+    output.flush()
+    return is_whole
+
+
+def _results(at: Door, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line with what it says, once, over all connections that it takes."""
+    last, tries = None, 0
     while True:
         try:
             with at.open("GET", path + (f"?after={last}" if last is not None else "")) as lines:
                 for line in lines:
                     result = msgspec.json.decode(line)
-                    output.write(line.decode())
                     last, tries = result["index"], 0
-                    is_whole &= result["outcome"] == "completed"
+                    yield line.decode(), result
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             tries = _tried(tries, error)
         else:
-            output.flush()
-            return is_whole
+            return
 
 
 def _again(ask: Any) -> http.client.HTTPResponse:
@@ -164,7 +198,8 @@ def _tried(tries: int, error: Exception) -> int:
 def _refusal(status: int, said: bytes) -> Refused:
     try:
         error = msgspec.json.decode(said)["error"]
-        return Refused(str(error["code"]), str(error["message"]))
+        said_here = "; the key is taken from TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
+        return Refused(str(error["code"]), str(error["message"]) + said_here)
     except (msgspec.DecodeError, KeyError, TypeError):
         return Refused("internal", f"the gateway answered {status}")
 

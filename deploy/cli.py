@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -11,22 +12,26 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from deploy import batch, keys, nats_server, streams, usage
+from deploy import batch, keys, nats_cluster, nats_server, node, streams, usage
 from deploy.options import SYNCS, Options
 from deploy.up import run
 from persistence import signature
 from proto.api_key import SCOPES
+from proto.entries import Via
 from proto.errors import SettingsInvalid, TailraceError
 from proto.ids import Tenant, is_token
 from proto.limits import NAMES, read_limits
+from proto.logger import configure
 from proto.process import EXIT_TROUBLE, EXIT_USAGE
 from proto.resources import UsageBy
+from proto.version import VERSION
 
 UP_EXAMPLES = """\
 examples:
   tailrace up                          everything on http://127.0.0.1:8000, kept in .tailrace
   tailrace up --port 0                 on a free port; the line `ready http://…` says which
   tailrace up --generators 4           four generators share the turns
+  tailrace up --cluster                three copies of the log: any one nats-server may die
   tailrace up --data try --port 8001   a second Tailrace beside the first
   ANTHROPIC_API_KEY=… tailrace up      the real Claude; without a key a simulated one answers
 
@@ -35,7 +40,7 @@ Any TAILRACE_… setting in the environment reaches the processes.
 """
 STREAMS_EXAMPLES = """\
 `up` does this by itself. For a NATS of your own:
-  TAILRACE_NATS_URL=nats://TOKEN@nats.internal:4222 tailrace streams --replicas 3
+  TAILRACE_NATS_URL=nats://admin:PASSWORD@nats.internal:4222 tailrace streams --replicas 3
 """
 WEBHOOK_EXAMPLES = """\
 It is what a receiver's library of Standard Webhooks wants (https://www.standardwebhooks.com). It is stored nowhere:
@@ -47,6 +52,7 @@ KEYS_EXAMPLES = """\
 examples:
   tailrace keys create --tenant acme --name 'web shop'     a key that may do all
   tailrace keys create --tenant acme --scope read          one that may look, and no more
+  tailrace keys create --tenant acme --expires 90d         one that is good for so long
   tailrace keys list
   tailrace keys revoke key_0123456789abcdef                everywhere within a second, open streams too
 
@@ -67,13 +73,23 @@ A line of the file is one input, such as
 examples:
   tailrace batch questions.jsonl                       the answers on the standard output
   tailrace batch questions.jsonl --output answers.jsonl
+  tailrace batch questions.jsonl --via message_batches   for half the price, within a day
   TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
 
 Stopped and run again, it goes on with the same batch. Status 1: an input was not answered.
 """
+NODE_EXAMPLES = """\
+Before it stops, the server hands over what it leads, so that appends go on; `up` starts it again, with the nats-server
+that is installed by then. One after the other is how all three are upgraded:
+
+  for node in nats-1 nats-2 nats-3; do tailrace restart-node $node || break; done
+"""
 USAGE_DAYS = 30
 NAME_CHARS_MAX = 100
+LIFE = re.compile(r"([1-9][0-9]{0,3})([dhm])")
+LIFE_MAX = 9999
 GIB = 1024**3
+EXIT_INTERRUPTED = 130  # as shells say it: 128 and SIGINT
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,11 +101,17 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 done or stopped as asked, 1 refused or not ready, 2 a wrong argument or setting."""
     given = parser().parse_args(argv)
+    # What a command prints may be read by a program, and what goes wrong it says in a sentence of its own.
+    configure("tailrace", "console", level="error")
     try:
         status: int = given.command(given, os.environ)
     except TailraceError as error:
         print(f"tailrace: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_TROUBLE
+    except KeyboardInterrupt:
+        # `up` stops in order by itself; of other commands there is nothing to tell, and a traceback looks like a fault.
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
     return status
 
 
@@ -100,6 +122,7 @@ def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         folder=given.data.resolve(),
         generators=given.generators,
         gateways=given.gateways,
+        cluster=given.cluster,
         sync=given.sync,
     )
     return run(options, environ)
@@ -108,6 +131,12 @@ def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def make_streams(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     asyncio.run(streams.apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    return 0
+
+
+def restart_node(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    asyncio.run(node.restart(given.data, given.node))
+    print(f"{given.node} runs again, and has all that the others have")
     return 0
 
 
@@ -121,10 +150,19 @@ def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -
 
 def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     made, is_first = asyncio.run(
-        keys.create(nats_server.url(given.data, environ), given.tenant, given.name, given.scope or SCOPES, given.limits)
+        keys.create(
+            nats_server.url(given.data, environ),
+            given.tenant,
+            given.name,
+            given.scope or SCOPES,
+            given.limits,
+            given.expires,
+        )
     )
     print(f"{made.record.id} of {made.record.tenant}; the key itself is shown only now:", file=sys.stderr)
     print(made.secret)
+    if made.record.expires_at is not None:
+        print(f"It expires at {keys.day(made.record.expires_at)} UTC.", file=sys.stderr)
     if is_first:
         print("It is the first one: from now on every request needs a key.", file=sys.stderr)
     return 0
@@ -132,13 +170,15 @@ def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     first = given.first or given.last - timedelta(days=USAGE_DAYS - 1)
+    if first > given.last:
+        raise SettingsInvalid(f"--from {first} is after --to {given.last}")
     url = nats_server.url(given.data, environ)
     print(usage.shown(given.by, asyncio.run(usage.used(url, given.tenant, given.by, first, given.last))))
     return 0
 
 
 def ask_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    is_whole = batch.run(batch.door(given.url, environ), given.file, given.output, given.parallel)
+    is_whole = batch.run(batch.door(given.url, environ), given.file, given.output, given.parallel, given.via)
     return 0 if is_whole else EXIT_TROUBLE
 
 
@@ -162,9 +202,11 @@ def parser() -> Parser:
         description="Carries Claude's answers to everybody who reads them, and loses none of it half-way.",
         allow_abbrev=False,
     )
+    tailrace.add_argument("--version", action="version", version=f"tailrace {VERSION}")
     commands = tailrace.add_subparsers(required=True, metavar="COMMAND")
     add_up(commands)
     add_streams(commands)
+    add_restart_node(commands)
     add_keys(commands)
     add_usage(commands)
     add_batch(commands)
@@ -189,6 +231,7 @@ def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("--data", type=Path, default=default.folder, metavar="FOLDER", help="all is kept there (%(default)s)")
     add("--generators", type=count, default=default.generators, metavar="N", help="they call the model (%(default)s)")
     add("--gateways", type=count, default=default.gateways, metavar="N", help="they share the port (%(default)s)")
+    add("--cluster", action="store_true", help="three nats-servers with three copies of the log, not one")
     add(
         "--sync",
         choices=SYNCS,
@@ -211,6 +254,21 @@ def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
     add = parser.add_argument
     add("--replicas", type=number("count", 1, 5), default=1, metavar="N", help="copies of the log (%(default)s)")
     add("--gib", type=number("size", 1, 65536), default=10, metavar="N", help="room of each server (%(default)s)")
+
+
+def add_restart_node(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "restart-node",
+        help="restart one nats-server of `up --cluster`, in order",
+        description="Restart one nats-server of a running `up --cluster`; returns when it has caught up.",
+        epilog=NODE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=restart_node)
+    add = parser.add_argument
+    add("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
+    add("--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)")
 
 
 def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -252,6 +310,9 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     create.add_argument(
         "--limits", type=limits, metavar="NAME=NUMBER,…", help=f"its own, of {', '.join(NAMES)} (docs/LIMITS.md)"
     )
+    create.add_argument(
+        "--expires", type=life, metavar="TIME", help="how long it is good: 90d, 12h or 30m; else until it is revoked"
+    )
     listing = actions.add_parser("list", help="show the keys that there are and were", allow_abbrev=False)
     listing.set_defaults(command=list_keys)
     revoking = actions.add_parser("revoke", help="end a key, everywhere, for good", allow_abbrev=False)
@@ -263,11 +324,20 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
         )
 
 
+def life(text: str) -> int:
+    """Seconds."""
+    found = LIFE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90d, 12h or 30m, of 1 to {LIFE_MAX} of those")
+    return int(found[1]) * {"d": 86400, "h": 3600, "m": 60}[found[2]]
+
+
 def limits(text: str) -> dict[str, float]:
     try:
         given: dict[str, float] = msgspec.to_builtins(read_limits("--limits", text))
     except SettingsInvalid as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        # argparse names the option itself.
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--limits: ")) from error
     return given
 
 
@@ -304,6 +374,7 @@ def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("file", type=Path, metavar="FILE.jsonl")
     add("--output", type=Path, metavar="FILE", help="where the answers go (the standard output)")
     add("--parallel", type=number("count", 1, 64), default=8, metavar="N", help="asked at once (%(default)s)")
+    add("--via", choices=get_args(Via), default="messages", help="message_batches: within a day, for half the price")
     add("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s); its key is TAILRACE_KEY")
 
 

@@ -7,8 +7,7 @@ import gateway.settings
 import generators.settings
 import persistence.settings
 from deploy.options import Options
-from gateway.door.auth import Door
-from gateway.door.key_ring import KeyRing
+from gateway import preflight
 from generators.backends.table import require_known
 from generators.rota import read_backends
 from persistence import webhooks
@@ -35,7 +34,7 @@ def check(environ: Mapping[str, str]) -> None:
         require_known(name)
     webhooks.check(settings.read(persistence.settings.Settings, environ))
     # Whether strangers may reach it is asked when NATS runs: that is where keys are.
-    Door(settings.read(gateway.settings.Settings, environ), KeyRing())
+    preflight.check(settings.read(gateway.settings.Settings, environ))
 
 
 def of_gateway(options: Options, environ: Mapping[str, str], nats_url: str) -> gateway.settings.Settings:

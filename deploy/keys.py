@@ -11,19 +11,26 @@ from proto.ids import Tenant
 from proto.log import Connection, check
 from proto.log.keys import Keys
 
-HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "REVOKED", "NAME")
+HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "NAME")
 
 
 async def create(
-    url: str, tenant: Tenant, name: str, scopes: Iterable[Scope], limits: dict[str, float] | None = None
+    url: str,
+    tenant: Tenant,
+    name: str,
+    scopes: Iterable[Scope],
+    limits: dict[str, float] | None = None,
+    life_s: int | None = None,
 ) -> tuple[NewKey, bool]:
-    """The new key, and whether it is the first: from then on everybody needs one.
+    """The new key, and whether it is the first: from then on everybody needs one. Without `life_s` it does not expire.
 
     Raises LogMisconfigured where the bucket is missing, LogUnavailable.
     """
     async with opened(url) as keys:
         is_first = not await keys.all()
-        made = new_key(tenant, now=int(time.time()), name=name, scopes=scopes, limits=limits)
+        now = int(time.time())
+        expires_at = now + life_s if life_s is not None else None
+        made = new_key(tenant, now=now, name=name, scopes=scopes, limits=limits, expires_at=expires_at)
         await keys.create(made.record)
         return made, is_first
 
@@ -42,7 +49,12 @@ async def revoke(url: str, key_id: str) -> ApiKey | None:
 
 def shown(keys: Sequence[ApiKey]) -> str:
     rows = [
-        (key.id, key.tenant, ",".join(key.scopes), day(key.created_at), day(key.revoked_at), key.name) for key in keys
+        (
+            *(key.id, key.tenant, ",".join(key.scopes)),
+            *(day(key.created_at), day(key.expires_at), day(key.revoked_at)),
+            key.name,
+        )
+        for key in keys
     ]
     return table([HEADINGS, *rows])
 

@@ -1,12 +1,11 @@
-"""The nats-server beside us: how it is configured, started and ended; never speaks NATS beyond the greeting."""
+"""A nats-server beside us: how it is configured, started and ended; never speaks NATS beyond the greeting."""
 
 import asyncio
 import json
-import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -19,6 +18,7 @@ from deploy.folder import write_private
 from deploy.options import Sync
 from deploy.process import describe, signal_group, spawn
 from deploy.refusal import UpRefused
+from proto.accounts import ADMIN, RIGHTS, Rights
 from proto.errors import SettingsInvalid
 
 GIB = 1024**3
@@ -33,8 +33,28 @@ STOP_S_MAX = 10.0
 ASK_EVERY_S = 0.01
 
 
-LISTEN = re.compile(r'^listen: "127\.0\.0\.1:([0-9]+)"$', re.MULTILINE)
-TOKEN = re.compile(r'^authorization { token: (".*") }$', re.MULTILINE)
+NAME = "nats-server"
+# Where `up` says what a command of the same folder connects to.
+URL_FILE = "nats.url"
+PID_FILE = "nats.pid"
+STORE = "nats"
+# A planned stop: the server hands over what it leads, then sends its clients away one by one, and leaves.
+LAME_DUCK = """\
+lame_duck_duration: "30s"
+lame_duck_grace_period: "1s"
+"""
+
+
+# Who has a server of its own.
+EVERYBODY = "everybody"
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """A server's place in a cluster: the loopback port for its fellows, theirs, and the password among them."""
+
+    port: int
+    others: tuple[int, ...]
+    password: str
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -43,37 +63,82 @@ class Site(msgspec.Struct, frozen=True):
     folder: Path
     port: int
     monitor_port: int
-    token: str
+    # By user: each of proto/accounts.py has one, and whoever else may do everything.
+    passwords: Mapping[str, str]
     sync: Sync
     file_bytes_max: int
+    # Its copies of the log are known by it: it stays when ports change.
+    name: str = NAME
+    membership: Membership | None = None
 
     @property
     def store(self) -> Path:
-        return self.folder / "nats"
+        return self.folder / STORE
 
-    @property
-    def url(self) -> str:
-        return f"nats://{self.token}@127.0.0.1:{self.port}"
+    def url(self, user: str) -> str:
+        return f"nats://{user}:{self.passwords[user]}@127.0.0.1:{self.port}"
 
 
 def choose(folder: Path, *, sync: Sync, file_bytes_max: int) -> Site:
-    """A site in `folder` on free ports, with a token that nobody knows."""
+    """A site in `folder` on free ports, with passwords that nobody knows."""
     own, monitor = port.free(2)
-    return Site(folder, own, monitor, secrets.token_hex(16), sync, file_bytes_max)
+    return Site(folder, own, monitor, new_passwords(), sync, file_bytes_max)
+
+
+def new_passwords() -> dict[str, str]:
+    return {user: secrets.token_hex(16) for user in RIGHTS}
 
 
 def config(site: Site) -> str:
     """One server on loopback with JetStream. 8 MB a message: a request with pictures is one entry."""
     return f"""\
-server_name: tailrace
+server_name: {site.name}
 listen: "127.0.0.1:{site.port}"
 http: "127.0.0.1:{site.monitor_port}"
-authorization {{ token: {quote(site.token)} }}
-max_payload: 8MB
+{users_config({user: quote(password) for user, password in site.passwords.items()})}max_payload: 8MB
 jetstream {{
   store_dir: {quote(str(site.store))}
   sync_interval: {SYNC_DEFAULT if site.sync == "default" else site.sync}
   max_file_store: {site.file_bytes_max}
+}}
+{cluster_config(site, site.membership) if site.membership else ""}"""
+
+
+def users_config(passwords: Mapping[str, str]) -> str:
+    """A user for each role, with what it may. A password is written as it is given: in quotes, or a variable's name."""
+    users = "".join(
+        f"    {{ user: {user}, password: {password}{permissions(RIGHTS[user]) if user in RIGHTS else ''} }}\n"
+        for user, password in passwords.items()
+    )
+    return f"authorization {{\n  users: [\n{users}  ]\n}}\n"
+
+
+def permissions(rights: Rights) -> str:
+    denied = f", deny: {listed(rights.not_subscribe)}" if rights.not_subscribe else ""
+    lines = (
+        f"publish: {{ allow: {listed(rights.publish)} }}",
+        f"subscribe: {{ allow: {listed(rights.subscribe)}{denied} }}",
+        *(("allow_responses: true",) if rights.is_asked else ()),
+    )
+    return ", permissions: {\n" + "".join(f"      {line}\n" for line in lines) + "    }"
+
+
+def listed(subjects: Sequence[str]) -> str:
+    return "[" + ", ".join(map(quote, subjects)) + "]"
+
+
+def cluster_config(site: Site, membership: Membership) -> str:
+    """Clients know all addresses by their setting, and are told no others: ports of a start that is over, say."""
+    user = f"tailrace:{membership.password}"
+    routes = ", ".join(quote(f"nats://{user}@127.0.0.1:{other}") for other in membership.others)
+    return f"""\
+pid_file: {quote(str(site.folder / PID_FILE))}
+{LAME_DUCK}cluster {{
+  name: tailrace
+  listen: "127.0.0.1:{membership.port}"
+  authorization {{ user: tailrace, password: {quote(membership.password)} }}
+  no_advertise: true
+  routes: [{routes}]
 }}
 """
 
@@ -87,15 +152,11 @@ def url(folder: Path, environ: Mapping[str, str]) -> str:
     if given:
         return given
     try:
-        text = (folder / "nats.conf").read_text(encoding="utf-8")
+        return (folder / URL_FILE).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsInvalid(
             f"there is no `up` in {folder}: name its folder with --data, or a NATS with TAILRACE_NATS_URL"
         ) from error
-    port, token = LISTEN.search(text), TOKEN.search(text)
-    if port is None or token is None:
-        raise SettingsInvalid(f"{folder / 'nats.conf'} is not as `up` writes it")
-    return f"nats://{json.loads(token[1])}@127.0.0.1:{port[1]}"
 
 
 def quote(text: str) -> str:
@@ -104,22 +165,23 @@ def quote(text: str) -> str:
 
 
 def command(site: Site) -> tuple[str, ...]:
-    """Write the configuration, which holds the token, and say how to start the server on it.
+    """Write the configuration, which holds the passwords, and say how to start the server on it.
 
     The binary is the one of the venv that runs us: Debian's own is too old, and stands first on some paths.
     """
     binary = Path(sys.executable).parent / "nats-server"
     if not binary.exists():
         raise UpRefused(f"{binary} is missing: run `make setup`, which installs it")
+    site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(site.folder / "nats.conf", config(site))
     return (str(binary), "-c", str(site.folder / "nats.conf"))
 
 
-def room_bytes(store: Path) -> int:
-    """What the log may grow to on this disk, counting what it already holds."""
+def room_bytes(store: Path, servers: int = 1) -> int:
+    """What each of `servers` may store on this disk, counting what is there already."""
     store.mkdir(exist_ok=True)
     held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    return min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + held)))
+    return min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + held) / servers))
 
 
 async def answers(port: int) -> None:
@@ -138,13 +200,17 @@ async def answers(port: int) -> None:
 class NatsServer:
     """A server of one's own in `folder`: `async with NatsServer(folder) as server: ... server.url`.
 
-    It can be paused, stopped or killed, and started again; its port, token and store stay. What it says stands in
-    `folder/nats.log`.
+    It can be paused, stopped or killed, and started again; its port, passwords and store stay. What it says stands in
+    `folder/nats.log`. Who has one plays every part: `url` is of a user without limits, and all users have its password.
     """
 
-    def __init__(self, folder: Path, *, sync: Sync = "default", file_bytes_max: int = GIB) -> None:
-        self.site = choose(folder, sync=sync, file_bytes_max=file_bytes_max)
-        self.url = self.site.url
+    def __init__(
+        self, folder: Path, *, sync: Sync = "default", file_bytes_max: int = GIB, site: Site | None = None
+    ) -> None:
+        site = site or choose(folder, sync=sync, file_bytes_max=file_bytes_max)
+        password = site.passwords[ADMIN]
+        self.site = msgspec.structs.replace(site, passwords=dict.fromkeys((EVERYBODY, *site.passwords), password))
+        self.url = self.site.url(EVERYBODY)
         self.log = folder / "nats.log"
 
     async def __aenter__(self) -> Self:

@@ -15,5 +15,7 @@ class Options(msgspec.Struct, frozen=True):
     folder: Path = Path(".tailrace")
     generators: int = 2
     gateways: int = 1
+    # Three nats-servers with three copies of the log, of which any one may be lost.
+    cluster: bool = False
     # Acknowledged means on the disk. With the server's own default a power cut takes two minutes of it.
     sync: Sync = "always"

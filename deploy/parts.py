@@ -22,9 +22,9 @@ WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What was found out before the first process: free ports, a token, the socket that the gateways share."""
+    """What was found out before the first process: free ports, passwords, the socket that the gateways share."""
 
-    nats_url: str
+    nats_urls: Mapping[str, str]  # by user: no process is told another one's
     host: str  # where people reach the gateway; not 0.0.0.0, which is nowhere
     port: int
     listen_fd: int
@@ -68,7 +68,6 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
         "PYTHONPATH": os.pathsep.join(filter(None, [CHECKOUT, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # a line is seen when it is said
         "PYTHONSAFEPATH": "1",  # no module is looked for where `up` happens to be called
-        "TAILRACE_NATS_URL": ground.nats_url,
     }
     if is_simulated(environ):
         own = {name: value for name, value in own.items() if name.startswith(BACKENDS_OWN)} | simulated_settings(ground)
@@ -77,7 +76,12 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
             name=service.name,
             role=service.module,
             command=(sys.executable, "-m", service.module),
-            environ={**inherited, **service.settings, "TAILRACE_METRICS_PORT": str(port)},
+            environ={
+                **inherited,
+                **service.settings,
+                "TAILRACE_NATS_URL": ground.nats_urls[service.module],
+                "TAILRACE_METRICS_PORT": str(port),
+            },
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(ground.listen_fd,) if service.module == "gateway" else (),
         )

@@ -1,4 +1,4 @@
-"""Asks the gateway until it says that all behind it answers; what "all" is, the gateway knows."""
+"""Asks a process how it is, and the gateway until it says that all behind it answers; what "all" is, that knows."""
 
 import asyncio
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Answer(NamedTuple):
     body: str
 
 
-async def ask(host: str, port: int) -> Answer:
-    """One GET of /readyz. By hand, because an HTTP client would be a dependency for these lines."""
-    question = f"GET /readyz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+async def ask(host: str, port: int, path: str = "/readyz") -> Answer:
+    """One GET. By hand, because an HTTP client would be a dependency for these lines."""
+    question = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
     try:
         async with asyncio.timeout(ANSWER_S_MAX):
             reader, writer = await asyncio.open_connection(host, port)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from deploy import asyncapi
+from deploy import asyncapi, nats_server
 from deploy.environment import SERVICES
 from gateway.app import ROUTES
 from gateway.openapi.document import document
 from generators.simulated_claude.directive import HELP
 from proto import settings
+from proto.accounts import RIGHTS
 from proto.entries import Attempt, End, Event, Progress, Request
 from proto.errors import CODES
 from proto.version import VERSION
@@ -34,6 +35,7 @@ def generated() -> dict[str, str]:
         "docs/ERRORS.md": errors_page(),
         "docs/SIMULATED.md": simulated_page(),
         "proto/entries.schema.json": entries_schema(),
+        "docs/nats-users.conf": users_configuration(),
         "docs/asyncapi.json": json.dumps(asyncapi.document(VERSION), indent=1) + "\n",
         "docs/openapi.json": json.dumps(document(ROUTES, VERSION), indent=1) + "\n",
     }
@@ -85,6 +87,13 @@ def simulated_page() -> str:
 
 def table_rows(rows: list[tuple[str, str]]) -> list[str]:
     return [f"| `{name}` | {meaning} |" for name, meaning in rows]
+
+
+def users_configuration() -> str:
+    """For a NATS of one's own: what `up` gives to its server, with the passwords taken from the environment."""
+    variables = {user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS}
+    head = f"# {WRITTEN_BY} Include it in nats-server's configuration: docs/RUNBOOK.md says how.\n"
+    return head + nats_server.users_config(variables)
 
 
 def entries_schema() -> str:

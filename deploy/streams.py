@@ -1,5 +1,9 @@
 """Makes what Tailrace needs in a NATS server that runs; never changes or removes what is there."""
 
+import asyncio
+import time
+
+from proto.errors import LogUnavailable
 from proto.log import streams
 from proto.log.connection import Connection
 
@@ -7,14 +11,32 @@ from proto.log.connection import Connection
 LOG_SHARE_MAX = 0.8
 
 
-async def apply(url: str, *, file_bytes_max: int, replicas: int = 1) -> None:
-    """Creates what is missing, for a server that may store `file_bytes_max`.
+AGAIN_S = 0.1
 
+
+async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> None:
+    """Creates what is missing, for servers that may store `file_bytes_max` each.
+
+    Servers of a cluster answer before they have chosen who leads: they have `wait_s` seconds for that.
     Raises LogMisconfigured when something is there and differs, LogUnavailable when nobody answers.
     """
     connection = await Connection.open(url, "tailrace-streams")
+    deadline = time.monotonic() + wait_s
+    bytes_max = log_bytes_max(file_bytes_max)
     try:
-        bytes_max = min(streams.BYTES_MAX, int(LOG_SHARE_MAX * file_bytes_max))
-        await streams.apply(connection, replicas=replicas, bytes_max=bytes_max)
+        while True:
+            try:
+                await streams.apply(connection, replicas=replicas, bytes_max=bytes_max)
+            except LogUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
     finally:
         await connection.close()
+
+
+def log_bytes_max(file_bytes_max: int) -> int:
+    """How large the log may grow on servers that may store `file_bytes_max` each."""
+    return min(streams.BYTES_MAX, int(LOG_SHARE_MAX * file_bytes_max))

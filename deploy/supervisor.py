@@ -162,6 +162,12 @@ class Supervisor:
                 self.children[part.name].stopping.set()
             await asyncio.wait([self.lives[part.name] for part in rank])
 
+    def restart(self, name: str) -> None:
+        """Asks a part to end; it is started again like one that ended by itself."""
+        process = self.children[name].process
+        if process and self.children[name].pid and not self.is_stopping:
+            process.terminate()
+
     def kill(self) -> None:
         for child in self.children.values():
             child.kill()

@@ -1,8 +1,8 @@
-"""`tailrace up`: the whole system on one machine, from the first check to the last process; never a cluster.
+"""`tailrace up`: the whole system on one machine, from the first check to the last process.
 
 Order: judge the settings, hold the folder and the port, so that what can be refused is refused before anything starts;
-nats-server and its streams, and with its keys the door is judged; then the rest at once, because each of them waits for
-what it needs. Stopping is the same backwards.
+nats-server, or three of them, and the streams, and with their keys the door is judged; then the rest at once, because
+each of them waits for what it needs. Stopping is the same backwards.
 """
 
 import asyncio
@@ -14,7 +14,10 @@ from asyncio import TaskGroup
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from deploy import environment, folder, nats_server, port, streams
+from deploy import environment, folder, moving, nats_cluster, nats_server, port, streams
+from deploy.folder import write_private
+from deploy.full_disk import mend
+from deploy.nats_server import Site
 from deploy.options import Options
 from deploy.parts import Ground, parts
 from deploy.readiness import ready
@@ -23,9 +26,9 @@ from deploy.screen import Screen, is_coloured
 from deploy.supervisor import Part, Supervisor
 from deploy.welcome import welcome, who_answers
 from gateway.__main__ import door_of
+from proto.accounts import ADMIN, GATEWAY, RIGHTS
 from proto.logger import configure
 
-NATS = "nats-server"
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")
 
@@ -90,13 +93,15 @@ def obey_signals(supervisor: Supervisor) -> asyncio.Event:
 
 
 async def live(options: Options, environ: Mapping[str, str], listener: socket.socket, supervisor: Supervisor) -> None:
-    """Start everything, say so, and wait to be cancelled."""
+    """Start everything, say so, and mend what stands still until it is cancelled."""
     screen = supervisor.screen
     # Asked now: `up` closes it when it stops, and a cancellation may be heard late.
     listening = Listening(listener.getsockname()[1], listener.fileno())
-    nats_url = await start_log(options, supervisor)
-    door = await door_of(environment.of_gateway(options, environ, nats_url))
-    ground = survey(options, listening, nats_url)
+    await moving.move(options, screen)
+    sites = moving.sites_of(options, options.folder)
+    nats_urls = await start_log(options, sites, supervisor)
+    door = await door_of(environment.of_gateway(options, environ, nats_urls[GATEWAY]))
+    ground = survey(options, listening, nats_urls)
     screen.say(who_answers(environ))
     for part in parts(options, ground, environ):
         supervisor.start(part)
@@ -104,37 +109,40 @@ async def live(options: Options, environ: Mapping[str, str], listener: socket.so
     rows = [(name, str(child.pid or "-"), *child.part.where) for name, child in supervisor.children.items()]
     screen.show(welcome(rows, ground.url, str(options.folder), is_key_needed=not door.is_open))
     screen.show(f"ready {ground.url}")
-    await asyncio.Event().wait()
+    await mend(sites, supervisor)
 
 
-async def start_log(options: Options, supervisor: Supervisor) -> str:
-    """nats-server with its streams; its URL."""
-    site = nats_server.choose(
-        options.folder, sync=options.sync, file_bytes_max=nats_server.room_bytes(options.folder / "nats")
-    )
-    supervisor.start(
-        Part(
-            name=NATS,
-            role=NATS,
-            command=nats_server.command(site),
-            environ={},
-            where=(f"127.0.0.1:{site.port}", f"monitoring http://127.0.0.1:{site.monitor_port}"),
+async def start_log(options: Options, sites: list[Site], supervisor: Supervisor) -> dict[str, str]:
+    """nats-server, or three of them, with the streams; what each user is told to connect to."""
+    for site in sites:
+        supervisor.start(
+            Part(
+                name=site.name,
+                role=nats_server.NAME,
+                command=nats_server.command(site),
+                environ={},
+                where=(f"127.0.0.1:{site.port}", f"monitoring http://127.0.0.1:{site.monitor_port}"),
+            )
         )
-    )
     try:
         async with asyncio.timeout(NATS_S_MAX):
-            await nats_server.answers(site.port)
+            for site in sites:
+                await nats_server.answers(site.port)
     except TimeoutError as error:
         raise UpRefused(f"nats-server does not answer after {NATS_S_MAX:g} s: see its lines above") from error
-    await streams.apply(site.url, file_bytes_max=site.file_bytes_max)
-    return site.url
+    urls = {user: nats_cluster.url(sites, user) for user in RIGHTS}
+    write_private(options.folder / nats_server.URL_FILE, urls[ADMIN])
+    await streams.apply(urls[ADMIN], file_bytes_max=sites[0].file_bytes_max, replicas=len(sites), wait_s=NATS_S_MAX)
+    if options.cluster:
+        supervisor.screen.say(f"{len(sites)} nats-servers keep a copy of the log each, and any one of them may be lost")
+    return urls
 
 
-def survey(options: Options, listening: Listening, nats_url: str) -> Ground:
+def survey(options: Options, listening: Listening, nats_urls: Mapping[str, str]) -> Ground:
     """Asked for when nats-server has taken its ports, so that no other part is given one of them."""
     claude_port, *metrics_ports = port.free(2 + options.generators + options.gateways)
     return Ground(
-        nats_url=nats_url,
+        nats_urls=nats_urls,
         host=port.reachable(options.host),
         port=listening.port,
         listen_fd=listening.fd,

@@ -5,29 +5,30 @@ import sys
 
 import structlog
 
-from gateway import server
+from gateway import descriptors, server
 from gateway.app import app
 from gateway.context import Gateway
 from gateway.departure import Departures
 from gateway.door.auth import Door
-from gateway.door.hosts import Hosts
 from gateway.door.key_ring import KeyRing
 from gateway.door.login import Logins
 from gateway.door.signature import Signature
 from gateway.door.tickets import Tickets
 from gateway.fullness import Fullness
 from gateway.history import History
+from gateway.limits.crowd import Crowd, Room
 from gateway.limits.limits import Limiter
 from gateway.limits.open_streams import OpenStreams
 from gateway.live import Lives
 from gateway.models.catalogue import Catalogue
+from gateway.preflight import check, check_address, common_limits, networks
 from gateway.prompts import Prompts
+from gateway.pulse import Pulse
 from gateway.settings import Settings
 from proto import process
 from proto.errors import SettingsInvalid
 from proto.judge import Judge
-from proto.limits import Limits, read_limits
-from proto.log import Bodies, Claims, Connection, Counters, Services, Slots, TurnLog
+from proto.log import Bodies, Claims, Connection, Counters, Holds, Services, Slots, TurnLog
 from proto.log.keys import Keys
 from proto.log.logins import Logins as StoredLogins
 from proto.log.secret import signing_secret
@@ -36,13 +37,14 @@ from proto.models import read_aliases
 
 logger = structlog.get_logger()
 
+# How long a schema that is checked, or a prompt that is filled, waits for those of others.
+CHECK_WAIT_S = 10.0
+
 
 async def preflight(settings: Settings) -> None:
-    Door(settings, KeyRing())
-    Hosts(settings)
-    read_aliases(settings.model_aliases)
-    common_limits(settings)
-    await Prompts(settings.prompts).read()
+    check(settings)
+    check_address(settings)
+    await Prompts(settings.prompts, wait_s=CHECK_WAIT_S).read()
 
 
 async def probe(settings: Settings) -> None:
@@ -73,7 +75,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
-    prompts = Prompts(settings.prompts)
+    descriptors.raise_limit(settings.streams_max)
+    prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.read()
     async with asyncio.TaskGroup() as group:
         signature = Signature(await signing_secret(connection))
@@ -81,13 +84,14 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await gateway.services.announce_readers(gateway.lives.is_read)
         watching = [
             group.create_task(gateway.fullness.watch()),
+            group.create_task(gateway.pulse.watch()),
             group.create_task(gateway.streams.watch()),
             group.create_task(ring.keep_up(keys, connection)),
             group.create_task(door.tokens.keep_up()),
         ]
         host, port = listening.getsockname()[:2]
         logger.info("ready", url=f"http://{host}:{port}")
-        await server.serve(app(gateway), listening, stop)
+        await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in watching:
             task.cancel()
         gateway.catalogue.close()
@@ -111,6 +115,11 @@ def build(
     door.carriers += [tickets.carrier, logins.carrier]
     lives = Lives(turns, group, settings.linger_s)
     limits = limiter(settings, connection, turns)
+    room = Room(
+        of_all=min(settings.streams_max, descriptors.streams_max()),
+        of_tenant=settings.streams_tenant_max,
+        of_address=settings.streams_address_max,
+    )
     return Gateway(
         settings=settings,
         connection=connection,
@@ -119,6 +128,7 @@ def build(
         logins=logins,
         log=turns,
         bodies=Bodies(connection),
+        holds=Holds(connection),
         claims=Claims(connection),
         services=services,
         history=History(services, settings.query_timeout_s),
@@ -126,10 +136,11 @@ def build(
         lives=lives,
         departures=Departures(turns, services, lives, group, draining),
         fullness=Fullness(connection, settings.full_at),
+        pulse=Pulse(connection),
         limits=limits,
-        streams=OpenStreams(limits),
-        judge=Judge(),
-        prompts=Prompts(settings.prompts),
+        streams=OpenStreams(limits, Crowd(room)),
+        judge=Judge(wait_s=CHECK_WAIT_S),
+        prompts=Prompts(settings.prompts, wait_s=CHECK_WAIT_S),
         draining=draining,
     )
 
@@ -137,14 +148,6 @@ def build(
 def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limiter:
     of_keys, of_tenants = common_limits(settings)
     return Limiter(Counters(connection), Slots(connection), turns, of_keys, of_tenants)
-
-
-def common_limits(settings: Settings) -> tuple[Limits, Limits]:
-    """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
-    return (
-        read_limits("TAILRACE_LIMITS_KEY", settings.limits_key),
-        read_limits("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
-    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A turn is accepted once its request is in the log: one turn for each idempotency key, whoever repeats the POST."""
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
@@ -69,7 +70,7 @@ async def _request(gateway: Gateway, caller: Caller, ask: Ask, turn: TurnId, adm
         require_small(schema)
         await gateway.judge.require(schema, caller.tenant)
     asked = await admission.turn(turn, asked)
-    return await blobs.check_in(gateway, caller.tenant, asked, admission)
+    return await blobs.check_in(gateway, TurnKey(caller.tenant, turn), asked, admission)
 
 
 async def accept_request(
@@ -82,6 +83,18 @@ async def accept_request(
 ) -> tuple[TurnKey, entries.Request]:
     """The same for what `prepared` makes of a turn's id, if a new turn comes of it; inside of `admission`."""
     mine = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
+    async with gateway.holds.until_asked(tenant, mine.turn):
+        return await _accepted(gateway, tenant, prepared, idempotency_key, mine, admission)
+
+
+async def _accepted(
+    gateway: Gateway,
+    tenant: Tenant,
+    prepared: Callable[[TurnId], Awaitable[entries.Request]],
+    idempotency_key: str | None,
+    mine: Claim,
+    admission: Admission,
+) -> tuple[TurnKey, entries.Request]:
     # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
         return repeated
@@ -102,13 +115,15 @@ async def accept_request(
     # A claim's first owner may have died before it could ask: then this one asks in its place.
     key = TurnKey(tenant, claim.turn)
     try:
-        await gateway.log.append(key, START, request, timeout_s=gateway.settings.accept_timeout_s)
+        # The append's own time-out is looked at between two tries, and one try of a silent server takes seconds.
+        async with asyncio.timeout(gateway.settings.accept_timeout_s):
+            await gateway.log.append(key, START, request)
     except FenceLost:
         # Only another holder of the same idempotency key can have been first.
         if (repeated := await repeat(gateway, tenant, claim, mine)) is None:
             raise
         return repeated
-    except LogUnavailable as error:
+    except (LogUnavailable, TimeoutError) as error:
         admission.keep()
         # Nobody was told of this turn yet, so its id would help nobody; what to do next does.
         raise LogUnavailable(UNCLEAR) from error

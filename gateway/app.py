@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from gateway import problem
+from gateway.arrival import Arrival
 from gateway.context import Gateway, tenant_of
 from gateway.door.guard import guarded
 from gateway.door.hosts import HostCheck, Hosts
@@ -34,6 +35,7 @@ from gateway.routes import (
     tutorials,
     ui_chat,
 )
+from gateway.rush import Rush
 from proto.errors import LogError, Refused
 
 ROUTES: list[Route] = [
@@ -65,9 +67,12 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[guarded(route) for route in ROUTES],
         middleware=[
+            Middleware(Rush, urgent=health.PATHS),
             Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
             *cors(listed(settings.origins)),
+            Middleware(problem.Unbroken),
             Middleware(RateHeaders, now=gateway.limits.now),
+            Middleware(Arrival, rate_min=settings.body_rate_min),
             Middleware(
                 LargeBodies,
                 bytes_max=settings.large_bytes_max,

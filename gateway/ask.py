@@ -21,8 +21,10 @@ OnBusy = Literal["reject", "interrupt", "branch"]
 # With the levels that an entry adds around it, what a client nests stays within PROTOCOL R7's.
 ASKED_LEVELS_MAX = LEVELS_MAX - 4
 # What `options` would say a second time, and what is the gateway's to say.
-NAMED = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas"})
+NAMED = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas", "max_cost"})
 COST_USD_MAX = 1e6
+# What stands where a session's name does in the path of another route.
+PATHS = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
@@ -34,8 +36,8 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     variables: dict[str, Any] = {}
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, and how to answer it."""
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked, without what belongs to a conversation: all that an input of a batch may say."""
 
     message: str | None = None
     messages: list[Message] | None = None
@@ -50,6 +52,17 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The name of a template, and what is put into it: it becomes `message` or `system` or both."""
     betas: list[str] | None = None
     api_version: str | None = None
+    metadata: dict[str, str] | None = None
+    cache: Cache | None = None
+    """How long the model is to keep the prompt; none: as the operator has set it."""
+    on_interrupt: OnInterrupt = "continue"
+    max_cost: float | None = None
+    """What the answer may cost, in dollars: it is closed when it has."""
+
+
+class Ask(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, where, and for whom."""
+
     session: str | None = None
     begin: bool = False
     """Whether a session of that name that is not there is begun; else it is refused."""
@@ -59,14 +72,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     is_verbatim: bool = False
     """Whether the model is told the conversation just as `messages` tell it, whatever the session holds."""
     project: str | None = None
-    metadata: dict[str, str] | None = None
-    cache: Cache | None = None
-    """How long the model is to keep the prompt; none: as the operator has set it."""
-    on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
-    max_cost: float | None = None
-    """What the answer may cost, in dollars: it is closed when it has."""
     webhook: str | None = None
     """The URL that is told when the turn has ended."""
 
@@ -95,11 +102,11 @@ def check(ask: Ask) -> None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     check_name("project", ask.project)
     if ask.begin:
-        check_name("session", ask.session)
+        check_session("session", ask.session)
     if new[-1].role == "assistant":
         raise Refused("request_invalid", "the last of `messages` must not be the assistant's: it has no answer")
     if ask.max_cost is not None and not 0 < ask.max_cost <= COST_USD_MAX:
-        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:g}")
+        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if ask.on_disconnect != "continue" and grace_s(ask.on_disconnect) is None:
         raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
 
@@ -108,6 +115,13 @@ def check_name(field: str, name: str | None) -> None:
     """Raises Refused for what nobody may call a session or a project."""
     if name is not None and not is_session_name(name):
         raise Refused("request_invalid", f"`{field}` is 1 to 128 of A-Z a-z 0-9 . _ : -")
+
+
+def check_session(field: str, name: str | None) -> None:
+    """The same for a session that is begun, which has to have a path of its own."""
+    check_name(field, name)
+    if name in PATHS:
+        raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: call the session otherwise")
 
 
 def require_unclaimed(told: object) -> None:

@@ -6,23 +6,25 @@ All of it is done before the batch is accepted, so that it is refused as a whole
 import asyncio
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from gateway import blobs
-from gateway.ask import Ask, Cache, check, new_messages, request_of
+from gateway.ask import Ask, Params, check, new_messages, request_of
 from gateway.context import Gateway
 from gateway.door.caller import Caller
 from gateway.limits.estimate import Estimate, estimate_of
 from gateway.limits.limits import Admission
 from gateway.place import Place
 from proto import batch, entries
-from proto.entries import Message, OnInterrupt
+from proto.blobs import names
+from proto.entries import Via
 from proto.errors import EntryTooLarge, Refused
 from proto.ids import SessionId, TurnId, new_id
 from proto.schema import require_small, schema_of
+from proto.subjects import TurnKey
 
 INPUTS_MAX = 10_000
 PARALLEL_MAX = 64
@@ -31,25 +33,7 @@ CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 BREATHES_EVERY = 20
 # What a parent's id and the fence add to a line (PROTOCOL R8).
 ADDED = {"added": " " * 1024}
-
-
-class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one input asks: as `POST /v1/turns` has it, without what belongs to a conversation."""
-
-    message: str | None = None
-    messages: list[Message] | None = None
-    model: str | None = None
-    system: str | list[dict[str, Any]] | None = None
-    max_tokens: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    options: dict[str, Any] | None = None
-    schema: dict[str, Any] | None = None
-    betas: list[str] | None = None
-    api_version: str | None = None
-    metadata: dict[str, str] | None = None
-    cache: Cache | None = None
-    on_interrupt: OnInterrupt = "continue"
-    max_cost: float | None = None
+TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +48,8 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8
+    via: Via = "messages"
+    """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: dict[str, str] | None = None
     webhook: str | None = None
     """The URL that is told when the batch has ended."""
@@ -75,12 +61,14 @@ async def prepared(
     """The request of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
     session = SessionId(new_id())
     requests, estimates = await _requests(gateway, caller, asked, session)
-    each, slots, parallel = await admission.batch(turn, estimates, asked.parallel)
+    # Nothing of it runs here while Anthropic has it.
+    at_once = asked.parallel if asked.via == "messages" else 1
+    each, slots, parallel = await admission.batch(turn, estimates, at_once)
     lines: list[entries.Request] = []
     for index, (request, holds) in enumerate(zip(requests, each, strict=True)):
         held = msgspec.structs.replace(request, holds=holds or None)
         try:
-            line = await blobs.check_in(gateway, caller.tenant, held, admission)
+            line = await blobs.check_in(gateway, TurnKey(caller.tenant, turn), held, admission)
             gateway.connection.check_size(entries.encode(line), ADDED)
         except Refused as refused:
             raise _at(index, refused) from refused
@@ -90,7 +78,9 @@ async def prepared(
     inputs = batch.written(lines)
     sha256 = hashlib.sha256(inputs).hexdigest()
     await admission.stored(len(inputs))
+    await gateway.holds.take(caller.tenant, turn, [sha256])
     await gateway.bodies.put(caller.tenant, {sha256: inputs})
+    referred = sorted({name for line in lines for name in names(line)})
     first = lines[0]
     return entries.Request(
         model=first.model,
@@ -101,7 +91,8 @@ async def prepared(
         by=caller.key,
         holds=slots or None,
         webhook=asked.webhook,
-        batch=entries.Batch(sha256, len(inputs), len(lines), parallel),
+        batch=entries.Batch(sha256, len(inputs), len(lines), parallel, referred or None),
+        via=asked.via,
     )
 
 
@@ -109,17 +100,27 @@ async def _requests(
     gateway: Gateway, caller: Caller, asked: NewBatch, session: SessionId
 ) -> tuple[list[entries.Request], list[Estimate]]:
     settings, offer = gateway.settings, await gateway.catalogue.offer(caller.tenant)
+    filled = await gateway.prompts.all_filled([given.params for given in asked.requests], caller.tenant)
+    room = settings.body_bytes_max
     requests: list[entries.Request] = []
     estimates: list[Estimate] = []
     names: set[str] = set()
     judged: set[bytes] = set()
+    first: Params | None = None
     for index, given in enumerate(asked.requests):
         try:
             if CUSTOM_ID.fullmatch(given.custom_id) is None or given.custom_id in names:
                 raise Refused("request_invalid", "`custom_id` is 1 to 64 of A-Z a-z 0-9 _ -, and no other's")
             names.add(given.custom_id)
-            ask = Ask(**msgspec.structs.asdict(given.params))
+            if isinstance(params := filled[index], Refused):
+                raise params
+            if given.params.prompt is not None and (room := room - len(msgspec.json.encode(params))) < 0:
+                # A template may say a thousand times what it is given.
+                raise Refused("body_too_large", TOO_MUCH.format(most=settings.body_bytes_max))
+            ask = Ask(**msgspec.structs.asdict(params))
             check(ask)
+            if asked.via == "message_batches":
+                require_alike(params, first := first or params)
             named = {**(ask.metadata or {}), batch.CUSTOM_ID: given.custom_id}
             place = Place(session=session, new=new_messages(ask))
             request = request_of(ask, place, settings.max_tokens, offer, by=caller.key, cache=settings.cache)
@@ -131,11 +132,19 @@ async def _requests(
                     judged.add(told)
         except Refused as refused:
             raise _at(index, refused) from refused
-        requests.append(msgspec.structs.replace(request, metadata=named))
-        estimates.append(estimate_of(request))
+        requests.append(msgspec.structs.replace(request, metadata=named, via=asked.via))
+        estimates.append(estimate_of(requests[-1]))
         if index % BREATHES_EVERY == 0:
             await asyncio.sleep(0)
     return requests, estimates
+
+
+def require_alike(params: Params, first: Params) -> None:
+    """Raises Refused for what Anthropic's Message Batches cannot do for one input of a batch."""
+    if params.max_cost is not None:
+        raise Refused("request_invalid", "nobody can close an answer of a message batch: send no `max_cost`")
+    if (params.betas or [], params.api_version) != (first.betas or [], first.api_version):
+        raise Refused("request_invalid", "`betas` and `api_version` are the same for all inputs of a message batch")
 
 
 def _at(index: int, refused: Refused) -> Refused:

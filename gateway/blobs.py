@@ -7,7 +7,7 @@ from gateway.context import Gateway
 from gateway.limits.limits import Admission
 from proto import blobs, entries
 from proto.errors import BlobUnknown, Refused
-from proto.ids import Tenant
+from proto.subjects import TurnKey
 
 EXPIRED = (
     "a picture, document or long text of this conversation has expired: "
@@ -22,10 +22,11 @@ TOO_MANY = (
 )
 
 
-async def check_in(gateway: Gateway, tenant: Tenant, request: entries.Request, admission: Admission) -> entries.Request:
+async def check_in(gateway: Gateway, key: TurnKey, request: entries.Request, admission: Admission) -> entries.Request:
     """`request` with references for what is long, all of it stored, and what the session refers to kept alive.
 
-    Raises Refused when that has expired, or the whole is more than one body may bring; LogFull, LogUnavailable.
+    All of it is held for the turn, until that is asked (proto/log/holds.py). Raises Refused when something has expired,
+    or the whole is more than one body may bring; LogFull, LogUnavailable.
     """
     # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
     entry, lifted = await asyncio.to_thread(_lifted, request)
@@ -34,9 +35,10 @@ async def check_in(gateway: Gateway, tenant: Tenant, request: entries.Request, a
         raise Refused("body_too_large", TOO_LARGE.format(most=most))
     if lifted:
         await admission.stored(sum(map(len, lifted.values())))
-    await gateway.bodies.put(tenant, lifted)
+    await gateway.holds.take(key.tenant, key.turn, {blob.sha256 for blob in found})
+    await gateway.bodies.put(key.tenant, lifted)
     try:
-        await gateway.bodies.renew(tenant, {blob for blob in found if blob.sha256 not in lifted})
+        await gateway.bodies.renew(key.tenant, {blob for blob in found if blob.sha256 not in lifted})
     except BlobUnknown as error:
         raise Refused("blob_expired", EXPIRED) from error
     return entry

@@ -6,10 +6,13 @@ from contextlib import suppress
 import structlog
 
 from gateway import metrics
+from proto.append import append
 from proto.ending import ending
 from proto.errors import FenceLost, LogUnavailable
 from proto.fold import Turn
 from proto.log import TurnLog
+from proto.replay import folded
+from proto.step import Now, Steps
 from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -23,17 +26,27 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
 
     Raises TurnUnknown, LogUnavailable.
     """
-    turn = await log.turn(key)
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
-            while turn.end is None:
-                # Lost to whoever has written meanwhile: more of the answer, or its end.
-                with suppress(FenceLost):
-                    await log.append(key, turn.chain, ending(turn, "cancelled"))
-                    metrics.CANCELLED.inc()
-                    logger.info("turn cancelled", turn=key.turn)
-                # Read, not made up: when it ended is the log's to say, and every answer says the same.
-                turn = await log.turn(key, turn)
+            turn, is_ours = await log.take(key, cancelled(key, asyncio.get_running_loop().time))
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time: try again") from error
+    if is_ours:
+        metrics.CANCELLED.inc()
+        logger.info("turn cancelled", turn=key.turn)
     return turn
+
+
+def cancelled(key: TurnKey, now: Now) -> Steps[tuple[Turn, bool]]:
+    """The turn with its end, and whether that was stored here. Pure. Raises as `cancel` does."""
+    turn = yield from folded(key, now=now)
+    is_ours = False
+    while turn.end is None:
+        # Lost to whoever has written meanwhile: more of the answer, or its end.
+        with suppress(FenceLost):
+            end = ending(turn, "cancelled")
+            yield from append(key, turn.chain, end, now=now, timeout_s=CANCEL_TIMEOUT_S)
+            is_ours = True
+        # Read, not made up: when it ended is the log's to say, and every answer says the same.
+        turn = yield from folded(key, turn, now=now)
+    return turn, is_ours

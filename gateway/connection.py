@@ -1,41 +1,77 @@
 """A client's connection: uvicorn's, with the guards that it lacks (FACTS). It knows nothing of what is asked.
 
-Headers have an end, in bytes and in time; bodies have theirs in body.py, where the route says how large one may be.
-What comes after the answer is still read, so that the client gets to reading the answer, but not for long. Who reads
-slowly is waited for, but not by a gateway that goes away.
+Headers have an end, in bytes, in number and in time; bodies have theirs in body.py, where the route says how large one
+may be, and in arrival.py. What comes after the answer is still read, so that the client gets to reading the answer, but
+not for long. Who reads slowly is waited for: it holds no more than a buffer here. Who takes nothing of that buffer for
+`UNREAD_TIMEOUT_S` is closed, and so is at once who does not read while the gateway goes away. Who has silently gone is
+the kernel's to find (server.py).
 """
 
 import asyncio
 import sys
+from collections.abc import Sized
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway import metrics, problem
+from gateway.rush import again_s
 
 # nginx takes 32 kB and a minute. No client of ours sends more than a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
-HEADERS_TIMEOUT_S = 20.0
+# As Apache and gunicorn have it. Each is looked through whenever one is looked for.
+HEADERS_MAX = 100
+HEADERS_TIMEOUT_S = 10.0
 # From an answer to the next request. uvicorn has the same, but forgets it at any byte: of a body that drips, for one.
 ANSWERED_TIMEOUT_S = 5.0
+# For 48 kB, which is what has to leave a full buffer before it is written to again: less than 2 kB a second.
+UNREAD_TIMEOUT_S = 30.0
+# Connections above the most that there may be whose request is still read, to be refused with an answer.
+TOLD_MAX = 64
+NOT_HTTP = ("http_invalid", "this is not HTTP as RFC 9112 has it")
+TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
+TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Closes itself on who says nothing, or does not come to the point; and at a drain on who does not read."""
+    """Closes itself on who says nothing, does not come to the point, or does not read."""
 
     _closing: asyncio.TimerHandle | None = None
     """Runs while headers are waited for."""
+    _unread: asyncio.TimerHandle | None = None
+    """Runs while the client has more to take than is written ahead."""
     _bytes = 0
     """Received since the request began, or since the last of its body: headers, trailers, extensions of chunks."""
     _again: tuple[bytes, int] | None = None
     """Headers to be read once more, and where in the piece that was received they ended."""
+    _wrong = NOT_HTTP
+    """What is wrong with what the parser refuses."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._wait()
+        self.flow = _OneAfterAnother(transport, self.pipeline)
+        # uvicorn says so, too, as bare text and without a word of when to come again.
+        most, self.limit_concurrency = self.limit_concurrency, None
+        more = len(self.connections) - (most or len(self.connections))
+        if more > TOLD_MAX:
+            transport.abort()
+        elif more > 0:
+            self.app = _full
+        self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._bytes = 0
-        self._wait()
+        self._stop_waiting()
+        self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, self._refuse, *TOO_SLOW)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == HEADERS_MAX:
+            self._wrong = TOO_LARGE
+            raise ValueError
+        super().on_header(name, value)
 
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)
@@ -45,8 +81,13 @@ class ClientConnection(HttpToolsProtocol):
             data = head + data[ended_at:]
             super().data_received(data)
         # Asked afterwards: a body may have come in the same piece as the end of its headers.
-        if self._bytes > HEADERS_BYTES_MAX:
-            self.transport.abort()
+        if self._bytes > HEADERS_BYTES_MAX and not self.transport.is_closing():
+            self._refuse(*TOO_LARGE)
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn says of what the parser refuses."""
+        del msg
+        self._refuse(*self._wrong)
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
@@ -79,8 +120,17 @@ class ClientConnection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self._leave_unread)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -89,11 +139,51 @@ class ClientConnection(HttpToolsProtocol):
             # Its stream could not even be closed before it reads. It comes back elsewhere, with its cursor.
             self.transport.abort()
 
-    def _wait(self) -> None:
+    def _refuse(self, code: str, message: str) -> None:
+        """Says what is wrong, and closes. An answer that is under way is broken off, so that this is no part of it."""
         self._stop_waiting()
-        self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, self.transport.abort)
+        is_answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if is_answering or self.pipeline:
+            self.transport.abort()
+            return
+        refusal = problem.response(code, message, headers={"connection": "close"})
+        lines = [b"%s: %s\r\n" % header for header in refusal.raw_headers]
+        self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
+        self.transport.close()
+
+    def _leave_unread(self) -> None:
+        # Not closed: that would wait until all was read.
+        metrics.UNREAD.inc()
+        self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+
+    def _stop_watching(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    message = "as many connections are open here as may be: come again"
+    headers = {"connection": "close"}
+    refusal = problem.response("gateway_full", message, retry_after_s=again_s(), headers=headers)
+    await refusal(scope, receive, send)
+
+
+class _OneAfterAnother(FlowControl):
+    """Reads nothing while a request waits for the answer before it: a stream could be behind an endless queue of them.
+
+    uvicorn pauses there, too, and goes on as soon as the answer under way listens whether its client is still there.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()

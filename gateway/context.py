@@ -18,11 +18,12 @@ from gateway.live import Lives
 from gateway.models.catalogue import Catalogue
 from gateway.models.offer import Offer
 from gateway.prompts import Prompts
+from gateway.pulse import Pulse
 from gateway.settings import Settings
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, is_token
 from proto.judge import Judge
-from proto.log import Bodies, Claims, Connection, Services, TurnLog
+from proto.log import Bodies, Claims, Connection, Holds, Services, TurnLog
 from proto.subjects import TurnKey
 
 
@@ -34,6 +35,7 @@ class Gateway(NamedTuple):
     logins: Logins
     log: TurnLog
     bodies: Bodies
+    holds: Holds
     claims: Claims
     services: Services
     history: History
@@ -41,6 +43,7 @@ class Gateway(NamedTuple):
     lives: Lives
     departures: Departures
     fullness: Fullness
+    pulse: Pulse
     limits: Limiter
     streams: OpenStreams
     judge: Judge

@@ -4,15 +4,29 @@ What the log has is what persistence would record again, and what a generator wr
 at any point it is begun again by the same request, which finds what is left.
 """
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
 from gateway.cancel import cancel
 from gateway.context import Gateway
-from proto.errors import Refused, TurnUnknown
+from proto import batch
+from proto.blobs import Blob
+from proto.errors import BlobUnknown, Refused, TurnUnknown
 from proto.ids import Tenant, TurnId
+from proto.log import Tombstones
+from proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
 from proto.resources import Delete, Doomed, Kind
-from proto.subjects import TurnKey
+from proto.settlement import Settlement, give_back
+from proto.subjects import GENERATORS, TurnKey
 
 # Each is up to a thousand turns. Who asks on in a session as fast as it is deleted does not keep this here for ever.
 ROUNDS_MAX = 100
+LOOKED_AT_ONCE = 16
+# After an end its generator has settled the turn. The server forgets the names of increments when it is started anew:
+# who deletes what ended long ago would be given back once more what was held for it.
+SETTLED_WITHIN = timedelta(minutes=10)
 
 
 async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int:
@@ -20,6 +34,8 @@ async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int
 
     Raises Refused when there is no such thing, or not all of it could be deleted; LogUnavailable. To be repeated then.
     """
+    if kind == "turn":
+        await _stop_asking(gateway, TurnKey(tenant, TurnId(name)))
     gone: set[TurnId] = set()
     purged: list[TurnId] = []
     for _ in range(ROUNDS_MAX):
@@ -38,6 +54,9 @@ async def _purged(gateway: Gateway, tenant: Tenant, doomed: list[Doomed]) -> lis
         was_running |= turn.is_running and await _is_stopped(gateway, TurnKey(tenant, turn.turn))
     if was_running:
         return []
+    # While the log can tell: whoever would settle them later finds nothing.
+    for turn in doomed:
+        await _settle(gateway, TurnKey(tenant, turn.turn))
     for turn in doomed:
         await gateway.log.purge(TurnKey(tenant, turn.turn))
     return [turn.turn for turn in doomed]
@@ -50,3 +69,56 @@ async def _is_stopped(gateway: Gateway, key: TurnKey) -> bool:
     except TurnUnknown:
         return False
     return True
+
+
+async def _stop_asking(gateway: Gateway, key: TurnKey) -> None:
+    """Ends a batch before its turns: it would ask as fast as they are deleted."""
+    try:
+        turn = await gateway.log.turn(key)
+        if turn.request is not None and turn.request.batch is not None:
+            await cancel(gateway.log, key)
+    except TurnUnknown:
+        return
+
+
+async def _settle(gateway: Gateway, key: TurnKey) -> None:
+    """Settles what limits hold for a turn that has just ended, as its generator does, who may be dead: once."""
+    try:
+        turn = await gateway.log.turn(key)
+    except TurnUnknown:
+        return
+    is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
+    if is_fresh:
+        await Settlement(gateway.limits.counters, gateway.limits.slots).settle(key, turn)
+    if turn.request is None or turn.request.batch is None or turn.outcome == "completed":
+        return
+    if turn.progress is not None and turn.progress.message_batch is not None:
+        # What Anthropic has answered of it is paid for, and nobody will read how much that was: it stays held.
+        await _stop_message_batch(gateway, key, turn.progress.message_batch)
+    elif is_fresh:
+        await _give_back(gateway, key, Blob(turn.request.batch.sha256, turn.request.batch.bytes))
+
+
+async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
+    """What is held for inputs of a batch that were never asked."""
+    try:
+        lines = batch.lines(await gateway.bodies.read(key.tenant, inputs))
+    except BlobUnknown:
+        return
+    tombstones = Tombstones(gateway.connection)
+
+    async def look(number: int) -> None:
+        child = batch.child(key, number)
+        if not await gateway.log.is_known(child):
+            await give_back(tombstones, gateway.limits.counters, child, lines[number])
+
+    for first in range(0, len(lines), LOOKED_AT_ONCE):
+        numbers = range(first, min(first + LOOKED_AT_ONCE, len(lines)))
+        await asyncio.gather(*(look(number) for number in numbers))
+
+
+async def _stop_message_batch(gateway: Gateway, key: TurnKey, name: str) -> None:
+    """Has what Anthropic has of a batch cancelled: once the log has forgotten it, nobody knows that it runs."""
+    asked = msgspec.json.encode(AskCancel(name))
+    timeout_s = gateway.settings.query_timeout_s
+    await gateway.services.ask(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)

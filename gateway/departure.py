@@ -34,25 +34,28 @@ class Departures:
         self._draining = draining
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
-    def left(self, key: TurnKey) -> None:
-        """A reader of an unfinished turn has gone away by itself. If one had before, its wait begins anew."""
+    def left(self, key: TurnKey, back_within_s: float = 0.0) -> None:
+        """A reader of an unfinished turn has gone away by itself. If one had before, its wait begins anew.
+
+        `back_within_s`: it was sent away, and is only missed after that.
+        """
         if self._lives.is_read(key):
             return
         if (before := self._waiting.pop(key, None)) is not None:
             before.cancel()
-        following = self._waiting[key] = self._group.create_task(self._follow_up(key))
+        following = self._waiting[key] = self._group.create_task(self._follow_up(key, back_within_s))
         following.add_done_callback(lambda done: self._forget(key, done))
 
     def _forget(self, key: TurnKey, done: asyncio.Task[None]) -> None:
         if self._waiting.get(key) is done:
             del self._waiting[key]
 
-    async def _follow_up(self, key: TurnKey) -> None:
+    async def _follow_up(self, key: TurnKey, back_within_s: float) -> None:
         try:
             wait_s = await self._wait_s(key)
             if wait_s is None:
                 return
-            if await self._is_draining_within(wait_s):
+            if await self._is_draining_within(max(wait_s, back_within_s)):
                 # Its readers come back to other gateways, so this one cannot say that nobody will.
                 logger.info("turn goes on unread", turn=key.turn)
                 return

@@ -8,6 +8,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import metrics
 from proto.errors import CODES, LogError, Refused
@@ -44,7 +45,8 @@ def response(
     """The error `code` of proto.errors.CODES, in the envelope."""
     metrics.REFUSED.labels(code).inc()
     row = CODES[code]
-    extra = dict(headers or {})
+    # What is not there may be there the next moment, and is somebody's business in either case.
+    extra = {"cache-control": "no-store", **(headers or {})}
     if row.status == 503 or retry_after_s is not None:
         extra["retry-after"] = str(math.ceil(retry_after_s or RETRY_AFTER_S))
     if row.status == 408:
@@ -72,6 +74,29 @@ async def http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
     return response(code, message, headers=dict(error.headers or {}))
+
+
+class Unbroken:
+    """ASGI middleware: what breaks inside becomes a response here, so that what is outside adds its headers to it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, begin)
+        except Exception as error:
+            if is_begun:
+                # Too late for a status: the connection is closed, and the client sees a body cut short.
+                raise
+            await (await unexpected(Request(scope), error))(scope, receive, send)
 
 
 async def unexpected(_: Request, error: Exception) -> Response:

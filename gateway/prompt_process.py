@@ -1,4 +1,4 @@
-"""Reads one Jinja2 template, or fills it, and leaves: a process of its own, which is killed when it is slow.
+"""Reads Jinja2 templates, or fills them, and leaves: a process of its own, which is killed when it is slow.
 
 It is run as a file (see proto/child.py), and imports nothing of Tailrace. Operators write templates, strangers the
 values. Of a template the block `system` is the system prompt and `message` the message; one without these is a message.
@@ -9,9 +9,10 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_S_MAX = 3
@@ -29,11 +30,13 @@ def main() -> None:
     told = json.loads(sys.stdin.buffer.read())
     # No loader: a template stands for itself, and names no file. Nothing is escaped: it is read by a model.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    if told["variables"] is None:
-        said = [said_of(described, environment, source) for source in told["sources"]]
+    sources = told["sources"]
+    if told["fillings"] is None:
+        said = [said_of(described, environment, source) for source in sources]
     else:
-        (source,) = told["sources"]
-        said = [said_of(filled, environment, source, told["variables"])]
+        # Thousands of inputs may be of one template.
+        template_of = cache(environment.from_string)
+        said = [said_of(filled, template_of, sources[number], values) for number, values in told["fillings"]]
     sys.stdout.write(json.dumps(said))
 
 
@@ -65,8 +68,8 @@ def described(environment: ImmutableSandboxedEnvironment, source: str) -> dict[s
     }
 
 
-def filled(environment: ImmutableSandboxedEnvironment, source: str, variables: dict[str, Any]) -> dict[str, str]:
-    template = environment.from_string(source)
+def filled(template_of: Callable[[str], Template], source: str, variables: dict[str, Any]) -> dict[str, str]:
+    template = template_of(source)
     context = template.new_context(variables)
     blocks = {name: template.blocks[name] for name in BLOCKS if name in template.blocks}
     making = blocks or {"message": template.root_render_func}

@@ -44,15 +44,35 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     ] = ""
     body_bytes_max: Annotated[int, Meta(ge=1, description="largest request body")] = 32 * 1024 * 1024
     body_timeout_s: Annotated[float, Meta(gt=0, description="how long a client may take to send a body")] = 120.0
+    body_rate_min: Annotated[
+        int, Meta(ge=1, description="bytes of its body that a client has to send a second, measured over 15 s")
+    ] = 2000
     large_bytes_max: Annotated[
         int, Meta(ge=1, description="bytes of bodies above 256 kB that are read at once, half of it for one tenant")
     ] = 256 * 1024 * 1024
     large_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a large body waits to be read before its client gets a 503")
     ] = 10.0
+    streams_max: Annotated[
+        int, Meta(ge=1, description="streams that are open here at once; more get a 503 and come again")
+    ] = 10_000
+    streams_tenant_max: Annotated[int, Meta(ge=1, description="the same, of one tenant; more get a 429")] = 5_000
+    streams_address_max: Annotated[
+        int, Meta(ge=1, description="the same, from one address, or one /64 of IPv6; more get a 429")
+    ] = 1_000
+    stream_life_s: Annotated[
+        float, Meta(gt=0, description="age at which a stream is closed, give or take a tenth; its reader comes back")
+    ] = 1800.0
+    proxies: Annotated[
+        str,
+        Meta(
+            description="addresses or networks of your proxies, joined by commas, whose X-Forwarded-For and"
+            " X-Forwarded-Proto are believed"
+        ),
+    ] = ""
     accept_timeout_s: Annotated[
         float, Meta(gt=0, description="how long the log may take to accept a turn before the client gets a 503")
-    ] = 5.0
+    ] = 4.5
     query_timeout_s: Annotated[
         float, Meta(gt=0, description="how long persistence, or a generator that is asked about models, may take")
     ] = 6.0

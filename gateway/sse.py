@@ -33,16 +33,18 @@ def without_first(events: bytes, count: int) -> tuple[bytes, int]:
     return events.split(b"\n\n", count)[count], 0
 
 
-def frame(data: bytes, *, seq: int | None = None, event: bytes | None = None, retry_ms: int | None = None) -> bytes:
+def retry(wait_ms: int) -> bytes:
+    """How long a reader waits before it comes back. It goes before an event: alone, some clients take it for one."""
+    return b"retry: %d\n" % wait_ms
+
+
+def frame(data: bytes, *, seq: int | None = None, event: bytes | None = None) -> bytes:
     """One event. `data` is one line; `seq`, only of what is stored, is what a reader comes back with.
 
     The id stands last. To the specification it counts once the event is whole, but fetch-event-source takes it as soon
     as it has read its line: cut between the two, it came back for what is after an event that it had never shown.
     """
     lines = []
-    if retry_ms is not None:
-        # Together with an event: a lone `retry:` is taken for an empty event by some clients.
-        lines.append(b"retry: %d\n" % retry_ms)
     if event is not None and EVENT_NAME.fullmatch(event):
         lines.append(b"event: %s\n" % event)
     lines.append(b"data: %s\n" % data)

@@ -5,7 +5,8 @@ early lacks the last chunk of its body, and the client's HTTP library says so.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 
 from starlette.requests import Request
@@ -24,8 +25,17 @@ from proto.fold import NOBODY, Turn, fold
 from proto.ids import Seq
 from proto.subjects import TurnKey
 
-# Frames that are written at once: a late joiner gets its past in large pieces, and nobody more than it can hold.
+# Frames and bytes that are written at once: a late joiner gets its past in large pieces, and who does not read holds no
+# more than a few of these here.
 FRAMES_MAX = 256
+PIECE_BYTES_MAX = 64 * 1024
+# An id begins so, and is not cut in two.
+ID = b"\nid: "
+# EventSource waits three seconds by itself, which a reader sees. Each has a time of its own: all of those whom a
+# gateway leaves behind would come to the next at the same moment.
+RETRY_MS = (500, 2000)
+# A stream that was closed for its age is taken up again; who does not come back within this has gone.
+BACK_WITHIN_S = 15.0
 # How soon who waits for a first word notices that the gateway is going away.
 DRAIN_LOOK_S = 0.2
 
@@ -64,6 +74,9 @@ class Stream:
         self._snapshot = snapshot
         self._is_first_word_awaited = is_first_word_awaited
         self._pace = pace
+        self._is_within = False
+        """Whether what was sent last was not all of a frame."""
+        self._is_retry_untold = dialect.is_retry_told
         self._headers = {
             "content-type": dialect.media_type,
             "tailrace-turn": key.turn,
@@ -73,6 +86,10 @@ class Stream:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._gateway.streams.placed(scope):
+            await self._tell(scope, receive, send)
+
+    async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         await let_go(scope)
         try:
             async with self._reading() as live:
@@ -87,14 +104,14 @@ class Stream:
                         await first_word(self._gateway, live, ended)
                     with metrics.STREAMS.track_inprogress():
                         async with self._gateway.streams.counted(scope):
-                            is_left = await self._serve(live, receive, send, ended)
+                            back_within_s = await self._serve(live, receive, send, ended)
         except (TurnUnknown, CursorUnknown):
             await self._archived(send)
             return
         finally:
             await self._gateway.streams.unread(scope)
-        if is_left:
-            self._gateway.departures.left(self._key)
+        if back_within_s is not None:
+            self._gateway.departures.left(self._key, back_within_s)
 
     async def look(self) -> None:
         """Returns when the log can give this stream; raises TurnUnknown, CursorUnknown, LogUnavailable."""
@@ -104,8 +121,11 @@ class Stream:
     async def begin(self, send: Send, status: int) -> None:
         await begin(send, status, self._headers)
 
-    async def _serve(self, live: Live, receive: Receive, send: Send, ended: asyncio.Event) -> bool:
-        """Writes until the end, the drain, the reader's departure, or the end of what it may; is nobody there then?"""
+    async def _serve(self, live: Live, receive: Receive, send: Send, ended: asyncio.Event) -> float | None:
+        """Writes until the end, the drain, the reader's departure, or the end of what it may, or of the stream's life.
+
+        How soon somebody has to come, if nobody is there then who would be missed otherwise.
+        """
         if self._cursor:
             metrics.RESUMED.inc()
         await self.begin(send, 200)
@@ -115,19 +135,23 @@ class Stream:
             draining = group.create_task(self._gateway.draining.wait())
             ending = group.create_task(ended.wait())
             over = (writing, leaving, draining, ending)
-            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            life_s = self._gateway.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+            done, _ = await asyncio.wait(over, timeout=life_s, return_when=asyncio.FIRST_COMPLETED)
+            metrics.AGED.inc(not done)
             for task in over:
                 task.cancel()
         if leaving.done() and not leaving.cancelled() and writing.cancelled():
-            return True
+            return 0.0
         is_whole = not writing.cancelled() and writing.result()
-        if is_whole or self._dialect.is_self_delimited:
+        if is_whole or (self._dialect.is_self_delimited and not self._is_within):
             await send(piece(b"", more=False))
         if not is_whole:
             # Without the last chunk: the server closes the connection, and the client sees a body cut short.
             metrics.BROKEN_OFF.inc()
+        if not done:
+            return BACK_WITHIN_S
         # Who has no credential any more does not come back with the same.
-        return not is_whole and ended.is_set()
+        return 0.0 if ended.is_set() and not is_whole else None
 
     def _reading(self) -> AbstractAsyncContextManager[Live]:
         return self._gateway.lives.reading(self._key, self._cursor, from_start=self._dialect.is_stateful)
@@ -142,9 +166,9 @@ class Stream:
         heartbeat_s = self._gateway.settings.heartbeat_s
         if self._snapshot is not None:
             turn, told, position = await self._so_far(live)
-            await send(piece(self._snapshot(live.key, turn, told), more=True))
+            await self._send(send, self._snapshot(live.key, turn, told))
         while True:
-            frames = live.frames(self._dialect, position, self._most(live, position))
+            frames = within(live.frames(self._dialect, position, self._most(live, position)), PIECE_BYTES_MAX)
             position += len(frames)
             if unwanted:
                 frames, unwanted = unseen(frames, unwanted)
@@ -152,7 +176,7 @@ class Stream:
             data = b"".join(frame.data for frame in frames[:broken_at])
             if data:
                 metrics.SENT_BYTES.inc(len(data))
-                await send(piece(data, more=True))
+                await self._send(send, data)
             if broken_at is not None or (live.is_broken and position == len(live.entries)):
                 return False
             if live.is_ended and position == len(live.entries):
@@ -203,12 +227,33 @@ class Stream:
             raise CursorUnknown("this turn has left the log: ask without a cursor, for all of it")
         await self.begin(send, 200)
         frame = self._dialect.archived(record, self._seen or 0)
-        await send(piece(frame.data, more=frame.is_break))
+        await self._send(send, frame.data)
+        await send(piece(b"", more=frame.is_break))
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        """Whole frames, as the client takes them."""
+        self._is_within = True
+        if self._is_retry_untold:
+            data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
+            self._is_retry_untold = False
+        for each in cut(data, PIECE_BYTES_MAX):
+            await send(piece(each, more=True))
+        self._is_within = False
 
     async def _empty(self, send: Send, status: int) -> None:
         # 204: an EventSource comes back after every end, until it is told that.
         await self.begin(send, status)
         await send(piece(b"", more=False))
+
+
+def within(frames: list[Frame], bytes_max: int) -> list[Frame]:
+    """As many of the first `frames` as fit into `bytes_max`; one, if there is any."""
+    size = 0
+    for index, frame in enumerate(frames):
+        size += len(frame.data)
+        if size > bytes_max:
+            return frames[: max(index, 1)]
+    return frames
 
 
 def unseen(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
@@ -255,6 +300,17 @@ async def disconnected(receive: Receive) -> None:
     """Returns when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def cut(data: bytes, bytes_max: int) -> Iterator[bytes]:
+    """`data` in pieces; no `id:` is cut in two, for who has a ticket has it written into each (tickets.py)."""
+    start = 0
+    while start < len(data):
+        end = start + bytes_max
+        if (mark := data.find(ID, end - len(ID) + 1, end + len(ID) - 1)) > start:
+            end = mark
+        yield data[start:end]
+        start = end
 
 
 def piece(data: bytes, *, more: bool) -> Message:

@@ -10,20 +10,22 @@ import structlog
 from generators.attempt import Carrier
 from generators.backends import Backend
 from generators.backends.claude import Claude
+from generators.backends.message_batches import MessageBatches
 from generators.backends.table import open_backend
 from generators.batches import Batches
 from generators.blobs import Blobs
+from generators.hedging import Hedging
 from generators.questions import Questions
 from generators.retry import Retry
 from generators.rota import Rotas, read_backends
 from generators.settings import Settings, unique_name
-from generators.settlement import Settlement
 from generators.worker import Worker
 from proto import log as door
 from proto import process
 from proto.errors import BackendError
-from proto.log import Bodies, Connection, Counters, Deliveries, Services, Slots, Tombstones, TurnLog
+from proto.log import Bodies, Connection, Counters, Deliveries, Hedges, Services, Slots, Tombstones, TurnLog
 from proto.room import Room
+from proto.settlement import Settlement
 from proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
@@ -43,21 +45,26 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
     blobs = Blobs(Bodies(connection), Room(settings.large_bytes_max))
-    services = Services(connection)
+    services, hedges = Services(connection), Hedges(connection)
+    settlement = Settlement(Counters(connection), Slots(connection))
+    hedging = Hedging(hedges, settlement, after_s=settings.hedge_after_s) if settings.hedge_after_s else None
     async with opened(settings) as (rotas, backends):
+        claude = informant(backends)
         worker = Worker(
             log,
             deliveries,
-            Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max),
-            Settlement(Counters(connection), Slots(connection)),
-            batches_of(connection, name, settings.concurrency),
+            Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max, hedging=hedging),
+            settlement,
+            batches_of(connection, name, settings.concurrency, blobs, claude),
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
         )
-        claude = informant(backends)
-        service = await services.answer(GENERATORS, VERSION, Questions(claude, blobs).answers if claude else {})
+        answers = Questions(claude, MessageBatches(claude.client), blobs).answers if claude else {}
+        service = await services.answer(GENERATORS, VERSION, answers)
         await services.report_health(GENERATORS, worker.report)
+        if hedging is not None:
+            await hedges.offer(worker)
         logger.info("ready", generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
@@ -66,7 +73,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
                 await service.stop()
 
 
-def batches_of(connection: Connection, name: str, concurrency: int) -> Batches:
+def batches_of(connection: Connection, name: str, concurrency: int, blobs: Blobs, claude: Claude | None) -> Batches:
     """Who carries batches: half of the slots at most are their turns', and the rest is everybody's."""
     return Batches(
         TurnLog(connection),
@@ -76,6 +83,8 @@ def batches_of(connection: Connection, name: str, concurrency: int) -> Batches:
         lambda: door.fullness(connection),
         name=name,
         places=max(1, concurrency // 2),
+        message_batches=MessageBatches(claude.client) if claude is not None else None,
+        blobs=blobs,
     )
 
 

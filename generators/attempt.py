@@ -4,8 +4,9 @@ Only one append is in flight at a time, and whoever is refused stops: then the t
 """
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -13,11 +14,13 @@ from structlog.contextvars import bound_contextvars
 
 from generators import metrics
 from generators.backends import Backend, Call
+from generators.backends.table import ACTING
 from generators.blobs import Blobs
 from generators.continuation import Continuation, call_after, call_of, continuation_of
+from generators.hedging import Hedging
 from generators.meter import Meter, closing
-from generators.outbox import Outbox
-from generators.plan import Close, Complete, Fail, Go, Judge, Leave, judged, plan
+from generators.outbox import Outbox, Outgoing
+from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
 from generators.retry import Retry
 from generators.rota import Rotas, Source
 from generators.structured import corrected
@@ -25,15 +28,18 @@ from proto import judge
 from proto.chain import Chain
 from proto.ending import ending
 from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from proto.errors import BackendError, FenceLost, LogFull, Unfinished
+from proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, Unfinished
 from proto.fold import Turn, fold
+from proto.ids import Seq
 from proto.log import TurnLog
 from proto.subjects import TurnKey
-from proto.usage import NUSD_PER_USD
 
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
+# Nobody stands at a counter here, and a batch may have a thousand answers judged: longer than in a gateway.
+JUDGE_WAIT_S = 120.0
+LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 
 class Carrier:
@@ -49,8 +55,9 @@ class Carrier:
         *,
         name: str,
         attempts_max: int,
+        hedging: Hedging | None = None,
     ) -> None:
-        """`backends` are all that `rotas` name."""
+        """`backends` are all that `rotas` name. Without `hedging` no call is made beside another."""
         self._log = log
         self._blobs = blobs
         self._backends = backends
@@ -58,24 +65,41 @@ class Carrier:
         self._retry = retry
         self._name = name
         self._attempts_max = attempts_max
-        self._judge = judge.Judge()
+        self._hedging = hedging
+        self._judge = judge.Judge(wait_s=JUDGE_WAIT_S)
 
-    async def carry(self, key: TurnKey, deadline_s: float) -> Turn:
-        """Works on a turn until its log holds an `end`; returns its fold with it.
+    async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
+        """Works on a turn until its log holds an `end`; returns its fold with it. Or without, if another writes it.
 
-        After `deadline_s` seconds the turn fails; its text so far is kept. Raises FenceLost when another writer has
-        continued or ended the turn, LogUnavailable, TurnUnknown.
+        After `deadline_s` seconds of work, also of others before, the turn fails; its text is kept. Who makes a call
+        beside a late one is told the `lease`. Raises FenceLost when another writer has continued or ended the turn,
+        LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
-        return await self._to_the_end(key, turn, asyncio.get_running_loop().time() + deadline_s)
+        return await self._to_the_end(key, turn, deadline_of(turn, deadline_s), lease)
 
-    async def _to_the_end(self, key: TurnKey, turn: Turn, deadline: float) -> Turn:
+    async def hedge(self, key: TurnKey, late: Seq, deadline_s: float) -> Turn:
+        """Makes a call beside that of the attempt at `late`; if its token is first, carries the turn as `carry` does.
+
+        Returns the fold without an end when the call came to nothing: the turn is the other's. Raises as `carry` does.
+        """
+        turn = await self._log.turn_upto(key, late)
+        if turn.chain != Chain(late, turn.attempt) or turn.request is None:
+            raise FenceLost(f"{key.turn} is not waited for any more")
+        if self._rotas.of(turn.request.model, turn.backend).now.backend in ACTING:
+            return turn
+        return await self._to_the_end(key, turn, deadline_of(turn, deadline_s), first=hedge(turn))
+
+    async def _to_the_end(
+        self, key: TurnKey, turn: Turn, deadline: float, lease: str = "", *, first: Go | None = None
+    ) -> Turn:
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         cause, rota = "", self._rotas.of(turn.request.model, turn.backend)
         while True:
-            match await self._next(key, turn):
-                case Leave():
+            step, first = first or await self._next(key, turn), None
+            match step:
+                case Leave() | Wait():
                     return turn
                 case Complete(fits):
                     return await self._end(key, turn, "completed", fits=fits)
@@ -84,13 +108,18 @@ class Carrier:
                     for event in closing(turn):
                         outbox.put(event)
                     outbox.close()
-                    turn = await self._write(key, turn, outbox)
+                    turn = await self._write(key, turn, outbox, [])
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
+                case Go() if asyncio.get_running_loop().time() >= deadline:
+                    return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case Go() as go:
                     # Also for the lines of retry and the backend, which know of no turn.
                     with bound_contextvars(turn=key.turn, attempt=go.attempt):
-                        turn, broken = await self._attempt(key, turn, go, rota.now, deadline)
+                        turn, broken = await self._attempt(key, turn, go, rota.now, deadline, lease)
+                    if turn.attempt < go.attempt:
+                        # A hedge that came to nothing.
+                        return turn
                     if broken is None:
                         continue
                     after = rota.after(broken, has_begun=turn.message is not None)
@@ -103,7 +132,7 @@ class Carrier:
                     if rota.is_asked_again:
                         await self._retry.pause(go.attempt, broken)
 
-    async def _next(self, key: TurnKey, turn: Turn) -> Leave | Complete | Close | Fail | Go:
+    async def _next(self, key: TurnKey, turn: Turn) -> Leave | Wait | Complete | Close | Fail | Go:
         """What to do with the turn. An answer that has to fit a schema is judged first."""
         step = plan(turn, self._attempts_max)
         if not isinstance(step, Judge):
@@ -118,12 +147,15 @@ class Carrier:
         return judged(turn, misfit, self._attempts_max)
 
     async def _attempt(
-        self, key: TurnKey, turn: Turn, go: Go, source: Source, deadline: float
+        self, key: TurnKey, turn: Turn, go: Go, source: Source, deadline: float, lease: str
     ) -> tuple[Turn, BackendError | None]:
-        """The fold after an attempt, and what broke the answer off before it was whole."""
+        """The fold after an attempt, and what broke the answer off before it was whole.
+
+        A hedge without a token leaves the turn as it is.
+        """
         assert turn.request is not None  # noqa: S101
-        logger.info("attempt", mode=go.mode, backend=source.backend)
-        metrics.ATTEMPTS.labels(go.mode).inc()
+        request = turn.request
+        logger.info("attempt", mode=go.mode, backend=source.backend, is_hedge=go.is_hedge)
         taken = Attempt(
             prev=turn.chain.last,
             attempt=go.attempt,
@@ -131,35 +163,87 @@ class Carrier:
             backend=source.backend,
             mode=go.mode,
             misfit=go.misfit,
+            is_hedge=go.is_hedge,
         )
-        chain = await self._append(key, turn.chain, taken)
-        request, turn = turn.request, fold([stored(chain, turn, taken)], turn)
-        # Only now: what breaks from here on was counted, and does not come back for ever.
+        if not go.is_hedge:
+            metrics.ATTEMPTS.labels(go.mode).inc()
+            chain = await self._append(key, turn.chain, taken)
+            turn = fold([stored(chain, turn, taken)], turn)
+        # Only now: what breaks from here on was counted, and does not come back for ever. (No turn has two hedges.)
+        hedging = self._hedging if go.is_hedge or (self._hedging and self._hedging.is_due(go, source)) else None
         backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
-        meter = Meter(request, turn)
+        meter = Meter(request, turn, is_raced=hedging is not None)
         model = source.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=key.tenant)
-        outbox = Outbox()
+        retry = msgspec.structs.replace(self._retry, tries_max=1) if go.is_hedge else self._retry
+        # Whose opening stood in the log would be the first, and perhaps say nothing more.
+        outbox = Outbox(is_held=hedging is not None)
+        written: list[Stored] = []
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch(key))
-                writing = group.create_task(self._write(key, turn, outbox))
-                broken = await self._listen(key, backend, call, continuation, meter, outbox, deadline)
+                watching = [group.create_task(self._watch(key))]
+                if hedging is not None:
+                    watching.append(group.create_task(self._race(key, turn, go, hedging, outbox, lease)))
+                writing = group.create_task(self._write(key, turn, outbox, written, taken if go.is_hedge else None))
+                saying = partial(retry.answer, backend)
+                broken = await self._listen(key, saying, call, continuation, meter, outbox, deadline)
                 turn = await writing
-                watching.cancel()
+                for task in watching:
+                    task.cancel()
         except ExceptionGroup as several:
-            # The writer and the watcher fail for one reason: the turn is not ours any more.
-            raise several.exceptions[0] from several
+            # The writer and the watchers fail for one reason: the turn is not ours any more.
+            error = several.exceptions[0]
+            if hedging is not None and not written and isinstance(error, FenceLost):
+                await hedging.lost(key, request, go, meter.usage)
+            raise error from several
+        if hedging is not None and go.is_hedge and not written:
+            await hedging.failed(key, request, go, meter.usage)
+        if continuation is not None and continuation.repeated:
+            logger.info("repetition left out", chars=continuation.repeated)
+            metrics.REPETITIONS.inc()
         if broken is not None:
             logger.warning("attempt broken off", backend=source.backend, code=broken.code)
             metrics.BACKEND_FAILURES.labels(broken.code).inc()
         return turn, broken
 
+    async def _race(self, key: TurnKey, turn: Turn, go: Go, hedging: Hedging, outbox: Outbox, lease: str) -> None:
+        """Has another generator make the call, too, once the first token is late; raises FenceLost when it was first.
+
+        Of a hedge: raises that when the other was. Either hears of it from the log alone.
+        """
+        if not go.is_hedge:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(hedging.after_s):
+                    await outbox.begun.wait()
+                    return
+            if not await hedging.ask(key, turn.chain.last, lease):
+                return
+        try:
+            async with aclosing(self._log.follow(key, turn.chain.last)) as following:
+                async for some in following:
+                    for one in some:
+                        if not self._has_written(one.entry, go.attempt):
+                            raise FenceLost(f"another call of {key.turn} was first")
+                        return
+        except (LogUnavailable, CursorUnknown) as error:
+            # Whoever does not hear of it is told by the fence.
+            logger.debug("race not followed", turn=key.turn, error=str(error))
+
+    def _has_written(self, entry: Entry, attempt: int) -> bool:
+        """Whether the first entry after a late attempt is of the attempt here."""
+        match entry:
+            case Attempt(generator=generator):
+                return generator == self._name
+            case Event(attempt=number):
+                return number == attempt
+            case _:
+                return False
+
     async def _listen(
         self,
         key: TurnKey,
-        backend: Backend,
+        saying: Callable[[Call], AsyncGenerator[bytes, None]],
         call: Call,
         continuation: Continuation | None,
         meter: Meter,
@@ -173,28 +257,40 @@ class Carrier:
             async with (
                 asyncio.timeout_at(deadline),
                 self._blobs.resolved(key.tenant, call) as whole,
-                aclosing(self._retry.answer(backend, whole)) as answer,
+                aclosing(saying(whole)) as answer,
             ):
                 while not meter.is_passed and (raw := await anext(answer, None)) is not None:
-                    placed = [(msgspec.Raw(raw), False)] if continuation is None else continuation.place(raw)
-                    for event, is_hidden in placed:
-                        outbox.put(event, is_hidden=is_hidden)
-                        meter.add(event)
+                    placed = [Outgoing(msgspec.Raw(raw))] if continuation is None else continuation.place(raw)
+                    for event, is_hidden, left_out in placed:
+                        outbox.put(event, is_hidden=is_hidden, left_out=left_out)
+                        meter.add(event, left_out)
         except TimeoutError:
-            return BackendError("deadline_exceeded", "the answer was not finished in time")
+            return LATE
         except BackendError as error:
             return error
         finally:
             outbox.close()
         return None
 
-    async def _write(self, key: TurnKey, turn: Turn, outbox: Outbox) -> Turn:
-        """Appends what is put into the outbox until it is closed and empty; returns the fold with it."""
-        written: list[Stored] = []
+    async def _write(
+        self, key: TurnKey, turn: Turn, outbox: Outbox, written: list[Stored], hedge: Attempt | None = None
+    ) -> Turn:
+        """Appends what is put into the outbox until it is closed and empty; returns the fold with it.
+
+        What stands is added to `written`. A `hedge` is stored before its first token, and without one not at all.
+        """
         chain = turn.chain
         while (event := await outbox.take()) is not None:
-            raw, is_hidden = event
-            entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden)
+            if hedge is not None:
+                if not outbox.begun.is_set():
+                    break
+                chain = await self._append(key, chain, hedge)
+                written.append(stored(chain, turn, hedge))
+                metrics.ATTEMPTS.labels(hedge.mode).inc()
+                metrics.HEDGES.labels("won").inc()
+                hedge = None
+            raw, is_hidden, left_out = event
+            entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden, left_out=left_out)
             with metrics.APPEND_S.time():
                 chain = await self._append(key, chain, entry)
             written.append(stored(chain, turn, entry))
@@ -212,10 +308,7 @@ class Carrier:
             return turn
         end = ending(turn, outcome, error, fits=fits)
         chain = await self._append(key, turn.chain, end)
-        metrics.ENDS.labels(outcome).inc()
-        metrics.COST.inc(end.cost_nusd / NUSD_PER_USD)
-        for kind in end.usage.__struct_fields__:
-            metrics.USAGE.labels(kind).inc(getattr(end.usage, kind))
+        metrics.ended(end)
         return fold([stored(chain, turn, end)], turn)
 
     async def _append(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
@@ -232,6 +325,11 @@ async def appended(log: TurnLog, key: TurnKey, chain: Chain, entry: Entry) -> Ch
             # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
+
+
+def deadline_of(turn: Turn, deadline_s: float) -> float:
+    """In the loop's time: what was worked on the turn before counts by the log's clock, and none is read here."""
+    return asyncio.get_running_loop().time() + deadline_s - turn.worked_s
 
 
 def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | None]:

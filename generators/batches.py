@@ -2,11 +2,10 @@
 
 It calls no model and holds no list of what was asked: a turn's id is made of the batch's and its number, and its
 request is appended expecting nothing before it. Whoever takes a batch over goes through all of it again, and what was
-asked is found asked (PROTOCOL R63).
+asked is found asked (PROTOCOL R63). What Anthropic's Message Batches are to answer is handed to submissions.py.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,19 +15,24 @@ import structlog
 
 from generators import metrics
 from generators.attempt import appended, stored
+from generators.backends.message_batches import MessageBatches
+from generators.blobs import Blobs
+from generators.submissions import Submissions
 from proto import batch
 from proto.blobs import Blob
 from proto.chain import START, Chain
 from proto.ending import ending
-from proto.entries import Attempt, Batch, End, Failure, Hold, Outcome, Progress
-from proto.errors import BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
+from proto.entries import Attempt, Batch, End, Failure, Outcome, Progress
+from proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
 from proto.fold import NOBODY, Turn, fold
 from proto.log import Bodies, Counters, Tombstones, TurnLog
+from proto.settlement import give_back
 from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 BACKEND = "batch"
+NO_MESSAGE_BATCHES = "message batches want the backend `claude`, which this generator does not have"
 # The log keeps its turns for a day: what was asked last still has hours to end in it, and to be read.
 LIFE = timedelta(hours=20)
 # A batch waits before gateways refuse what people ask (TAILRACE_FULL_AT).
@@ -53,12 +57,17 @@ class Batches:
         *,
         name: str,
         places: int,
+        message_batches: MessageBatches | None = None,
+        blobs: Blobs | None = None,
     ) -> None:
         self._log = log
         self._bodies = bodies
         self._tombstones = tombstones
         self._counters = counters
         self._fullness = fullness
+        self._submissions: Submissions | None = None
+        if message_batches is not None and blobs is not None:
+            self._submissions = Submissions(log, tombstones, blobs, message_batches, self._room)
         self._name = name
         self._places = asyncio.Semaphore(places)
 
@@ -76,33 +85,51 @@ class Batches:
         except BlobUnknown:
             failure = Failure("blob_expired", "the inputs of the batch have expired")
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
+        tally = Tally(turn.progress, len(lines), was_begun=turn.attempt > 0)
         if turn.end is None:
             try:
-                turn = await self._run(key, turn, asked, lines)
+                turn = await self._run(key, turn, asked, lines, tally)
             except FenceLost:
                 # Cancelled, or taken over. Who reads it too early is given the batch once more.
                 turn = await self._log.turn(key, turn)
+                await self._leave(key, turn, tally)
                 if turn.end is None:
                     raise
         if turn.outcome != "completed":
-            await self._stop(key, lines)
+            is_told = True
+            if is_handed_on(turn) and self._submissions is not None:
+                is_told = await self._submissions.stop(key, turn, lines, tally)
+            await self._stop(key, lines, is_told=is_told)
         return turn
 
-    async def _run(self, key: TurnKey, turn: Turn, asked: Batch, lines: Sequence[bytes]) -> Turn:
+    async def _leave(self, key: TurnKey, turn: Turn, tally: "Tally") -> None:
+        """Cancels a message batch that nobody reads: the batch's new holder has another, or it was deleted."""
+        mine = tally.message_batch
+        if self._submissions is None or mine is None:
+            return
+        named = turn.progress.message_batch if turn.progress is not None else None
+        if named not in (None, mine) or (turn.end is None and not await self._log.is_known(key)):
+            with suppress(BackendError):
+                await self._submissions.cancel(mine)
+
+    async def _run(self, key: TurnKey, turn: Turn, asked: Batch, lines: Sequence[bytes], tally: "Tally") -> Turn:
         assert turn.asked_at is not None  # noqa: S101
         taken = Attempt(
             prev=turn.chain.last, attempt=turn.attempt + 1, generator=self._name, backend=BACKEND, mode="fresh"
         )
         chain = await appended(self._log, key, turn.chain, taken)
         logger.info("batch", turn=key.turn, of=len(lines), attempt=taken.attempt)
-        tally, numbers = Tally(turn.progress, len(lines)), iter(range(len(lines)))
+        numbers = iter(range(len(lines)))
         left = turn.asked_at + LIFE - datetime.now(UTC)
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())), asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(key))
                 telling = group.create_task(self._tell(key, chain, tally))
-                for _ in range(asked.parallel):
-                    group.create_task(self._ask(key, numbers, lines, tally, is_first=taken.attempt == 1))
+                if is_handed_on(turn):
+                    group.create_task(self._hand_on(key, turn, taken.attempt, lines, tally))
+                else:
+                    for _ in range(asked.parallel):
+                        group.create_task(self._ask(key, numbers, lines, tally, is_first=taken.attempt == 1))
                 chain = await telling
                 watching.cancel()
         except TimeoutError:
@@ -110,7 +137,11 @@ class Batches:
             return await self._end(key, await self._log.turn(key, turn), "failed", failure)
         except ExceptionGroup as several:
             # The watcher and the writer fail for one reason: the batch is not ours any more.
-            raise several.exceptions[0] from several
+            first = several.exceptions[0]
+            if not isinstance(first, BackendError):
+                raise first from several
+            failure = Failure(first.code, first.message, first.retry_after_s)
+            return await self._end(key, await self._log.turn(key, turn), "failed", failure)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
     async def _ask(
@@ -119,12 +150,21 @@ class Batches:
         """One of the `parallel`: asks the next input once the one before it has ended."""
         for number in numbers:
             async with self._places:
-                while await self._fullness() >= FULL_AT:  # noqa: ASYNC110  # NATS has no event for it
-                    await asyncio.sleep(FULL_WAIT_S)
+                await self._room()
                 child = batch.child(key, number)
                 # What was deleted meanwhile does not come back.
                 is_gone = not is_first and await self._tombstones.stands(child)
                 tally.add(None if is_gone else await self._answered(key, child, lines[number]))
+
+    async def _hand_on(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: "Tally") -> None:
+        if self._submissions is None:
+            raise BackendError("backend_refused_request", NO_MESSAGE_BATCHES)
+        await self._submissions.answer(key, turn, attempt, lines, tally)
+
+    async def _room(self) -> None:
+        """Returns once the log takes more."""
+        while await self._fullness() >= FULL_AT:  # noqa: ASYNC110  # NATS has no event for it
+            await asyncio.sleep(FULL_WAIT_S)
 
     async def _answered(self, key: TurnKey, child: TurnKey, line: bytes) -> End | None:
         """The end of one input's turn, which is asked if it was not; None when there is none, for it was deleted."""
@@ -184,35 +224,44 @@ class Batches:
         metrics.ENDS.labels(outcome).inc()
         return fold([stored(chain, turn, end)], turn)
 
-    async def _stop(self, key: TurnKey, lines: Sequence[bytes]) -> None:
-        """Cancels what runs of a batch that has ended, and gives back what was held for what was never asked."""
-        unused: Counter[str] = Counter()
+    async def _stop(self, key: TurnKey, lines: Sequence[bytes], *, is_told: bool) -> None:
+        """Cancels what runs of a batch that has ended, and gives back what was held for what was never asked.
+
+        That stays held unless `is_told`, when the log has all that was answered: it may be paid for.
+        """
         for first in range(0, len(lines), STOPPED_AT_ONCE):
             numbers = range(first, min(first + STOPPED_AT_ONCE, len(lines)))
-            stopped = await asyncio.gather(*(self._stopped(batch.child(key, n), lines[n]) for n in numbers))
-            for hold in (hold for holds in stopped for hold in holds):
-                unused[hold.subject] += hold.amount
-        for subject, amount in unused.items():
-            await self._counters.add_once(subject, -amount, key.turn)
+            await asyncio.gather(*(self._stop_one(batch.child(key, n), lines[n], is_told=is_told) for n in numbers))
 
-    async def _stopped(self, child: TurnKey, line: bytes) -> list[Hold]:
-        """What a turn holds that was never asked; one that runs is cancelled, and settles its own."""
+    async def _stop_one(self, child: TurnKey, line: bytes, *, is_told: bool) -> None:
+        """One that runs is cancelled, and settles its own."""
         try:
             turn = await self._log.turn(child)
+            while turn.end is None:
+                with suppress(FenceLost):
+                    await self._log.append(child, turn.chain, ending(turn, "cancelled"))
+                turn = await self._log.turn(child, turn)
         except TurnUnknown:
-            return [] if await self._tombstones.stands(child) else (batch.read(line).holds or [])
-        while turn.end is None:
-            with suppress(FenceLost):
-                await self._log.append(child, turn.chain, ending(turn, "cancelled"))
-            turn = await self._log.turn(child, turn)
-        return []
+            if is_told:
+                await give_back(self._tombstones, self._counters, child, line)
+
+
+def is_handed_on(turn: Turn) -> bool:
+    """Whether Anthropic's Message Batches answer the batch."""
+    return turn.request is not None and turn.request.via == "message_batches"
 
 
 class Tally:
-    """How many of a batch's turns have ended, counted anew by each who takes it over; told only when it is more."""
+    """How many of a batch's turns have ended, counted anew by each who takes it over; told only when it is more.
 
-    def __init__(self, told: Progress | None, of: int) -> None:
+    And under which id Anthropic's Message Batches have it, if they do.
+    """
+
+    def __init__(self, told: Progress | None, of: int, *, was_begun: bool = False) -> None:
+        """`was_begun`: whether somebody has carried it before."""
         self._told = told.done + told.failed if told else 0
+        self._told_id = self.message_batch = told.message_batch if told else None
+        self.is_unclear = was_begun and self.message_batch is None
         self._of = of
         self._done = self._failed = self._cost_nusd = 0
         self.changed = asyncio.Event()
@@ -228,11 +277,15 @@ class Tally:
         self._cost_nusd += end.cost_nusd if end is not None else 0
         self.changed.set()
 
+    def submitted(self, message_batch: str) -> None:
+        self.message_batch, self.is_unclear = message_batch, False
+        self.changed.set()
+
     def news(self, chain: Chain) -> Progress | None:
         """The entry that follows `chain`, if there is more to tell than was told."""
-        if self._done + self._failed <= self._told:
+        if self._done + self._failed <= self._told and self.message_batch == self._told_id:
             return None
-        self._told = self._done + self._failed
+        self._told, self._told_id = self._done + self._failed, self.message_batch
         return Progress(
             prev=chain.last,
             attempt=chain.attempt,
@@ -240,4 +293,5 @@ class Tally:
             failed=self._failed,
             of=self._of,
             cost_nusd=self._cost_nusd,
+            message_batch=self.message_batch,
         )

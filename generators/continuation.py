@@ -10,6 +10,8 @@ import msgspec
 
 from generators.backends import Call
 from generators.caching import marked
+from generators.outbox import Outgoing
+from generators.seam import Seam
 from generators.structured import shaped
 from proto import events
 from proto.entries import Message, Request
@@ -23,9 +25,6 @@ GO_ON = (
     "Write only what comes after it: no repetition, no introduction."
 )
 TAIL_CHARS = 200
-
-Outgoing = tuple[msgspec.Raw, bool]
-"""An event for the log, and whether it is hidden from readers."""
 
 
 def call_of(request: Request) -> Call:
@@ -69,37 +68,49 @@ def prefill(text: str) -> str:
 class Continuation:
     """Maps the events of a continuing call onto the message that readers have already seen the beginning of."""
 
-    def __init__(self, blocks: tuple[Block, ...], owed: str) -> None:
+    def __init__(self, blocks: tuple[Block, ...], seam: Seam, owed: str) -> None:
         """`blocks` are those stored. `owed` is white space that is stored, but was not told to the model."""
+        self.repeated = 0
+        """Characters of what is stored that the model said again, and that were left out."""
         self._open = len(blocks) - 1 if blocks and not blocks[-1].is_closed else None
         self._next = len(blocks)
         self._has_before = bool(blocks)
+        self._seam = seam
+        self._sewn: int | None = None
         self._owed = owed
+        self._left_out = 0
         self._places: dict[int, int | None] = {}
 
     def place(self, raw: bytes) -> list[Outgoing]:
         """What `raw`, an event of the new call, becomes in the log: mostly one event, sometimes none or two."""
+        placed = self._placed(raw)
+        if placed and self._left_out:
+            placed[0] = placed[0]._replace(left_out=self._left_out)
+            self._left_out = 0
+        return placed
+
+    def _placed(self, raw: bytes) -> list[Outgoing]:
         event = events.decode(raw)
         match event:
             case events.MessageStart():
-                return [(msgspec.Raw(raw), True)]
+                return [Outgoing(msgspec.Raw(raw), is_hidden=True)]
             case events.BlockStart(index, block):
                 return self._start(index, block)
             case events.BlockDelta(index, delta):
                 return self._delta(index, delta)
             case events.BlockStop(index):
                 place = self._places.get(index)
-                return [] if place is None else [(events.encode(events.BlockStop(place)), False)]
+                return [] if place is None else [*self._unheld(index), shown(events.BlockStop(place))]
             case events.MessageDelta():
                 # Only the stop of a block may have been lost: then the model has no text to add to it.
-                return [*self._closing(), (msgspec.Raw(raw), False)]
+                return [*self._closing(), Outgoing(msgspec.Raw(raw))]
             case _:
-                return [(msgspec.Raw(raw), False)]
+                return [Outgoing(msgspec.Raw(raw))]
 
     def _start(self, index: int, block: dict[str, Any]) -> list[Outgoing]:
         kind = block.get("type")
         if kind == "text" and self._open is not None:
-            self._places[index], self._open = self._open, None
+            self._places[index], self._open, self._sewn = self._open, None, index
             return []
         if kind in ("thinking", "redacted_thinking") and self._has_before:
             # The model thinks anew before it goes on. The reader has seen the thoughts that led here.
@@ -110,24 +121,37 @@ class Continuation:
         self._places[index] = self._next
         self._next += 1
         start = events.BlockStart(self._next - 1, block)
-        return [*closing, (events.encode(start), False)]
+        return [*closing, shown(start)]
 
     def _closing(self) -> list[Outgoing]:
         """The stop of the block that was open, if it still is."""
         if self._open is None:
             return []
         stop, self._open = events.BlockStop(self._open), None
-        return [(events.encode(stop), False)]
+        return [shown(stop)]
 
     def _delta(self, index: int, delta: events.Delta) -> list[Outgoing]:
         place = self._places.get(index)
         if place is None:
+            self._left_out += len(delta.thinking) if isinstance(delta, events.ThinkingDelta) else 0
             return []
-        if isinstance(delta, events.TextDelta) and self._owed:
-            delta = events.TextDelta(self._paid(delta.text))
-            if not delta.text:
-                return []
-        return [(events.encode(events.BlockDelta(place, delta)), False)]
+        if not isinstance(delta, events.TextDelta):
+            return [*self._unheld(index), shown(events.BlockDelta(place, delta))]
+        if index != self._sewn:
+            return self._text(place, delta.text)
+        text, repeated = self._seam.take(delta.text)
+        self.repeated += repeated
+        self._left_out += repeated
+        return self._text(place, text)
+
+    def _unheld(self, index: int) -> list[Outgoing]:
+        """What was held of the block `index`, which goes on with something else."""
+        place = self._places.get(index)
+        return [] if index != self._sewn or place is None else self._text(place, self._seam.rest())
+
+    def _text(self, place: int, text: str) -> list[Outgoing]:
+        text = self._paid(text)
+        return [shown(events.BlockDelta(place, events.TextDelta(text)))] if text else []
 
     def _paid(self, text: str) -> str:
         """`text` without the white space at its beginning that is stored already."""
@@ -139,9 +163,13 @@ class Continuation:
         return text
 
 
+def shown(event: events.Event) -> Outgoing:
+    return Outgoing(events.encode(event))
+
+
 def continuation_of(request: Request, turn: Turn) -> Continuation:
     """The mapping that belongs to `call_after(request, turn)`."""
     # Of white space alone no model is told: that call begins anew, and what it begins with is stored.
     is_told_whole = bool(turn.text.strip()) and not takes_prefill(request.model)
-    owed = "" if is_told_whole else turn.text[len(prefill(turn.text)) :]
-    return Continuation(turn.blocks, owed)
+    told = turn.text if is_told_whole else prefill(turn.text)
+    return Continuation(turn.blocks, Seam(told), turn.text[len(told) :])

@@ -22,8 +22,9 @@ CUT = msgspec.Raw(
 class Meter:
     """Follows one attempt, event by event as the log gets them; the fold of that log counts the same."""
 
-    def __init__(self, request: Request, turn: Turn) -> None:
-        """`turn` is the fold with the attempt in it."""
+    def __init__(self, request: Request, turn: Turn, *, is_raced: bool = False) -> None:
+        """`turn` is the fold with the attempt in it. What one that `is_raced` was told may never come into the log."""
+        self._is_read = is_raced or request.max_cost_nusd is not None
         self._most = request.max_cost_nusd
         self._model = model_named(request.model)
         self._before = sum(cost_nusd(self._model, call) for call in turn.calls_before) if self._model else 0
@@ -35,16 +36,22 @@ class Meter:
         """0 for a model without a price."""
         if self._model is None:
             return 0
-        return self._before + cost_nusd(self._model, estimated(self._usage, self._said_chars))
+        return self._before + cost_nusd(self._model, self.usage)
+
+    @property
+    def usage(self) -> CallUsage:
+        """Of the attempt's call, as far as the model has told, and what that broke off is estimated to be."""
+        return estimated(self._usage, self._said_chars)
 
     @property
     def is_passed(self) -> bool:
         """Whether the call is to be closed."""
         return self._most is not None and self.cost_nusd >= self._most
 
-    def add(self, raw: msgspec.Raw) -> None:
-        if self._most is None:
+    def add(self, raw: msgspec.Raw, left_out: int = 0) -> None:
+        if not self._is_read:
             return
+        self._said_chars += left_out
         match events.decode(raw):
             case events.MessageStart(message):
                 self._usage, self._said_chars = message.usage, 0

@@ -2,12 +2,26 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from proto.entries import End
+from proto.usage import NUSD_PER_USD
+
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that this process carries now")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
 LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
+REPETITIONS = Counter(
+    "tailrace_generator_repetitions_total", "Continuations that began with the end of what was told; it was left out"
+)
 BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts broken off, by code", ["code"])
 FAILOVERS = Counter("tailrace_generator_failovers_total", "Turns that another backend was given, by it", ["backend"])
+HEDGES = Counter(
+    "tailrace_generator_hedges_total",
+    "Calls beside one whose first token was late: won, lost, failed; and those that nobody had room for: nobody",
+    ["outcome"],
+)
+HEDGE_COST = Counter(
+    "tailrace_generator_hedge_cost_dollars_total", "Cost of calls that another was faster than, as far as they told"
+)
 CALLS_AGAIN = Counter(
     "tailrace_generator_calls_again_total", "Calls repeated before the first event, by code", ["code"]
 )
@@ -22,3 +36,11 @@ APPEND_S = Histogram(
 USAGE = Counter("tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind", ["kind"])
 COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here")
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
+
+
+def ended(end: End) -> None:
+    """Counts a turn that was ended here, and what it has used."""
+    ENDS.labels(end.outcome).inc()
+    COST.inc(end.cost_nusd / NUSD_PER_USD)
+    for kind in end.usage.__struct_fields__:
+        USAGE.labels(kind).inc(getattr(end.usage, kind))

@@ -5,6 +5,7 @@ Bounded by the answer itself: what waits is a handful of blocks, whatever the nu
 
 import asyncio
 from collections import deque
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,22 +13,35 @@ from proto import events
 
 # Joined deltas beyond this become a further entry: an entry must fit a message, and a slow reader its buffer.
 JOINED_BYTES_MAX = 16_384
+OPENING = (events.MessageStart, events.BlockStart)
+
+
+class Outgoing(NamedTuple):
+    """An event for the log."""
+
+    event: msgspec.Raw
+    is_hidden: bool = False
+    """From readers."""
+    left_out: int = 0
+    """Characters that the call has said before it and that nobody is told (PROTOCOL R70)."""
 
 
 class _Waiting:
     """An event that waits; `raw` is None once others were joined to it."""
 
-    def __init__(self, raw: msgspec.Raw, size: int, *, is_hidden: bool) -> None:
+    def __init__(self, raw: msgspec.Raw, size: int, *, is_hidden: bool, left_out: int) -> None:
         self.event = events.decode(raw)
         self.raw: msgspec.Raw | None = raw
         self.size = size
         self.is_hidden = is_hidden
+        self.left_out = left_out
 
     def join(self, other: "_Waiting") -> bool:
         both = events.joined(self.event, other.event)
         if both is None or self.size + other.size > JOINED_BYTES_MAX:
             return False
         self.event, self.raw, self.size = both, None, self.size + other.size
+        self.left_out += other.left_out
         return True
 
     def encoded(self) -> msgspec.Raw:
@@ -38,15 +52,24 @@ class _Waiting:
 
 
 class Outbox:
-    """One producer, one consumer; both in one loop."""
+    """One producer, one consumer; both in one loop.
 
-    def __init__(self) -> None:
+    With `is_held` the opening of a message and of its first block waits for the first token: what an API says before it
+    is no answer yet.
+    """
+
+    def __init__(self, *, is_held: bool = False) -> None:
         self._waiting: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
+        self._is_held = is_held
         self._is_closed = False
+        self.begun = asyncio.Event()
+        """A token was put."""
 
-    def put(self, raw: msgspec.Raw, *, is_hidden: bool = False) -> None:
-        new = _Waiting(raw, len(bytes(raw)), is_hidden=is_hidden)
+    def put(self, raw: msgspec.Raw, *, is_hidden: bool = False, left_out: int = 0) -> None:
+        new = _Waiting(raw, len(bytes(raw)), is_hidden=is_hidden, left_out=left_out)
+        if not isinstance(new.event, OPENING):
+            self.begun.set()
         if not (self._waiting and self._waiting[-1].join(new)):
             self._waiting.append(new)
         self._changed.set()
@@ -56,12 +79,14 @@ class Outbox:
         self._is_closed = True
         self._changed.set()
 
-    async def take(self) -> tuple[msgspec.Raw, bool] | None:
-        """The next event, and whether it is hidden; None after the last."""
-        while not self._waiting:
+    async def take(self) -> Outgoing | None:
+        """The next event; None after the last."""
+        while not self._waiting or (self._is_held and not self.begun.is_set()):
             if self._is_closed:
-                return None
+                break
             self._changed.clear()
             await self._changed.wait()
+        if not self._waiting:
+            return None
         first = self._waiting.popleft()
-        return first.encoded(), first.is_hidden
+        return Outgoing(first.encoded(), first.is_hidden, first.left_out)

@@ -17,6 +17,10 @@ class Leave(msgspec.Struct, frozen=True):
     """The turn has ended: acknowledge."""
 
 
+class Wait(msgspec.Struct, frozen=True):
+    """Another writes the answer: whoever carries the turn's batch."""
+
+
 class Complete(msgspec.Struct, frozen=True):
     """The answer is whole, only its `end` is missing. `fits`: as that will say it."""
 
@@ -46,9 +50,11 @@ class Go(msgspec.Struct, frozen=True):
     mode: Mode
     misfit: str | None = None
     """Why the answer so far, which is whole, is to be given anew."""
+    is_hedge: bool = False
+    """Beside the attempt before it, which is late: whoever has a token first has the turn."""
 
 
-Plan = Leave | Complete | Close | Judge | Fail | Go
+Plan = Leave | Wait | Complete | Close | Judge | Fail | Go
 
 # The answer is not the one that has to fit: a tool's result comes first, or the rest of it.
 UNFINISHED = ("tool_use", "pause_turn")
@@ -61,13 +67,15 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
     """The next step of `turn`, of which at most `attempts_max` attempts are made."""
     if turn.end is not None:
         return Leave()
+    if turn.request is not None and turn.request.via == "message_batches":
+        return Wait()
     schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
         return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else Judge(schema)
     if turn.message is not None and is_spent(turn):
         return Close()
-    if turn.attempt >= attempts_max:
-        return Fail(Failure("attempts_exhausted", f"the answer was broken off {turn.attempt} times"))
+    if tries(turn) >= attempts_max:
+        return Fail(Failure("attempts_exhausted", f"the answer was broken off {tries(turn)} times"))
     attempt = turn.attempt + 1
     if turn.message is None:
         # Nobody has been shown anything: there is nothing to continue, and nothing to take back.
@@ -87,9 +95,19 @@ def judged(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | Go:
     """What follows a whole answer that fits its schema or, because of `misfit`, does not: it is asked again once."""
     if misfit is None:
         return Complete(fits=True)
-    is_final = turn.misfit is not None or turn.attempt >= attempts_max or turn.stop.stop_reason not in WANTED
+    is_final = turn.misfit is not None or tries(turn) >= attempts_max or turn.stop.stop_reason not in WANTED
     is_final |= is_spent(turn)
     return Complete(fits=False) if is_final else Go(turn.attempt + 1, "restart", misfit)
+
+
+def hedge(turn: Turn) -> Go:
+    """The attempt that is made beside the one that `turn`, of which nothing was shown, waits for."""
+    return Go(turn.attempt + 1, "fresh", is_hedge=True)
+
+
+def tries(turn: Turn) -> int:
+    """The attempts that count. One that took the turn from another, which was only late, is no further one."""
+    return turn.attempt - turn.hedges
 
 
 def can_continue(blocks: tuple[Block, ...]) -> bool:

@@ -9,7 +9,16 @@ from generators.blobs import Blobs
 from proto.errors import BackendError, Refused
 from proto.ids import Tenant
 from proto.log.services import Answer
-from proto.model_records import COUNT_TOKENS, MODELS, AskTokenCount, ListedModels, LongPrompt, with_prompt
+from proto.model_records import (
+    CANCEL_MESSAGE_BATCH,
+    COUNT_TOKENS,
+    MODELS,
+    AskCancel,
+    AskTokenCount,
+    ListedModels,
+    LongPrompt,
+    with_prompt,
+)
 
 
 class Informant(Protocol):
@@ -24,15 +33,28 @@ class Informant(Protocol):
         ...
 
 
+class Cancelling(Protocol):
+    """Who has Anthropic's Message Batches."""
+
+    async def cancel(self, name: str) -> None:
+        """Raises BackendError. One that has ended, or is not there, is left as it is."""
+        ...
+
+
 class Questions:
-    def __init__(self, informant: Informant, blobs: Blobs) -> None:
+    def __init__(self, informant: Informant, message_batches: Cancelling, blobs: Blobs) -> None:
         self._informant = informant
+        self._message_batches = message_batches
         self._blobs = blobs
 
     @property
     def answers(self) -> Mapping[str, Answer]:
         """By the names under which they are asked (PROTOCOL R36)."""
-        return {MODELS: self._models, COUNT_TOKENS: self._count_tokens}
+        return {
+            MODELS: self._models,
+            COUNT_TOKENS: self._count_tokens,
+            CANCEL_MESSAGE_BATCH: self._cancel_message_batch,
+        }
 
     async def _models(self, _: Tenant, __: bytes) -> bytes:
         try:
@@ -53,6 +75,15 @@ class Questions:
                 return await self._informant.count_tokens(with_prompt(body, prompt), question.betas)
         except BackendError as error:
             raise refused(error) from error
+
+    async def _cancel_message_batch(self, _: Tenant, asked: bytes) -> bytes:
+        try:
+            await self._message_batches.cancel(msgspec.json.decode(asked, type=AskCancel).message_batch)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused("request_invalid", "the question is not an AskCancel") from error
+        except BackendError as error:
+            raise refused(error) from error
+        return b""
 
 
 def refused(error: BackendError) -> Refused:

@@ -49,11 +49,19 @@ def shaped(call: Call) -> Call:
     if said is not None:
         wanted = config | {"format": config["format"] | {"schema": said}}
         return msgspec.structs.replace(call, options=call.options | {"output_config": wanted})
-    rest = {name: value for name, value in config.items() if name != "format"}
-    options = {name: value for name, value in call.options.items() if name != "output_config"}
+    return in_prompt(call)
+
+
+def in_prompt(call: Call) -> Call:
+    """`call` for who has no structured outputs, whatever its model has: the schema stands in the system prompt."""
+    schema, options = schema_of(call.options), call.options or {}
+    if schema is None:
+        return call
+    kept = {name: value for name, value in options.items() if name not in ("output_config", "output_format")}
+    config = {name: value for name, value in options.get("output_config", {}).items() if name != "format"}
     told = ASKED.format(schema=msgspec.json.encode(schema).decode())
     return msgspec.structs.replace(
-        call, options=options | ({"output_config": rest} if rest else {}) or None, system=with_told(call.system, told)
+        call, options=kept | ({"output_config": config} if config else {}) or None, system=with_told(call.system, told)
     )
 
 

@@ -4,6 +4,7 @@ The lease only says who is to try. Who may write is decided by the log, entry by
 """
 
 import asyncio
+from collections.abc import Collection
 
 import msgspec
 import structlog
@@ -11,22 +12,28 @@ import structlog
 from generators import metrics
 from generators.attempt import Carrier
 from generators.batches import Batches
-from generators.settlement import Settlement
 from proto.errors import FenceLost, LogError, TurnUnknown
-from proto.log import Deliveries, Delivery, TurnLog
+from proto.ids import Tenant
+from proto.log import Deliveries, Delivery, Hedge, TurnLog
+from proto.settlement import Settlement
 from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 BROKEN_WAIT_S = 1.0
+# An answer that another has whole takes him milliseconds to write.
+WRITTEN_WAIT_S = 0.2
 # Each has its inputs in memory, up to the size of a body.
 BATCHES_MAX = 8
+# Those of a tenant that wait a day for Anthropic, say, keep nobody else's waiting.
+BATCHES_TENANT_MAX = BATCHES_MAX // 2
 
 
 class Worker:
     """Carries up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
-    Batches are carried beside them, for they wait for turns; and they are given back at once.
+    Batches are carried beside them, for they wait for turns; and they are given back at once. Calls beside those of
+    other generators get what the queue leaves over.
     """
 
     def __init__(
@@ -50,12 +57,15 @@ class Worker:
         self._deadline_s = deadline_s
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
         self._is_draining = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        batches: set[asyncio.Task[None]] = set()
+        tasks = self._tasks
+        batches: dict[asyncio.Task[None], Tenant] = {}
         async with asyncio.TaskGroup() as group:
+            self._group = group
             renewing = group.create_task(self._renew())
             stopping = group.create_task(stop.wait())
             while not stop.is_set():
@@ -64,16 +74,19 @@ class Worker:
                     continue
                 # One for each free slot and no more: what waits here waits for its lease to run out, too.
                 for delivery in await self._deliveries.next():
-                    is_batch = delivery.is_batch
-                    beside = batches if is_batch else tasks
+                    is_batch, tenant = delivery.is_batch, delivery.key.tenant
                     if stop.is_set():
                         await delivery.give_back()
-                    elif is_batch and len(batches) >= BATCHES_MAX and delivery.key not in self._held:
+                    elif is_batch and is_full(batches.values(), tenant) and delivery.key not in self._held:
                         await delivery.give_back(BROKEN_WAIT_S)
                     elif self._take(delivery):
                         task = group.create_task(self._carry(delivery.key, is_batch=is_batch))
-                        beside.add(task)
-                        task.add_done_callback(beside.discard)
+                        if is_batch:
+                            batches[task] = tenant
+                            task.add_done_callback(batches.pop)
+                        else:
+                            tasks.add(task)
+                            task.add_done_callback(tasks.discard)
             self._is_draining = True
             logger.info("draining", running=len(tasks))
             for task in batches:
@@ -89,16 +102,31 @@ class Worker:
         """How this process is, for whoever asks; None, and silence, once it is going away: others may be there."""
         return None if self._is_draining else msgspec.json.encode({"ok": True, "running": len(self._held)})
 
+    def has_room(self) -> bool:
+        """Whether a call could be made beside another generator's. The next of the queue always has a place here."""
+        is_running = self._group is not None and not self._is_draining
+        return is_running and len(self._tasks) + 1 < self._concurrency
+
+    def take(self, hedge: Hedge) -> bool:
+        """Begins a call beside another generator's; False when there is no room, or the turn is here already."""
+        if self._group is None or not self.has_room() or hedge.key in self._held:
+            return False
+        self._take(self._deliveries.shared(hedge.key, hedge.lease))
+        task = self._group.create_task(self._carry(hedge.key, hedge=hedge))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
     def _take(self, delivery: Delivery) -> bool:
         """Holds `delivery`; False when its turn runs here already, and this is only a newer lease of it."""
         is_new = delivery.key not in self._held
         self._held[delivery.key] = delivery
         return is_new
 
-    async def _carry(self, key: TurnKey, *, is_batch: bool) -> None:
+    async def _carry(self, key: TurnKey, *, is_batch: bool = False, hedge: Hedge | None = None) -> None:
         try:
             with metrics.RUNNING.track_inprogress():
-                if await self._is_ended_by(key, is_batch=is_batch):
+                if await self._is_ended_by(key, is_batch=is_batch, hedge=hedge):
                     await self._held[key].done()
         except asyncio.CancelledError:
             await self._held[key].give_back()
@@ -106,13 +134,21 @@ class Worker:
         finally:
             del self._held[key]
 
-    async def _is_ended_by(self, key: TurnKey, *, is_batch: bool) -> bool:
+    async def _is_ended_by(self, key: TurnKey, *, is_batch: bool, hedge: Hedge | None) -> bool:
         """Carries the turn; whether it has ended now. The edge of one turn: nothing that happens to it stops others."""
         try:
             if is_batch:
                 turn = await self._batches.carry(key)
+            elif hedge is not None:
+                turn = await self._carrier.hedge(key, hedge.late, self._deadline_s)
+                if turn.end is None:
+                    return False
             else:
-                turn = await self._carrier.carry(key, self._deadline_s)
+                turn = await self._carrier.carry(key, self._deadline_s, self._held[key].lease)
+                if turn.end is None:
+                    # Its batch's carrier writes it, and is about to: what limits hold for it is settled after that.
+                    await self._held[key].give_back(WRITTEN_WAIT_S)
+                    return False
             # Before it is acknowledged: whoever dies in between leaves it to the next.
             await self._settlement.settle(key, turn)
         except FenceLost as lost:
@@ -149,3 +185,8 @@ class Worker:
             await asyncio.sleep(self._deliveries.renew_every_s)
             for delivery in tuple(self._held.values()):
                 await delivery.keep()
+
+
+def is_full(carried: Collection[Tenant], tenant: Tenant) -> bool:
+    """Whether one more batch of `tenant` has to wait, beside the batches of those that are `carried`."""
+    return len(carried) >= BATCHES_MAX or sum(one == tenant for one in carried) >= BATCHES_TENANT_MAX

@@ -9,19 +9,21 @@ from functools import partial
 import structlog
 
 from persistence import signature, webhooks
+from persistence.batches import Batches
 from persistence.catch_up import catch_up
 from persistence.changes import Changes
 from persistence.database import set_aside
 from persistence.egress import Egress
 from persistence.queries import Queries
 from persistence.recorder import Recorder
+from persistence.releases import Releases
 from persistence.resources import Resources
 from persistence.settings import Settings
 from persistence.store import Store
 from proto import process
 from proto.destination import private_hosts
-from proto.errors import StoreCorrupt
-from proto.log import Connection, Deliveries, Services, Tombstones, TurnLog
+from proto.errors import SettingsInvalid, StoreCorrupt
+from proto.log import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
 from proto.subjects import PERSISTENCE, WEBHOOKS
 from proto.version import VERSION
 
@@ -31,9 +33,11 @@ logger = structlog.get_logger()
 async def preflight(settings: Settings) -> None:
     """Raises StoreError when the database cannot be opened; what is damaged is left for `serve` to move aside.
 
-    SettingsInvalid for webhooks that nobody could sign or send.
+    SettingsInvalid for a folder in its place, and for webhooks that nobody could sign or send.
     """
     webhooks.check(settings)
+    if settings.database.is_dir():
+        raise SettingsInvalid(f"TAILRACE_DATABASE: {str(settings.database)!r} is a folder; expected a file")
     with suppress(StoreCorrupt):
         async with _opened(settings):
             pass
@@ -55,9 +59,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
     turns, services = TurnLog(connection), Services(connection)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
-    is_new = store.is_new
-    if is_new:
-        # Before there is anything to write to: whoever dies between the two does the first again.
+    is_behind = store.is_behind
+    if is_behind:
+        # Before the step is done that says so: whoever dies between the two does the first again.
         await deliveries.restart()
     await store.migrate()
     tombstones = Tombstones(connection)
@@ -67,15 +71,18 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     caught_up = partial(catch_up, deliveries, lambda: recorder.trouble, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
     resources = Resources(store, queries)
-    changes = Changes(store, tombstones, queries, resources)
+    releases = Releases(store, Bodies(connection), Holds(connection), caught_up)
+    changes = Changes(store, tombstones, releases, queries, resources)
     answers = {
-        name: answer for room in (queries, resources, changes) for name, answer in room.answers(caught_up).items()
+        name: answer
+        for room in (queries, resources, Batches(store), changes)
+        for name, answer in room.answers(caught_up).items()
     }
     service = await services.answer(PERSISTENCE, VERSION, answers)
     await services.report_health(PERSISTENCE, recorder.report)
-    logger.info("ready", database=str(settings.database), is_new=is_new)
+    logger.info("ready", database=str(settings.database), is_behind=is_behind)
     try:
-        async with _telling(settings, connection, turns, stop):
+        async with _telling(settings, connection, turns, stop), _settling(releases, stop):
             await recorder.run(stop)
     finally:
         if not connection.closed.is_set():
@@ -109,6 +116,20 @@ async def _telling(
         finally:
             stop.set()
             await telling
+
+
+@asynccontextmanager
+async def _settling(releases: Releases, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Settles while the block runs what deletions have left, and breaks off then. A mistake in it ends the process."""
+    settling = asyncio.create_task(releases.run(stop))
+    settling.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+    finally:
+        stop.set()
+        settling.cancel()
+        with suppress(asyncio.CancelledError):
+            await settling
 
 
 @asynccontextmanager

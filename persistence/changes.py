@@ -6,6 +6,7 @@ from functools import partial
 
 from persistence.answers import Caught, answering
 from persistence.queries import Queries
+from persistence.releases import Releases
 from persistence.resources import Resources
 from persistence.store import Store
 from proto.errors import Refused
@@ -20,9 +21,12 @@ from proto.subjects import TurnKey
 class Changes:
     """Every change names the tenant that makes it. What belongs to another one is not there."""
 
-    def __init__(self, store: Store, tombstones: Tombstones, queries: Queries, resources: Resources) -> None:
+    def __init__(
+        self, store: Store, tombstones: Tombstones, releases: Releases, queries: Queries, resources: Resources
+    ) -> None:
         self._store = store
         self._tombstones = tombstones
+        self._releases = releases
         self._queries = queries
         self._resources = resources
 
@@ -58,12 +62,15 @@ class Changes:
             await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
             await caught_up()
         else:
+            # What a deletion before this one has not finished: who is told that nothing is there can rely on it.
+            await self._releases.settle(tenant)
             await self._confirm_known(tenant, what)
         doomed = await self._store.doomed(tenant, what)
         if what.kind == "turn" and not {one.turn for one in doomed} <= set(what.purged):
             # Somebody has just gone on from them: without their rows, nobody would find what goes with them.
             return Left(doomed)
         await self._store.delete(tenant, what)
+        await self._releases.settle(tenant)
         return Left(await self._store.doomed(tenant, what))
 
     async def _confirm_known(self, tenant: Tenant, what: Delete) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 import aiosqlite
 
-from persistence.migrations import migrations
+from persistence.migrations import TOLD_AGAIN, migrations
 from proto.errors import StoreBusy, StoreCorrupt, StoreError, StoreRefused, StoreTooNew, StoreUnwritable
 
 # SQLite's names, and what they mean to us; the longer ones (SQLITE_IOERR_WRITE) go by their first two words. What is
@@ -58,6 +58,7 @@ class Database:
         self._reader = reader
         self._version = version
         self._writing = asyncio.Lock()
+        self._damage: StoreCorrupt | None = None
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float) -> Self:
@@ -84,9 +85,9 @@ class Database:
         return cls(path, opened, writer, reader, version)
 
     @property
-    def is_new(self) -> bool:
-        """Nothing was ever recorded here: all that the log has is missing."""
-        return self._version == 0
+    def is_behind(self) -> bool:
+        """What the log has is missing, or a part of it: nothing was recorded here, or by a version that took less."""
+        return self._version < TOLD_AGAIN
 
     async def close(self) -> None:
         with _errors():
@@ -125,8 +126,17 @@ class Database:
                     raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
 
     async def read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        with _errors():
-            return [dict(row) for row in await self._reader.execute_fetchall(statement, parameters)]
+        try:
+            with _errors():
+                return [dict(row) for row in await self._reader.execute_fetchall(statement, parameters)]
+        except StoreCorrupt as error:
+            self._damage = error
+            raise
+
+    def require_whole(self) -> None:
+        """Raises StoreCorrupt once any read has found a damaged page: who writes may never come by it."""
+        if self._damage is not None:
+            raise StoreCorrupt(str(self._damage)) from self._damage
 
 
 def set_aside(path: Path) -> Path | None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from persistence import context, page
 from persistence.answers import Caught, answering, fitting, paged
-from persistence.store import Store
+from persistence.store import BRANCH_TURNS_MAX, Store
 from proto.errors import Refused
 from proto.ids import SessionId, Tenant, TurnId
 from proto.log.services import Answer
@@ -25,6 +25,11 @@ from proto.records import (
     TurnRecord,
 )
 from proto.subjects import TurnKey
+
+TOO_MANY = (
+    "this conversation has more than {most} turns, and no more are told at once: "
+    "begin a new session, or go on from an earlier turn (`parent`)"
+)
 
 
 class Queries:
@@ -112,11 +117,13 @@ class Queries:
 
     async def _after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
         """The context of what goes on from `parent`, which has to be of `session` if one was named."""
-        branch = await self._store.branch(TurnKey(tenant, parent))
+        branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
             raise Refused("parent_not_found", "there is no such turn in this session")
         if branch[-1].outcome == "running":
             raise Refused("session_busy", f"turn {parent} is still running: wait for its end, or cancel it")
+        if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:
+            raise Refused("body_too_large", TOO_MANY.format(most=BRANCH_TURNS_MAX))
         if branch[0].parent is not None:
             # A conversation without its beginning is another conversation, and nobody would notice.
             raise Refused("parent_not_found", "the beginning of this conversation is not in the database any more")

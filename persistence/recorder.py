@@ -14,9 +14,9 @@ import structlog
 
 from persistence import metrics
 from persistence.losses import Losses
-from persistence.row import Row, row
+from persistence.row import Row, blobs_of, row
 from persistence.store import Store
-from proto.errors import LogUnavailable, StoreBusy, StoreRefused, StoreUnwritable, TurnUnknown
+from proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from proto.fold import Turn, text_proof
 from proto.ids import Seq
 from proto.log import Deliveries, Delivery, Tombstones, TurnLog
@@ -57,6 +57,7 @@ class Recorder:
             batch = await self._deliveries.next(self._batch_max)
             if batch:
                 await self._batch(batch, stop)
+            self._store.require_whole()
             await self._losses.look()
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
@@ -125,11 +126,13 @@ class Recorder:
             async with self._folds:
                 turn = await self._log.turn_upto(key, reached)
                 if is_asked and await self._is_orphan(key, turn):
+                    # Before the log forgets it: nobody else could tell what it refers to.
+                    await self._store.release(key.tenant, blobs_of(turn))
                     await self._log.purge(key)
                     logger.info("turn taken out of the log: its conversation was deleted", turn=key.turn)
                     return None
             made = row(key, turn)
-        except LogUnavailable:
+        except (LogUnavailable, StoreError):
             raise
         except TurnUnknown:
             metrics.LEFT_OUT.inc()

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from proto.batch_records import BatchCounts, StoredBatch, counts_of
+from proto.blobs import names
 from proto.entries import Failure, Message
 from proto.fold import Turn
 from proto.ids import TurnId
@@ -24,11 +26,15 @@ _blocks = msgspec.json.Decoder(list[dict[str, Any]])
 _envelope = msgspec.json.Decoder(dict[str, Any])
 _failure = msgspec.json.Decoder(Failure)
 _system: msgspec.json.Decoder[str | list[dict[str, Any]]] = msgspec.json.Decoder(str | list[dict[str, Any]])
+_counts = msgspec.json.Decoder(BatchCounts)
 _metadata = msgspec.json.Decoder(dict[str, str])
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON."""
+    """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
+
+    `blobs` are the SHA-256 of those that the turn refers to: a line each of `blob_uses`.
+    """
 
     tenant: str
     turn: str
@@ -60,11 +66,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     cost_nusd: int
     messages: int
     asked_by: str | None
+    blobs: str
+    batch: str | None
 
 
 def row(key: TurnKey, turn: Turn) -> Row:
     """The row of a folded turn; raises TurnUnknown for a fold without a request."""
     told = record(key, turn)
+    counts = counts_of(turn)
     return Row(
         tenant=key.tenant,
         turn=told.turn,
@@ -93,7 +102,13 @@ def row(key: TurnKey, turn: Turn) -> Row:
         cost_nusd=turn.end.cost_nusd if turn.end else 0,
         messages=len(told.input) + bool(told.content),
         asked_by=turn.request.by if turn.request else None,
+        blobs=blobs_of(turn),
+        batch=_json(counts) if counts else None,
     )
+
+
+def blobs_of(turn: Turn) -> str:
+    return _json(sorted(names(turn.request)) if turn.request else [])
 
 
 def turn_record(row: Mapping[str, Any]) -> TurnRecord:
@@ -120,6 +135,19 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         asked_at=moment(row["asked_at"]),
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
         cursor=row["cursor"],
+    )
+
+
+def batch_record(row: Mapping[str, Any]) -> StoredBatch:
+    return StoredBatch(
+        batch=row["turn"],
+        session=row["session"],
+        outcome=row["outcome"],
+        counts=_counts.decode(row["batch"]),
+        error=_failure.decode(row["error"]) if row["error"] else None,
+        metadata=_metadata.decode(row["metadata"]),
+        asked_at=moment(row["asked_at"]),
+        ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
     )
 
 

@@ -4,7 +4,7 @@ Each names the tenant first, but the one that is nobody's question, and each rea
 for its plan).
 """
 
-# One parameter set serves the four writes of a turn: the columns of `row.Row`, by name.
+# One parameter set serves the five writes of a turn: the columns of `row.Row`, by name.
 
 # The session of a turn, as old as its first and as new as its last one; of the project that was first named for it.
 PUT_SESSION = """
@@ -28,10 +28,10 @@ ON CONFLICT (tenant, project) DO NOTHING
 PUT_TURN = """
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
-    error, attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256
+    error, attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256, batch
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
-    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256
+    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256, :batch
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -46,7 +46,8 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     ended_at = excluded.ended_at,
     cursor = excluded.cursor,
     text_chars = excluded.text_chars,
-    text_sha256 = excluded.text_sha256
+    text_sha256 = excluded.text_sha256,
+    batch = excluded.batch
 WHERE excluded.cursor > turns.cursor
 """
 
@@ -71,6 +72,12 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
     asked_by = excluded.asked_by
 """
 
+# Which blobs the turn refers to. A turn's request never changes, so neither does this.
+PUT_BLOB_USES = """
+INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM json_each(:blobs) WHERE true
+ON CONFLICT (tenant, sha256, turn) DO NOTHING
+"""
+
 # The turns of all tenants that are running here, while the log has nothing any more of what is known of them.
 LOSE_TURNS = """
 UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
@@ -92,6 +99,35 @@ INSERT INTO projects (tenant, project, name, description, created_at)
 VALUES (:tenant, :project, :name, :description, :created_at)
 ON CONFLICT (tenant, project) DO NOTHING
 """
+
+# The blobs of a turn, before its row goes: somebody has to look whether another turn refers to them.
+RELEASE_BLOBS = """
+INSERT INTO blob_releases (tenant, sha256) SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = :turn
+ON CONFLICT (tenant, sha256) DO NOTHING
+"""
+
+# The same of a turn that never had a row.
+RELEASE_NAMED_BLOBS = """
+INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM json_each(:blobs) WHERE true
+ON CONFLICT (tenant, sha256) DO NOTHING
+"""
+
+# Which blobs a turn refers to.
+DELETE_BLOB_USES = "DELETE FROM blob_uses WHERE tenant = :tenant AND turn = :turn"
+
+# Whether any turn refers to a blob.
+BLOB_USE = "SELECT turn FROM blob_uses WHERE tenant = :tenant AND sha256 = :sha256 LIMIT 1"
+
+# A blob that was released, once it is gone, or stays.
+FORGET_BLOB = "DELETE FROM blob_releases WHERE tenant = :tenant AND sha256 = :sha256"
+
+# Blobs of a tenant that were released, after one of them.
+RELEASED_BLOBS = """
+SELECT sha256 FROM blob_releases WHERE tenant = :tenant AND sha256 > :after ORDER BY sha256 LIMIT :limit
+"""
+
+# The tenants who have such.
+RELEASING_TENANTS = "SELECT DISTINCT tenant FROM blob_releases LIMIT :limit"
 
 # What a turn has used, before its row goes.
 DELETE_USAGE = """
@@ -124,6 +160,21 @@ DELETE FROM projects WHERE tenant = :tenant AND project = :name
 TURN = """
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND turn = :turn
+"""
+
+_BATCHES = """
+SELECT turn, session, outcome, error, metadata, asked_at, ended_at, batch FROM turns
+WHERE tenant = :tenant AND batch IS NOT NULL
+"""
+
+# A turn that is a batch.
+BATCH = f"{_BATCHES} AND turn = :turn"
+
+# The batches before one of them, newest first. By the primary key SQLite would read every turn of the tenant.
+BATCHES = f"""
+{_BATCHES.replace("FROM turns", "FROM turns INDEXED BY turns_batches")}
+    AND (asked_at, turn) < (:before_at, :before)
+ORDER BY asked_at DESC, turn DESC LIMIT :limit
 """
 
 # The turns of a session after one of them, oldest first.

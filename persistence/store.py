@@ -9,7 +9,17 @@ import msgspec
 from persistence import sql
 from persistence.database import Database
 from persistence.page import Place
-from persistence.row import Row, branch_of, micros, project_record, session_record, turn_record, usage_record
+from persistence.row import (
+    Row,
+    batch_record,
+    branch_of,
+    micros,
+    project_record,
+    session_record,
+    turn_record,
+    usage_record,
+)
+from proto.batch_records import StoredBatch
 from proto.entries import Failure
 from proto.ids import Seq, SessionId, Tenant, TurnId
 from proto.records import SessionRecord, TurnRecord
@@ -18,6 +28,7 @@ from proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
 DOOMED_MAX = 1_000
+RELEASED_MAX = 200
 ANSWERING_MAX = 1_000
 
 USAGE = {
@@ -46,7 +57,7 @@ class Store(Database):
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
         async with self.transaction() as writer:
-            for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE):
+            for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE, sql.PUT_BLOB_USES):
                 await writer.executemany(statement, columns)
 
     async def lose(self, first: Seq, why: Failure) -> int:
@@ -83,12 +94,38 @@ class Store(Database):
             return made.rowcount > 0
 
     async def delete(self, tenant: Tenant, what: Delete) -> None:
-        """Deletes the rows of `what.purged`, and a session or project that has no turns then."""
+        """Deletes the rows of `what.purged`, and a session or project that has no turns then.
+
+        What they referred to is released.
+        """
         async with self.transaction() as writer:
-            for statement in (sql.DELETE_USAGE, sql.DELETE_TURN):
+            for statement in (sql.RELEASE_BLOBS, sql.DELETE_BLOB_USES, sql.DELETE_USAGE, sql.DELETE_TURN):
                 await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
             for statement in EMPTIED[what.kind]:
                 await writer.execute(statement, {"tenant": tenant, "name": what.name})
+
+    async def release(self, tenant: Tenant, blobs: str) -> None:
+        """Releases blobs whose turn has no row: a JSON list of their SHA-256."""
+        async with self.transaction() as writer:
+            await writer.execute(sql.RELEASE_NAMED_BLOBS, {"tenant": tenant, "blobs": blobs})
+
+    async def released(self, tenant: Tenant, after: str = "") -> list[str]:
+        """The blobs that were released and are not settled, in order, after one of them; at most `RELEASED_MAX`."""
+        rows = await self.read(sql.RELEASED_BLOBS, tenant=tenant, after=after, limit=RELEASED_MAX)
+        return [row["sha256"] for row in rows]
+
+    async def releasing(self) -> list[Tenant]:
+        """The tenants who have any, at most `RELEASED_MAX`."""
+        return [row["tenant"] for row in await self.read(sql.RELEASING_TENANTS, limit=RELEASED_MAX)]
+
+    async def used(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
+        """Those of `blobs` that a turn refers to."""
+        return [sha256 for sha256 in blobs if await self.read(sql.BLOB_USE, tenant=tenant, sha256=sha256)]
+
+    async def settle(self, tenant: Tenant, blobs: Sequence[str]) -> None:
+        """Notes that nobody need look at released `blobs` any more."""
+        async with self.transaction() as writer:
+            await writer.executemany(sql.FORGET_BLOB, [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def doomed(self, tenant: Tenant, what: Delete) -> list[Doomed]:
         """Turns that go with what is named, at most `DOOMED_MAX`; a turn's follow-ups before it."""
@@ -99,6 +136,15 @@ class Store(Database):
     async def turn(self, key: TurnKey) -> TurnRecord | None:
         rows = await self.read(sql.TURN, tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
+
+    async def batch(self, key: TurnKey) -> StoredBatch | None:
+        rows = await self.read(sql.BATCH, tenant=key.tenant, turn=key.turn)
+        return batch_record(rows[0]) if rows else None
+
+    async def batches(self, tenant: Tenant, before: Place, limit: int) -> list[StoredBatch]:
+        """Those asked before `before`, newest first."""
+        rows = await self.read(sql.BATCHES, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        return [batch_record(row) for row in rows]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
         rows = await self.read(sql.SESSION, tenant=tenant, session=session)

@@ -35,6 +35,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at: int
     name: str = ""
     revoked_at: int | None = None
+    expires_at: int | None = None
+    """None: it is good until it is revoked."""
     limits: dict[str, float] | None = None
 
 
@@ -45,7 +47,13 @@ class NewKey(NamedTuple):
 
 
 def new_key(
-    tenant: Tenant, *, now: int, name: str = "", scopes: Iterable[Scope], limits: dict[str, float] | None = None
+    tenant: Tenant,
+    *,
+    now: int,
+    name: str = "",
+    scopes: Iterable[Scope],
+    limits: dict[str, float] | None = None,
+    expires_at: int | None = None,
 ) -> NewKey:
     """A key of 256 random bits, and its record."""
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
@@ -57,6 +65,7 @@ def new_key(
         created_at=now,
         name=name,
         limits=limits,
+        expires_at=expires_at,
     )
     return NewKey(secret, record)
 

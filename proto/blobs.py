@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from proto.entries import Message
+from proto.entries import Message, Request
 
 KEY = "tailrace:blob"
 INLINE_BYTES_MAX = 64 * 1024
@@ -68,6 +68,14 @@ def references(asking: Asking) -> list[Blob]:
     """The blobs that `asking` refers to, each as often as it does: so often it will stand in the call."""
     found = (blob_of(each) for each in _objects([_contents(asking), asking.system, asking.tools]))
     return [blob for blob in found if blob is not None]
+
+
+def names(request: Request) -> set[str]:
+    """The SHA-256 of every blob that `request` needs until its turn has ended; a batch's, those of its inputs, too."""
+    found = {blob.sha256 for blob in references(request)}
+    if (batch := request.batch) is not None:
+        found |= {batch.sha256, *(batch.blobs or ())}
+    return found
 
 
 def is_claimed(value: object) -> bool:

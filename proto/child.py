@@ -5,11 +5,13 @@ There are schemas and templates of some hundred bytes that take years, and a thr
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGXCPU
 from weakref import WeakValueDictionary
 
-from proto.errors import Unfinished
+from proto.errors import Crowded, Unfinished
 
 # Two cores may have other things to do.
 AT_ONCE_MAX = 3
@@ -18,21 +20,24 @@ OF_ONE_MAX = 2
 
 
 class Child:
-    """At most AT_ONCE_MAX of them at once, OF_ONE_MAX of them for one tenant; whoever else wants one waits.
+    """At most AT_ONCE_MAX of them at once, OF_ONE_MAX of them for one tenant; whoever else wants one waits, a while.
 
     Each takes 50 to 150 ms of CPU.
     """
 
-    def __init__(self, program: Path) -> None:
-        """`program` is run as a file, and imports nothing of Tailrace."""
+    def __init__(self, program: Path, *, wait_s: float) -> None:
+        """`program` is run as a file, and imports nothing of Tailrace. `wait_s`: how long one waits to be begun."""
         self._command = (sys.executable, "-I", str(program))
+        self._wait_s = wait_s
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def said(self, told: bytes, within_s: float, whose: str) -> bytes:
-        """What it says to `told`, for the tenant `whose`; raises Unfinished when it takes longer, or breaks."""
-        share = self._shares.setdefault(whose, asyncio.Semaphore(OF_ONE_MAX))
-        async with share, self._room:
+        """What it says to `told`, for the tenant `whose`; raises Unfinished when it takes longer, or breaks.
+
+        Raises Crowded when it could not be begun.
+        """
+        async with self._place(whose):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -57,3 +62,16 @@ class Child:
         if process.returncode:
             raise Unfinished(f"what works on it broke with status {process.returncode}")
         return said
+
+    @asynccontextmanager
+    async def _place(self, whose: str) -> AsyncIterator[None]:
+        share = self._shares.setdefault(whose, asyncio.Semaphore(OF_ONE_MAX))
+        async with AsyncExitStack() as held:
+            try:
+                # A few tenants whose are all slow could keep everybody else waiting for as long as they like.
+                async with asyncio.timeout(self._wait_s):
+                    await held.enter_async_context(share)
+                    await held.enter_async_context(self._room)
+            except TimeoutError as error:
+                raise Crowded(f"others' were in the way for {self._wait_s:g} s") from error
+            yield

@@ -9,12 +9,15 @@ import ipaddress
 import re
 from typing import NamedTuple
 
+from proto.errors import SettingsInvalid
+
 URL_CHARS_MAX = 2048
 # Narrower than RFC 3986, so that no two parsers can read one of these differently: no userinfo, no fragment, no
 # backslash, no space, nothing but ASCII. A name in another script is written as `xn--…`.
+NAME = r"[a-z0-9][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*\.?"
 URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|(?=.{1,253}(?:[:/?]|$))[a-z0-9][a-z0-9_-]{0,62}"
-    r"(?:\.[a-z0-9_-]{1,63})*\.?)(?::(?P<port>[0-9]{1,5}))?"
+    rf"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{{2,45}}\]|(?=.{{1,253}}(?:[:/?]|$)){NAME})"
+    r"(?::(?P<port>[0-9]{1,5}))?"
     r"(?:[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?"
 )
 PORTS = {"http": 80, "https": 443}
@@ -49,8 +52,14 @@ class NotAllowed(ValueError):
 
 
 def private_hosts(text: str) -> frozenset[str]:
-    """The hosts of the setting: names and addresses, joined by commas."""
-    return frozenset(host.strip().strip("[]").lower() for host in text.split(",") if host.strip())
+    """The hosts of the setting: names and addresses, joined by commas. Raises SettingsInvalid."""
+    hosts = frozenset(host.strip().strip("[]").lower() for host in text.split(",") if host.strip())
+    for host in hosts:
+        if re.fullmatch(NAME, host) is None and not _is_address(host):
+            raise SettingsInvalid(
+                f"{SETTING}: {host!r} is no host: names and addresses, joined by commas, without scheme, port and path"
+            )
+    return hosts
 
 
 def destination(url: str, private: frozenset[str]) -> Destination:
@@ -92,6 +101,14 @@ def is_public(address: str) -> bool:
         if found.scope_id is not None or found not in UNICAST:
             return False
     return found.is_global and not found.is_multicast and not any(found in network for network in NOT_PUBLIC)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_literal(host: str) -> bool:

@@ -16,6 +16,8 @@ OnInterrupt = Literal["continue", "restart", "fail"]
 Mode = Literal["fresh", "continue", "restart"]
 CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
+Via = Literal["messages", "message_batches"]
+"""Which of Anthropic's APIs answers."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -33,13 +35,15 @@ class Hold(msgspec.Struct, frozen=True):
     amount: int
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a batch asks: `count` requests, a line each, in the blob of that name; at most `parallel` run at once."""
 
     sha256: str
     bytes: int
     count: int
     parallel: int
+    blobs: list[str] | None = None
+    """The SHA-256 of each blob that its requests refer to."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,6 +81,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The URL that is told of the turn's end."""
     batch: Batch | None = None
     """The turn asks no model: it has these asked, each as a turn of its own, and ends when they have."""
+    via: Via = "messages"
+    """With `message_batches`, of a batch and of each of its turns: whoever carries the batch writes their answers."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,18 +95,22 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mode: Mode
     misfit: str | None = None
     """Why the answer before it, which was whole, did not fit its schema: the model is told so, and asked again."""
+    is_hedge: bool = False
+    """Its call was made beside that of the attempt before it, and had a token first."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of Anthropic's streaming vocabulary, as it came or joined from several.
 
     `is_hidden` marks a continuation's `message_start`: it counts for the usage and is not shown to any reader.
+    `left_out` counts the characters that a continuation has said before it and that are not told at all.
     """
 
     prev: Seq
     attempt: int
     event: msgspec.Raw
     is_hidden: bool = False
+    left_out: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,6 +123,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of: int
     cost_nusd: int = 0
     """Of those that have ended."""
+    message_batch: str | None = None
+    """The id under which Anthropic's Message Batches have it."""
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,6 +4,7 @@
      +- SettingsInvalid            a setting is wrong: the process does not start
      +- Refused                    a request that is refused: its code says how
      +- Unfinished                 what works on a stranger's schema or template was too slow, or broke
+     |   +- Crowded                it was not even begun: others' were in the way for too long
      +- LogError                   the door to NATS
      |   +- LogUnavailable         no answer from the log in time, or no stream: try again later
      |   +- LogFull                the stream's limit is reached; running turns have a reserve
@@ -50,6 +51,10 @@ class Refused(TailraceError):
 
 class Unfinished(TailraceError):
     """A process that works on what strangers have written was too slow, or broke; the message says which."""
+
+
+class Crowded(Unfinished):
+    """There was no room to begin in time. Nothing is wrong with the work: later there may be."""
 
 
 class LogError(TailraceError):
@@ -166,6 +171,7 @@ class Code(msgspec.Struct, frozen=True):
 INVALID = "invalid_request_error"
 CODES: dict[str, Code] = {
     # what a request may be refused for
+    "http_invalid": Code(400, INVALID),
     "json_invalid": Code(400, INVALID),
     "request_invalid": Code(400, INVALID),
     "model_unknown": Code(400, INVALID),
@@ -174,6 +180,7 @@ CODES: dict[str, Code] = {
     "cursor_invalid": Code(400, INVALID),
     "dialect_unknown": Code(400, INVALID),
     "idempotency_key_invalid": Code(400, INVALID),
+    "preflight_refused": Code(400, INVALID),
     "credential_invalid": Code(401, "authentication_error"),
     # 402 and not 429: clients ask again by themselves after a 429, and a budget does not renew within seconds.
     "budget_spent": Code(402, "billing_error"),
@@ -195,12 +202,14 @@ CODES: dict[str, Code] = {
     "project_exists": Code(409, INVALID),
     # 410 and not 409: clients ask again by themselves after a 409, and this answer will never come.
     "turn_cancelled": Code(410, INVALID),
+    "headers_timeout": Code(408, INVALID, is_retried=True),
     "body_timeout": Code(408, INVALID, is_retried=True),
     # What a conversation refers to: sent again, it is there again.
     "blob_expired": Code(410, INVALID),
     "body_too_large": Code(413, "request_too_large"),
     "content_type_unsupported": Code(415, INVALID),
     "idempotency_key_reused": Code(422, INVALID),
+    "headers_too_large": Code(431, INVALID),
     "rate_limited": Code(429, "rate_limit_error", is_retried=True),
     "turns_running": Code(429, "rate_limit_error", is_retried=True),
     "streams_open": Code(429, "rate_limit_error", is_retried=True),
@@ -210,7 +219,9 @@ CODES: dict[str, Code] = {
     "persistence_unavailable": Code(503, "api_error", is_retried=True),
     "generators_unavailable": Code(503, "api_error", is_retried=True),
     "draining": Code(503, "overloaded_error", is_retried=True),
+    "gateway_full": Code(503, "overloaded_error", is_retried=True),
     "bodies_waiting": Code(503, "overloaded_error", is_retried=True),
+    "checks_waiting": Code(503, "overloaded_error", is_retried=True),
     # what a turn may fail with: the model's side
     "backend_rate_limited": Code(429, "rate_limit_error", is_retried=True),
     "backend_overloaded": Code(529, "overloaded_error", is_retried=True),

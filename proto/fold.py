@@ -6,7 +6,7 @@ write the row. Time comes in with the entries. Folding a prefix and then the res
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -44,9 +44,15 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     request: Request | None = None
     asked_at: datetime | None = None
     ended_at: datetime | None = None
+    reached_at: datetime | None = None
+    """When the last valid entry was stored."""
+    worked: timedelta = timedelta()
+    """From each attempt to the last entry of it, by the server's clock: not the time in which nobody had the turn."""
     generator: str = ""
     backend: str = ""
     mode: Mode = "fresh"
+    hedges: int = 0
+    """Attempts that took the turn from one that was late: they are not counted as tries."""
     message: events.MessageHead | None = None
     """The message that readers were shown the opening of; None until then, and after a restart."""
     blocks: tuple[Block, ...] = ()
@@ -72,6 +78,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def attempt(self) -> int:
         return self.chain.attempt
+
+    @property
+    def worked_s(self) -> float:
+        return self.worked.total_seconds()
 
     @property
     def text(self) -> str:
@@ -179,6 +189,9 @@ class _Folding:
         self.said_chars = turn.said_chars
         self.envelope = turn.envelope
         self.was_estimated = turn.was_estimated
+        self.hedges = turn.hedges
+        self.reached_at = turn.reached_at
+        self.worked = turn.worked
 
     def add(self, stored: Stored) -> None:
         self.tail = max(self.tail, stored.seq)
@@ -187,10 +200,14 @@ class _Folding:
             self.skipped += 1
             return
         self.chain = chain
+        if self.reached_at is not None and not isinstance(stored.entry, Attempt):
+            self.worked += max(stored.at - self.reached_at, timedelta()) if self.chain.attempt else timedelta()
+        self.reached_at = stored.at
         match stored.entry:
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
-            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit):
+            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge):
+                self.hedges += is_hedge
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text()}
@@ -199,8 +216,9 @@ class _Folding:
                     self.blocks.clear()
                     self.envelope = {}
                     self.changes |= {"message": None, "stop": events.StopReason()}
-            case Event(event=raw, is_hidden=is_hidden):
+            case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
                 event = events.decode(raw)
+                self.said_chars += left_out
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
@@ -270,5 +288,8 @@ class _Folding:
             said_chars=self.said_chars,
             envelope=self.envelope,
             was_estimated=self.was_estimated,
+            hedges=self.hedges,
+            reached_at=self.reached_at,
+            worked=self.worked,
             **self.changes,
         )

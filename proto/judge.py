@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from proto.child import Child
-from proto.errors import Refused, Unfinished
+from proto.errors import Crowded, Refused, Unfinished
 from proto.ids import Tenant
 
 PROGRAM = Path(__file__).with_name("judge_process.py")
@@ -24,24 +24,27 @@ class Verdict(msgspec.Struct, frozen=True):
 class Judge:
     """Nothing that a schema refers to is fetched, and none keeps it for ever."""
 
-    def __init__(self) -> None:
-        self._child = Child(PROGRAM)
+    def __init__(self, *, wait_s: float) -> None:
+        """`wait_s`: how long a judgement waits for those of others."""
+        self._child = Child(PROGRAM, wait_s=wait_s)
 
     async def require(self, schema: dict[str, Any], whose: Tenant) -> None:
         """Raises Refused for what is no JSON Schema, or takes too long to be read."""
         try:
             verdict = await self._verdict(schema, b"", whose)
+        except Crowded as error:
+            raise Refused("checks_waiting", f"the JSON Schema was not looked at: {error}. Send it again") from error
         except Unfinished as error:
             raise Refused("schema_invalid", f"the JSON Schema cannot be used: {error}") from error
         if verdict.invalid is not None:
-            raise Refused("schema_invalid", f"the JSON Schema is none: {verdict.invalid}")
+            raise Refused("schema_invalid", f"that is no JSON Schema: {verdict.invalid}")
 
     async def misfit(self, schema: dict[str, Any], text: str, whose: Tenant) -> str | None:
         """Why `text` is not JSON that fits `schema`; None when it is. Raises Unfinished when nobody can say."""
         # No text at all is no JSON, as a blank is none.
         verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ", whose)
         if verdict.invalid is not None:
-            raise Unfinished(f"the JSON Schema is none: {verdict.invalid}")
+            raise Unfinished(f"that is no JSON Schema: {verdict.invalid}")
         return verdict.misfit
 
     async def _verdict(self, schema: dict[str, Any], text: bytes, whose: Tenant) -> Verdict:

@@ -70,7 +70,9 @@ def limits_of(given: Mapping[str, float]) -> Limits:
         whole = {name: int(limit) if float(limit).is_integer() else limit for name, limit in given.items()}
         return msgspec.convert(whole, Limits)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{error}; there are {', '.join(NAMES)}") from error
+        why, _, where = str(error).partition(" - at `$.")
+        said = f"{where.rstrip('`')}: {why}" if where else why
+        raise ValueError(f"{said}; there are {', '.join(NAMES)}") from error
 
 
 def over(own: Limits, common: Limits) -> Limits:
@@ -89,7 +91,9 @@ def read_limits(variable: str, text: str) -> Limits:
         try:
             given[name] = msgspec.json.decode(number, type=float)
         except msgspec.DecodeError as error:
-            raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER") from error
+            raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; there are {', '.join(NAMES)}") from error
+    if "burst" in given and "requests" not in given:
+        raise SettingsInvalid(f"{variable}: burst says how many of `requests` may come at once: name those, too")
     try:
         return limits_of(given)
     except ValueError as error:

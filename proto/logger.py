@@ -27,7 +27,7 @@ def configure(role: str, form: Format, level: str = "info") -> None:
             colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
     )
-    rendered = [structlog.processors.format_exc_info, last] if form == "json" else [last]
+    rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_printable, last]
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -45,3 +45,11 @@ def configure(role: str, form: Format, level: str = "info") -> None:
     root.handlers[:] = [foreign]
     # The libraries' own chatter is not ours to repeat; what they find wrong is.
     root.setLevel(logging.WARNING)
+
+
+def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What somebody else has said is no line break and no command to the terminal that shows it. JSON has its own."""
+    return {
+        name: told.encode("unicode_escape").decode() if isinstance(told, str) and not told.isprintable() else told
+        for name, told in event.items()
+    }

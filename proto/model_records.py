@@ -1,4 +1,4 @@
-"""What a generator is asked besides turns: which models Anthropic lists, how many tokens a prompt has. Shapes only."""
+"""What a generator is asked besides turns: about Anthropic's models, tokens and message batches. Shapes only."""
 
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from proto.entries import Message
 # The names of the queries (PROTOCOL R36).
 MODELS = "models"
 COUNT_TOKENS = "count_tokens"
+CANCEL_MESSAGE_BATCH = "cancel_message_batch"
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,6 +42,12 @@ class AskTokenCount(msgspec.Struct, frozen=True, omit_defaults=True):
     betas: str = ""
     is_lifted: bool = False
     """Whether the body has references in the place of long strings (R33); else it goes to the API as it came."""
+
+
+class AskCancel(msgspec.Struct, frozen=True):
+    """The id of one of Anthropic's Message Batches, whose batch here is being deleted. The answer is empty."""
+
+    message_batch: str
 
 
 class LongPrompt(msgspec.Struct, frozen=True, omit_defaults=True):

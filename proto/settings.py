@@ -4,9 +4,10 @@ Each service declares its own Struct in its `settings.py`. The environment name 
 field's name in capitals. `Annotated[..., Meta(description=...)]` says in one line why a field is there.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,12 +23,23 @@ S = TypeVar("S", bound=msgspec.Struct)
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
     """The settings of `kind` from `environ`; raises SettingsInvalid with the variable's name and what it may be."""
     given = {f.name: environ[env_name(f.name)] for f in msgspec.structs.fields(kind) if env_name(f.name) in environ}
+    hints = get_type_hints(kind)
     for name, text in given.items():
         try:
-            convert(kind, {name: text})
+            value = getattr(convert(kind, {name: text}), name)
         except msgspec.ValidationError as error:
-            raise SettingsInvalid(f"{env_name(name)}: {str(error).removesuffix(f' - at `$.{name}`')}") from error
+            why = str(error).removesuffix(f" - at `$.{name}`")
+            raise SettingsInvalid(f"{env_name(name)}: {why}; it is {may_be(hints[name])}") from error
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsInvalid(f"{env_name(name)}: {text} is no number that ends; it is {may_be(hints[name])}")
     return convert(kind, given)
+
+
+def may_be(kind: object) -> str:
+    """What a setting of that type may be, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")  # type: ignore[call-overload,no-any-return]
 
 
 def convert(kind: type[S], given: Mapping[str, str]) -> S:

@@ -24,6 +24,7 @@ EVERY_END = "turns.*.*.end"
 EVERY_BLOB = "bodies.>"
 # A bucket is a stream, and its names are subjects (ADR-8 of nats-architecture-and-design).
 KEYS_STREAM = "KV_KEYS"
+CLAIMS_STREAM = "KV_CLAIMS"
 EVERY_KEY = "$KV.KEYS.>"
 # Where the server republishes what it has stored of a key.
 EVERY_LIVE_KEY = "keys.>"
@@ -48,6 +49,11 @@ def entries(key: TurnKey) -> str:
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
+def probe(name: TurnId) -> str:
+    """Where it is tried whether the log takes an entry: of no turn and no kind that there is (PROTOCOL R68)."""
+    return f"turns._.{_token(name)}.probe"
+
+
 def live(key: TurnKey) -> str:
     """Where the server republishes what it has stored of one turn."""
     return f"live.{_token(key.tenant)}.{_token(key.turn)}.>"
@@ -65,6 +71,11 @@ def blob(tenant: Tenant, sha256: str) -> str:
 
 def chunk(tenant: Tenant, sha256: str, number: int) -> str:
     return f"{blob(tenant, sha256)}.{number}"
+
+
+def chunks(tenant: Tenant, sha256: str) -> str:
+    """All chunks of one blob, and not its mark."""
+    return f"{blob(tenant, sha256)}.*"
 
 
 def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:
@@ -91,6 +102,19 @@ def tombstone(key: TurnKey) -> str:
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
 
 
+def hold(tenant: Tenant, holder: str, sha256: str) -> str:
+    """Where it stands that somebody is about to refer to a blob; in the same bucket (PROTOCOL R34)."""
+    return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.{_token(sha256)}"
+
+
+def holds_by(tenant: Tenant, holder: str) -> str:
+    return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.*"
+
+
+def holds_of(tenant: Tenant, sha256: str) -> str:
+    return f"$KV.{CLAIMS}.held.{_token(tenant)}.*.{_token(sha256)}"
+
+
 def query(tenant: Tenant, name: str) -> str:
     return f"queries.{_token(tenant)}.{_token(name)}"
 
@@ -101,6 +125,18 @@ def every_query(name: str) -> str:
 
 def health(role: str) -> str:
     return f"health.{_token(role)}"
+
+
+# Where a generator asks the others which of them would make a call beside its own (PROTOCOL R51).
+HEDGE_OFFERS = "hedges"
+
+
+def hedge(place: str) -> str:
+    """Where one generator is given what it has offered to take."""
+    return f"hedges.{_token(place)}"
+
+
+EVERY_HEDGE = "hedges.*"
 
 
 def presence(key: TurnKey) -> str:

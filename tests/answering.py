@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import msgspec
 import nats.js.api
 
 from generators.__main__ import serve
 from generators.settings import Settings
+from generators.simulated_claude.account import Told
 from proto.chain import START
 from proto.entries import Attempt, Message
 from proto.fold import Turn
@@ -17,6 +19,7 @@ from proto.ids import Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, TurnLog
 from proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.handwritten import request
+from tests.processes import as_user
 from tests.until import until
 
 END_S_MAX = 15.0
@@ -36,7 +39,7 @@ async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator
         "call_wait_s": 0.01,
     }
     stop = asyncio.Event()
-    connection = await Connection.open(nats_url, "test-generator")
+    connection = await Connection.open(as_user(nats_url, GENERATORS), "test-generator")
     serving = asyncio.create_task(serve(Settings(**settings | given), connection, stop))
     try:
         yield stop
@@ -91,6 +94,12 @@ async def stats(url: str) -> dict[str, int]:
     async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
         counted: dict[str, int] = (await client.get("/_sim/stats")).json()
         return counted
+
+
+async def account(url: str) -> Told:
+    """Every call that the simulated Claude has taken, with its question and how it ended."""
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=Told)
 
 
 async def open_streams(url: str, count: int) -> None:

@@ -1,76 +1,100 @@
-"""Three nats-servers that are one, on loopback: for what a single server cannot show."""
+"""Three nats-servers that are one, on loopback, as `up --cluster` has them: for what a single server cannot show."""
 
-import secrets
-from contextlib import AsyncExitStack
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, Signals
 from typing import Self
 
-import msgspec
+import nats.errors
+from nats.js.api import ClusterInfo
 
-from deploy import port
-from deploy.nats_server import Site, answers, choose, command, config
-from deploy.process import signal_group, spawn
+from deploy import nats_cluster
+from deploy.nats_server import NatsServer, Site
+from deploy.options import Sync
 from proto.errors import LogUnavailable
 from proto.log import Connection, streams
+from proto.subjects import STREAM
 from tests.until import until
 
-NODES = 3
+NODES = nats_cluster.NODES
 GIB = 1024**3
-
-
-class Node:
-    """One server of a cluster."""
-
-    def __init__(self, name: str, site: Site, routes: list[int], route: int) -> None:
-        self.site = site
-        others = ", ".join(f'"nats://127.0.0.1:{other}"' for other in routes if other != route)
-        self.config = config(site).replace("server_name: tailrace", f"server_name: {name}") + (
-            f'cluster {{ name: tailrace, listen: "127.0.0.1:{route}", no_advertise: true, routes: [{others}] }}\n'
-        )
-
-    async def __aenter__(self) -> Self:
-        start = command(self.site)
-        (self.site.folder / "nats.conf").write_text(self.config)
-        with (self.site.folder / "nats.log").open("ab") as log:
-            self.process = await spawn(start, {}, log.fileno())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        signal_group(self.process, SIGKILL)
-        await self.process.wait()
+START_S_MAX = 20.0
 
 
 class Cluster:
-    """`async with Cluster(folder) as cluster:` has all streams in three copies; `cluster.urls`, one for each node."""
+    """`async with Cluster(folder) as cluster:` has all streams in three copies.
 
-    def __init__(self, folder: Path) -> None:
-        token, routes = secrets.token_hex(16), port.free(NODES)
-        self.nodes = [self._node(folder / f"node-{number}", token, routes, number) for number in range(NODES)]
-        self.urls = [node.site.url for node in self.nodes]
+    `cluster.nodes` may be killed, frozen and started again; `cluster.urls` has one for each, `cluster.url` all.
+    """
+
+    def __init__(self, folder: Path, *, sync: Sync = "default", sites: Sequence[Site] = ()) -> None:
+        sites = sites or nats_cluster.choose(folder, sync=sync, file_bytes_max=GIB)
+        for site in sites:
+            site.folder.mkdir(parents=True, exist_ok=True)
+        self.nodes = [NatsServer(site.folder, site=site) for site in sites]
+        self.urls = [node.url for node in self.nodes]
+        self.url = ",".join(self.urls)
         self._running = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as starting:
             for node in self.nodes:
                 await starting.enter_async_context(node)
-            for node in self.nodes:
-                await answers(node.site.port)
-            connection = await Connection.open(self.urls[0], "test-streams")
-            starting.push_async_callback(connection.close)
+            self.connection = await Connection.open(self.url, "test-cluster")
+            starting.push_async_callback(self.connection.close)
             # Answers come before the three have found each other and chosen a leader.
-            await until(lambda: _applied(connection), deadline_s=20)
+            await until(lambda: _applied(self.connection), START_S_MAX)
             self._running = starting.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._running.aclose()
 
-    @staticmethod
-    def _node(folder: Path, token: str, routes: list[int], number: int) -> Node:
-        folder.mkdir()
-        site = msgspec.structs.replace(choose(folder, sync="default", file_bytes_max=GIB), token=token)
-        return Node(f"node-{number}", site, routes, routes[number])
+    async def leader(self, stream: str = STREAM) -> NatsServer:
+        """Who leads the stream, once somebody does."""
+        info = await until(lambda: self._info(stream), START_S_MAX)
+        return next(node for node in self.nodes if info is not None and node.site.name == info.leader)
+
+    async def followers(self, stream: str = STREAM) -> list[NatsServer]:
+        leader = await self.leader(stream)
+        return [node for node in self.nodes if node is not leader]
+
+    async def step_down(self, stream: str = STREAM) -> None:
+        """Another leads the stream when it returns."""
+        old = await self.leader(stream)
+        await self.connection.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=5)
+
+        async def is_another() -> bool:
+            return await self.leader(stream) is not old
+
+        await until(is_another, START_S_MAX)
+
+    async def is_whole(self, stream: str = STREAM) -> bool:
+        """Whether all three have all of the stream."""
+        info = await self._info(stream)
+        copies = info.replicas or [] if info else []
+        return len(copies) == NODES - 1 and all(copy.current and not copy.offline for copy in copies)
+
+    async def kill_all(self) -> None:
+        for node in self.nodes:
+            node.signal(SIGKILL)
+        await asyncio.gather(*(node.process.wait() for node in self.nodes))
+
+    async def start_all(self) -> None:
+        await asyncio.gather(*(node.start() for node in self.nodes))
+
+    def signal_all(self, number: Signals) -> None:
+        for node in self.nodes:
+            node.signal(number)
+
+    async def _info(self, stream: str) -> ClusterInfo | None:
+        # The leader alone answers; without one nobody does.
+        with suppress(nats.errors.Error):
+            found = (await self.connection.jetstream.stream_info(stream)).cluster
+            return found if found and found.leader else None
+        return None
 
 
 async def _applied(connection: Connection) -> bool:

@@ -11,8 +11,11 @@ LINE = re.compile(rb"(?:(retry|event|id|data): (.+)|:( .*)?)")
 FIELDS = {"retry": re.compile("[0-9]+"), "event": re.compile("[a-z_.]+"), "id": re.compile("[0-9]+")}
 
 
+RETRY = re.compile(rb"^retry: [0-9]+\n", re.MULTILINE)
+
+
 class Sent(NamedTuple):
-    """One event, and the bytes that it came as."""
+    """One event, and the bytes that it came as: without a `retry`, which is not the turn's but the connection's."""
 
     raw: bytes
     data: str
@@ -56,6 +59,11 @@ def parse(body: bytes) -> list[Sent]:
     return events
 
 
+def turns_own(body: bytes) -> bytes:
+    """The body of any connection without what it says of coming back, which is its own."""
+    return RETRY.sub(b"", body)
+
+
 def _sent(raw: bytes) -> Sent:
     fields: dict[str, str] = {}
     for line in raw.removesuffix(b"\n\n").split(b"\n"):
@@ -69,7 +77,7 @@ def _sent(raw: bytes) -> Sent:
         fields[name] = value
     assert "data" in fields, f"an event without data: {raw!r}"
     return Sent(
-        raw,
+        turns_own(raw),
         fields["data"],
         int(fields["id"]) if "id" in fields else None,
         fields.get("event", ""),

@@ -66,7 +66,7 @@ def next_entries(draw: st.DrawFn, chain: Chain) -> Entry:
     """An entry that is valid after `chain`, which has a request and no end."""
     kind = draw(st.sampled_from(["event"] * 8 + ["attempt", "unknown"]))
     if kind == "attempt":
-        return attempt(chain, draw(MODES))
+        return msgspec.structs.replace(attempt(chain, draw(MODES)), is_hedge=draw(st.booleans()))
     if kind == "unknown":
         return Unknown(prev=chain.last, attempt=chain.attempt)
     return event(chain, draw(anthropic_events()), is_hidden=draw(st.booleans()))
@@ -127,7 +127,15 @@ def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
             on_interrupt=st.sampled_from(["continue", "restart", "fail"]),
             on_disconnect=st.sampled_from(["continue", "cancel", "grace:3"]),
         ),
-        "attempt": st.builds(entries.Attempt, prev=seq, attempt=number, generator=TEXTS, backend=TEXTS, mode=MODES),
+        "attempt": st.builds(
+            entries.Attempt,
+            prev=seq,
+            attempt=number,
+            generator=TEXTS,
+            backend=TEXTS,
+            mode=MODES,
+            is_hedge=st.booleans(),
+        ),
         "event": st.builds(
             entries.Event,
             prev=seq,

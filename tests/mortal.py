@@ -5,20 +5,23 @@ import multiprocessing
 import os
 from signal import SIGKILL
 
-from generators.__main__ import opened
+from generators import submissions
+from generators.__main__ import informant, opened
 from generators.attempt import Carrier
+from generators.backends.message_batches import MessageBatches
 from generators.batches import Batches
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.settings import Settings
-from generators.settlement import Settlement
 from generators.worker import Worker
 from proto.chain import Chain
 from proto.entries import Entry
 from proto.fold import Turn
 from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from proto.room import Room
+from proto.settlement import Settlement
 from proto.subjects import GENERATORS, TurnKey
+from tests.processes import as_user
 
 # A server process imports everything once; each generator is a fork of it and begins within milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
@@ -27,13 +30,16 @@ ROOM_BYTES = 64 * 1024 * 1024
 
 
 class MortalLog(TurnLog):
-    """The log of a process that does not outlive the `appends`th entry."""
+    """The log of a process that does not outlive the `appends`th entry; `is_before`: that is never stored."""
 
-    def __init__(self, connection: Connection, appends: int) -> None:
+    def __init__(self, connection: Connection, appends: int, *, is_before: bool = False) -> None:
         super().__init__(connection)
         self._left = appends
+        self._is_before = is_before
 
     async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+        if self._is_before and self._left == 1:
+            os.kill(os.getpid(), SIGKILL)
         chain = await super().append(key, chain, entry, timeout_s=timeout_s)
         self._left -= 1
         if not self._left:
@@ -46,9 +52,9 @@ class LastCarrier(Carrier):
 
     stop: asyncio.Event
 
-    async def carry(self, key: TurnKey, deadline_s: float) -> Turn:
+    async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         try:
-            return await super().carry(key, deadline_s)
+            return await super().carry(key, deadline_s, lease)
         finally:
             self.stop.set()
 
@@ -65,8 +71,14 @@ class LastBatches(Batches):
             self.stop.set()
 
 
-async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str, *, is_batch: bool) -> None:
-    connection = await Connection.open(nats_url, "mortal")
+# Its waits are short.
+submissions.LOOK_S = 0.02
+
+
+async def carry_one(
+    nats_url: str, claude_url: str, appends: int, backends: str, *, is_batch: bool, is_before: bool
+) -> None:
+    connection = await Connection.open(as_user(nats_url, GENERATORS), "mortal")
     settings = Settings(
         anthropic_api_key="sk-test",
         anthropic_base_url=claude_url,
@@ -74,7 +86,7 @@ async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str,
         connect_timeout_s=5,
         stall_timeout_s=5,
     )
-    log = MortalLog(connection, appends)
+    log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     blobs = Blobs(Bodies(connection), Room(ROOM_BYTES))
     async with opened(settings) as (rotas, opened_backends):
@@ -84,7 +96,15 @@ async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str,
         )
         bodies, counters = Bodies(connection), Counters(connection)
         batches = LastBatches(
-            log, bodies, Tombstones(connection), counters, lambda: fullness(connection), name=name, places=1
+            log,
+            bodies,
+            Tombstones(connection),
+            counters,
+            lambda: fullness(connection),
+            name=name,
+            places=1,
+            message_batches=MessageBatches(claude.client) if (claude := informant(opened_backends)) else None,
+            blobs=blobs,
         )
         stop = asyncio.Event()
         for last in (carrier, batches):
@@ -97,9 +117,17 @@ async def carry_one(nats_url: str, claude_url: str, appends: int, backends: str,
     await connection.close()
 
 
-def main(nats_url: str, claude_url: str, appends: int, backends: str, environ: dict[str, str], is_batch: bool) -> None:
+def main(
+    nats_url: str,
+    claude_url: str,
+    appends: int,
+    backends: str,
+    environ: dict[str, str],
+    is_batch: bool,
+    is_before: bool,
+) -> None:
     os.environ.update(environ)
-    asyncio.run(carry_one(nats_url, claude_url, appends, backends, is_batch=is_batch))
+    asyncio.run(carry_one(nats_url, claude_url, appends, backends, is_batch=is_batch, is_before=is_before))
 
 
 async def killed_after(
@@ -110,14 +138,19 @@ async def killed_after(
     environ: dict[str, str] | None = None,
     *,
     is_batch: bool = False,
+    is_before: bool = False,
 ) -> bool:
     """Has a generator take one turn, or one batch with its turns, and be killed after that many entries.
+
+    With `is_before`, right before the last of them is stored: what it has done for that entry is done.
 
     False when it came to the end unharmed.
 
     `environ` is what other backends than claude read.
     """
-    process = FORKS.Process(target=main, args=(nats_url, claude_url, appends, backends, environ or {}, is_batch))
+    process = FORKS.Process(
+        target=main, args=(nats_url, claude_url, appends, backends, environ or {}, is_batch, is_before)
+    )
     process.start()
     try:
         await asyncio.to_thread(process.join, 30)

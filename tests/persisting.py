@@ -8,9 +8,11 @@ import msgspec
 
 from persistence.__main__ import serve
 from persistence.settings import Settings
+from proto.accounts import GATEWAY
 from proto.ids import Tenant
 from proto.log import Connection, Services
 from proto.subjects import PERSISTENCE
+from tests.processes import as_user
 from tests.until import until
 
 T = TypeVar("T")
@@ -34,7 +36,10 @@ class Persistence:
         self.stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self.connections = [await Connection.open(self.settings.nats_url, name) for name in ("serves", "asks")]
+        users = {"serves": PERSISTENCE, "asks": GATEWAY}
+        self.connections = [
+            await Connection.open(as_user(self.settings.nats_url, user), name) for name, user in users.items()
+        ]
         serves, asks = self.connections
         self.services = Services(asks)
         self.running = asyncio.create_task(serve(self.settings, serves, self.stop))

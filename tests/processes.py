@@ -9,7 +9,10 @@ from typing import Any, Self
 
 import msgspec
 
+from deploy.nats_server import EVERYBODY
 from deploy.process import signal_group, spawn
+from proto.accounts import GATEWAY
+from proto.subjects import GENERATORS, PERSISTENCE
 from tests.until import until
 
 CHECKOUT = Path(__file__).parents[1]
@@ -97,10 +100,15 @@ class Process:
         return address[0] if address else found[1] if found else ""
 
 
+def as_user(nats_url: str, user: str) -> str:
+    """The same server, with a role's rights: a NatsServer's users have one password."""
+    return nats_url.replace(f"//{EVERYBODY}:", f"//{user}:")
+
+
 def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -> Process:
     """A generator that waits little between calls: what it waits for is simulated."""
     settings: dict[str, object] = {
-        "TAILRACE_NATS_URL": nats_url,
+        "TAILRACE_NATS_URL": as_user(nats_url, GENERATORS),
         "ANTHROPIC_BASE_URL": claude_url,
         "ANTHROPIC_API_KEY": "sk-test",
         "TAILRACE_CALL_WAIT_S": 0.02,
@@ -109,12 +117,15 @@ def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -
 
 
 def gateway(folder: Path, nats_url: str, **environ: object) -> Process:
-    settings: dict[str, object] = {"TAILRACE_NATS_URL": nats_url, "TAILRACE_PORT": 0}
+    settings: dict[str, object] = {"TAILRACE_NATS_URL": as_user(nats_url, GATEWAY), "TAILRACE_PORT": 0}
     return Process("gateway", folder, **settings | environ)
 
 
 def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
-    settings: dict[str, object] = {"TAILRACE_NATS_URL": nats_url, "TAILRACE_DATABASE": folder / "tailrace.db"}
+    settings: dict[str, object] = {
+        "TAILRACE_NATS_URL": as_user(nats_url, PERSISTENCE),
+        "TAILRACE_DATABASE": folder / "tailrace.db",
+    }
     return Process("persistence", folder, **settings | environ)
 
 

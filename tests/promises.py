@@ -24,6 +24,8 @@ class Verdict(NamedTuple):
 
     holds: bool | None
     evidence: str = ""
+    shown: tuple[msgspec.Struct, ...] = ()
+    """The few entries or operations that show it."""
 
     @property
     def is_green(self) -> bool:
@@ -178,8 +180,8 @@ def _ends(history: History, key: TurnKey) -> Verdict:
     if turn.end is None:
         return Verdict(False, f"{key.turn} was acknowledged and has no end")
     end = turn.chain.last
-    # An entry that names an earlier predecessor is a fork's: stored, told to nobody.
-    following = [stored.seq for stored in history.log[key] if stored.entry.prev >= end]
+    # An entry that names another predecessor, earlier or a fork's own, is a fork's: stored, told to nobody.
+    following = [stored.seq for stored in history.log[key] if stored.entry.prev == end]
     if following:
         return Verdict(False, f"{key.turn} ended at {end}, and {following[0]} follows it in the log")
     for reader in history.readers:
@@ -198,10 +200,11 @@ def _stories(history: History, key: TurnKey) -> Verdict:
     if turn.usage != turn.end.usage:
         return Verdict(False, f"{key.turn}: the end says {turn.end.usage}, the log adds up to {turn.usage}")
     readers = [reader for reader in history.readers if reader.key == key]
-    return worst([_row(history, key, turn), *(_told(history, reader, turn) for reader in readers)])
+    return worst([same_row(history, key, turn), *(same_told(history, reader, turn) for reader in readers)])
 
 
-def _row(history: History, key: TurnKey, turn: Turn) -> Verdict:
+def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
+    """The part of `one_story` that is about SQLite."""
     if history.records is None or key not in history.records:
         return Verdict(None, f"{key.turn}: nobody saw its row")
     row, folded = history.records[key], record(key, turn)
@@ -214,7 +217,8 @@ def _row(history: History, key: TurnKey, turn: Turn) -> Verdict:
     return KEPT
 
 
-def _told(history: History, reader: Reader, turn: Turn) -> Verdict:
+def same_told(history: History, reader: Reader, turn: Turn) -> Verdict:
+    """The part of `one_story` that is about a reader."""
     whole = dict(history.rendered.get((reader.key, reader.dialect), ()))
     for frame in reader.frames:
         if whole.get(frame.seq, frame.sent) != frame.sent:

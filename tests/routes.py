@@ -46,6 +46,7 @@ ROWS = {
     ("POST", "/v1/login"): Row(),
     ("POST", "/v1/login/refresh"): Row(),
     ("POST", "/v1/logout"): Row(is_public=True),
+    ("GET", "/v1/batches"): Row(),
     ("POST", "/v1/batches"): Row(body=BATCH),
     ("GET", "/v1/batches/{batch}"): Row("batch"),
     ("GET", "/v1/batches/{batch}/results"): Row("batch"),

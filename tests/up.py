@@ -30,12 +30,16 @@ class Up:
             )
 
     @property
-    def lines(self) -> list[str]:
-        return self.printed.read_text().splitlines()
+    def text(self) -> str:
+        return self.printed.read_text()
 
-    async def ready(self) -> str:
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+    async def ready(self, deadline_s: float = START_S_MAX) -> str:
         """Its URL, once it has said that it is ready."""
-        await until(lambda: self.process.poll() is not None or self.said("ready http://"), START_S_MAX)
+        await until(lambda: self.process.poll() is not None or self.said("ready http://"), deadline_s)
         assert self.process.poll() is None, "\n".join(self.lines)
         return self.said("ready http://").removeprefix("ready ")
 

@@ -39,6 +39,8 @@ class Dialect(NamedTuple):
     """A turn that has left the log, whole, for a reader who was sent so many events of it while it was there."""
     is_stateful: bool = False
     """Whether an entry looks different by what came before it. Then a turn is rendered from its beginning."""
+    is_retry_told: bool = False
+    """Whether each connection begins with how long its reader is to wait before it comes back (`retry:`)."""
     headers: Mapping[str, str] = {}
     whole: Callable[[TurnRecord], bytes] | None = None
     """A completed turn as the one JSON body that a client gets who asked for no stream; None: it has no such form."""

@@ -26,8 +26,6 @@ from proto.records import TurnRecord
 from proto.subjects import TurnKey
 from proto.usage import NUSD_PER_USD, Usage
 
-# EventSource waits three seconds by itself, which a reader sees.
-RETRY_MS = 1000
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 _encode = msgspec.json.Encoder().encode
@@ -37,8 +35,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
     shown = _shown(key, stored)
     if shown is None:
         return SILENT, key
-    retry_ms = RETRY_MS if isinstance(stored.entry, Request) else None
-    return Frame(sse.frame(_encode(shown), seq=stored.seq, retry_ms=retry_ms)), key
+    return Frame(sse.frame(_encode(shown), seq=stored.seq)), key
 
 
 def archived(record: TurnRecord, _: int) -> Frame:
@@ -57,7 +54,7 @@ def archived(record: TurnRecord, _: int) -> Frame:
     )
     text = [sse.frame(_encode({"type": "delta", "text": record.text}))] if record.text else []
     frames = [
-        sse.frame(_encode({"type": "reset"}), retry_ms=RETRY_MS),
+        sse.frame(_encode({"type": "reset"})),
         *text,
         sse.frame(_encode(end), seq=record.cursor),
     ]
@@ -152,6 +149,7 @@ TAILRACE = Dialect(
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=True,
     can_take_back=True,
+    is_retry_told=True,
     start=lambda key: key,
     render=render,
     archived=archived,

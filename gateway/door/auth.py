@@ -76,9 +76,9 @@ class Door:
         """Raises SettingsInvalid for a door that strangers reach, where there is nothing that could open it."""
         if not (self.is_open or self._configured or self.ring.is_used or self.tokens):
             raise SettingsInvalid(
-                f"TAILRACE_HOST: {self._host} can be reached from elsewhere, and there is no key: make one with "
-                "`tailrace keys create`, set TAILRACE_API_KEYS or TAILRACE_JWT_…, or say TAILRACE_ALLOW_ANONYMOUS=true "
-                "if that is what you want"
+                f"TAILRACE_HOST: {self._host} can be reached from elsewhere, and there is no key: start without it, "
+                "make one with `tailrace keys create`, and start again; or set TAILRACE_API_KEYS or TAILRACE_JWT_…, or "
+                "say TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
             )
 
     async def caller(self, request: Request) -> Caller:
@@ -97,7 +97,7 @@ class Door:
         raise unknown()
 
     def named(self, key: str) -> Caller | None:
-        """Who the API key of that name speaks for just now; None: there is none, or it was revoked."""
+        """Who the API key of that name speaks for just now; None: there is none, it was revoked, or it has expired."""
         return self._configured.named(key) or self.ring.named(key)
 
     def _still_good(self, caller: Caller) -> Caller:
@@ -109,11 +109,14 @@ class Door:
     @contextmanager
     def ending(self, caller: Caller) -> Iterator[asyncio.Event]:
         """An event that is set when what `caller` came with is good no longer: expired, or its key revoked."""
+        behind = self.named(caller.key) if caller.key is not None else None
+        # What a key was exchanged for ends at its own time, or the key's.
+        ends = [each.until for each in (caller, behind) if each is not None and each.until is not None]
         with self.ring.watched(caller.key) as ended:
             timer = None
-            if caller.until is not None:
+            if ends:
                 # The loop's clock from here on: a wall clock that jumps ends no stream.
-                timer = asyncio.get_running_loop().call_later(max(0.0, caller.until - time.time()), ended.set)
+                timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
             try:
                 yield ended
             finally:

@@ -5,6 +5,7 @@ known stays true; after a reconnect all of it is read again.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -36,14 +37,14 @@ class KeyRing:
         return self._callers.get(sha256_of(token))
 
     def named(self, name: str) -> Caller | None:
-        """Who the key of that name speaks for, unless it was revoked."""
+        """Who the key of that name speaks for, unless it was revoked or has expired."""
         known = self._known.get(name)
         return (
             _caller(known.record) if known is not None and known.record is not None and not self.is_gone(name) else None
         )
 
     def is_gone(self, name: str | None) -> bool:
-        """Whether `name` is that of a key of this kind, and nobody's any more."""
+        """Whether `name` is that of a key of this kind, and nobody's any more, or has expired."""
         if name is None or KEY_ID.fullmatch(name) is None:
             return False
         known = self._known.get(name)
@@ -51,7 +52,7 @@ class KeyRing:
 
     @contextmanager
     def watched(self, name: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set when the key `name` is revoked."""
+        """An event that is set when the key `name` is revoked. When it expires its Caller says."""
         gone = asyncio.Event()
         if self.is_gone(name):
             gone.set()
@@ -121,9 +122,12 @@ class KeyRing:
 
 
 def _is_good(record: ApiKey | None) -> bool:
-    return record is not None and record.revoked_at is None
+    if record is None or record.revoked_at is not None:
+        return False
+    return record.expires_at is None or time.time() < record.expires_at
 
 
 def _caller(record: ApiKey) -> Caller:
     # A scope that is newer than this gateway is none that it could grant.
-    return Caller(record.tenant, record.id, SCOPES & set(record.scopes), limits=record.limits)
+    scopes = SCOPES & set(record.scopes)
+    return Caller(record.tenant, record.id, scopes, until=record.expires_at, limits=record.limits)

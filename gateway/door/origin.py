@@ -7,12 +7,16 @@ exactly as listed, and never for a page with its cookies.
 
 import re
 from collections.abc import Set as AbstractSet
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import Response
 
+from gateway import problem
 from proto.errors import SettingsInvalid
 
 JSON = "application/json"
@@ -50,7 +54,7 @@ def cors(origins: AbstractSet[str]) -> list[Middleware]:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers=("*",),
@@ -60,6 +64,18 @@ def cors(origins: AbstractSet[str]) -> list[Middleware]:
             max_age=ASKED_S,
         )
     ]
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, whose refusals have our body: a preflight that asks for what nobody may, or from elsewhere."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == HTTPStatus.OK:
+            return answer
+        told = {name: value for name, value in answer.headers.items() if name not in ("content-length", "content-type")}
+        why = f"{bytes(answer.body).decode()}: TAILRACE_ORIGINS lists whose pages may ask"
+        return problem.response("preflight_refused", why, headers=told)
 
 
 def may_be_foreign(request: Request, origins: AbstractSet[str] = frozenset()) -> bool:

@@ -14,6 +14,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/v1/turns/{turn}/cancel"): "ask",
     ("DELETE", "/v1/turns/{turn}"): "manage",
     ("POST", "/v1/turns/{turn}/tickets"): "read",
+    ("GET", "/v1/batches"): "read",
     ("POST", "/v1/batches"): "ask",
     ("GET", "/v1/batches/{batch}"): "read",
     ("GET", "/v1/batches/{batch}/results"): "read",

@@ -118,7 +118,10 @@ def _key(told: Mapping[str, Any]) -> SigningKey | None:
 
 
 def _is_url(source: str) -> bool:
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return False
     return parts.scheme in ("http", "https") and parts.hostname is not None
 
 

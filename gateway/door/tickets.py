@@ -58,10 +58,12 @@ class Tickets:
         return self._signed(caller, turn, until, until, "")
 
     def _signed(self, caller: Caller, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
-        has_key = caller.key is not None and self._named(caller.key) is not None
-        if caller.until is not None and not has_key:
-            # It ends with what it was made by. A login's key stays when its token has ended; a JWT has none behind it.
-            until = min(until, int(caller.until))
+        key = self._named(caller.key) if caller.key is not None else None
+        has_key = key is not None
+        # It ends with what it was made by. A login's key stays when its token has ended; a JWT has none behind it.
+        ends = key.until if key is not None else caller.until
+        if ends is not None:
+            until = min(until, int(ends))
         ticket = Ticket(
             tenant=caller.tenant,
             turn=turn,

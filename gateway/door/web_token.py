@@ -60,6 +60,11 @@ class WebTokens:
         for name, value in (("TAILRACE_JWT_ISSUER", self._issuer), ("TAILRACE_JWT_AUDIENCE", self._audience)):
             if self and not value:
                 raise SettingsInvalid(f"{name}: tokens are taken of one issuer and for one audience: say which")
+            if value and not self:
+                # The door would be thought to be closed, and is not.
+                raise SettingsInvalid(
+                    f"{name}: no token can be checked without TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS"
+                )
 
     def __bool__(self) -> bool:
         """Whether any token is taken."""

@@ -5,6 +5,7 @@ Text is counted as Anthropic's glossary has it (3.5 characters a token), a pictu
 
 from typing import Any, NamedTuple
 
+from proto.blobs import blob_of
 from proto.entries import Request
 from proto.models import cost_nusd, model_named
 from proto.usage import CHARS, TOKENS, CallUsage
@@ -28,15 +29,20 @@ def estimate_of(request: Request) -> Estimate:
                 chars += len(text)
             case list(items):
                 waiting += items
-            case {"type": "base64" | "url" | "file"} | {"tailrace:blob": _}:
+            case {"type": "base64" | "url" | "file"}:
                 pictures += 1
+            case dict(fields) if (blob := blob_of(fields)) is not None:
+                # Elsewhere than in a picture's source, it was a text.
+                chars += blob.bytes
             case dict(fields):
                 waiting += fields.values()
             case _:
                 pass
     asked = -(-chars * TOKENS // CHARS) + pictures * PICTURE_TOKENS
     model = model_named(request.model)
-    nusd = cost_nusd(model, CallUsage(asked, request.max_tokens)) if model is not None else 0
+    tier = "batch" if request.via == "message_batches" else None
+    call = CallUsage(asked, request.max_tokens, service_tier=tier, speed=(request.options or {}).get("speed"))
+    nusd = cost_nusd(model, call) if model is not None else 0
     if request.max_cost_nusd is not None:
         nusd = min(nusd, request.max_cost_nusd)
     return Estimate(asked + request.max_tokens, nusd)

@@ -76,9 +76,10 @@ class Admission:
         self._limiter = limiter
         self._tenant = tenant
         self._owners = of
-        self._taken: list[tuple[str, int]] = []
+        self._taken: list[tuple[Quota, int]] = []
         self._slots: list[Seq] = []
-        self.standings: list[Standing] = []
+        self.standings: dict[str, Standing] = {}
+        """By counter, as it stood when it was last looked at."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,8 +89,8 @@ class Admission:
         slots, self._slots = self._slots, []
         # Where NATS is away by now it stays counted: for a minute, or, an estimate, for the day.
         with suppress(LogError):
-            for subject, amount in reversed(taken):
-                await self._limiter.counters.add(subject, -amount)
+            for limited, amount in reversed(taken):
+                self._stands(limited, await self._limiter.counters.add(limited.subject, -amount))
             for seq in slots:
                 await self._limiter.slots.free(seq)
 
@@ -150,14 +151,15 @@ class Admission:
                 continue
             # Where the answer is lost it may have been added; that stays, since too much is safer than too little.
             value = await self._limiter.counters.add(limited.subject, amount)
-            self._taken.append((limited.subject, amount))
-            is_over = value > limited.most
-            held = value - amount if is_over else value
-            self.standings.append(Standing(limited, max(0, limited.most - held)))
-            if is_over:
-                raise refusal(limited, amount, held, self._limiter.now())
+            self._taken.append((limited, amount))
+            self._stands(limited, value)
+            if value > limited.most:
+                raise refusal(limited, amount, value - amount, self._limiter.now())
             added.append(limited.subject)
         return added
+
+    def _stands(self, limited: Quota, held: int) -> None:
+        self.standings[limited.subject] = Standing(limited, max(0, limited.most - held))
 
     async def _run(self, turn: TurnId) -> list[tuple[str, Seq]]:
         """A slot of each owner whose running turns are limited."""

@@ -1,18 +1,19 @@
 """The streams that are open here, as limits count them: each has a slot, which is renewed while it is read.
 
 A gateway that is killed renews nothing, and within `LIFE_S` its readers' slots are free again. While NATS is away
-streams are let in uncounted: what is read was paid for.
+streams are let in uncounted: what is read was paid for. What one gateway can take is counted always (crowd.py).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
 from gateway.door.caller import Caller
+from gateway.limits.crowd import Crowd
 from gateway.limits.limits import Limiter
 from gateway.limits.quota import Owner
 from proto.errors import LogError, LogUnavailable, Refused
@@ -28,6 +29,9 @@ AGAIN_S = 2.0
 STREAMS = "streams"
 # In a request's state: the slots of a stream that is to come.
 RESERVED = "reserved_stream"
+# And its place in the crowd; and whether it has one.
+RESERVED_PLACE = "reserved_place"
+IS_PLACED = "is_placed"
 
 
 class Lease:
@@ -39,9 +43,30 @@ class Lease:
 
 
 class OpenStreams:
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, crowd: Crowd) -> None:
         self._limiter = limiter
+        self._crowd = crowd
         self._open: set[Lease] = set()
+
+    @contextmanager
+    def placed(self, scope: Scope) -> Iterator[None]:
+        """While somebody is read to here, or held; raises Refused. What is begun within it has the same place."""
+        state = scope.setdefault("state", {})
+        if IS_PLACED in state:
+            yield
+            return
+        with state.pop(RESERVED_PLACE, None) or self._place(scope):
+            state[IS_PLACED] = True
+            try:
+                yield
+            finally:
+                del state[IS_PLACED]
+
+    def _place(self, scope: Scope) -> ExitStack:
+        place, client = ExitStack(), scope.get("client")
+        if (caller := scope["state"].get("caller")) is not None:
+            place.enter_context(self._crowd.joined(caller.tenant, client[0] if client else ""))
+        return place
 
     @asynccontextmanager
     async def counted(self, scope: Scope) -> AsyncIterator[None]:
@@ -56,13 +81,17 @@ class OpenStreams:
     @asynccontextmanager
     async def reserved(self, request: Request) -> AsyncIterator[None]:
         """For a turn that will be streamed: refused before it is asked. Given up if it is not asked after all."""
-        lease = await self._take(getattr(request.state, "caller", None))
-        try:
-            yield
-        except BaseException:
-            await self._give_up(lease)
-            raise
-        setattr(request.state, RESERVED, lease)
+        with ExitStack() as leaving:
+            place = leaving.enter_context(self._place(request.scope))
+            lease = await self._take(getattr(request.state, "caller", None))
+            try:
+                yield
+            except BaseException:
+                await self._give_up(lease)
+                raise
+            setattr(request.state, RESERVED, lease)
+            setattr(request.state, RESERVED_PLACE, place)
+            leaving.pop_all()
 
     async def unread(self, scope: Scope) -> None:
         """What was reserved for a stream that was not read after all is given up: its turn failed before a word."""

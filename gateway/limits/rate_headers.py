@@ -35,7 +35,7 @@ class RateHeaders:
         async def send_told(message: Message) -> None:
             admission: Admission | None = state.get(ADMISSION)
             if message["type"] == "http.response.start" and admission is not None:
-                told = headers(scope["path"], admission.standings, self._now())
+                told = headers(scope["path"], admission.standings.values(), self._now())
                 more = [(name.encode(), value.encode()) for name, value in told.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)

@@ -12,6 +12,7 @@ import msgspec
 from starlette.routing import Route
 
 from gateway.door.login import COOKIE
+from gateway.door.scopes import NEEDS, Need
 from gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from gateway.problem import Envelope
 from proto.errors import CODES
@@ -66,7 +67,6 @@ def document(routes: Sequence[Route], version: str) -> Json:
                 "login": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             },
         },
-        "security": [{"bearer": []}, {"key": []}],
     }
 
 
@@ -89,11 +89,15 @@ def _operation(route: Route, method: str, told: Operation, schema_of: dict[Any, 
         operation["requestBody"] = {"required": True, "content": content}
     if told.see:
         operation["externalDocs"] = {"url": told.see}
-    if told.is_public:
-        operation["security"] = []
-    if told.has_cookie:
-        operation["security"] = [{"login": []}]
+    operation["security"] = _security(NEEDS[method, route.path], told)
     return operation
+
+
+def _security(need: Need, told: Operation) -> list[Json]:
+    """What a credential needs to be, and may do, for it: what the guard asks for. OpenAPI 3.1.1, 4.8.30: roles."""
+    if need == "public":
+        return []
+    return [{"login": [need]}] if told.has_cookie else [{"bearer": [need]}, {"key": [need]}]
 
 
 def _webhook(schema: Json) -> Json:

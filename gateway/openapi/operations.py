@@ -17,7 +17,7 @@ from gateway.protocols.chat_request import ChatRequest as ChatCompletionRequest
 from gateway.protocols.messages_request import MessagesRequest
 from gateway.protocols.response_request import ResponseRequest
 from gateway.protocols.ui_request import ChatRequest as UIChatRequest
-from gateway.routes.batches import AcceptedBatch, BatchRecord
+from gateway.routes.batches import AcceptedBatch, BatchList, BatchRecord
 from gateway.routes.count_tokens import Prompt as CountTokensRequest
 from gateway.routes.deletion import Deleted
 from gateway.routes.directory import Directory
@@ -57,7 +57,6 @@ class Operation(NamedTuple):
     parameters: tuple[str, ...] = ()
     also: Mapping[int, str] = {}
     """Other statuses that are no errors."""
-    is_public: bool = False
     has_cookie: bool = False
     """Whether a cookie stands for who asks, and no key."""
     see: str = ""
@@ -121,6 +120,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", answers=TurnRecord),
+    ("GET", "/v1/batches"): Operation("batches", answers=BatchList, parameters=PAGE),
     ("POST", "/v1/batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("key",)),
     ("GET", "/v1/batches/{batch}"): Operation("batches", answers=BatchRecord),
     ("GET", "/v1/batches/{batch}/results"): Operation("batches", streams=JSON_LINES, parameters=("after_index",)),
@@ -129,7 +129,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns/{turn}/tickets"): Operation("turns", NewTicket, MadeTicket),
     ("POST", "/v1/login"): Operation("login", answers=LoggedIn),
     ("POST", "/v1/login/refresh"): Operation("login", answers=LoggedIn, has_cookie=True),
-    ("POST", "/v1/logout"): Operation("login", status=204, is_public=True),
+    ("POST", "/v1/logout"): Operation("login", status=204),
     ("POST", "/v1/chat/completions"): Operation(
         "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED, see=OPENAI_CHAT
     ),
@@ -181,11 +181,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/ai/chat"): Operation("tutorials", Conversation, streams=SSE, parameters=("key",)),
     ("POST", "/api/start-job"): Operation("tutorials", Job, Started, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), also=GONE),
-    ("GET", "/"): Operation("operation", answers=Directory, streams="text/plain", is_public=True),
-    ("GET", "/health"): Operation("operation", answers=Health, is_public=True),
-    ("GET", "/healthz"): Operation("operation", answers=Any, is_public=True),
-    ("GET", "/readyz"): Operation("operation", answers=Any, is_public=True),
-    ("GET", "/metrics"): Operation("operation", streams="text/plain", is_public=True),
-    ("GET", "/openapi.json"): Operation("operation", answers=Any, is_public=True),
-    ("GET", "/docs"): Operation("operation", streams="text/html", is_public=True),
+    ("GET", "/"): Operation("operation", answers=Directory, streams="text/plain"),
+    ("GET", "/health"): Operation("operation", answers=Health),
+    ("GET", "/healthz"): Operation("operation", answers=Any),
+    ("GET", "/readyz"): Operation("operation", answers=Any),
+    ("GET", "/metrics"): Operation("operation", streams="text/plain"),
+    ("GET", "/openapi.json"): Operation("operation", answers=Any),
+    ("GET", "/docs"): Operation("operation", streams="text/html"),
 }

@@ -62,10 +62,14 @@ def _operation(path: str, method: str, operation: Json) -> str:
         for status, answer in operation["responses"].items()
         if "$ref" not in answer
     ]
+    scopes = {scope for one in operation.get("security", ()) for needed in one.values() for scope in needed}
+    needs = (
+        "".join(f" Needs the scope <code>{escape(scope)}</code>." for scope in sorted(scopes)) or " Asks for no key."
+    )
     return (
         f'<details id="{escape(operation["operationId"])}"><summary><span class="method">{method.upper()}</span>'
         f"<code>{escape(path)}</code> {_prose(operation.get('summary', ''))}</summary>"
-        f"<p>{_prose(operation.get('description', ''))}</p>"
+        f"<p>{_prose(operation.get('description', ''))}{needs}</p>"
         f"{'<table>' + ''.join(rows) + '</table>' if rows else ''}{body}{''.join(answers)}</details>"
     )
 

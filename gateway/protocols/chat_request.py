@@ -94,6 +94,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     session_id: str | None = None
     project_id: str | None = None
     on_busy: OnBusy = "reject"
+    max_cost: float | None = None
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
 
@@ -136,6 +137,7 @@ def asked(chat: ChatRequest, model: Model) -> Asked:
         project=chat.project_id,
         metadata=chat.metadata,
         on_busy=chat.on_busy,
+        max_cost=chat.max_cost,
         on_interrupt=chat.on_interrupt,
         on_disconnect=chat.on_disconnect,
     )

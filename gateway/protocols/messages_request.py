@@ -27,6 +27,8 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     stream: bool = False
+    max_cost: float | None = None
+    """Tailrace's own: what the answer may cost, in dollars. The model is not told of it."""
 
 
 def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> Ask:
@@ -43,6 +45,7 @@ def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -
         options={name: field for name, field in fields.items() if name not in request.__struct_fields__} or None,
         betas=betas_of(headers.getlist("anthropic-beta")) or None,
         api_version=headers.get("anthropic-version"),
+        max_cost=request.max_cost,
         session=headers.get("x-session-id"),
         project=headers.get("x-project-id"),
         begin=True,

@@ -84,6 +84,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     session_id: str | None = None
     project_id: str | None = None
     on_busy: OnBusy = "reject"
+    max_cost: float | None = None
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
 
@@ -131,6 +132,7 @@ def asked(told: ResponseRequest, model: Model) -> Asked:
         project=told.project_id,
         metadata=told.metadata,
         on_busy=told.on_busy,
+        max_cost=told.max_cost,
         on_interrupt=told.on_interrupt,
         on_disconnect=told.on_disconnect,
     )

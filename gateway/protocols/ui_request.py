@@ -79,6 +79,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     on_disconnect: str = "continue"
     on_busy: OnBusy = "interrupt"
     """`useChat` lets nobody ask while an answer runs, so who asks has stopped it, and that told nobody."""
+    max_cost: float | None = None
 
 
 def ask_of(chat: ChatRequest) -> Ask:
@@ -105,6 +106,7 @@ def ask_of(chat: ChatRequest) -> Ask:
         on_interrupt=chat.on_interrupt,
         on_disconnect=chat.on_disconnect,
         on_busy=chat.on_busy,
+        max_cost=chat.max_cost,
     )
 
 

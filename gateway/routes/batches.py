@@ -1,4 +1,7 @@
-"""The routes of a batch: ask, look, take the results, cancel. A batch is a turn, and is read as one: `links.events`."""
+"""The routes of batches: ask, list, look, take results, cancel. A batch is a turn, and read as one: `links.events`.
+
+What has left the log is told by the database.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,24 +10,29 @@ from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from gateway.accept import accept_request, claimed_key
 from gateway.answer import asked
 from gateway.auto_key import AUTO
 from gateway.batch import NewBatch, prepared
 from gateway.cancel import cancel
-from gateway.context import Gateway, caller_of, gateway_of, refuse_when_draining, turn_named
+from gateway.context import Gateway, caller_of, gateway_of, refuse_when_draining, tenant_of, turn_named
+from gateway.download import Download
 from gateway.json_response import json_response
+from gateway.routes.page import Page, page_of
 from gateway.webhook import check_webhook
 from proto import batch, entries
+from proto.batch_records import AskBatch, AskBatches, AskBatchTurns, StoredBatch, stored_batch
 from proto.blobs import Blob
-from proto.entries import Failure, Outcome
+from proto.ending import LOST
+from proto.entries import Failure, Outcome, Via
 from proto.errors import BlobUnknown, Refused, TurnUnknown
 from proto.fold import Turn
 from proto.ids import SessionId, TurnId, parse_cursor
-from proto.records import record
+from proto.records import TurnRecord, record
 from proto.subjects import TurnKey
 from proto.usage import NUSD_PER_USD, Usage
 
@@ -51,12 +59,19 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     of: int
     parallel: int
+    via: Via
+    message_batch: str | None
+    """The id under which Anthropic's Message Batches have it."""
     cost_usd: float
     error: Failure | None
     metadata: dict[str, str]
     asked_at: datetime
     ended_at: datetime | None
     links: dict[str, str]
+
+
+class BatchList(Page[BatchRecord], frozen=True, kw_only=True):
+    """Newest first."""
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,29 +107,63 @@ async def post(request: Request) -> Response:
 
         key, accepted = await accept_request(gateway, caller.tenant, made, idempotency_key, raw, admission)
     of = accepted.batch.count if accepted.batch is not None else 0
-    told = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key))
+    told = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     return json_response(told, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})
+
+
+async def batches(request: Request) -> Response:
+    """`GET /v1/batches`: all that there are, newest first."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    after, limit = page_of(request)
+    found = await gateway.history.ask(tenant, AskBatches(after, limit))
+    told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, batch.batch), batch) for batch in found.batches))
+    return json_response(
+        BatchList(data=[batch_record(one) for one in told], has_more=bool(found.next), next=found.next)
+    )
 
 
 async def get(request: Request) -> Response:
     """`GET /v1/batches/{batch}`: how far the batch is."""
-    key, turn, of = await batch_of(request)
-    return json_response(batch_record(key, turn, of))
+    _, told, _ = await batch_of(request)
+    return json_response(batch_record(told))
 
 
 async def post_cancel(request: Request) -> Response:
     """`POST /v1/batches/{batch}/cancel`: the batch with its end. What runs of it is cancelled, too."""
-    key, _, of = await batch_of(request)
-    return json_response(batch_record(key, await cancel(gateway_of(request).log, key), of))
+    key, told, turn = await batch_of(request)
+    if turn is not None:
+        told = stored_batch(key, await cancel(gateway_of(request).log, key))
+    return json_response(batch_record(told))
 
 
-async def results(request: Request) -> Response:
+async def results(request: Request) -> ASGIApp:
     """`GET /v1/batches/{batch}/results`: a line of JSON for each input whose turn has ended, in the inputs' order."""
-    key, turn, of = await batch_of(request)
+    gateway = gateway_of(request)
+    key, told, turn = await batch_of(request)
     after = request.query_params.get("after")
-    first = 0 if after is None else parse_cursor(after) + 1
-    lines = _results(gateway_of(request), key, of, range(min(first, of.count), of.count), is_over=turn.end is not None)
-    return StreamingResponse(lines, media_type="application/x-ndjson", headers={"cache-control": "no-store"})
+    of = told.counts.of
+    numbers = range(min(0 if after is None else parse_cursor(after) + 1, of), of)
+    if turn is not None and turn.request is not None and turn.request.batch is not None:
+        lines = _results(gateway, key, turn.request.batch, numbers, is_over=turn.end is not None)
+    else:
+        lines = _past(gateway, key, numbers)
+    return Download(gateway, lines, {"content-type": "application/x-ndjson", "cache-control": "no-store"})
+
+
+async def _past(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
+    """The lines of a batch that has left the log: the database has its turns, and nobody its inputs."""
+    encode = msgspec.json.Encoder().encode
+    first = numbers.start
+    while first < numbers.stop:
+        limit = min(READ_AT_ONCE, numbers.stop - first)
+        page = await gateway.history.ask(key.tenant, AskBatchTurns(key.turn, first, limit))
+        turns = {one.index: one.turn for one in page.turns}
+        told = (
+            result(number, turns[number]) if number in turns else BatchResult(index=number, custom_id="")
+            for number in range(first, min(page.next, numbers.stop))
+        )
+        yield b"".join(encode(line) + b"\n" for line in told)
+        first = page.next
 
 
 async def _results(
@@ -128,7 +177,7 @@ async def _results(
         told = []
         for number, turn in zip(some, turns, strict=True):
             if turn is not None and turn.end is not None:
-                told.append(result(number, batch.child(key, number), turn))
+                told.append(result(number, record(batch.child(key, number), turn)))
             elif turn is None and is_over:
                 # Only then: the inputs are as long as a body may be.
                 unasked = await _inputs(gateway, key, of) if unasked is None else unasked
@@ -153,13 +202,12 @@ async def _inputs(gateway: Gateway, key: TurnKey, of: entries.Batch) -> list[byt
         return []
 
 
-def result(index: int, key: TurnKey, turn: Turn) -> BatchResult:
-    told = record(key, turn)
+def result(index: int, told: TurnRecord) -> BatchResult:
     return BatchResult(
         index=index,
         custom_id=told.metadata.get(batch.CUSTOM_ID, ""),
-        turn=key.turn,
-        outcome=turn.end.outcome if turn.end is not None else "failed",
+        turn=told.turn,
+        outcome="failed" if told.outcome == "running" else told.outcome,
         text=told.text,
         content=told.content,
         stop_reason=told.stop_reason,
@@ -170,52 +218,76 @@ def result(index: int, key: TurnKey, turn: Turn) -> BatchResult:
     )
 
 
-async def batch_of(request: Request) -> tuple[TurnKey, Turn, entries.Batch]:
-    """The batch that the path names; raises Refused, the same for one that never was and for a turn that is none."""
-    unknown = Refused("batch_not_found", "there is no such batch, or the log does not have it any more")
+async def batch_of(request: Request) -> tuple[TurnKey, StoredBatch, Turn | None]:
+    """The batch that the path names, and its fold, if the log still has it.
+
+    Raises Refused, the same for one that never was and for a turn that is none.
+    """
+    unknown = Refused("batch_not_found", "there is no such batch")
     try:
         key = turn_named(request, "batch")
-        turn = await gateway_of(request).log.turn(key)
-    except (Refused, TurnUnknown) as error:
-        if isinstance(error, Refused) and error.code != "turn_not_found":
+    except Refused as error:
+        if error.code != "turn_not_found":
             raise
         raise unknown from error
-    if turn.request is None or turn.request.batch is None:
-        raise unknown
-    return key, turn, turn.request.batch
+    try:
+        turn = await gateway_of(request).log.turn(key)
+    except TurnUnknown:
+        return key, past(await gateway_of(request).history.ask(key.tenant, AskBatch(key.turn))), None
+    try:
+        return key, stored_batch(key, turn), turn
+    except TurnUnknown as error:
+        raise unknown from error
 
 
-def batch_record(key: TurnKey, turn: Turn, of: entries.Batch) -> BatchRecord:
-    told = record(key, turn)
-    progress = turn.progress
+async def _now(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredBatch:
+    """A batch as it is now: the database is told of its beginning and its end, and of nothing in between."""
+    if told.outcome != "running":
+        return told
+    try:
+        return stored_batch(key, await gateway.log.turn(key))
+    except TurnUnknown:
+        return past(told)
+
+
+def past(told: StoredBatch) -> StoredBatch:
+    """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
+    return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told
+
+
+def batch_record(told: StoredBatch) -> BatchRecord:
+    counts = told.counts
     return BatchRecord(
-        batch=key.turn,
+        batch=told.batch,
         session=told.session,
         outcome=told.outcome,
-        done=progress.done if progress else 0,
-        failed=progress.failed if progress else 0,
-        of=of.count,
-        parallel=of.parallel,
-        cost_usd=(progress.cost_nusd if progress else 0) / NUSD_PER_USD,
+        done=counts.done,
+        failed=counts.failed,
+        of=counts.of,
+        parallel=counts.parallel,
+        via=counts.via,
+        message_batch=counts.message_batch,
+        cost_usd=counts.cost_nusd / NUSD_PER_USD,
         error=told.error,
         metadata=told.metadata,
         asked_at=told.asked_at,
         ended_at=told.ended_at,
-        links=links_of(key),
+        links=links_of(told.batch),
     )
 
 
-def links_of(key: TurnKey) -> dict[str, str]:
-    path = f"/v1/batches/{key.turn}"
+def links_of(turn: TurnId) -> dict[str, str]:
+    path = f"/v1/batches/{turn}"
     return {
         "self": path,
-        "events": f"/v1/turns/{key.turn}/events",
+        "events": f"/v1/turns/{turn}/events",
         "results": f"{path}/results",
         "cancel": f"{path}/cancel",
     }
 
 
 ROUTES = [
+    Route("/v1/batches", batches, methods=["GET"]),
     Route("/v1/batches", post, methods=["POST"]),
     Route("/v1/batches/{batch}", get, methods=["GET"]),
     Route("/v1/batches/{batch}/results", results, methods=["GET"]),

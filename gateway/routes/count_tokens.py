@@ -18,7 +18,7 @@ from gateway.protocols import messages_request
 from proto import blobs
 from proto.depth import is_deeper
 from proto.errors import EntryTooLarge, Refused
-from proto.ids import Tenant
+from proto.ids import Tenant, new_id
 from proto.model_records import COUNT_TOKENS, AskTokenCount, LongPrompt, with_prompt
 from proto.subjects import GENERATORS
 
@@ -52,9 +52,11 @@ async def count_tokens(request: Request) -> Response:
     except EntryTooLarge:
         # As long as it may take to come, it may take to go on.
         timeout_s = gateway.settings.query_timeout_s + gateway.settings.body_timeout_s
+        holder = new_id()
         try:
-            lifted = await lift(gateway, tenant, question)
-            answer = await asked_of_generators(gateway, tenant, lifted, timeout_s)
+            async with gateway.holds.until_asked(tenant, holder):
+                lifted = await lift(gateway, tenant, question, holder)
+                answer = await asked_of_generators(gateway, tenant, lifted, timeout_s)
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
@@ -65,8 +67,11 @@ async def asked_of_generators(gateway: Gateway, tenant: Tenant, question: AskTok
     return await gateway.services.ask(tenant, COUNT_TOKENS, asked, timeout_s=timeout_s, role=GENERATORS)
 
 
-async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount) -> AskTokenCount:
-    """The same question, with references for what is long, which is stored. Raises Refused, LogFull, LogUnavailable."""
+async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount, holder: str) -> AskTokenCount:
+    """The same question, with references for what is long, which is stored and held.
+
+    Raises Refused, LogFull, LogUnavailable.
+    """
     prompt = body.decode(bytes(question.body), Told)
     told = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
     if is_deeper(told, ASKED_LEVELS_MAX):
@@ -74,6 +79,7 @@ async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount) -> Ask
     require_unclaimed(told)
     # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
     short, lifted = await asyncio.to_thread(blobs.lift, LongPrompt(list(prompt.messages), prompt.system, prompt.tools))
+    await gateway.holds.take(tenant, holder, lifted)
     await gateway.bodies.put(tenant, lifted)
     return AskTokenCount(msgspec.Raw(with_prompt(bytes(question.body), short)), question.betas, is_lifted=True)
 

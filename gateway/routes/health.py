@@ -76,9 +76,10 @@ def _are_well(parts: dict[str, Report]) -> bool:
 
 async def _parts(gateway: Gateway) -> dict[str, Report]:
     generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
+    log = gateway.pulse.detail or gateway.fullness.detail
     return {
         "nats": Report(gateway.connection.is_up, "" if gateway.connection.is_up else "not connected"),
-        "log": Report(not gateway.fullness.is_full, gateway.fullness.detail),
+        "log": Report(not log, log),
         GENERATORS: generators,
         PERSISTENCE: persistence,
         "gateway": Report(not gateway.draining.is_set(), "draining" if gateway.draining.is_set() else ""),
@@ -103,6 +104,8 @@ async def _report(gateway: Gateway, role: str) -> Report:
     return msgspec.json.decode(reply, type=Report)
 
 
+# Who looks after this gateway asks here, and is not kept waiting.
+PATHS = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
 ROUTES = [
     Route("/healthz", healthz, methods=["GET"]),
     Route("/health", health, methods=["GET"]),

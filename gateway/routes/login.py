@@ -29,7 +29,7 @@ async def post(request: Request) -> Response:
     refuse_elsewhere(request)
     gateway, caller = gateway_of(request), caller_of(request)
     # Not by what a key was exchanged for: a login would never end.
-    if caller.key is None or caller.until is not None or gateway.door.named(caller.key) is None:
+    if caller.key is None or caller != gateway.door.named(caller.key):
         raise Refused(
             "request_invalid", "log in with an API key; where none is asked for there is nothing to log in to"
         )

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.answer import asked
-from gateway.ask import ASKED_LEVELS_MAX, check_name, require_unclaimed
+from gateway.ask import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
 from gateway.context import gateway_of, offer_to, tenant_of
 from gateway.json_response import json_response
 from gateway.models.offer import Offer
@@ -156,7 +156,7 @@ def check_text(field: str, text: str | None, chars_max: int) -> None:
 
 def _check(new: NewSessionBody, offer: Offer) -> None:
     """What the types do not say; raises Refused."""
-    check_name("id", new.id)
+    check_session("id", new.id)
     check_name("project_id", new.project_id)
     check_text("title", new.title, TITLE_CHARS_MAX)
     if new.model is not None:

@@ -43,7 +43,7 @@ async def post(request: Request) -> Response | ASGIApp:
     ask, raw = await asked(request, Ask)
     check_webhook(ask.webhook, gateway_of(request).settings)
     if ask.prompt is not None:
-        ask = await gateway_of(request).prompts.filled(ask, ask.prompt, tenant_of(request))
+        ask = await gateway_of(request).prompts.filled(ask, tenant_of(request))
     is_stream = "text/event-stream" in request.headers.get("accept", "")
     async with gateway_of(request).streams.reserved(request) if is_stream else nullcontext():
         key, asked_for = await accepted(request, ask, raw)

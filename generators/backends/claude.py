@@ -20,7 +20,7 @@ import msgspec
 from generators.backends import Call
 from generators.backends.grammar import Grammar
 from generators.backends.sse_lines import EventTooLong, SseLines
-from generators.settings import Settings
+from generators.settings import Settings, require_sound
 from proto.errors import BackendError, SettingsInvalid
 from proto.model_records import ListedModels, TokenCount
 
@@ -106,7 +106,7 @@ class Messages:
 
     def asked(self, call: Call) -> tuple[str, bytes]:
         """The path to ask at, and the body."""
-        return "/v1/messages", body_of(call, model=call.model)
+        return "/v1/messages", body_of(call, model=call.model, stream=True)
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
         """The response, open, before any of its body."""
@@ -177,6 +177,7 @@ def backend(settings: Settings) -> Claude:
         raise SettingsInvalid(
             "ANTHROPIC_API_KEY is not set: give a key, or start `tailrace up`, which simulates Claude"
         )
+    require_sound(settings)
     return Claude(
         settings.anthropic_api_key,
         settings.anthropic_base_url,
@@ -196,7 +197,7 @@ def body_of(call: Call, **more: object) -> bytes:
     named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
     # The options as they were given: a field that is newer than we are is the API's to judge.
-    return msgspec.json.encode(more | given | {"stream": True} | (call.options or {}))
+    return msgspec.json.encode(more | given | (call.options or {}))
 
 
 def require_event_stream(headers: Mapping[str, str]) -> None:

@@ -23,10 +23,12 @@ import msgspec
 from generators.backends import Call, leash
 from generators.backends.code_lines import CodeLines
 from generators.backends.grammar import Grammar
-from generators.settings import Settings
+from generators.settings import Settings, require_sound
+from generators.structured import in_prompt, with_told
 from proto.entries import Message
 from proto.errors import BackendError, SettingsInvalid
 from proto.ids import is_token
+from proto.schema import schema_of
 
 LINE_BYTES_MAX = 16 * 2**20  # a line may hold a whole tool's result
 USUAL_PLACES = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/claude", "/opt/homebrew/bin/claude")
@@ -36,6 +38,7 @@ HINTS = frozenset({"cache_control", "context_management", "metadata", "service_t
 # Beyond the leash's own grace nothing is waited for.
 END_S_MAX = leash.GRACE_S + 3.0
 EARLIER = "This is the conversation so far, as JSON. Go on with the message that follows it."
+SILENT = "That includes what you say before and between uses of your tools: there, say nothing."
 GO_ON = "Your last message above was interrupted. Write only what comes after it, from exactly that point."
 
 
@@ -51,6 +54,7 @@ class ClaudeCode:
 
     async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See Backend.answer."""
+        call = by_prompt(call)
         refuse_unable(call)
         lines, grammar = CodeLines(), Grammar()
         async with self._running(call) as process:
@@ -198,6 +202,14 @@ def question(call: Call) -> dict[str, Any]:
     return {"type": "user", "message": {"role": "user", "content": [*(before if earlier else []), *content]}}
 
 
+def by_prompt(call: Call) -> Call:
+    """`call`, which asks for an answer that fits a schema in the only way that Claude Code can be asked for one."""
+    if schema_of(call.options) is None:
+        return call
+    call = in_prompt(call)
+    return msgspec.structs.replace(call, system=with_told(call.system, SILENT))
+
+
 def told(message: Message) -> Message:
     return Message(message.role, message.content if isinstance(message.content, str) else seen(message.content))
 
@@ -228,6 +240,9 @@ def backend(settings: Settings) -> ClaudeCode:
     """Raises SettingsInvalid without a key or a program."""
     if not settings.anthropic_api_key:
         raise SettingsInvalid("ANTHROPIC_API_KEY is not set: the backend claude_code needs a key")
+    require_sound(settings)
+    if settings.claude_code_root.exists() and not settings.claude_code_root.is_dir():
+        raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_ROOT: {settings.claude_code_root} is a file; expected a folder")
     return ClaudeCode(find(settings.claude_code_binary), settings)
 
 

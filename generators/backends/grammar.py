@@ -39,6 +39,9 @@ class Grammar:
                 return events.fits(delta, self._open.get(index, ""))
             case events.BlockStop(index):
                 return self._open.pop(index, None) is not None
+            case events.MessageDelta(delta):
+                # What has a reason to have stopped is whole, and half a block is not.
+                return delta.stop_reason is None or not self._open
             case events.Other():
                 # What is newer than this version passes. What it should know, and cannot read, does not.
                 return kind not in KNOWN and not is_too_deep(raw)

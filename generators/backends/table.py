@@ -15,6 +15,9 @@ NAMES = (
     "vertex",  # Claude on Google's Vertex AI
 )
 
+# A call of theirs does more than answer: it is made once at a time.
+ACTING = frozenset({"claude_code"})
+
 # Where that is not what all the others are installed by.
 INSTALLED_BY = {"litellm": "make litellm, and start it from .venv-litellm"}
 

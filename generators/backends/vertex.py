@@ -45,7 +45,7 @@ class Vertex(Messages):
     def asked(self, call: Call) -> tuple[str, bytes]:
         """The model stands in the path, and the API's version in the body."""
         where = f"/projects/{self.client.project_id}/locations/{self.client.region}/publishers/anthropic/models"
-        body = body_of(call, anthropic_version=call.api_version or API_VERSION)
+        body = body_of(call, anthropic_version=call.api_version or API_VERSION, stream=True)
         return f"{where}/{quote(call.model, safe='@')}:streamRawPredict", body
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:

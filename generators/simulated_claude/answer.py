@@ -74,6 +74,17 @@ def rest(answer: Part, partial: str) -> Part | None:
     return Part(blocks, thinking + done, stop_sequence=answer.stop_sequence)
 
 
+def with_repeated(part: Part, partial: str, words: int) -> Part:
+    """`part`, whose first text begins with the last `words` of `partial`, as real models are known to."""
+    again = "".join(re.findall(r"\s*\S+\s*", partial)[-words:]).lstrip()
+    if not words or not again:
+        return part
+    text = next((block for block in part.blocks if block.kind == "text"), Block("text", ()))
+    others = tuple(block for block in part.blocks if block.kind != "text")
+    deltas = (*re.findall(r"\S+\s*", again), *text.deltas)
+    return msgspec.structs.replace(part, blocks=(msgspec.structs.replace(text, deltas=deltas), *others))
+
+
 def stopped(part: Part, sequences: Sequence[str]) -> Part:
     """`part` up to the first of `sequences` in its text, which is not said."""
     for number, block in enumerate(part.blocks):

@@ -8,12 +8,15 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from generators.simulated_claude import event
+from generators.simulated_claude.account import Account, Told
 from generators.simulated_claude.cache import Cache
 from generators.simulated_claude.fault import ERROR_TYPES, Break
+from generators.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
 from generators.simulated_claude.model import MODELS
 from generators.simulated_claude.refusal import Refusal, error_body
 from generators.simulated_claude.reply import Asked, reply, understand
@@ -22,6 +25,7 @@ from generators.simulated_claude.stats import Stats
 from generators.simulated_claude.writer import MessageWriter, StreamWriter, Written
 
 BODY_BYTES_MAX = 32 * 2**20  # Anthropic's limit for a Messages request
+BATCH_BYTES_MAX = 256 * 2**20
 REFUSED_KEY = "bad-key"
 LIMITS = {"requests": 4_000, "input-tokens": 2_000_000, "output-tokens": 400_000}
 RESET_AT = "2030-01-01T00:00:00Z"
@@ -36,15 +40,25 @@ def app() -> Starlette:
         routes=[
             Route("/v1/messages", create_message, methods=["POST"]),
             Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+            Route("/v1/messages/batches", create_batch, methods=["POST"]),
+            Route("/v1/messages/batches", list_batches),
+            Route("/v1/messages/batches/{id}", show_batch),
+            Route("/v1/messages/batches/{id}", delete_batch, methods=["DELETE"]),
+            Route("/v1/messages/batches/{id}/cancel", cancel_batch, methods=["POST"]),
+            Route("/v1/messages/batches/{id}/results", batch_results),
             Route("/v1/models", list_models),
             Route("/v1/models/{id}", show_model),
             Route("/_sim/stats", show_stats),
+            Route("/_sim/calls", show_calls),
             Route("/_sim/reset", reset_stats, methods=["POST"]),
             Route("/_sim/last", show_last),
+            Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
         exception_handlers={Refusal: refused, HTTPException: unrouted},
     )
     simulated.state.stats = Stats()
+    simulated.state.account = Account()
+    simulated.state.batches = MessageBatches(simulated.state.stats)
     simulated.state.last = None
     simulated.state.cache = Cache()
     return simulated
@@ -59,12 +73,15 @@ async def create_message(http: HttpRequest) -> Response:
     answered = reply(asked, stats.next_call(asked.conversation.key), cached)
     stats.continuations += bool(asked.conversation.partial)
     stats.continuations_mismatched += answered.is_mismatched
+    account: Account = http.app.state.account
+    call = account.begin(asked.conversation.key, asked.conversation.question, answered.part.start)
     if answered.breaks and (instead := response_instead(asked, answered.breaks)):
         stats.by_fault[answered.breaks.kind] += 1
+        call.close(answered.breaks.kind)
         return instead
     if request.stream:
-        return Written(StreamWriter(answered, asked.directed, stats), headers("text/event-stream"))
-    return Written(MessageWriter(answered, asked.directed, stats), headers("application/json"))
+        return Written(StreamWriter(answered, asked.directed, stats, call), headers("text/event-stream"))
+    return Written(MessageWriter(answered, asked.directed, stats, call), headers("application/json"))
 
 
 def response_instead(asked: Asked, breaks: Break) -> Response | None:
@@ -79,6 +96,69 @@ def response_instead(asked: Asked, breaks: Break) -> Response | None:
 
 async def count_tokens(http: HttpRequest) -> Response:
     return json({"input_tokens": (await read(http)).input_tokens})
+
+
+async def create_batch(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    require_short(http, BATCH_BYTES_MAX)
+    body = await http.body()
+    batch, is_answered = http.app.state.batches.create(body)
+    remember(http, body)
+    if not is_answered:
+        return Written(silent, headers("application/json"))
+    return json(batch.told(str(http.base_url)))
+
+
+async def list_batches(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    query = http.query_params
+    limit = query.get("limit", str(LIMIT))
+    page, has_more = http.app.state.batches.page(
+        int(limit) if limit.isdecimal() else 0, query.get("after_id"), query.get("before_id")
+    )
+    told = [batch.told(str(http.base_url)) for batch in page]
+    ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
+    return json({"data": told, "has_more": has_more, **ends})
+
+
+async def show_batch(http: HttpRequest) -> Response:
+    return json(batch_of(http).told(str(http.base_url)))
+
+
+async def cancel_batch(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    batch.cancel()
+    return json(batch.told(str(http.base_url)))
+
+
+async def delete_batch(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    http.app.state.batches.delete(batch.id)
+    return json({"id": batch.id, "type": "message_batch_deleted"})
+
+
+async def batch_results(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    if batch.ended_at is None:
+        raise Refusal("not_found_error", f"Batch {batch.id} has no results yet")
+    lines = (result.line() for result in batch.results)
+    return StreamingResponse(lines, headers=headers("application/x-jsonl"))
+
+
+def batch_of(http: HttpRequest) -> MessageBatch:
+    require_key(http.headers)
+    found: MessageBatch = http.app.state.batches.named(http.path_params["id"])
+    return found
+
+
+async def expire_batches(http: HttpRequest) -> Response:
+    """A day goes by for every batch that runs."""
+    http.app.state.batches.expire()
+    return json({})
+
+
+async def silent(_: Send) -> None:
+    """An answer that breaks off before its body."""
 
 
 async def list_models(http: HttpRequest) -> Response:
@@ -96,6 +176,11 @@ async def show_stats(http: HttpRequest) -> Response:
     return json(http.app.state.stats)
 
 
+async def show_calls(http: HttpRequest) -> Response:
+    account: Account = http.app.state.account
+    return json(Told(list(account.calls), account.forgotten))
+
+
 async def show_last(http: HttpRequest) -> Response:
     """What the last call asked, as it came: what a gateway in between has made of it."""
     return json(http.app.state.last)
@@ -103,18 +188,27 @@ async def show_last(http: HttpRequest) -> Response:
 
 async def reset_stats(http: HttpRequest) -> Response:
     http.app.state.stats.reset()
+    http.app.state.account = Account()
     return json(http.app.state.stats)
 
 
 async def read(http: HttpRequest) -> Request:
     require_key(http.headers)
-    if int(http.headers.get("content-length", "0")) > BODY_BYTES_MAX:
-        raise Refusal("request_too_large", "Request exceeds the maximum size")
+    require_short(http, BODY_BYTES_MAX)
     body = await http.body()
     request = decode(body)
+    remember(http, body)
+    return request
+
+
+def remember(http: HttpRequest, body: bytes) -> None:
     betas, version = (http.headers.get(f"anthropic-{name}") for name in ("beta", "version"))
     http.app.state.last = {"body": msgspec.Raw(body), "betas": betas, "version": version}
-    return request
+
+
+def require_short(http: HttpRequest, most: int) -> None:
+    if int(http.headers.get("content-length", "0")) > most:
+        raise Refusal("request_too_large", "Request exceeds the maximum size")
 
 
 def require_key(given: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ A line `#sim …` in the last user message directs the answer:
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
   json={…}       the input of that tool; with a schema in `output_config`, the text
   wrong={…}      with a schema, the text until it is told that this does not fit
+  repeat=N       whoever is asked to go on says the last N words of what there is once more
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
                    error        an `error` event (overloaded_error)
@@ -32,7 +33,10 @@ A line `#sim …` in the last user message directs the answer:
   retry_after=S  what a 429 says (default 1)
 
 Without @N a fault is at @0: before the first delta. Without xM it breaks every call that sends delta N of the whole
-answer, so a continuation that starts at N or later is left alone. GET /_sim/stats counts what was called.
+answer, so a continuation that starts at N or later is left alone. GET /_sim/stats counts what was called, and
+GET /_sim/calls tells of each call: for what question, from which delta on, when it began and closed, and how.
+In a message batch, 429 and 529 of its first request refuse its creation, `cut` drops the answer to that, and 500 and
+`error` are errored results; POST /_sim/expire lets a day go by for those that run.
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")
@@ -41,7 +45,19 @@ NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
 WORDS_MAX = 1_000_000  # what six digits can number
 
 Setting = Literal[
-    "words", "tag", "rate", "wait", "files", "cites", "thinking", "tool", "json", "wrong", "fault", "retry_after"
+    "words",
+    "tag",
+    "rate",
+    "wait",
+    "files",
+    "cites",
+    "thinking",
+    "tool",
+    "json",
+    "wrong",
+    "repeat",
+    "fault",
+    "retry_after",
 ]
 
 
@@ -60,6 +76,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     tool: str = ""
     input_json: str = '{"query":"tailrace"}'
     wrong_json: str = ""
+    repeat: int = 0
     retry_after_s: float = 1.0
     faults: tuple[Fault, ...] = ()
 
@@ -117,7 +134,7 @@ def setting(name: str, value: str) -> dict[str, object]:
         return {name: value}
     if not NUMBER.fullmatch(value):
         raise DirectiveInvalid(f"#sim: {name}= wants a number, got {value!r}")
-    if name in ("words", "files", "cites", "thinking"):
+    if name in ("words", "files", "cites", "thinking", "repeat"):
         if not value.isdecimal() or int(value) > WORDS_MAX:
             raise DirectiveInvalid(f"#sim: {name}= wants a whole number up to {WORDS_MAX}, got {value!r}")
         return {name: int(value)}

@@ -149,7 +149,7 @@ def usage(reply: Reply, output_tokens: int) -> dict[str, object]:
             "ephemeral_5m_input_tokens": reply.cached.written - reply.cached.written_1h,
             "ephemeral_1h_input_tokens": reply.cached.written_1h,
         },
-        "service_tier": "standard",
+        "service_tier": reply.service_tier,
         "output_tokens": output_tokens,
     }
 

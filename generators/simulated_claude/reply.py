@@ -34,6 +34,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     part: Part
     stop_reason: str
     breaks: Break | None
+    service_tier: str = "standard"
     is_managed: bool = False  # whether it was asked to manage the context, and so has to say what it did
     is_mismatched: bool  # the partial answer was not ours: the whole one begins again
 
@@ -53,6 +54,8 @@ def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
     is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
     all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)
     remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
+    if talk.partial and remainder is not None:
+        remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
     part = answer.at_most(all_of_it if remainder is None else remainder, request.max_tokens)
     return Reply(
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],

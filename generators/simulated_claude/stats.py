@@ -16,6 +16,8 @@ class Stats(msgspec.Struct):
     continuations: int = 0
     continuations_mismatched: int = 0  # the partial answer was not ours: the whole one began again
     output_tokens: int = 0
+    batches: int = 0
+    creations: Counter[str] = msgspec.field(default_factory=Counter)  # of batches, by the fault that was asked for
     by_fault: Counter[str] = msgspec.field(default_factory=Counter)
     turns: dict[str, int] = msgspec.field(default_factory=dict)  # calls, by Conversation.key
 

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from generators.simulated_claude import event
+from generators.simulated_claude.account import Call
 from generators.simulated_claude.directive import Directive
 from generators.simulated_claude.reply import Reply
 from generators.simulated_claude.stats import Stats
@@ -51,20 +52,24 @@ async def left(receive: Receive) -> None:
 class StreamWriter:
     """The events of a stream, one wake-up a delta at the most."""
 
-    def __init__(self, reply: Reply, directed: Directive, stats: Stats) -> None:
+    def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
         self.reply = reply
         self.interval_s = 1 / directed.rate if directed.rate else 0.0
         self.wait_s = directed.wait_s
         self.stats = stats
+        self.call = call
 
     async def __call__(self, send: Send) -> None:
         self.stats.streams_open += 1
         try:
             await self.write_events(send)
-            await finish(self.reply, self.stats, send)
+            await finish(self.reply, self.stats, self.call, send)
         except asyncio.CancelledError:
             self.stats.streams_aborted += 1
+            self.call.close("aborted")
             raise
+        else:
+            self.call.close("whole")
         finally:
             self.stats.streams_open -= 1
 
@@ -80,6 +85,10 @@ class StreamWriter:
                     await asyncio.sleep(early_s)
                 due += self.interval_s
                 self.stats.output_tokens += 1
+                self.call.deltas += 1
+            if frame is event.GARBAGE:
+                # Who cannot read it leaves: that is the fault's doing.
+                self.call.over = "garbage"
             unsent += frame
             if len(unsent) >= CHUNK_BYTES:
                 await send(part(unsent))  # waits while the client does not read
@@ -91,22 +100,30 @@ class StreamWriter:
 class MessageWriter:
     """The whole message at once, after the time that its deltas would have taken."""
 
-    def __init__(self, reply: Reply, directed: Directive, stats: Stats) -> None:
+    def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
         self.reply = reply
         self.took_s = directed.wait_s + (reply.part.deltas / directed.rate if directed.rate else 0.0)
         self.stats = stats
+        self.call = call
 
     async def __call__(self, send: Send) -> None:
-        await asyncio.sleep(self.took_s)
-        body = event.message(self.reply)
-        await send(part(body if self.reply.breaks is None else body[: len(body) // 2]))
-        await finish(self.reply, self.stats, send)
+        try:
+            await asyncio.sleep(self.took_s)
+            body = event.message(self.reply)
+            await send(part(body if self.reply.breaks is None else body[: len(body) // 2]))
+            await finish(self.reply, self.stats, self.call, send)
+        except asyncio.CancelledError:
+            self.call.close("aborted")
+            raise
+        self.call.close("whole")
+        self.call.deltas = self.reply.part.deltas
         self.stats.output_tokens += self.reply.part.deltas
 
 
-async def finish(reply: Reply, stats: Stats, send: Send) -> None:
+async def finish(reply: Reply, stats: Stats, call: Call, send: Send) -> None:
     if reply.breaks:
         stats.by_fault[reply.breaks.kind] += 1
+        call.over = reply.breaks.kind
         if reply.breaks.kind == "cut":
             return
         if reply.breaks.kind == "stall":

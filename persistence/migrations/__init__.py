@@ -6,6 +6,9 @@ A step that was released is never edited: the next one is added. NNNN_what_it_do
 from importlib.resources import files
 from typing import NamedTuple
 
+# The newest step that adds what only the log can tell: a database from before it is told all that the log has again.
+TOLD_AGAIN = 6
+
 
 class Migration(NamedTuple):
     """`number` is the database's `user_version` once it has run."""

@@ -4,7 +4,10 @@ from proto.log.bodies import Bodies
 from proto.log.claims import Claim, Claims
 from proto.log.connection import Connection
 from proto.log.deliveries import Deliveries, Delivery
+from proto.log.hedges import Hedge, Hedges
+from proto.log.holds import Holds
 from proto.log.limits import Counters
+from proto.log.probe import Probe
 from proto.log.services import Services
 from proto.log.slots import Slots
 from proto.log.streams import check, fullness
@@ -19,6 +22,10 @@ __all__ = [
     "Counters",
     "Deliveries",
     "Delivery",
+    "Hedge",
+    "Hedges",
+    "Holds",
+    "Probe",
     "Services",
     "Slots",
     "Tombstones",

@@ -5,9 +5,11 @@ then stored long after their writer gave up on them. None of that is wanted here
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Self
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -17,7 +19,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from proto.errors import EntryTooLarge, LogUnavailable
+from proto.accounts import inbox
+from proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
+from proto.log.tls import TlsClient, context_of
 
 logger = structlog.get_logger()
 
@@ -30,6 +34,10 @@ OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
 HEADERS_BYTES_FIXED = 12
 HEADER_BYTES_FIXED = 4
+# The one error of the server's that leaves the connection open.
+DENIED = "permissions violation"
+EXPECTED = "nats://USER:PASSWORD@HOST:PORT"
+HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
 
 class Connection:
@@ -47,13 +55,21 @@ class Connection:
 
     @classmethod
     async def open(cls, url: str, name: str) -> Self:
-        """Connects to `url` (`nats://TOKEN@HOST:PORT`, several joined by commas); raises LogUnavailable."""
-        connection = cls(Client())
+        """Connects to `url` (`nats://USER:PASSWORD@HOST:PORT`, several joined by commas).
+
+        `tls://` is as proto/log/tls.py says. Raises LogUnavailable, and SettingsInvalid for what is no such URL.
+        """
+        addresses = servers(url)
+        tls = context_of(addresses)
+        connection = cls(TlsClient() if tls else Client())
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await connection.client.connect(
-                    servers=url.split(","),
+                    servers=[address.partition("?")[0] for address in addresses],
+                    tls=tls,
                     name=name,
+                    # A user of least right hears its own inboxes and nobody else's.
+                    inbox_prefix=inbox(user_of(addresses)),
                     ping_interval=PING_INTERVAL_S,
                     max_outstanding_pings=2,
                     connect_timeout=CONNECT_TIMEOUT_S,
@@ -75,6 +91,13 @@ class Connection:
     @property
     def is_up(self) -> bool:
         return self.client.is_connected
+
+    @property
+    def server_version(self) -> tuple[int, int, int] | None:
+        """Of the server that is connected to; None while there is none."""
+        version = self.client.connected_server_version
+        numbers = version.major, version.minor, version.patch
+        return numbers if any(numbers) else None
 
     @property
     def jetstream(self) -> JetStreamContext:
@@ -139,6 +162,10 @@ class Connection:
             raise EntryTooLarge(f"{size} bytes are more than the {self.client.max_payload} the server takes")
 
     async def _on_error(self, error: Exception) -> None:
+        if DENIED in str(error).lower():
+            # Of a publish nobody is told otherwise: who waits for its answer waits in vain.
+            logger.error("nats refused what its user may not", error=str(error))
+            return
         # A server that is away says so four times a second; that the connection is lost was said once.
         away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
         (logger.debug if away else logger.warning)("nats reported an error", error=type(error).__name__)
@@ -162,11 +189,36 @@ class Connection:
         self.closed.set()
 
 
+def servers(url: str) -> list[str]:
+    """The addresses that TAILRACE_NATS_URL names; raises SettingsInvalid, without the secret that may be in them."""
+    addresses = [address.strip() for address in url.split(",")]
+    if not all(map(_is_server, addresses)):
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: expected {EXPECTED} or tls://…, several joined by commas")
+    return addresses
+
+
+def user_of(addresses: Sequence[str]) -> str:
+    """The user of that URL; none where a token is enough."""
+    who = urlsplit(addresses[0] if "://" in addresses[0] else f"nats://{addresses[0]}")
+    return who.username or "" if who.password else ""
+
+
+def _is_server(address: str) -> bool:
+    try:
+        parts = urlsplit(address if "://" in address else f"nats://{address}")
+        return parts.scheme in ("nats", "tls") and HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
+    except ValueError:
+        # A port that is none.
+        return False
+
+
 def _nobody(url: str, why: str) -> str:
-    """What a person is told who waited for NATS at `url`; never the token in it."""
-    where = ", ".join(address.rpartition("://")[2].rpartition("@")[2] for address in url.split(","))
+    """What a person is told who waited for NATS at `url`; never the secret in it."""
+    where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
-        return f"NATS at {where} does not know our token: TAILRACE_NATS_URL says it, as nats://TOKEN@HOST:PORT"
+        return f"NATS at {where} does not know us: TAILRACE_NATS_URL says who we are, as {EXPECTED}"
+    if "TLS" in why or "SSL" in why:
+        return f"NATS at {where} and we do not trust each other ({why}): TAILRACE_NATS_URL says ?ca=, &cert= and &key="
     return f"no NATS server answers at {where}: `make run` starts one, TAILRACE_NATS_URL says where another is"
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import nats.errors
 import nats.js.errors
 import structlog
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamState
@@ -16,7 +17,7 @@ from proto.batch import is_batch
 from proto.errors import LogMisconfigured, LogUnavailable
 from proto.ids import Seq
 from proto.log.connection import Connection, heed_cancellation
-from proto.subjects import STREAM
+from proto.subjects import STREAM, TurnKey
 
 logger = structlog.get_logger()
 
@@ -35,6 +36,8 @@ class Delivery:
         self._message = message
         self.ack_wait_s = ack_wait_s
         self.key, self.kind = subjects.parse(message.subject)
+        self.lease = message.reply
+        """Where it is renewed and acknowledged: whoever knows that may do so, too."""
         self.seq = Seq(message.metadata.sequence.stream)
         self.times = int(message.metadata.num_delivered or 1)
 
@@ -70,12 +73,14 @@ class Deliveries:
 
     def __init__(
         self,
+        client: Client,
         jetstream: JetStreamContext,
         durable: str,
         pull: JetStreamContext.PullSubscription,
         filters: Sequence[str],
         ack_wait_s: float,
     ) -> None:
+        self._client = client
         self._jetstream = jetstream
         self._durable = durable
         self._pull = pull
@@ -100,7 +105,7 @@ class Deliveries:
             raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
         # A consumer with one filter comes back with the older, singular setting.
         filters = info.config.filter_subjects or [str(info.config.filter_subject)]
-        return cls(jetstream, durable, pull, filters, float(info.config.ack_wait or PULL_S))
+        return cls(connection.client, jetstream, durable, pull, filters, float(info.config.ack_wait or PULL_S))
 
     async def next(self, most: int = 1) -> list[Delivery]:
         """What is there, at most `most`; waits at most `PULL_S` for the first. Empty when nothing came.
@@ -119,6 +124,20 @@ class Deliveries:
         finally:
             heed_cancellation()
         return [Delivery(message, self.ack_wait_s) for message in messages]
+
+    def shared(self, key: TurnKey, lease: str) -> Delivery:
+        """The delivery of a turn's request that another process has told us the lease of: both hold it.
+
+        Raises LogUnavailable when that is no lease of this consumer's.
+        """
+        message = Msg(self._client, subject=subjects.entry(key, "request"), reply=lease)
+        try:
+            given = message.metadata
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"{lease!r} is no lease") from error
+        if (given.stream, given.consumer) != (STREAM, self._durable):
+            raise LogUnavailable(f"{lease!r} is no lease of {self._durable}")
+        return Delivery(message, self.ack_wait_s)
 
     async def backlog(self) -> "Backlog":
         """How far the consumer is behind; raises LogUnavailable."""

@@ -1,10 +1,12 @@
 """Batched direct reads of a stream: one request, one message an entry, one status that ends them.
 
 nats-py has no call for it. All reads of a process share one wildcard inbox. `$JS.API.DIRECT.GET.TURNS` with
-`{seq, next_by_subj, batch}`: ADR-31 of nats-architecture-and-design, "JetStream Direct Batch Get".
+`{seq, next_by_subj, batch, max_bytes}`: ADR-31 of nats-architecture-and-design, "JetStream Direct Batch Get".
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -14,12 +16,18 @@ from nats.aio.subscription import Subscription
 from proto.errors import LogUnavailable
 from proto.ids import Seq
 from proto.log.connection import Connection
+from proto.step import BATCH
 from proto.subjects import STREAM
 
-# A frozen follower never answers, and another one would have (FACTS): ask again soon.
-TRY_TIMEOUT_S = 0.25
-TRIES = 6
-BATCH = 512
+# A frozen follower never answers, and another one would have (FACTS): ask again soon. A busy one answers later.
+TRY_TIMEOUTS_S = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)
+AGAIN_S = 0.05
+# The server answers one read after another, and what was given up here, too. Of sixty long turns that were asked for at
+# once none came in time, and nobody else's; and behind whom 64 MB wait, the connection is closed. So a page has no
+# more bytes than this, but for its last message, and so many are under way at once.
+PAGE_BYTES_MAX = 256 * 1024
+AT_ONCE = 8
+PLACE_WAIT_S = 5.0
 
 
 class Page(NamedTuple):
@@ -64,37 +72,55 @@ class Reads:
         self._subscription: Subscription | None = None
         self._made = 0
         self._opening = asyncio.Lock()
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
-        """Up to `batch` messages on `subject` from sequence `first` on; raises LogUnavailable.
+        """Up to `batch` messages on `subject` from sequence `first` on, or fewer long ones; raises LogUnavailable.
 
         A follower may answer, and may be behind: an empty page means "nothing seen", not "nothing there".
         """
         await self._open()
-        query = msgspec.json.encode({"seq": first, "next_by_subj": subject, "batch": batch})
-        for _ in range(TRIES):
-            self._made += 1
-            token = str(self._made)
-            answers = self._batches[token] = _Batch()
+        query = msgspec.json.encode(
+            {"seq": first, "next_by_subj": subject, "batch": batch, "max_bytes": PAGE_BYTES_MAX}
+        )
+        for timeout_s in TRY_TIMEOUTS_S:
             try:
-                await self._connection.publish(
-                    f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}"
-                )
-                await self._all(answers)
+                async with self._place():
+                    answers = await self._asked(query, timeout_s)
             except (TimeoutError, LogUnavailable):
-                await asyncio.sleep(TRY_TIMEOUT_S / 5)
+                await asyncio.sleep(AGAIN_S)
                 continue
-            finally:
-                del self._batches[token]
             if answers.status in ("204", "404") and not answers.has_hole:
                 return Page(answers.messages, is_last=answers.pending == 0)
-            await asyncio.sleep(TRY_TIMEOUT_S / 5)
+            await asyncio.sleep(AGAIN_S)
         raise LogUnavailable("the log cannot be read: no server answers for the stream")
 
-    async def _all(self, answers: _Batch) -> None:
+    async def _asked(self, query: bytes, timeout_s: float) -> _Batch:
+        """What comes of one try; raises TimeoutError, LogUnavailable."""
+        self._made += 1
+        token = str(self._made)
+        answers = self._batches[token] = _Batch()
+        try:
+            await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}")
+            await self._all(answers, timeout_s)
+        finally:
+            del self._batches[token]
+        return answers
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of those that are under way; raises TimeoutError when none is free in time."""
+        async with asyncio.timeout(PLACE_WAIT_S):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _all(self, answers: _Batch, timeout_s: float) -> None:
         while answers.status is None:
             answers.heard.clear()
-            async with asyncio.timeout(TRY_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await answers.heard.wait()
 
     async def _open(self) -> None:

@@ -70,15 +70,12 @@ class Slots:
         With `life_s` it has it for so many seconds, unless it is renewed.
         """
         for _ in range(TRIES):
-            taken = {slot.subject for slot in await self.held(tenant, owner, what)}
-            free = [
-                subject
-                for number in range(most)
-                if (subject := subjects.slot(tenant, owner, what, number)) not in taken
-            ]
+            held = await self.held(tenant, owner, what)
+            taken = {slot.subject.rpartition(".")[2] for slot in held}
+            free = [number for number in range(most) if str(number) not in taken]
             if not free or len(taken) >= most:
                 return None
-            subject = random.choice(free)  # noqa: S311  # no secret
+            subject = subjects.slot(tenant, owner, what, random.choice(free))  # noqa: S311  # no secret
             seq = await self._put(subject, holder, NOTHING, life_s)
             if seq is not None:
                 return Place(subject, seq)

@@ -48,6 +48,9 @@ from proto.subjects import (
 )
 
 SCHEMA = "1"
+# Before it a client could restore streams that it may not, and a stranger fill the server's memory (CVE-2026-33222 and
+# its like); counters came with 2.12.
+SERVER_MIN = (2, 12, 6)
 RETENTION_S = 24 * 3600.0
 BYTES_MAX = 8 * 1024**3
 # A conversation that is taken up within half of it keeps its pictures.
@@ -208,6 +211,11 @@ async def apply(
 async def check(connection: Connection) -> None:
     """Raises LogMisconfigured when something is missing or not as this version needs it, LogUnavailable."""
     jetstream = connection.jetstream
+    if (server := connection.server_version) is not None and server < SERVER_MIN:
+        raise LogMisconfigured(
+            f"nats-server {'.'.join(map(str, server))} is older than {'.'.join(map(str, SERVER_MIN))}, "
+            "lacks what limits need, and has known holes: take a newer one"
+        )
     try:
         differing = []
         for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S), *metering(1)):
@@ -216,7 +224,7 @@ async def check(connection: Connection) -> None:
         for wanted in consumers():
             info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
             differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
-        for bucket in (CLAIMS, KEYS, SECRETS, LOGINS):
+        for bucket in BUCKETS:
             await jetstream.key_value(bucket)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
@@ -226,6 +234,22 @@ async def check(connection: Connection) -> None:
         raise LogUnavailable(f"the streams cannot be checked: {type(error).__name__}") from error
     if differing:
         raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+
+
+async def behind(connection: Connection) -> set[str]:
+    """The servers that could not stand in for another just now: away, or with a copy that is not whole.
+
+    Empty where everything has one copy. Raises LogUnavailable, also where a stream has no leader.
+    """
+    found: set[str] = set()
+    try:
+        for name in EVERY_STREAM:
+            cluster = (await connection.jetstream.stream_info(name)).cluster
+            copies = cluster.replicas or [] if cluster else []
+            found |= {str(copy.name) for copy in copies if copy.offline or not copy.current}
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams do not answer: {type(error).__name__}") from error
+    return found
 
 
 async def fullness(connection: Connection) -> float:
@@ -239,6 +263,9 @@ async def fullness(connection: Connection) -> float:
     limit = info.config.max_bytes or 0
     return info.state.bytes / limit if limit > 0 else 0.0
 
+
+BUCKETS = (CLAIMS, KEYS, SECRETS, LOGINS)
+EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, *(f"KV_{bucket}" for bucket in BUCKETS))
 
 # The settings that the protocol rests on. Sizes, retention and replicas are the operator's.
 OWNED_BY_STREAM = (

@@ -12,7 +12,7 @@ import nats.js.errors
 from proto import subjects
 from proto.errors import LogUnavailable
 from proto.log.connection import Connection
-from proto.subjects import CLAIMS, TurnKey
+from proto.subjects import CLAIMS_STREAM, TurnKey
 
 
 class Tombstones:
@@ -33,7 +33,7 @@ class Tombstones:
         """Whether the turn has one: asked of the bucket's leader, who is never behind. Raises LogUnavailable."""
         name = subjects.tombstone(key)
         try:
-            await self._connection.jetstream.get_last_msg(f"KV_{CLAIMS}", name, direct=False)
+            await self._connection.jetstream.get_last_msg(CLAIMS_STREAM, name, direct=False)
         except nats.js.errors.NotFoundError:
             return False
         except nats.errors.Error as error:

@@ -34,7 +34,8 @@ async def run(script: str, *args: object, deadline_s: float = DEADLINE_S, **envi
     """What `js/{script}` printed, line by line; fails with what it said when it fails or is not done in time."""
     assert MODULES.is_dir(), "the clients in JavaScript are not installed: run `make clients`"
     printed = await command([str(NODE), str(SCRIPTS / script), *map(str, args)], environ, SCRIPTS, deadline_s)
-    return [msgspec.json.decode(line) for line in printed.splitlines()]
+    # Not splitlines(), which ends a line at U+2028, too: JSON has that in it.
+    return [msgspec.json.decode(line) for line in printed.split("\n") if line]
 
 
 async def command(

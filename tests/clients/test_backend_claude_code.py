@@ -21,6 +21,7 @@ from generators.simulated_claude.server import serving
 from proto.entries import Message
 from proto.errors import BackendError, SettingsInvalid
 from proto.log import TurnLog
+from proto.schema import with_schema
 from tests import processes
 from tests.answering import ask, attempts, ended, open_streams, stats, words, working
 from tests.clients import node
@@ -275,6 +276,32 @@ async def test_a_generator_that_is_killed_takes_it_along(
         await until(lambda: is_running(f"sleep {mark}"), MANY_TRIES_S)
         await generator.stop(SIGKILL)
         await until(lambda: not is_running(mark), MANY_TRIES_S)
+
+
+@pytest.mark.parametrize("wrong", ["", ' wrong={"km":1}'])
+async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
+    own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path, wrong: str
+) -> None:
+    """It is judged like any other's, and asked for once more when it does not fit."""
+    schema = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
+    given = {
+        "backends": "claude_code",
+        "claude_code_binary": str(BINARY),
+        "claude_code_root": tmp_path / "projects",
+        "stall_timeout_s": STALL_TIMEOUT_S,
+    }
+    async with working(own_server.url, claude, **given):
+        # What the simulation says of itself when it is told the conversation as JSON is this, too.
+        line = f'rate=0 json={{"query":"tailrace"}}{wrong}'
+        turn = await ended(own_log, await ask(own_log, line, options=with_schema(None, schema)))
+    assert turn.end is not None
+    assert (turn.text, turn.outcome, turn.end.fits) == ('{"query":"tailrace"}', "completed", True)
+    assert (turn.attempt, turn.rejected) == ((2, '{"km":1}') if wrong else (1, ""))
+    asked = await last_asked(claude)
+    assert "output_config" not in asked or "format" not in asked["output_config"]
+    for told in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
+        assert told in json.dumps(asked["system"])
+    assert ("does not fit" in json.dumps(asked["messages"])) == bool(wrong)
 
 
 async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(

@@ -3,7 +3,9 @@
 import re
 
 from gateway.app import ROUTES
+from gateway.ask import PATHS
 from gateway.door.scopes import NEEDS
+from proto.ids import is_session_name
 from tests.routes import ROWS
 
 
@@ -32,6 +34,24 @@ def test_who_may_only_look_changes_nothing() -> None:
     assert {need for (method, _), need in NEEDS.items() if method in ("DELETE", "PATCH", "PUT")} == {"manage"}
     assert {need for (method, _), need in NEEDS.items() if method == "GET"} == {"read", "public"}
     assert {route for route, need in NEEDS.items() if route[0] == "POST" and need == "read"} == looks
+
+
+def test_no_name_that_a_client_gives_is_a_route() -> None:
+    """What stands in one route where another has a name that clients choose is refused as such a name (gateway/ask.py).
+
+    A session called `stats` could be asked and not looked at: that path tells something else.
+    """
+    paths = [route.path.split("/") for route in ROUTES]
+    taken = {
+        other[place]
+        for path in paths
+        for place, step in enumerate(path)
+        if step in ("{session}", "{chat}", "{project}")
+        for other in paths
+        if other[:place] == path[:place] and len(other) > place and not other[place].startswith("{")
+    }
+    assert taken == PATHS
+    assert all(is_session_name(name) for name in taken)
 
 
 def test_every_path_that_names_something_has_its_kind_in_its_row() -> None:

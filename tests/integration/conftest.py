@@ -22,6 +22,7 @@ from deploy.nats_server import NatsServer
 from gateway.__main__ import serve
 from gateway.settings import Settings
 from proto import subjects
+from proto.accounts import GATEWAY
 from proto.ids import Seq, Tenant
 from proto.log import Connection, TurnLog
 from proto.subjects import STREAM, TurnKey
@@ -81,7 +82,7 @@ class Gateway:
         await self._running
 
     async def _run(self, settings: Settings) -> None:
-        connection = await Connection.open(settings.nats_url, "test-gateway")
+        connection = await Connection.open(processes.as_user(settings.nats_url, GATEWAY), "test-gateway")
         try:
             await serve(settings, connection, self.stopping)
         finally:
@@ -111,6 +112,8 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
     async with NatsServer(folder) as server:
         await apply_streams(server.url)
         yield House(folder, server.url)
+        # No test need look for it: what a process does without the right to is done in vain, in some corner.
+        assert "Violation" not in server.log.read_text()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.nats_server import NatsServer
 from generators.simulated_claude.server import serving
+from proto.child import OF_ONE_MAX
 from proto.entries import Attempt
 from proto.fold import Turn
 from proto.ids import Tenant, TurnId, new_id
@@ -17,8 +18,9 @@ from proto.log import Connection, TurnLog
 from proto.schema import with_schema
 from proto.subjects import TurnKey
 from tests.answering import ask, ended, is_acknowledged, modes, shorten_lease, stats, working
-from tests.integration.conftest import Gateway, forget
+from tests.integration.conftest import Gateway, House, NewGateway, forget
 from tests.mortal import killed_after
+from tests.processes import Process
 from tests.promises import Connected
 from tests.reading import read
 from tests.saying import SAYS, data
@@ -75,6 +77,52 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more(gateway: Gatew
         told = (await client.get("/_sim/last")).json()["body"]["messages"]
     assert told[-2] == {"role": "assistant", "content": WRONG}
     assert '["km"]: "long" is not of type "integer"' in told[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/turns", {"message": "#sim words=1 rate=0", "schema": SCHEMA}),
+        (
+            "/v1/messages",
+            {
+                "model": "claude-sonnet-5-5",
+                "max_tokens": 9,
+                "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+                "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+            },
+        ),
+    ],
+)
+async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
+    house: House,
+    generator: Process,
+    new_gateway: NewGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    """503 with Retry-After, in the envelope, and no turn; afterwards the same schema is taken."""
+    monkeypatch.setattr("gateway.__main__.CHECK_WAIT_S", 0.2)
+    gateway = await new_gateway(house.nats_url)
+    slow: list[asyncio.Task[httpx2.Response]] = []
+    waited: list[httpx2.Response] = []
+
+    async def is_kept_waiting() -> bool:
+        # One that has ended meanwhile keeps nobody waiting.
+        while sum(not one.done() for one in slow) < OF_ONE_MAX:
+            asked = gateway.client.post("/v1/turns", json={"message": "Hi", "schema": SLOW_TO_READ})
+            slow.append(asyncio.create_task(asked))
+        waited.append(await gateway.client.post(path, json=body))
+        return waited[-1].status_code == 503
+
+    await until(is_kept_waiting)
+    assert (waited[-1].json()["error"]["code"], waited[-1].headers["retry-after"]) == ("checks_waiting", "2")
+    assert "tailrace-turn" not in waited[-1].headers
+    codes = {(await one).json()["error"]["code"] for one in slow}
+    assert "schema_invalid" in codes
+    assert codes <= {"schema_invalid", "checks_waiting"}
+    assert (await gateway.client.post(path, json=body)).status_code in (200, 202)
 
 
 async def test_it_is_asked_for_once_more_and_no_more(gateway: Gateway) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL
 
 import httpx2
 import pytest
@@ -18,6 +18,7 @@ from proto.errors import CODES
 from proto.ids import TurnId, new_id
 from proto.log import Connection, TurnLog, fullness, streams
 from proto.subjects import TurnKey
+from tests.frozen import freeze
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 from tests.reading import read, told
 from tests.until import until
@@ -359,7 +360,7 @@ async def test_headers_and_a_body_in_one_piece_are_told_apart(large_wire: Wire) 
 async def test_who_does_not_finish_its_headers_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, said: str
 ) -> None:
-    """A thousand connections that say nothing would otherwise be open for ever. Also after a good request."""
+    """A thousand connections that say nothing would otherwise be open for ever. Who had begun to is told why: 408."""
     monkeypatch.setattr(connection, "HEADERS_TIMEOUT_S", 0.1)
     good = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
     for before in ("", good) if said else ("",):
@@ -369,8 +370,37 @@ async def test_who_does_not_finish_its_headers_is_not_waited_for(
             await wire.send(before)
             assert (await wire.answer()).status_code == 200
         await wire.send(said)
+        if said:
+            assert problem(await wire.answer())[:2] == (408, "headers_timeout")
         assert await wire.is_closed()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\n" + "a: b\r\n" * 99, 200, ""),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\n" + "a: b\r\n" * 100, 431, "headers_too_large"),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\n" + "a: b\r\n" * 10_000, 431, "headers_too_large"),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\na: " + "b" * 400_000, 431, "headers_too_large"),
+        ("GET /healthz?" + "b" * 400_000, 431, "headers_too_large"),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\na: b\r\n c\r\n", 400, "http_invalid"),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\na\x00: b\r\n", 400, "http_invalid"),
+        ("GET healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
+        ("WHAT /healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "http_invalid"),
+    ],
+    ids=["most", "one more", "10k", "long", "url", "folded", "NUL", "no path", "no method", "TLS"],
+)
+async def test_what_is_no_request_of_ours_is_told_so(wire: Wire, head: str, status: int, code: str) -> None:
+    """In the envelope of every other refusal, and then the connection is closed."""
+    await wire.send(f"{head}\r\n")
+    answer = await wire.answer()
+    assert answer.status_code == status
+    if code:
+        assert problem(answer)[1] == code
+        assert answer.headers["connection"] == "close"
+        assert await wire.is_closed()
 
 
 @on_shared_loop
@@ -456,6 +486,24 @@ async def test_while_nats_is_away_clients_are_told_to_come_back(
 
     await until(works)
     assert (await gateway.client.get(f"/v1/turns/{turn}")).json()["turn"] == turn
+
+
+# nats-py leaves its socket to a frozen server to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_post_that_a_silent_server_does_not_answer_waits_no_longer_than_it_is_to(
+    own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs is missed after seconds, and one try of an append would wait for it: the POST does not."""
+    monkeypatch.setattr("proto.log.turns.PUBLISH_TIMEOUT_S", 60)
+    gateway = await new_gateway(own_server.url, accept_timeout_s=0.3)
+    freeze(own_server)
+    try:
+        answer = await gateway.client.post("/v1/turns", json={"message": "hi"})
+    finally:
+        own_server.signal(SIGCONT)
+    assert problem(answer) == (503, "log_unavailable", UNCLEAR)
 
 
 async def test_a_post_that_the_log_did_not_answer_is_told_how_to_ask_again(

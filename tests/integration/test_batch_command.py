@@ -4,10 +4,11 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 from typing import Any
 
 import msgspec
+import pytest
 
 from deploy.process import spawn
 from tests.answering import words
@@ -82,4 +83,48 @@ async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Pat
     assert (status, "bad.jsonl:2 is not JSON" in said) == (2, True)
     (tmp_path / "none.jsonl").write_text("")
     status, said = await run(gateway, tmp_path, str(tmp_path / "none.jsonl"))
-    assert (status, "requests" in said) == (1, True)
+    assert (status, "none.jsonl has no inputs" in said) == (2, True)
+
+
+async def test_nothing_is_asked_that_could_not_be_written_or_may_not_be_asked(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence that says what to do, before there is a batch that costs money."""
+    file = written(tmp_path / "in.jsonl", 2, "words=2 rate=0")
+    for output in (tmp_path / "nowhere" / "out.jsonl", tmp_path):
+        status, said = await run(gateway, tmp_path, str(file), "--output", str(output))
+        assert (status, said.count("\n")) == (2, 1), said
+        assert f"{output} cannot be written" in said
+    monkeypatch.setitem(globals(), "KEY", "another")
+    status, said = await run(gateway, tmp_path, str(file))
+    assert (status, "TAILRACE_KEY" in said) == (1, True), said
+
+
+async def test_ctrl_c_ends_it_without_a_traceback(gateway: Gateway, tmp_path: Path) -> None:
+    """The batch goes on, as its first line has said."""
+    command = Command(gateway, tmp_path, str(written(tmp_path / "in.jsonl", 1, "words=900 rate=5")))
+    await command.begin()
+    await until(lambda: "batch " in command.said, 20)
+    command.process.send_signal(SIGINT)
+    assert await command.status() == 130
+    assert "Traceback" not in command.said
+
+
+async def test_a_full_disk_is_not_taken_for_a_gateway_that_is_away(gateway: Gateway, tmp_path: Path) -> None:
+    """It would be asked again and again; the answers wait for who comes back with room."""
+    command = Command(gateway, tmp_path, str(written(tmp_path / "in.jsonl", 1)), "--output", str(tmp_path / "full"))
+    (tmp_path / "full.part").symlink_to("/dev/full")
+    await command.begin()
+    assert await command.status() == 1
+    assert "cannot be written: No space left on device" in command.said
+    assert "Traceback" not in command.said
+
+
+async def test_the_cheaper_way_is_an_option(gateway: Gateway, tmp_path: Path) -> None:
+    """The same file, the same answers; and it is another batch than the one that was asked the other way."""
+    file = written(tmp_path / "in.jsonl", 2)
+    dear, cheap = tmp_path / "dear.jsonl", tmp_path / "cheap.jsonl"
+    assert (await run(gateway, tmp_path, str(file), "--output", str(dear)))[0] == 0
+    assert (await run(gateway, tmp_path, str(file), "--output", str(cheap), "--via", "message_batches"))[0] == 0
+    assert [line["text"] for line in lines(cheap)] == [line["text"] for line in lines(dear)]
+    assert sum(line["cost_usd"] for line in lines(cheap)) < sum(line["cost_usd"] for line in lines(dear))

@@ -21,19 +21,20 @@ from generators.batches import Batches
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.settings import Settings
-from generators.settlement import Settlement
 from generators.simulated_claude.server import serving
 from generators.worker import BATCHES_MAX, Worker
+from proto import subjects
 from proto.entries import Progress, Request, Stored
 from proto.errors import FenceLost
 from proto.fold import Turn
-from proto.ids import Tenant, TurnId, child_id
+from proto.ids import Tenant, TurnId, child_id, new_id
 from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from proto.room import Room
-from proto.subjects import BODIES, GENERATORS, TurnKey
+from proto.settlement import Settlement
+from proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests import processes
 from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
 from tests.mortal import killed_after
 from tests.until import until
 
@@ -372,14 +373,122 @@ async def test_the_same_key_is_the_same_batch(lone_gateway: Gateway) -> None:
     assert auto.json()["error"]["code"] == "idempotency_key_invalid"
 
 
-async def test_a_turn_is_no_batch(lone_gateway: Gateway) -> None:
+async def test_a_turn_is_no_batch(gateway: Gateway) -> None:
     """What is not a batch is not found, whoever's it is, in the same words."""
-    turn = (await lone_gateway.client.post("/v1/turns", json={"message": "hi"})).json()["turn"]
+    turn = (await gateway.client.post("/v1/turns", json={"message": "hi"})).json()["turn"]
     for path in ("", "/results"):
-        there = await lone_gateway.client.get(f"/v1/batches/{turn}{path}")
-        never = await lone_gateway.client.get(f"/v1/batches/{child_id(turn, 1)}{path}")
+        there = await gateway.client.get(f"/v1/batches/{turn}{path}")
+        never = await gateway.client.get(f"/v1/batches/{child_id(turn, 1)}{path}")
         assert (there.status_code, there.content) == (404, never.content)
     assert there.json()["error"]["code"] == "batch_not_found"
+
+
+async def listed(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
+    """All that there are, page by page."""
+    batches: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page = (await gateway.client.get(f"/v1/batches?limit={limit}{after}")).json()
+        batches += page["data"]
+        assert page["has_more"] == (page["next"] is not None)
+        if not page["has_more"]:
+            return batches
+        after = f"&after={page['next']}"
+
+
+async def test_batches_are_listed_newest_first(
+    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """Those that run as far as they are, and no turn that is none; page by page."""
+    await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
+    done = [await asked(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"}) for number in range(3)]
+    for batch in done:
+        await ended(house_log, TurnKey(tenant, TurnId(batch["batch"])))
+    requests = [*inputs(1, tag="l3b"), *inputs(1, "words=2 wait=3600", tag="l3b")]
+    requests[1]["custom_id"] = "late"
+    slow = await asked(gateway, requests)
+
+    async def is_half_done() -> bool:
+        return bool((await gateway.client.get(slow["links"]["self"])).json()["done"] == 1)
+
+    await until(is_half_done)
+    first, *rest = await listed(gateway, limit=2)
+    assert (first["batch"], first["outcome"], first["done"]) == (slow["batch"], "running", 1)
+    assert [one["metadata"] for one in rest] == [{"n": "2"}, {"n": "1"}, {"n": "0"}]
+    for one in [first, *rest]:
+        assert one == (await gateway.client.get(one["links"]["self"])).json()
+    await gateway.client.post(slow["links"]["cancel"])
+    assert (await listed(gateway))[0]["outcome"] == "cancelled"
+    assert (await gateway.client.get("/v1/batches?after=x")).json()["error"]["code"] == "cursor_invalid"
+
+
+async def test_another_tenants_batches_are_not_there(
+    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """Neither in the list, nor by their ids, in the log or out of it."""
+    batch = await asked(gateway, inputs(2))
+    key = TurnKey(tenant, TurnId(batch["batch"]))
+    await ended(house_log, key)
+    theirs = Gateway(house.nats_url, Tenant(new_id()), {})
+    await theirs.answers()
+    try:
+        for is_past in (False, True):
+            if is_past:
+                await forget(gateway, house_log, key)
+            assert await listed(theirs) == []
+            for path in (batch["links"]["self"], batch["links"]["results"]):
+                answer = await theirs.client.get(path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "batch_not_found")
+            answer = await theirs.client.post(batch["links"]["cancel"])
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "batch_not_found")
+    finally:
+        await theirs.stop()
+
+
+async def test_a_batch_that_has_left_the_log_is_told_by_the_database(
+    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+) -> None:
+    """How it is, its results, its stream, its place in the list; and cancelling it changes nothing."""
+    batch = await asked(gateway, inputs(70))
+    key = TurnKey(tenant, TurnId(batch["batch"]))
+    await ended(house_log, key)
+    record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await results(gateway, batch)
+    for one in [key, *children(tenant, batch)]:
+        await forget(gateway, house_log, one)
+    assert (await gateway.client.get(batch["links"]["self"])).json() == record
+    assert await results(gateway, batch) == lines
+    assert [line["index"] for line in await results(gateway, batch, "?after=66")] == [67, 68, 69]
+    assert (await gateway.client.post(batch["links"]["cancel"])).json() == record
+    assert (await listed(gateway))[0] == record
+    told = (await gateway.client.get(batch["links"]["events"])).text
+    assert '"type":"done"' in told
+
+
+async def test_a_batch_that_leaves_the_log_unfinished_has_failed(
+    house: House, lone_house: tuple[Gateway, TurnLog], tenant: Tenant
+) -> None:
+    """Nobody can end it any more; an input without a turn has its line."""
+    gateway, log = lone_house
+    batch = await asked(gateway, inputs(2))
+    await listed(gateway)
+    key = TurnKey(tenant, TurnId(batch["batch"]))
+    await log._connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
+    record = (await gateway.client.get(batch["links"]["self"])).json()
+    assert (record["outcome"], record["error"]["code"]) == ("failed", "internal")
+    assert [one["outcome"] for one in await listed(gateway)] == ["failed"]
+    assert [(line["index"], line["turn"], line["outcome"]) for line in await results(gateway, batch)] == [
+        (0, None, "cancelled"),
+        (1, None, "cancelled"),
+    ]
+
+
+@pytest.fixture
+async def lone_house(
+    own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, tmp_path: Path
+) -> AsyncIterator[tuple[Gateway, TurnLog]]:
+    """A gateway, a log and a database, and nobody who answers."""
+    async with processes.persistence(tmp_path, own_server.url):
+        yield own_gateway, own_log
 
 
 async def test_what_was_deleted_of_a_batch_does_not_come_back(
@@ -514,3 +623,67 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
         stop.set()
         await running
     assert early.times == 2
+
+
+async def held(log: TurnLog, key: TurnKey) -> str:
+    """The counter of money that an input's turn is held in."""
+    request = (await log.turn(key)).request
+    assert request is not None
+    return next(hold.subject for hold in request.holds or () if hold.unit == "nusd")
+
+
+async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_dead(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    own_claude: str,
+    tmp_path: Path,
+) -> None:
+    """What was answered stays counted, once; and whoever deletes it again changes nothing."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5, running=2")
+    batch = await asked(gateway, inputs(4), parallel=1)
+    first = children(tenant, batch)[0]
+    # The first turn has ended by then, and nobody has settled it or given anything back.
+    assert await killed_after(11, own_server.url, own_claude, is_batch=True)
+    end = (await own_log.turn(first)).end
+    assert end is not None
+    subject, counters = await held(own_log, first), Counters(own_connection)
+    assert await counters.add(subject, 0) > end.cost_nusd > 0
+    async with processes.persistence(tmp_path, own_server.url):
+        gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
+    assert gone.status_code == 200, gone.text
+    assert not await own_log.is_known(first)
+    assert await counters.add(subject, 0) == end.cost_nusd
+    # Both of its places are free.
+    slots = await asked(gateway, inputs(2), parallel=2)
+    request = (await own_log.turn(TurnKey(tenant, TurnId(slots["batch"])))).request
+    assert request is not None
+    assert len(request.holds or ()) == 2
+
+
+async def test_what_is_given_back_and_what_is_settled_is_counted_once(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    own_claude: str,
+    tmp_path: Path,
+) -> None:
+    """Deleted while it is carried: the gateway and the generator both do so."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5")
+    batch = await asked(gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=4)
+    key, first = TurnKey(tenant, TurnId(batch["batch"])), children(tenant, batch)[0]
+    async with processes.persistence(tmp_path, own_server.url), working(own_server.url, own_claude):
+        await until(lambda: own_log.is_known(first))
+        end = (await ended(own_log, first)).end
+        assert end is not None
+        subject = await held(own_log, first)
+        gone = await gateway.client.delete(f"/v1/turns/{key.turn}")
+        assert gone.status_code == 200, gone.text
+        await until(lambda: is_acknowledged(own_connection))
+    calls = (await stats(own_claude))["calls"]
+    # What each call that was made has cost, whole or cut off; and of nothing that was never asked.
+    assert 0 < await Counters(own_connection).add(subject, 0) <= calls * end.cost_nusd

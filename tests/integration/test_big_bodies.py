@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from deploy.nats_server import NatsServer
+from gateway import arrival
 from generators.blobs import Blobs
 from generators.continuation import call_of
 from proto import blobs, subjects
@@ -233,22 +234,22 @@ async def test_a_full_store_is_a_503(tmp_path: Path, new_gateway: NewGateway) ->
         await gateway.stop()
 
 
-async def begin_to_send(gateway: Gateway, size: int) -> asyncio.StreamWriter:
+async def begin_to_send(gateway: Gateway, size: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A client that has sent a part of its body, and then says nothing more."""
-    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(
         f"POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
         f"content-type: application/json\r\ncontent-length: {size}\r\n\r\n".encode()
     )
     writer.write(b'{"message": "' + b"x" * (size // 2))
     await writer.drain()
-    return writer
+    return reader, writer
 
 
 async def test_no_more_large_bodies_are_read_than_there_is_room_for(nats_url: str, new_gateway: NewGateway) -> None:
     """The others wait, and after a while get a 503; small ones pass, and a client that leaves makes room."""
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=0.3)
-    writer = await begin_to_send(gateway, MB)
+    _, writer = await begin_to_send(gateway, MB)
     large = {"message": "x" * 600_000}
 
     async def refused() -> httpx2.Response | None:
@@ -263,10 +264,25 @@ async def test_no_more_large_bodies_are_read_than_there_is_room_for(nats_url: st
     assert (await gateway.client.post("/v1/turns", json=large)).status_code == 202
 
 
+async def test_a_sender_that_falls_silent_gives_its_room_back(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+) -> None:
+    """It is told 408 long before its body's time is over, and the next large body is read."""
+    monkeypatch.setattr(arrival, "STRETCH_S", 0.5)
+    gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
+    reader, writer = await begin_to_send(gateway, MB)
+    large = await gateway.client.post("/v1/turns", json={"message": "x" * 600_000})
+    assert large.status_code == 202
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"body_timeout"' in answer
+    writer.close()
+
+
 async def test_a_body_of_unknown_size_takes_the_room_of_the_largest(nats_url: str, new_gateway: NewGateway) -> None:
     """Sent in chunks, it may become as large as a body may; it is read when there is that much room."""
     gateway = await new_gateway(nats_url, large_bytes_max=MB, body_bytes_max=MB, large_timeout_s=0.3)
-    writer = await begin_to_send(gateway, 600_000)
+    _, writer = await begin_to_send(gateway, 600_000)
 
     async def pieces(size: int) -> Any:
         yield b'{"message": "'

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
@@ -15,7 +16,7 @@ from deploy.nats_server import NatsServer
 from proto import subjects
 from proto.blobs import Blob
 from proto.errors import BlobUnknown, LogFull, LogUnavailable
-from proto.ids import Tenant, new_id
+from proto.ids import Seq, Tenant, new_id
 from proto.log import Bodies, Connection, bodies, streams
 from proto.log.bodies import CHUNK_BYTES
 from proto.subjects import BODIES
@@ -159,7 +160,7 @@ async def test_any_number_may_store_and_read_a_blob_at_once(nats_url: str, tenan
 
     async def put_and_read(connection: Connection) -> bytes:
         store = Bodies(connection)
-        await store._store(tenant, BLOB.sha256, CONTENT)
+        await store.put(tenant, LIFTED)
         return await store.read(tenant, BLOB)
 
     read = await asyncio.gather(*(put_and_read(connection) for connection in connections * 4))
@@ -201,7 +202,7 @@ async def test_a_full_store_refuses_what_is_new_and_keeps_what_is_there(
     other = os.urandom(4_000_000)
     with pytest.raises(LogFull, match="BODIES"):
         await store.put(tenant, {hashlib.sha256(other).hexdigest(): other})
-    await store._store(tenant, BLOB.sha256, CONTENT)
+    assert await store._store(tenant, BLOB.sha256, CONTENT, (await store._marked(tenant, BLOB.sha256)).seq)
     assert await store.read(tenant, BLOB) == CONTENT
 
 
@@ -221,3 +222,104 @@ async def test_a_store_that_is_away_is_said_so_in_bounded_time(
     await own_server.start()
     monkeypatch.undo()
     assert await store.read(tenant, BLOB) == CONTENT
+
+
+@pytest.mark.rule("R34")
+async def test_what_is_condemned_is_read_until_it_is_purged(
+    store: Bodies, connection: Connection, tenant: Tenant
+) -> None:
+    """A turn that runs may need it; then all of it is gone, and whoever wants it hears so at once."""
+    assert await store.condemn(tenant, BLOB.sha256) is None
+    await store.put(tenant, LIFTED)
+    condemned = await store.condemn(tenant, BLOB.sha256)
+    assert condemned is not None
+    assert await store.condemn(tenant, BLOB.sha256) == condemned
+    assert await store.read(tenant, BLOB) == CONTENT
+    chunks = store.chunks(tenant, BLOB)
+    await anext(chunks)
+    await store.purge(tenant, BLOB.sha256, condemned)
+    async with asyncio.timeout(bodies.TIMEOUT_S / 2):
+        with pytest.raises(BlobUnknown):
+            await anext(chunks)
+    info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
+    assert not info.state.subjects
+
+
+@pytest.mark.rule("R34")
+@pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
+async def test_what_was_condemned_and_is_referred_to_is_stored_again(
+    store: Bodies, tenant: Tenant, is_sent: bool
+) -> None:
+    """The purge takes the life before, and nothing of this one, whenever it comes."""
+    await store.put(tenant, LIFTED)
+    condemned = await store.condemn(tenant, BLOB.sha256)
+    assert condemned is not None
+    await (store.put(tenant, LIFTED) if is_sent else store.renew(tenant, [BLOB]))
+    for _ in range(2):
+        await store.purge(tenant, BLOB.sha256, condemned)
+        assert await store.read(tenant, BLOB) == CONTENT
+
+
+@pytest.mark.rule("R34")
+async def test_who_is_overtaken_while_they_store_begin_again(
+    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After their first chunk others store all of it, condemn it and purge it: their mark would be of nothing whole."""
+    publish, due = Bodies._publish, [1]
+
+    async def overtaken(self: Bodies, subject: str, *given: object) -> int:
+        seq = await publish(self, subject, *given)  # type: ignore[arg-type]
+        # Of a mark it is told what the one before it was.
+        if due and len(given) == 1 and due.pop():
+            await store.put(tenant, LIFTED)
+            condemned = await store.condemn(tenant, BLOB.sha256)
+            assert condemned is not None
+            await store.purge(tenant, BLOB.sha256, condemned)
+        return seq
+
+    monkeypatch.setattr(Bodies, "_publish", overtaken)
+    await store.put(tenant, LIFTED)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+async def test_who_is_overtaken_again_and_again_gives_up(
+    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others store and condemn the same blob as fast as this one can look: it is said, and not tried for ever."""
+
+    async def refused(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(Bodies, "_mark", refused)
+    with pytest.raises(LogUnavailable, match="again and again"):
+        await store.put(tenant, LIFTED)
+
+
+async def test_a_doomed_blob_whose_chunks_have_expired_is_gone(
+    store: Bodies, connection: Connection, tenant: Tenant
+) -> None:
+    """Its mark is younger than they are: who reads it is not kept waiting for what will not come."""
+    await store.put(tenant, LIFTED)
+    await store.condemn(tenant, BLOB.sha256)
+    await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 0))
+    async with asyncio.timeout(bodies.TIMEOUT_S / 2):
+        with pytest.raises(BlobUnknown):
+            await store.read(tenant, BLOB)
+
+
+async def test_a_store_that_is_full_to_the_byte_can_be_emptied(short_lived: Connection, tenant: Tenant) -> None:
+    """The sign that a blob is doomed is a little longer than what it takes the place of."""
+    store = Bodies(short_lived)
+    await store.put(tenant, LIFTED)
+    for size in (100_000, 1_000, 10, 1):
+        with suppress(nats.js.errors.APIError):
+            for number in range(100):
+                await short_lived.jetstream.publish(subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size)
+    with pytest.raises(LogFull):
+        await store._mark(
+            tenant, BLOB.sha256, bodies.Size(BLOB.bytes, is_doomed=True), Seq(await mark_seq(short_lived, tenant))
+        )
+    condemned = await store.condemn(tenant, BLOB.sha256)
+    assert condemned is not None
+    await store.purge(tenant, BLOB.sha256, condemned)
+    assert await mark_seq(short_lived, tenant) == 0

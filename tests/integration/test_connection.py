@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from deploy.nats_server import NatsServer
-from proto.errors import LogUnavailable
+from proto.errors import LogUnavailable, SettingsInvalid
 from proto.log import Connection, Deliveries, fullness
 from proto.log.deliveries import backlog_of
 from proto.log.keys import Keys
@@ -37,8 +37,8 @@ async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     with pytest.raises(LogUnavailable) as refused:
         await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.site.port}", "test")
     assert str(refused.value) == (
-        f"NATS at 127.0.0.1:{nats_server.site.port} does not know our token:"
-        " TAILRACE_NATS_URL says it, as nats://TOKEN@HOST:PORT"
+        f"NATS at 127.0.0.1:{nats_server.site.port} does not know us:"
+        " TAILRACE_NATS_URL says who we are, as nats://USER:PASSWORD@HOST:PORT"
     )
 
 
@@ -47,16 +47,23 @@ async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     [
         ("nats://a-token@127.0.0.1:1", "127.0.0.1:1"),
         ("nats://name:pass@word@127.0.0.1:1,127.0.0.2:1", "127.0.0.1:1, 127.0.0.2:1"),
-        ("nats://127.0.0.1:port", "127.0.0.1:port"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
     ],
 )
 async def test_where_nobody_is_found_is_said_without_what_is_secret(
     monkeypatch: pytest.MonkeyPatch, url: str, where: str
 ) -> None:
-    """Host and port of each server; also of an address that cannot be read, where nothing was tried."""
+    """Host and port of each server."""
     monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.1)
     with pytest.raises(LogUnavailable, match=f"^no NATS server answers at {where}: "):
         await Connection.open(url, "test")
+
+
+async def test_an_address_that_cannot_be_read_is_said_so_without_what_is_secret() -> None:
+    """Nothing was tried: it is the setting that is wrong, and nobody's server that is away."""
+    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_NATS_URL: expected nats://USER:PASSWORD@") as refused:
+        await Connection.open("nats://a-token@127.0.0.1:port", "test")
+    assert "a-token" not in str(refused.value)
 
 
 async def next_delivery(connection: Connection) -> object:

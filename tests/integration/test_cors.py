@@ -62,6 +62,45 @@ async def test_no_other_page_may(listing: Gateway, origin: str) -> None:
         assert "Origin" in said.headers["vary"]
 
 
+async def test_what_breaks_here_can_be_read_by_a_page_that_may_ask(
+    listing: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the headers a browser hides the status, the code and the body, and says that the network failed."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("gateway.models.catalogue.Catalogue.offer", broken)
+    for path, body in (("/v1/models", None), ("/v1/turns", {"message": "hi"})):
+        method = "GET" if body is None else "POST"
+        answer = await listing.client.request(method, path, json=body, headers={"origin": MAY[0]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        assert (answer.headers[ALLOW], answer.headers["access-control-expose-headers"]) == (MAY[0], "*")
+        assert "secret" not in answer.text
+        stranger = await listing.client.request(method, path, json=body, headers={"origin": MAY_NOT[0]})
+        assert (stranger.status_code, ALLOW in stranger.headers) == (500, False)
+
+
+@pytest.mark.parametrize(
+    ("origin", "asked", "is_told"),
+    [
+        (MAY[0], {"access-control-request-method": "PUT"}, True),
+        (MAY[0], {"access-control-request-method": "TRACE", "access-control-request-headers": "a\tb"}, True),
+        (MAY_NOT[0], PREFLIGHT, False),
+        ("null", PREFLIGHT, False),
+    ],
+)
+async def test_a_preflight_that_is_refused_has_our_body(
+    listing: Gateway, origin: str, asked: dict[str, str], *, is_told: bool
+) -> None:
+    """JSON like every error; which origins may is said to those alone."""
+    refused = await listing.client.options("/v1/turns", headers={"origin": origin, **asked})
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "application/json")
+    assert (refused.json()["type"], refused.json()["error"]["code"]) == ("error", "preflight_refused")
+    assert (refused.headers.get(ALLOW) == origin) is is_told
+    assert "Origin" in refused.headers["vary"]
+
+
 async def test_nothing_is_said_of_origins_where_none_is_listed(lone_gateway: Gateway) -> None:
     """The default: a page elsewhere asks its own server, which asks this one."""
     headers = {"origin": "https://app.example"}

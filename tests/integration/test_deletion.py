@@ -18,7 +18,7 @@ from proto.log import Connection, Deliveries, TurnLog
 from proto.records import AskTurn, TurnRecord
 from proto.resources import Delete, Left
 from proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.answering import open_streams, stats
+from tests.answering import account
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.listing import posted
 from tests.persisting import Persistence
@@ -34,6 +34,11 @@ async def running(gateway: Gateway, **body: object) -> dict[str, Any]:
     assert answer.status_code == 202, answer.text
     accepted: dict[str, Any] = answer.json()
     return accepted
+
+
+async def is_over(claude: str, question: str, how: str) -> bool:
+    """Whether there was one call for `question`, and that is where it stands."""
+    return [call.over for call in (await account(claude)).calls if call.question == question] == [how]
 
 
 async def status(gateway: Gateway, path: str) -> int:
@@ -63,9 +68,9 @@ async def test_a_session_is_deleted_while_it_is_being_answered(
 ) -> None:
     """The model's stream is closed, no entry and no row is left, and nobody has recorded a turn without a log."""
     first = await posted(gateway)
-    session, before = first["session"], (await stats(claude))["streams_aborted"]
-    last = await running(gateway, message="#sim words=100000 rate=50", session=session)
-    await open_streams(claude, 1)
+    session, question = first["session"], "#sim words=100000 rate=50 tag=gone"
+    last = await running(gateway, message=question, session=session)
+    await until(lambda: is_over(claude, question, "open"))
     told = (await gateway.client.delete(f"/v1/sessions/{session}")).json()
     assert told == {
         "id": session,
@@ -75,8 +80,7 @@ async def test_a_session_is_deleted_while_it_is_being_answered(
         "session_id": session,
         "status": "deleted",
     }
-    await open_streams(claude, 0)
-    assert (await stats(claude))["streams_aborted"] == before + 1
+    await until(lambda: is_over(claude, question, "aborted"))
     for turn in (first, last):
         assert not await is_in_log(house_log._connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404

@@ -1,18 +1,24 @@
 """A credential that ends, revoked or expired, ends what was begun with it: streams, and answers that are waited for."""
 
 import asyncio
+import hashlib
+import re
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import httpx2
 import pytest
 
+import gateway
 from deploy.nats_server import NatsServer
 from gateway.dialects import DIALECTS
 from gateway.door.web_token import LEEWAY_S
+from proto import batch
 from proto.api_key import SCOPES, NewKey, new_key
 from proto.ids import Tenant, TurnId
-from proto.log import Connection, TurnLog
+from proto.log import Bodies, Connection, TurnLog
 from proto.log.keys import Keys
 from proto.subjects import TurnKey
 from tests import tokens
@@ -197,6 +203,123 @@ async def test_a_reader_that_is_held_is_let_go_when_its_token_ends(
     await wire.until(b": hb\n")
     assert (await wire.rest()).endswith(LAST_CHUNK)
     await own_server.start()
+
+
+@pytest.mark.rule("R38")
+async def test_a_key_that_expires_ends_all_that_was_begun_with_it(
+    keyed: Gateway, keys: Keys, tenant: Tenant, turn: TurnKey
+) -> None:
+    """Streams by the key, by an access token and by tickets, which would all last longer; then it is nobody's key."""
+    short = new_key(tenant, now=int(time.time()), scopes=SCOPES, expires_at=int(time.time()) + 4)
+    await keys.create(short.record)
+    headers = {"authorization": f"Bearer {short.secret}"}
+
+    async def is_known() -> bool:
+        return (await keyed.client.get("/v1/blobs/none", headers=headers)).status_code == 404
+
+    await until(is_known)
+    access = (await keyed.client.post("/v1/login", headers=headers)).json()["access_token"]
+    tickets = [
+        (await keyed.client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=headers)).json()["events"]
+        for body in ({}, {"is_shared": True})
+    ]
+    wires = [
+        Wire(keyed, events(turn), bearer(short)),
+        Wire(keyed, events(turn), f"authorization: Bearer {access}"),
+        *(Wire(keyed, path) for path in tickets),
+    ]
+    for wire in wires:
+        assert TEXT.encode() in await wire.until(TEXT.encode())
+    for rest in await asyncio.gather(*(wire.rest() for wire in wires)):
+        assert rest.endswith(LAST_CHUNK)
+        assert b'"done"' not in rest
+    async with httpx2.AsyncClient(base_url=keyed.url, trust_env=False) as stranger:
+        refused = [
+            await stranger.get(events(turn), headers={"authorization": f"Bearer {credential}"})
+            for credential in (short.secret, access, "tr_nobodys")
+        ]
+        refused += [await stranger.get(path) for path in tickets]
+    assert {(answer.status_code, answer.content) for answer in refused} == {(401, refused[2].content)}
+
+
+class Slow:
+    """A download whose reader takes little at a time, so that most of it is not sent yet."""
+
+    def __init__(self, gateway: Gateway, path: str, credential: str) -> None:
+        self._port = gateway.port
+        self._head = f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {credential}\r\n\r\n".encode()
+
+    async def begin(self) -> bytes:
+        """The first bytes of its answer."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._port))
+        self._receiving, self._sending = await asyncio.open_connection(sock=connection, limit=4096)
+        self._sending.write(self._head)
+        return await asyncio.wait_for(self._receiving.readuntil(b"\r\n\r\n"), 10)
+
+    async def rest(self) -> bytes:
+        """What comes until the connection is closed."""
+        try:
+            return await asyncio.wait_for(self._receiving.read(), 20)
+        finally:
+            self._sending.close()
+
+
+LONG_BYTES = 24 * 1024**2
+
+
+@pytest.fixture
+async def downloads(
+    keyed: Gateway, api_key: NewKey, own_connection: Connection, own_log: TurnLog, tenant: Tenant
+) -> dict[str, str]:
+    """Paths of what is longer than all buffers between here and there: a blob, and a batch's results."""
+    long = b"x" * LONG_BYTES
+    sha256 = hashlib.sha256(long).hexdigest()
+    await Bodies(own_connection).put(tenant, {sha256: long})
+    body = {"requests": [{"custom_id": f"n{number}", "params": {"message": "hi"}} for number in range(96)]}
+    headers = {"authorization": f"Bearer {api_key.secret}"}
+    asked = (await keyed.client.post("/v1/batches", json=body, headers=headers)).json()
+    for number in range(96):
+        writer = Writer(own_log, batch.child(TurnKey(tenant, TurnId(asked["batch"])), number))
+        await writer.open("y" * (LONG_BYTES // 96))
+        await writer.end()
+    return {"blob": f"/v1/blobs/{sha256}", "results": asked["links"]["results"]}
+
+
+@pytest.mark.parametrize("what", ["blob", "results"])
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_long_body_is_cut_when_its_reader_may_no_more(
+    keyed: Gateway, keys: Keys, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
+) -> None:
+    """What is in buffers already still comes, and by far not all; without its last chunk it is not taken for it."""
+    short = tokens.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
+    slow = Slow(keyed, downloads[what], api_key.secret if how == "revoked" else short)
+    assert b" 200 " in await slow.begin()
+    if how == "revoked":
+        await keys.revoke(api_key.record.id, 1)
+    # By then its time is over, and everybody who looks is told so.
+    await until(lambda: is_refused(keyed, downloads[what], api_key.secret if how == "revoked" else short))
+    cut = await slow.rest()
+    assert len(cut) < LONG_BYTES
+    assert not cut.endswith(LAST_CHUNK)
+    whole = await keyed.client.get(
+        downloads[what], headers={"authorization": f"Bearer {tokens.token(sub=tenant).decode()}"}
+    )
+    assert len(whole.content) >= LONG_BYTES
+
+
+async def is_refused(gateway: Gateway, path: str, credential: str) -> bool:
+    """Asked of the head alone: what follows is long."""
+    refused = await gateway.client.head(path, headers={"authorization": f"Bearer {credential}"})
+    return refused.status_code == 401
+
+
+def test_no_route_sends_a_long_body_that_nothing_cuts() -> None:
+    """Starlette's own know nothing of who may: Download does."""
+    sources = (Path(gateway.__file__).parent).rglob("*.py")
+    assert [path for path in sources if re.search("StreamingResponse|FileResponse", path.read_text())] == []
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.log import Claim, Claims, Connection, TurnLog
 from proto.log.secret import signing_secret
 from proto.log.ticket_uses import TicketUses
-from proto.log.turns import _Unclear
+from proto.step import Unclear
 from proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
 from tests.handwritten import NOON, attempt, event, opening, request, says
@@ -43,7 +43,7 @@ class CountingLog(TurnLog):
     async def _publish(self, key: TurnKey, subject: str, payload: bytes, fence: Seq) -> Seq:
         try:
             return await super()._publish(key, subject, payload, fence)
-        except _Unclear as unclear:
+        except Unclear as unclear:
             self.refused[str(unclear).split()[0]] += 1
             raise
 

@@ -3,18 +3,21 @@
 import asyncio
 import sys
 from asyncio.subprocess import PIPE
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer, url
+from deploy.nats_server import URL_FILE, NatsServer, url
 from proto.errors import SettingsInvalid
 from tests.integration.conftest import NewGateway
 from tests.processes import CHECKOUT
 from tests.until import until
 from tests.up import running
+
+WRONG_LIVES = ("", "90", "0d", "1.5d", "90 d", "d", "1y", "10000d", "90D")
 
 
 class Said(NamedTuple):
@@ -59,7 +62,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     listed = await keys("list", **environ)
     row = next(line for line in listed.out.splitlines() if key_id in line)
     assert row.split()[:3] == [key_id, "acme", "ask,manage,read"]
-    assert row.split()[-3:] == ["-", "web", "shop"]
+    assert row.split()[-4:] == ["-", "-", "web", "shop"]
     assert secret not in listed.out
     revoked = await keys("revoke", key_id, **environ)
     assert (revoked.status, revoked.out) == (0, f"{key_id} of acme is revoked\n")
@@ -72,6 +75,21 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     assert " read " in (await keys("list", **environ)).out
 
 
+async def test_a_key_may_be_made_for_a_time(own_server: NatsServer, new_gateway: NewGateway) -> None:
+    """When it ends is said as it is made and in the list, and until then it opens."""
+    environ = {"TAILRACE_NATS_URL": own_server.url}
+    made = await keys("create", "--tenant", "acme", "--expires", "90d", **environ)
+    end = datetime.now(UTC) + timedelta(days=90)
+    days = {f"{day:%Y-%m-%d}" for day in (end, end - timedelta(minutes=5))}
+    (said,) = [line for line in made.err.splitlines() if line.startswith("It expires at ")]
+    assert said.split()[3] in days
+    (row,) = [line for line in (await keys("list", **environ)).out.splitlines() if "key_" in line]
+    assert f"{said.split()[3]} {said.split()[4]}" in row
+    gateway = await new_gateway(own_server.url, api_keys="")
+    opened = await gateway.client.get("/v1/blobs/none", headers={"authorization": f"Bearer {made.out.strip()}"})
+    assert opened.status_code == 404
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -81,6 +99,8 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
         (["create", "--tenant", "a", "--scope", "all"], 2, "invalid choice: 'all'"),
         (["create", "--tenant", "a", "--name", "\x1b[2J"], 2, "is not a name"),
         (["create", "--tenant", "a", "--name", "n" * 101], 2, "is not a name"),
+        *((["create", "--tenant", "a", "--expires", text], 2, "is not a time such as 90d") for text in WRONG_LIVES),
+        (["create", "--tenant", "a", "--limits", "burst=5"], 2, "name those, too"),
         (["revoke", "key_0000000000000000"], 1, "there is no key 'key_0000000000000000'"),
         (["revoke", "*"], 1, "there is no key '*'"),
         (["list", "--data", "nowhere"], 0, ""),
@@ -116,13 +136,12 @@ async def test_a_nats_without_the_bucket_is_said(tmp_path: Path) -> None:
 
 
 def test_the_nats_of_an_up_is_found_in_its_folder(tmp_path: Path) -> None:
-    """As its own configuration has it, and what is none is said."""
-    server = NatsServer(tmp_path)
-    (tmp_path / "nats.conf").write_text("listen: elsewhere")
-    with pytest.raises(SettingsInvalid, match="not as `up` writes it"):
+    """As `up` has written it down, unless another is named."""
+    with pytest.raises(SettingsInvalid, match="there is no `up` in"):
         url(tmp_path, {})
+    (tmp_path / URL_FILE).write_text("nats://token@here")
+    assert url(tmp_path, {}) == "nats://token@here"
     assert url(tmp_path, {"TAILRACE_NATS_URL": "nats://there"}) == "nats://there"
-    assert server.url.startswith("nats://")
 
 
 async def test_up_has_keys_and_with_one_it_may_listen_elsewhere(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from signal import SIGKILL
 
@@ -13,20 +14,23 @@ import pytest
 
 from deploy.keys import create
 from deploy.nats_server import NatsServer
+from gateway import deletion
 from gateway.door.caller import Caller
 from gateway.limits.limits import Limiter
 from gateway.limits.quota import TENANT, owners, quota
-from generators.settlement import Settlement
+from proto import entries
 from proto.api_key import SCOPES
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, new_id
 from proto.limits import NONE, Limits
-from proto.log import Connection, Counters, Slots, TurnLog
+from proto.log import Connection, Counters, Slots, Tombstones, TurnLog
+from proto.settlement import Settlement, give_back
 from proto.subjects import TurnKey
 from tests.handwritten import request
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
 from tests.processes import Process
 from tests.processes import gateway as gateway_process
+from tests.processes import persistence as persistence_process
 from tests.until import until
 
 CLIENTS = 50
@@ -110,9 +114,9 @@ async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str
     assert statuses(await raced(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
     refused = await gateways[0].client.post("/v1/turns", json=SLOW)
     assert code(refused) == "turns_running"
-    # The one that is told this has taken one of each, and gives it back.
-    assert f'"requests";r={100 - ENOUGH - 1};' in refused.headers["ratelimit"]
-    assert f'"tokens";r={(100 - ENOUGH - 1) * TOKENS};' in refused.headers["ratelimit"]
+    # The one that is told this has taken one of each, and has given it back by then.
+    assert f'"requests";r={100 - ENOUGH};' in refused.headers["ratelimit"]
+    assert f'"tokens";r={(100 - ENOUGH) * TOKENS};' in refused.headers["ratelimit"]
 
 
 @pytest.mark.timeout(90)
@@ -123,6 +127,19 @@ async def test_what_can_never_fit_is_not_to_be_asked_again(nats_url: str, new_ga
     assert (refused.status_code, code(refused), "retry-after" in refused.headers) == (400, "request_invalid", False)
     assert "max_tokens" in refused.text
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+async def test_who_is_refused_for_tokens_is_told_of_the_requests_that_are_left(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """The refused one is given back before its headers are written: of ten, one was used."""
+    gateway = await new_gateway(nats_url, limits_key=f"requests=10, tokens={TOKENS}", limits_tenant="requests=20")
+    await until(lambda: time.time() % 60 < 50, 30)
+    let_in, refused = [await gateway.client.post("/v1/turns", json=SLOW) for _ in range(2)]
+    assert (let_in.status_code, refused.status_code, code(refused)) == (202, 429, "rate_limited")
+    for answer in (let_in, refused):
+        assert '"requests";r=9;' in answer.headers["ratelimit"]
+        assert '"tokens";r=0;' in answer.headers["ratelimit"]
 
 
 async def test_one_tenants_limits_do_not_touch_another(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
@@ -244,6 +261,27 @@ async def test_a_turn_is_settled_once_however_often_it_is_delivered(
     settlement = Settlement(Counters(connection), Slots(connection))
     await asyncio.gather(*(settlement.settle(key, turn) for _ in range(5)))
     assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
+    await connection.close()
+
+
+@pytest.mark.rule("R65")
+async def test_an_input_is_settled_or_given_back_and_never_both(
+    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """Who is late to see that it was asked gives back what is settled already, and nothing comes of it."""
+    gateway = await new_gateway(house.nats_url, limits_key="usd_day=1")
+    body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5"}
+    accepted = (await gateway.client.post("/v1/turns", json=body)).json()
+    await gateway.client.get(accepted["links"]["events"])
+    connection = await Connection.open(house.nats_url, "test")
+    log, counters = TurnLog(connection), Counters(connection)
+    key = TurnKey(tenant, accepted["turn"])
+    turn = await log.turn(key)
+    assert turn.request is not None
+    assert turn.end is not None
+    await Settlement(counters, Slots(connection)).settle(key, turn)
+    await give_back(Tombstones(connection), counters, key, entries.encode(turn.request))
+    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd > 0
     await connection.close()
 
 
@@ -499,3 +537,54 @@ async def test_a_key_of_its_own_limits_is_held_to_those(own_server: NatsServer, 
         answers = [await client.post("/v1/turns", json=SLOW) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 429]
     assert code(answers[1]) == "rate_limited"
+
+
+@pytest.mark.rule("R35")
+async def test_what_a_deleted_turn_held_is_settled_though_no_generator_is_there(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Its request is purged, so nobody is ever given it who would."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5, running=1")
+    turn = (await gateway.client.post("/v1/turns", json=SLOW)).json()["turn"]
+    request = (await TurnLog(own_connection).turn(TurnKey(tenant, turn))).request
+    assert request is not None
+    (subject,) = (hold.subject for hold in request.holds or () if hold.unit == "nusd")
+    counters = Counters(own_connection)
+    assert await counters.add(subject, 0) > 0
+    async with persistence_process(tmp_path, own_server.url):
+        gone = await gateway.client.delete(f"/v1/turns/{turn}")
+    assert gone.status_code == 200, gone.text
+    assert await counters.add(subject, 0) == 0
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+async def test_who_deletes_what_ended_long_ago_is_given_nothing_back(
+    own_server: NatsServer,
+    own_connection: Connection,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that was started anew has forgotten what was settled: of each counter it knows the last name alone."""
+    monkeypatch.setattr(deletion, "SETTLED_WITHIN", timedelta(0))
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5")
+    first, second = [(await gateway.client.post("/v1/turns", json=SLOW)).json()["turn"] for _ in range(2)]
+    counters, log = Counters(own_connection), TurnLog(own_connection)
+    settlement = Settlement(counters, Slots(own_connection))
+    for turn in (first, second):
+        await gateway.client.post(f"/v1/turns/{turn}/cancel")
+        await settlement.settle(TurnKey(tenant, turn), await log.turn(TurnKey(tenant, turn)))
+    request = (await log.turn(TurnKey(tenant, first))).request
+    assert request is not None
+    (hold,) = list(request.holds or ())
+    assert await counters.add(hold.subject, 0) == 0
+    await own_server.stop()
+    await own_server.start()
+    async with persistence_process(tmp_path, own_server.url):
+
+        async def is_gone() -> bool:
+            return (await gateway.client.delete(f"/v1/turns/{first}")).status_code == 200
+
+        await until(is_gone)
+    assert await counters.add(hold.subject, 0) == 0

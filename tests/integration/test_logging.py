@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
+from deploy.nats_server import EVERYBODY, NatsServer
 from proto.ids import Tenant
 from proto.log import Deliveries, TurnLog
 from proto.subjects import PERSISTENCE, TurnKey
@@ -78,7 +78,7 @@ async def told(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncI
         await until(lambda: [fact for fact in house["generators"].said("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
         await until(lambda: len(house["persistence"].said("turn recorded")) >= 2)
-        yield Told(completed, cancelled, house, tmp_path, own_server.site.token)
+        yield Told(completed, cancelled, house, tmp_path, own_server.site.passwords[EVERYBODY])
 
 
 async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:
@@ -89,11 +89,11 @@ async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:
     assert told.lines("persistence", told.completed) == [("turn recorded", {"outcome": "completed"})]
     assert told.lines("persistence", told.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
     first, again, broken, second, ended = told.lines("generators", told.completed)
-    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude"})
+    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude", "is_hedge": False})
     assert again[0] == "call failed and is made again"
     assert (again[1]["attempt"], again[1]["code"]) == (1, "backend_rate_limited")
     assert broken == ("attempt broken off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
-    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude"})
+    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
     assert ended[0] == "turn ended"
 
 
@@ -106,6 +106,24 @@ async def test_nobody_prints_a_prompt_an_answer_or_a_key(told: Told) -> None:
     secrets = CANARIES | {"nats' token": told.nats_token}
     assert [
         (what, name) for what, secret in secrets.items() for name in printed if secret.encode() in printed[name]
+    ] == []
+
+
+def arguments(process: Process) -> bytes:
+    return Path(f"/proc/{process.pid}/cmdline").read_bytes()
+
+
+async def test_no_stranger_is_shown_a_prompt_an_answer_or_a_key(told: Told) -> None:
+    """FAULTS S3: in what asks for no key, in refusals, and in what every user of the machine can read of a process."""
+    shown = {f"arguments of {name}": arguments(process) for name, process in told.processes.items()}
+    async with httpx2.AsyncClient(base_url=told.processes["gateway"].url, timeout=20, trust_env=False) as stranger:
+        for path in ("/", "/metrics", "/health", "/readyz", "/docs", f"/v1/turns/{told.completed}", "/v1/usage"):
+            shown[path] = (await stranger.get(path)).content
+        shown["a refusal"] = (await stranger.post("/v1/turns", json=BODY, headers={"x-api-key": KEY + "x"})).content
+    secrets = CANARIES | {"nats' token": told.nats_token, "a turn's id": told.completed}
+    assert all(shown.values())
+    assert [
+        (what, where) for what, secret in secrets.items() for where in shown if secret.encode() in shown[where]
     ] == []
 
 

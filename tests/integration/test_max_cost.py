@@ -99,6 +99,34 @@ async def test_each_protocol_tells_a_limit_that_its_clients_know(gateway: Gatewa
     assert not [name for name, body in bodies.items() if "max_cost" in body]
 
 
+ASKED = [{"role": "user", "content": BODY["message"]}]
+PROTOCOLS: dict[str, dict[str, object]] = {
+    "/v1/messages": {"messages": ASKED, "max_tokens": 4000},
+    "/v1/chat/completions": {"messages": ASKED},
+    "/v1/responses": {"input": BODY["message"]},
+    "/api/chat": {"messages": [{"role": "user", "parts": [{"type": "text", "text": BODY["message"]}]}]},
+}
+
+
+@pytest.mark.parametrize("path", PROTOCOLS)
+async def test_every_protocol_takes_what_an_answer_may_cost(gateway: Gateway, path: str) -> None:
+    """As a field of its body, of which the model hears nothing."""
+    body = {"model": BODY["model"], "max_cost": BODY["max_cost"], **PROTOCOLS[path]}
+    answered = await gateway.client.post(path, json=body)
+    assert answered.status_code == 200, answered.text
+    turn = (await gateway.client.get(f"/v1/turns/{answered.headers['tailrace-turn']}")).json()
+    assert (turn["outcome"], turn["stop_reason"]) == ("completed", "max_cost")
+    refused = await gateway.client.post(path, json=body | {"max_cost": -1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+
+
+async def test_it_is_not_passed_on_to_the_model_as_an_option(gateway: Gateway) -> None:
+    """Where it would be a field that nobody there knows."""
+    refused = await gateway.client.post("/v1/turns", json={"message": "hi", "options": {"max_cost": 1}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+    assert "place of its own" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("max_cost", [0, -1, 1e9, "1", True])
 async def test_a_cost_is_a_number_of_dollars(gateway: Gateway, max_cost: object) -> None:
     """Above nothing, and below what nobody has."""

@@ -10,8 +10,9 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from deploy.nats_server import NatsServer, Site, answers, command
+from deploy.nats_server import EVERYBODY, NatsServer, Site, answers, command
 from deploy.refusal import UpRefused
+from proto.accounts import RIGHTS
 
 
 @pytest.fixture
@@ -20,11 +21,11 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
         yield server
 
 
-async def said(server: NatsServer, token: str) -> bytes:
-    """What the server says to somebody who connects with `token` and asks JetStream for its account."""
+async def said(server: NatsServer, password: str, user: str = EVERYBODY) -> bytes:
+    """What the server says to somebody who connects with `password` and asks JetStream for its account."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.site.port)
     ask = b"SUB i 1\r\nPUB $JS.API.INFO i 0\r\n\r\n"
-    writer.write(b"CONNECT %b\r\n" % json.dumps({"auth_token": token, "verbose": False}).encode() + ask)
+    writer.write(b"CONNECT %b\r\n" % json.dumps({"user": user, "pass": password, "verbose": False}).encode() + ask)
     try:
         async with asyncio.timeout(5):
             assert (await reader.readline()).startswith(b"INFO ")
@@ -40,26 +41,30 @@ async def test_a_server_is_ready_within_a_second(tmp_path: Path) -> None:
         assert time.monotonic() - started_s < 1.0
 
 
-async def test_a_server_that_greets_has_jetstream_and_knows_its_token(server: NatsServer) -> None:
+async def test_a_server_that_greets_has_jetstream_and_knows_its_password(server: NatsServer) -> None:
     """Ready means that the log answers, not only that the port is open."""
-    assert b'"type":"io.nats.jetstream.api.v1.account_info_response"' in await said(server, server.site.token)
+    assert b'"type":"io.nats.jetstream.api.v1.account_info_response"' in await said(
+        server, server.site.passwords[EVERYBODY]
+    )
 
 
-async def test_a_wrong_token_is_refused(server: NatsServer) -> None:
+@pytest.mark.parametrize("user", [EVERYBODY, *RIGHTS, "", "nobody"])
+async def test_a_wrong_password_is_refused(server: NatsServer, user: str) -> None:
     """Another user of the machine cannot read the log."""
-    assert b"Authorization Violation" in await said(server, "guessed")
+    assert b"Authorization Violation" in await said(server, "guessed", user)
+    assert b"Authorization Violation" in await said(server, "", user)
 
 
 async def test_the_configuration_is_for_its_owner_only(server: NatsServer) -> None:
-    """The token in it opens the log."""
+    """The passwords in it open the log."""
     assert (server.site.folder / "nats.conf").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_server_that_was_killed_comes_back_where_it_was(server: NatsServer) -> None:
-    """Clients find it again after a crash: port and token stay."""
+    """Clients find it again after a crash: port and passwords stay."""
     assert await server.stop(SIGKILL) == -SIGKILL
     await server.start()
-    assert b"account_info_response" in await said(server, server.site.token)
+    assert b"account_info_response" in await said(server, server.site.passwords[EVERYBODY])
 
 
 async def test_a_server_stops_in_order_when_asked(server: NatsServer) -> None:
@@ -81,7 +86,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("deploy.nats_server.START_S_MAX", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = NatsServer(tmp_path)
-        server.site = Site(tmp_path, taken.getsockname()[1], server.site.monitor_port, "t", "default", 1024)
+        server.site = Site(tmp_path, taken.getsockname()[1], server.site.monitor_port, {"t": "t"}, "default", 1024)
         with pytest.raises(UpRefused, match="address already in use"):
             await server.start()
 

@@ -15,7 +15,7 @@ from persistence.catch_up import catch_up
 from proto.entries import Message
 from proto.errors import Refused
 from proto.ids import Seq, SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog
+from proto.log import Connection, Deliveries, Services, TurnLog
 from proto.log.deliveries import Backlog
 from proto.records import (
     Ancestry,
@@ -128,7 +128,7 @@ async def test_a_question_is_refused_at_once_when_nothing_can_be_recorded(
         await catch_up(deliveries, lambda: "locked", timeout_s=3600)
 
 
-async def test_a_question_that_waits_keeps_no_other_waiting(persistence: Persistence, own_server: NatsServer) -> None:
+async def test_a_question_that_waits_keeps_no_other_waiting(own_connection: Connection) -> None:
     """One endpoint hears one request at a time, so each is answered beside the others."""
     begun, gate = asyncio.Event(), asyncio.Event()
 
@@ -138,10 +138,12 @@ async def test_a_question_that_waits_keeps_no_other_waiting(persistence: Persist
             await gate.wait()
         return question
 
-    await persistence.services.answer("patient", "1.0.0", {"patience": patient})
-    waiting = asyncio.create_task(persistence.services.ask(OURS, "patience", b"wait", timeout_s=5))
+    # Of a user who may ask and answer what nobody else does.
+    services = Services(own_connection)
+    await services.answer("patient", "1.0.0", {"patience": patient})
+    waiting = asyncio.create_task(services.ask(OURS, "patience", b"wait", timeout_s=5))
     await begun.wait()
-    assert await persistence.services.ask(OURS, "patience", b"now", timeout_s=5) == b"now"
+    assert await services.ask(OURS, "patience", b"now", timeout_s=5) == b"now"
     gate.set()
     assert await waiting == b"wait"
 
@@ -250,6 +252,21 @@ async def test_what_earlier_turns_said_is_told_once(persistence: Persistence, ow
     leaf = await write(own_log, "So.", messages=whole, history=2, session=SESSION, parent=root.turn)
     context = await persistence.ask(OURS, "context", AskContext(parent=leaf.turn), Context)
     assert context.messages == [*whole, Message("assistant", "So.")]
+
+
+async def test_a_conversation_of_too_many_turns_says_so(
+    persistence: Persistence, own_log: TurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its beginning is here, and is not told at once: no more of it, but from an earlier turn."""
+    monkeypatch.setattr("persistence.queries.BRANCH_TURNS_MAX", 3)
+    keys = [await write(own_log, "Light.", messages=said("Why?"), session=SESSION)]
+    for _ in range(4):
+        keys.append(await write(own_log, "So.", messages=said("How?"), session=SESSION, parent=keys[-1].turn))
+    with pytest.raises(Refused, match="more than 3 turns") as refused:
+        await persistence.ask(OURS, "context", AskContext(parent=keys[-1].turn), Context)
+    assert refused.value.code == "body_too_large"
+    earlier = await persistence.ask(OURS, "context", AskContext(parent=keys[-2].turn), Context)
+    assert len(earlier.messages) == 8
 
 
 async def test_a_session_that_is_not_there_may_begin_under_its_name(persistence: Persistence, own_log: TurnLog) -> None:

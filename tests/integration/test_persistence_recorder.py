@@ -17,10 +17,11 @@ from persistence.row import Row, row
 from persistence.store import Store
 from proto import subjects
 from proto.ending import ending
-from proto.fold import NOBODY, Turn, fold
-from proto.ids import Tenant, TurnId, new_id
+from proto.fold import Turn
+from proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, Tombstones, TurnLog, streams
 from proto.records import AskTurn, TurnRecord, record
+from proto.step import Page, Read
 from proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.persisting import Persistence
 from tests.processes import persistence as process
@@ -30,7 +31,12 @@ from tests.writing import Writer
 OURS = Tenant("ours")
 LEASE_S = 0.4
 ROWS = """
-SELECT turns.*, usage.*, sessions.project FROM turns
+SELECT turns.*, usage.*, sessions.project, (
+    SELECT json_group_array(sha256) FROM (
+        SELECT sha256 FROM blob_uses WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY sha256
+    )
+) AS blobs
+FROM turns
 JOIN usage USING (tenant, session, turn) JOIN sessions USING (tenant, session) ORDER BY turn
 """
 
@@ -275,8 +281,8 @@ async def test_a_turn_that_cannot_be_folded_keeps_no_other_waiting(
     good = await write(own_log, "scatters")
 
     class Broken(TurnLog):
-        async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
-            return await super().turn(key, so_far) if key == good else 1 / 0  # type: ignore[return-value]
+        async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+            return await super().turn_upto(key, reached) if key == good else 1 / 0  # type: ignore[return-value]
 
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store, recording(Broken(own_connection), deliveries, store):
@@ -305,15 +311,21 @@ async def test_a_read_that_is_behind_is_not_recorded_as_the_end(
 ) -> None:
     """An `end` was delivered, so a fold without it is a follower's that lags; recorded, the turn would run for ever."""
     key = await write(own_log, "Light")
-    stale = fold(await own_log.replay(key, limit=1))
+    behind = 0
 
     class Behind(TurnLog):
-        async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
-            return await super().turn(key, so_far) if so_far != NOBODY else stale
+        async def _page(self, key: TurnKey, read: Read) -> Page:
+            nonlocal behind
+            page = await super()._page(key, read)
+            if read.after != NOTHING:
+                return page
+            behind += 1
+            return Page(page.entries[:1], is_last=True)
 
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store, recording(Behind(own_connection), deliveries, store):
         await until(deliveries.is_drained)
+    assert behind
     assert rows(database) == await folds(own_log, [key])
 
 

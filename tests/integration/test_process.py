@@ -66,9 +66,40 @@ async def test_a_process_without_nats_says_where_it_looked_and_what_to_do(nobody
 
 
 async def test_what_is_asked_for_counts_more_than_the_terminal(tmp_path: Path) -> None:
-    """A person may want to see what the machines will read; here of a database that is a folder."""
-    _, shown = await on_a_terminal("persistence", TAILRACE_DATABASE=str(tmp_path), TAILRACE_LOG_FORMAT="json")
+    """A person may want to see what the machines will read; here of a database in a folder that is a file."""
+    (tmp_path / "file").touch()
+    where = str(tmp_path / "file" / "tailrace.db")
+    _, shown = await on_a_terminal("persistence", TAILRACE_DATABASE=where, TAILRACE_LOG_FORMAT="json")
     assert shown.startswith('{"error": ')
+
+
+@pytest.mark.parametrize(
+    ("role", "environ", "says"),
+    [
+        ("gateway", {"TAILRACE_HOST": "256.0.0.1"}, "TAILRACE_HOST: '256.0.0.1' is no address of this machine"),
+        (
+            "gateway",
+            {"TAILRACE_CACHE": "9m"},
+            "TAILRACE_CACHE: Invalid enum value '9m'; it is one of auto, 5m, 1h, off",
+        ),
+        (
+            "generators",
+            {"TAILRACE_NATS_URL": "nats://TOKEN@h:port", "ANTHROPIC_API_KEY": "k"},
+            "TAILRACE_NATS_URL: expected nats://",
+        ),
+        ("persistence", {"TAILRACE_WEBHOOK_PRIVATE_HOSTS": "http://h"}, "TAILRACE_WEBHOOK_PRIVATE_HOSTS: 'http://h'"),
+    ],
+)
+async def test_a_check_refuses_a_setting_that_cannot_be_meant(
+    tmp_path: Path, role: str, environ: dict[str, str], says: str
+) -> None:
+    """One sentence and status 2, as the process itself would say; all settings are in test_every_setting.py."""
+    for arguments in ((role,), (role, "--check")):
+        given = {"TAILRACE_DATABASE": str(tmp_path / "x.db"), **environ}
+        status, said, complained = await run(*arguments, stderr=subprocess.PIPE, **given)
+        assert (status, said, complained.count("\n")) == (2, "", 1)
+        assert complained.startswith(f"{role}: {says}")
+        assert "TOKEN@h" not in complained
 
 
 async def test_a_check_asks_the_model_for_its_models(house: House, claude: str) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 from signal import SIGTERM
 
 import httpx2
+import msgspec
 import pytest
 
 from proto.ids import Tenant
 from proto.log import TurnLog
 from proto.subjects import TurnKey
+from tests.answering import ended, words
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.processes import gateway as gateway_process
 from tests.reading import read
@@ -93,3 +95,45 @@ async def test_a_gateway_with_a_broken_prompt_does_not_start(tmp_path: Path, nat
     with pytest.raises(AssertionError, match=r"broken\.j2"):
         await process.start()
     assert await process.stop(SIGTERM) == 2
+
+
+async def test_a_batchs_inputs_are_asked_by_prompts(prompting: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+    """Each with its own values, and stored as what they have become."""
+    requests = [
+        {"custom_id": f"c{n}", "params": {"prompt": {"name": "words", "variables": {"n": n}}}} for n in range(1, 4)
+    ]
+    batch = (await prompting.client.post("/v1/batches", json={"requests": requests})).json()
+    await ended(house_log, TurnKey(tenant, batch["batch"]))
+    lines = [msgspec.json.decode(line) for line in (await prompting.client.get(batch["links"]["results"])).iter_lines()]
+    assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
+    first = (await house_log.turn(TurnKey(tenant, lines[0]["turn"]))).request
+    assert first is not None
+    assert (first.system, first.messages[0].content) == ("Be brief.", "#sim words=1 rate=0")
+
+
+@pytest.mark.parametrize(
+    ("params", "code"),
+    [
+        ({"prompt": {"name": "words"}}, "prompt_invalid"),
+        ({"prompt": {"name": "none"}}, "prompt_not_found"),
+        ({"prompt": {"name": "words", "variables": {"n": 1}}, "message": "Hi"}, "request_invalid"),
+    ],
+)
+async def test_a_batchs_prompts_are_refused_by_their_number(
+    prompting: Gateway, params: dict[str, object], code: str
+) -> None:
+    """Before there is a batch."""
+    good = {"prompt": {"name": "words", "variables": {"n": 1}}}
+    requests = [{"custom_id": "good", "params": good}, {"custom_id": "bad", "params": params}]
+    error = (await prompting.client.post("/v1/batches", json={"requests": requests})).json()["error"]
+    assert (error["code"], error["message"].startswith("`requests[1]`")) == (code, True), error
+
+
+async def test_what_prompts_make_of_a_batch_has_a_bound(tmp_path: Path, nats_url: str, new_gateway: NewGateway) -> None:
+    """A body of some kilobytes is not made into gigabytes."""
+    (tmp_path / "many.j2").write_text("{{ text * 10 }}")
+    gateway = await new_gateway(nats_url, prompts=str(tmp_path), body_bytes_max=100_000)
+    params = {"prompt": {"name": "many", "variables": {"text": "x" * 4000}}}
+    requests = [{"custom_id": f"c{number}", "params": params} for number in range(4)]
+    error = (await gateway.client.post("/v1/batches", json={"requests": requests})).json()["error"]
+    assert (error["code"], error["message"].startswith("`requests[2]`")) == ("body_too_large", True), error

@@ -57,7 +57,7 @@ async def test_the_follower_of_a_purged_turn_finds_out(
     log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end may never be heard of; a reader must not be kept waiting for it for ever."""
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.05)
+    monkeypatch.setattr("proto.follower.REREAD_S", 0.05)
     await Writer(log, key).open("Light")
     follower = log.follow(key)
     assert await anext(follower)
@@ -73,14 +73,14 @@ async def test_the_follower_of_a_silent_turn_goes_on(
     """A model that thinks is no purge: the log is asked, again and again, and its answer is not taken for one."""
     looks = 0
 
-    async def confirm(self: TurnLog, key: TurnKey) -> None:
+    async def has(self: TurnLog, key: TurnKey, kind: str) -> bool:
         nonlocal looks
         looks += 1
-        await known(self, key)
+        return await asked(self, key, kind)
 
-    known = TurnLog._confirm_known
-    monkeypatch.setattr(TurnLog, "_confirm_known", confirm)
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.02)
+    asked = TurnLog._has
+    monkeypatch.setattr(TurnLog, "_has", has)
+    monkeypatch.setattr("proto.follower.REREAD_S", 0.02)
     writer = Writer(log, key)
     await writer.open("Light")
     follower = log.follow(key)

@@ -183,6 +183,7 @@ async def test_the_stats_are_those_of_active_sessions(gateway: Gateway) -> None:
 WRONG_SESSIONS: list[dict[str, object]] = [
     {"id": ""},
     {"id": "a/b"},
+    {"id": "stats"},
     {"id": "x" * 129},
     {"title": ""},
     {"title": "x" * 501},
@@ -251,3 +252,24 @@ async def test_a_cursor_that_no_page_gave_is_refused(shared_gateway: Gateway, af
     for path in ("/v1/sessions", f"/v1/sessions/{first['session']}/turns"):
         answer = await shared_gateway.client.get(path, params={"after": after})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/v1/turns", {"message": "hi", "session": "stats", "begin": True}, {}),
+        (
+            "/v1/messages",
+            {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},
+            {"x-session-id": "stats"},
+        ),
+        ("/api/chat", {"id": "stats", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}, {}),
+    ],
+)
+async def test_no_session_begins_under_a_name_that_is_a_route(
+    lone_gateway: Gateway, path: str, body: dict[str, object], headers: dict[str, str]
+) -> None:
+    """In whatever protocol it is named: nobody could look at it afterwards."""
+    refused = await lone_gateway.client.post(path, json=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+    assert "/v1/sessions/stats" in refused.json()["error"]["message"]

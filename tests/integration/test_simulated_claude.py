@@ -4,15 +4,20 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from time import monotonic_ns
 from typing import Any
 
 import anthropic
 import httpx2
+import msgspec
 import pytest
 
+from generators.simulated_claude.account import Account, Call, Told
 from generators.simulated_claude.server import serving
+from tests.until import until
 
 TEXT = re.compile(r'"text":"([^"]+)"')
 HEADERS = {"authorization": "Bearer sk-anything", "anthropic-version": "2026-10-21"}
@@ -210,3 +215,80 @@ async def test_the_command_prints_its_address_and_ends_at_once_when_told() -> No
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_its_account_tells_of_every_call(claude: httpx2.AsyncClient) -> None:
+    """Which question, from which delta on, when it began and closed, and how: by what is checked what was paid for."""
+    before = monotonic_ns()
+    for line in ("#sim words=3 rate=0", "#sim words=9 tag=x rate=0 fault=cut@3", "#sim words=1 tag=y fault=529"):
+        await words(claude, line)
+    whole = ask("", stream=False, messages=[{"role": "user", "content": "Hello.\n#sim words=2 tag=z rate=0"}])
+    await claude.post("/v1/messages", json=whole)
+    stalling = ask("#sim words=5 tag=s rate=0 fault=stall@2")
+    async with (
+        claude.stream("POST", "/v1/messages", json=stalling) as response,
+        aclosing(response.aiter_raw()) as body,
+    ):
+        await anext(body)
+        stalled = await until(lambda: account(claude, lambda call: call.over != "open"))
+        assert stalled is not None
+        assert stalled.calls[-1].closed is None
+    told = await until(lambda: account(claude, lambda call: call.closed is not None))
+    assert told is not None
+    assert [(call.number, call.question, call.over, call.deltas) for call in told.calls] == [
+        (1, "#sim words=3 rate=0", "whole", 3),
+        (2, "#sim words=9 tag=x rate=0 fault=cut@3", "cut", 3),
+        (3, "#sim words=1 tag=y fault=529", "529", 0),
+        (4, "#sim words=2 tag=z rate=0", "whole", 2),
+        (5, "#sim words=5 tag=s rate=0 fault=stall@2", "stall", 2),
+    ]
+    times = [at or 0 for call in told.calls for at in (call.begun, call.closed)]
+    assert times == sorted(times)
+    assert before < times[0] < times[-1] < monotonic_ns()
+    assert len({call.key for call in told.calls}) == 5
+    await claude.post("/_sim/reset")
+    assert await account(claude, lambda _: True) == Told([], 0)
+
+
+async def test_its_account_says_that_a_client_left_because_of_what_nobody_can_read(claude: httpx2.AsyncClient) -> None:
+    """Whose fault it was: the model is not to be told that it was the client's."""
+    question = ask("#sim words=900 rate=20 fault=garbage@1")
+    async with claude.stream("POST", "/v1/messages", json=question) as response:
+        heard = b""
+        async for received in response.aiter_raw():
+            heard += received
+            if b'"ind\n\n' in heard:
+                break
+    told = await until(lambda: account(claude, lambda call: call.closed is not None))
+    assert told is not None
+    assert [call.over for call in told.calls] == ["garbage"]
+
+
+async def test_its_account_says_where_a_call_went_on_and_that_its_client_left(claude: httpx2.AsyncClient) -> None:
+    """Calls of one turn have one key, whatever is there of its answer; the second says from where it goes on."""
+    question = {"role": "user", "content": "#sim words=900 rate=20"}
+    partial = {"role": "assistant", "content": "w000000 w000001"}
+    go_on = {"role": "user", "content": "Your previous response was interrupted and ended with “…”. Continue."}
+    for messages in ([question], [question, partial, go_on]):
+        async with claude.stream("POST", "/v1/messages", json=ask("", messages=messages)) as response:
+            await anext(aiter(response.aiter_raw()))
+    told = await until(lambda: account(claude, lambda call: call.closed is not None))
+    assert told is not None
+    first, second = told.calls
+    assert first.key == second.key
+    assert (first.start, second.start) == (0, 2)
+    assert [call.over for call in told.calls] == ["aborted", "aborted"]
+
+
+def test_an_account_that_is_too_long_says_how_much_it_has_forgotten() -> None:
+    """Who judges by it has to know that it is not all of it."""
+    kept = Account(deque(maxlen=2))
+    for _ in range(5):
+        kept.begin("key", "question", 0)
+    assert ([call.number for call in kept.calls], kept.forgotten) == ([4, 5], 3)
+
+
+async def account(claude: httpx2.AsyncClient, is_there: Callable[[Call], bool]) -> Told | None:
+    """What it tells of its calls, once all of them are as they are to be."""
+    told = msgspec.json.decode((await claude.get("/_sim/calls")).content, type=Told)
+    return told if all(map(is_there, told.calls)) else None

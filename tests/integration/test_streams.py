@@ -188,6 +188,16 @@ async def test_a_consumer_that_differs_is_refused_by_the_setting(bare: Connectio
         await streams.apply(bare, bytes_max=BYTES_MAX)
 
 
+async def test_a_server_with_known_holes_is_not_used(bare: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server says its version when it is connected to; a sentence says which one is wanted."""
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    assert bare.server_version is not None
+    assert bare.server_version >= streams.SERVER_MIN
+    monkeypatch.setattr(streams, "SERVER_MIN", (99, 0, 1))
+    with pytest.raises(LogMisconfigured, match=r"is older than 99\.0\.1"):
+        await check(bare)
+
+
 @pytest.mark.rule("R31")
 async def test_what_is_missing_is_said_with_what_to_run(bare: Connection) -> None:
     """The streams, a consumer, and the buckets."""

@@ -14,13 +14,13 @@ from deploy.nats_server import NatsServer
 from proto import entries, subjects
 from proto.chain import START, Chain
 from proto.ending import ending
-from proto.entries import Event, Stored, kind_of
+from proto.entries import Entry, Stored, kind_of
 from proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from proto.fold import fold
 from proto.ids import NOTHING, Seq, TurnId, new_id
 from proto.log import Connection, TurnLog, streams
-from proto.log.reads import BATCH
 from proto.log.turns import FENCE, FENCE_SUBJECT
+from proto.step import BATCH
 from proto.subjects import STREAM, TurnKey
 from tests.frozen import freeze
 from tests.handwritten import attempt, closing, event, opening, request, says
@@ -55,14 +55,15 @@ async def store(connection: Connection, key: TurnKey, kind: str, payload: bytes,
     return Seq(ack.seq)
 
 
-async def tell(connection: Connection, key: TurnKey, seq: Seq, entry: Event) -> None:
+async def tell(connection: Connection, key: TurnKey, seq: Seq, entry: Entry) -> None:
     """Has the live feed tell of an entry, stored or not."""
+    kind = kind_of(entry)
     headers = {
         "Nats-Sequence": str(seq),
-        "Nats-Subject": subjects.entry(key, "event"),
+        "Nats-Subject": subjects.entry(key, kind),
         "Nats-Time-Stamp": "2026-01-01T12:00:00Z",
     }
-    await connection.client.publish(f"live.{key.tenant}.{key.turn}.event", entries.encode(entry), headers=headers)
+    await connection.client.publish(f"live.{key.tenant}.{key.turn}.{kind}", entries.encode(entry), headers=headers)
 
 
 def bodies(stored: list[Stored]) -> list[tuple[Seq, bytes]]:
@@ -233,7 +234,7 @@ async def test_a_follower_who_was_told_a_fork_finds_out(
     connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The feed lost an entry and told of its rival: the next entry shows it, and the follower stops."""
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 60)
+    monkeypatch.setattr("proto.follower.REREAD_S", 60)
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
@@ -248,6 +249,52 @@ async def test_a_follower_who_was_told_a_fork_finds_out(
     assert isinstance(follower.task.exception(), CursorUnknown)
     with pytest.raises(CursorUnknown):
         await anext(log.follow(key, rival))
+
+
+@pytest.mark.rule("R16")
+async def test_an_end_that_is_a_forks_is_told_to_nobody(
+    connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lost an entry and told of its rival, an end: nothing need follow that shows it, so the log is asked."""
+    monkeypatch.setattr("proto.follower.REREAD_S", 60)
+    chain = await begin(log, key)
+    follower = follow(log, key)
+    await until(lambda: follower.lists)
+    forked = ending(await log.turn(key), "cancelled")
+    await tell(connection, key, rival := Seq(chain.last + 2), forked)
+    true = await say(log, key, chain, "true")
+    assert await store(connection, key, "end", entries.encode(forked)) == rival
+    await until(lambda: follower.text == "true")
+    await finish(log, key, true)
+    await until(follower.task.done)
+    assert bodies(follower.told) == [one for one in bodies(await log.replay(key)) if one[0] != rival]
+
+
+@pytest.mark.rule("R15")
+async def test_a_cursor_in_a_fork_that_has_an_end_is_refused(
+    connection: Connection, log: TurnLog, key: TurnKey
+) -> None:
+    """Whoever was told a fork and was cut off comes back to what follows there, and nothing of that is skipped."""
+    chain = await begin(log, key)
+    await log.append(key, chain, says(chain, "first"))
+    fork = await store(connection, key, "event", entries.encode(says(chain, "rival")))
+    end = msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork)
+    await store(connection, key, "end", entries.encode(end))
+    with pytest.raises(CursorUnknown):
+        await anext(log.follow(key, fork))
+
+
+@pytest.mark.rule("R13")
+async def test_a_writer_whose_end_is_a_forks_has_not_ended_the_turn(
+    connection: Connection, log: TurnLog, key: TurnKey
+) -> None:
+    """His whole fork was acknowledged, and nobody has refused him: he must not let go of a turn that has no end."""
+    chain = await begin(log, key)
+    await log.append(key, chain, says(chain, "first"))
+    fork = Chain(await store(connection, key, "event", entries.encode(says(chain, "rival"))), 1)
+    with pytest.raises(FenceLost, match="a fork's"):
+        await log.append(key, fork, msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork.last))
+    assert (await log.turn(key)).outcome == "running"
 
 
 @pytest.mark.rule("R13")
@@ -283,7 +330,7 @@ async def test_a_follower_who_was_told_a_fork_finds_out_also_when_nothing_follow
     connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The turn was cancelled, the feed lost that and told of a late delta: after a silence the log says so."""
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.3)
+    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
@@ -374,7 +421,7 @@ async def test_a_turn_whose_request_cannot_be_read_is_unknown(
     connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Junk in the place of a request neither breaks nor holds up whoever is asked to answer it for ever."""
-    monkeypatch.setattr("proto.log.turns.READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("proto.replay.READ_TIMEOUT_S", 0.1)
     await store(connection, key, "request", b"junk")
     with pytest.raises(TurnUnknown):
         await log.turn(key)
@@ -470,7 +517,7 @@ async def test_what_a_follower_missed_while_it_was_cut_off_is_read(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a reconnect the log is read again, whether anything is heard or not: no gap, no repeat."""
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 60)
+    monkeypatch.setattr("proto.follower.REREAD_S", 60)
     async with Wire(own_server.url) as wire:
         connection = await Connection.open(wire.url, "cut")
         chain = await begin(own_log, key, "The")
@@ -492,7 +539,7 @@ async def test_an_entry_that_the_feed_lost_is_read_after_a_silence(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last entry of a turn can be lost, and nothing follows that would show the gap."""
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.3)
+    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
     async with Wire(own_server.url) as wire:
         connection = await Connection.open(wire.url, "deaf")
         chain = await begin(own_log, key, "The sky")

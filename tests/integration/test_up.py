@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from standardwebhooks import Webhook
 
+from proto.accounts import RIGHTS
 from tests.receiving import Receiver
 from tests.until import until
 from tests.up import CHECKOUT, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
@@ -142,9 +143,10 @@ async def test_no_secret_is_printed_or_an_argument(tmp_path: Path) -> None:
     environ = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": nobody, "TAILRACE_API_KEYS": f"acme:{'0' * 64}"}
     with running(tmp_path, "--port", "0", **environ) as up:
         await up.ready()
-        [token] = re.findall('token: "(.*)"', (up.folder / "nats.conf").read_text())
+        passwords = re.findall('password: "(.*?)"', (up.folder / "nats.conf").read_text())
+        assert len(passwords) == len(RIGHTS)
         shown = [*up.lines, *map(arguments, [up.process.pid, *up.tree()])]
-        assert [text for text in shown if KEY in text or token in text] == []
+        assert [text for text in shown if any(secret in text for secret in (KEY, *passwords))] == []
         assert "simulated-claude" not in up.pids()
         assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
         assert f"the real Claude answers, at {nobody}, and costs money" in up.said("up ")

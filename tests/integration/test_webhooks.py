@@ -154,6 +154,23 @@ async def test_what_is_not_taken_is_told_again_under_the_same_id(
     assert len({got.body for got in receiver.got}) == 1
 
 
+async def test_a_receiver_that_sends_on_elsewhere_is_told_again_and_elsewhere_hears_nothing(
+    own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
+) -> None:
+    """A public URL that answers with a private one: by every status that redirects, to whatever listens here."""
+    heard: list[object] = []
+    elsewhere = await asyncio.start_server(lambda reader, _: heard.append(reader), "127.0.0.1", 0)
+    async with elsewhere:
+        port = elsewhere.sockets[0].getsockname()[1]
+        locations = [f"http://127.0.0.1:{port}/", f"//127.0.0.1:{port}/", f"http://localhost:{port}/latest/meta-data/"]
+        receiver.answers = [status(number, location=locations[number % 3]) for number in (301, 302, 303, 307, 308)]
+        async with telling(own_server, tmp_path, webhook_wait_s=0.001):
+            key = await write(own_log, receiver.url)
+            await until(ends.is_drained)
+    assert receiver.turns == [key.turn] * 6
+    assert heard == []
+
+
 async def test_a_receiver_may_say_when_to_come_again(
     own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:

@@ -21,12 +21,12 @@ from generators.backends import Call
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.rota import read_backends
-from generators.settlement import Settlement
 from generators.simulated_claude.server import serving
 from generators.worker import Worker
 from proto.entries import Attempt
 from proto.log import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
 from proto.room import Room
+from proto.settlement import Settlement
 from proto.subjects import GENERATORS, STREAM
 from tests.answering import (
     ask,
@@ -403,7 +403,7 @@ async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connectio
     carrier = Carrier(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     settlement = Settlement(Counters(own_connection), Slots(own_connection))
-    batches = batches_of(own_connection, "g", 1)
+    batches = batches_of(own_connection, "g", 1, blobs, None)
     worker = Worker(own_log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=9, grace_s=0)
     running = asyncio.create_task(worker.run(asyncio.Event()))
     key = await ask(own_log, "words=3")

@@ -113,3 +113,21 @@ def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
     turn = fold(log)
     assert turn.progress == log[-1].entry
     assert (turn.skipped, turn.text, text_proof(turn.text)[0]) == (0, "", 0)
+
+
+def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
+    """Whoever takes the batch over after that knows of it."""
+    tally = Tally(None, 2)
+    assert not tally.is_unclear
+    tally.submitted("msgbatch_1")
+    taken = Chain(Seq(2), 1)
+    told = tally.news(taken)
+    assert told == Progress(prev=Seq(2), attempt=1, done=0, failed=0, of=2, message_batch="msgbatch_1")
+    assert tally.news(taken) is None
+    tally.add(None)
+    assert (more := tally.news(taken)) is not None
+    assert (more.failed, more.message_batch) == (1, "msgbatch_1")
+    again = Tally(told, 2, was_begun=True)
+    assert (again.message_batch, again.is_unclear, again.news(taken)) == ("msgbatch_1", False, None)
+    # Whoever had it before may have died right after it was made.
+    assert Tally(None, 2, was_begun=True).is_unclear

@@ -15,7 +15,7 @@ from generators.continuation import call_of
 from proto import blobs
 from proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
 from proto.depth import LEVELS_MAX, is_deeper
-from proto.entries import Message, Request, encode
+from proto.entries import Batch, Message, Request, encode
 from proto.errors import Refused
 from proto.ids import SessionId
 from tests.handwritten import request
@@ -119,6 +119,15 @@ def test_a_reference_is_exactly_this() -> None:
         tools=[{"name": "look", "description": REFERENCE}],
     )
     assert b'{"tailrace:blob":"%b","bytes":65537}' % SHA256.encode() in encode(entry)
+
+
+@given(REQUESTS)
+def test_a_request_names_all_that_it_needs(asked: Request) -> None:
+    """Wherever it was lifted from; a batch needs its inputs, and what they refer to."""
+    entry, lifted = lift(asked)
+    assert blobs.names(entry) == set(lifted)
+    batch = Batch("a" * 64, 1, 1, 1, ["b" * 64])
+    assert blobs.names(msgspec.structs.replace(entry, batch=batch)) == {"a" * 64, "b" * 64, *lifted}
 
 
 def test_the_same_picture_twice_is_one_blob() -> None:

@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 
 from proto.child import AT_ONCE_MAX, OF_ONE_MAX, Child
-from proto.errors import Unfinished
+from proto.errors import Crowded, Unfinished
 from tests.until import until
 
 LONG_S = 60.0
 
 
-def program(folder: Path, *lines: str) -> Child:
+def program(folder: Path, *lines: str, wait_s: float = LONG_S) -> Child:
     file = folder / f"program-{os.urandom(4).hex()}.py"
     file.write_text("\n".join(["import os, sys, time", *lines]))
-    return Child(file)
+    return Child(file, wait_s=wait_s)
+
+
+def begun(folder: Path) -> int:
+    """How many programs have said that they run."""
+    return len([*folder.glob("begun-*")])
 
 
 async def test_what_it_says_is_the_answer(tmp_path: Path) -> None:
@@ -88,3 +93,24 @@ async def test_there_are_only_so_many_at_once(tmp_path: Path, tenants: int, most
     )
     counts = await asyncio.gather(*(child.said(b"", LONG_S, f"tenant-{number % tenants}") for number in range(8)))
     assert max(map(int, counts)) <= most
+
+
+@pytest.mark.parametrize(("tenants", "most"), [(8, AT_ONCE_MAX), (1, OF_ONE_MAX)])
+async def test_who_waits_for_a_place_does_not_wait_for_ever(tmp_path: Path, tenants: int, most: int) -> None:
+    """Whoever has none in time is told so, and nothing was begun for it; the place that is free next is another's."""
+    child = program(
+        tmp_path,
+        f"open({str(tmp_path)!r} + '/begun-' + str(os.getpid()), 'w').close()",
+        "sys.stdin.read() or time.sleep(3600)",
+        wait_s=0.2,
+    )
+    slow = [asyncio.create_task(child.said(b"", LONG_S, f"tenant-{number % tenants}")) for number in range(most)]
+    await until(lambda: begun(tmp_path) == most)
+    for number in range(tenants):
+        with pytest.raises(Crowded, match="in the way"):
+            await child.said(b"quick", LONG_S, f"tenant-{number}")
+    assert begun(tmp_path) == most
+    for one in slow:
+        one.cancel()
+    await asyncio.wait(slow)
+    assert await child.said(b"quick", LONG_S, "tenant-0") == b""

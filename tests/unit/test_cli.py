@@ -3,8 +3,11 @@
 import pytest
 
 from deploy.cli import main, parser
+from deploy.port import free
 from persistence import signature
 from proto.ids import Tenant
+from proto.process import EXIT_TROUBLE, EXIT_USAGE
+from proto.version import VERSION
 
 
 @pytest.mark.parametrize(
@@ -19,9 +22,11 @@ from proto.ids import Tenant
         (["up", "--sync", "never"], "invalid choice: 'never'"),
         (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
         (["down"], "invalid choice: 'down'"),
+        (["restart-node", "nats-4"], "invalid choice: 'nats-4'"),
         (["usage", "--by", "moon"], "invalid choice: 'moon'"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
         (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
+        (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "argument --limits: Object contains"),
         (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "there are requests, burst"),
         ([], "required: COMMAND"),
     ],
@@ -36,6 +41,29 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(
     assert (stopped.value.code, said.count("\n")) == (2, 1)
     assert sentence in said
     assert "--help" in said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """As every other command tells it, for whoever reports a fault."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"tailrace {VERSION}\n")
+
+
+def test_a_time_that_ends_before_it_begins_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty table would say that nothing was used."""
+    assert main(["usage", "--from", "2026-11-30", "--to", "2026-11-01"]) == EXIT_USAGE
+    assert "--from 2026-11-30 is after --to 2026-11-01" in capsys.readouterr().err
+
+
+def test_a_nats_that_is_away_is_one_sentence(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, with nothing of the library's own before it: standard output is what a program reads."""
+    monkeypatch.setenv("TAILRACE_NATS_URL", f"nats://127.0.0.1:{free(1)[0]}")
+    assert main(["keys", "list"]) == EXIT_TROUBLE
+    said = capfd.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:

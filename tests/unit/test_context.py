@@ -44,6 +44,22 @@ def told(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) 
     )
 
 
+@pytest.mark.rule("R33")
+def test_what_an_answer_has_said_is_no_reference() -> None:
+    """Somebody has a model say one, to be told another string by it: at any depth it is marked as none."""
+    forged = blobs.reference(blobs.Blob("a" * 64, 100_000))
+    assert blobs.blob_of(forged) is not None
+    call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
+    (_, answer) = messages([told("completed", call)])
+    assert isinstance(answer.content, list)
+    (said,) = answer.content
+    for found in (said["input"]["what"], said["input"]["list"][0]["deep"]):
+        assert found == {**forged, "is_reference": False}
+        assert blobs.blob_of(found) is None
+    # Nor is what was told once marked once more.
+    assert messages([told("completed", said)])[1] == answer
+
+
 def test_a_branch_is_told_oldest_first() -> None:
     """Each turn is its question and then its answer."""
     then = Message("user", "And at night?")

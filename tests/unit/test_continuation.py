@@ -60,9 +60,9 @@ def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = 
 
 def place(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
     for event in answer:
-        for raw, is_hidden in continuation.place(bytes(events.encode(event))):
-            placed = Event(prev=log.chain.last, attempt=log.chain.attempt, event=raw, is_hidden=is_hidden)
-            log.store(placed)
+        for raw, is_hidden, left_out in continuation.place(bytes(events.encode(event))):
+            prev, attempt = log.chain.last, log.chain.attempt
+            log.store(Event(prev=prev, attempt=attempt, event=raw, is_hidden=is_hidden, left_out=left_out))
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
@@ -238,3 +238,52 @@ def test_the_rest_of_the_request_is_asked_again(model: str) -> None:
     asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
     call = call_after(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
     assert msgspec.structs.replace(call, messages=list(asked.messages)) == call_of(asked)
+
+
+REPEATING = "words=12 repeat=5"
+
+
+@pytest.mark.parametrize("model", [PREFILLED, LATER])
+def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
+    """At every event and inside of every word: with enough of them to be sure the text is the uninterrupted one."""
+    asked = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
+    whole = said(call_of(asked))
+    uninterrupted = begun(asked, whole).turn
+    sewn = [heard for heard in broken_off(whole[:-1]) if len(begun(asked, heard).turn.text.split()) > 5]
+    assert len(sewn) > 40
+    left_out = 0
+    for heard in sewn:
+        if begun(asked, heard).turn.blocks[-1].is_closed:
+            continue
+        log = begun(asked, heard)
+        go_on(log, asked)
+        assert log.turn.blocks == uninterrupted.blocks, heard[-1]
+        left_out += sum(stored.entry.left_out > 0 for stored in log.stored if isinstance(stored.entry, Event))
+    assert left_out >= 10
+
+
+def test_what_is_left_out_is_paid_for() -> None:
+    """A call that breaks off has said its thoughts and the words that it repeated, and is never asked how much."""
+    stored = "The sky is blue because short waves are scattered"
+    thoughts: list[events.Event] = [
+        BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
+        BlockDelta(0, events.ThinkingDelta("h" * 70)),
+        BlockStop(0),
+    ]
+    log = begun(request(), [opening(), *text_block(0, stored)[:-1]])
+    go_on(log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]])
+    assert log.turn.text == stored + " more"
+    assert log.turn.calls[-1].output_tokens == -(-(70 + 33 + 5) * 2 // 7)
+    assert log.turn.is_usage_estimated
+
+
+def test_what_was_held_is_told_before_what_follows_it() -> None:
+    """It might have been a repetition and was none: it keeps its place before a citation, and before the close."""
+    stored = "The sky is blue because short waves are scattered"
+    cited = BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
+    for following in (cited, BlockStop(0)):
+        log = begun(request(), [opening(), *text_block(0, stored)[:-1]])
+        start, piece, _ = text_block(0, "because short")
+        go_on(log, request(), [opening(), start, piece, following])
+        assert log.turn.text == stored + "because short"
+        assert isinstance(events.decode(log.stored[-1].entry.event), type(following))  # type: ignore[union-attr]

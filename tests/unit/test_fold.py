@@ -442,3 +442,40 @@ def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
     log.store(junk())
     assert (log.turn.tail, log.turn.chain.last) == (last + 1, last)
     assert link(START, Seq(1), log.stored[0].entry) is not None
+
+
+def test_only_what_is_worked_on_a_turn_is_its_time() -> None:
+    """Neither the queue nor the time in which nobody had it, nor what a fork was stored for."""
+    log = Handwritten(step=10)
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("a", "b")
+    assert log.turn.worked_s == 40
+    log.take("continue")
+    assert log.turn.worked_s == 40
+    log.say("c")
+    log.store(junk())
+    assert log.turn.worked_s == 50
+    log.hear(*closing(3))
+    log.end()
+    assert log.turn.worked_s == 90
+    cancelled = Handwritten(step=10)
+    cancelled.ask()
+    cancelled.end("cancelled")
+    assert cancelled.turn.worked_s == 0
+
+
+def test_what_a_continuation_left_out_counts_until_the_model_has_counted() -> None:
+    """Words that it repeated and thoughts that nobody is told were said nevertheless (PROTOCOL R70)."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.take("continue")
+    log.hear(*opening()[:1], is_hidden=True)
+    piece = events.encode(events.BlockDelta(0, events.TextDelta("abcd")))
+    log.store(EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=piece, left_out=31))
+    assert (log.turn.text, log.turn.said_chars, log.turn.calls[-1].output_tokens) == ("abcd", 35, 10)
+    log.hear(*closing(12))
+    assert (log.turn.calls[-1].output_tokens, log.turn.is_usage_estimated) == (12, False)

@@ -84,6 +84,7 @@ def test_nothing_comes_before_the_beginning(event: dict[str, Any]) -> None:
         {"type": "content_block_delta", "index": 1, "delta": {"type": "signature_delta", "signature": "x"}},
         {"type": "content_block_stop", "index": 0},
         {"type": "content_block_stop", "index": 7},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}},
         {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10**16}},
         {"type": "newer", "deep": nested(63)},
     ],

@@ -11,6 +11,7 @@ from proto.errors import Refused, Unfinished
 from proto.ids import Tenant
 from proto.judge import Judge
 
+LONG_S = 60.0
 ACME, BETA = Tenant("acme"), Tenant("beta")
 RIVER = {
     "type": "object",
@@ -49,13 +50,15 @@ SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
 )
 async def test_a_text_fits_or_is_told_why_not(text: str, said: str | None) -> None:
     """The whole text is the JSON: what is around it would be in everybody's way."""
-    misfit = await Judge().misfit(RIVER, text, ACME)
+    misfit = await Judge(wait_s=LONG_S).misfit(RIVER, text, ACME)
     assert misfit is None if said is None else misfit is not None and said in misfit
 
 
 async def test_what_is_wrong_is_told_in_a_few_words() -> None:
     """It goes into the log and to the model, and an answer may be as long as it likes."""
-    misfit = await Judge().misfit({"items": {"type": "string"}}, "[" + ",".join(["1" * 500] * 900) + "]", ACME)
+    misfit = await Judge(wait_s=LONG_S).misfit(
+        {"items": {"type": "string"}}, "[" + ",".join(["1" * 500] * 900) + "]", ACME
+    )
     assert misfit is not None
     assert len(misfit) < 1000
 
@@ -79,14 +82,14 @@ async def test_what_is_no_schema_is_refused(schema: dict[str, Any], monkeypatch:
     """Also one that is, and cannot be read in time."""
     monkeypatch.setattr(judge, "JUDGEMENT_S_MAX", 1.0)
     with pytest.raises(Refused) as refused:
-        await Judge().require(schema, ACME)
+        await Judge(wait_s=LONG_S).require(schema, ACME)
     assert refused.value.code == "schema_invalid"
 
 
 @pytest.mark.parametrize("name", ["draft-07/schema#", "draft-04/schema#"])
 async def test_older_drafts_are_schemas(name: str) -> None:
     """What several clients' libraries write by themselves."""
-    await Judge().require({"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME)
+    await Judge(wait_s=LONG_S).require({"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME)
 
 
 async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
@@ -97,13 +100,13 @@ async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
         port = server.sockets[0].getsockname()[1]
         for schema in ({"$ref": f"http://127.0.0.1:{port}/x"}, {"$schema": f"http://127.0.0.1:{port}/x"}):
             with pytest.raises(Refused):
-                await Judge().require(schema, ACME)
+                await Judge(wait_s=LONG_S).require(schema, ACME)
     assert not heard.is_set()
 
 
 async def test_a_judgement_without_end_stops_nobody() -> None:
     """The loop goes on, others are judged meanwhile, and its process is killed."""
-    judging = Judge()
+    judging = Judge(wait_s=LONG_S)
     slow = asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME))
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     assert not slow.done()
@@ -114,7 +117,7 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
 async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is room for a few at once, and each leaves it in time."""
     monkeypatch.setattr(judge, "JUDGEMENT_S_MAX", 2.0)
-    judging = Judge()
+    judging = Judge(wait_s=LONG_S)
     slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(AT_ONCE_MAX)]
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     for one in slow:
@@ -124,7 +127,7 @@ async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.Mon
 
 async def test_who_sends_many_without_end_keeps_no_other_tenant_waiting() -> None:
     """One tenant's wait for one another, and leave room."""
-    judging = Judge()
+    judging = Judge(wait_s=LONG_S)
     slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(2 * AT_ONCE_MAX)]
     # They stand before it.
     await asyncio.sleep(0)
@@ -137,7 +140,7 @@ async def test_who_sends_many_without_end_keeps_no_other_tenant_waiting() -> Non
 
 async def test_a_judgement_that_nobody_waits_for_is_over() -> None:
     """Its process goes with whoever asked, and its room is another's."""
-    judging = Judge()
+    judging = Judge(wait_s=LONG_S)
     for _ in range(AT_ONCE_MAX + 1):
         asking = asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME))
         await asyncio.wait({asking}, timeout=0.2)
@@ -151,6 +154,6 @@ async def test_a_pattern_that_is_tried_in_many_ways_ends(pattern: str) -> None:
     """With an answer or without one."""
     async with asyncio.timeout(10):
         try:
-            await Judge().misfit({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
+            await Judge(wait_s=LONG_S).misfit({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
         except Unfinished:
             return

@@ -20,7 +20,7 @@ def test_a_setting_names_limits() -> None:
     [
         *("requests", "requests=", "requests=many", "requests=1.5", "requests=0", "requests=-1", "running=5000"),
         *("money=1", "usd_day=-1", "usd_day=NaN", "usd_day=1e400", "tokens=1e99", "=1", "requests=0x10"),
-        *("requests=60;burst=1", "requests=60, requests=600"),
+        *("requests=60;burst=1", "requests=60, requests=600", "burst=5", "burst=5, tokens=1000"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_stops_the_process(text: str) -> None:

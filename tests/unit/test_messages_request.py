@@ -47,6 +47,12 @@ def test_every_other_field_is_the_apis_to_judge(fields: dict[str, object]) -> No
     assert asked(BODY | fields) == msgspec.structs.replace(asked(BODY), options=fields or None)
 
 
+def test_what_it_may_cost_is_ours_to_heed() -> None:
+    """A field that the model's API does not know, and would refuse."""
+    told = asked(BODY | {"max_cost": 0.5, "metadata": {"user_id": "u"}})
+    assert (told.max_cost, told.options, told.metadata) == (0.5, {"metadata": {"user_id": "u"}}, None)
+
+
 def test_system_and_tools_have_their_own_place() -> None:
     """Blocks with `cache_control`, and tools that the API runs itself, as they are."""
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]

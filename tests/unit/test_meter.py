@@ -138,3 +138,17 @@ def test_without_a_price_or_a_limit_nothing_is_spent() -> None:
     assert not is_spent(msgspec.structs.replace(turn, request=unknown))
     assert not Meter(unknown, turn).is_passed
     assert not is_spent(heard(START))
+
+
+def test_what_was_left_out_is_paid_for_as_well() -> None:
+    """A continuation's thoughts and repeated words: no reader is told them, and the model has said them."""
+    log = Handwritten()
+    log.ask(max_cost_nusd=DOLLAR)
+    log.take()
+    log.hear(START, BlockStart(0, {"type": "text"}))
+    assert log.turn.request is not None
+    meter = Meter(log.turn.request, log.turn)
+    piece = events.encode(BlockDelta(0, TextDelta("1234567")))
+    meter.add(piece, left_out=70)
+    log.store(Event(prev=log.chain.last, attempt=1, event=piece, left_out=70))
+    assert meter.usage.output_tokens == log.turn.calls[-1].output_tokens == 22

@@ -1,24 +1,44 @@
 """The text of nats-server's configuration, and how much of the disk it may take."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from deploy import nats_cluster
 from deploy.nats_server import FILE_BYTES_MAX, Site, choose, config, room_bytes
 from deploy.options import Sync
+from proto.accounts import RIGHTS
 
-SITE = Site(Path("/data"), port=4222, monitor_port=8222, token="secret", sync="always", file_bytes_max=1000)
+SITE = Site(
+    Path("/data"),
+    port=4222,
+    monitor_port=8222,
+    passwords={"gateway": "secret", "anybody": 'w"d'},
+    sync="always",
+    file_bytes_max=1000,
+)
 
 
 def test_the_configuration_is_what_it_was_when_it_was_tried() -> None:
-    """Loopback only, a token, 8 MB a message, and a store that is bounded and written through."""
+    """Loopback only, a user each, 8 MB a message, and a store that is bounded and written through."""
     assert (
-        config(SITE)
+        re.sub(r"publish: .*", "publish: { allow: [PUBLISH] }", config(SITE))
         == """\
-server_name: tailrace
+server_name: nats-server
 listen: "127.0.0.1:4222"
 http: "127.0.0.1:8222"
-authorization { token: "secret" }
+authorization {
+  users: [
+    { user: gateway, password: "secret", permissions: {
+      publish: { allow: [PUBLISH] }
+      subscribe: { allow: ["_INBOX.gateway.>", "live.>", "keys.>", "readers.*.*"] }
+      allow_responses: true
+    } }
+    { user: anybody, password: "w\\"d" }
+  ]
+}
 max_payload: 8MB
 jetstream {
   store_dir: "/data/nats"
@@ -29,19 +49,57 @@ jetstream {
     )
 
 
+def test_the_servers_of_a_cluster_find_each_other_by_a_password() -> None:
+    """Each has a name that stays and two fellows, lets nobody in without the password, and tells clients of nobody."""
+    sites = nats_cluster.choose(Path("/data"), sync="always", file_bytes_max=1000)
+    assert [site.name for site in sites] == ["nats-1", "nats-2", "nats-3"]
+    first = sites[0].membership
+    assert first is not None
+    assert (
+        config(sites[0]).partition("pid_file")[2]
+        == f"""\
+: "/data/cluster/nats-1/nats.pid"
+lame_duck_duration: "30s"
+lame_duck_grace_period: "1s"
+cluster {{
+  name: tailrace
+  listen: "127.0.0.1:{first.port}"
+  authorization {{ user: tailrace, password: "{first.password}" }}
+  no_advertise: true
+  routes: ["nats://tailrace:{first.password}@127.0.0.1:{first.others[0]}", \
+"nats://tailrace:{first.password}@127.0.0.1:{first.others[1]}"]
+}}
+"""
+    )
+    assert [site.passwords for site in sites] == [sites[0].passwords] * 3
+    assert [site.membership and site.membership.password for site in sites] == [first.password] * 3
+    assert first.password not in sites[0].passwords.values()
+    every = {
+        port for site in sites for port in (site.port, site.monitor_port, site.membership and site.membership.port)
+    }
+    assert len(every) == 9
+    assert nats_cluster.url(sites, "admin").split(",") == [site.url("admin") for site in sites]
+
+
+def test_the_servers_of_a_cluster_share_the_disk(tmp_path: Path) -> None:
+    """Three stores on one disk may not each take most of it."""
+    assert room_bytes(tmp_path / "nats", servers=10**6) * 10**6 <= shutil.disk_usage(tmp_path).free
+
+
 @pytest.mark.parametrize(("sync", "line"), [("always", "always"), ("1s", "1s"), ("default", "2m")])
 def test_sync_says_what_a_power_cut_may_take(sync: Sync, line: str) -> None:
     """`default` is NATS's own two minutes, written out."""
-    site = Site(SITE.folder, 1, 2, "", sync, 1)
+    site = Site(SITE.folder, 1, 2, {}, sync, 1)
     assert f"  sync_interval: {line}\n" in config(site)
 
 
-def test_two_sites_share_neither_port_nor_token(tmp_path: Path) -> None:
-    """Each start has a token that nobody can know before."""
+def test_two_sites_share_neither_port_nor_password(tmp_path: Path) -> None:
+    """Each start has passwords that nobody can know before, and no role can guess another's."""
     first = choose(tmp_path, sync="always", file_bytes_max=1)
     second = choose(tmp_path, sync="always", file_bytes_max=1)
-    assert first.token != second.token
-    assert len(first.token) == 32
+    passwords = [*first.passwords.values(), *second.passwords.values()]
+    assert len(set(passwords)) == 2 * len(RIGHTS) == 8
+    assert {len(password) for password in passwords} == {32}
     assert first.port != first.monitor_port
 
 

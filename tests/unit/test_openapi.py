@@ -9,6 +9,7 @@ from jsonschema_rs import Draft202012Validator
 
 from gateway.app import ROUTES
 from gateway.dialects import DIALECTS
+from gateway.door.scopes import NEEDS
 from gateway.openapi import page as api_page
 from gateway.openapi.operations import OPERATIONS, PARAMETERS
 from gateway.routes.api import PAGE_HEADERS, document
@@ -66,6 +67,18 @@ def test_what_asks_for_no_key_says_so() -> None:
         if one.get("security") == []
     }
     assert public == {route for route, row in ROWS.items() if row.is_public}
+
+
+def test_an_operation_names_the_scope_that_its_route_asks_for() -> None:
+    """The guard's own table; a person reads it on the page."""
+    page = api_page.page(DOCUMENT)
+    for (method, path), need in NEEDS.items():
+        operation = DOCUMENT["paths"][path][method.lower()]
+        named = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
+        assert named == ({need} if need != "public" else set()), (method, path)
+        shown = page.partition(f'<details id="{operation["operationId"]}">')[2].partition("</details>")[0]
+        said = "Asks for no key." if need == "public" else f"Needs the scope <code>{need}</code>."
+        assert said in shown, (method, path)
 
 
 def test_every_reference_leads_somewhere() -> None:

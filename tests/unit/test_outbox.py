@@ -1,15 +1,26 @@
 """Events that wait for the log: they join where nothing is lost by it, and keep their order."""
 
 import asyncio
+from datetime import timedelta
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.outbox import JOINED_BYTES_MAX, Outbox
+from generators.outbox import JOINED_BYTES_MAX, Outbox, Outgoing
 from proto import events
 from proto.chain import Chain
-from proto.events import BlockDelta, BlockStart, BlockStop, Event, InputJsonDelta, TextDelta, ThinkingDelta
+from proto.events import (
+    BlockDelta,
+    BlockStart,
+    BlockStop,
+    Event,
+    InputJsonDelta,
+    MessageHead,
+    MessageStart,
+    TextDelta,
+    ThinkingDelta,
+)
 from proto.fold import Turn
 from proto.ids import Seq
 from tests.handwritten import Handwritten, raw
@@ -20,7 +31,7 @@ def text(piece: str, index: int = 0) -> BlockDelta:
     return BlockDelta(index, TextDelta(piece))
 
 
-async def taken(outbox: Outbox) -> list[tuple[msgspec.Raw, bool]]:
+async def taken(outbox: Outbox) -> list[Outgoing]:
     """All that is left, to the close."""
     left = []
     while (event := await outbox.take()) is not None:
@@ -34,7 +45,7 @@ async def through(*what: Event) -> list[Event | events.Other]:
     for one in what:
         outbox.put(events.encode(one))
     outbox.close()
-    return [events.decode(event) for event, _ in await taken(outbox)]
+    return [events.decode(event) for event, *_ in await taken(outbox)]
 
 
 async def test_neighbours_of_one_block_join() -> None:
@@ -66,7 +77,7 @@ async def test_what_did_not_wait_passes_byte_for_byte() -> None:
     outbox = Outbox()
     for what in ({"type": "newer", "b": 1, "a": 2}, {"type": "content_block_stop", "index": 0, "more": "x"}):
         outbox.put(raw(what), is_hidden=True)
-        assert await outbox.take() == (raw(what), True)
+        assert await outbox.take() == Outgoing(raw(what), is_hidden=True)
 
 
 async def test_joined_deltas_stay_below_the_cap() -> None:
@@ -96,7 +107,7 @@ async def test_whoever_waits_is_woken_by_an_event_and_by_the_close() -> None:
     await asyncio.sleep(0)
     outbox.close()
     async with asyncio.timeout(1):
-        assert await writing == [(raw({"type": "ping"}), False)]
+        assert await writing == [Outgoing(raw({"type": "ping"}))]
 
 
 async def test_what_was_put_before_the_close_is_still_taken() -> None:
@@ -104,7 +115,7 @@ async def test_what_was_put_before_the_close_is_still_taken() -> None:
     outbox = Outbox()
     outbox.put(events.encode(text("last words")))
     outbox.close()
-    assert await taken(outbox) == [(events.encode(text("last words")), False)]
+    assert await taken(outbox) == [Outgoing(events.encode(text("last words")))]
     assert await outbox.take() is None
 
 
@@ -119,7 +130,7 @@ async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]
     outbox.close()
     out += await taken(outbox)
     heard = [events.decode(event[0]) for event in out if event is not None]
-    assert told([event for event in heard if not isinstance(event, events.Other)]) == told([event for event, _ in put])
+    assert told([event for event in heard if not isinstance(event, events.Other)]) == told([event for event, *_ in put])
 
 
 def told(heard: list[Event]) -> Turn:
@@ -127,5 +138,47 @@ def told(heard: list[Event]) -> Turn:
     log.ask()
     log.take()
     log.hear(*heard)
-    # How many entries it took is what joining is allowed to change.
-    return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0))
+    # How many entries it took, and until when, is what joining is allowed to change.
+    return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), reached_at=None, worked=timedelta(0))
+
+
+OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
+
+
+def held(*what: Event) -> Outbox:
+    outbox = Outbox(is_held=True)
+    for one in what:
+        outbox.put(events.encode(one))
+    return outbox
+
+
+async def test_an_opening_waits_for_its_first_token() -> None:
+    """What an API says before that is no answer yet; who stored it would be the first, with nothing to say."""
+    outbox = held(*OPENING)
+    taking = asyncio.create_task(outbox.take())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (taking.done(), outbox.begun.is_set()) == (False, False)
+    outbox.put(events.encode(text("The")))
+    first = await taking
+    assert first is not None
+    outbox.close()
+    assert [events.decode(event) for event, *_ in [first, *await taken(outbox)]] == [*OPENING, text("The")]
+    assert outbox.begun.is_set()
+
+
+async def test_an_opening_that_nothing_follows_is_given_at_the_close() -> None:
+    """It was paid for. That no token was among it can be seen."""
+    outbox = held(*OPENING)
+    outbox.close()
+    assert [events.decode(event) for event, *_ in await taken(outbox)] == OPENING
+    assert not outbox.begun.is_set()
+
+
+async def test_an_answer_without_a_token_is_an_answer() -> None:
+    """A message that ends at once, say: what ends it is given, too."""
+    stop = events.MessageDelta(events.StopReason("end_turn"))
+    outbox = held(OPENING[0], stop)
+    outbox.close()
+    assert [events.decode(event) for event, *_ in await taken(outbox)] == [OPENING[0], stop]
+    assert outbox.begun.is_set()

@@ -7,10 +7,11 @@ import pytest
 from deploy.options import Options
 from deploy.parts import Ground, parts
 from deploy.supervisor import Part
+from proto.accounts import RIGHTS
 
-TOKEN, KEY = "token-of-nats", "key-of-claude"
+PASSWORD, KEY = "password-of", "key-of-claude"
 GROUND = Ground(
-    nats_url=f"nats://{TOKEN}@127.0.0.1:4222",
+    nats_urls={user: f"nats://{user}:{PASSWORD}-{user}@127.0.0.1:4222" for user in RIGHTS},
     host="127.0.0.1",
     port=8000,
     listen_fd=7,
@@ -34,15 +35,31 @@ def test_parts_start_before_those_that_need_them() -> None:
 def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
     """Arguments can be read by every user of the machine; secrets go by the environment only."""
     for part in made(environ).values():
-        assert TOKEN not in " ".join(part.command)
+        assert PASSWORD not in " ".join(part.command)
         assert KEY not in " ".join(part.command)
-        assert TOKEN not in " ".join(part.where)
+        assert PASSWORD not in " ".join(part.where)
 
 
 def test_the_key_of_claude_reaches_generators_only() -> None:
     """A gateway that is broken into has no key to give away."""
     holders = [part.name for part in made({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
     assert holders == ["generator-1", "generator-2"]
+
+
+def test_each_process_has_its_own_user_of_nats_and_no_other() -> None:
+    """Whoever breaks into one can do what that one does, and not what the others do, nor what `up` does."""
+    held = {
+        name: sorted(user for user in RIGHTS if f"{PASSWORD}-{user}" in " ".join(part.environ.values()))
+        for name, part in made({"TAILRACE_NATS_URL": "nats://elsewhere"}).items()
+    }
+    assert held == {
+        "persistence": ["persistence"],
+        "simulated-claude": [],
+        "generator-1": ["generators"],
+        "generator-2": ["generators"],
+        "gateway-1": ["gateway"],
+        "gateway-2": ["gateway"],
+    }
 
 
 def test_the_key_of_webhooks_reaches_persistence_only() -> None:
@@ -89,12 +106,12 @@ def test_with_a_key_nothing_is_simulated() -> None:
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])
 def test_without_a_key_generators_ask_the_simulated_claude(environ: dict[str, str]) -> None:
     """A first try needs no account: the simulated Claude is only another base URL."""
-    found = made({**environ, "ANTHROPIC_AUTH_TOKEN": KEY, "HTTPS_PROXY": "http://proxy.example"})
+    found = made({**environ, "ANTHROPIC_AUTH_PASSWORD": KEY, "HTTPS_PROXY": "http://proxy.example"})
     settings = found["generator-2"].environ
     assert settings["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
     assert settings["ANTHROPIC_API_KEY"] == "simulated"
     assert settings["NO_PROXY"] == "127.0.0.1"
-    assert "ANTHROPIC_AUTH_TOKEN" not in settings
+    assert "ANTHROPIC_AUTH_PASSWORD" not in settings
     assert "TAILRACE_NATS_URL" not in found["simulated-claude"].environ
 
 
@@ -115,13 +132,13 @@ def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
     """Any setting may be turned from outside, except those that `up` has to know."""
     found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
     settings = found["gateway-1"].environ
-    assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", GROUND.nats_url)
+    assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", GROUND.nats_urls["gateway"])
     assert settings["PYTHONPATH"].endswith(":/more")
     assert made({})["gateway-1"].environ["TAILRACE_LOG_FORMAT"] == "console"
 
 
 def test_an_address_of_the_sixth_version_is_put_in_brackets() -> None:
     """`http://::1:8000` is not a URL."""
-    assert Ground(nats_url="", host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
+    assert Ground(nats_urls={}, host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
         "http://[::1]:8000"
     )

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from generators.attempt import asked
 from generators.continuation import Continuation
-from generators.plan import Complete, Fail, Go, Judge, Leave, can_continue, judged, plan
+from generators.plan import Complete, Fail, Go, Judge, Leave, Wait, can_continue, hedge, judged, plan
 from proto import events
-from proto.entries import Mode, OnInterrupt, Outcome
+from proto.entries import Failure, Mode, OnInterrupt, Outcome
 from proto.events import BlockDelta, BlockStart, BlockStop, InputJsonDelta, MessageHead, MessageStart, TextDelta
 from proto.fold import Turn, fold
 from proto.schema import with_schema
@@ -207,10 +207,42 @@ def check(turn: Turn, attempts_max: int) -> None:
     if not isinstance(go, Go):
         return
     assert turn.request is not None
-    assert go.attempt == turn.attempt + 1 <= attempts_max
+    assert go.attempt == turn.attempt + 1 <= attempts_max + turn.hedges
     _, continuation = asked(turn.request, turn, go)
     assert isinstance(continuation, Continuation) == (go.mode == "continue")
     if go.mode == "continue":
         assert turn.message is not None
         assert can_continue(turn.blocks)
         assert turn.request.on_interrupt == "continue" or not turn.blocks
+
+
+def test_what_message_batches_answer_is_waited_for() -> None:
+    """Whoever is handed such a turn asks nobody; once it has its end, it is acknowledged like any other."""
+    handed = Handwritten()
+    handed.ask(via="message_batches")
+    assert plan(handed.turn, 5) == Wait()
+    handed.end("cancelled")
+    assert plan(handed.turn, 5) == Leave()
+
+
+def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
+    """A turn whose first token was late is not to fail for it sooner than another."""
+    log = begun([])
+    go = hedge(log.turn)
+    assert go == Go(2, "fresh", is_hedge=True)
+    log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
+    log.hear(START, *opened("text"))
+    assert log.turn.hedges == 1
+    assert plan(log.turn, 2) == Go(3, "continue")
+    assert isinstance(plan(log.turn, 1), Fail)
+    log.take("continue")
+    assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer was broken off 2 times"))
+
+
+def test_a_misfit_after_a_hedge_is_asked_again() -> None:
+    """Of two attempts that are allowed only one was used."""
+    log = begun([])
+    log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
+    log.hear(START, *closed("text"), STOPPED)
+    assert judged(log.turn, "too long", 2) == Go(3, "restart", "too long")
+    assert judged(log.turn, "too long", 1) == Complete(fits=False)

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from proto.chain import Chain
 from proto.entries import Stored
 from proto.ids import Seq, Tenant, TurnId
 from proto.records import record
@@ -183,6 +184,14 @@ def test_a_fork_that_everybody_skipped_breaks_no_promise() -> None:
     assert forked.fold(KEY).skipped == 1
     # `records` was folded without the fork; a skipped entry changes nothing that a row holds.
     assert judge(forked).is_green
+
+
+def test_a_fork_that_goes_on_by_itself_breaks_no_promise() -> None:
+    """Its writer was acknowledged and went on, also past the end of the story that everybody is told."""
+    end = LOG.stored[-1]
+    late = Stored(Seq(end.seq + 10), NOON, says(Chain(OLD_FORK.seq, 1), "further"))
+    later = Stored(Seq(late.seq + 10), NOON, says(Chain(late.seq, 1), "and further"))
+    assert judge(with_log(lambda log: (*log[:5], OLD_FORK, *log[5:], late, later))(good())).is_green
 
 
 def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:

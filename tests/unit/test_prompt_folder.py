@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from gateway import prompts
-from gateway.ask import Ask, Filled
-from gateway.prompts import SOURCE_CHARS_MAX, Prompts
+from gateway.ask import ASKED_LEVELS_MAX, Ask, Filled, Params
+from gateway.prompts import FILLED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
 from proto.entries import Message
 from proto.errors import Refused, SettingsInvalid
 from proto.ids import Tenant
 
+LONG_S = 60.0
 BOTH = """{# Sums up a text
    for a reader. #}
 {% block system %}You write in {{ language | default("English") }}.{% endblock %}
@@ -23,13 +24,13 @@ BOTH = """{# Sums up a text
 async def read(folder: Path, **sources: str) -> Prompts:
     for name, source in sources.items():
         (folder / f"{name}.j2").write_text(source)
-    found = Prompts(str(folder))
+    found = Prompts(str(folder), wait_s=LONG_S)
     await found.read()
     return found
 
 
 async def made(found: Prompts, name: str, variables: dict[str, Any], **given: Any) -> Ask:
-    return await found.filled(Ask(**given), Filled(name=name, variables=variables), Tenant("acme"))
+    return await found.filled(Ask(**given, prompt=Filled(name=name, variables=variables)), Tenant("acme"))
 
 
 async def test_a_folder_is_its_prompts(tmp_path: Path) -> None:
@@ -43,9 +44,29 @@ async def test_a_folder_is_its_prompts(tmp_path: Path) -> None:
     assert found.named("sum_up") == both
 
 
+async def test_many_are_filled_at_once_and_each_by_itself(tmp_path: Path) -> None:
+    """More than one process takes, of several prompts, and one that cannot be spoils no other."""
+    found = await read(tmp_path, hi="Hi {{ who }}", by="By {{ who.name }}")
+    asks = [
+        Params(prompt=Filled(name=("hi", "by")[number % 2], variables={"who": {"name": f"n{number}"}}))
+        for number in range(FILLED_AT_ONCE + 3)
+    ]
+    asks[7] = Params(prompt=Filled(name="by", variables={"who": {}}))
+    asks[8] = Params(message="as it is")
+    asks[9] = Params(prompt=Filled(name="none"))
+    made = await found.all_filled(asks, Tenant("acme"))
+    assert isinstance(made[7], Refused)
+    assert made[8] == asks[8]
+    assert isinstance(made[9], Refused)
+    assert (made[7].code, made[9].code) == ("prompt_invalid", "prompt_not_found")
+    for number in (0, 1, 6, 10, FILLED_AT_ONCE + 1, FILLED_AT_ONCE + 2):
+        message = f"By n{number}" if number % 2 else f"Hi {{'name': 'n{number}'}}"
+        assert made[number] == Params(message=message), number
+
+
 async def test_no_folder_has_no_prompts() -> None:
     """It is how most people run it."""
-    found = Prompts("")
+    found = Prompts("", wait_s=LONG_S)
     await found.read()
     assert found.all() == []
 
@@ -149,6 +170,23 @@ async def test_what_a_prompt_makes_is_not_sent_besides(tmp_path: Path, name: str
     assert refused.value.code == "request_invalid"
 
 
+async def test_values_nest_no_deeper_than_anything_else_that_is_asked(tmp_path: Path) -> None:
+    """A template could make a text of them that no other request may hold."""
+    found = await read(tmp_path, plain="{{ text }}")
+
+    def nested(levels: int) -> dict[str, Any]:
+        value: Any = "deep"
+        for _ in range(levels - 1):
+            value = [value]
+        return {"text": value}
+
+    assert "deep" in str((await made(found, "plain", nested(ASKED_LEVELS_MAX))).message)
+    for levels in (ASKED_LEVELS_MAX + 1, 900):
+        with pytest.raises(Refused, match="nested more than") as refused:
+            await made(found, "plain", nested(levels))
+        assert refused.value.code == "request_invalid"
+
+
 @pytest.mark.parametrize(
     ("name", "source", "said"),
     [
@@ -164,11 +202,11 @@ async def test_what_is_no_prompt_is_said_at_the_start(tmp_path: Path, name: str,
     """By the name of the file: it is the operator who can mend it."""
     (tmp_path / f"{name}.j2").write_bytes(source)
     with pytest.raises(SettingsInvalid, match="TAILRACE_PROMPTS") as invalid:
-        await Prompts(str(tmp_path)).read()
+        await Prompts(str(tmp_path), wait_s=LONG_S).read()
     assert said in str(invalid.value)
 
 
 async def test_a_folder_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> None:
     """A name that was misspelt would else be found out by a user."""
     with pytest.raises(SettingsInvalid, match="no folder"):
-        await Prompts(str(tmp_path / "none")).read()
+        await Prompts(str(tmp_path / "none"), wait_s=LONG_S).read()

@@ -13,7 +13,8 @@ LINES = st.binary(min_size=1, max_size=30).filter(lambda line: not set(line) & s
 def test_a_frame_has_its_fields_in_one_order_and_ends_with_a_blank_line() -> None:
     """WHATWG HTML 9.2.6: `retry` goes with an event, never alone; a field that is not given is not written."""
     assert sse.frame(b"{}") == b"data: {}\n\n"
-    assert sse.frame(b"{}", seq=7, event=b"ping", retry_ms=1000) == b"retry: 1000\nevent: ping\ndata: {}\nid: 7\n\n"
+    assert sse.frame(b"{}", seq=7, event=b"ping") == b"event: ping\ndata: {}\nid: 7\n\n"
+    assert sse.retry(1000) == b"retry: 1000\n"
     assert sse.frame(b"{}", seq=0) == b"data: {}\nid: 0\n\n"
 
 

@@ -27,10 +27,11 @@ from proto.usage import NUSD_PER_USD, Usage
 from tests.handwritten import NOON, Handwritten, answered
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
-TABLES = ("sessions", "turns", "usage", "projects")
-# Or over the index of those that are running, of which there are few.
+TABLES = ("sessions", "turns", "usage", "projects", "blob_uses", "blob_releases")
+# Or over the index of those that are running, of which there are few, or over what is mostly empty.
 BY_INDEX = re.compile(
-    r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |SCAN turns USING INDEX turns_running$"
+    r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
+    r"SCAN (turns USING INDEX turns_running|blob_releases)$"
 )
 STATEMENTS = {name: text for name, text in vars(sql).items() if name.isupper() and not name.startswith("_")}
 # As the first version wrote them.
@@ -47,8 +48,13 @@ INSERT INTO usage VALUES (
     :is_estimated, :cost_nusd
 )
 """
-# Neither are steps over a table: what was found already, and the one row of a VALUES.
-FOUND = ("SCAN branch", "SCAN page", "SCAN 1 CONSTANT ROW")
+# None are steps over a table: what was found already, a parameter's list, and the one row of a VALUES.
+FOUND = (
+    "SCAN branch",
+    "SCAN page",
+    "SCAN json_each VIRTUAL TABLE INDEX 1:",
+    "SCAN 1 CONSTANT ROW",
+)
 
 
 @pytest.fixture
@@ -225,6 +231,29 @@ async def test_a_turn_that_is_deleted_takes_its_row_its_usage_and_the_last_one_i
     assert content_of(path) == []
 
 
+async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store, path: Path) -> None:
+    """What another tenant has under that name is another blob. Noted twice it is one release."""
+    shared, own = ("a" * 64, "b" * 64)
+    both = msgspec.json.encode([shared, own]).decode()
+    first = msgspec.structs.replace(asked("turn-1"), blobs=both)
+    theirs = msgspec.structs.replace(first, tenant=THEIRS)
+    second = msgspec.structs.replace(asked("turn-2"), blobs=f'["{shared}"]')
+    await store.record([first, theirs, second, first])
+    await store.release(OURS, both)
+    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-1"),)))
+    assert (await store.released(OURS), await store.released(OURS, after=shared)) == ([shared, own], [own])
+    assert (await store.releasing(), await store.released(THEIRS)) == ([OURS], [])
+    assert await store.used(OURS, [shared, own]) == [shared]
+    await store.settle(OURS, [shared])
+    assert await store.released(OURS) == [own]
+    await store.settle(OURS, [own])
+    assert await store.releasing() == []
+    for tenant, turns in ((OURS, ("turn-2",)), (THEIRS, ("turn-1",))):
+        await store.delete(tenant, Delete("session", "session-1", tuple(map(TurnId, turns))))
+        await store.settle(tenant, [shared, own])
+    assert content_of(path) == []
+
+
 async def test_a_project_goes_with_its_last_session_and_not_before(store: Store) -> None:
     """Its sessions without turns go; one that was asked just now keeps it."""
     await store.record([asked("turn-1", project="rivers"), asked("turn-2", session="session-2", project="rivers")])
@@ -341,12 +370,12 @@ async def test_a_statement_reads_no_more_than_it_answers(store: Store, path: Pat
 async def test_a_new_database_is_migrated_step_by_step_and_only_once(path: Path) -> None:
     """Starting again changes nothing; the version is that of the last step."""
     store = await Store.open(path, busy_timeout_s=0.05)
-    assert store.is_new
+    assert store.is_behind
     await store.migrate()
     await store.migrate()
     await store.close()
     again = await Store.open(path, busy_timeout_s=0.05)
-    assert not again.is_new
+    assert not again.is_behind
     await again.migrate()
     await again.close()
     with closing(sqlite3.connect(path)) as database:

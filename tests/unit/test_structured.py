@@ -7,7 +7,7 @@ import pytest
 from generators.continuation import call_of
 from generators.simulated_claude.refusal import Refusal
 from generators.simulated_claude.request import refuse_schema
-from generators.structured import native
+from generators.structured import in_prompt, native
 from proto.errors import Refused
 from proto.schema import SCHEMA_BYTES_MAX, require_small, schema_of, with_schema
 from tests.handwritten import request
@@ -100,6 +100,25 @@ def test_a_format_of_the_beta_goes_as_it_came() -> None:
     options = {"output_format": {"type": "json_schema", "schema": CLOSED}}
     assert schema_of(options) == CLOSED
     assert call_of(request(options=options)).options == options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        with_schema({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, OPEN),
+        {"thinking": {"type": "adaptive"}, "output_format": {"type": "json_schema", "schema": OPEN}},
+    ],
+)
+def test_who_has_none_is_told_in_its_prompt_whatever_its_model_has(options: dict[str, Any]) -> None:
+    """The schema leaves the options, from either place; the others stay, and so does what the prompt said."""
+    call = in_prompt(call_of(request(options=options, system="Be brief.")))
+    assert schema_of(call.options) is None
+    config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
+    assert call.options == {"thinking": {"type": "adaptive"}} | config
+    assert isinstance(call.system, str)
+    assert call.system.startswith("Be brief.\n\n")
+    assert '"required":["n"]' in call.system
+    assert in_prompt(call) == call
 
 
 def test_one_schema_is_enough() -> None:

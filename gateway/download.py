@@ -1,0 +1,46 @@
+"""A long body that is made while it is sent: piece by piece, until its end, or that of what its reader may.
+
+One that breaks in the middle lacks the last chunk of its body, so that nobody takes it for the whole.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from gateway.context import Gateway, caller_of
+from gateway.stream import begin, disconnected, piece
+from proto.errors import BlobUnknown, LogUnavailable
+
+
+class Download:
+    """The response. A slow client keeps one piece in memory and not all; a revoked one gets no more of them."""
+
+    def __init__(self, gateway: Gateway, pieces: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        self._gateway = gateway
+        self._pieces = pieces
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._gateway.door.ending(caller_of(Request(scope))) as ended:
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._write(send, is_head=scope["method"] == "HEAD"))
+                leaving = group.create_task(disconnected(receive))
+                ending = group.create_task(ended.wait())
+                over = (writing, leaving, ending)
+                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+                for task in over:
+                    task.cancel()
+
+    async def _write(self, send: Send, *, is_head: bool) -> None:
+        await begin(send, 200, self._headers)
+        if is_head:
+            await send(piece(b"", more=False))
+            return
+        async with aclosing(self._pieces) as pieces:
+            with suppress(BlobUnknown, LogUnavailable):
+                async for data in pieces:
+                    await send(piece(data, more=True))
+                await send(piece(b"", more=False))

@@ -1,0 +1,64 @@
+"""What a gateway's settings are wrong about by themselves, said before it starts. Nothing that it opens stays open."""
+
+import ipaddress
+import socket
+
+from gateway import server
+from gateway.door.auth import Door
+from gateway.door.hosts import Hosts
+from gateway.door.key_ring import KeyRing
+from gateway.settings import Settings
+from proto.destination import private_hosts
+from proto.errors import SettingsInvalid
+from proto.limits import Limits, read_limits
+from proto.models import read_aliases
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsInvalid, with the variable's name and what it may be."""
+    Door(settings, KeyRing())
+    Hosts(settings)
+    read_aliases(settings.model_aliases)
+    common_limits(settings)
+    networks(settings.proxies)
+    private_hosts(settings.webhook_private_hosts)
+
+
+def check_address(settings: Settings) -> None:
+    """Whether there is such an address here, on any port, or such a socket; raises SettingsInvalid."""
+    if settings.listen_fd:
+        try:
+            socket.socket(fileno=settings.listen_fd).detach()
+        except OSError as error:
+            raise SettingsInvalid(
+                f"TAILRACE_LISTEN_FD: {settings.listen_fd} is no socket that was inherited"
+            ) from error
+    try:
+        if not settings.host:
+            raise OSError("no address")
+        server.listen(settings.host, 0, 0).close()
+    except (OSError, UnicodeError) as error:
+        raise SettingsInvalid(
+            f"TAILRACE_HOST: {settings.host!r} is no address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from error
+
+
+def common_limits(settings: Settings) -> tuple[Limits, Limits]:
+    """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
+    return (
+        read_limits("TAILRACE_LIMITS_KEY", settings.limits_key),
+        read_limits("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
+    )
+
+
+def networks(proxies: str) -> list[str]:
+    """TAILRACE_PROXIES; raises SettingsInvalid for what is neither an address nor a network."""
+    named = [name.strip() for name in proxies.split(",") if name.strip()]
+    for name in named:
+        try:
+            ipaddress.ip_network(name)
+        except ValueError as error:
+            raise SettingsInvalid(
+                f"TAILRACE_PROXIES: {name} is neither an address nor a network: 10.0.0.5, or 10.0.0.0/8"
+            ) from error
+    return named

@@ -1,0 +1,66 @@
+"""A rush: more requests at one moment than can be begun at one moment. First come, first served, a few at a time.
+
+When a gateway is lost, all of its readers come to the others within a second or two, and each costs about a
+millisecond before its first byte. Begun as they come, every turn of the event loop would take as long as all of them,
+and whoever is being read to would stand still for seconds. So a few are begun in each turn of the loop, and the streams
+go on in between.
+
+Who would wait too long is told to come again, at a moment of its own: a crowd that is sent away together comes back
+together. Waiting is counted from whoever stands first, so it is the machine that says how many it can admit.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Set as AbstractSet
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import problem
+
+BEGUN_AT_ONCE = 8
+# Clients wait longer than that for a first byte, and proxies too.
+WAIT_S_MAX = 5.0
+AGAIN_S_MIN, AGAIN_S_MAX = 1, 10
+
+
+def again_s() -> float:
+    """When somebody who is sent away is to come back: not when the others do."""
+    return random.randint(AGAIN_S_MIN, AGAIN_S_MAX)  # noqa: S311  # nobody gains anything by guessing it
+
+
+class Rush:
+    """ASGI middleware. `urgent` are paths that are never kept waiting: who looks after this gateway asks there."""
+
+    def __init__(self, app: ASGIApp, urgent: AbstractSet[str]) -> None:
+        self._app = app
+        self._urgent = urgent
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self._urgent:
+            if self._is_too_long():
+                refusal = problem.response("gateway_full", "too many ask at this moment", retry_after_s=again_s())
+                await refusal(scope, receive, send)
+                return
+            await self._turn()
+        await self._app(scope, receive, send)
+
+    def _is_too_long(self) -> bool:
+        return bool(self._waiting) and asyncio.get_running_loop().time() - self._waiting[0][0] > WAIT_S_MAX
+
+    async def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._begin)
+        begun = loop.create_future()
+        self._waiting.append((loop.time(), begun))
+        await begun
+
+    def _begin(self) -> None:
+        for _ in range(min(BEGUN_AT_ONCE, len(self._waiting))):
+            _, begun = self._waiting.popleft()
+            if not begun.done():
+                begun.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._begin)

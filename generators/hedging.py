@@ -1,0 +1,65 @@
+"""When another generator is asked to make a call beside one that is late, and where the loser's bill goes.
+
+It reads no answer and writes no entry: whose token was first is decided where tokens are stored (ADR 27).
+"""
+
+import structlog
+
+from generators import metrics
+from generators.backends.table import ACTING
+from generators.plan import Go
+from generators.rota import Source
+from proto.entries import Request
+from proto.errors import LogUnavailable
+from proto.ids import Seq
+from proto.log import Hedge, Hedges
+from proto.models import cost_nusd, model_named
+from proto.settlement import Settlement
+from proto.subjects import TurnKey
+from proto.usage import NUSD_PER_USD, CallUsage
+
+logger = structlog.get_logger()
+
+
+class Hedging:
+    """What a generator hedges with; one that has none of it neither asks nor is asked."""
+
+    def __init__(self, hedges: Hedges, settlement: Settlement, *, after_s: float) -> None:
+        self._hedges = hedges
+        self._settlement = settlement
+        self.after_s = after_s
+
+    def is_due(self, go: Go, source: Source) -> bool:
+        """Whether this attempt may be raced by another: a turn's first one, so that no turn has two hedges."""
+        return go.attempt == 1 and source.backend not in ACTING
+
+    async def ask(self, key: TurnKey, late: Seq, lease: str) -> bool:
+        """Whether another generator makes the call, too, beside the attempt at `late`."""
+        is_taken = await self._hedges.ask(Hedge(key.tenant, key.turn, late, lease))
+        logger.info("first token late", is_hedged=is_taken)
+        if not is_taken:
+            metrics.HEDGES.labels("nobody").inc()
+        return is_taken
+
+    async def lost(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+        """The attempt `go` was not the first to have a token, or somebody has ended the turn before it had one."""
+        if go.is_hedge:
+            metrics.HEDGES.labels("lost").inc()
+        await self._pay(key, request, go, usage)
+
+    async def failed(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+        """The hedge `go` broke off before it had a token."""
+        metrics.HEDGES.labels("failed").inc()
+        await self._pay(key, request, go, usage)
+
+    async def _pay(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+        """Counts what a call is known to have used that no entry tells of: once, in the limits and the metrics."""
+        if not any(usage.counts):
+            return
+        model = model_named(request.model)
+        nusd = cost_nusd(model, usage) if model is not None else 0
+        metrics.HEDGE_COST.inc(nusd / NUSD_PER_USD)
+        try:
+            await self._settlement.add(request, f"{key.turn}.{go.attempt}", usage, nusd)
+        except LogUnavailable as error:
+            logger.warning("what a lost call used is not counted", turn=key.turn, error=str(error))

@@ -1,0 +1,76 @@
+"""What limits cost a POST: `python -m tests.bench.acceptance`. Gateways with and without them, asked in turns.
+
+Of each the CPU that its process has used for a POST and how long its client has waited, as multiples of those without
+limits: the machine may be busy with other things, and is so for all of them. Nobody answers the turns.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx2
+
+from deploy.nats_server import NatsServer
+from tests import processes
+from tests.conftest import apply_streams
+from tests.processes import Process
+
+POSTS = 200
+KEY = "a-key-of-the-bench"
+COUNTED = "requests=1000000, tokens=1000000000, usd_day=1000000, usd_month=1000000"
+LIMITS = {
+    "no limits": {},
+    "four of the key": {"TAILRACE_LIMITS_KEY": COUNTED},
+    "four of each": {"TAILRACE_LIMITS_KEY": COUNTED, "TAILRACE_LIMITS_TENANT": COUNTED},
+    "and running": {"TAILRACE_LIMITS_KEY": f"{COUNTED}, running=256", "TAILRACE_LIMITS_TENANT": COUNTED},
+}
+BODY = {"message": "Why is the sky blue?", "model": "claude-haiku-5-5", "max_tokens": 500}
+
+
+async def main() -> None:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nats = await stack.enter_async_context(NatsServer(folder))
+        await apply_streams(nats.url)
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=30))
+        gateways: dict[str, Process] = {}
+        for number, (name, limits) in enumerate(LIMITS.items()):
+            keys = f"tenant-{number}:{hashlib.sha256(KEY.encode()).hexdigest()}"
+            gateway = processes.gateway(folder, nats.url, TAILRACE_API_KEYS=keys, **limits)
+            gateways[name] = await stack.enter_async_context(gateway)
+            await post(client, gateway)
+        used = {name: cpu_ticks(gateway) for name, gateway in gateways.items()}
+        waited: dict[str, list[float]] = {name: [] for name in gateways}
+        for _ in range(POSTS):
+            for name, gateway in gateways.items():
+                waited[name].append(await post(client, gateway))
+        cpu = {name: (cpu_ticks(gateway) - used[name]) / os.sysconf("SC_CLK_TCK") for name, gateway in gateways.items()}
+    ms = {name: 1000 * sorted(times)[POSTS // 2] for name, times in waited.items()}
+    bare = "no limits"
+    print(f"{POSTS} POSTs one after another; a median, and CPU of the gateway")
+    for name in gateways:
+        print(
+            f"{name:16} {ms[name]:6.2f} ms  x {ms[name] / ms[bare]:4.2f}   "
+            f"CPU {1000 * cpu[name] / POSTS:6.2f} ms  x {cpu[name] / cpu[bare]:4.2f}"
+        )
+
+
+async def post(client: httpx2.AsyncClient, gateway: Process) -> float:
+    """How long it took, in seconds."""
+    begun = time.perf_counter()
+    answer = await client.post(f"{gateway.url}/v1/turns", json=BODY, headers={"authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 202, answer.text
+    return time.perf_counter() - begun
+
+
+def cpu_ticks(gateway: Process) -> int:
+    fields = Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

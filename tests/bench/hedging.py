@@ -1,0 +1,75 @@
+"""What hedging does to a late first token, and what it costs. `python -m tests.bench.hedging`.
+
+Of each pair of turns, the first call of one opens its message and says nothing more; every other call answers at once.
+Two generators in this process, without hedging and with it; times are from the request to the first text in the log.
+"""
+
+import asyncio
+import statistics
+import tempfile
+from contextlib import aclosing
+from pathlib import Path
+
+from deploy.nats_server import NatsServer
+from generators.simulated_claude.server import serving
+from proto import events
+from proto.entries import Event
+from proto.log import Connection, TurnLog
+from proto.subjects import TurnKey
+from tests.answering import ask, stats, working
+from tests.conftest import apply_streams
+
+PAIRS = 6
+HEDGE_AFTER_S = 0.5
+STALL_TIMEOUT_S = 5.0
+
+
+async def first_text_s(log: TurnLog, line: str) -> float:
+    begun = asyncio.get_running_loop().time()
+    key = await ask(log, line)
+    await first_text(log, key)
+    return asyncio.get_running_loop().time() - begun
+
+
+async def first_text(log: TurnLog, key: TurnKey) -> None:
+    async with aclosing(log.follow(key)) as following:
+        async for some in following:
+            for stored in some:
+                match stored.entry:
+                    case Event(event=raw) if isinstance(events.decode(raw), events.BlockDelta):
+                        return
+
+
+async def measured(folder: Path, hedge_after_s: float) -> None:
+    async with NatsServer(folder) as server, serving() as claude:
+        await apply_streams(server.url)
+        given = {"hedge_after_s": hedge_after_s, "stall_timeout_s": STALL_TIMEOUT_S}
+        connection = await Connection.open(server.url, "bench")
+        log = TurnLog(connection)
+        async with working(server.url, claude, **given), working(server.url, claude, **given):
+            # The first calls of a process are slower than all others.
+            await asyncio.gather(*(first_text_s(log, f"words=1 rate=0 tag=warm{number}") for number in range(4)))
+            before = (await stats(claude))["calls"]
+            late, prompt = [], []
+            for number in range(PAIRS):
+                both = (f"words=9 rate=0 tag=a{number} fault=stall@0x1", f"words=9 rate=0 tag=b{number}")
+                took = await asyncio.gather(*(first_text_s(log, line) for line in both))
+                late.append(took[0])
+                prompt.append(took[1])
+            calls = (await stats(claude))["calls"] - before
+        await connection.close()
+    name = f"hedged after {hedge_after_s:g} s" if hedge_after_s else f"not hedged, {STALL_TIMEOUT_S:g} s until broken"
+    print(
+        f"{name:<28} first token, median: stalled {statistics.median(late):.2f} s, "
+        f"other {statistics.median(prompt) * 1000:.0f} ms; {calls} calls for {2 * PAIRS} turns"
+    )
+
+
+async def main() -> None:
+    for hedge_after_s in (0.0, HEDGE_AFTER_S):
+        with tempfile.TemporaryDirectory() as folder:
+            await measured(Path(folder), hedge_after_s)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,107 @@
+"""A gateway is killed, and its readers go on at another: `python -m tests.bench.resumed --readers 200`. Each a process.
+
+Readers do as an EventSource does: when the connection is gone they wait for as long as `retry:` has said, and come back
+with their last id. Measured is from the kill until each has the next entry of its turn, which is being written on.
+"""
+
+import argparse
+import asyncio
+import re
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from signal import SIGKILL
+
+import uvloop
+
+from deploy.nats_server import NatsServer
+from gateway.door.auth import LOCAL
+from proto.ids import NOTHING, Seq, TurnId, new_id
+from proto.log import Connection, TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.bench.storm import Reader, told
+from tests.conftest import apply_streams
+from tests.writing import Writer
+
+TURNS = 10
+WRITTEN_EVERY_S = 0.25
+RETRY = re.compile(rb"retry: (\d+)\n")
+
+
+class Resuming(Reader):
+    """One connection, which says when its first entry came, and how long it is to wait when it is gone."""
+
+    def __init__(self, path: str, cursor: Seq) -> None:
+        super().__init__(path, cursor, Seq(2**62))
+        self.retry_s = 0.0
+        self.first_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        if found := RETRY.search(data):
+            self.retry_s = int(found[1]) / 1000
+        super().data_received(data)
+        if self.ids and not self.first_at.done():
+            self.first_at.set_result(time.perf_counter())
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readers", type=int, default=200)
+    count = parser.parse_args().readers
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = await stack.enter_async_context(NatsServer(folder))
+        await apply_streams(server.url)
+        connection = await Connection.open(server.url, "bench")
+        stack.push_async_callback(connection.close)
+        log = TurnLog(connection)
+        gateways = [await stack.enter_async_context(processes.gateway(folder, server.url)) for _ in range(2)]
+        ports = [int(gateway.url.rpartition(":")[2]) for gateway in gateways]
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        turns = [TurnKey(LOCAL.tenant, TurnId(new_id())) for _ in range(TURNS)]
+        writing = [group.create_task(write(log, turn)) for turn in turns]
+        await asyncio.sleep(1)
+        paths = [f"/v1/turns/{turns[number % TURNS].turn}/events" for number in range(count)]
+        firsts = [await connect(ports[0], path, NOTHING) for path in paths]
+        await asyncio.wait_for(asyncio.gather(*(reader.first_at for reader in firsts)), 60)
+        killed_at = time.perf_counter()
+        gateways[0].signal(SIGKILL)
+        seconds = await asyncio.gather(*(come_back(ports[1], *pair) for pair in zip(paths, firsts, strict=True)))
+        for task in writing:
+            task.cancel()
+        took = [second.first_at.result() - killed_at for second in seconds]
+        holes = sum(second.ids[0] <= first.ids[-1] for first, second in zip(firsts, seconds, strict=True))
+        for second in seconds:
+            second.transport.close()
+    print(
+        f"{count} readers of a gateway that was killed; each has the next entry after: {told(took)}; repeats: {holes}"
+    )
+
+
+async def connect(port: int, path: str, cursor: Seq) -> Resuming:
+    loop = asyncio.get_running_loop()
+    _, reader = await loop.create_connection(lambda: Resuming(path, cursor), "127.0.0.1", port)
+    return reader
+
+
+async def come_back(port: int, path: str, first: Resuming) -> Resuming:
+    await first.done
+    await asyncio.sleep(first.retry_s)
+    second = await connect(port, path, Seq(first.ids[-1]))
+    await asyncio.wait_for(second.first_at, 30)
+    return second
+
+
+async def write(log: TurnLog, turn: TurnKey) -> None:
+    """Says a word again and again, until it is cancelled."""
+    writer = Writer(log, turn)
+    await writer.open()
+    while True:
+        await writer.say("word ")
+        await asyncio.sleep(WRITTEN_EVERY_S)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

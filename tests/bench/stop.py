@@ -1,0 +1,50 @@
+"""How long a cancelled turn's call stays open: `python -m tests.bench.stop`. The bar is 1 s (FAULTS F28).
+
+From when somebody cancels until the simulated Claude has seen its connection closed; half of the turns are in full
+flow, half in a silence. What is read is read again at once, so it is late by one answer to `/_sim/stats` at the most.
+"""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import httpx2
+
+from deploy.nats_server import NatsServer
+from gateway.cancel import cancel
+from generators.simulated_claude.server import serving
+from proto.log import Connection, TurnLog
+from tests.answering import ask, open_streams, working
+from tests.conftest import apply_streams
+
+RUNS = 60
+LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with NatsServer(Path(folder), sync="always") as nats, serving() as claude:
+            await apply_streams(nats.url)
+            connection = await Connection.open(nats.url, "bench")
+            async with working(nats.url, claude, stall_timeout_s=60):
+                times = sorted([await run(TurnLog(connection), claude, number) for number in range(RUNS)])
+            await connection.close()
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    print(f"{RUNS} turns; cancelled until the model's connection is closed: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+
+
+async def run(log: TurnLog, claude: str, number: int) -> float:
+    """In milliseconds."""
+    key = await ask(log, f"{LINES[number % len(LINES)]} tag=x{number}")
+    await open_streams(claude, 1)
+    async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
+        begun = time.perf_counter()
+        await cancel(log, key)
+        while (await client.get("/_sim/stats")).json()["streams_open"]:
+            pass
+        return 1000 * (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,282 @@
+"""Everybody comes back at once: `python -m tests.bench.storm --readers 10000 --seconds 5`. One gateway, a process.
+
+Readers of a hundred running turns, each with the cursor of some entry, connect within a few seconds, as after a gateway
+was lost. Who is told 503 comes when Retry-After says. Each has caught up when it has its turn's last entry. Meanwhile
+some others read a turn that is being written, and it is measured how late they get each entry.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import resource
+import tempfile
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+
+import msgspec
+import uvloop
+
+from deploy.nats_server import NatsServer
+from gateway.door.auth import LOCAL
+from proto.ids import NOTHING, Seq, TurnId, new_id
+from proto.log import Connection, TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.conftest import apply_streams
+from tests.reading import rendered, whole
+from tests.until import until
+from tests.writing import Writer
+
+ID = re.compile(rb"\nid: (\d+)\n\n")
+STATUS = re.compile(rb"HTTP/1.1 (\d+) ")
+RETRY_AFTER = re.compile(rb"\r\nretry-after: (\d+)\r\n")
+TURNS = 100
+# So many are written at once, so that their entries lie between one another's.
+TOGETHER = 10
+ENTRIES = 60
+OTHERS = 20
+WRITTEN_EVERY_S = 0.02
+
+
+class Seen(msgspec.Struct, kw_only=True):
+    """What a storm came to. Times in seconds."""
+
+    caught_up: list[float] = []
+    """Of each reader, from its first try until it had its turn's last entry."""
+    took_s: float = 0.0
+    """Until the last one had."""
+    statuses: Counter[int] = msgspec.field(default_factory=Counter)
+    wrong: list[str] = []
+    """Readers that got something else than every entry after their cursor, once, in order."""
+    broken: int = 0
+    """Connections that ended without a status, or before their reader had caught up."""
+    cpu_s: float = 0.0
+    """What it took the gateway."""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    calm: list[float] = []
+    late: list[float] = []
+    """How long others waited for an entry after it was stored, before the storm and while it lasted."""
+
+
+class Reader(asyncio.Protocol):
+    """One connection: the status, and the ids of the events that came."""
+
+    def __init__(self, path: str, cursor: Seq, last: Seq) -> None:
+        self._asking = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {cursor}\r\n\r\n".encode()
+        self._last = last
+        self._rest = b""
+        self.ids: list[int] = []
+        self.status = 0
+        self.again_s = 0.0
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether it has caught up."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        transport.write(self._asking)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        self._rest += data
+        if not self.status:
+            if b"\r\n\r\n" not in self._rest:
+                return
+            self.status = int(STATUS.match(self._rest)[1])  # type: ignore[index]
+            if self.status != 200:
+                again = RETRY_AFTER.search(self._rest)
+                self.again_s = float(again[1]) if again else 0.0
+                self._end(is_caught_up=False)
+                self.transport.close()
+                return
+        found = [int(one) for one in ID.findall(self._rest)]
+        if found:
+            self.ids += found
+            self._rest = self._rest[self._rest.rindex(b"\n\n") :]
+            if self.ids[-1] >= self._last:
+                self._end(is_caught_up=True)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._end(is_caught_up=False)
+
+    def _end(self, *, is_caught_up: bool) -> None:
+        if not self.done.done():
+            self.done.set_result(is_caught_up)
+
+
+async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ: object) -> Seen:
+    """Everything in `folder`, and `readers` that come back within `over_s` seconds. It ends all that it has started."""
+    seen, chance = Seen(), random.Random(seed)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(NatsServer(folder))
+        await apply_streams(server.url)
+        connection = await Connection.open(server.url, "bench")
+        stack.push_async_callback(connection.close)
+        log = TurnLog(connection)
+        turns = [
+            turn
+            for _ in range(0, TURNS, TOGETHER)
+            for turn in await asyncio.gather(*(running(log) for _ in range(TOGETHER)))
+        ]
+        room = {f"TAILRACE_STREAMS_{name}": readers + OTHERS for name in ("MAX", "TENANT_MAX", "ADDRESS_MAX")}
+        gateway = await stack.enter_async_context(processes.gateway(folder, server.url, **room | environ))
+        port = int(gateway.url.rpartition(":")[2])
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        others = Others(log, port)
+        watching = group.create_task(others.watch())
+        await until(lambda: len(others.late()) > 100 * OTHERS, 60)
+        calm = len(others.late())
+        seen.calm = others.late()[calm // 2 :]
+        seen.bytes_before, cpu_s = resident(gateway.pid), cpu(gateway.pid)
+        began = time.perf_counter()
+        open_: list[Reader] = []
+        async with asyncio.TaskGroup() as coming:
+            for _ in range(readers):
+                coming.create_task(come_back(port, chance.choice(turns), chance, over_s, seen, open_))
+        seen.took_s = time.perf_counter() - began
+        seen.late = others.late()[calm:]
+        seen.bytes_after, seen.cpu_s = resident(gateway.pid), cpu(gateway.pid) - cpu_s
+        watching.cancel()
+        for reader in open_:
+            reader.transport.close()
+    return seen
+
+
+async def come_back(
+    port: int,
+    turn: "Running",
+    chance: random.Random,
+    over_s: float,
+    seen: Seen,
+    open_: list[Reader],
+) -> None:
+    """One reader: comes at some moment, and again until it is let in and has caught up."""
+    loop = asyncio.get_running_loop()
+    cursor = chance.choice(turn.seqs[:-1])
+    wanted = [seq for seq in turn.shown if seq > cursor]
+    await asyncio.sleep(chance.uniform(0, over_s))
+    began = time.perf_counter()
+    while True:
+        try:
+            _, reader = await loop.create_connection(
+                lambda: Reader(f"/v1/turns/{turn.key.turn}/events", cursor, wanted[-1]),
+                "127.0.0.1",
+                port,
+            )
+        except OSError:
+            seen.broken += 1
+            await asyncio.sleep(chance.uniform(0.5, 1.5))
+            continue
+        is_caught_up = await reader.done
+        seen.statuses[reader.status] += 1
+        if is_caught_up:
+            break
+        if reader.status == 200 or not reader.status:
+            seen.broken += 1
+        await asyncio.sleep(reader.again_s + chance.uniform(0, 1))
+    seen.caught_up.append(time.perf_counter() - began)
+    if reader.ids != wanted:
+        seen.wrong.append(f"{turn.key.turn} after {cursor}: {reader.ids[:3]}…, and not {wanted[:3]}…")
+    open_.append(reader)
+
+
+class Running(NamedTuple):
+    """A turn that has not ended: its entries, and those that a reader is shown."""
+
+    key: TurnKey
+    seqs: list[Seq]
+    shown: list[Seq]
+
+
+async def running(log: TurnLog) -> Running:
+    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    writer = Writer(log, key)
+    await writer.open()
+    await writer.say(*(f"word {n} " for n in range(ENTRIES)))
+    stored = await whole(log, key)
+    return Running(key, [one.seq for one in stored], [frame.seq for frame in rendered(key, stored)])
+
+
+class Others:
+    """Readers of a turn that is being written all the time, and how late each gets each entry."""
+
+    def __init__(self, log: TurnLog, port: int) -> None:
+        self._writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+        self._port = port
+        self._said: dict[int, float] = {}
+        self._arrived: list[tuple[int, float]] = []
+
+    async def watch(self) -> None:
+        """Goes on until it is cancelled."""
+        await self._writer.open()
+        arrived = self._arrived
+
+        class Other(Reader):
+            def data_received(self, data: bytes) -> None:
+                known = len(self.ids)
+                super().data_received(data)
+                arrived.extend((one, time.perf_counter()) for one in self.ids[known:])
+
+        loop, path = asyncio.get_running_loop(), f"/v1/turns/{self._writer.key.turn}/events"
+        others = [
+            (await loop.create_connection(lambda: Other(path, NOTHING, Seq(2**62)), "127.0.0.1", self._port))[0]
+            for _ in range(OTHERS)
+        ]
+        try:
+            while True:
+                before = time.perf_counter()
+                await self._writer.say("word ")
+                self._said[self._writer.chain.last] = before
+                await asyncio.sleep(WRITTEN_EVERY_S)
+        finally:
+            for other in others:
+                other.close()
+
+    def late(self) -> list[float]:
+        """Seconds from when each entry was said until each reader had it, in the order in which they had."""
+        return [at - self._said[one] for one, at in self._arrived if one in self._said]
+
+
+def cpu(pid: int) -> float:
+    """Seconds that a process has been at work."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readers", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="within which they come")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        seen = await storm(asked.readers, asked.seconds, asked.seed, Path(folder))
+    print(f"{asked.readers} readers within {asked.seconds:.0f} s; answered {dict(seen.statuses)}, broken {seen.broken}")
+    print(f"all caught up after {seen.took_s:.1f} s; each: {told(seen.caught_up)}; wrong: {len(seen.wrong)}")
+    print(f"others wait, before: {told(seen.calm)}; meanwhile: {told(seen.late)}")
+    each = (seen.bytes_after - seen.bytes_before) / asked.readers / 1000
+    print(f"gateway: {seen.cpu_s:.1f} s at work, {seen.bytes_after / 1e6:.0f} MB, {each:.0f} kB for each reader")
+
+
+def told(times: list[float]) -> str:
+    return f"median {percentile(times, 50):.3f} s, p99 {percentile(times, 99):.3f} s, most {max(times):.3f} s"
+
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    uvloop.run(main())

@@ -1,0 +1,68 @@
+"""Something between a generator and Claude that spoils the first of its answers, or all, and passes on the rest.
+
+It reads an answer whole before it tells any of it: what is spoiled, and not when, is what is tried.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+
+import httpx2
+
+from tests.cutting import LINGER_NOT
+from tests.stopping import stop
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+HOP_BY_HOP = ("host", "content-length", "connection", "transfer-encoding", "accept-encoding")
+
+
+@dataclass
+class Broken:
+    """What is told in place of an answer: all that is written, and whether the connection is then reset."""
+
+    sent: bytes
+    is_reset: bool = False
+
+
+Break = Callable[[list[bytes]], Broken]
+"""Gets the answer's events, each as it stands on the wire with its empty line, and makes of them what is told."""
+
+
+@dataclass
+class Between:
+    url: str = ""
+    calls: int = 0
+
+
+@asynccontextmanager
+async def breaking(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterator[Between]:
+    """Spoils the first `times` answers of the Claude at `claude_url`."""
+    between = Between()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            line, _, rest = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
+            headers = dict(row.lower().split(": ", 1) for row in rest.splitlines() if row)
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            between.calls += 1
+            is_spoiled = between.calls <= times
+            async with httpx2.AsyncClient(base_url=claude_url, trust_env=False) as client:
+                kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
+                method, path, _ = line.split(" ")
+                answer = await client.request(method, path, content=body, headers=kept)
+            told = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
+            broken = spoil(told) if is_spoiled else Broken(HEAD + answer.content)
+            if broken.is_reset:
+                told_by = writer.get_extra_info("socket")
+                told_by.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+            writer.write(broken.sent)
+            await writer.drain()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    between.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield between
+    finally:
+        await stop(server)

@@ -1,0 +1,236 @@
+"""The whole system as processes, recorded, with a link between any two of them. Breaks nothing and judges nothing.
+
+What dies is started again, as `up` does it; nats-servers are for whoever ended them to start.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import httpx2
+import msgspec
+
+from deploy import nats_cluster, nats_server, port
+from deploy.nats_server import NatsServer
+from proto.accounts import GATEWAY
+from proto.log import Connection, Deliveries, streams
+from proto.subjects import PERSISTENCE
+from tests import processes
+from tests.answering import shorten_lease
+from tests.chaos.clock import Clock
+from tests.chaos.link import Link
+from tests.checker.house import House
+from tests.checker.recorded import recorded
+from tests.cluster import Cluster
+from tests.disk import MIB, can_mount, small_disk
+from tests.processes import Process, as_user
+from tests.until import until
+
+LOG_BYTES_MAX = 256 * MIB
+# What a disk of one's own holds: small enough to be filled in a moment.
+DISK_BYTES = 384 * MIB
+DATABASE_DISK_BYTES = 64 * MIB
+# Generators die faster here than anywhere else: a turn may need many of them, and none is to be given up.
+ATTEMPTS_MAX = 100
+# What is silent is noticed soon: a link that swallows, a model that stalls.
+GENERATOR = {"TAILRACE_STALL_TIMEOUT_S": 3, "TAILRACE_CONNECT_TIMEOUT_S": 3}
+CLIENT_TIMEOUT_S = 8.0
+BACK_S_MAX = 120.0
+
+Ends = Literal["client", "log", "route", "model"]
+"""What a link joins: clients and a gateway, a process and a nats-server, two of those, a generator and Claude."""
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of everything there is."""
+
+    nodes: Literal[1, 3] = 3
+    gateways: int = 2
+    generators: int = 2
+    lease_s: float = streams.GENERATOR_ACK_WAIT_S
+
+
+class Joined(NamedTuple):
+    """A link, and the process whose link it is; None: it joins two nats-servers."""
+
+    link: Link
+    process: Process | None
+
+
+class System(House):
+    """What runs, what joins it, and what can be done to it."""
+
+    cluster: Cluster | None = None
+    nodes: list[NatsServer]
+    links: dict[Ends, list[Joined]]
+    clocks: dict[Process, Clock]
+    disk: Path | None = None
+    """Where the last nats-server's store is, if that has a disk of its own."""
+
+    def is_up(self, process: Process) -> bool:
+        return not process.is_gone and bool(process.url)
+
+    async def back(self, process: Process) -> None:
+        """Returns when it is ready again; whoever keeps it starts it."""
+        await until(lambda: self.is_up(process), BACK_S_MAX)
+
+    def name(self, process: Process) -> str:
+        """A generator's name in the log; of others, what they are."""
+        if process in self.generators:
+            told = process.said("ready")
+            return str(told[-1]["generator"]) if told else ""
+        return "persistence" if process is self.persistence else f"gateway-{self.gateways.index(process)}"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "database" / "tailrace.db"
+
+
+@asynccontextmanager
+async def started(folder: Path, size: Size) -> AsyncIterator[System]:
+    """Everything in `folder` and on free ports; ended, however the block ends."""
+    async with AsyncExitStack() as stack:
+        nodes, cluster, routes, disk = await _nodes(stack, folder, size.nodes)
+        connection = await Connection.open(",".join(node.url for node in nodes), "chaos")
+        stack.push_async_callback(connection.close)
+        await shorten_lease(connection, size.lease_s)
+        claude = await stack.enter_async_context(processes.simulated_claude(folder))
+        system = System(folder, nodes[0], connection, claude.url)
+        system.nodes, system.cluster, system.disk = nodes, cluster, disk
+        system.links = {"client": [], "log": [], "route": [Joined(link, None) for link in routes], "model": []}
+        system.clocks = {}
+        system._recording = await Deliveries.open(connection, PERSISTENCE)
+        system.nemesis("clock").clock()
+        system.database.parent.mkdir()
+        if can_mount():
+            stack.enter_context(small_disk(system.database.parent, DATABASE_DISK_BYTES))
+        await _parts(stack, system, size)
+        yield system
+
+
+async def _nodes(
+    stack: AsyncExitStack, folder: Path, count: int
+) -> tuple[list[NatsServer], Cluster | None, list[Link], Path | None]:
+    """Nats-servers with all streams, of three also what joins them; the last has its own disk, if root mounts it."""
+    if count == 1:
+        site = nats_server.choose(folder, sync="always", file_bytes_max=nats_server.GIB)
+        disk = _disk(stack, site.store)
+        server = await stack.enter_async_context(NatsServer(folder, site=site))
+        connection = await Connection.open(server.url, "chaos-streams")
+        await streams.apply(connection, bytes_max=LOG_BYTES_MAX)
+        await connection.close()
+        return [server], None, [], disk
+    sites, routes = nats_cluster.choose(folder, sync="always", file_bytes_max=nats_server.GIB), list[Link]()
+    names = {site.membership.port: site.name for site in sites if site.membership}
+    for number, site in enumerate(sites):
+        assert site.membership is not None
+        ways = [
+            await stack.enter_async_context(Link(f"{site.name} > {names[other]}", other))
+            for other in site.membership.others
+        ]
+        routes += ways
+        membership = msgspec.structs.replace(site.membership, others=tuple(way.port for way in ways))
+        sites[number] = msgspec.structs.replace(site, membership=membership)
+    cluster = Cluster(folder, sites=sites)
+    disk = _disk(stack, sites[-1].store)
+    await stack.enter_async_context(cluster)
+    return cluster.nodes, cluster, routes, disk
+
+
+def _disk(stack: AsyncExitStack, store: Path) -> Path | None:
+    store.mkdir(parents=True, exist_ok=True)
+    if not can_mount():
+        return None
+    stack.enter_context(small_disk(store, DISK_BYTES))
+    return store
+
+
+async def _parts(stack: AsyncExitStack, system: System, size: Size) -> None:
+    """The processes between, each behind links of its own."""
+
+    async def join(ends: Ends, name: str, to: int) -> Link:
+        return await stack.enter_async_context(Link(f"{name} > {ends}", to))
+
+    async def nats(name: str) -> tuple[str, list[Link]]:
+        ways = [await join("log", f"{name} > {node.site.name}", node.site.port) for node in system.nodes]
+        host, _, _ = system.server.url.rpartition(":")
+        return ",".join(f"{host}:{way.port}" for way in ways), ways
+
+    def wind(name: str) -> tuple[Clock | None, dict[str, str]]:
+        clock = Clock.made(system.folder, name)
+        return clock, clock.environ if clock else {}
+
+    def own(process: Process, clock: Clock | None, ways: Sequence[Link], ends: Ends = "log") -> None:
+        system.links[ends] += [Joined(way, process) for way in ways]
+        if clock:
+            system.clocks[process] = clock
+
+    claude_url = system.claude_url
+    for number in range(size.generators):
+        name = f"generator-{number}"
+        url, ways = await nats(name)
+        model = await join("model", name, int(claude_url.rpartition(":")[2]))
+        clock, environ = wind(name)
+        system.environ = {"TAILRACE_ATTEMPTS_MAX": ATTEMPTS_MAX, **GENERATOR, **environ}
+        # What it is given is the link; who collects asks Claude itself.
+        system.claude_url = f"http://127.0.0.1:{model.port}"
+        process = system.add_generator(url)
+        own(process, clock, ways)
+        own(process, None, [model], "model")
+    system.claude_url = claude_url
+    for number, own_port in enumerate(port.free(size.gateways)):
+        name = f"gateway-{number}"
+        url, ways = await nats(name)
+        clock, environ = wind(name)
+        process = recorded(
+            "gateway",
+            system.folder,
+            TAILRACE_NATS_URL=as_user(url, GATEWAY),
+            TAILRACE_PORT=own_port,
+            **environ,
+        )
+        system.gateways.append(process)
+        own(process, clock, ways)
+        front = await join("client", f"clients of {name}", own_port)
+        own(process, None, [front], "client")
+        client = httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{front.port}",
+            timeout=CLIENT_TIMEOUT_S,
+            trust_env=False,
+            limits=httpx2.Limits(max_connections=None),
+        )
+        system.http.append(await stack.enter_async_context(client))
+    url, ways = await nats("persistence")
+    clock, environ = wind("persistence")
+    system.persistence = recorded(
+        "persistence",
+        system.folder,
+        TAILRACE_NATS_URL=as_user(url, PERSISTENCE),
+        TAILRACE_DATABASE=system.database,
+        TAILRACE_BUSY_TIMEOUT_S=0.1,
+        TAILRACE_RETRY_WAIT_S=0.2,
+        **environ,
+    )
+    own(system.persistence, clock, ways)
+    async with asyncio.TaskGroup() as group:
+        for process in system.processes:
+            group.create_task(stack.enter_async_context(process))
+    keeping = [asyncio.create_task(_keep(process)) for process in system.processes]
+
+    async def leave() -> None:
+        for one in keeping:
+            one.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
+
+    stack.push_async_callback(leave)
+
+
+async def _keep(process: Process) -> None:
+    """Starts it again, whatever ended it. What finds nobody at its start says so and leaves, and is started again."""
+    while True:
+        if process.is_gone:
+            with suppress(AssertionError):
+                await process.start()
+        await asyncio.sleep(0.05)

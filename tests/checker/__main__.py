@@ -1,0 +1,21 @@
+"""`python -m tests.checker FOLDER`: judges a recorded run once more. Exit status 1 when something does not hold."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.checker.invariants import judge, report
+from tests.checker.run import load
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.checker", description="Judge a recorded run.")
+    parser.add_argument("folder", type=Path)
+    verdicts = judge(load(parser.parse_args().folder))
+    for line in report(verdicts):
+        print(line)
+    return 1 if any(verdict.holds is False for verdict in verdicts.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A client whose operations are recorded: it asks, reads over many connections, looks, cancels, deletes."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic_ns
+
+import httpx2
+import msgspec
+
+from proto.ids import NOTHING, Seq, Tenant, TurnId
+from proto.subjects import TurnKey
+from tests import reading
+from tests.checker.history import HISTORY, Ask, Cancel, Delete, Look, Read, Recorder, digest
+from tests.event_stream import EventStream, Sent
+from tests.promises import Frame
+
+OK, ENDED = 200, 204
+# What a gateway says that is going away, or has no log: nothing happened.
+TRY_AGAIN = 500
+
+
+class Client:
+    """One sequential process of the history, and the gateways that it may ask. Its tenant is the one of its key."""
+
+    def __init__(self, folder: Path, name: str, gateways: Sequence[httpx2.AsyncClient], tenant: Tenant) -> None:
+        self._recorder = Recorder(folder / HISTORY, name)
+        self._gateways = gateways
+        self._asked = 0
+        self.seen: Seq = NOTHING
+        """The last entry of any turn that it was told of in our own dialect."""
+        self._tenant = tenant
+
+    def close(self) -> None:
+        self._recorder.close()
+
+    async def ask(self, question: str, key: str | None = None, **given: object) -> TurnKey | None:
+        """The turn; None when it was refused, or there was no answer."""
+        body = msgspec.json.encode({"message": question, **given})
+        headers = {"content-type": "application/json"} | ({"idempotency-key": key} if key is not None else {})
+        begun = Ask(tenant=self._tenant, question=question, body_sha256=digest(body), idempotency_key=key)
+        with self._recorder.recording(begun) as asking:
+            try:
+                response = await self._gateway().post("/v1/turns", content=body, headers=headers)
+            except httpx2.HTTPError:
+                return None
+            if response.status_code != 202:
+                # After a 5xx it may stand all the same.
+                told = asking.info if response.status_code >= TRY_AGAIN else asking.fail
+                told(status=response.status_code)
+                return None
+            turn = TurnId(response.json()["turn"])
+            asking.ok(status=202, turn=turn)
+            return TurnKey(self._tenant, turn)
+
+    async def read(
+        self, key: TurnKey, cursor: Seq = NOTHING, *, most: int | None = None, life_s: float | None = None
+    ) -> Read:
+        """One connection in our own dialect, which is left after `most` frames, and cut after `life_s` seconds."""
+        with self._recorder.recording(Read(tenant=key.tenant, turn=key.turn, cursor=cursor)) as begun:
+            frames: list[Frame] = []
+            arrived: list[int] = []
+            rest: list[Sent] = []
+            over, status = "cut", None
+            headers = {"last-event-id": str(cursor)} if cursor else {}
+            url = f"/v1/turns/{key.turn}/events"
+            try:
+                async with asyncio.timeout(life_s), self._gateway().stream("GET", url, headers=headers) as response:
+                    status, stream = response.status_code, EventStream()
+                    over = "ended" if status == ENDED else "cut"
+                    async for received in response.aiter_raw():
+                        if status != OK:
+                            break
+                        for event in stream.feed(received):
+                            rest.append(event)
+                            if event.id is not None:
+                                some, rest = reading.frames(rest), []
+                                frames += some
+                                arrived += [monotonic_ns()] * len(some)
+                                self.seen = Seq(event.id)
+                            if event.data.startswith(reading.ENDS):
+                                over = "ended"
+                        if most is not None and len(frames) >= most and over != "ended":
+                            over = "left"
+                            break
+            except (httpx2.HTTPError, TimeoutError):
+                pass
+            finally:
+                told = begun.ok if status in (OK, ENDED) else begun.fail if status is not None else begun.info
+                kept = slice(most if over == "left" else None)
+                told(frames=tuple(frames[kept]), arrived=tuple(arrived[kept]), over=over, status=status)
+            return begun.operation
+
+    async def read_on(self, key: TurnKey, cursor: Seq = NOTHING) -> list[Read]:
+        """To the end, over as many connections as it takes, each at the next gateway."""
+        reads: list[Read] = []
+        while not reads or reads[-1].over != "ended":
+            reads.append(await self.read(key, cursor))
+            cursor = reads[-1].frames[-1].seq if reads[-1].frames else cursor
+        return reads
+
+    async def read_text(self, key: TurnKey, dialect: str = "text") -> Read:
+        """One connection in a dialect that is nothing but text."""
+        begun = Read(tenant=key.tenant, turn=key.turn, dialect=dialect, text="")
+        with self._recorder.recording(begun) as reading_it:
+            heard, is_whole = bytearray(), False
+            try:
+                url = f"/v1/turns/{key.turn}/events?dialect={dialect}"
+                async with self._gateway().stream("GET", url) as response:
+                    async for received in response.aiter_raw():
+                        heard += received
+                    is_whole = response.status_code == OK
+            except httpx2.HTTPError:
+                pass
+            reading_it.ok(text=heard.decode(errors="ignore"), over="ended" if is_whole else "cut")
+            return reading_it.operation
+
+    async def look(self, key: TurnKey) -> Look:
+        with self._recorder.recording(Look(tenant=key.tenant, turn=key.turn)) as looking:
+            try:
+                response = await self._gateway().get(f"/v1/turns/{key.turn}")
+            except httpx2.HTTPError:
+                return looking.operation
+            if response.status_code == OK:
+                told = response.json()
+                looking.ok(status=OK, cursor=Seq(told["cursor"]), text=told["text"])
+            else:
+                looking.fail(status=response.status_code)
+            return looking.operation
+
+    async def cancel(self, key: TurnKey) -> Cancel:
+        with self._recorder.recording(Cancel(tenant=key.tenant, turn=key.turn)) as cancelling:
+            try:
+                response = await self._gateway().post(f"/v1/turns/{key.turn}/cancel")
+            except httpx2.HTTPError:
+                return cancelling.operation
+            told = cancelling.ok if response.status_code == OK else cancelling.info
+            told(status=response.status_code)
+            return cancelling.operation
+
+    async def delete(self, key: TurnKey) -> Delete:
+        with self._recorder.recording(Delete(tenant=key.tenant, turn=key.turn)) as deleting:
+            try:
+                response = await self._gateway().delete(f"/v1/turns/{key.turn}")
+            except httpx2.HTTPError:
+                return deleting.operation
+            told = deleting.ok if response.is_success else deleting.info
+            told(status=response.status_code)
+            return deleting.operation
+
+    def _gateway(self) -> httpx2.AsyncClient:
+        """Each in its turn."""
+        self._asked += 1
+        return self._gateways[self._asked % len(self._gateways)]

@@ -1,0 +1,86 @@
+"""Writes down what there is at the end of a run, beside its history: the log, the rows, the account, the queues."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from time import monotonic_ns
+
+import httpx2
+import msgspec
+from nats.aio.msg import Msg
+
+from generators.simulated_claude.account import Told
+from persistence.row import turn_record
+from proto import subjects
+from proto.ids import Seq, Tenant
+from proto.log import Connection
+from proto.log.deliveries import backlog_of
+from proto.log.reads import Reads
+from proto.log.turns import FENCE, FENCE_SUBJECT
+from proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
+from tests.checker.history import HISTORY, Recorder
+from tests.checker.run import Logged, Queue, Rest, Row, save
+
+PROBE = "probe"
+ROWS = "SELECT * FROM turns JOIN usage USING (tenant, session, turn) ORDER BY tenant, turn"
+
+
+async def collect(
+    folder: Path, connection: Connection, *, claude_url: str | None = None, database: Path | None = None, nodes: int = 1
+) -> None:
+    """Everything, into `folder`, where the history is. Call it when what was asked has had its time.
+
+    `nodes` is how many servers hold the log: with one, it holds no forks.
+    """
+    Recorder(folder / HISTORY, "collect").clock()
+    queues = {}
+    for durable in (GENERATORS, PERSISTENCE):
+        backlog = await backlog_of(connection, durable)
+        queues[durable] = Queue(backlog.waiting, backlog.leased)
+    log = await _log(connection)
+    account = await _account(claude_url) if claude_url is not None else None
+    rest = Rest(nodes=nodes, account=account, queues=queues, collected=monotonic_ns())
+    save(folder, log, _rows(database) if database is not None else None, rest)
+
+
+async def _log(connection: Connection) -> list[Logged]:
+    """The whole stream, by sequence, without the probes of whoever died before removing his own (PROTOCOL R68)."""
+    reads, log = Reads(connection), list[Logged]()
+    while True:
+        page = await reads.page(EVERY_TURN, Seq(log[-1].seq + 1 if log else 1))
+        log += map(_logged, page.messages)
+        if page.is_last:
+            return [one for one in log if subjects.parse(one.subject)[1] != PROBE]
+
+
+def _logged(message: Msg) -> Logged:
+    headers = message.headers or {}
+    fence = headers.get(FENCE)
+    try:
+        payload, junk = message.data.decode(), None
+    except UnicodeDecodeError:
+        payload, junk = "", message.data
+    return Logged(
+        seq=Seq(int(headers["Nats-Sequence"])),
+        # As the log reads it: what is finer than a microsecond is cut off.
+        at=datetime.fromisoformat(headers["Nats-Time-Stamp"]),
+        subject=headers["Nats-Subject"],
+        fence=int(fence) if fence is not None else None,
+        fence_subject=headers.get(FENCE_SUBJECT),
+        payload=payload,
+        junk=junk,
+    )
+
+
+def _rows(database: Path) -> Iterator[Row]:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reading:
+        reading.row_factory = sqlite3.Row
+        for one in reading.execute(ROWS):
+            yield Row(Tenant(one["tenant"]), turn_record({name: one[name] for name in one.keys()}))  # noqa: SIM118
+
+
+async def _account(url: str) -> Told:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=Told)

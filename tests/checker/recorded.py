@@ -1,0 +1,84 @@
+"""A part of the system whose operations are recorded: `python -m tests.checker.recorded HISTORY MODULE [ARGUMENT…]`.
+
+The part runs as it always does. Only the three doors through which it leaves a trace are wrapped: what it appends, what
+it acknowledges, what it commits. `recorded(path, module)` makes a process of it.
+"""
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from persistence.row import Row
+from persistence.store import Store
+from proto import append, entries
+from proto.chain import Chain
+from proto.entries import Entry
+from proto.errors import EntryTooLarge, FenceLost, LogFull
+from proto.ids import Seq
+from proto.log import Delivery, turns
+from proto.step import Now, Steps
+from proto.subjects import TurnKey
+from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
+from tests.processes import Process
+
+# What the writer is told is not stored (PROTOCOL R10, R13).
+REFUSED = (FenceLost, LogFull, EntryTooLarge)
+
+
+def record(recorder: Recorder) -> None:
+    """Wraps the doors of this process."""
+    steps, done, commit = append.append, Delivery.done, Store.record
+
+    def recorded_append(key: TurnKey, chain: Chain, entry: Entry, *, now: Now, timeout_s: float) -> Steps[Chain]:
+        begun = Append(
+            tenant=key.tenant,
+            turn=key.turn,
+            kind=entries.kind_of(entry),
+            prev=chain.last,
+            sha256=digest(entries.encode(entry)),
+        )
+        with recorder.recording(begun) as appending:
+            try:
+                stands = yield from steps(key, chain, entry, now=now, timeout_s=timeout_s)
+            except REFUSED:
+                appending.fail()
+                raise
+            appending.ok(seq=stands.last)
+            return stands
+
+    async def recorded_done(self: Delivery) -> None:
+        consumer = self._message.metadata.consumer
+        begun = Ack(tenant=self.key.tenant, turn=self.key.turn, consumer=consumer, seq=self.seq)
+        with recorder.recording(begun) as acknowledging:
+            await done(self)
+            acknowledging.ok()
+
+    async def recorded_commit(self: Store, rows: Sequence[Row]) -> None:
+        with recorder.recording(
+            Commit(rows={f"{row.tenant} {row.turn}": Seq(row.cursor) for row in rows})
+        ) as committing:
+            await commit(self, rows)
+            committing.ok()
+
+    # As a patch, for the part is not to know. The turn log has it by its name; who is imported later gets ours.
+    append.append = turns.append = recorded_append  # type: ignore[attr-defined]
+    Delivery.done = recorded_done  # type: ignore[method-assign]
+    Store.record = recorded_commit  # type: ignore[method-assign]
+
+
+def recorded(module: str, folder: Path, **environ: object) -> Process:
+    """`module` as a process that writes its operations into the history in `folder`."""
+    return Process("tests.checker.recorded", folder, str(folder / HISTORY), module, **environ)
+
+
+def main() -> None:
+    path, module, *arguments = sys.argv[1:]
+    record(Recorder(Path(path), f"{module}-{os.getpid()}-{os.urandom(2).hex()}"))
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

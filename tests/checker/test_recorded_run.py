@@ -1,0 +1,50 @@
+"""A whole run of real processes, recorded and judged: what is sound is found to be, by everything that can be asked."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from proto.subjects import GENERATORS, PERSISTENCE
+from tests.checker.bounds import Bounds
+from tests.checker.history import Ack, Append, Commit
+from tests.checker.house import House, opened
+from tests.checker.invariants import judge, not_held
+from tests.checker.run import load
+
+
+async def visit(house: House, tag: str) -> None:
+    """Asked twice with one key, read in pieces at two gateways, looked at, cancelled; thoughts and a tool as well."""
+    asker, reader, late = (house.client(f"{name} {tag}") for name in ("asker", "reader", "late"))
+    key = await asker.ask(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}")
+    assert key is not None
+    assert await asker.ask(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}") == key
+    assert await asker.ask(f"#sim words=61 rate=100 tag={tag}a", key=f"once-{tag}") is None
+    first = await reader.read(key, most=5)
+    await reader.look(key)
+    await asyncio.gather(reader.read_on(key, first.frames[-1].seq), late.read_text(key))
+    stopped = await asker.ask(f"#sim words=900 rate=50 tag={tag}b")
+    spoken = await asker.ask(f"#sim words=3 tag={tag}c thinking=2 tool=look")
+    assert stopped is not None
+    assert spoken is not None
+    await late.read(stopped, most=4)
+    await late.cancel(stopped)
+    await late.read_on(spoken)
+    await house.settled()
+
+
+@pytest.mark.timeout(90)
+async def test_a_run_without_faults_holds_all_that_it_can_show(tmp_path: Path) -> None:
+    """Every invariant but the one that wants a noisy tenant; nothing is stored, and no turn left, unrecorded."""
+    async with opened(tmp_path, gateways=2) as house:
+        await visit(house, "a")
+        before = await house.count()
+        await visit(house, "b")
+        await house.count_again(before)
+        await house.collect()
+    run = load(tmp_path)
+    assert {append.seq for append in run.of(Append) if append.outcome == "ok"} == set(run.places)
+    assert {ack.consumer for ack in run.of(Ack)} == {GENERATORS, PERSISTENCE}
+    committed = {name for commit in run.of(Commit) for name in commit.rows}
+    assert committed == {f"{key.tenant} {key.turn}" for key in run.turns}
+    assert not_held(judge(run, Bounds(end_s=0)), ["I13 isolation"]) == {}

@@ -1,0 +1,141 @@
+"""Whatever a model says, three parsers read the same events out of it: ours, which is strict, httpx-sse's, Chromium's.
+
+An event stream is lines. What a line may end with, in one standard or another, stands in every place that a model or a
+client of ours fills: text, thoughts, a tool's name and input, an error's message.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+from httpx_sse import EventSource
+
+from gateway.dialects import DIALECTS
+from gateway.door.auth import LOCAL
+from gateway.sse import EVENT_NAME, MEDIA_TYPE
+from proto import events
+from proto.entries import Failure
+from proto.ids import TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.clients import node
+from tests.event_stream import parse
+from tests.integration.conftest import NewGateway
+from tests.writing import Writer
+
+ENDS_OF_LINES = ["\r", "\n", "\r\n", "\n\n", "\r\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+NASTY = [
+    *(f"a{end}b" for end in ENDS_OF_LINES),
+    *(f"{end}data: stolen{end}id: 9{end}{end}" for end in ENDS_OF_LINES),
+    *(
+        "\0",
+        "\ufeff",
+        "\ufeffdata: x",
+        ": hb\n",
+        "event: done\ndata: {}\n\n",
+        "retry: 0\n",
+        "[DONE]",
+        "data: [DONE]\n\n",
+    ),
+    *(
+        "\x1b[31m",
+        "\u202e",
+        "\u200b",
+        "\U0001f30a",
+        "\ud7ff\ue000",
+        "\uffff",
+        "</script>",
+        "\\u2028\\n",
+        '"}\n\n',
+        "%0d%0a",
+    ),
+]
+SSE = sorted(name for name, dialect in DIALECTS.items() if dialect.media_type == MEDIA_TYPE)
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Every string in some JSON."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for each in value:
+                yield from leaves(each)
+        case dict():
+            for each in value.values():
+                yield from leaves(each)
+
+
+async def told(log: TurnLog) -> TurnKey:
+    """A turn that says all of it, in each kind of block."""
+    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    writer = Writer(log, key)
+    await writer.open(*NASTY)
+    await writer.hear(
+        events.BlockStop(0),
+        events.BlockStart(1, {"type": "thinking", "thinking": ""}),
+        *(events.BlockDelta(1, events.ThinkingDelta(text)) for text in NASTY),
+        events.BlockStop(1),
+        events.BlockStart(2, {"type": "tool_use", "id": "toolu_1", "name": "".join(NASTY), "input": {}}),
+        events.BlockDelta(2, events.InputJsonDelta(json.dumps({"a": NASTY}, ensure_ascii=False))),
+        events.BlockStop(2),
+        events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=5)),
+    )
+    await writer.end()
+    return key
+
+
+async def failed(log: TurnLog) -> TurnKey:
+    """A turn whose error says all of it."""
+    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    writer = Writer(log, key)
+    await writer.open("a")
+    await writer.end("failed", Failure("backend_failed", "".join(NASTY)))
+    return key
+
+
+def strict(body: bytes) -> list[list[str]]:
+    return [[event.event or "message", event.data] for event in parse(body)]
+
+
+def by_httpx_sse(body: bytes) -> list[list[str]]:
+    response = httpx.Response(200, headers={"content-type": MEDIA_TYPE}, content=body)
+    return [[event.event, event.data] for event in EventSource(response).iter_sse()]
+
+
+async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
+    """All of it; where a dialect has no word for a failure, as far as it goes."""
+    body = b""
+    with suppress(httpx2.RemoteProtocolError):
+        async with client.stream("GET", url) as response:
+            async for piece in response.aiter_raw():
+                body += piece
+    return body
+
+
+@pytest.mark.timeout(120)
+async def test_three_parsers_read_the_same_out_of_whatever_a_model_says(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, browser: str
+) -> None:
+    """In every dialect that is an event stream: the same events, under the same names, and in them the exact text."""
+    gateway = await new_gateway(nats_url, api_keys="")
+    whole, broken = await told(log), await failed(log)
+    asked = [(dialect, key) for dialect in SSE for key in (whole, broken)]
+    urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in asked]
+    bodies = [await body_of(gateway.client, url) for url in urls]
+    ours = [strict(body) for body in bodies]
+    assert [by_httpx_sse(body) for body in bodies] == ours
+    names = sorted({name for stream in ours for name, _ in stream})
+    assert all(EVENT_NAME.fullmatch(name.encode()) for name in names)
+    shown = await node.run("contents.mjs", ",".join(names), *urls, CHROMIUM=browser)
+    assert [one["events"] for one in shown] == ours
+    for (dialect, key), stream in zip(asked, ours, strict=True):
+        said = {leaf for _, data in stream if data != "[DONE]" for leaf in leaves(json.loads(data))}
+        if key == whole:
+            assert [text for text in NASTY if text not in said] == [], dialect
+        elif dialect == "tailrace":
+            assert "".join(NASTY) in said

@@ -1,0 +1,54 @@
+"""What is done to three servers while turns are being told, and how soon they have to go on. Judges nothing."""
+
+from collections.abc import Awaitable, Callable
+from signal import SIGKILL
+
+from tests.clustered import System
+from tests.frozen import freeze
+
+
+async def kill_leader(system: System) -> None:
+    await (await system.cluster.leader()).stop(SIGKILL)
+
+
+async def freeze_leader(system: System) -> None:
+    freeze(await system.cluster.leader())
+
+
+async def step_down(system: System) -> None:
+    await system.cluster.step_down()
+
+
+async def kill_the_gateways(system: System) -> None:
+    await (await system.used_by("gateway")).stop(SIGKILL)
+
+
+async def freeze_the_gateways(system: System) -> None:
+    freeze(await system.used_by("gateway"))
+
+
+async def kill_the_generators(system: System) -> None:
+    await (await system.used_by("generators")).stop(SIGKILL)
+
+
+async def freeze_the_generators(system: System) -> None:
+    freeze(await system.used_by("generators"))
+
+
+async def kill_all(system: System) -> None:
+    await system.cluster.kill_all()
+    await system.cluster.start_all()
+
+
+Fault = Callable[[System], Awaitable[None]]
+# The bars of FAULTS F7 to F10, in seconds. One for a frozen leader is not there: it is missed, and then as if killed.
+FAULTS: dict[Fault, float] = {
+    kill_leader: 12.0,
+    freeze_leader: 16.0,
+    step_down: 3.0,
+    kill_the_gateways: 3.0,
+    freeze_the_gateways: 6.0,
+    kill_the_generators: 3.0,
+    freeze_the_generators: 6.0,
+    kill_all: 15.0,
+}

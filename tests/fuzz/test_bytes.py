@@ -1,0 +1,107 @@
+"""Bytes on a raw socket: whatever they are, an answer or an end comes soon, never a 5xx, and the gateway is alive.
+
+What is tried here is short and the same each time; `make fuzz` tries more, and says with which seed.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from gateway import arrival, connection
+from proto.ids import Tenant
+from tests import processes
+from tests.fuzz.bytes import good, handmade, mutated
+from tests.integration.conftest import KEY, House, api_keys
+from tests.processes import Process
+
+COUNT = int(os.environ.get("FUZZ_BYTES", "150"))
+SEED = int(os.environ.get("FUZZ_SEED", "7"))
+# Most of them wait, to be given up.
+AT_ONCE = 300
+STATUS = re.compile(rb"(?:^|\r\n)HTTP/1\.1 (\d{3}) ")
+# What may be said of a gateway that has no room, and of the turn of a model that is away.
+ALLOWED = {503, 507}
+# Longer than the gateway waits for anything: headers, a body, the next request.
+DEADLINE_S = connection.HEADERS_TIMEOUT_S + arrival.STRETCH_S + 15
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def attacked(house: House, generator: Process, persistence: Process) -> AsyncIterator[Process]:
+    """A gateway of its own process, whose heartbeats come often enough for streams to be no silence."""
+    del generator, persistence
+    given = {"TAILRACE_API_KEYS": api_keys(Tenant("fuzzed")), "TAILRACE_STREAM_LIFE_S": 2}
+    async with processes.gateway(house.folder, house.nats_url, **given) as process:
+        yield process
+
+
+async def statuses(port: int, sent: bytes) -> list[int]:
+    """What is answered to `sent`, whose sender then says that it has done; fails when nothing comes to an end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+
+    async def send() -> None:
+        try:
+            writer.write(sent)
+            await writer.drain()
+            # Not the end of the connection: whoever says no more is to be given up by the gateway itself.
+        except ConnectionError:
+            pass
+
+    sending = asyncio.create_task(send())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while piece := await reader.read(65536):
+                received += piece
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        pytest.fail(f"no end after {DEADLINE_S} s: {sent[:300]!r}; received {received[-300:]!r}")
+    finally:
+        sending.cancel()
+        writer.close()
+    return [int(status) for status in STATUS.findall(received)]
+
+
+async def is_alive(process: Process) -> bool:
+    port = int(process.url.rpartition(":")[2])
+    found = await statuses(port, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    return found == [200] and not process.is_gone
+
+
+async def attack(process: Process, requests: list[bytes]) -> None:
+    """Sends them all, some at once; fails for a 5xx, for what never ends, and when the gateway is not what it was."""
+    port, room = int(process.url.rpartition(":")[2]), asyncio.Semaphore(AT_ONCE)
+    before = len(process.said("request broke"))
+
+    async def one(sent: bytes) -> str:
+        async with room:
+            found = await statuses(port, sent)
+        wrong = [status for status in found if status >= 500 and status not in ALLOWED]
+        return f"{wrong} for {sent[:1000]!r}" if wrong else ""
+
+    answers = await asyncio.gather(*(one(sent) for sent in requests))
+    assert [answer for answer in answers if answer] == []
+    assert process.said("request broke")[before:] == []
+    assert await is_alive(process)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.timeout(120)
+async def test_a_good_request_is_answered(attacked: Process) -> None:
+    """Or the mutants would be mutants of what is refused at once anyway."""
+    port = int(attacked.url.rpartition(":")[2])
+    found = await asyncio.gather(*(statuses(port, sent) for sent in good(KEY)))
+    assert found == [[200], [404], [200], [202], [100, 200], [202], [405], [200]]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.timeout(120 + COUNT)
+async def test_what_nobody_would_send_breaks_nothing(attacked: Process) -> None:
+    """Smuggling, floods and nonsense made by hand, and what chance made of good requests, by a seed that is printed."""
+    print(f"FUZZ_SEED={SEED} FUZZ_BYTES={COUNT}")
+    made = [*handmade(KEY).values(), *handmade("nobodys").values(), *mutated(good(KEY), SEED, COUNT)]
+    await attack(attacked, made)

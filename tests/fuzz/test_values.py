@@ -1,0 +1,114 @@
+"""What a client may say in a path, a query, a header and a body, made up by Hypothesis: no 5xx, always the envelope.
+
+Schemathesis does so with what the API's document tells of (tests/clients/test_schemathesis.py); this is what it does
+not: bytes that are no text, texts that are nearly right, headers that nobody documents, JSON with a byte of it changed.
+"""
+
+import http.client
+import os
+import random
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import msgspec
+import pytest_asyncio
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from gateway.problem import Envelope
+from proto.ids import Tenant
+from tests import processes
+from tests.fuzz.bytes import TURN
+from tests.integration.conftest import KEY, House, api_keys
+from tests.processes import Process
+from tests.routes import ROWS, named
+
+CASES = int(os.environ.get("FUZZ_VALUES", "40"))
+SEED = int(os.environ.get("FUZZ_SEED", "7"))
+few = settings(
+    max_examples=CASES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+NAMES = [
+    *("last-event-id", "idempotency-key", "accept", "origin", "sec-fetch-site", "x-session-id", "x-project-id"),
+    *("x-request-id", "traceparent", "tracestate", "range", "if-none-match", "cookie", "anthropic-version"),
+    *("anthropic-beta", "x-forwarded-for", "x-forwarded-proto", "forwarded", "te"),
+]
+# With most values of these a body is not read at all.
+GATES = ["content-type", "content-encoding"]
+# Nearly right, or a size or a sign too much.
+NEARLY = ["", "0", "-1", "+1", " 1", "1_0", "٣", "1e3", "NaN", *map(str, (2**63 - 1, 2**63, 2**64)), "1.1", "null", "*"]
+TEXTS = st.one_of(st.sampled_from([*NEARLY, TURN, TURN.upper(), "a.b", "..", "$JS", "\r\n"]), st.text(max_size=80))
+# RFC 9110, 5.5: what may stand in a header at all; the byte fuzzer sends the rest.
+VALUES = st.one_of(
+    st.sampled_from(NEARLY).map(lambda text: text.encode()),
+    st.binary(max_size=120).map(lambda value: bytes(one for one in value if one >= 32 and one != 127)),
+)
+WORDS = [b'"', b"\\u0000", b"\\ud800", b"[", b"{", b"9" * 400, b"e999", b"\xff", b"null"]
+POSTS = [(path, row.body) for (method, path), row in ROWS.items() if method == "POST" and row.body is not None]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def attacked(house: House, generator: Process, persistence: Process) -> AsyncIterator[str]:
+    """Where a gateway listens, in a process of its own: Hypothesis asks from a thread of ours. Streams are short."""
+    del generator, persistence
+    keys = api_keys(Tenant("fuzzed-values"))
+    given_ = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_STREAM_LIFE_S": 0.5}
+    async with processes.gateway(house.folder, house.nats_url, **given_) as process:
+        yield process.url.removeprefix("http://")
+
+
+def ask(where: str, method: str, path: str, headers: dict[str, bytes], body: bytes | None = None) -> None:
+    """Fails for a 5xx, for no answer, and for a refusal that is not the envelope."""
+    connection = http.client.HTTPConnection(where, timeout=20)
+    try:
+        said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **headers}
+        connection.request(method, path, body, said)
+        answer = connection.getresponse()
+        assert answer.status < 500, (method, path, headers, body, answer.read())
+        if answer.status >= 400:
+            msgspec.json.decode(answer.read(), type=Envelope)
+    finally:
+        connection.close()
+
+
+@seed(SEED)
+@few
+@given(turn=TEXTS, after=TEXTS, dialect=TEXTS)
+def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: str, dialect: str) -> None:
+    """Wherever one may stand: in the path, the query, and `Last-Event-ID`."""
+    query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
+    for (method, path), row in ROWS.items():
+        if method == "GET" and row.names:
+            ask(attacked, "GET", path.format(**dict.fromkeys(named("", "", ""), quote(turn, safe=""))) + query, {})
+    ask(attacked, "GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()})
+
+
+@seed(SEED)
+@settings(few, max_examples=CASES // 4)
+@given(headers=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES), optional=dict.fromkeys(GATES, VALUES)))
+def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> None:
+    """Any bytes that may stand in one, on every route."""
+    for (method, path), row in ROWS.items():
+        body = None if row.body is None else msgspec.json.encode(row.body)
+        ask(attacked, method, path.format(**named(TURN, "x", "x")) + row.query, headers, body)
+
+
+@seed(SEED)
+@few
+@given(chance=st.randoms(use_true_random=False), which=st.sampled_from(POSTS))
+def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tuple[str, dict[str, object]]) -> None:
+    """Good JSON with a few bytes changed, lost or doubled: mostly no JSON any more, sometimes another request."""
+    path, body = which
+    made = bytearray(msgspec.json.encode(body))
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(made))
+        match chance.randrange(4):
+            case 0:
+                made[at] = chance.randrange(256)
+            case 1:
+                del made[at]
+            case 2:
+                made[at:at] = chance.choice(WORDS)
+            case _:
+                made[at:at] = made[at : at + 30]
+    ask(attacked, "POST", path.format(**named(TURN, "x", "x")), {}, bytes(made))

@@ -1,0 +1,42 @@
+"""SECURITY.md: every attack has an answer, and a test that exists; its sections are those that a reader looks for."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.house.test_protocol import is_there
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "SECURITY.md").read_text()
+HEADING = "| attack | answer | tests |"
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.partition(HEADING)[2].splitlines()
+    if line.startswith("| ") and not line.startswith("| **")
+]
+TEST = re.compile(r"\[(test_\w+)\]\((tests/[\w/]+\.py)\)")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])
+def test_an_attack_is_held_off_by_tests_that_exist(row: list[str]) -> None:
+    """What nobody tries is a hope."""
+    attack, answer, tests = row
+    assert attack
+    assert answer
+    named = TEST.findall(tests)
+    assert len(named) == len(tests.split("<br>"))
+    assert [f"{path}::{name}" for name, path in named if not is_there(path, name)] == []
+
+
+def test_the_page_says_whom_it_trusts_and_how_to_report() -> None:
+    """And there are rows at all."""
+    headings = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    assert headings == [
+        "To report something",
+        "Who is trusted with what",
+        "What is promised",
+        "What is not",
+        "What was tried",
+    ]
+    assert len(ROWS) > 40

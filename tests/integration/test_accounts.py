@@ -1,0 +1,158 @@
+"""The users of NATS: what a role may not do is refused and said at once. What it may do, all other tests try."""
+
+import sys
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+import structlog.testing
+from structlog.typing import EventDict
+
+from deploy import nats_server, port, streams
+from deploy.process import signal_group, spawn
+from proto.accounts import ADMIN, GATEWAY, RIGHTS
+from proto.errors import LogUnavailable
+from proto.log import Connection, check
+from proto.subjects import GENERATORS, PERSISTENCE, STREAM
+from tests.processes import CHECKOUT, as_user
+from tests.until import until
+
+KINDS = ("request", "attempt", "event", "progress", "end", "probe", "anything")
+# Who may store which of them; nobody else, and nothing else.
+WRITES = {GATEWAY: {"request", "end"}, GENERATORS: {"request", "attempt", "event", "progress", "end"}}
+# Whose secrets and identities the others may neither read nor write.
+OF_GATEWAYS = ("KV_SECRETS", "KV_LOGINS", "KV_KEYS")
+OF_NOBODY = (
+    "anything",
+    "live.local.x.event",
+    "keys.key",
+    "$KV.KEYS.key",
+    "_INBOX.other.x",
+    "$SYS.REQ.SERVER.PING",
+    "$JS.API.STREAM.CREATE.MINE",
+    f"$JS.API.STREAM.UPDATE.{STREAM}",
+    f"$JS.API.STREAM.DELETE.{STREAM}",
+    f"$JS.API.STREAM.SNAPSHOT.{STREAM}",
+    f"$JS.API.CONSUMER.CREATE.{STREAM}.mine",
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{GENERATORS}",
+    f"$JS.API.CONSUMER.DELETE.{STREAM}.{GENERATORS}",
+    f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
+    "$JS.API.ACCOUNT.PURGE.x",
+)
+
+
+def denied_publishes(user: str) -> list[str]:
+    """What each may not, that another role may or an attacker would like to."""
+    entries = [f"turns.local.x.{kind}" for kind in KINDS if kind not in WRITES.get(user, ())]
+    if user == ADMIN:
+        return [*entries, "bodies.t.x", "limits.t.t.requests.1", "$KV.SECRETS.signing", "$KV.CLAIMS.x", "anything"]
+    others = {
+        GATEWAY: [
+            "$KV.CLAIMS.deleted.t.x",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{GENERATORS}",
+            f"$JS.ACK.{STREAM}.{GENERATORS}.1.1.1.1.0",
+            "$JS.API.STREAM.PURGE.BODIES",
+            "hedges",
+        ],
+        GENERATORS: [
+            "bodies.t.x",
+            "bodies.t.x.0",
+            "$KV.CLAIMS.x",
+            "slots.t.t.running.1",
+            "queries.t.delete",
+            f"$JS.API.STREAM.PURGE.{STREAM}",
+            f"$JS.API.STREAM.MSG.DELETE.{STREAM}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{PERSISTENCE}",
+            f"$JS.ACK.{STREAM}.{PERSISTENCE}.1.1.1.1.0",
+        ],
+        PERSISTENCE: [
+            "bodies.t.x.0",
+            "$KV.CLAIMS.x",
+            "limits.t.t.requests.1",
+            "budgets.t.t.cost.1",
+            "slots.t.t.running.1",
+            "queries.t.delete",
+            f"$JS.API.STREAM.MSG.DELETE.{STREAM}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{GENERATORS}",
+            f"$JS.ACK.{STREAM}.{GENERATORS}.1.1.1.1.0",
+        ],
+    }[user]
+    if user == GATEWAY:
+        return [*entries, *OF_NOBODY, *others]
+    reads = [f"$JS.API.{ask}.{stream}" for stream in OF_GATEWAYS for ask in ("STREAM.MSG.GET", "DIRECT.GET")]
+    return [*entries, *OF_NOBODY, *others, *reads, "$KV.SECRETS.signing", "$KV.LOGINS.x"]
+
+
+UNHEARD = [
+    *((user, subject) for user in RIGHTS for subject in (">", "turns.>", "$KV.>", "_INBOX.>", "$JS.>", "$JS.ACK.>")),
+    *((user, f"_INBOX.{other}.>") for user in RIGHTS for other in RIGHTS if other != user),
+    *((user, "keys.>") for user in RIGHTS if user != GATEWAY),
+    *((user, "live.>") for user in (PERSISTENCE, ADMIN)),
+    *((user, "queries.t.turn") for user in (GATEWAY, GENERATORS, ADMIN)),
+    *((user, "queries.*.models") for user in (GATEWAY, PERSISTENCE, ADMIN)),
+]
+
+
+async def opened(url: str, user: str) -> Connection:
+    return await Connection.open(as_user(url, user), "test")
+
+
+def refusals(lines: list[EventDict]) -> list[str]:
+    """What was refused, in nats-py's small letters."""
+    return [line["error"] for line in lines if line["event"] == "nats refused what its user may not"]
+
+
+@pytest.mark.parametrize("user", RIGHTS)
+async def test_what_a_role_may_not_store_or_ask_is_refused_and_said_at_once(nats_url: str, user: str) -> None:
+    """Whoever takes one process over is not all of them. Each subject by itself, and one line of log each."""
+    connection = await opened(nats_url, user)
+    with structlog.testing.capture_logs() as lines:
+        for subject in denied_publishes(user):
+            await connection.publish(subject, b"{}", reply=connection.client.new_inbox())
+        await until(lambda: len(refusals(lines)) >= len(denied_publishes(user)))
+    said = " ".join(refusals(lines))
+    assert [subject for subject in denied_publishes(user) if f'"{subject.lower()}"' not in said] == []
+    assert {line["log_level"] for line in lines} == {"error"}
+    assert connection.is_up
+    await connection.close()
+
+
+@pytest.mark.parametrize(("user", "subject"), UNHEARD)
+async def test_what_a_role_has_no_business_with_it_does_not_hear(nats_url: str, user: str, subject: str) -> None:
+    """The others' answers, entries before they are stored, keys, and questions that are not for it."""
+    connection = await opened(nats_url, user)
+    heard: list[object] = []
+
+    async def hear(message: object) -> None:
+        heard.append(message)
+
+    with structlog.testing.capture_logs() as lines:
+        await connection.subscribe(subject, hear)
+        await until(lambda: refusals(lines))
+    assert f'"{subject.lower()}"' in refusals(lines)[0]
+    await connection.close()
+
+
+async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
+    """A NATS of one's own includes the file: `admin` sets up, each process begins, and nobody else is let in."""
+    own, _ = port.free(2)
+    (tmp_path / "nats-users.conf").write_text((CHECKOUT / "docs" / "nats-users.conf").read_text())
+    (tmp_path / "nats.conf").write_text(
+        f'listen: "127.0.0.1:{own}"\njetstream {{ store_dir: "{tmp_path}/store" }}\ninclude ./nats-users.conf\n'
+    )
+    passwords = {f"TAILRACE_{user.upper()}_PASSWORD": f"of-{user}" for user in RIGHTS}
+    binary = str(Path(sys.executable).parent / "nats-server")
+    with (tmp_path / "nats.log").open("wb") as log:
+        server = await spawn((binary, "-c", str(tmp_path / "nats.conf")), passwords, log.fileno())
+    try:
+        await nats_server.answers(own)
+        await streams.apply(f"nats://{ADMIN}:of-{ADMIN}@127.0.0.1:{own}", file_bytes_max=nats_server.GIB)
+        for user in RIGHTS:
+            connection = await Connection.open(f"nats://{user}:of-{user}@127.0.0.1:{own}", "test")
+            await check(connection)
+            await connection.close()
+        with pytest.raises(LogUnavailable, match="does not know us"):
+            await Connection.open(f"nats://{GATEWAY}:of-{ADMIN}@127.0.0.1:{own}", "test")
+    finally:
+        signal_group(server, SIGKILL)
+        await server.wait()

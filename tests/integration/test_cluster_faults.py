@@ -1,0 +1,132 @@
+"""What happens to turns that are being told when something happens to the three servers that store them.
+
+The bars are those of FAULTS F7 to F10 and F12, as deadlines. `python -m tests.bench.cluster` measures them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from signal import SIGKILL
+from time import monotonic
+
+import pytest
+import pytest_asyncio
+
+from proto.subjects import TurnKey
+from tests import reading
+from tests.answering import words
+from tests.cluster_faults import FAULTS, Fault
+from tests.clustered import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
+from tests.until import until
+
+TURNS = 4
+ALL = {"number": 160, "rate": 20}
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(120),
+    # nats-py leaves its socket to a frozen server to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    async with started(tmp_path_factory.mktemp("cluster")) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def system(shared: System) -> AsyncIterator[System]:
+    """With three servers that are well, before each test."""
+    await shared.heal()
+    yield shared
+    await shared.heal()
+
+
+async def accepted(system: System, deadline: float) -> tuple[list[Posted], TurnKey]:
+    """POSTs until one is accepted, as a client does that is told to come again."""
+    posts: list[Posted] = []
+    while True:
+        posted, key = await system.post("words=3 rate=0")
+        posts.append(posted)
+        if key is not None:
+            return posts, key
+        assert monotonic() < deadline, posts
+        await asyncio.sleep(0.2)
+
+
+def goes_on(listener: Listener, count: int) -> bool:
+    return listener.connected is not None or len(listener.deltas_at) > count
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
+async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: System, fault: Fault) -> None:
+    """Each reader on its one connection, with heartbeats meanwhile; nothing acknowledged is lost, or paid for twice."""
+    bar_s, attempts, calls = FAULTS[fault], await system.attempts(), await system.calls()
+    async with system.telling(TURNS, **ALL) as listeners:
+        heard = [len(listener.deltas_at) for listener in listeners]
+        began = monotonic()
+        await fault(system)
+        posting = asyncio.create_task(accepted(system, began + bar_s + ANSWER_S_MAX))
+        for listener, count in zip(listeners, heard, strict=True):
+            # What was under way may still have come: what counts is that it goes on after that, or is all told.
+            await until(partial(goes_on, listener, count + 2), bar_s)
+        posts, key = await posting
+    assert {(post.status, post.code, post.retry_after) for post in posts[:-1]} <= {(503, "log_unavailable", "2")}
+    await system.heal()
+    turns = []
+    for listener in listeners:
+        turn, verdict = await system.verdict(listener)
+        assert verdict.is_green, verdict.evidence
+        assert (turn.text, turn.outcome) == (listener.text, "completed")
+        assert listener.connected is not None
+        assert listener.connected.over == "ended"
+        assert listener.stillness_s(began) < 5 * HEARTBEAT_S
+        turns.append(turn)
+    turns.append(await system.ended(key))
+    assert (turns[-1].text, turns[-1].outcome) == (words(3), "completed")
+    attempts, paid = await system.attempts() - attempts, await system.calls() - calls
+    print(f"\n{fault.__name__}: {attempts} attempts of {len(turns)} turns, {paid} calls, {len(posts)} POSTs")
+    assert paid <= attempts
+    assert all(turn.attempt <= 2 for turn in turns)
+
+
+async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: System) -> None:
+    """FAULTS F12: POSTs are told so and when to come again, readers come back and get what there is; then all end."""
+    client = system.clients[1]
+    _, old = await system.post("words=40 rate=0", 1)
+    assert old is not None
+    whole = await reading.read(client, old.turn)
+    async with system.telling(2, **ALL) as listeners:
+        for node in system.cluster.nodes[:2]:
+            await node.stop(SIGKILL)
+        posts = [(await system.post("words=3 rate=0", number))[0] for number in (0, 1)]
+        assert {(post.status, post.code, post.retry_after) for post in posts} == {(503, "log_unavailable", "2")}
+
+        async def ready() -> tuple[int, str]:
+            answer = await client.get("/readyz")
+            return answer.status_code, answer.json()["log"]["detail"]
+
+        async def is_known() -> bool:
+            return (await ready())[1].startswith("nothing has been stored for ")
+
+        await until(is_known)
+        assert (await ready())[0] == 503
+        assert (await client.get("/healthz")).status_code == 200
+        # Read by a gateway that has never told it: from the log itself, at the one server that is left.
+        assert (await reading.read(system.clients[0], old.turn)).frames == whole.frames
+        resumed = await reading.read(system.clients[0], old.turn, whole.frames[2].seq)
+        assert resumed.frames == whole.frames[3:]
+        assert (await client.get(f"/v1/turns/{old.turn}")).json()["text"] == words(40)
+        await system.heal()
+    for listener in listeners:
+        turn, verdict = await system.verdict(listener)
+        assert verdict.is_green, verdict.evidence
+        assert (turn.text, turn.outcome) == (listener.text, "completed")
+
+    async def is_ready() -> bool:
+        return (await ready())[0] == 200
+
+    await until(is_ready)

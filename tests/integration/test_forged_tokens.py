@@ -1,0 +1,190 @@
+"""Forged tokens at a running gateway: all are nobody's, in the same words, and none has anything fetched."""
+
+import asyncio
+import base64
+import hmac
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from gateway.door.signing_keys import SigningKeys
+from tests import tokens
+from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.test_signing_keys import Issuer
+from tests.tokens import EC_KEY, RSA_KEY, SECRET, by_hand, claims, token
+from tests.unit.test_web_token import WRONG
+
+PATH = "/v1/turns/NONE"
+STRANGER = rsa.generate_private_key(65537, 2048)
+STRANGER_EC = ec.generate_private_key(ec.SECP256R1())
+
+
+def hs256(header: str, payload: str, secret: bytes = SECRET.encode()) -> bytes:
+    """These very texts, as no library would write them, signed with a secret."""
+    said = b".".join(base64.urlsafe_b64encode(text.encode()).rstrip(b"=") for text in (header, payload))
+    return said + b"." + base64.urlsafe_b64encode(hmac.digest(secret, said, "sha256")).rstrip(b"=")
+
+
+def with_claim(name: str, value: str) -> bytes:
+    """What the issuer has signed, with one claim in a form that no issuer should give it."""
+    others = {key: one for key, one in claims().items() if key != name}
+    return hs256('{"alg":"HS256"}', json.dumps(others)[:-1] + f', "{name}": {value}}}')
+
+
+def by_public_key(header: str) -> dict[str, bytes]:
+    """HS256 with what everybody can read of the public keys (CVE-2015-9235)."""
+    payload = json.dumps(claims())
+    known = {"pem": tokens.pem(RSA_KEY), "jwk": json.dumps(tokens.public("rsa", RSA_KEY)).encode()}
+    known |= {"ec pem": tokens.pem(EC_KEY), "the set": tokens.key_set(rsa=RSA_KEY, ec=EC_KEY), "nothing": b""}
+    return {f"{header} by {name}": hs256(header, payload, secret) for name, secret in known.items()}
+
+
+def forged(elsewhere: str) -> dict[str, bytes]:
+    """By what is wrong with each; `elsewhere` is an address that would answer with the forger's keys."""
+    own = {"jwk": tokens.public("ec", STRANGER_EC), "x5c": ["AAAA"]}
+    urls = {"jku": elsewhere, "x5u": elsewhere, "kid": elsewhere, "iss": elsewhere}
+    return {
+        **WRONG,
+        **by_public_key('{"alg":"HS256"}'),
+        **by_public_key('{"alg":"HS256","kid":"rsa"}'),
+        **by_public_key('{"alg":"RS256","alg":"HS256","kid":"rsa"}'),
+        **by_public_key('{"alg":"HS256","alg":"RS256","kid":"rsa"}'),
+        **{
+            f"alg {alg}": by_hand({"alg": alg}, claims(), b"x")
+            for alg in ("none", "NONE", "nOnE", "", " none", "HS256 ")
+        },
+        **{
+            f"alg {alg}, unsigned": by_hand({"alg": alg}, claims())
+            for alg in ("none", "NONE", "nOnE", "HS256", "RS256")
+        },
+        "alg none twice": hs256('{"alg":"none","alg":"none"}', json.dumps(claims())),
+        "alg that is a list": hs256('{"alg":["HS256"]}', json.dumps(claims())),
+        **{f"own {name}": token(STRANGER_EC, "ES256", {name: one, "kid": "ec"}) for name, one in own.items()},
+        **{f"{name} elsewhere": token(STRANGER_EC, "ES256", {"kid": "x", name: url}) for name, url in urls.items()},
+        "issuer elsewhere": token(STRANGER_EC, "ES256", {"kid": "x"}, iss=elsewhere),
+        **{
+            f"kid {kid}": token(STRANGER, "RS256", {"kid": kid})
+            for kid in ("../../keys", "rsa'--", "rsa\0", "r" * 9000)
+        },
+        "another curve": token(ec.generate_private_key(ec.SECP384R1()), "ES384", {"kid": "ec"}),
+        "Koblitz's curve": token(ec.generate_private_key(ec.SECP256K1()), "ES256K", {"kid": "ec"}),
+        "Edwards' curve": token(ed25519.Ed25519PrivateKey.generate(), "EdDSA", {"kid": "ec"}),
+        "an EC signature of zeros": by_hand({"alg": "ES256", "kid": "ec"}, claims(), b"\0" * 64),
+        "detached": token(headers={"b64": False, "crit": ["b64"]}),
+        **{
+            f"exp {exp}": with_claim("exp", exp)
+            for exp in ("NaN", "-Infinity", "1e999", "-1", "0", "true", "{}", '"9e9"')
+        },
+        **{f"nbf {nbf}": with_claim("nbf", nbf) for nbf in ("NaN", "1e999", "99999999999", "[]", '"x"')},
+        **{f"iat {iat}": with_claim("iat", iat) for iat in ("NaN", "1e999", "99999999999", "[]", '"x"')},
+        **{f"iss {iss}": with_claim("iss", iss) for iss in ("null", "1", "{}", '""', json.dumps([tokens.ISSUER]))},
+        **{f"aud {aud}": with_claim("aud", aud) for aud in ("null", "1", "{}", '""', "[]", "[1]", "[null]")},
+        **{f"sub {sub}": with_claim("sub", sub) for sub in ("null", "true", "{}", "[]", '""', "1.5")},
+        "a payload that nests deep": hs256('{"alg":"HS256"}', "[" * 5000),
+        "a payload that is a number": hs256('{"alg":"HS256"}', "1"),
+        "a number of 5,000 digits": with_claim("exp", "9" * 5000),
+        "15 kB of claims, another's signature": by_hand({"alg": "HS256"}, claims(x="x" * 11_000), b"x" * 32),
+        "60 kB": token(x="x" * 40_000),
+    }
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[tuple[Issuer, str]]:
+    """One whose keys are an RSA and an EC key, and its address."""
+    issuer = Issuer()
+    issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    async with issuer.running() as url:
+        yield issuer, url
+
+
+@pytest.fixture
+async def taking(nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str]) -> Gateway:
+    """A gateway that takes all three algorithms: there mixing them would help."""
+    return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
+
+
+@pytest.fixture
+async def eager(
+    nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
+) -> Gateway:
+    """The same; each name that it has not heard of has it ask the issuer, and not once in ten seconds."""
+    monkeypatch.setitem(SigningKeys.__init__.__kwdefaults__ or {}, "again_s", 0.0)
+    return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
+
+
+async def asked(gateway: Gateway, credential: bytes, carrier: str = "authorization") -> httpx2.Response:
+    """The answer to who has that credential and no other."""
+    gateway.client.headers.pop("authorization", None)
+    value = b"Bearer " + credential if carrier == "authorization" else credential
+    return await gateway.client.get(PATH, headers=[(carrier.encode(), value)])
+
+
+def can_be_sent(credential: bytes) -> bool:
+    """What no header can hold is refused by the server, or the client, before anybody looks."""
+    return credential.strip() == credential != b"" and len(credential) < 60_000 and min(credential) >= 32
+
+
+async def test_a_forged_token_is_nobodys_and_has_nothing_fetched(taking: Gateway, issuer: tuple[Issuer, str]) -> None:
+    """Each in both carriers: 401, in one envelope, whatever is wrong; the issuer is asked no more for any of them."""
+    elsewhere = Issuer()
+    elsewhere.tell(tokens.key_set(ec=STRANGER_EC, x=STRANGER_EC, rsa=STRANGER))
+    async with elsewhere.running() as url:
+        for good in (token(), token(RSA_KEY, "RS256", {"kid": "rsa"}), token(EC_KEY, "ES256", {"kid": "ec"})):
+            assert (await asked(taking, good)).status_code == 404
+        answers: dict[str, Any] = {}
+        for name, credential in forged(url).items():
+            for carrier in ("authorization", "x-api-key"):
+                if can_be_sent(credential):
+                    answers[f"{name}, {carrier}"] = await asked(taking, credential, carrier)
+    assert {name: answer.status_code for name, answer in answers.items() if answer.status_code != 401} == {}
+    assert len({(answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}) == 1
+    assert len(answers) > 200
+    assert elsewhere.asked == []
+    # At its start, and once for all the names that nobody has heard of.
+    assert len(issuer[0].asked) <= 2
+    assert (await asked(taking, token())).status_code == 404
+
+
+async def test_while_the_issuer_breaks_nobody_new_is_let_in_and_nobody_is_locked_out(
+    eager: Gateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken, elsewhere, endless, silent: whom it has told of stays known, and a stranger is refused in time."""
+    monkeypatch.setattr("gateway.door.signing_keys.TIMEOUT_S", 0.2)
+    served, over = issuer[0], asyncio.Event()
+
+    async def silent(_: asyncio.StreamWriter) -> None:
+        await over.wait()
+
+    known, stranger = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
+    assert (await asked(eager, known)).status_code == 404
+    elsewhere = Issuer()
+    elsewhere.tell(tokens.key_set(new=STRANGER_EC))
+    async with elsewhere.running() as url:
+        breaks = [
+            (b"", "500 Broken", "x: y"),
+            (b"", "302 Found", f"location: {url}"),
+            (b"[" * 300_000, "200 OK", "x: y"),
+        ]
+        for body, status, header in [*breaks, (b"", "", "")]:
+            served.tell(body, status, header)
+            if not status:
+                served.answer = silent
+            times = len(served.asked)
+            assert (await asked(eager, stranger)).status_code == 401
+            assert len(served.asked) == times + 1
+            assert (await asked(eager, known)).status_code == 404
+    over.set()
+    assert elsewhere.asked == []
+
+
+async def test_a_key_that_was_rotated_opens_nothing_any_more(eager: Gateway, issuer: tuple[Issuer, str]) -> None:
+    """The first token of the new one has them read again."""
+    old, new = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
+    assert (await asked(eager, old)).status_code == 404
+    issuer[0].tell(tokens.key_set(new=STRANGER_EC))
+    assert (await asked(eager, new)).status_code == 404
+    assert (await asked(eager, old)).status_code == 401

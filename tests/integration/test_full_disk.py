@@ -1,0 +1,81 @@
+"""A disk that is really full, under `up`: it is said, what is stored stays, and it is over once there is room."""
+
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from deploy.full_disk import is_stuck
+from deploy.readiness import Answer
+from tests.answering import words
+from tests.disk import MIB, needs_mount, small_disk
+from tests.until import until
+from tests.up import running
+
+SIZE = 64 * MIB
+
+
+def test_only_a_write_that_failed_is_mended_by_a_start() -> None:
+    """A server that is starting, or whose leader is away, is not well either, and needs nothing but time."""
+    failed = "JetStream stream '$G > TURNS' write error: write 3.blk: no space left on device"
+    assert is_stuck(Answer(503, failed))
+    assert is_stuck(Answer(503, '{"status":"unavailable","error":"JetStream not enabled (10076)"}'))
+    assert not is_stuck(Answer(503, "JetStream has not established contact with a meta leader"))
+    assert not is_stuck(Answer(200, "ok"))
+    assert not is_stuck(Answer(0, ""))
+
+
+def fill(there: Path) -> None:
+    with (there / "junk").open("wb", buffering=0) as junk:
+        try:
+            while True:
+                junk.write(b"x" * 4096)
+        except OSError:
+            return
+
+
+@needs_mount
+@pytest.mark.timeout(120)
+async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -> None:
+    """FAULTS F16: said within ten seconds, POSTs are told to come again, and twenty after there is room all is well."""
+    there = tmp_path / "data"
+    there.mkdir(mode=0o700)
+    with small_disk(there, SIZE), running(tmp_path, "--port", "0") as up:
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
+            asked = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
+            path = f"/v1/turns/{asked['turn']}/events?dialect=text"
+            assert (await client.get(path)).text == words(20)
+            fill(there)
+
+            async def posted() -> tuple[int, str]:
+                answer = await client.post("/v1/turns", json={"message": "#sim words=3 rate=0"})
+                return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+            # What still fits into the last block of a file is stored, and stays.
+            refused = await until(lambda: is_refused(posted()), 30)
+            assert refused == (503, "log_unavailable")
+
+            async def is_said() -> bool:
+                told = (await client.get("/readyz")).json()
+                return str(told["log"]["detail"]).startswith("nothing has been stored for ")
+
+            await until(is_said, 10)
+            assert (await client.get("/healthz")).status_code == 200
+            assert (await client.get(path)).text == words(20)
+            (there / "junk").unlink()
+
+            async def is_well() -> bool:
+                return (await client.get("/readyz")).status_code == 200
+
+            await until(is_well, 20)
+            again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
+            assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
+            assert (await client.get(path)).text == words(20)
+        said = re.findall(r"^up +\| nats-server found its disk full, and there is room again: ", up.text, re.MULTILINE)
+        assert len(said) == 1
+
+
+async def is_refused(posting: object) -> tuple[int, str] | None:
+    status, code = await posting  # type: ignore[misc]
+    return (status, code) if status != 202 else None

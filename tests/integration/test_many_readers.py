@@ -1,0 +1,197 @@
+"""More readers than one gateway takes: who is told to come again, who gets in, and how long a stream lives."""
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack, ExitStack
+
+import httpx2
+import pytest
+
+from gateway import connection, departure, descriptors, stream
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.event_stream import parse
+from tests.integration.conftest import Gateway, NewGateway
+from tests.promises import judge, no_gap, no_repeat, one_end
+from tests.reading import history, read, reader
+from tests.until import until
+from tests.writing import Writer
+
+
+async def opened(
+    stack: AsyncExitStack, gateway: Gateway, key: TurnKey, headers: dict[str, str] | None = None
+) -> httpx2.Response:
+    path = f"/v1/turns/{key.turn}/events"
+    response = await stack.enter_async_context(gateway.client.stream("GET", path, headers=headers))
+    if response.status_code != 200:
+        await response.aread()
+    return response
+
+
+def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
+    return response.status_code, response.json()["error"]["code"], 1 <= int(response.headers["retry-after"]) <= 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("streams_max", (503, "gateway_full", True)),
+        ("streams_tenant_max", (429, "streams_open", True)),
+        ("streams_address_max", (429, "streams_open", True)),
+    ],
+)
+async def test_one_gateway_takes_so_many_readers(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, setting: str, expected: tuple[int, str, bool]
+) -> None:
+    """With a cursor or without one, and also of a question that asks for its stream, which is then not asked."""
+    gateway = await new_gateway(nats_url, **{setting: 2})
+    writer = Writer(log, key)
+    await writer.open("a")
+    back = {"last-event-id": str(writer.chain.last)}
+    async with AsyncExitStack() as stack:
+        leaving = await stack.enter_async_context(AsyncExitStack())
+        assert (await opened(leaving, gateway, key)).status_code == 200
+        assert (await opened(stack, gateway, key, back)).status_code == 200
+        assert refusal(await opened(stack, gateway, key)) == expected
+        assert refusal(await opened(stack, gateway, key, back)) == expected
+        asked = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"accept": "text/event-stream"})
+        assert refusal(asked) == expected
+        assert "tailrace-turn" not in asked.headers
+        assert (await gateway.client.post("/v1/turns", json={"message": "hi"})).status_code == 202
+        await leaving.aclose()
+
+        async def is_let_in() -> bool:
+            return (await opened(stack, gateway, key)).status_code == 200
+
+        await until(is_let_in)
+
+
+async def test_a_streamed_answer_has_the_place_that_it_was_promised(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog
+) -> None:
+    """It is taken before the question is asked, is not taken twice, and is free when the stream is over."""
+    gateway = await new_gateway(nats_url, streams_max=1)
+
+    async def is_streamed() -> bool:
+        streamed = {"accept": "text/event-stream"}
+        async with gateway.client.stream("POST", "/v1/turns", json={"message": "hi"}, headers=streamed) as response:
+            return response.status_code == 200
+
+    for _ in range(3):
+        await until(is_streamed)
+
+
+async def test_who_asks_through_a_proxy_of_ours_is_counted_by_its_own_address(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+) -> None:
+    """What a proxy says that is not ours is not believed: anybody could say that it is somebody else."""
+    await Writer(log, key).open("a")
+    ours = await new_gateway(nats_url, streams_address_max=1, proxies="127.0.0.0/8")
+    nobodys = await new_gateway(nats_url, streams_address_max=1, proxies="10.0.0.1")
+    for gateway, second in ((ours, 200), (nobodys, 429)):
+        async with AsyncExitStack() as stack:
+            statuses = [
+                (await opened(stack, gateway, key, {"x-forwarded-for": address})).status_code
+                for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7, 192.0.2.2")
+            ]
+        assert statuses == [200, 429, second]
+
+
+async def test_more_connections_than_there_may_be_are_told_so(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+) -> None:
+    """503 with Retry-After in the envelope; many more are not even told. Who is in stays in."""
+    monkeypatch.setattr(descriptors, "connections_max", lambda: 3)
+    monkeypatch.setattr(connection, "TOLD_MAX", 2)
+    gateway = await new_gateway(nats_url)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+
+        async def is_full() -> bool:
+            async with gateway.new_client() as client:
+                response = await client.get("/healthz")
+            return response.status_code == 503 and refusal(response) == (503, "gateway_full", True)
+
+        await until(is_full)
+        assert (await gateway.client.get("/healthz")).status_code == 200
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+
+
+@pytest.mark.parametrize("dialect", ["tailrace", "anthropic"])
+async def test_a_stream_is_closed_at_its_age_and_goes_on_where_it_was(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, dialect: str
+) -> None:
+    """Each connection is short, and the reader has every byte once: promises 1 to 3."""
+    gateway = await new_gateway(nats_url, stream_life_s=0.2)
+    writer = Writer(log, key)
+    await writer.open("a")
+    connections = [await read(gateway.client, key.turn, dialect=dialect)]
+    for word in ("b", "c"):
+        await writer.say(word)
+        cursor = connections[-1].frames[-1].seq
+        connections.append(await read(gateway.client, key.turn, cursor, dialect=dialect))
+    await writer.end()
+    connections.append(await read(gateway.client, key.turn, connections[-1].frames[-1].seq, dialect=dialect))
+    assert [one.over for one in connections] == ["cut", "cut", "cut", "ended"]
+    aged = reader("aged", key, *connections, dialect=dialect)
+    verdict = judge(await history(log, key, aged), (no_gap, no_repeat, one_end))
+    assert verdict.is_green, verdict.evidence
+
+
+async def test_who_was_sent_away_for_its_streams_age_has_not_left(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+) -> None:
+    """A turn that is cancelled when nobody reads it is not, for it comes back; if it does not, it is."""
+    monkeypatch.setattr(stream, "BACK_WITHIN_S", 1.5)
+    monkeypatch.setattr(departure, "PRESENCE_TIMEOUT_S", 0.01)
+    gateway = await new_gateway(nats_url, stream_life_s=0.2)
+    writer = Writer(log, key)
+    await writer.ask(on_disconnect="cancel")
+    await writer.begin("a")
+
+    async def is_cancelled() -> bool:
+        return (await log.turn(key)).outcome == "cancelled"
+
+    first = await read(gateway.client, key.turn)
+    with pytest.raises(AssertionError, match="not within"):
+        await until(is_cancelled, 0.5)
+    await writer.say("b")
+    back = await read(gateway.client, key.turn, first.frames[-1].seq)
+    assert [one.over for one in (first, back)] == ["cut", "cut"]
+    await until(is_cancelled)
+
+
+async def test_each_connection_is_told_a_time_of_its_own_to_come_back_at(
+    lone_gateway: Gateway, log: TurnLog, key: TurnKey
+) -> None:
+    """`retry:` in the first event of each, whatever the cursor; the events are the same bytes for all."""
+    writer = Writer(log, key)
+    await writer.open("a", "b")
+    first = writer.chain.last
+    await writer.end()
+    path, waits = f"/v1/turns/{key.turn}/events", set()
+    for cursor in (0, 0, 0, 0, first):
+        response = await lone_gateway.client.get(path, headers={"last-event-id": str(cursor)} if cursor else {})
+        sent = parse(response.content)
+        assert [event.retry_ms is None for event in sent] == [False] + [True] * (len(sent) - 1)
+        waits.add(sent[0].retry_ms)
+    assert len(waits) > 1
+    assert all(500 <= (wait or 0) <= 2000 for wait in waits)
+
+
+def test_a_long_text_is_cut_anywhere_but_in_an_id() -> None:
+    """Who has a ticket has it written into each id: it has to be found there."""
+    data = b"data: " + b"x" * 50 + b"\nid: 12345\n\n"
+    for size in range(6, len(data) + 2):
+        pieces = list(stream.cut(data, size))
+        assert b"".join(pieces) == data
+        assert sum(piece.count(b"\nid: ") for piece in pieces) == 1
+        assert all(0 < len(piece) <= size for piece in pieces)
+    assert list(stream.cut(b"", 5)) == []

@@ -1,0 +1,80 @@
+"""Whether the log takes entries: tried by storing one, of which nothing stays."""
+
+from signal import SIGCONT
+
+import pytest
+
+from deploy.nats_server import NatsServer
+from proto.errors import LogUnavailable
+from proto.log import Connection, Probe, streams
+from proto.subjects import STREAM
+from tests.frozen import freeze
+from tests.integration.conftest import NewGateway
+from tests.until import until
+
+
+async def stored(connection: Connection) -> tuple[int, int]:
+    state = (await connection.jetstream.stream_info(STREAM)).state
+    return state.messages, state.last_seq
+
+
+@pytest.mark.rule("R68")
+async def test_what_is_stored_to_see_whether_the_log_takes_it_is_gone_at_once(own_connection: Connection) -> None:
+    """It was there, for the sequence has moved, and it is not there, for nobody should ever meet it."""
+    probe = Probe(own_connection)
+    for number in range(3):
+        await probe.store()
+        assert await stored(own_connection) == (0, number + 1)
+
+
+@pytest.mark.rule("R68")
+async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
+    own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full is an answer, and Fullness says it; silence is not."""
+    monkeypatch.setattr("proto.log.probe.TIMEOUT_S", 0.2)
+    await own_connection.jetstream.delete_stream(STREAM)
+    await streams.apply(own_connection, bytes_max=1)
+    await Probe(own_connection).store()
+    assert await stored(own_connection) == (0, 0)
+    freeze(own_server)
+    with pytest.raises(LogUnavailable):
+        await Probe(own_connection).store()
+    own_server.signal(SIGCONT)
+    await own_connection.jetstream.delete_stream(STREAM)
+    with pytest.raises(LogUnavailable):
+        await Probe(own_connection).store()
+
+
+async def test_a_gateway_whose_log_stores_nothing_is_not_ready(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS answers and nothing is stored: who is sent here would only be told so. It is ready again by itself."""
+    monkeypatch.setattr("gateway.pulse.TRY_EVERY_S", 0.05)
+    monkeypatch.setattr("gateway.pulse.SILENT_S_MAX", 0.5)
+    gateway = await new_gateway(own_server.url)
+
+    async def said() -> str:
+        parts = (await gateway.client.get("/readyz")).json()
+        assert parts["nats"] == {"ok": True, "detail": ""}
+        assert parts["log"]["ok"] is not bool(parts["log"]["detail"])
+        return str(parts["log"]["detail"])
+
+    assert await said() == ""
+    # What takes no entries any more: a stream without its subjects.
+    config = (await own_connection.jetstream.stream_info(STREAM)).config
+    await own_connection.jetstream.update_stream(config.evolve(subjects=["nothing.>"], republish=None))
+    assert (await until(said)).startswith("nothing has been stored for ")
+    assert (await gateway.client.get("/readyz")).status_code == 503
+    assert (await gateway.client.get("/healthz")).status_code == 200
+
+    async def is_counted() -> bool:
+        return "tailrace_gateway_log_writable 0.0" in (await gateway.client.get("/metrics")).text
+
+    await until(is_counted)
+    await own_connection.jetstream.update_stream(config)
+
+    async def is_well() -> bool:
+        return await said() == ""
+
+    await until(is_well)

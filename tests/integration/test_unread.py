@@ -1,0 +1,182 @@
+"""Readers that do not read, have silently gone, or say what nobody asked for: none holds more than its share here."""
+
+import asyncio
+import ctypes
+import os
+import socket
+from array import array
+from contextlib import suppress
+from fcntl import ioctl
+from pathlib import Path
+from termios import FIONREAD
+
+import pytest
+
+from gateway import connection, server
+from gateway.dialects import Frame
+from gateway.stream import PIECE_BYTES_MAX, within
+from proto.ids import TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests import processes
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.reading import is_read, read, told
+from tests.until import until
+from tests.writing import Writer
+
+MB = 2**20
+SO_ATTACH_FILTER = 26
+
+
+def asking(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n".encode()
+
+
+def stalled(port: int, path: str) -> socket.socket:
+    """A client that asks and does not read; it has room for little."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    client.connect(("127.0.0.1", port))
+    client.sendall(asking(path))
+    return client
+
+
+def vanish(client: socket.socket) -> None:
+    """From now on its kernel hears nothing, and says nothing: no acknowledgement, no FIN, no reset."""
+
+    class Instruction(ctypes.Structure):
+        _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32))
+
+    class Program(ctypes.Structure):
+        _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction)))
+
+    # "Return 0": of each packet, keep nothing.
+    program = Program(1, ctypes.pointer(Instruction(0x06, 0, 0, 0)))
+    client.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
+
+
+async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey
+) -> None:
+    """Its buffer is full and stays so: the gateway forgets it, and it can come back with its cursor."""
+    monkeypatch.setattr(connection, "UNREAD_TIMEOUT_S", 0.3)
+    writer, other = Writer(log, key), TurnKey(key.tenant, TurnId(new_id()))
+    await writer.open("a")
+    await Writer(log, other).open("a")
+    silent = stalled(lone_gateway.port, f"/v1/turns/{key.turn}/events")
+    quiet = stalled(lone_gateway.port, f"/v1/turns/{other.turn}/events")
+    await until(lambda: is_read(log, key))
+    await until(lambda: is_read(log, other))
+    for _ in range(80):
+        await writer.say("a" * 100_000)
+
+    async def is_gone() -> bool:
+        return not await is_read(log, key)
+
+    await until(is_gone)
+    # Who has taken all that there was is not meant, however long nothing comes.
+    assert await is_read(log, other)
+    await writer.end()
+    assert len(told(frame.sent for frame in (await read(lone_gateway.client, key.turn)).frames).text) == 8_000_001
+    silent.close()
+    quiet.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/turns/{turn}/events", "/v1/turns/{turn}/events?dialect=text"])
+async def test_who_has_silently_gone_is_found(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, path: str
+) -> None:
+    """No FIN ever comes from a laptop that was shut: a heartbeat is not acknowledged, or, without one, a question."""
+    monkeypatch.setitem(server.KEPT, "TCP_USER_TIMEOUT", 500)
+    monkeypatch.setitem(server.KEPT, "TCP_KEEPIDLE", 1)
+    monkeypatch.setitem(server.KEPT, "TCP_KEEPINTVL", 1)
+    gateway = await new_gateway(nats_url, heartbeat_s=0.1)
+    await Writer(log, key).open("a")
+    client = stalled(gateway.port, path.format(turn=key.turn))
+    await until(lambda: is_read(log, key))
+    await asyncio.to_thread(client.recv, 65536)
+    vanish(client)
+
+    async def is_gone() -> bool:
+        return not await is_read(log, key)
+
+    await until(is_gone)
+    client.close()
+
+
+@pytest.mark.timeout(60)
+async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each(
+    house: House, house_log: TurnLog, key: TurnKey, tmp_path: Path
+) -> None:
+    """A hundred of them in an answer of 8 MB: what is written ahead of each has an end."""
+    writer = Writer(house_log, key)
+    await writer.open("a")
+    await writer.say(*["a" * 100_000] * 80)
+    path = f"/v1/turns/{key.turn}/events"
+    async with processes.gateway(tmp_path, house.nats_url, TAILRACE_API_KEYS=api_keys(key.tenant)) as process:
+        port = int(process.url.rpartition(":")[2])
+        # What the first one costs is the turn itself, which the others share.
+        clients = [stalled(port, path)]
+        await until(lambda: has_come(clients[0]) > 10_000)
+        before = resident(process.pid)
+        clients += [stalled(port, path) for _ in range(100)]
+        await until(lambda: all(has_come(client) > 10_000 for client in clients))
+        each = (resident(process.pid) - before) / 100
+        print(f"{each / 1000:.0f} kB for each of 100 readers that do not read")
+    for client in clients:
+        client.close()
+    assert each < MB
+
+
+def has_come(client: socket.socket) -> int:
+    """Bytes that wait for it to read."""
+    waiting = array("i", [0])
+    ioctl(client, FIONREAD, waiting)
+    return waiting[0]
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+async def test_nothing_is_said_in_the_middle_of_an_answer(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+    """Who sends garbage behind its request would find the refusal inside its stream."""
+    await Writer(log, key).open("a")
+    reader, writer = await asyncio.open_connection("127.0.0.1", lone_gateway.port)
+    writer.write(asking(f"/v1/turns/{key.turn}/events"))
+    received = await reader.readuntil(b'"text":"a"}')
+    writer.write(b"\x00garbage\r\n\r\n")
+    with suppress(ConnectionError):
+        received += await asyncio.wait_for(reader.read(), 5)
+    assert b"http_invalid" not in received
+    assert b"Invalid" not in received
+    writer.close()
+
+
+async def test_what_is_asked_behind_a_stream_is_not_heaped_up(
+    lone_gateway: Gateway, log: TurnLog, key: TurnKey
+) -> None:
+    """Its turn comes when the stream is over; until then the client keeps it, and not the gateway."""
+    writer = Writer(log, key)
+    await writer.open("a")
+    client = socket.create_connection(("127.0.0.1", lone_gateway.port))
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(client, asking(f"/v1/turns/{key.turn}/events"))
+    await until(lambda: is_read(log, key))
+    behind, taken = asking("/healthz") * 100, 0
+    with suppress(TimeoutError):
+        while taken < 50 * MB:
+            await asyncio.wait_for(loop.sock_sendall(client, behind), 1)
+            taken += len(behind)
+    assert taken < 20 * MB
+    client.close()
+
+
+def test_what_is_written_at_once_has_an_end() -> None:
+    """Frames up to so many bytes; one that is longer by itself is cut where it is sent."""
+    frames = [Frame(b"a" * 30_000)] * 5
+    assert len(within(frames, PIECE_BYTES_MAX)) == 2
+    assert within([Frame(b"a" * MB), *frames], PIECE_BYTES_MAX) == [Frame(b"a" * MB)]
+    assert (within([], PIECE_BYTES_MAX), within([Frame(b"")] * 300, 1)) == ([], [Frame(b"")] * 300)

@@ -1,0 +1,198 @@
+"""A generator that takes steps where the product's awaits: it carries a turn by the same plan, fold, outbox and append.
+
+What is its own here is the order in which generators/attempt.py and generators/worker.py do it.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from generators.attempt import stored
+from generators.continuation import Continuation, continuation_of
+from generators.meter import closing
+from generators.outbox import Outbox, Outgoing
+from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, judged, plan
+from generators.rota import Rotas, Source
+from proto import step
+from proto.append import append
+from proto.chain import Chain
+from proto.ending import ending
+from proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
+from proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
+from proto.fold import Turn, fold
+from proto.log.turns import APPEND_TIMEOUT_S
+from proto.replay import folded
+from proto.step import Steps
+from proto.subjects import TurnKey
+from tests.schedules import answers
+from tests.schedules.process import Process
+from tests.schedules.stream import Stream
+
+ATTEMPTS_MAX = 4
+FULL_WAIT_S = 1.0
+ROTAS = Rotas((Source("claude"), Source("bedrock")))
+# What a model's stream breaks off with; the last one is final for a turn that nobody has begun to answer.
+BREAKS = ("backend_unreachable", "backend_overloaded", "backend_broken", "backend_refused_request")
+
+
+class Worker(Process):
+    """One generator: it carries a turn while it holds a delivery, and says afterwards whether to acknowledge."""
+
+    def __init__(self, stream: Stream, key: TurnKey, script: answers.Script, name: str) -> None:
+        super().__init__(stream, name)
+        self.key = key
+        self.script = script
+        self.calls = 0
+        self.acknowledged: list[Chain] = []
+        """Of each append that was told to stand, the chain with it."""
+        self._is_attempting = False
+
+    def is_born_again(self) -> None:
+        """No two processes ever share a name."""
+        self.name += "'"
+        self._is_attempting = False
+        self.frozen_until_s = 0.0
+
+    def hear(self, heard: Stored) -> None:
+        """Stops the attempt when somebody else ends the turn, also while the model is silent."""
+        if self._is_attempting and isinstance(heard.entry, End) and self.is_busy and not self.is_frozen:
+            self._is_attempting = False
+            self.raise_in(FenceLost("ended by somebody else"))
+
+    def work(self) -> Steps[bool]:
+        """Carries the turn; whether its delivery is to be acknowledged (PROTOCOL R17)."""
+        try:
+            yield from self._carry()
+        except FenceLost:
+            return (yield from self._was_ended())
+        except TurnUnknown:
+            return True
+        except LogError:
+            return False
+        finally:
+            self._is_attempting = False
+        return True
+
+    def _was_ended(self) -> Steps[bool]:
+        try:
+            turn = yield from folded(self.key, now=self.world.now)
+        except LogError:
+            return False
+        return turn.end is not None
+
+    def _carry(self) -> Steps[Turn]:
+        turn = yield from folded(self.key, now=self.world.now)
+        assert turn.request is not None
+        rota = ROTAS.of(turn.request.model, turn.backend)
+        while True:
+            match self._next(turn):
+                case Leave():
+                    return turn
+                case Complete(fits):
+                    return (yield from self._end(turn, "completed", fits=fits))
+                case Close():
+                    outbox = Outbox()
+                    for event in closing(turn):
+                        outbox.put(event)
+                    turn = yield from self._write(turn, outbox, iter(()), None)
+                case Fail(failure):
+                    return (yield from self._end(turn, "failed", failure))
+                case Go() as go:
+                    turn, broken = yield from self._attempt(turn, go, rota.now)
+                    if broken is None:
+                        continue
+                    after = rota.after(broken, has_begun=turn.message is not None)
+                    if after is None:
+                        return (yield from self._end(turn, "failed", Failure(broken.code, broken.message)))
+                    rota = after
+
+    def _next(self, turn: Turn) -> Leave | Complete | Close | Fail | Go:
+        next_ = plan(turn, ATTEMPTS_MAX)
+        if isinstance(next_, Judge):
+            return judged(turn, answers.misfit(self.script, turn), ATTEMPTS_MAX)
+        # None of these turns is in a batch of another's.
+        assert not isinstance(next_, Wait)
+        return next_
+
+    def _attempt(self, turn: Turn, go: Go, source: Source) -> Steps[tuple[Turn, BackendError | None]]:
+        request = turn.request
+        assert request is not None
+        taken = Attempt(
+            prev=turn.chain.last,
+            attempt=go.attempt,
+            generator=self.name,
+            backend=source.backend,
+            mode=go.mode,
+            misfit=go.misfit,
+        )
+        chain = yield from self._append(turn.chain, taken)
+        turn = fold([stored(chain, turn, taken)], turn)
+        continuation = continuation_of(request, turn) if go.mode == "continue" else None
+        said = answers.call(self.script, turn, go.mode)
+        self.calls += 1
+        self.world.tell(self.name, f"calls the model, {go.mode}")
+        broken = None
+        if not self.stream.is_kind and self.world.chance() < self.stream.faults.broken:
+            said = said[: self.world.below(len(said))]
+            broken = BackendError(BREAKS[self.world.below(len(BREAKS))], "the model's stream broke off")
+        self._is_attempting = True
+        turn = yield from self._write(turn, Outbox(), iter(said), continuation)
+        self._is_attempting = False
+        return turn, broken
+
+    def _write(
+        self, turn: Turn, outbox: Outbox, said: Iterator[bytes], continuation: Continuation | None
+    ) -> Steps[Turn]:
+        """Appends what is put into the outbox; the model says more while an append is in flight, or less."""
+        written: list[Stored] = []
+        chain = turn.chain
+        faults, world = self.stream.faults, self.world
+        is_said = False
+        while True:
+            if faults.slow_s:
+                yield step.Pause(faults.slow_s * world.chance())
+            more = 1 + int(world.chance() * 3)
+            while not is_said and more:
+                raw = next(said, None)
+                if raw is None:
+                    is_said = True
+                    outbox.close()
+                    break
+                placed = [Outgoing(msgspec.Raw(raw))] if continuation is None else continuation.place(raw)
+                for event, is_hidden, left_out in placed:
+                    outbox.put(event, is_hidden=is_hidden, left_out=left_out)
+                    more -= 1
+            event_ = _taken(outbox)
+            if event_ is None:
+                return fold(written, turn)
+            raw, is_hidden, left_out = event_
+            entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden, left_out=left_out)
+            chain = yield from self._append(chain, entry)
+            written.append(stored(chain, turn, entry))
+
+    def _end(
+        self, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
+    ) -> Steps[Turn]:
+        end = ending(turn, outcome, error, fits=fits)
+        chain = yield from self._append(turn.chain, end)
+        return fold([stored(chain, turn, end)], turn)
+
+    def _append(self, chain: Chain, entry: Entry) -> Steps[Chain]:
+        while True:
+            try:
+                with_it = yield from append(self.key, chain, entry, now=self.world.now, timeout_s=APPEND_TIMEOUT_S)
+            except LogFull:
+                yield step.Pause(FULL_WAIT_S)
+            else:
+                self.acknowledged.append(with_it)
+                return with_it
+
+
+def _taken(outbox: Outbox) -> Outgoing | None:
+    """What the outbox gives at once: it has something, or is closed."""
+    try:
+        outbox.take().send(None)
+    except StopIteration as there:
+        taken: Outgoing | None = there.value
+        return taken
+    raise AssertionError("the outbox had nothing and was not closed")

@@ -1,0 +1,120 @@
+"""A schedule that was played, before the five promises, and before what only a simulator can see."""
+
+from proto.chain import START, link
+from proto.entries import Attempt, Stored
+from proto.fold import Turn, fold
+from proto.ids import Seq
+from proto.subjects import TurnKey
+from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdict, worst
+from tests.promises import judge as judge_promises
+from tests.schedules import answers
+from tests.schedules.reader import Reading
+from tests.schedules.schedule import KEY, Schedule
+
+
+class Folded(History, frozen=True, kw_only=True):
+    """A history of one turn, whose fold is known."""
+
+    turn: Turn
+
+    def fold(self, key: TurnKey) -> Turn:  # noqa: ARG002  # there is one
+        return self.turn
+
+
+def judge(schedule: Schedule) -> Verdict:
+    """The worst of all there is to say; its evidence begins with the seed."""
+    stored = schedule.stream.stored
+    turn, valid = fold(stored), valid_of(stored)
+    history = Folded(
+        posted={KEY: True},
+        readers=tuple(_reader(reader, turn, valid) for reader in schedule.readers),
+        log={KEY: tuple(stored)},
+        rendered={(KEY, "entries"): tuple(Frame(one.seq, b"") for one in valid)},
+        records={KEY: schedule.recorder.row} if schedule.recorder.row is not None else {},
+        turn=turn,
+    )
+    verdict = worst(
+        [
+            _ended(schedule),
+            judge_promises(history),
+            _right_text(schedule, turn),
+            _acknowledged(schedule, {one.seq for one in valid}),
+            _paid(schedule),
+            *(_refused(reader, valid) for reader in schedule.readers),
+        ]
+    )
+    return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
+
+
+def valid_of(stored: list[Stored]) -> list[Stored]:
+    chain, valid = START, list[Stored]()
+    for one in stored:
+        if (there := link(chain, one.seq, one.entry)) is not None:
+            chain = there
+            valid.append(one)
+    return valid
+
+
+def _reader(reader: Reading, turn: Turn, valid: list[Stored]) -> Reader:
+    is_whole = len(reader.told) == len(valid) and all(a is b for a, b in zip(reader.told, valid, strict=True))
+    told = turn if is_whole else fold(reader.told)
+    return Reader(
+        name=reader.name,
+        key=KEY,
+        dialect="entries",
+        connections=tuple(reader.connections) or (Connected(Seq(0), (), "cut"),),
+        told=Story(told.text, told.usage, told.outcome),
+    )
+
+
+def _ended(schedule: Schedule) -> Verdict:
+    """Everybody came to an end in bounded time."""
+    if schedule.is_over:
+        return KEPT
+    return Verdict(False, f"it is not over after {schedule.world.happened} happenings")
+
+
+def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
+    """What was asked for: all of it when it is completed, else what the model had said so far."""
+    if turn.end is None:
+        return Verdict(None, "the turn has not ended")
+    script = schedule.script
+    if turn.end.outcome == "completed":
+        wanted = script.answer(is_corrected=turn.end.fits is not False)
+        if [(block.type, block.text) for block in turn.blocks] != [(block.type, block.whole) for block in wanted]:
+            return Verdict(False, f"the answer is {turn.blocks}, and not {wanted}")
+    elif not any(answers.text_of(blocks).startswith(turn.text) for blocks in (script.blocks, script.wrong)):
+        return Verdict(False, f"{turn.text!r} is not the beginning of the answer")
+    return KEPT
+
+
+def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
+    """An append that was told to stand is in the story; a delivery is acknowledged after the end."""
+    if schedule.queue.too_early:
+        return Verdict(False, schedule.queue.too_early[0])
+    if schedule.faults.may_fork:
+        # Two rivals may both have been told so: the server's promise is broken then, and ours is that one counts.
+        return KEPT
+    told = [(writer.name, chain) for writer in schedule.workers for chain in writer.acknowledged]
+    told += [(writer.name, chain) for writer in schedule.askers for chain in writer.acknowledged]
+    for name, chain in told:
+        if chain.last not in valid:
+            return Verdict(False, f"{name} was told that {chain.last} stands, and it is not valid")
+    return KEPT
+
+
+def _paid(schedule: Schedule) -> Verdict:
+    """No call that no attempt stands for."""
+    calls = sum(worker.calls for worker in schedule.workers)
+    attempts = sum(isinstance(one.entry, Attempt) for one in schedule.stream.stored)
+    return KEPT if calls <= attempts else Verdict(False, f"{calls} calls for {attempts} attempts")
+
+
+def _refused(reader: Reading, valid: list[Stored]) -> Verdict:
+    """Nobody who asks for what is there is told that it is not."""
+    if reader.refused:
+        return Verdict(False, f"{reader.name}: {reader.refused[0]}")
+    for told in reader.broken:
+        if all(any(one is other for other in valid) for one in told):
+            return Verdict(False, f"{reader.name} was refused after {[one.seq for one in told]}, which is all valid")
+    return KEPT

@@ -1,0 +1,57 @@
+"""What an append does next after each answer, without a server; what a server does is tried in tests/integration."""
+
+from collections.abc import Iterator
+
+from proto.append import append
+from proto.chain import Chain
+from proto.ids import Tenant, TurnId, new_id
+from proto.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
+from proto.subjects import TurnKey
+from tests.handwritten import says
+
+KEY = TurnKey(Tenant("t"), TurnId(new_id()))
+CHAIN = Chain(7, 1)  # type: ignore[arg-type]
+ENTRY = says(CHAIN, "a")
+
+
+def begun() -> Steps[Chain]:
+    return append(KEY, CHAIN, ENTRY, now=lambda: 0.0, timeout_s=30)
+
+
+def after(unclear: Unclear) -> Iterator[Step]:
+    """The steps after a Publish with that outcome, when nothing is stored behind it, up to the next Publish."""
+    steps = begun()
+    step = next(steps)
+    assert isinstance(step, Publish)
+    step = steps.throw(unclear)
+    while not isinstance(step, Publish):
+        yield step
+        step = steps.send(Page([], is_last=True) if isinstance(step, Read) else isinstance(step, Confirm))
+
+
+def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_is_there() -> None:
+    """What was purged is refused for ever, and nothing that is stored would say so."""
+    kinds = [type(step) for step in after(Unclear("10071"))]
+    assert kinds == [Read, Confirm, Pause]
+
+
+def test_no_answer_is_followed_by_the_next_try_and_by_no_question_to_the_leader() -> None:
+    """Who asks a leader that is not there waits two seconds for it, in which another may have begun to lead."""
+    kinds = [type(step) for step in after(Unclear("nobody answers", is_answered=False))]
+    assert kinds == [Read, Pause]
+
+
+def test_who_waits_for_a_leader_asks_less_and_less_and_at_least_twice_a_second() -> None:
+    """A thousand turns that ask twenty times a second for minutes would keep the servers from finding one."""
+    steps, waits = begun(), list[float]()
+    step = next(steps)
+    while len(waits) < 6:
+        match step:
+            case Publish():
+                step = steps.throw(Unclear(is_answered=False))
+            case Read():
+                step = steps.send(Page([], is_last=True))
+            case Pause(wait_s):
+                waits.append(wait_s)
+                step = steps.send(None)
+    assert waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]

@@ -1,0 +1,60 @@
+"""How many readers one gateway takes, of whom. No server."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from gateway.limits.crowd import Crowd, Room, owner_of
+from proto.errors import Refused
+from proto.ids import Tenant
+
+ALICE, BOB = Tenant("alice"), Tenant("bob")
+
+
+def refusal(crowd: Crowd, tenant: Tenant, address: str) -> tuple[str, bool]:
+    """The code, and whether it says when to come again."""
+    with pytest.raises(Refused) as refused, crowd.joined(tenant, address):
+        pass
+    return refused.value.code, (refused.value.retry_after_s or 0) >= 1
+
+
+@pytest.mark.parametrize(
+    ("room", "tenant", "address", "code"),
+    [
+        (Room(2, 9, 9), BOB, "10.0.0.9", "gateway_full"),
+        (Room(9, 2, 9), ALICE, "10.0.0.9", "streams_open"),
+        (Room(9, 9, 2), BOB, "10.0.0.1", "streams_open"),
+    ],
+    ids=["all", "tenant", "address"],
+)
+def test_each_kind_has_its_most(room: Room, tenant: Tenant, address: str, code: str) -> None:
+    """The third is refused, and let in as soon as one has left; nobody else is meant, unless it is all."""
+    crowd = Crowd(room)
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        first.enter_context(crowd.joined(ALICE, "10.0.0.1"))
+        stack.enter_context(crowd.joined(ALICE, "10.0.0.1"))
+        assert refusal(crowd, tenant, address) == (code, True)
+        if code == "streams_open":
+            stack.enter_context(crowd.joined(BOB, "10.0.0.2"))
+        first.close()
+        stack.enter_context(crowd.joined(tenant, address))
+        assert refusal(crowd, tenant, address) == (code, True)
+    assert crowd._of == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "owner"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("", ""),
+        ("unix:", "unix:"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_of_ipv6_a_network_is_one_owner(address: str, owner: str) -> None:
+    """Who has one of its addresses has them all, and would count as nobody twice."""
+    assert owner_of(address) in (owner, "fe80::/64")

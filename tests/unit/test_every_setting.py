@@ -1,0 +1,142 @@
+"""Every setting of every process: a value that cannot be meant is refused before anything starts, in a sentence.
+
+What `--check` does with settings alone is done here; that it is what a process does is tried in test_process.py.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import pytest
+
+from deploy.environment import SERVICES
+from proto.errors import SettingsInvalid
+from proto.log.connection import servers
+from proto.settings import env_name, read, type_name
+from tests import tokens
+
+NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]
+LIMITS = [
+    ("requests", "NAME=NUMBER"),
+    ("money=1", "there are requests, burst"),
+    ("requests=0", "requests: Expected `int` >= 1"),
+    ("requests=1, requests=2", "twice"),
+    ("burst=5", "requests"),
+]
+HOSTS = [(text, "names and addresses") for text in ("http://h", "h:80", "a b", "ä", "-1", "h/path", "*")]
+# Anything may stand there: nobody but whoever sets it can know whether it is meant.
+ANY = frozenset({"TAILRACE_JWT_TENANT_CLAIM", "TAILRACE_JWT_SCOPES_CLAIM", "TAILRACE_CLAUDE_CODE_TOOLS"})
+# Of each type: what is not of it, and what the sentence then says.
+BY_TYPE = {
+    "int": [("", "a whole number"), ("x", "a whole number"), ("1.5", "a whole number"), ("-1", ">= ")],
+    "float": [("", "a number"), ("x", "a number"), ("nan", "a number"), ("inf", "a number"), ("-1", "0")],
+    "bool": [("", "true or false"), ("maybe", "true or false")],
+}
+BY_NAME: dict[str, list[tuple[str, str]]] = {
+    "TAILRACE_NATS_URL": NATS,
+    "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
+    "TAILRACE_PORT": [("65536", "<= 65535")],
+    "TAILRACE_LISTEN_FD": [("9999", "no socket")],
+    "TAILRACE_HOST": [
+        (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
+    ],
+    "TAILRACE_API_KEYS": [("acme:secret", "TENANT:SHA256"), (f"A:{'0' * 64}", "a-z 0-9")],
+    "TAILRACE_JWT_SECRET": [("short", "32 bytes")],
+    "TAILRACE_JWT_KEYS": [("/nowhere", "URL"), ("http://[::1", "URL"), ("file:///etc/passwd", "URL")],
+    "TAILRACE_JWT_ISSUER": [("https://issuer.example", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
+    "TAILRACE_JWT_AUDIENCE": [("authenticated", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
+    "TAILRACE_HOSTS": [("https://h", "without scheme and port"), ("h:80", "without scheme and port")],
+    "TAILRACE_ORIGINS": [("app.example", "https://app.example"), ("*", "https://app.example")],
+    "TAILRACE_PROXIES": [(text, "neither an address") for text in ("proxy.example", "10.0.0.5/8", "*")],
+    "TAILRACE_FULL_AT": [("1.5", "<= 1"), ("0", "> 0")],
+    "TAILRACE_LIMITS_KEY": LIMITS,
+    "TAILRACE_LIMITS_TENANT": LIMITS,
+    "TAILRACE_PROMPTS": [("/nowhere", "no folder")],
+    "TAILRACE_CACHE": [("9m", "one of auto, 5m, 1h, off"), ("", "one of auto, 5m, 1h, off")],
+    "TAILRACE_LOG_FORMAT": [("xml", "one of json, console")],
+    "TAILRACE_LOG_LEVEL": [("loud", "one of debug, info, warning, error")],
+    "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
+    "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
+    "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
+    "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude")],
+    "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],
+    "ANTHROPIC_BASE_URL": [(text, "https://HOST") for text in ("", "api.anthropic.com", "http://[::1", "http://h:x")],
+    "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "is not /nowhere/claude")],
+    "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
+    "TAILRACE_DATABASE": [("", "expected a file"), ("/", "expected a file")],
+    "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
+    "TAILRACE_WEBHOOK_URLS": [("https://h", "TENANT=URL"), ("acme=http://h", "https://")],
+}
+# What has to be set for a setting to be looked at.
+BESIDES = {
+    "TAILRACE_CLAUDE_CODE_BINARY": {"TAILRACE_BACKENDS": "claude_code"},
+    "TAILRACE_CLAUDE_CODE_ROOT": {"TAILRACE_BACKENDS": "claude_code", "TAILRACE_CLAUDE_CODE_BINARY": "/bin/true"},
+}
+
+
+class Wrong(NamedTuple):
+    role: str
+    name: str
+    text: str
+    says: str
+
+
+async def checked(role: str, environ: dict[str, str]) -> Any:
+    """The settings, once they are found to be fine: what `--check` does before it connects."""
+    settings: Any = read(dict(SERVICES)[role], environ)
+    servers(settings.nats_url)
+    await importlib.import_module(f"{role}.__main__").preflight(settings)
+    return settings
+
+
+def rows() -> list[Wrong]:
+    wrong = []
+    for role, kind in SERVICES:
+        for field, hint in get_type_hints(kind).items():
+            name = env_name(field)
+            of_type = BY_TYPE.get(type_name(hint), [])
+            wrong += [Wrong(role, name, text, says) for text, says in [*of_type, *BY_NAME.get(name, [])]]
+    return wrong
+
+
+def test_every_setting_has_a_value_that_is_refused() -> None:
+    """Whoever adds one adds what it may not be, or says that it may be anything."""
+    named = {env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
+    assert named == {row.name for row in rows()} | ANY
+    assert not ANY & {row.name for row in rows()}
+
+
+@pytest.mark.parametrize("wrong", rows(), ids=lambda row: f"{row.role}-{row.name}={row.text}")
+async def test_a_setting_that_cannot_be_meant_is_refused_in_a_sentence(wrong: Wrong, tmp_path: Path) -> None:
+    """It names the variable and what it may be, and gives no secret away."""
+    environ = {"ANTHROPIC_API_KEY": "sk-test", "TAILRACE_DATABASE": str(tmp_path / "x.db")}
+    with pytest.raises(SettingsInvalid) as refused:
+        await checked(wrong.role, environ | BESIDES.get(wrong.name, {}) | {wrong.name: wrong.text})
+    sentence = str(refused.value)
+    assert sentence.startswith((f"{wrong.name}: ", f"{wrong.name} is not set"))
+    assert wrong.says in sentence
+    assert "\n" not in sentence
+    assert "$." not in sentence
+
+
+async def test_what_can_be_meant_is_taken(tmp_path: Path) -> None:
+    """So that the rows above fail by what they name, and not by what stands beside it."""
+    (tmp_path / "prompts").mkdir()
+    good = {
+        "TAILRACE_NATS_URL": "nats://TOKEN@nats-1.internal:4222, tls://[::1]:4222, 127.0.0.1:4222, nats",
+        "TAILRACE_HOST": "localhost",
+        "TAILRACE_HOSTS": "app.example, my_container",
+        "TAILRACE_ORIGINS": "https://app.example:8443",
+        "TAILRACE_LIMITS_KEY": "requests=60, burst=10",
+        "TAILRACE_PROMPTS": str(tmp_path / "prompts"),
+        "TAILRACE_CACHE": "5m",
+        "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "hooks, hooks.internal., 10.0.0.7, [fd00::1], ::1",
+        "TAILRACE_WEBHOOK_URLS": "acme=http://hooks:8080/x",
+        "TAILRACE_DATABASE": str(tmp_path / "x.db"),
+        "ANTHROPIC_API_KEY": "sk-test",
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:8001/anthropic",
+        **{f"TAILRACE_{name.upper()}": text for name, text in tokens.settings().items()},
+    }
+    for role, _ in SERVICES:
+        settings = await checked(role, good)
+        assert len(servers(settings.nats_url)) == 4

@@ -1,0 +1,91 @@
+"""Requests that come at one moment: in which order they are begun, and who is sent away. Without a server."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway import rush
+from gateway.problem import Envelope
+from gateway.rush import AGAIN_S_MAX, AGAIN_S_MIN, BEGUN_AT_ONCE, Rush
+
+
+def asking(path: str = "/v1/turns") -> Scope:
+    return {"type": "http", "method": "GET", "path": path, "headers": []}
+
+
+async def receive() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def send(_: Message) -> None: ...
+
+
+async def test_a_crowd_is_let_in_a_few_at_a_time_and_in_its_order() -> None:
+    """Between two of them a stream has its turn: it is never behind more than a few."""
+    happened: list[int | str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        happened.append(int(scope["path"]))
+
+    async def stream() -> None:
+        while 99 not in happened:
+            happened.append("delta")
+            await asyncio.sleep(0)
+
+    crowd = Rush(app, frozenset())
+    await asyncio.gather(stream(), *(crowd(asking(str(n)), receive, send) for n in range(100)))
+    assert [one for one in happened if one != "delta"] == list(range(100))
+    runs = "".join("d" if one == "delta" else "r" for one in happened).strip("d").split("d")
+    assert max(map(len, runs)) <= BEGUN_AT_ONCE
+
+
+async def test_one_alone_does_not_wait() -> None:
+    """Also after a crowd, and when one of the crowd went away while it waited."""
+    begun: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    crowd = Rush(app, frozenset())
+    waiting = [asyncio.ensure_future(crowd(asking(f"/{n}"), receive, send)) for n in range(20)]
+    await asyncio.sleep(0)
+    waiting[15].cancel()
+    await asyncio.wait(waiting)
+    assert len(begun) == 19
+    async with asyncio.timeout(1):
+        await crowd(asking("/alone"), receive, send)
+    assert begun[-1] == "/alone"
+
+
+async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_for_health(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """503 with a Retry-After that is not everybody's: or the same crowd would be here again at the same moment."""
+    monkeypatch.setattr(rush, "WAIT_S_MAX", -1.0)
+    begun: list[str] = []
+    sent: list[Any] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    async def note(message: Message) -> None:
+        sent.append(message)
+
+    crowd = Rush(app, frozenset({"/healthz"}))
+    first = asyncio.ensure_future(crowd(asking("/first"), receive, send))
+    await asyncio.sleep(0)
+    for _ in range(50):
+        await crowd(asking("/late"), receive, note)
+    await crowd(asking("/healthz"), receive, note)
+    await first
+    assert begun == ["/healthz", "/first"]
+    starts, bodies = sent[::2], sent[1::2]
+    assert {start["status"] for start in starts} == {503}
+    assert msgspec.json.decode(bodies[0]["body"], type=Envelope).error.code == "gateway_full"
+    again = {int(dict(start["headers"])[b"retry-after"]) for start in starts}
+    assert len(again) > 3
+    assert min(again) >= AGAIN_S_MIN
+    assert max(again) <= AGAIN_S_MAX

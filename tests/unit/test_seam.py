@@ -1,0 +1,89 @@
+"""Where an answer is taken up again: what is repeated for certain is left out, and everything else is told."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.seam import REPEATED_MIN, Seam, tail
+
+STORED = "The sky is blue because short waves are scattered more than long on"
+VERSE = "Never let anybody tell you that the sea is calm today."
+
+
+def told(stored: str, *pieces: str) -> tuple[str, int]:
+    """All that is told of a call's first text, and how much was left out."""
+    seam, text, left_out = Seam(stored), "", 0
+    for piece in pieces:
+        more, repeated = seam.take(piece)
+        text, left_out = text + more, left_out + repeated
+    return text + seam.rest(), left_out
+
+
+def cut(text: str, size: int) -> Sequence[str]:
+    return [text[place : place + size] for place in range(0, len(text), size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30, 1000])
+@pytest.mark.parametrize("words", [6, 7, 13])
+def test_the_words_at_the_end_are_not_told_twice(words: int, size: int) -> None:
+    """However many there are of them, and however the model cuts what it says; half a word goes on in the middle."""
+    again = " ".join(STORED.split()[-words:])
+    assert told(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
+
+
+def test_who_only_repeats_has_nothing_to_add() -> None:
+    """The answer was whole but for its closing: the model says its last sentence again, and stops."""
+    assert told(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        pytest.param(STORED, "es, and so we see it.", id="it goes on"),
+        pytest.param(STORED, "more than long ones", id="too short to be sure"),
+        pytest.param(STORED, "attered more than long on", id="it begins within a word"),
+        pytest.param(STORED, "waves are scattered more than long waves", id="it says something else"),
+        pytest.param(STORED, "waves are scattered more than ", id="it stops before the end"),
+        pytest.param(STORED, "The waves are scattered more than long ones", id="it does not begin with it"),
+        pytest.param(STORED, "Waves are scattered more than long ones", id="in other letters"),
+        pytest.param(f"{VERSE}\n", f"{VERSE}\nNever.", id="a line that is told twice"),
+        pytest.param(f"{VERSE} {VERSE} {VERSE}", f"{VERSE} {VERSE}", id="a refrain"),
+        pytest.param("la " * 40, "la " * 40, id="what repeats itself anyhow"),
+        pytest.param("| 0 | 0 | 0 |\n| 0 | 0 | 0 |\n| 0 |", "| 0 | 0 |\n", id="a row of a table"),
+        pytest.param("    }\n" * 9 + "    ", "    }\n" * 9, id="closing braces"),
+        pytest.param("", "The sky", id="nothing is stored"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_what_may_be_meant_is_told(stored: str, text: str, size: int) -> None:
+    """Nothing is left out by guess."""
+    assert told(stored, *cut(text, size)) == (text, 0)
+
+
+def test_what_is_told_is_told_at_once() -> None:
+    """Text waits only as long as it may be a repetition."""
+    seam = Seam(STORED)
+    assert seam.take("Waves") == ("Waves", 0)
+    assert seam.take(" are") == (" are", 0)
+    held = Seam(STORED)
+    assert held.take("waves are") == ("", 0)
+    assert held.take(" small") == ("waves are small", 0)
+    assert held.take(" short waves") == (" short waves", 0)
+
+
+TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ", min_size=20, max_size=80)
+
+
+@given(TEXTS, TEXTS, st.integers(0, 80), st.integers(1, 9))
+def test_nothing_is_left_out_but_the_end_of_what_is_stored(stored: str, new: str, again: int, size: int) -> None:
+    """For any two texts, cut in any way: what is left out is what stands there already, and a good deal of it."""
+    text = stored[len(stored) - min(again, len(stored)) :] + new
+    rest, left_out = told(stored, *cut(text, size))
+    assert text[left_out:] == rest
+    assert (rest, left_out) == told(stored, text)
+    assert stored.endswith(text[:left_out])
+    if left_out:
+        assert len("".join(text[:left_out].split())) >= REPEATED_MIN
+        assert stored.count(tail(stored)) == 1

@@ -1,0 +1,109 @@
+"""A whole message and the events that it becomes: folded, they are the message."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators.backends.grammar import Grammar
+from generators.whole_message import PIECE_CHARS, events_of
+from proto.entries import Attempt, Event, Stored
+from proto.errors import BackendError
+from proto.fold import Turn, content, fold
+from proto.ids import Seq
+from tests.handwritten import NOON, request
+
+USAGE = {"input_tokens": 7, "output_tokens": 11, "service_tier": "batch", "server_tool_use": {"web_search_requests": 1}}
+
+
+def message(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    told = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": list(blocks)}
+    return told | {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE} | more
+
+
+def folded(events: list[msgspec.Raw]) -> Turn:
+    """The turn whose log they are."""
+    stored = [
+        Stored(Seq(1), NOON, request()),
+        Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="b", mode="fresh")),
+    ]
+    for number, event in enumerate(events):
+        stored.append(Stored(Seq(number + 3), NOON, Event(prev=Seq(number + 2), attempt=1, event=event)))
+    return fold(stored)
+
+
+BLOCKS: list[dict[str, Any]] = [
+    {"type": "text", "text": "Hello"},
+    {"type": "text", "text": "x" * (PIECE_CHARS + 1)},
+    {"type": "text", "text": ""},
+    {"type": "text", "text": "So", "citations": [{"type": "char_location", "cited_text": "a"}, {"type": "new"}]},
+    {"type": "thinking", "thinking": "Hm.", "signature": "sig"},
+    {"type": "redacted_thinking", "data": "zzz"},
+    {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": [1, {"b": "c"}]}},
+    {"type": "tool_use", "id": "t2", "name": "look", "input": {}},
+    {"type": "server_tool_use", "id": "t3", "name": "web_search", "input": {"query": "q"}},
+    {"type": "web_search_tool_result", "tool_use_id": "t3", "content": [{"type": "web_search_result", "url": "u"}]},
+    {"type": "newer", "thing": 1},
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_comes_out_as_it_went_in(block: dict[str, Any]) -> None:
+    """However it is told in pieces."""
+    assert [content(one) for one in folded(events_of(message(block))).blocks] == [block]
+
+
+@given(st.lists(st.sampled_from(BLOCKS), max_size=5))
+def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[str, Any]]) -> None:
+    """Its events follow the grammar, and folded they are the message, with its usage and why it ended."""
+    events = events_of(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
+    grammar = Grammar()
+    for event in events:
+        grammar.require(msgspec.json.decode(event)["type"], bytes(event))
+    turn = folded(events)
+    assert [content(one) for one in turn.blocks] == blocks
+    assert all(one.is_closed for one in turn.blocks)
+    assert (turn.stop.stop_reason, turn.stop.stop_sequence) == ("stop_sequence", "END")
+    assert (turn.usage.input_tokens, turn.usage.output_tokens, turn.is_usage_estimated) == (7, 11, False)
+    assert turn.usage_call.is_batch
+    assert turn.envelope["usage"]["server_tool_use"] == {"web_search_requests": 1}
+
+
+def test_what_a_message_says_besides_is_kept() -> None:
+    """Where a stream would have said it."""
+    told = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
+    envelope = folded(events_of(told)).envelope
+    assert envelope["delta"] == {"container": {"id": "c"}, "stop_details": {"type": "refusal"}}
+    assert envelope["context_management"] == {"applied_edits": []}
+
+
+def test_the_same_message_is_the_same_bytes() -> None:
+    """So that two who write it do not stand in each other's way."""
+    assert events_of(message(*BLOCKS)) == events_of(message(*BLOCKS))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{}, {"content": []}, message(stop_reason=None), message(usage=None), message({"text": "no type"}), message(7)],  # type: ignore[arg-type]
+)
+def test_what_is_no_whole_message_is_a_broken_answer(broken: dict[str, Any]) -> None:
+    """And no turn that looks complete."""
+    with pytest.raises(BackendError) as error:
+        events_of(broken)
+    assert error.value.code == "backend_broken"
+
+
+def test_a_block_begins_with_nothing_said() -> None:
+    """As a reader expects of a stream: what the block says comes in deltas."""
+    events = [msgspec.json.decode(event) for event in events_of(message(BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6]))]
+    starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert starts == [
+        {"type": "text", "text": ""},
+        {"type": "text", "text": "", "citations": []},
+        {"type": "thinking", "thinking": "", "signature": ""},
+        {"type": "tool_use", "id": "t1", "name": "look", "input": {}},
+    ]
+    (head,) = (event["message"] for event in events if event["type"] == "message_start")
+    assert (head["content"], head["stop_reason"], head["usage"]) == ([], None, USAGE)
