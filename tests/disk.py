@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -51,7 +52,7 @@ class Disk:
 
     def cut(self) -> None:
         """The disk as it was when it was copied. Whoever had it is gone."""
-        _run("umount", str(self.there))
+        _unmount(self.there)
         self._copied.replace(self.image)
         _run("mount", "-o", "loop", str(self.image), str(self.there))
 
@@ -69,7 +70,7 @@ def disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
     try:
         yield Disk(image, there)
     finally:
-        _run("umount", str(there))
+        _unmount(there)
 
 
 @contextmanager
@@ -79,13 +80,22 @@ def small_disk(there: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _run("umount", str(there))
+        _unmount(there)
 
 
 def _make(image: Path, size: int) -> None:
     with image.open("wb") as file:
         file.truncate(size)
     _run("mkfs.ext4", "-q", "-F", str(image))
+
+
+def _unmount(there: Path) -> None:
+    """Its processes were killed, and the kernel may still be closing their files."""
+    for _ in range(100):
+        if subprocess.run(("umount", str(there)), check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{there} is still in use")
 
 
 def _run(*command: str) -> None:

@@ -19,7 +19,7 @@ from proto.ids import TurnId, new_id
 from proto.log import TurnLog
 from proto.subjects import TurnKey
 from tests import processes
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 from tests.reading import is_read, read, told
 from tests.until import until
 from tests.writing import Writer
@@ -106,14 +106,14 @@ async def test_who_has_silently_gone_is_found(
 
 @pytest.mark.timeout(60)
 async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each(
-    house: House, house_log: TurnLog, key: TurnKey, tmp_path: Path
+    nats_url: str, log: TurnLog, key: TurnKey, tmp_path: Path
 ) -> None:
     """A hundred of them in an answer of 8 MB: what is written ahead of each has an end."""
-    writer = Writer(house_log, key)
+    writer = Writer(log, key)
     await writer.open("a")
     await writer.say(*["a" * 100_000] * 80)
     path = f"/v1/turns/{key.turn}/events"
-    async with processes.gateway(tmp_path, house.nats_url, TAILRACE_API_KEYS=api_keys(key.tenant)) as process:
+    async with processes.gateway(tmp_path, nats_url, TAILRACE_API_KEYS=api_keys(key.tenant)) as process:
         port = int(process.url.rpartition(":")[2])
         # What the first one costs is the turn itself, which the others share.
         clients = [stalled(port, path)]
