@@ -6,14 +6,16 @@ from signal import SIGKILL
 
 import pytest
 import structlog.testing
+from nats.aio.msg import Msg
 from structlog.typing import EventDict
 
 from deploy import nats_server, port, streams
 from deploy.process import signal_group, spawn
+from proto import subjects
 from proto.accounts import ADMIN, GATEWAY, RIGHTS
 from proto.errors import LogUnavailable
-from proto.log import Connection, check
-from proto.subjects import GENERATORS, PERSISTENCE, STREAM
+from proto.log import Connection, Services, check
+from proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.processes import CHECKOUT, as_user
 from tests.until import until
 
@@ -131,6 +133,33 @@ async def test_what_a_role_has_no_business_with_it_does_not_hear(nats_url: str, 
         await until(lambda: refusals(lines))
     assert f'"{subject.lower()}"' in refusals(lines)[0]
     await connection.close()
+
+
+async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again_gets_one(
+    nats_url: str, key: TurnKey
+) -> None:
+    """The right to answer ends with the connection that heard the question: no alarm, for nothing is lost for good."""
+    answering, asking = await opened(nats_url, GATEWAY), await opened(nats_url, GATEWAY)
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+        if len(heard) > 1:
+            await message.respond(b"")
+
+    await answering.subscribe(subjects.presence(key), hear)
+    # Whatever it says after a subscription the server hears after that.
+    await answering.jetstream.stream_info(STREAM)
+    with structlog.testing.capture_logs() as lines:
+        assert not await Services(asking).has_readers(key, timeout_s=0.2)
+        await answering.client.force_reconnect()
+        await until(lambda: "nats connection is back" in [line["event"] for line in lines])
+        await heard[0].respond(b"")
+        await until(lambda: "nats refused an answer that came too late" in [line["event"] for line in lines])
+    assert refusals(lines) == []
+    assert await Services(asking).has_readers(key, timeout_s=5)
+    for connection in (answering, asking):
+        await connection.close()
 
 
 async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
