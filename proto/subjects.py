@@ -155,6 +155,11 @@ def parse(subject: str) -> tuple[TurnKey, str]:
     return TurnKey(Tenant(tenant), TurnId(turn)), kind
 
 
+def whose(subject: str) -> str:
+    """The tenant that a subject is of; of what is no tenant's, the bucket."""
+    return subject.split(".", 2)[1]
+
+
 def _token(text: str) -> str:
     # A wildcard is accepted by the server in a publish and matches everything in a read, so it must never get there.
     if not is_token(text):

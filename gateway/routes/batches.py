@@ -147,7 +147,8 @@ async def results(request: Request) -> ASGIApp:
         lines = _results(gateway, key, turn.request.batch, numbers, is_over=turn.end is not None)
     else:
         lines = _past(gateway, key, numbers)
-    return Download(gateway, lines, {"content-type": "application/x-ndjson", "cache-control": "no-store"})
+    headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
+    return Download(gateway, lines, headers, is_stream=True)
 
 
 async def _past(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:

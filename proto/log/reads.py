@@ -5,8 +5,7 @@ nats-py has no call for it. All reads of a process share one wildcard inbox. `$J
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -16,15 +15,16 @@ from nats.aio.subscription import Subscription
 from proto.errors import LogUnavailable
 from proto.ids import Seq
 from proto.log.connection import Connection
+from proto.places import Places
 from proto.step import BATCH
-from proto.subjects import STREAM
+from proto.subjects import STREAM, whose
 
 # A frozen follower never answers, and another one would have (FACTS): ask again soon. A busy one answers later.
 TRY_TIMEOUTS_S = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)
 AGAIN_S = 0.05
 # The server answers one read after another, and what was given up here, too. Of sixty long turns that were asked for at
 # once none came in time, and nobody else's; and behind whom 64 MB wait, the connection is closed. So a page has no
-# more bytes than this, but for its last message, and so many are under way at once.
+# more bytes than this, but for its last message, and so many are under way at once, of all tenants in turn.
 PAGE_BYTES_MAX = 256 * 1024
 AT_ONCE = 8
 PLACE_WAIT_S = 5.0
@@ -72,7 +72,7 @@ class Reads:
         self._subscription: Subscription | None = None
         self._made = 0
         self._opening = asyncio.Lock()
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places = Places(AT_ONCE)
 
     async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
         """Up to `batch` messages on `subject` from sequence `first` on, or fewer long ones; raises LogUnavailable.
@@ -85,8 +85,7 @@ class Reads:
         )
         for timeout_s in TRY_TIMEOUTS_S:
             try:
-                async with self._place():
-                    answers = await self._asked(query, timeout_s)
+                answers = await self._asked(query, timeout_s, whose(subject))
             except (TimeoutError, LogUnavailable):
                 await asyncio.sleep(AGAIN_S)
                 continue
@@ -95,8 +94,14 @@ class Reads:
             await asyncio.sleep(AGAIN_S)
         raise LogUnavailable("the log cannot be read: no server answers for the stream")
 
-    async def _asked(self, query: bytes, timeout_s: float) -> _Batch:
-        """What comes of one try; raises TimeoutError, LogUnavailable."""
+    async def _asked(self, query: bytes, timeout_s: float, tenant: str) -> _Batch:
+        """What comes of one try, once it is `tenant`'s turn; raises TimeoutError, LogUnavailable."""
+        async with AsyncExitStack() as held:
+            async with asyncio.timeout(PLACE_WAIT_S):
+                await held.enter_async_context(self._places.taken(tenant))
+            return await self._answered(query, timeout_s)
+
+    async def _answered(self, query: bytes, timeout_s: float) -> _Batch:
         self._made += 1
         token = str(self._made)
         answers = self._batches[token] = _Batch()
@@ -106,16 +111,6 @@ class Reads:
         finally:
             del self._batches[token]
         return answers
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of those that are under way; raises TimeoutError when none is free in time."""
-        async with asyncio.timeout(PLACE_WAIT_S):
-            await self._places.acquire()
-        try:
-            yield
-        finally:
-            self._places.release()
 
     async def _all(self, answers: _Batch, timeout_s: float) -> None:
         while answers.status is None:

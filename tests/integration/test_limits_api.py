@@ -459,6 +459,28 @@ async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_ga
         assert '"requests";r=7;' in told
 
 
+@pytest.mark.parametrize("limit", [{"limits_key": "streams=1"}, {"streams_tenant_max": 1}], ids=["key", "gateway"])
+async def test_a_download_of_results_takes_the_place_of_a_stream(
+    nats_url: str, new_gateway: NewGateway, limit: dict[str, str]
+) -> None:
+    """It reads 32 answers at a time: while as many streams are open as may be, it is refused."""
+    gateway = await new_gateway(nats_url, **limit)
+    params = {name: SLOW[name] for name in ("message", "max_tokens", "model")}
+    asked = await gateway.client.post("/v1/batches", json={"requests": [{"custom_id": "a", "params": params}]})
+    results = asked.json()["links"]["results"]
+    turn = (await gateway.client.post("/v1/turns", json=SLOW)).json()
+    async with gateway.client.stream("GET", turn["links"]["events"]) as stream:
+        assert stream.status_code == 200
+        refused = await gateway.client.get(results)
+        assert (refused.status_code, code(refused)) == (429, "streams_open")
+        assert int(refused.headers["retry-after"]) > 0
+
+    async def is_let_in() -> bool:
+        return (await gateway.client.get(results)).status_code == 200
+
+    await until(is_let_in)
+
+
 @pytest.mark.timeout(60)
 async def test_a_turn_that_fails_before_its_first_word_leaves_no_place_taken(
     house: House, generator: Process, new_gateway: NewGateway

@@ -7,7 +7,7 @@ import pytest
 
 from deploy.nats_server import NatsServer
 from proto import subjects
-from proto.ids import Seq
+from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.log import Connection
 from proto.log.reads import AT_ONCE, PAGE_BYTES_MAX, Reads
 from proto.subjects import TurnKey
@@ -51,3 +51,26 @@ async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
         own_server.signal(SIGCONT)
     pages = await asyncio.gather(*asking)
     assert [len(page.messages) for page in pages] == [1] * CALLERS
+
+
+async def test_who_asks_for_many_keeps_no_other_tenant_waiting(
+    own_server: NatsServer, own_connection: Connection, key: TurnKey
+) -> None:
+    """One page of another tenant's comes after those that are under way, and before the rest that waited first."""
+    other = TurnKey(Tenant("other"), TurnId(new_id()))
+    subjects_of = [subjects.entry(each, "event") for each in (key, other)]
+    for subject in subjects_of:
+        await own_connection.jetstream.publish(subject, b"x")
+    reads = Reads(own_connection)
+    await reads.page(subjects_of[0], Seq(1))
+    own_server.signal(SIGSTOP)
+    try:
+        many = [asyncio.create_task(reads.page(subjects_of[0], Seq(1))) for _ in range(CALLERS)]
+        await until(lambda: len(reads._batches) >= AT_ONCE)
+        one = asyncio.create_task(reads.page(subjects_of[1], Seq(1)))
+        await asyncio.sleep(0)
+    finally:
+        own_server.signal(SIGCONT)
+    assert len((await one).messages) == 1
+    assert sum(page.done() for page in many) <= 2 * AT_ONCE
+    await asyncio.gather(*many)
