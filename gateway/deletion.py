@@ -24,7 +24,7 @@ from proto.subjects import GENERATORS, TurnKey
 # Each is up to a thousand turns. Who asks on in a session as fast as it is deleted does not keep this here for ever.
 ROUNDS_MAX = 100
 LOOKED_AT_ONCE = 16
-# After an end its generator has settled the turn. The server forgets the names of increments when it is started anew:
+# After an end its generator has settled the turn. Of each counter the server remembers the last increments' names:
 # who deletes what ended long ago would be given back once more what was held for it.
 SETTLED_WITHIN = timedelta(minutes=10)
 

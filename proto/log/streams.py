@@ -68,6 +68,9 @@ WEBHOOKS_ACK_WAIT_S = 10.0
 LIMITS_KEPT_S = 2 * 3600.0
 # A month that nobody has used for nine days is over.
 BUDGETS_KEPT_S = 40 * 24 * 3600.0
+# The server knows the names of increments by heart and, once it was started anew, by what is stored of them: therefore
+# the last of each counter are, more than are added to it while a turn that was settled may still be delivered again.
+INCREMENTS_KEPT = 1024
 # No turn runs for so long, nor is its log kept.
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 
@@ -109,7 +112,7 @@ def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
 
 
 def counters(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
-    """Such a stream takes increments and nothing else, and keeps what each subject comes to."""
+    """Such a stream takes increments and nothing else; the last message of a subject says what it comes to."""
     return StreamConfig(
         name=name,
         description="Tailrace: what was used",
@@ -117,7 +120,7 @@ def counters(name: str, subjects: str, kept_s: float, remembered_s: float, repli
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
         max_age=kept_s,
-        max_msgs_per_subject=1,
+        max_msgs_per_subject=INCREMENTS_KEPT,
         # For how long an increment that is sent again, with its name, is known and not added again.
         duplicate_window=remembered_s,
         allow_msg_counter=True,

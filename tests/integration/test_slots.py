@@ -1,6 +1,8 @@
 """Places that are held: as many as there are, each by one, and free again when nobody holds them."""
 
 import asyncio
+import functools
+from signal import SIGKILL
 
 import pytest
 
@@ -94,6 +96,34 @@ async def test_what_has_a_name_is_added_once(connection: Connection, tenant: Ten
             await counters.add_once(subject, -7, "turn-1")
         await counters.add_once(subject, -7, "turn-2")
         assert await counters.add(subject, 0) == -14
+
+
+@pytest.mark.rule("R37")
+async def test_what_has_a_name_is_added_once_by_a_server_that_was_killed_meanwhile(
+    own_server: NatsServer, own_connection: Connection, tenant: Tenant
+) -> None:
+    """Though others have added to the same counter since, as they do when they share a budget."""
+    counters = Counters(own_connection)
+    subjects = (f"limits.{tenant}.k.tokens.1-1", f"budgets.{tenant}.k.usd_day.2026-11-20")
+    for subject in subjects:
+        await counters.add_once(subject, -7, "turn-1")
+        for other in range(20):
+            await counters.add(subject, 1)
+            await counters.add_once(subject, -1, f"turn-1{other}")
+    await own_server.stop(SIGKILL)
+    await own_server.start()
+    await until(lambda: own_connection.is_up)
+
+    async def is_added(subject: str) -> bool:
+        try:
+            await counters.add_once(subject, -7, "turn-1")
+        except LogUnavailable:
+            return False
+        return True
+
+    for subject in subjects:
+        await until(functools.partial(is_added, subject))
+        assert await counters.add(subject, 0) == -7
 
 
 async def test_without_a_server_nothing_is_counted_or_taken(

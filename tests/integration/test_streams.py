@@ -85,9 +85,14 @@ async def test_what_limits_are_counted_in_is_set_up_as_the_protocol_says(connect
     assert [bool(config.allow_msg_ttl) for config in configs.values()] == [False, False, True]
     # As long as the log keeps a request, its turn may be settled again.
     assert configs[BUDGETS].duplicate_window == 24 * 3600
+    # The names of so many increments outlive a restart of the server.
+    assert [config.max_msgs_per_subject for config in configs.values()] == [1024, 1024, 1]
     for config in configs.values():
-        assert (config.storage, config.retention) == (StorageType.FILE, RetentionPolicy.LIMITS)
-        assert (config.max_msgs_per_subject, config.allow_direct) == (1, True)
+        assert (config.storage, config.retention, config.allow_direct) == (
+            StorageType.FILE,
+            RetentionPolicy.LIMITS,
+            True,
+        )
 
 
 @pytest.mark.rule("R37")
