@@ -7,11 +7,12 @@ at its cursor, and the results after the last line that came.
 import hashlib
 import http.client
 import os
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -24,6 +25,8 @@ TIMEOUT_S = 60.0
 TRIES_MAX = 60
 TRY_AGAIN_S = 1.0
 BAR_CHARS = 30
+# How a gateway names an input, and what is wrong within it.
+INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
 
 class Unreachable(TailraceError):
@@ -67,13 +70,16 @@ def door(url: str, environ: Mapping[str, str]) -> Door:
 
 def run(at: Door, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
     """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable, Unwritable."""
-    body = body_of(file, parallel, via)
+    body, numbers = body_of(file, parallel, via)
     if output is not None:
         require_writable(output)
     key = f"batch-{hashlib.sha256(body).hexdigest()}"
     headers = {"content_type": "application/json", "idempotency_key": key}
-    with _again(lambda: at.open("POST", "/v1/batches", body, **headers)) as answer:
-        batch = msgspec.json.decode(answer.read())
+    try:
+        with _again(lambda: at.open("POST", "/v1/batches", body, **headers)) as answer:
+            batch = msgspec.json.decode(answer.read())
+    except Refused as refused:
+        raise Refused(refused.code, in_file(refused.message, file, numbers)) from refused
     sys.stderr.write(f"batch {batch['batch']}: it goes on when this is stopped; run the same again to come back\n")
     bar = Bar(sys.stderr)
     for event in events(at, batch["links"]["events"]):
@@ -102,25 +108,35 @@ def require_writable(output: Path) -> None:
         raise SettingsInvalid(f"{output} cannot be written: --output is a file, in a folder that is there")
 
 
-def body_of(file: Path, parallel: int, via: Via) -> bytes:
-    """The body of the POST; raises SettingsInvalid, with the number of a line that is no JSON."""
+def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
+    """The body of the POST, and the line of each input; raises SettingsInvalid, with that of what is no JSON."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
         raise SettingsInvalid(f"{file} cannot be read: {error.strerror}") from error
-    requests = []
+    requests, numbers = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 requests.append(msgspec.json.decode(line))
             except msgspec.DecodeError as error:
                 raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
+            numbers.append(number)
     if not requests:
         raise SettingsInvalid(f"{file} has no inputs: each is a line of JSON, as `tailrace batch --help` shows")
     # Named only where it is another: a file that was asked before it could be is still the same batch.
-    return msgspec.json.encode(
-        {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
-    )
+    body = {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
+    return msgspec.json.encode(body), numbers
+
+
+def in_file(message: str, file: Path, numbers: Sequence[int]) -> str:
+    """What a gateway says of an input, with the line where it stands."""
+
+    def line(named: re.Match[str]) -> str:
+        index, within = int(named[1]), named[2].lstrip(".")
+        return f"{file}:{numbers[index]}" + (f", `{within}`" if within else "") if index < len(numbers) else named[0]
+
+    return INPUT.sub(line, message)
 
 
 def events(at: Door, path: str) -> Iterator[dict[str, Any]]:

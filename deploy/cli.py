@@ -192,7 +192,9 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if revoked is None:
         print(f"tailrace: there is no key {given.id!r}: see `tailrace keys list`", file=sys.stderr)
         return EXIT_TROUBLE
-    print(f"{revoked.id} of {revoked.tenant} is revoked")
+    key, was_before = revoked
+    how = f"was revoked already, {keys.day(key.revoked_at)}" if was_before else "is revoked"
+    print(f"{key.id} of {key.tenant} {how}")
     return 0
 
 

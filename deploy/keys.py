@@ -41,8 +41,8 @@ async def every(url: str) -> list[ApiKey]:
         return sorted(await keys.all(), key=lambda key: (key.created_at, key.id))
 
 
-async def revoke(url: str, key_id: str) -> ApiKey | None:
-    """The key that is revoked now, or was before; None: there is none of that id."""
+async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool] | None:
+    """The key that is revoked now, and whether it was before; None: there is none of that id."""
     async with opened(url) as keys:
         return await keys.revoke(key_id, int(time.time()))
 

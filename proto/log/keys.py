@@ -57,14 +57,18 @@ class Keys:
         except nats.errors.Error as error:
             raise LogUnavailable(f"the key cannot be stored: {type(error).__name__}") from error
 
-    async def revoke(self, key_id: str, now: int) -> ApiKey | None:
-        """Revokes a key, once: its record then; None when there is no such key. Raises LogUnavailable."""
+    async def revoke(self, key_id: str, now: int) -> tuple[ApiKey, bool] | None:
+        """Revokes a key, once: its record then, and whether it was revoked already; None when there is no such key.
+
+        Raises LogUnavailable.
+        """
         for _ in range(TRIES):
             try:
                 bucket = await self._open()
                 entry = await bucket.get(key_id)
                 record = _decoder.decode(entry.value or b"")
-                if record.revoked_at is None:
+                was_before = record.revoked_at is not None
+                if not was_before:
                     record = msgspec.structs.replace(record, revoked_at=now)
                     await bucket.update(key_id, msgspec.json.encode(record), last=entry.revision)
             except nats.js.errors.KeyWrongLastSequenceError:
@@ -75,7 +79,7 @@ class Keys:
                 return None
             except nats.errors.Error as error:
                 raise LogUnavailable(f"the key may not be revoked: {type(error).__name__}. Try again") from error
-            return record
+            return record, was_before
         raise LogUnavailable("the key may not be revoked: others are changing it. Try again")
 
     async def all(self) -> list[ApiKey]:

@@ -81,6 +81,12 @@ async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Pat
     (tmp_path / "bad.jsonl").write_text('{"custom_id": "a", "params": {"message": "hi"}}\n{"custom_id"\n')
     status, said = await run(gateway, tmp_path, str(tmp_path / "bad.jsonl"))
     assert (status, "bad.jsonl:2 is not JSON" in said) == (2, True)
+    # What the gateway refuses is named by its line, too, which is not its number among the inputs.
+    for wrong in ({"message": "hi", "model": "nobody"}, {"message": "hi", "max_tokens": "9"}):
+        rows = [{"custom_id": "a", "params": {"message": "hi"}}, {"custom_id": "b", "params": wrong}]
+        (tmp_path / "bad.jsonl").write_bytes(b"\n\n".join(map(msgspec.json.encode, rows)))
+        status, said = await run(gateway, tmp_path, str(tmp_path / "bad.jsonl"))
+        assert (status, "bad.jsonl:3" in said, "requests[" in said) == (1, True, False), said
     (tmp_path / "none.jsonl").write_text("")
     status, said = await run(gateway, tmp_path, str(tmp_path / "none.jsonl"))
     assert (status, "none.jsonl has no inputs" in said) == (2, True)

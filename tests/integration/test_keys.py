@@ -223,8 +223,9 @@ async def test_revoking_is_done_once(keys: Keys, own_connection: Connection) -> 
     key = a_key()
     await keys.create(key.record)
     revoked = await asyncio.gather(*(keys.revoke(key.record.id, now) for now in range(1, 6)))
-    times = {record.revoked_at for record in revoked if record is not None}
+    times = {one[0].revoked_at for one in revoked if one is not None}
     assert len(times) == 1
+    assert sorted(was_before for _, was_before in filter(None, revoked)) == [False, True, True, True, True]
     assert [record.revoked_at for record in await keys.all()] == [*times]
     bucket = await own_connection.jetstream.key_value(KEYS)
     await bucket.put("key_0123456789abcdef", b"no record")
