@@ -38,6 +38,8 @@ RETRY_MS = (500, 2000)
 BACK_WITHIN_S = 15.0
 # How soon who waits for a first word notices that the gateway is going away.
 DRAIN_LOOK_S = 0.2
+# A browser forgets what it has not yet given to its page when a body is cut short: 2 in 100 streams in Chromium.
+TAKEN_WITHIN_S = 0.25
 
 
 # The bytes that tell a turn as it is at once, where so many events had told it one by one.
@@ -177,7 +179,10 @@ class Stream:
             if data:
                 metrics.SENT_BYTES.inc(len(data))
                 await self._send(send, data)
-            if broken_at is not None or (live.is_broken and position == len(live.entries)):
+            if broken_at is not None:
+                await asyncio.sleep(TAKEN_WITHIN_S)
+                return False
+            if live.is_broken and position == len(live.entries):
                 return False
             if live.is_ended and position == len(live.entries):
                 return True
@@ -228,7 +233,10 @@ class Stream:
         await self.begin(send, 200)
         frame = self._dialect.archived(record, self._seen or 0)
         await self._send(send, frame.data)
-        await send(piece(b"", more=frame.is_break))
+        if frame.is_break:
+            await asyncio.sleep(TAKEN_WITHIN_S)
+        else:
+            await send(piece(b"", more=False))
 
     async def _send(self, send: Send, data: bytes) -> None:
         """Whole frames, as the client takes them."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from itertools import pairwise
 from typing import cast
 
@@ -11,6 +12,7 @@ from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
 from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
+from gateway.stream import TAKEN_WITHIN_S
 from proto.entries import Failure
 from proto.ids import SEQ_MAX, Tenant, TurnId, new_id
 from proto.log import TurnLog
@@ -377,6 +379,25 @@ async def test_a_turn_that_failed_is_an_error_in_every_dialect(
     assert data(anthropic.raw)["error"] == {"type": "overloaded_error", "message": "Claude is overloaded"}
     with pytest.raises(httpx2.RemoteProtocolError):
         await lone_gateway.client.get(url, params={"dialect": "text"})
+
+
+async def test_who_is_broken_off_has_had_time_to_take_the_error(
+    lone_gateway: Gateway, log: TurnLog, key: TurnKey
+) -> None:
+    """A browser forgets what its page has not read yet when a body is cut short, so the cut comes a moment later."""
+    writer = Writer(log, key)
+    await writer.open("a")
+    await writer.end("failed", Failure("backend_overloaded", "Claude is overloaded"))
+    url = f"/v1/turns/{key.turn}/events?dialect=content"
+    async with lone_gateway.client.stream("GET", url) as answer:
+        pieces = answer.aiter_raw()
+        told = b""
+        while b"overloaded" not in told:
+            told += await anext(pieces)
+        told_at = time.monotonic()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await anext(pieces)
+    assert time.monotonic() - told_at > TAKEN_WITHIN_S / 2
 
 
 async def test_a_reader_that_reads_nothing_harms_nobody_and_gets_everything_later(
