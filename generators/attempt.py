@@ -17,7 +17,7 @@ from generators.backends import Backend, Call
 from generators.backends.table import ACTING
 from generators.blobs import Blobs
 from generators.continuation import Continuation, call_after, call_of, continuation_of
-from generators.hedging import Hedging
+from generators.hedging import Hedging, is_due, is_first
 from generators.meter import Meter, closing
 from generators.outbox import Outbox, Outgoing
 from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
@@ -170,7 +170,7 @@ class Carrier:
             chain = await self._append(key, turn.chain, taken)
             turn = fold([stored(chain, turn, taken)], turn)
         # Only now: what breaks from here on was counted, and does not come back for ever. (No turn has two hedges.)
-        hedging = self._hedging if go.is_hedge or (self._hedging and self._hedging.is_due(go, source)) else None
+        hedging = self._hedging if go.is_hedge or is_due(go, source) else None
         backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
         meter = Meter(request, turn, is_raced=hedging is not None)
@@ -223,22 +223,12 @@ class Carrier:
             async with aclosing(self._log.follow(key, turn.chain.last)) as following:
                 async for some in following:
                     for one in some:
-                        if not self._has_written(one.entry, go.attempt):
+                        if not is_first(one.entry, go.attempt, self._name):
                             raise FenceLost(f"another call of {key.turn} was first")
                         return
         except (LogUnavailable, CursorUnknown) as error:
             # Whoever does not hear of it is told by the fence.
             logger.debug("race not followed", turn=key.turn, error=str(error))
-
-    def _has_written(self, entry: Entry, attempt: int) -> bool:
-        """Whether the first entry after a late attempt is of the attempt here."""
-        match entry:
-            case Attempt(generator=generator):
-                return generator == self._name
-            case Event(attempt=number):
-                return number == attempt
-            case _:
-                return False
 
     async def _listen(
         self,

@@ -9,7 +9,7 @@ from generators import metrics
 from generators.backends.table import ACTING
 from generators.plan import Go
 from generators.rota import Source
-from proto.entries import Request
+from proto.entries import Attempt, Entry, Event, Request
 from proto.errors import LogUnavailable
 from proto.ids import Seq
 from proto.log import Hedge, Hedges
@@ -21,6 +21,22 @@ from proto.usage import NUSD_PER_USD, CallUsage
 logger = structlog.get_logger()
 
 
+def is_due(go: Go, source: Source) -> bool:
+    """Whether this attempt may be raced by another: a turn's first one, so that no turn has two hedges."""
+    return go.attempt == 1 and source.backend not in ACTING
+
+
+def is_first(entry: Entry, attempt: int, generator: str) -> bool:
+    """Whether `entry`, the first after a late attempt, is of the call that `generator` makes as `attempt`."""
+    match entry:
+        case Attempt(generator=name):
+            return name == generator
+        case Event(attempt=number):
+            return number == attempt
+        case _:
+            return False
+
+
 class Hedging:
     """What a generator hedges with; one that has none of it neither asks nor is asked."""
 
@@ -28,10 +44,6 @@ class Hedging:
         self._hedges = hedges
         self._settlement = settlement
         self.after_s = after_s
-
-    def is_due(self, go: Go, source: Source) -> bool:
-        """Whether this attempt may be raced by another: a turn's first one, so that no turn has two hedges."""
-        return go.attempt == 1 and source.backend not in ACTING
 
     async def ask(self, key: TurnKey, late: Seq, lease: str) -> bool:
         """Whether another generator makes the call, too, beside the attempt at `late`."""

@@ -30,13 +30,14 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     if chain.is_ended or entry.prev != chain.last:
         return None
     is_first = chain.last == NOTHING
+    # Most entries by far are events, and every entry comes by here.
     match entry:
-        case Request():
-            return Chain(seq) if is_first else None
-        case Attempt(attempt=attempt):
-            return Chain(seq, attempt) if attempt > chain.attempt and not is_first else None
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_first
             return Chain(seq, entry.attempt, isinstance(entry, End)) if is_current else None
+        case Attempt():
+            return Chain(seq, entry.attempt) if entry.attempt > chain.attempt and not is_first else None
+        case Request():
+            return Chain(seq) if is_first else None
         case Unreadable():
             return None

@@ -19,6 +19,7 @@ from proto.usage import CallUsage, Usage, estimated
 
 # The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
+NO_TIME = timedelta()
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     reached_at: datetime | None = None
     """When the last valid entry was stored."""
-    worked: timedelta = timedelta()
+    worked: timedelta = NO_TIME
     """From each attempt to the last entry of it, by the server's clock: not the time in which nobody had the turn."""
     generator: str = ""
     backend: str = ""
@@ -200,10 +201,18 @@ class _Folding:
             self.skipped += 1
             return
         self.chain = chain
-        if self.reached_at is not None and not isinstance(stored.entry, Attempt):
-            self.worked += max(stored.at - self.reached_at, timedelta()) if self.chain.attempt else timedelta()
+        if chain.attempt and self.reached_at is not None and not isinstance(stored.entry, Attempt):
+            self.worked += max(stored.at - self.reached_at, NO_TIME)
         self.reached_at = stored.at
         match stored.entry:
+            case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
+                event = events.decode(raw)
+                self.said_chars += left_out
+                if isinstance(event, events.MessageStart) and not is_hidden:
+                    self.changes["message"] = event.message
+                if isinstance(event, events.MessageStart | events.MessageDelta):
+                    self.say(events.envelope(raw))
+                self.event(event)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
             case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge):
@@ -216,14 +225,6 @@ class _Folding:
                     self.blocks.clear()
                     self.envelope = {}
                     self.changes |= {"message": None, "stop": events.StopReason()}
-            case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
-                event = events.decode(raw)
-                self.said_chars += left_out
-                if isinstance(event, events.MessageStart) and not is_hidden:
-                    self.changes["message"] = event.message
-                if isinstance(event, events.MessageStart | events.MessageDelta):
-                    self.say(events.envelope(raw))
-                self.event(event)
             case Progress() as progress:
                 self.changes["progress"] = progress
             case End() as end:

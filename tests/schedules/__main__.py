@@ -1,11 +1,13 @@
 """`python -m tests.schedules --seed 7 --trace` replays one schedule; `--seeds 0:20000` many. Exit status 1 if red."""
 
 import argparse
+import os
 import sys
 import time
 from contextlib import nullcontext
 
 from tests.schedules.judge import judge
+from tests.schedules.many import over
 from tests.schedules.mutants import MUTANTS, without
 from tests.schedules.schedule import Schedule
 
@@ -15,26 +17,35 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="play this one alone")
     parser.add_argument("--seeds", default="0:20000", help="FIRST:AFTER_LAST (default: %(default)s)")
     parser.add_argument("--without", choices=MUTANTS, help="take a rule away, and see what it is good for")
-    parser.add_argument("--trace", action="store_true", help="tell all that happens")
+    parser.add_argument("--trace", action="store_true", help="of --seed: tell all that happens")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: %(default)s)")
     asked = parser.parse_args()
-    first, after = (asked.seed, asked.seed + 1) if asked.seed is not None else map(int, asked.seeds.split(":"))
+    if asked.seed is not None:
+        return told(asked.seed, asked.without, is_traced=asked.trace)
+    first, after = map(int, asked.seeds.split(":"))
     red = happened = 0
-    began_s = time.process_time()
-    for seed in range(first, after):
-        schedule = Schedule(seed, is_traced=asked.trace)
-        with without(asked.without) if asked.without else nullcontext():
-            schedule.play()
-        verdict = judge(schedule)
-        happened += schedule.world.happened
-        for line in schedule.world.trace or ():
-            print(line)
-        if not verdict.is_green:
+    began_s = time.monotonic()
+    for outcome in over(asked.processes, first, after, asked.without):
+        happened += outcome.happened
+        if outcome.evidence:
             red += 1
-            print(verdict.evidence)
-    took_s = time.process_time() - began_s
-    played = after - first
-    print(f"{played} schedules, {happened} happenings, {red} red; {played / took_s:.0f} a second of one core")
+            print(outcome.evidence)
+    played, took_s, cores = after - first, time.monotonic() - began_s, os.times()
+    computed_s = cores.children_user + cores.children_system
+    print(
+        f"{played} schedules, {happened} happenings, {red} red; {played / took_s:.0f} a second in "
+        f"{asked.processes} processes, {played / computed_s:.0f} a second of one core"
+    )
     return 1 if red else 0
+
+
+def told(seed: int, rule: str | None, *, is_traced: bool) -> int:
+    schedule = Schedule(seed, is_traced=is_traced)
+    with without(rule) if rule else nullcontext():
+        schedule.play()
+    verdict = judge(schedule)
+    print(*(schedule.world.trace or ()), verdict.evidence if not verdict.is_green else "green", sep="\n")
+    return 0 if verdict.is_green else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Each schedule has some kinds and not others: what hides behind one fault is found where that one is missing.
 """
 
+from random import Random
+
 from tests.schedules.world import World
 
 # By then a schedule has had its faults; from here on the world is kind, and everything has to come to its end.
@@ -49,6 +51,8 @@ class Faults:
         self.doubts = self._moments(world, 0.2)
         self.cuts = [1 + world.below(10) for _ in range(2)] if chance() < 0.5 else []
         self.is_asked_twice = chance() < 0.2
+        # Whether a first token may be late, and generators then hedge. Drawn apart: all else is as it was without it.
+        self.is_hedged = Random(f"races {world.seed}").random() < 0.25
 
     def _moments(self, world: World, rate: float) -> list[int]:
         found: list[int] = []

@@ -3,15 +3,17 @@
 What is its own here is the order in which generators/attempt.py and generators/worker.py do it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from generators.attempt import stored
 from generators.continuation import Continuation, continuation_of
+from generators.hedging import is_due, is_first
 from generators.meter import closing
 from generators.outbox import Outbox, Outgoing
-from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, judged, plan
+from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
 from generators.rota import Rotas, Source
 from proto import step
 from proto.append import append
@@ -20,8 +22,9 @@ from proto.ending import ending
 from proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
 from proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
 from proto.fold import Turn, fold
+from proto.ids import Seq
 from proto.log.turns import APPEND_TIMEOUT_S
-from proto.replay import folded
+from proto.replay import folded, folded_upto
 from proto.step import Steps
 from proto.subjects import TurnKey
 from tests.schedules import answers
@@ -30,9 +33,19 @@ from tests.schedules.stream import Stream
 
 ATTEMPTS_MAX = 4
 FULL_WAIT_S = 1.0
+HEDGE_AFTER_S = 0.2
 ROTAS = Rotas((Source("claude"), Source("bedrock")))
 # What a model's stream breaks off with; the last one is final for a turn that nobody has begun to answer.
 BREAKS = ("backend_unreachable", "backend_overloaded", "backend_broken", "backend_refused_request")
+
+
+class Raced(NamedTuple):
+    """A call beside which another is made: who has a token first has the turn."""
+
+    late: Seq
+    """The attempt of whoever was first to call."""
+    attempt: int
+    """That of the call here."""
 
 
 class Worker(Process):
@@ -43,26 +56,44 @@ class Worker(Process):
         self.key = key
         self.script = script
         self.calls = 0
+        self.hedges = 0
+        """Of these calls, those that were made beside another's."""
+        self.ask_for_hedge: Callable[[Worker, Seq], None] = _nobody
+        """Told that the attempt at that sequence has no token yet, and whose it is."""
         self.acknowledged: list[Chain] = []
         """Of each append that was told to stand, the chain with it."""
         self._is_attempting = False
+        self._raced: Raced | None = None
 
     def is_born_again(self) -> None:
         """No two processes ever share a name."""
         self.name += "'"
         self._is_attempting = False
+        self._raced = None
         self.frozen_until_s = 0.0
 
     def hear(self, heard: Stored) -> None:
-        """Stops the attempt when somebody else ends the turn, also while the model is silent."""
-        if self._is_attempting and isinstance(heard.entry, End) and self.is_busy and not self.is_frozen:
-            self._is_attempting = False
-            self.raise_in(FenceLost("ended by somebody else"))
+        """Stops the attempt when somebody else ends the turn, also while the model is silent; or has won the race."""
+        if not self._is_attempting or not self.is_busy or self.is_frozen:
+            return
+        if isinstance(heard.entry, End):
+            self._stop("ended by somebody else")
+        elif self._raced is not None and heard.entry.prev == self._raced.late:
+            if not is_first(heard.entry, self._raced.attempt, self.name):
+                self._stop("another call was first")
+            self._raced = None
 
-    def work(self) -> Steps[bool]:
-        """Carries the turn; whether its delivery is to be acknowledged (PROTOCOL R17)."""
+    def _stop(self, why: str) -> None:
+        self._is_attempting = False
+        self.raise_in(FenceLost(why))
+
+    def work(self, late: Seq | None = None) -> Steps[bool]:
+        """Carries the turn; whether its delivery is to be acknowledged (PROTOCOL R17).
+
+        With `late`: makes a call beside that of the attempt there, and carries the turn if it has a token first.
+        """
         try:
-            yield from self._carry()
+            turn = yield from self._carry() if late is None else self._hedge(late)
         except FenceLost:
             return (yield from self._was_ended())
         except TurnUnknown:
@@ -71,7 +102,8 @@ class Worker(Process):
             return False
         finally:
             self._is_attempting = False
-        return True
+            self._raced = None
+        return turn.end is not None
 
     def _was_ended(self) -> Steps[bool]:
         try:
@@ -82,10 +114,20 @@ class Worker(Process):
 
     def _carry(self) -> Steps[Turn]:
         turn = yield from folded(self.key, now=self.world.now)
+        return (yield from self._to_the_end(turn))
+
+    def _hedge(self, late: Seq) -> Steps[Turn]:
+        turn = yield from folded_upto(self.key, late, now=self.world.now)
+        if turn.chain != Chain(late, turn.attempt):
+            raise FenceLost("it is not waited for any more")
+        return (yield from self._to_the_end(turn, first=hedge(turn)))
+
+    def _to_the_end(self, turn: Turn, first: Go | None = None) -> Steps[Turn]:
         assert turn.request is not None
         rota = ROTAS.of(turn.request.model, turn.backend)
         while True:
-            match self._next(turn):
+            next_, first = first or self._next(turn), None
+            match next_:
                 case Leave():
                     return turn
                 case Complete(fits):
@@ -99,6 +141,9 @@ class Worker(Process):
                     return (yield from self._end(turn, "failed", failure))
                 case Go() as go:
                     turn, broken = yield from self._attempt(turn, go, rota.now)
+                    if turn.attempt < go.attempt:
+                        # A hedge that came to nothing.
+                        return turn
                     if broken is None:
                         continue
                     after = rota.after(broken, has_begun=turn.message is not None)
@@ -124,26 +169,59 @@ class Worker(Process):
             backend=source.backend,
             mode=go.mode,
             misfit=go.misfit,
+            is_hedge=go.is_hedge,
         )
-        chain = yield from self._append(turn.chain, taken)
-        turn = fold([stored(chain, turn, taken)], turn)
+        if not go.is_hedge:
+            chain = yield from self._append(turn.chain, taken)
+            turn = fold([stored(chain, turn, taken)], turn)
+        is_raced = self.stream.faults.is_hedged and (go.is_hedge or is_due(go, source))
         continuation = continuation_of(request, turn) if go.mode == "continue" else None
         said = answers.call(self.script, turn, go.mode)
         self.calls += 1
-        self.world.tell(self.name, f"calls the model, {go.mode}")
+        self.hedges += go.is_hedge
+        self.world.tell(self.name, f"calls the model, {go.mode}{', beside another' if go.is_hedge else ''}")
         broken = None
         if not self.stream.is_kind and self.world.chance() < self.stream.faults.broken:
             said = said[: self.world.below(len(said))]
             broken = BackendError(BREAKS[self.world.below(len(BREAKS))], "the model's stream broke off")
         self._is_attempting = True
-        turn = yield from self._write(turn, Outbox(), iter(said), continuation)
+        if is_raced:
+            yield from self._wait_for_token(turn.chain.last, go)
+        hedge_ = taken if go.is_hedge else None
+        turn = yield from self._write(
+            turn, Outbox(is_held=is_raced), iter(said), continuation, hedge_, is_held=is_raced
+        )
         self._is_attempting = False
+        self._raced = None
         return turn, broken
 
+    def _wait_for_token(self, late: Seq, go: Go) -> Steps[None]:
+        """As long as the model takes to begin; after a while another is asked to make the call, too."""
+        world = self.world
+        wait_s = world.chance() * 3 * HEDGE_AFTER_S
+        self._raced = Raced(late, go.attempt)
+        if not go.is_hedge:
+            if wait_s > HEDGE_AFTER_S:
+                yield step.Pause(HEDGE_AFTER_S)
+                self.ask_for_hedge(self, late)
+            wait_s -= HEDGE_AFTER_S
+        if wait_s > 0:
+            yield step.Pause(wait_s)
+
     def _write(
-        self, turn: Turn, outbox: Outbox, said: Iterator[bytes], continuation: Continuation | None
+        self,
+        turn: Turn,
+        outbox: Outbox,
+        said: Iterator[bytes],
+        continuation: Continuation | None,
+        hedge: Attempt | None = None,
+        *,
+        is_held: bool = False,
     ) -> Steps[Turn]:
-        """Appends what is put into the outbox; the model says more while an append is in flight, or less."""
+        """Appends what is put into the outbox; the model says more while an append is in flight, or less.
+
+        A `hedge` is stored before its first token, and without one not at all.
+        """
         written: list[Stored] = []
         chain = turn.chain
         faults, world = self.stream.faults, self.world
@@ -152,7 +230,7 @@ class Worker(Process):
             if faults.slow_s:
                 yield step.Pause(faults.slow_s * world.chance())
             more = 1 + int(world.chance() * 3)
-            while not is_said and more:
+            while not is_said and (more > 0 or (is_held and not outbox.begun.is_set())):
                 raw = next(said, None)
                 if raw is None:
                     is_said = True
@@ -165,10 +243,20 @@ class Worker(Process):
             event_ = _taken(outbox)
             if event_ is None:
                 return fold(written, turn)
+            if hedge is not None:
+                if not outbox.begun.is_set():
+                    return turn
+                chain = yield from self._take(chain, hedge)
+                written.append(stored(chain, turn, hedge))
+                hedge = None
             raw, is_hidden, left_out = event_
             entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden, left_out=left_out)
             chain = yield from self._append(chain, entry)
             written.append(stored(chain, turn, entry))
+
+    def _take(self, chain: Chain, hedge: Attempt) -> Steps[Chain]:
+        """The turn, from the late attempt that `chain` ends with."""
+        return (yield from self._append(chain, hedge))
 
     def _end(
         self, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
@@ -196,3 +284,7 @@ def _taken(outbox: Outbox) -> Outgoing | None:
         taken: Outgoing | None = there.value
         return taken
     raise AssertionError("the outbox had nothing and was not closed")
+
+
+def _nobody(*_: object) -> None:
+    pass

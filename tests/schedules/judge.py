@@ -1,7 +1,7 @@
 """A schedule that was played, before the five promises, and before what only a simulator can see."""
 
 from proto.chain import START, link
-from proto.entries import Attempt, Stored
+from proto.entries import Attempt, Event, Stored
 from proto.fold import Turn, fold
 from proto.ids import Seq
 from proto.subjects import TurnKey
@@ -40,6 +40,7 @@ def judge(schedule: Schedule) -> Verdict:
             _right_text(schedule, turn),
             _acknowledged(schedule, {one.seq for one in valid}),
             _paid(schedule),
+            _taken_back(valid),
             *(_refused(reader, valid) for reader in schedule.readers),
         ]
     )
@@ -104,10 +105,30 @@ def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
 
 
 def _paid(schedule: Schedule) -> Verdict:
-    """No call that no attempt stands for."""
-    calls = sum(worker.calls for worker in schedule.workers)
-    attempts = sum(isinstance(one.entry, Attempt) for one in schedule.stream.stored)
-    return KEPT if calls <= attempts else Verdict(False, f"{calls} calls for {attempts} attempts")
+    """No call that no attempt stands for, or that was not made beside one that was late: each has one such at most."""
+    attempts = [one.entry for one in schedule.stream.stored if isinstance(one.entry, Attempt)]
+    calls, hedges = (sum(getattr(worker, name) for worker in schedule.workers) for name in ("calls", "hedges"))
+    own = sum(not attempt.is_hedge for attempt in attempts)
+    if calls - hedges > own:
+        return Verdict(False, f"{calls - hedges} calls for {own} attempts")
+    late = sum(attempt.attempt == 1 for attempt in attempts)
+    return KEPT if hedges <= late else Verdict(False, f"{hedges} hedges of {late} first attempts")
+
+
+def _taken_back(valid: list[Stored]) -> Verdict:
+    """What readers were shown is said anew by a restart alone: a fresh attempt follows nothing that was shown."""
+    is_shown = False
+    for stored in valid:
+        match stored.entry:
+            case Attempt(mode="fresh") if is_shown:
+                return Verdict(False, f"the attempt at {stored.seq} begins afresh, and something was shown")
+            case Attempt(mode="restart"):
+                is_shown = False
+            case Event(is_hidden=False):
+                is_shown = True
+            case _:
+                pass
+    return KEPT
 
 
 def _refused(reader: Reading, valid: list[Stored]) -> Verdict:

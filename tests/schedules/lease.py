@@ -7,14 +7,18 @@ from tests.schedules.stream import Stream
 
 ACK_WAIT_S = 2.0
 NOBODY_WAIT_S = 0.3
+LOST_QUESTIONS = 0.1
 
 
 class Delivery:
-    """One stored request, leased to one generator at a time. A turn has one, unless its request was stored twice."""
+    """One stored request, leased to one generator at a time, and to whoever makes a call beside it.
+
+    A turn has one, unless its request was stored twice.
+    """
 
     def __init__(self, seq: Seq) -> None:
         self.seq = seq
-        self.holder: Worker | None = None
+        self.holders: list[Worker] = []
         self.lease = 0
         self.is_done = False
 
@@ -30,6 +34,8 @@ class Queue:
         self.too_early: list[str] = []
         """Acknowledgements that came while the log had no end."""
         self._held: dict[Worker, Delivery] = {}
+        for worker in workers:
+            worker.ask_for_hedge = self.hedge
 
     @property
     def is_done(self) -> bool:
@@ -48,13 +54,12 @@ class Queue:
     def lapse(self, worker: Worker) -> None:
         """He renews nothing any more: he is dead, or frozen, or has let go."""
         for delivery in self.deliveries:
-            if delivery.holder is worker:
+            if worker in delivery.holders:
                 self._expire(delivery, delivery.lease)
 
     def _expire(self, delivery: Delivery, lease: int) -> None:
         def expire() -> None:
-            holder = delivery.holder
-            is_kept = holder is not None and self._held.get(holder) is delivery and not holder.is_frozen
+            is_kept = any(self._held.get(holder) is delivery and not holder.is_frozen for holder in delivery.holders)
             if lease == delivery.lease and not is_kept:
                 self.deliver(delivery)
 
@@ -68,7 +73,7 @@ class Queue:
             self.world.after(NOBODY_WAIT_S, lambda: self.deliver(delivery))
             return
         worker = awake[self.world.below(len(awake))]
-        delivery.holder = worker
+        delivery.holders = [worker]
         delivery.lease += 1
         self.world.tell("queue", f"delivers {delivery.seq} to {worker.name}")
         before = self._held.get(worker)
@@ -78,6 +83,18 @@ class Queue:
             self._expire(before, before.lease)
         else:
             worker.start(worker.work(), lambda how: self._worked(worker, how))
+
+    def hedge(self, late: Worker, attempt: Seq) -> None:
+        """Another that has room is asked to make the call, too; the question, or its answer, may be lost."""
+        others = [worker for worker in self.workers if not worker.is_busy and not worker.is_frozen]
+        delivery = self._held[late]
+        if not others or self.world.chance() < LOST_QUESTIONS:
+            return
+        other = others[self.world.below(len(others))]
+        self.world.tell("queue", f"{other.name} makes the call beside {late.name}'s")
+        delivery.holders.append(other)
+        self._held[other] = delivery
+        other.start(other.work(attempt), lambda how: self._worked(other, how))
 
     def _worked(self, worker: Worker, how: object) -> None:
         delivery = self._held.pop(worker)

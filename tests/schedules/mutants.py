@@ -12,19 +12,20 @@ import msgspec
 
 from generators.plan import Plan, plan
 from proto.chain import Chain, link
-from proto.entries import End, Entry, Stored
-from proto.errors import TurnUnknown
+from proto.entries import Attempt, End, Entry, Event, Stored
+from proto.errors import FenceLost, TurnUnknown
 from proto.fold import Turn
 from proto.ids import Seq
 from proto.join import Join
 from proto.replay import folded
 from proto.step import Confirm, Now, Page, Read, Steps
 from proto.subjects import TurnKey
+from tests.schedules.generator import Worker
 from tests.schedules.stream import Stream
 
 Patches = list[Any]
 
-_heard = Join.heard
+_heard, _append = Join.heard, Worker._append
 
 # Whoever goes by the chain. The judge does not: it keeps the rule as it was.
 LINKED = ("proto.append.link", "proto.fold.link", "proto.follower.link", "proto.join.link")
@@ -144,6 +145,36 @@ def continuation() -> Patches:
     return [patch("tests.schedules.generator.continuation_of", lambda *_: None)]
 
 
+def hedge_fence() -> Patches:
+    """A hedge with a token takes the turn, whatever was stored since the attempt that it was late beside."""
+
+    def takes(self: Worker, _: Chain, hedge: Attempt) -> Steps[Chain]:
+        turn = yield from folded(self.key, now=self.world.now)
+        if turn.chain.is_ended:
+            raise FenceLost("it has ended")
+        return (yield from self._append(turn.chain, msgspec.structs.replace(hedge, prev=turn.chain.last)))
+
+    return [patch.object(Worker, "_take", takes)]
+
+
+def race_loser() -> Patches:
+    """Whoever's token was not the first writes on behind the other's: both append."""
+
+    def appended(self: Worker, chain: Chain, entry: Entry) -> Steps[Chain]:
+        while True:
+            try:
+                return (yield from _append(self, chain, entry))
+            except FenceLost:
+                if not self.stream.faults.is_hedged or not isinstance(entry, Event):
+                    raise
+                chain = (yield from folded(self.key, now=self.world.now)).chain
+                if chain.is_ended:
+                    raise
+                entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
+
+    return [patch.object(Worker, "_append", appended), patch.object(Worker, "_stop", lambda *_: None)]
+
+
 MUTANTS: dict[str, Callable[[], Patches]] = {
     made.__name__: made
     for made in (
@@ -161,6 +192,8 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         reading_as_far_as_told,
         asking_twice,
         continuation,
+        hedge_fence,
+        race_loser,
     )
 }
 

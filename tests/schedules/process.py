@@ -1,6 +1,7 @@
 """Somebody who takes steps: one at a time, with the answers that the log gives. He may be killed, or frozen."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from proto.step import Steps
@@ -60,17 +61,15 @@ class Process:
             self.resume_after(wait_s, answer)
 
     def resume_after(self, wait_s: float, answer: Any) -> None:
-        walk = self._walk
+        self.world.after(wait_s, partial(self._resume, self._walk, answer))
 
-        def resume() -> None:
-            if walk != self._walk:
-                return
-            if self.is_frozen:
-                self.world.after(self.frozen_until_s - self.world.now_s, resume)
-            else:
-                self._go(answer)
-
-        self.world.after(wait_s, resume)
+    def _resume(self, walk: int, answer: Any) -> None:
+        if walk != self._walk:
+            return
+        if self.frozen_until_s > self.world.now_s:
+            self.world.after(self.frozen_until_s - self.world.now_s, partial(self._resume, walk, answer))
+        else:
+            self._go(answer)
 
     def _go(self, answer: Any) -> None:
         steps, done = self._steps, self._done

@@ -55,6 +55,8 @@ class Schedule:
         stream.on_request = self.queue.stored
         stream.on_end = self.recorder.told
         stream.end_feeds += [worker.hear for worker in self.workers]
+        if faults.is_hedged:
+            stream.race_feeds += [worker.hear for worker in self.workers]
         self.is_over = False
 
     def play(self) -> None:

@@ -46,6 +46,9 @@ class Stream:
         """Whether an end is stored that may be valid."""
         self.feeds: list[Callable[[Stored], None]] = []
         self.end_feeds: list[Callable[[Stored], None]] = []
+        """Who hears of ends."""
+        self.race_feeds: list[Callable[[Stored], None]] = []
+        """Who hears of first tokens, unless that is lost."""
         self.is_kind = False
         """Nothing goes wrong any more."""
         self.done: list[str] = []
@@ -53,6 +56,12 @@ class Stream:
         self.on_request: Callable[[Stored], None] = _nobody
         self.on_end: Callable[[Stored], None] = _nobody
         self.at_publish: dict[int, list[Do]] = {}
+        self._answers: dict[type, Callable[[Any], Answer]] = {
+            Publish: self._publish,
+            Read: self._read,
+            Pause: self._pause,
+            Confirm: self._confirm,
+        }
         self._seqs: list[Seq] = []
         self._times: list[float] = []
         self._changing_until_s = 0.0
@@ -61,17 +70,7 @@ class Stream:
 
     def answer(self, who: str, step: Step) -> Answer:
         """What becomes of a step of anybody's, other than Hear: that is between him and his feed."""
-        match step:
-            case Publish(entry, fence):
-                answer = self._publish(entry, fence)
-            case Read(after, limit):
-                answer = self._read(after, limit)
-            case Pause(wait_s):
-                return wait_s * (1 + self.world.chance() / 4), None
-            case Confirm():
-                answer = self._confirm()
-            case _:
-                raise AssertionError(step)
+        answer: Answer = self._answers[type(step)](step)
         if self.world.trace is not None:
             self.world.tell(who, f"{shown(step)} -> {shown(answer[1])}, in {answer[0]:.4f} s")
         return answer
@@ -102,7 +101,8 @@ class Stream:
         self._republish(stored)
         return seq
 
-    def _publish(self, entry: Entry, fence: Seq) -> Answer:
+    def _publish(self, step: Publish) -> Answer:
+        entry, fence = step.entry, step.fence
         self.publishes += 1
         self.is_kind = self.publishes > KIND_AFTER_PUBLISHES or self.world.now_s > KIND_AFTER_S
         for do in self.at_publish.pop(self.publishes, ()):
@@ -159,7 +159,11 @@ class Stream:
             else (PUBLISH_TIMEOUT_S, Unclear("acknowledgement lost", is_answered=False))
         )
 
-    def _read(self, after: Seq, limit: int) -> Answer:
+    def _pause(self, step: Pause) -> Answer:
+        return step.wait_s * (1 + self.world.chance() / 4), None
+
+    def _read(self, step: Read) -> Answer:
+        after, limit = step.after, step.limit
         world, faults = self.world, self.faults
         soon_s = 0.0001 + world.chance() * 0.002
         if self.is_kind:
@@ -182,7 +186,7 @@ class Stream:
         first, last = bisect_right(self._seqs, after), bisect_right(self._times, seen_s)
         return Page(self.stored[first : min(first + limit, last)], last - first <= limit)
 
-    def _confirm(self) -> Answer:
+    def _confirm(self, _: Confirm) -> Answer:
         if self.world.now_s < self._changing_until_s and not self.is_kind:
             return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
         if self._asks_who_woke():
@@ -201,6 +205,9 @@ class Stream:
             self.has_end = world.may_be_over = True
             self.on_end(stored)
             for hear in self.end_feeds:
+                world.after(0.0005 + world.chance() * 0.01, partial(hear, stored))
+        elif self.race_feeds and world.chance() >= faults.dropped:
+            for hear in self.race_feeds:
                 world.after(0.0005 + world.chance() * 0.01, partial(hear, stored))
         for feed in self.feeds:
             u = 1.0 if self.is_kind else world.chance()

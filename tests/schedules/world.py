@@ -11,6 +11,7 @@ class World:
     """Nothing here waits: time goes on to whatever is due next."""
 
     def __init__(self, seed: int, *, is_traced: bool = False) -> None:
+        self.seed = seed
         self.dice = Random(seed)
         self.chance = self.dice.random
         """A number from 0 to 1, 1 excluded."""

@@ -2,16 +2,15 @@
 
 import pytest
 
-from generators.hedging import Hedging
+from generators.hedging import is_due
 from generators.plan import Go
 from generators.rota import Source
 
 
 @pytest.mark.parametrize(
-    ("number", "backend", "is_due"),
+    ("number", "backend", "is_raced"),
     [(1, "claude", True), (1, "litellm", True), (2, "claude", False), (9, "claude", False), (1, "claude_code", False)],
 )
-def test_a_turns_first_attempt_is_hedged_unless_it_acts(number: int, backend: str, is_due: bool) -> None:
+def test_a_turns_first_attempt_is_hedged_unless_it_acts(number: int, backend: str, is_raced: bool) -> None:
     """So no turn has two hedges, whoever carries it; and what works in a folder works there alone."""
-    hedging = Hedging(None, None, after_s=1)  # type: ignore[arg-type]
-    assert hedging.is_due(Go(number, "fresh"), Source(backend)) == is_due
+    assert is_due(Go(number, "fresh"), Source(backend)) == is_raced
