@@ -147,7 +147,9 @@ def build(
 
 def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limiter:
     of_keys, of_tenants = common_limits(settings)
-    return Limiter(Counters(connection), Slots(connection), turns, of_keys, of_tenants)
+    return Limiter(
+        Counters(connection), Slots(connection), turns, of_keys, of_tenants, is_hedged=settings.hedge_after_s > 0
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gateway import blobs
 from gateway.ask import Ask, Params, check, new_messages, request_of
 from gateway.context import Gateway
 from gateway.door.caller import Caller
-from gateway.limits.estimate import Estimate, estimate_of
+from gateway.limits.estimate import Estimate
 from gateway.limits.limits import Admission
 from gateway.place import Place
 from proto import batch, entries
@@ -60,7 +60,7 @@ async def prepared(
 ) -> entries.Request:
     """The request of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
     session = SessionId(new_id())
-    requests, estimates = await _requests(gateway, caller, asked, session)
+    requests, estimates = await _requests(gateway, caller, asked, session, admission)
     # Nothing of it runs here while Anthropic has it.
     at_once = asked.parallel if asked.via == "messages" else 1
     each, slots, parallel = await admission.batch(turn, estimates, at_once)
@@ -97,7 +97,7 @@ async def prepared(
 
 
 async def _requests(
-    gateway: Gateway, caller: Caller, asked: NewBatch, session: SessionId
+    gateway: Gateway, caller: Caller, asked: NewBatch, session: SessionId, admission: Admission
 ) -> tuple[list[entries.Request], list[Estimate]]:
     settings, offer = gateway.settings, await gateway.catalogue.offer(caller.tenant)
     filled = await gateway.prompts.all_filled([given.params for given in asked.requests], caller.tenant)
@@ -133,7 +133,7 @@ async def _requests(
         except Refused as refused:
             raise _at(index, refused) from refused
         requests.append(msgspec.structs.replace(request, metadata=named, via=asked.via))
-        estimates.append(estimate_of(requests[-1]))
+        estimates.append(admission.estimate(requests[-1]))
         if index % BREATHES_EVERY == 0:
             await asyncio.sleep(0)
     return requests, estimates

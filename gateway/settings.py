@@ -92,6 +92,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     limits_tenant: Annotated[str, Meta(description="the same, for all keys of each tenant together")] = ""
+    hedge_after_s: Annotated[
+        float, Meta(ge=0, description="as the generators have it; not 0: limits hold a second call's prompt, too")
+    ] = 0.0
     prompts: Annotated[
         str, Meta(description="folder of prompt templates, NAME.j2, which are read at the start; none: there are none")
     ] = ""

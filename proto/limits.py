@@ -38,6 +38,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     bytes_day: Some | None = None
     """Bytes of pictures, documents and long texts that are stored on one day (UTC)."""
 
+    @property
+    def is_estimated(self) -> bool:
+        """Whether any of them is of what nobody knows before a turn has ended."""
+        return (self.tokens, self.usd_day, self.usd_month) != (None, None, None)
+
 
 NAMES = Limits.__struct_fields__
 NONE = Limits()

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from gateway.door.caller import Caller
-from gateway.limits.estimate import Estimate, estimate_of
+from gateway.limits.estimate import NOTHING, Estimate, estimate_of
 from gateway.limits.quota import Owner, Quota, What, owners, quota
 from proto.entries import Hold, Request
 from proto.errors import LogError, Refused
@@ -44,7 +44,10 @@ class Standing(NamedTuple):
 
 
 class Limiter:
-    """`of_keys` and `of_tenants` hold for each that has none of its own. `now`: Unix seconds."""
+    """`of_keys` and `of_tenants` hold for each that has none of its own. `now`: Unix seconds.
+
+    `is_hedged`: generators may make a late call a second time.
+    """
 
     def __init__(
         self,
@@ -54,11 +57,14 @@ class Limiter:
         of_keys: Limits,
         of_tenants: Limits,
         now: Callable[[], float] = time.time,
+        *,
+        is_hedged: bool = False,
     ) -> None:
         self.counters = counters
         self.slots = slots
         self.log = log
         self.now = now
+        self.is_hedged = is_hedged
         self._of_keys = of_keys
         self._of_tenants = of_tenants
 
@@ -106,9 +112,15 @@ class Admission:
         """Counts bytes that are stored beside the log; raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
+    def estimate(self, request: Request) -> Estimate:
+        """What `request` may come to, for limits that ask for it: pages are not counted for nobody."""
+        if not any(owner.limits.is_estimated for owner in self._owners):
+            return NOTHING
+        return estimate_of(request, is_hedged=self._limiter.is_hedged)
+
     async def turn(self, turn: TurnId, request: Request) -> Request:
         """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
-        estimate = estimate_of(request)
+        estimate = self.estimate(request)
         holds = [Hold(subject, "tokens", estimate.tokens) for subject in await self._take("tokens", estimate.tokens)]
         whats: tuple[What, ...] = ("usd_day", "usd_month")
         for what in whats:

@@ -1,14 +1,17 @@
 """What a request may come to before anybody has answered it."""
 
+import base64
+
 import pytest
 
-from gateway.limits.estimate import PICTURE_TOKENS, estimate_of
-from proto.entries import Message
+from gateway.limits.estimate import MISFIT_TOKENS, PAGE_TOKENS, PICTURE_TOKENS, estimate_of
+from proto.entries import Message, Request
 from tests.handwritten import request
 
 TEXT = "seven characters, seven times over, is forty-nine"
 PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 1_000_000}}
 BLOB = {"tailrace:blob": "0" * 64, "bytes": 700_000}
+PDF = base64.b64encode(b"%PDF-1.4\n" + 12 * b"9 0 obj\n<< /Type /Page >>\nendobj\n").decode()
 LIFTED_PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BLOB}}
 LIFTED = {"type": "text", "text": BLOB}
 
@@ -17,10 +20,10 @@ def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
     """Text at 3.5 characters a token, wherever it stands."""
     assert len(TEXT) == 49
     asked = request(messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100)
-    # The word `text` of the block counts, too: 14 + 14 + 2.
-    assert estimate_of(asked).tokens == 130
-    with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{"name": TEXT}], max_tokens=100)
-    assert estimate_of(with_system).tokens == 142
+    # The words of the block count, too: 14 + 14 + 4.
+    assert estimate_of(asked).tokens == 132
+    with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{TEXT: TEXT}], max_tokens=100)
+    assert estimate_of(with_system).tokens == 156
 
 
 @pytest.mark.parametrize("block", [PICTURE, LIFTED_PICTURE])
@@ -28,6 +31,76 @@ def test_a_picture_is_no_text(block: dict[str, object]) -> None:
     """A million characters of base64 are one picture, lifted out or not."""
     tokens = estimate_of(request(messages=[Message("user", [block])], max_tokens=1)).tokens
     assert PICTURE_TOKENS < tokens < PICTURE_TOKENS + 10
+
+
+@pytest.mark.parametrize(
+    ("source", "pages"),
+    [
+        ({"type": "base64", "media_type": "application/pdf", "data": PDF}, 12),
+        ({"type": "base64", "media_type": "application/pdf", "data": BLOB}, 27),
+        ({"type": "url", "url": "https://example.com/long.pdf"}, 100),
+        ({"type": "file", "file_id": "file_1"}, 100),
+    ],
+    ids=["inline", "lifted", "url", "file"],
+)
+def test_a_document_is_held_by_its_pages(source: dict[str, object], pages: int) -> None:
+    """Each is told as text and as a picture; of what is not at hand they are guessed, by its size or without it."""
+    block = {"type": "document", "source": source, "title": "T"}
+    tokens = estimate_of(request(messages=[Message("user", [block])], max_tokens=1)).tokens
+    assert pages * PAGE_TOKENS < tokens < pages * PAGE_TOKENS + 10
+
+
+def test_nothing_is_held_that_no_model_takes() -> None:
+    """A prompt beyond the model's window is refused by who answers, and costs nothing."""
+    document = {"type": "document", "source": {"type": "url", "url": "https://example.com/long.pdf"}}
+    asked = request(model="claude-sonnet-5-5", messages=[Message("user", [document] * 9)], max_tokens=5)
+    assert estimate_of(asked).tokens == 1_000_005
+
+
+MARKED = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral"}}]
+MARKED_1H = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+
+
+@pytest.mark.parametrize(
+    ("kept", "price_nusd"),
+    [
+        (request(messages=[Message("user", TEXT * 100)], max_tokens=1), 2000),
+        (request(messages=[Message("user", TEXT * 100)], max_tokens=1, cache="5m"), 2500),
+        (request(messages=[Message("user", TEXT * 100)], max_tokens=1, cache="auto"), 2500),
+        (request(messages=[Message("user", TEXT * 100)], max_tokens=1, cache="1h"), 4000),
+        (request(messages=[Message("user", MARKED)], max_tokens=1), 2500),
+        (request(messages=[Message("user", MARKED_1H)], max_tokens=1), 4000),
+        (request(tools=[{"name": TEXT, "cache_control": {"type": "ephemeral", "ttl": "1h"}}], max_tokens=1), 4000),
+        (request(options={"cache_control": {"type": "ephemeral", "ttl": "1h"}}, max_tokens=1), 4000),
+    ],
+    ids=["not", "5m", "auto", "1h", "marked", "marked 1h", "tool", "options"],
+)
+def test_what_is_to_be_kept_is_held_at_the_price_of_keeping_it(kept: Request, price_nusd: int) -> None:
+    """Sonnet 5.5: 1.25 times as much for five minutes, twice for an hour; who asks for it, turn or client, pays it."""
+    estimate = estimate_of(kept)
+    assert estimate.tokens > 1
+    assert estimate.nusd == (estimate.tokens - 1) * price_nusd + 10_000
+
+
+def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
+    """It may be asked for once more, and is told the answer that did not fit; a message batch never does."""
+    schema = {"type": "object", "properties": {TEXT: {"type": "string"}}}
+    wanted = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    asked = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
+    once = 14 + -(-len("typeobjectproperties" + TEXT + "typestring") * 2 // 7)
+    assert estimate_of(asked).tokens == (once + 100) + (once + 100 + MISFIT_TOKENS + 100)
+    assert estimate_of(asked).nusd == (2 * once + 100 + MISFIT_TOKENS) * 2000 + 200 * 10_000
+    batched = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted, via="message_batches")
+    assert estimate_of(batched).tokens == once + 100
+
+
+def test_a_call_that_may_be_made_twice_at_once_is_held_with_both_prompts() -> None:
+    """Who loses was told all of it, at the same prices, and closes with the first word; nobody hedges a batch's."""
+    asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nusd=1)
+    alone, hedged = estimate_of(asked), estimate_of(asked, is_hedged=True)
+    assert (hedged.tokens - alone.tokens, hedged.nusd - alone.nusd) == (14 + 1, 14 * 4000 + 10_000)
+    batched = request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches")
+    assert estimate_of(batched, is_hedged=True) == estimate_of(batched)
 
 
 def test_a_long_text_is_as_long_when_a_conversation_goes_on_from_it() -> None:
@@ -47,7 +120,11 @@ def test_money_is_at_the_models_prices_and_no_more_than_the_turn_may_cost() -> N
     """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100)
     assert estimate_of(asked).nusd == 14 * 2000 + 100 * 10_000
-    assert estimate_of(request(max_cost_nusd=5, max_tokens=100)).nusd == 5
+    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nusd=50_000)
+    assert estimate_of(cut).nusd == 50_000
     assert estimate_of(request(model="nobody", max_tokens=100)).nusd == 0
+    # What the model is told is paid for before it says a word that could be cut.
+    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nusd=5)
+    assert estimate_of(cut).nusd == 14 * 2000
     halved = estimate_of(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))
     assert (halved.nusd, halved.tokens) == (estimate_of(asked).nusd // 2, estimate_of(asked).tokens)
