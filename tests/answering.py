@@ -82,10 +82,10 @@ async def is_acknowledged(connection: Connection) -> bool:
     return not backlog.waiting and not backlog.leased
 
 
-async def shorten_lease(connection: Connection, ack_wait_s: float) -> None:
-    """Lets a dead generator's turn come back this soon, for generators that start after it."""
+async def shorten_lease(connection: Connection, ack_wait_s: float, durable: str = GENERATORS) -> None:
+    """Lets what a dead generator had come back this soon, for generators that start after it; or what persistence."""
     jetstream = connection.jetstream
-    config = (await jetstream.consumer_info(STREAM, GENERATORS)).config
+    config = (await jetstream.consumer_info(STREAM, durable)).config
     shorter: nats.js.api.ConsumerConfig = config.evolve(ack_wait=ack_wait_s)
     await jetstream.add_consumer(STREAM, shorter)
 

@@ -8,6 +8,7 @@ together, and no other file publishes to a turn.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from proto.chain import Chain
 from proto.entries import Entry, Stored
 from proto.errors import LogError, LogFull, LogUnavailable, TurnUnknown
 from proto.fold import NOBODY, Turn
-from proto.follower import Follower
+from proto.follower import REREAD_S, Follower
 from proto.ids import NOTHING, Seq
 from proto.log import ack
 from proto.log.connection import Connection
@@ -123,16 +124,30 @@ class TurnLog:
         return await self._has(key, "end")
 
     async def until_ended(self, key: TurnKey) -> None:
-        """Returns when an `end` of the turn is heard of: a hint, which may be missed. For who writes and must stop."""
-        heard = asyncio.Event()
+        """Returns when an `end` of the turn is heard of, or stored. For who writes and must stop, also in a silence.
+
+        The feed is a hint. The log is asked, too: once whatever comes is heard, and whenever something may have been
+        missed. A fork's end that the log has is none.
+        """
+        heard, doubt = asyncio.Event(), asyncio.Event()
 
         async def hear(_: Msg) -> None:
             heard.set()
+            doubt.set()
 
         subscription = await self._connection.subscribe(subjects.live_end(key), hear)
+        forget = self._connection.on_reconnected(doubt.set)
         try:
-            await heard.wait()
+            while not heard.is_set():
+                doubt.clear()
+                with suppress(LogError):
+                    if await self.has_end(key) and (await self.turn(key)).end is not None:
+                        return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REREAD_S):
+                        await doubt.wait()
         finally:
+            forget()
             await self._connection.unsubscribe(subscription)
 
     async def take(self, key: TurnKey, steps: Steps[T], feed: "_Feed | None" = None) -> T:

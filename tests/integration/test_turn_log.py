@@ -589,6 +589,40 @@ async def test_the_end_of_a_turn_is_heard_of_by_who_writes_it(log: TurnLog, key:
     await until(watching.done)
 
 
+@pytest.mark.rule("R22")
+async def test_an_end_that_came_before_anybody_listened_is_found(log: TurnLog, key: TurnKey) -> None:
+    """Between an attempt and its call a turn may be cancelled, and the feed says so once."""
+    await begin(log, key)
+    turn = await log.turn(key)
+    await log.append(key, turn.chain, ending(turn, "cancelled"))
+    await asyncio.wait_for(log.until_ended(key), 2)
+
+
+@pytest.mark.rule("R22")
+async def test_an_end_that_is_a_forks_stops_nobody(
+    connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in the log: whoever carries the turn would be stopped by it again and again."""
+    looks, has_end = [], TurnLog.has_end
+
+    async def looked(self: TurnLog, key: TurnKey) -> bool:
+        looks.append(found := await has_end(self, key))
+        return found
+
+    monkeypatch.setattr(TurnLog, "has_end", looked)
+    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.01)
+    chain = await begin(log, key)
+    mine = await log.append(key, chain, says(chain, "first"))
+    fork = await store(connection, key, "event", entries.encode(says(chain, "rival")))
+    forked = msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork)
+    await store(connection, key, "end", entries.encode(forked))
+    watching = asyncio.create_task(log.until_ended(key))
+    await until(lambda: len(looks) > 3)
+    assert (looks[0], watching.done()) == (True, False)
+    await finish(log, key, mine)
+    await until(watching.done)
+
+
 # A server that does not answer
 
 
