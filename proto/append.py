@@ -6,7 +6,7 @@ does, the fence is lost; otherwise again. One read never proves that something i
 
 from proto import entries
 from proto.chain import START, Chain, link
-from proto.entries import Entry
+from proto.entries import Attempt, Entry
 from proto.errors import FenceLost, LogFull, LogUnavailable
 from proto.ids import Seq
 from proto.replay import confirm_known, is_valid
@@ -63,9 +63,13 @@ def tail(
     """After an unclear append: the chain with it if it stands, else None and the fence to try again with."""
     last = fence
     page: Page = yield Read(chain.last)
-    for stored in page.entries:
+    for number, stored in enumerate(page.entries, 1):
         there = link(chain, stored.seq, stored.entry)
         if there is not None and entries.encode(stored.entry) == entries.encode(entry):
+            if isinstance(entry, Attempt) and (number < len(page.entries) or not page.is_last):
+                # Of an attempt nobody tells anything before it stands: this is one that the same process has made
+                # before, and what it has read of the turn was older.
+                raise FenceLost(f"{key.turn} has had this attempt already, at {stored.seq}")
             return there, fence
         if there is not None:
             raise FenceLost(f"{key.turn} was continued by another writer after {chain.last}")

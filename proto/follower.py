@@ -46,7 +46,7 @@ class Follower:
 
         CursorUnknown, too: the cursor is no valid entry of the turn.
         """
-        chain = yield from chain_at(self._after)
+        chain = yield from chain_at(self._key, self._after, self._now)
         join = self._join = Join(chain)
         valid = yield from settled(self._key, join, self._now, is_first=self._after == NOTHING)
         # A fork may go on to an end of its own, and skip nothing.

@@ -18,7 +18,6 @@ READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
-CURSOR_TRIES = 3
 # An old leader that wakes up answers as if it led: 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 
@@ -84,26 +83,35 @@ def is_valid(key: TurnKey, seq: Seq, sure: Chain, now: Now) -> Steps[bool]:
     return any(stored.seq == seq for stored in valid)
 
 
-def chain_at(cursor: Seq) -> Steps[Chain]:
+def chain_at(key: TurnKey, cursor: Seq, now: Now) -> Steps[Chain]:
     """The chain as it was when `cursor` was its last entry. Raises CursorUnknown, LogUnavailable."""
     if cursor == NOTHING:
         return START
-    for tries_left in reversed(range(CURSOR_TRIES)):
+    deadline = now() + STALE_MAX_S
+    while True:
         page: Page = yield Read(Seq(cursor - 1), 1)
         found = page.entries
         if found and found[0].seq == cursor:
             entry = found[0].entry
             attempt = 0 if isinstance(entry, entries.Request) else getattr(entry, "attempt", 0)
             return Chain(cursor, attempt, isinstance(entry, entries.End))
-        if found or not tries_left:
-            break
+        # Who has later ones has them all. Who has none may be behind, for as long as its way to the others is slow.
+        if found or not (yield from _stands(cursor)):
+            raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
+        if now() >= deadline:
+            raise LogUnavailable(f"{key.turn} is stored further than it can be read")
         yield Pause(STALE_WAIT_S)
-    raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
 
 
 def confirm_known(key: TurnKey) -> Steps[None]:
     """Raises TurnUnknown, LogUnavailable."""
-    if not (yield Confirm()):
-        yield Pause(WOKEN_WAIT_S)
-        if not (yield Confirm()):
-            raise TurnUnknown(f"the log has no turn {key.turn}")
+    if not (yield from _stands(NOTHING)):
+        raise TurnUnknown(f"the log has no turn {key.turn}")
+
+
+def _stands(seq: Seq) -> Steps[bool]:
+    """What a Confirm asks. A no is believed when it was said twice. Raises LogUnavailable."""
+    if (yield Confirm(seq)):
+        return True
+    yield Pause(WOKEN_WAIT_S)
+    return bool((yield Confirm(seq)))

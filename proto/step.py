@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from proto.entries import Entry, Stored
-from proto.ids import Seq
+from proto.ids import NOTHING, Seq
 
 T = TypeVar("T")
 
@@ -47,7 +47,9 @@ class Read(msgspec.Struct, frozen=True):
 
 
 class Confirm(msgspec.Struct, frozen=True):
-    """Whether the stream's leader has the turn's request: a bool; raises LogUnavailable."""
+    """Whether the stream's leader has the turn's request, or its entry at `seq`: a bool; raises LogUnavailable."""
+
+    seq: Seq = NOTHING
 
 
 class Pause(msgspec.Struct, frozen=True):

@@ -173,8 +173,8 @@ class TurnLog:
                 )
             case Read():
                 return await self._page(key, step)
-            case Confirm():
-                return await self._has(key, "request")
+            case Confirm(seq):
+                return await self._stands(key, seq) if seq else await self._has(key, "request")
             case Pause(wait_s):
                 return await asyncio.sleep(wait_s)
             case Hear(timeout_s):
@@ -202,12 +202,34 @@ class TurnLog:
 
     async def _has(self, key: TurnKey, kind: str) -> bool:
         """Asks the stream's leader; raises LogUnavailable. An old one that wakes up may deny what is there."""
-        query = msgspec.json.encode({"last_by_subj": subjects.entry(key, kind)})
-        reply = await self._connection.request(f"$JS.API.STREAM.MSG.GET.{STREAM}", query, timeout_s=PUBLISH_TIMEOUT_S)
-        error = ack.decode(reply.data).error
-        if error is not None and error.err_code != ack.NOT_FOUND:
-            raise LogUnavailable(f"the log's leader does not answer: {error.description}")
-        return error is None
+        return await self._found({"last_by_subj": subjects.entry(key, kind)}) != NOTHING
+
+    async def _stands(self, key: TurnKey, seq: Seq) -> bool:
+        """Asks the stream's leader for the turn's entry at `seq`, as `_has` does."""
+        return await self._found({"seq": seq, "next_by_subj": subjects.entries(key)}) == seq
+
+    async def _found(self, query: dict[str, object]) -> Seq:
+        """Where what is asked for stands; NOTHING: nowhere. Raises LogUnavailable."""
+        reply = await self._connection.request(
+            f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
+        )
+        found = _decode(reply.data)
+        if found.error is not None and found.error.err_code != ack.NOT_FOUND:
+            raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
+        return found.message.seq if found.message is not None else NOTHING
+
+
+class _Found(msgspec.Struct):
+    """What the stream's leader answers to who asks for one message."""
+
+    class Message(msgspec.Struct):
+        seq: Seq
+
+    message: Message | None = None
+    error: ack.Ack.Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Found).decode
 
 
 class _Feed:

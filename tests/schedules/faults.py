@@ -53,6 +53,9 @@ class Faults:
         self.is_asked_twice = chance() < 0.2
         # Whether a first token may be late, and generators then hedge. Drawn apart: all else is as it was without it.
         self.is_hedged = Random(f"races {world.seed}").random() < 0.25
+        # When a server falls behind. Drawn apart, too.
+        lagging = Random(f"lags {world.seed}")
+        self.lags = [lagging.randint(1, 14)] if lagging.random() < 0.15 else []
 
     def _moments(self, world: World, rate: float) -> list[int]:
         found: list[int] = []

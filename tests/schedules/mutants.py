@@ -11,9 +11,9 @@ from unittest.mock import patch
 import msgspec
 
 from generators.plan import Plan, plan
-from proto.chain import Chain, link
+from proto.chain import START, Chain, link
 from proto.entries import Attempt, End, Entry, Event, Stored
-from proto.errors import FenceLost, TurnUnknown
+from proto.errors import CursorUnknown, FenceLost, TurnUnknown
 from proto.fold import Turn
 from proto.ids import Seq
 from proto.join import Join
@@ -120,6 +120,22 @@ def reader_reread() -> Patches:
     return [patch("proto.follower.Follower._page", _steps_to([]))]
 
 
+def cursor_rule() -> Patches:
+    """A cursor that a few reads do not find is refused."""
+
+    def chain_at(_: TurnKey, cursor: Seq, __: Now) -> Steps[Chain]:
+        for ___ in range(3 if cursor else 0):
+            page: Page = yield Read(Seq(cursor - 1), 1)
+            if page.entries and page.entries[0].seq == cursor:
+                entry = page.entries[0].entry
+                return Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))
+        if cursor:
+            raise CursorUnknown("the cursor was not found")
+        return START
+
+    return [patch("proto.follower.chain_at", chain_at)]
+
+
 def acknowledgement_rule() -> Patches:
     """Whoever has lost the fence acknowledges the turn's request."""
     return [patch("tests.schedules.generator.Worker._was_ended", _steps_to(True))]
@@ -188,6 +204,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         reader_repeats,
         reader_gap,
         reader_reread,
+        cursor_rule,
         acknowledgement_rule,
         reading_as_far_as_told,
         asking_twice,

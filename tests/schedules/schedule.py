@@ -70,6 +70,7 @@ class Schedule:
         self._at(faults.thefts, self.queue.steal)
         self._at(faults.changes, self.stream.change_leader)
         self._at(faults.wakings, self.stream.wake)
+        self._at(faults.lags, self.stream.fall_behind)
         self._at(faults.strays, self._stray)
         self._at(faults.doubts, self.readers[-1].doubt)
         for cancel, moment in zip(self.cancels, faults.cancels, strict=True):

@@ -25,6 +25,8 @@ LAG_MAX_S = 0.004
 # How long an old leader that wakes up takes to hear that it is none, and how long it may have slept.
 WOKEN_S = 0.02
 SLEPT_MAX_S = 3.0
+# How long a server may be behind the others: as long as a way between two is slow (`make chaos` has seen seven).
+BEHIND_MAX_S = 8.0
 # How many of the last writes a new leader may not have heard of when it judges a fence.
 UNHEARD_MAX = 3
 
@@ -67,6 +69,8 @@ class Stream:
         self._changing_until_s = 0.0
         self._woken_until_s = 0.0
         self._slept_since_s = 0.0
+        self._behind_until_s = 0.0
+        self._behind_since_s = 0.0
 
     def answer(self, who: str, step: Step) -> Answer:
         """What becomes of a step of anybody's, other than Hear: that is between him and his feed."""
@@ -86,6 +90,12 @@ class Stream:
         self._woken_until_s = self.world.now_s + WOKEN_S
         self._slept_since_s = self.world.now_s - self.world.chance() * SLEPT_MAX_S
         self.world.tell("server", f"an old leader wakes up that has slept since {self._slept_since_s:.4f}")
+
+    def fall_behind(self) -> None:
+        """One server's way to the others is slow: for seconds it answers reads from its past, and leads nothing."""
+        self._behind_since_s = self.world.now_s
+        self._behind_until_s = self.world.now_s + self.world.chance() * BEHIND_MAX_S
+        self.world.tell("server", f"one falls behind, until {self._behind_until_s:.4f}")
 
     def store(self, entry: Entry) -> Seq:
         # Between two entries of a turn stand those of others.
@@ -177,6 +187,9 @@ class Stream:
             return soon_s, self._page(after, limit, world.now_s - world.chance() * LAG_MAX_S)
         if self._asks_who_woke():
             return soon_s, self._page(after, limit, self._slept_since_s)
+        if world.now_s < self._behind_until_s and world.chance() < 0.5:
+            self.done.append("read of one that is behind")
+            return soon_s, self._page(after, limit, self._behind_since_s)
         if u < faults.short:
             self.done.append("short read")
             return soon_s, self._page(after, min(limit, 1 + world.below(4)), world.now_s)
@@ -186,13 +199,15 @@ class Stream:
         first, last = bisect_right(self._seqs, after), bisect_right(self._times, seen_s)
         return Page(self.stored[first : min(first + limit, last)], last - first <= limit)
 
-    def _confirm(self, _: Confirm) -> Answer:
+    def _confirm(self, step: Confirm) -> Answer:
         if self.world.now_s < self._changing_until_s and not self.is_kind:
             return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
+        seen_s = self.world.now_s
         if self._asks_who_woke():
             self.done.append("old leader")
-            return 0.001, self._page(NOTHING, 1, self._slept_since_s).entries != []
-        return 0.001, self.stored != []
+            seen_s = self._slept_since_s
+        found = self._page(Seq(max(step.seq - 1, NOTHING)), 1, seen_s).entries
+        return 0.001, found != [] and step.seq in (NOTHING, found[0].seq)
 
     def _asks_who_woke(self) -> bool:
         return self.world.now_s < self._woken_until_s and not self.is_kind and self.world.chance() < 0.5
@@ -234,8 +249,8 @@ def shown(what: object) -> str:
             return f"[{' '.join(str(one.seq) for one in stored)}]{'' if is_last else ' and more'}"
         case Read(after, _):
             return f"reads after {after}"
-        case Confirm():
-            return "asks whether it is there"
+        case Confirm(seq):
+            return f"asks whether {seq or 'it'} is there"
         case BaseException():
             return f"{type(what).__name__}({what})"
         case list():

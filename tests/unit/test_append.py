@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 
+import pytest
+
 from proto.append import append
 from proto.chain import Chain
-from proto.ids import Tenant, TurnId, new_id
+from proto.entries import Attempt, Stored
+from proto.errors import FenceLost
+from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
 from proto.subjects import TurnKey
-from tests.handwritten import says
+from tests.handwritten import NOON, says
 
 KEY = TurnKey(Tenant("t"), TurnId(new_id()))
 CHAIN = Chain(7, 1)  # type: ignore[arg-type]
@@ -55,3 +59,16 @@ def test_who_waits_for_a_leader_asks_less_and_less_and_at_least_twice_a_second()
                 waits.append(wait_s)
                 step = steps.send(None)
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+
+
+@pytest.mark.rule("R13")
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_attempt_that_something_follows_is_an_earlier_one_of_the_same_process(*, is_last: bool) -> None:
+    """Whoever is given a turn once more, and reads of it what is seconds old, would pay for its answer once more."""
+    taken = Attempt(prev=CHAIN.last, attempt=2, generator="g-1", backend="anthropic", mode="fresh")
+    steps = append(KEY, CHAIN, taken, now=lambda: 0.0, timeout_s=30)
+    next(steps)
+    assert steps.throw(Unclear("10071")) == Read(CHAIN.last)
+    there, next_ = Stored(Seq(8), NOON, taken), Stored(Seq(9), NOON, says(Chain(Seq(8), 2), "a"))
+    with pytest.raises(FenceLost):
+        steps.send(Page([there, next_] if is_last else [there], is_last))
