@@ -22,7 +22,7 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
 )
 
 
-def check(environ: Mapping[str, str]) -> None:
+async def check(environ: Mapping[str, str]) -> None:
     """Raises SettingsInvalid for a name that nobody reads, and for what a process would refuse after its start."""
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
     for name in environ:
@@ -34,7 +34,7 @@ def check(environ: Mapping[str, str]) -> None:
         require_known(name)
     webhooks.check(settings.read(persistence.settings.Settings, environ))
     # Whether strangers may reach it is asked when NATS runs: that is where keys are.
-    preflight.check(settings.read(gateway.settings.Settings, environ))
+    await preflight.check(settings.read(gateway.settings.Settings, environ))
 
 
 def of_gateway(options: Options, environ: Mapping[str, str], nats_url: str) -> gateway.settings.Settings:

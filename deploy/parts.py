@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from deploy.options import Options
+from deploy.readiness import Question
 from deploy.supervisor import Part
 
 CHECKOUT = str(Path(__file__).parent.parent)
@@ -19,6 +20,8 @@ CHECKOUT = str(Path(__file__).parent.parent)
 SIMULATED_KEY = "simulated"
 # Only who sends webhooks has it; gateways are told that there is one.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
+# What each process counts says so, too (proto/process.py).
+READY = "\ntailrace_ready 1.0"
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -84,6 +87,7 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
             },
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(ground.listen_fd,) if service.module == "gateway" else (),
+            readiness=Question(port, "/metrics", READY),
         )
         for service, port in zip(
             services(options, ground, own, environ.get(WEBHOOK_KEY, "")), ground.metrics_ports, strict=True
@@ -128,4 +132,5 @@ def simulated_claude(ground: Ground, environ: Mapping[str, str]) -> Part:
         command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(ground.claude_port)),
         environ={name: value for name, value in environ.items() if name != "TAILRACE_NATS_URL"},
         where=(f"http://127.0.0.1:{ground.claude_port}",),
+        readiness=Question(ground.claude_port, "/_sim/stats"),
     )

@@ -1,6 +1,7 @@
-"""Asks a process how it is, and the gateway until it says that all behind it answers; what "all" is, that knows."""
+"""Asks processes until each does its work, and a gateway says that all behind it answers; what "all" is, that knows."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from deploy.refusal import UpRefused
@@ -9,6 +10,14 @@ READY_S_MAX = 30.0
 ASK_EVERY_S = 0.1
 # A gateway that is still starting leaves the question in the socket's queue: ask again rather than wait for that.
 ANSWER_S_MAX = 2.0
+
+
+class Question(NamedTuple):
+    """What a process is asked on loopback, and what is in the answer of one that is ready."""
+
+    port: int
+    path: str
+    ready: str = ""
 
 
 class Answer(NamedTuple):
@@ -33,21 +42,33 @@ async def ask(host: str, port: int, path: str = "/readyz") -> Answer:
         return Answer(0, "")
 
 
-async def ready(host: str, port: int) -> None:
-    """Returns when the answer is 200; raises UpRefused with the last answer after `READY_S_MAX`."""
-    last = Answer(0, "")
+async def ready(host: str, port: int, parts: Mapping[str, Question]) -> None:
+    """Returns when each of `parts` is ready, and the gateway's answer is 200: any gateway's, who shares its socket.
+
+    Raises UpRefused after `READY_S_MAX`, with the names of the parts that are not, or the gateway's last answer.
+    """
+    missing, last = dict(parts), Answer(0, "")
     try:
         async with asyncio.timeout(READY_S_MAX):
             while True:
-                last = await ask(host, port)
+                missing = {name: question for name, question in missing.items() if not await is_ready(question)}
+                last = Answer(0, "") if missing else await ask(host, port)
                 if last.status == 200:
                     return
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError as error:
-        says = (
-            f"the gateway says {last.body or last.status}" if last.status else "no gateway answers; see its lines above"
-        )
+        if missing:
+            says = f"nothing of {', '.join(missing)}; see the lines above"
+        elif last.status:
+            says = f"the gateway says {last.body or last.status}"
+        else:
+            says = "no gateway answers; see its lines above"
         raise UpRefused(f"not ready after {READY_S_MAX:g} s: {says}") from error
+
+
+async def is_ready(question: Question) -> bool:
+    answer = await ask("127.0.0.1", question.port, question.path)
+    return answer.status == 200 and question.ready in answer.body
 
 
 def parse(answer: bytes) -> Answer:

@@ -17,6 +17,7 @@ from signal import SIGKILL, SIGTERM
 import msgspec
 
 from deploy.process import describe, signal_group, spawn
+from deploy.readiness import Question
 from deploy.screen import Screen
 from proto.process import EXIT_USAGE
 
@@ -41,6 +42,7 @@ class Part(msgspec.Struct, frozen=True):
     where: tuple[str, ...] = ()  # its addresses, for the person who looks for it
     fds: tuple[int, ...] = ()  # sockets that it inherits
     grace_s: float = 8.0  # from SIGTERM to SIGKILL
+    readiness: Question | None = None  # None: it is known otherwise
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:

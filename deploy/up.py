@@ -45,7 +45,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 
     Raises SettingsInvalid or UpRefused, or LogError when NATS is set up for another version.
     """
-    environment.check(environ)
+    asyncio.run(environment.check(environ))
     configure("up", "console", level="error")  # a part that is not there yet is no news while starting
     os.umask(0o077)  # what anybody writes into the folder is ours alone
     with folder.held(options.folder), port.listen(options.host, options.port) as listener:
@@ -103,9 +103,10 @@ async def live(options: Options, environ: Mapping[str, str], listener: socket.so
     door = await door_of(environment.of_gateway(options, environ, nats_urls[GATEWAY]))
     ground = survey(options, listening, nats_urls)
     screen.say(who_answers(environ))
-    for part in parts(options, ground, environ):
+    others = parts(options, ground, environ)
+    for part in others:
         supervisor.start(part)
-    await ready(ground.host, ground.port)
+    await ready(ground.host, ground.port, {part.name: part.readiness for part in others if part.readiness})
     rows = [(name, str(child.pid or "-"), *child.part.where) for name, child in supervisor.children.items()]
     screen.show(welcome(rows, ground.url, str(options.folder), is_key_needed=not door.is_open))
     screen.show(f"ready {ground.url}")

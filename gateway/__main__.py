@@ -3,8 +3,6 @@
 import asyncio
 import sys
 
-import structlog
-
 from gateway import descriptors, server
 from gateway.app import app
 from gateway.context import Gateway
@@ -35,16 +33,13 @@ from proto.log.secret import signing_secret
 from proto.log.ticket_uses import TicketUses
 from proto.models import read_aliases
 
-logger = structlog.get_logger()
-
 # How long a schema that is checked, or a prompt that is filled, waits for those of others.
 CHECK_WAIT_S = 10.0
 
 
 async def preflight(settings: Settings) -> None:
-    check(settings)
+    await check(settings)
     check_address(settings)
-    await Prompts(settings.prompts, wait_s=CHECK_WAIT_S).read()
 
 
 async def probe(settings: Settings) -> None:
@@ -90,7 +85,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(door.tokens.keep_up()),
         ]
         host, port = listening.getsockname()[:2]
-        logger.info("ready", url=f"http://{host}:{port}")
+        process.ready(url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in watching:
             task.cancel()

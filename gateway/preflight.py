@@ -7,6 +7,7 @@ from gateway import server
 from gateway.door.auth import Door
 from gateway.door.hosts import Hosts
 from gateway.door.key_ring import KeyRing
+from gateway.prompts import FILL_S_MAX, Prompts
 from gateway.settings import Settings
 from proto.destination import private_hosts
 from proto.errors import SettingsInvalid
@@ -14,7 +15,7 @@ from proto.limits import Limits, read_limits
 from proto.models import read_aliases
 
 
-def check(settings: Settings) -> None:
+async def check(settings: Settings) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
     Door(settings, KeyRing())
     Hosts(settings)
@@ -22,6 +23,7 @@ def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     private_hosts(settings.webhook_private_hosts)
+    await Prompts(settings.prompts, wait_s=FILL_S_MAX).read()
 
 
 def check_address(settings: Settings) -> None:

@@ -5,8 +5,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import structlog
-
 from generators.attempt import Carrier
 from generators.backends import Backend
 from generators.backends.claude import Claude
@@ -27,8 +25,6 @@ from proto.log import Bodies, Connection, Counters, Deliveries, Hedges, Services
 from proto.room import Room
 from proto.settlement import Settlement
 from proto.subjects import GENERATORS
-
-logger = structlog.get_logger()
 
 VERSION = "0.1.0"
 
@@ -65,7 +61,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await services.report_health(GENERATORS, worker.report)
         if hedging is not None:
             await hedges.offer(worker)
-        logger.info("ready", generator=name, concurrency=settings.concurrency)
+        process.ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
         finally:

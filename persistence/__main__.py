@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-import structlog
-
 from persistence import signature, webhooks
 from persistence.batches import Batches
 from persistence.catch_up import catch_up
@@ -26,8 +24,6 @@ from proto.errors import SettingsInvalid, StoreCorrupt
 from proto.log import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
 from proto.subjects import PERSISTENCE, WEBHOOKS
 from proto.version import VERSION
-
-logger = structlog.get_logger()
 
 
 async def preflight(settings: Settings) -> None:
@@ -80,7 +76,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     }
     service = await services.answer(PERSISTENCE, VERSION, answers)
     await services.report_health(PERSISTENCE, recorder.report)
-    logger.info("ready", database=str(settings.database), is_behind=is_behind)
+    process.ready(database=str(settings.database), is_behind=is_behind)
     try:
         async with _telling(settings, connection, turns, stop), _settling(releases, stop):
             await recorder.run(stop)

@@ -24,6 +24,8 @@ from proto.log import Connection
 
 logger = structlog.get_logger()
 
+READY = prometheus_client.Gauge("tailrace_ready", "1 as soon as this process does its work, 0 while it starts")
+
 EXIT_TROUBLE = 1
 EXIT_USAGE = 2
 
@@ -52,6 +54,12 @@ Probe = Callable[[S], Awaitable[None]]
 """Raises what is wrong with what only a request would tell; `--check` makes it."""
 Serve = Callable[[S, Connection, asyncio.Event], Awaitable[None]]
 """Does the work until the event is set."""
+
+
+def ready(**facts: object) -> None:
+    """Said by each `serve`, once it does its work: to who reads the lines, and to who asks for the metrics."""
+    logger.info("ready", **facts)
+    READY.set(1)
 
 
 async def nothing_more(_: object) -> None:

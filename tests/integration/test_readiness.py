@@ -1,4 +1,4 @@
-"""Waiting for the gateway: asked over a real socket, with answers as a gateway gives them."""
+"""Waiting for the processes of `up`: asked over a real socket, with answers as a gateway gives them."""
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing, suppress
 import pytest
 
 from deploy.port import free
-from deploy.readiness import Answer, ask, parse, ready
+from deploy.readiness import Answer, Question, ask, parse, ready
 from deploy.refusal import UpRefused
 
 
@@ -34,7 +34,7 @@ def http(status: int, body: str) -> bytes:
 async def test_it_waits_until_the_gateway_says_200() -> None:
     """Silence, garbage and 503 are all "not yet"."""
     async with answering(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
-        await ready("127.0.0.1", port)
+        await ready("127.0.0.1", port, {})
         assert await ask("127.0.0.1", port) == Answer(200, "{}")
 
 
@@ -43,8 +43,26 @@ async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pyte
     monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
     async with answering(http(503, '{"persistence":"no answer"}')) as port:
         with pytest.raises(UpRefused) as refusal:
-            await ready("127.0.0.1", port)
+            await ready("127.0.0.1", port, {})
     assert str(refusal.value) == 'not ready after 0.3 s: the gateway says {"persistence":"no answer"}'
+
+
+async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
+    """A gateway says 200 as soon as one generator answers: the second one is asked itself."""
+    waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
+    async with answering(waiting, waiting, done) as part, answering(http(200, "{}")) as port:
+        question = Question(part, "/metrics", "tailrace_ready 1.0")
+        await ready("127.0.0.1", port, {"generator-2": question})
+        assert await ask("127.0.0.1", part) == Answer(200, "tailrace_ready 1.0")
+
+
+async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name leads to its lines."""
+    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    async with answering(http(200, "tailrace_ready 0.0\n")) as part, answering(http(200, "{}")) as port:
+        with pytest.raises(UpRefused) as refusal:
+            await ready("127.0.0.1", port, {"generator-2": Question(part, "/metrics", "tailrace_ready 1.0")})
+    assert str(refusal.value) == "not ready after 0.3 s: nothing of generator-2; see the lines above"
 
 
 async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +70,7 @@ async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.Monke
     monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
     [port] = free(1)
     with pytest.raises(UpRefused, match="no gateway answers; see its lines above"):
-        await ready("127.0.0.1", port)
+        await ready("127.0.0.1", port, {})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What `up` refuses in its environment before anything starts."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -21,10 +22,10 @@ KEYS = f"acme:{hashlib.sha256(b'key').hexdigest()}"
         ("TAILRACE_", ""),
     ],
 )
-def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does(name: str, nearest: str) -> None:
+async def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does(name: str, nearest: str) -> None:
     """A setting that is mistyped would otherwise be left out in silence; its value is not said, it may be a key."""
     with pytest.raises(SettingsInvalid) as refused:
-        check({name: "s3cret"})
+        await check({name: "s3cret"})
     assert str(refused.value) == f"{name}: there is no such setting{nearest}; docs/SETTINGS.md lists all"
 
 
@@ -46,14 +47,24 @@ def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does
         ("TAILRACE_BACKENDS", "claude; gpt = litellm"),
         ("TAILRACE_JWT_SECRET", "short"),
         ("TAILRACE_JWT_KEYS", "ftp://keys.example/"),
+        ("TAILRACE_PROMPTS", "/nowhere"),
     ],
 )
-def test_a_value_that_a_process_would_refuse_is_refused_by_its_name(name: str, text: str) -> None:
+async def test_a_value_that_a_process_would_refuse_is_refused_by_its_name(name: str, text: str) -> None:
     """Each of the three processes is asked, and the gateway's door."""
     with pytest.raises(SettingsInvalid, match=f"^{name}: "):
-        check({name: text})
+        await check({name: text})
 
 
-def test_what_others_read_is_not_looked_at() -> None:
+async def test_a_prompt_that_does_not_parse_is_refused_by_its_file(tmp_path: Path) -> None:
+    """By the process that would be the last to start, and then once more every few seconds, until `up` gave up."""
+    (tmp_path / "greet.j2").write_text("{% block message %}{{ name }{% endblock %}")
+    with pytest.raises(SettingsInvalid) as refused:
+        await check({"TAILRACE_PROMPTS": str(tmp_path)})
+    assert str(refused.value).startswith(f"TAILRACE_PROMPTS: {tmp_path / 'greet.j2'}: ")
+    assert "\n" not in str(refused.value)
+
+
+async def test_what_others_read_is_not_looked_at() -> None:
     """The environment is full of names; only those that begin like ours are ours."""
-    check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
+    await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
