@@ -22,23 +22,31 @@ STEP_TIMEOUT_S = 30.0
 async def copy(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
     """Every stream of ours, each `replicas` times and with at most as many bytes as one of `bytes_max` would have.
 
-    What is there was copied before, and is left. Raises LogUnavailable, also while servers have not found each other:
-    then it is to be called again.
+    What is there and the same is left. Raises LogUnavailable, also while servers have not found each other: then it is
+    to be called again. What a copy that broke off has left behind, an empty stream say, is not the same.
     """
     try:
         there = {info.config.name for info in await target.jetstream.streams_info()}
     except nats.errors.Error as error:
         raise LogUnavailable(f"nobody takes a copy: {type(error).__name__}") from error
     for name in EVERY_STREAM:
-        if name in there:
-            continue
         try:
+            if name in there:
+                if await _held(source, name) == await _held(target, name):
+                    continue
+                await target.jetstream.delete_stream(name)
             await _copy(source, target, name, replicas, int(BODIES_SHARE * bytes_max) if name == BODIES else bytes_max)
-            last = [(await end.jetstream.stream_info(name)).state.last_seq for end in (source, target)]
+            has, gets = await _held(source, name), await _held(target, name)
         except nats.errors.Error as error:
             raise LogUnavailable(f"{name} cannot be copied: {type(error).__name__}") from error
-        if last[0] != last[1]:
-            raise LogUnavailable(f"{name} was copied up to {last[1]}, and goes to {last[0]}")
+        if has != gets:
+            raise LogUnavailable(f"of {name} there are {gets}, and should be {has}")
+
+
+async def _held(connection: Connection, name: str) -> tuple[int | None, ...]:
+    """Messages, first and last sequence, and consumers. What is empty has no first."""
+    state = (await connection.jetstream.stream_info(name)).state
+    return state.messages, state.first_seq if state.messages else 0, state.last_seq, state.consumer_count
 
 
 async def _copy(source: Connection, target: Connection, name: str, replicas: int, bytes_max: int) -> None:
@@ -56,6 +64,8 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
         _checked(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
         if chunk.reply:
             await source.publish(chunk.reply, b"")
+    if chunk.headers:  # a last chunk that says why it is the last
+        raise LogUnavailable(f"the snapshot of {name} broke off: {chunk.headers}")
     _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))
     await chunks.unsubscribe()
 

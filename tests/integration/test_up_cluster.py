@@ -25,7 +25,8 @@ from tests.until import until
 from tests.up import CHECKOUT, STOP_S_MAX, Up, is_alive, running
 
 NAMES = nats_cluster.names()
-MOVE_S_MAX = 60.0
+# Two clusters that have to find their leaders, one after the other.
+MOVE_S_MAX = 120.0
 # Three servers look for a leader of each stream, one after the other, and two cores are shared.
 pytestmark = pytest.mark.timeout(120)
 
@@ -198,9 +199,7 @@ async def test_it_stops_in_order_and_comes_back_with_all_it_had(tmp_path: Path) 
             assert (await client.get(f"{path}/events?dialect=text")).text == whole == words(9)
 
 
-# OPEN: on a busy machine it fails about one time in three. `up` then waits longer than this for the three to have the
-# same; before they were asked one by one, an empty log was once copied. Nothing is lost: what it was is put aside.
-@pytest.mark.xfail(strict=False, reason="OPEN: a move from three servers may wait for copies that are not alike")
+@pytest.mark.timeout(400)
 async def test_a_log_is_moved_to_three_servers_and_back(tmp_path: Path) -> None:
     """What one server stored three have, under the same ids, and what they add to it one has again; keys too."""
     told: dict[str, str] = {}

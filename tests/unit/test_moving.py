@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy import moving
+from deploy.moving import Group, Held, Seen
 from deploy.options import Options
 from deploy.screen import Screen
 
@@ -42,10 +43,51 @@ async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
 
 
 def test_what_a_server_has_is_what_it_says_of_each_stream() -> None:
-    """As `/jsz?accounts=true&streams=true` tells it; of no stream, nothing."""
-    state = {"messages": 3, "last_seq": 9, "first_seq": 2}
-    told = {"account_details": [{"name": "$G", "stream_detail": [{"name": "TURNS", "state": state}]}]}
-    assert moving.held(told) == {"TURNS": (3, 9)}
-    assert moving.held({}) == {}
-    assert moving.are_alike([{"TURNS": (3, 9)}] * 3)
-    assert not moving.are_alike([{"TURNS": (3, 9)}, {"TURNS": (0, 0)}])
+    """As `/jsz?accounts=true&streams=true` tells it; of no stream, nothing. What is empty has no first sequence."""
+    state = {"messages": 3, "last_seq": 9, "first_seq": 2, "consumer_count": 1}
+    empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
+    details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
+    told = {"account_details": [{"name": "$G", "stream_detail": details}]}
+    assert moving.held_of(told) == {"TURNS": Held(3, 2, 9, 1), "SLOTS": Held(0, 0, 9, 0)}
+    assert moving.held_of({}) == {}
+
+
+def test_how_far_a_server_is_is_what_it_says_of_each_group() -> None:
+    """As `/raftz?acc=$G` tells it; one without a leader has none to name."""
+    group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
+    told = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
+    assert moving.groups_of(told) == {"S-1": Group("x", 4, 3, 2), "C-1": Group("", 4, 3, 2)}
+
+
+DONE = Group("x", 4, 4, 4)
+WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"S-1": DONE, "C-1": DONE})
+
+
+@pytest.mark.parametrize(
+    ("one", "is_settled"),
+    [
+        (WHOLE, True),
+        # A store that was cut down to its last snapshot: on all of them it is alike.
+        (WHOLE._replace(groups={"S-1": Group("x", 4, 4, 1), "C-1": DONE}), False),
+        (WHOLE._replace(groups={"S-1": Group("x", 4, 1, 1), "C-1": DONE}), False),
+        # A snapshot needs what each consumer's leader knows.
+        (WHOLE._replace(groups={"S-1": DONE, "C-1": Group("", 4, 4, 4)}), False),
+        (WHOLE._replace(groups={"S-1": DONE}), False),
+        (WHOLE._replace(groups={}), False),
+    ],
+)
+def test_servers_are_read_when_nothing_they_agreed_upon_is_left_to_be_told(one: Seen, *, is_settled: bool) -> None:
+    """That all three have the same is not enough: just started, they may have the same nothing."""
+    assert moving.are_settled([one, one, one]) == is_settled
+
+
+def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
+    """What was agreed upon last may have reached only two of them."""
+    assert not moving.are_settled([WHOLE, WHOLE, Seen({"TURNS": Held(2, 2, 8, 1)}, WHOLE.groups)])
+    behind = Group("x", 3, 3, 3)
+    assert not moving.are_settled([WHOLE, WHOLE, WHOLE._replace(groups={"S-1": behind, "C-1": DONE})])
+
+
+def test_a_server_that_is_alone_is_always_settled() -> None:
+    """It has nobody to agree with, and greets nobody before it has read its store."""
+    assert moving.are_settled([WHOLE._replace(groups=None)])
