@@ -11,7 +11,7 @@ LAUNCHER := .venv/bin/tailrace
 CLIENTS := tests/clients/js/node_modules/installed
 
 .DEFAULT_GOAL := help
-.PHONY: schedules kills fuzz help setup clients run test check litellm lock chaos mutants bench schema clean
+.PHONY: schedules kills fuzz help setup clients run test coverage check litellm lock chaos mutants bench schema clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,11 +23,14 @@ run: setup ## start the whole system; ARGS='--help' shows what can be chosen
 
 clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
 
-test: check $(CLIENTS) ## check, then every test, with the coverage
-	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term:skip-covered
+test: check $(CLIENTS) ## check, then every test
+	$(PYTHON) -m pytest --numprocesses 3 --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: every test of power cuts and of full disks, for only root may mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
+
+coverage: setup $(CLIENTS) ## every test again, and the lines that none of them runs; it takes half as long again
+	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
 check: setup ## format, lint, types and imports
 	$(PYTHON) -m ruff format --check .
