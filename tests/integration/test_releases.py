@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-import sqlite3
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from deploy.nats_server import NatsServer
 from gateway.routes import count_tokens
 from persistence import catch_up, releases
-from persistence.migrations import migrations
 from persistence.store import Store
 from proto.chain import START
 from proto.entries import Message
@@ -32,6 +30,7 @@ from tests.integration.test_persistence_recorder import folds, rows
 from tests.listing import posted
 from tests.persisting import Persistence
 from tests.until import until
+from tests.upgrade.recording import as_of
 from tests.writing import Writer
 
 SHOW = {"type": "text", "text": "#sim words=0 files=1 rate=0"}
@@ -463,19 +462,6 @@ async def test_a_database_of_before_learns_who_refers_to_what(
         assert [await is_there(own_gateway, text) for text in (picture, rules)] == [True, False]
         assert await delete(own_gateway, old) == 200
         assert await stored(own_log._connection, tenant) == []
-
-
-def as_of(version: int, database: Path) -> Path:
-    """What an earlier version would have written."""
-    earlier = database.with_name(f"version-{version}.db")
-    with closing(sqlite3.connect(earlier)) as made:
-        made.executescript("".join(step.sql for step in migrations()[:version]) + f"PRAGMA user_version = {version};")
-        made.execute("ATTACH ? AS now", (str(database),))
-        for (table,) in made.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall():
-            columns = ", ".join(column for _, column, *_ in made.execute(f"PRAGMA main.table_info({table})"))
-            made.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
-        made.commit()
-    return earlier
 
 
 async def fails(holder: Holds, tenant: Tenant, error: Exception) -> None:

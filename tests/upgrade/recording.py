@@ -1,0 +1,112 @@
+"""What a version stored and told, as files that are never changed: `NAME.jsonl`, `NAME.sql`. It judges nothing."""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from persistence.migrations import migrations
+from proto import entries, subjects
+from proto.entries import Stored
+from proto.ids import Seq
+from proto.log import Connection
+from proto.subjects import TurnKey
+
+FOLDER = Path(__file__).parent
+# Of what stood between the entries, and is gone: whether the log takes anything was once tried there (PROTOCOL R68).
+PROBE = "turns._.recorded.probe"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
+    """One message of the stream TURNS, as it is stored."""
+
+    seq: int
+    at: datetime
+    subject: str
+    payload: str
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
+    """What clients were told of a turn: its record, and its stream in every dialect that there was."""
+
+    name: str
+    turn: str
+    record: dict[str, Any]
+    streams: dict[str, str]
+
+
+class Recording(NamedTuple):
+    name: str
+    entries: list[Entry]
+    told: list[Told]
+
+    def of(self, name: str) -> Told:
+        return next(told for told in self.told if told.name == name)
+
+    def key(self, turn: str) -> TurnKey:
+        return next(key for one in self.entries for key, _ in [subjects.parse(one.subject)] if key.turn == turn)
+
+    def log(self, turn: str) -> list[Stored]:
+        """The entries of a turn, as a reader of today decodes them."""
+        return [
+            Stored(Seq(one.seq), one.at, entries.decode(kind, one.payload.encode()))
+            for one in self.entries
+            for key, kind in [subjects.parse(one.subject)]
+            if key.turn == turn
+        ]
+
+    async def store(self, connection: Connection, upto: int | None = None) -> None:
+        """Puts all of it, up to a sequence, into an empty log: byte for byte, and under the same sequences."""
+        jetstream, seq = connection.jetstream, 0
+        for one in self.entries:
+            while seq + 1 < one.seq:
+                seq = (await jetstream.publish(PROBE, b"")).seq
+                await jetstream.delete_msg(subjects.STREAM, seq)
+            if upto is not None and one.seq > upto:
+                return
+            seq = (await jetstream.publish(one.subject, one.payload.encode())).seq
+            assert seq == one.seq
+
+
+_line = msgspec.json.Decoder(Entry | Told)
+
+
+def write(name: str, stored: Sequence[Entry], told: Sequence[Told]) -> None:
+    lines = [msgspec.json.encode(one) for one in (*stored, *told)]
+    (FOLDER / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def read(name: str) -> Recording:
+    lines = [_line.decode(line) for line in (FOLDER / f"{name}.jsonl").read_bytes().splitlines()]
+    return Recording(
+        name, [one for one in lines if isinstance(one, Entry)], [one for one in lines if isinstance(one, Told)]
+    )
+
+
+def names() -> list[str]:
+    """Of every recording that there is, oldest first."""
+    return sorted(path.stem for path in FOLDER.glob("*.jsonl"))
+
+
+def database(name: str, path: Path) -> Path:
+    """The database that the version of a recording has written."""
+    with closing(sqlite3.connect(path)) as made:
+        made.executescript((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
+    return path
+
+
+def as_of(version: int, written: Path) -> Path:
+    """What an earlier version would have written into its database, in place of a later one's `written`."""
+    earlier = written.with_name(f"version-{version}.db")
+    with closing(sqlite3.connect(earlier)) as made:
+        made.executescript("".join(step.sql for step in migrations()[:version]) + f"PRAGMA user_version = {version};")
+        made.execute("ATTACH ? AS now", (str(written),))
+        for (table,) in made.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall():
+            columns = ", ".join(column for _, column, *_ in made.execute(f"PRAGMA main.table_info({table})"))
+            made.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
+        made.commit()
+    return earlier
