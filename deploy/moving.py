@@ -117,7 +117,6 @@ async def _copy(old: Sequence[Site], new: Sequence[Site], screen: Screen) -> Non
             for site in sites:
                 site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 started.append(await stack.enter_async_context(NatsServer(site.folder, site=site)))
-                stack.callback(started[-1].log.unlink, missing_ok=True)
             connection = await Connection.open(",".join(server.url for server in started), "tailrace-moving")
             stack.push_async_callback(connection.close)
             servers += started

@@ -15,6 +15,7 @@ import msgspec
 
 from deploy import port
 from deploy.folder import write_private
+from deploy.nats_lines import FILE
 from deploy.options import Sync
 from deploy.process import describe, signal_group, spawn
 from deploy.refusal import UpRefused
@@ -211,7 +212,7 @@ class NatsServer:
         password = site.passwords[ADMIN]
         self.site = msgspec.structs.replace(site, passwords=dict.fromkeys((EVERYBODY, *site.passwords), password))
         self.url = self.site.url(EVERYBODY)
-        self.log = folder / "nats.log"
+        self.log = folder / FILE
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from asyncio import StreamReader, StreamReaderProtocol
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TextIO
 
@@ -48,8 +48,11 @@ class Screen:
         colour = COLOURS[self.names.index(name) % len(COLOURS)]
         return f"\x1b[{colour}m{label}\x1b[0m" if self.coloured else label
 
-    async def follow(self, name: str, pipe: int) -> None:
-        """Print what comes out of the descriptor `pipe` until its other end is closed by all who hold it."""
+    async def follow(self, name: str, pipe: int, is_told: Callable[[str], bool]) -> None:
+        """Print what comes out of the descriptor `pipe` until its other end is closed by all who hold it.
+
+        `is_told` is asked of each line, once.
+        """
         reader = StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0)
@@ -58,9 +61,9 @@ class Screen:
         try:
             while text := await reader.read(LINE_BYTES_MAX):
                 lines, rest = split(rest + text)
-                for line in lines:
+                for line in filter(is_told, lines):
                     self.say(line, name)
         finally:
-            if rest:
-                self.say(rest.decode(errors="replace"), name)
+            if rest and is_told(last := rest.decode(errors="replace")):
+                self.say(last, name)
             transport.close()

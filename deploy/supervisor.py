@@ -9,7 +9,7 @@ import os
 import time
 from asyncio import Event, Future, TaskGroup
 from asyncio.subprocess import Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from signal import SIGKILL, SIGTERM
@@ -32,6 +32,10 @@ STOPPED = (0, -SIGTERM)
 EXIT_NOT_STARTED = 127  # as a shell says it
 
 
+def always(_: str) -> bool:
+    return True
+
+
 class Part(msgspec.Struct, frozen=True):
     """One process to keep: `gateway-2` is the second of the role `gateway`."""
 
@@ -42,6 +46,7 @@ class Part(msgspec.Struct, frozen=True):
     where: tuple[str, ...] = ()  # its addresses, for the person who looks for it
     fds: tuple[int, ...] = ()  # sockets that it inherits
     grace_s: float = 8.0  # from SIGTERM to SIGKILL
+    is_told: Callable[[str], bool] = always  # of each line that it says: whether a person is
     readiness: Question | None = None  # None: it is known otherwise
 
 
@@ -95,7 +100,7 @@ class Child:
     async def live(self, *, is_again: bool) -> int:
         """One life of the process, from its start to its last line; its status."""
         listening, speaking = os.pipe()
-        voice = asyncio.create_task(self.screen.follow(self.part.name, listening))
+        voice = asyncio.create_task(self.screen.follow(self.part.name, listening, self.part.is_told))
         try:
             self.process = await spawn(self.part.command, self.part.environ, speaking, self.part.fds)
         except OSError as error:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from deploy import environment, folder, moving, nats_cluster, nats_server, port, streams
 from deploy.folder import write_private
 from deploy.full_disk import mend
+from deploy.nats_lines import FILE, NatsLines
 from deploy.nats_server import Site
 from deploy.options import Options
 from deploy.parts import Ground, parts
@@ -121,6 +122,7 @@ async def start_log(options: Options, sites: list[Site], supervisor: Supervisor)
                 name=site.name,
                 role=nats_server.NAME,
                 command=nats_server.command(site),
+                is_told=NatsLines(site.folder).heard,
                 environ={},
                 where=(f"127.0.0.1:{site.port}", f"monitoring http://127.0.0.1:{site.monitor_port}"),
             )
@@ -130,7 +132,8 @@ async def start_log(options: Options, sites: list[Site], supervisor: Supervisor)
             for site in sites:
                 await nats_server.answers(site.port)
     except TimeoutError as error:
-        raise UpRefused(f"nats-server does not answer after {NATS_S_MAX:g} s: see its lines above") from error
+        where = " and ".join(str(site.folder / FILE) for site in sites)
+        raise UpRefused(f"nats-server does not answer after {NATS_S_MAX:g} s: see {where}") from error
     urls = {user: nats_cluster.url(sites, user) for user in RIGHTS}
     write_private(options.folder / nats_server.URL_FILE, urls[ADMIN])
     await streams.apply(urls[ADMIN], file_bytes_max=sites[0].file_bytes_max, replicas=len(sites), wait_s=NATS_S_MAX)

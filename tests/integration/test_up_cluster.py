@@ -88,6 +88,17 @@ async def test_three_servers_run_and_the_screen_says_so(up: Up) -> None:
     assert [line for line in up.lines if line.startswith("up ") and line.endswith(f"| {said}")]
 
 
+async def test_what_three_servers_say_when_they_start_is_in_their_files(up: Up) -> None:
+    """On the screen one line of each, and none of those that look like trouble, and are none."""
+    await up.ready()
+    started = up.text.partition("\nready http")[0]
+    told = re.findall(r"^(nats-[0-9]) .*\[INF\](.*)$", started, re.MULTILINE)
+    assert sorted(told) == [(name, " Server is ready") for name in NAMES]
+    assert "connection refused" not in started
+    for name in NAMES:
+        assert "Starting nats-server\n" in (up.folder / "cluster" / name / "nats.log").read_text()
+
+
 async def test_everything_that_is_stored_has_three_copies(up: Up, connection: Connection) -> None:
     """Every stream, bucket and consumer that there is; none was forgotten with one."""
     found = {info.config.name: info for info in await connection.jetstream.streams_info()}

@@ -1,0 +1,53 @@
+"""What of a nats-server's lines a person is told, and where the others are."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy import nats_lines
+from deploy.nats_lines import FILE, NatsLines
+
+BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
+
+
+@pytest.mark.parametrize(
+    ("line", "is_told"),
+    [
+        (f"{BEGIN}[INF] Starting nats-server", False),
+        (f"{BEGIN}[INF]", False),
+        (f"{BEGIN}[INF] Server is ready", True),
+        (f"{BEGIN}[INF] 127.0.0.1:40250 - rid:12 - Route connection created", False),
+        (f"{BEGIN}[WRN] Plaintext passwords detected, use nkeys or bcrypt", False),
+        (f"{BEGIN}[ERR] Error trying to connect to route (attempt 1): dial tcp 127.0.0.1:1: refused", False),
+        (f"{BEGIN}[WRN] Failed to install snapshot for '$G > TURNS > x' [C-R3F-g]: store is closed", False),
+        (f"{BEGIN}[WRN] Failed to install snapshot for '$G > TURNS > x' [C-R3F-g]: no space left on device", True),
+        (f"{BEGIN}[ERR] JetStream failed to store a msg on stream '$G > TURNS': no space left on device", True),
+        (f"{BEGIN}[WRN] JetStream cluster stream '$G > TURNS' has NO quorum, stalled", True),
+        (f"{BEGIN}[FTL] Can't listen for clients: address already in use", True),
+        ("nats-server: /x/nats.conf:3:1: unknown field", True),
+        ("panic: runtime error: index out of range", True),
+    ],
+)
+def test_a_person_is_told_what_is_wrong_and_not_what_always_happens(line: str, *, is_told: bool) -> None:
+    """Three that start find each other only after a moment, and each says so as an error."""
+    assert nats_lines.is_told(line) == is_told
+
+
+def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was said last is always there, and what was said before it up to twice the bound."""
+    monkeypatch.setattr("deploy.nats_lines.FILE_BYTES_MAX", 40)
+    lines = NatsLines(tmp_path)
+    for number in range(100):
+        lines.heard(f"line {number}")
+    files = [tmp_path / f"{FILE}.1", tmp_path / FILE]
+    kept = "".join(file.read_text() for file in files if file.exists()).splitlines()
+    assert kept == [f"line {number}" for number in range(100)][-len(kept) :]
+    assert sorted(tmp_path.iterdir()) == sorted(file for file in files if file.exists())
+    assert all(file.stat().st_size < 60 for file in tmp_path.iterdir())
+
+
+def test_a_line_that_cannot_be_kept_is_told_nonetheless(tmp_path: Path) -> None:
+    """The disk is full, or its folder is gone: just then it may say why."""
+    assert NatsLines(tmp_path / "gone").heard("panic: no space left on device")
