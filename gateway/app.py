@@ -67,9 +67,10 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[guarded(route) for route in ROUTES],
         middleware=[
-            Middleware(Rush, urgent=health.PATHS),
             Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
             *cors(listed(settings.origins)),
+            # A page elsewhere may see that it is sent away, or its EventSource would give up.
+            Middleware(Rush, urgent=health.PATHS),
             Middleware(problem.Unbroken),
             Middleware(RateHeaders, now=gateway.limits.now),
             Middleware(Arrival, rate_min=settings.body_rate_min),

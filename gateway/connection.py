@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway import metrics, problem
-from gateway.rush import again_s
+from gateway.again import again_s
 
 # nginx takes 32 kB and a minute. No client of ours sends more than a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
@@ -147,7 +147,8 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
             return
         refusal = problem.response(code, message, headers={"connection": "close"})
-        lines = [b"%s: %s\r\n" % header for header in refusal.raw_headers]
+        headers = [*self.server_state.default_headers, *refusal.raw_headers]
+        lines = [b"%s: %s\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
         self.transport.close()
 
@@ -170,7 +171,7 @@ class ClientConnection(HttpToolsProtocol):
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
     message = "as many connections are open here as may be: come again"
     headers = {"connection": "close"}
-    refusal = problem.response("gateway_full", message, retry_after_s=again_s(), headers=headers)
+    refusal = problem.response("gateway_full", message, retry_after_s=again_s(), headers=headers, scope=scope)
     await refusal(scope, receive, send)
 
 

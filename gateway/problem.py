@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import metrics
+from gateway.again import ComeAgain, comes_back
 from proto.errors import CODES, LogError, Refused
 
 logger = structlog.get_logger()
@@ -40,11 +41,18 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 def response(
-    code: str, message: str, *, retry_after_s: float | None = None, headers: dict[str, str] | None = None
+    code: str,
+    message: str,
+    *,
+    retry_after_s: float | None = None,
+    headers: dict[str, str] | None = None,
+    scope: Scope | None = None,
 ) -> Response:
-    """The error `code` of proto.errors.CODES, in the envelope."""
+    """The error `code` of proto.errors.CODES, in the envelope; to an EventSource in `scope` that it is soon over."""
     metrics.REFUSED.labels(code).inc()
     row = CODES[code]
+    if scope is not None and row.is_retried and comes_back(scope):
+        return ComeAgain(retry_after_s or RETRY_AFTER_S)
     # What is not there may be there the next moment, and is somebody's business in either case.
     extra = {"cache-control": "no-store", **(headers or {})}
     if row.status == 503 or retry_after_s is not None:
@@ -62,12 +70,12 @@ async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)  # noqa: S101
     turn: str | None = getattr(request.state, "turn", None)
     named = {"tailrace-turn": turn, "request-id": turn, "x-request-id": turn} if turn is not None else None
-    return response(error.code, error.message, retry_after_s=error.retry_after_s, headers=named)
+    return response(error.code, error.message, retry_after_s=error.retry_after_s, headers=named, scope=request.scope)
 
 
-async def log_error(_: Request, error: Exception) -> Response:
+async def log_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LogError)  # noqa: S101
-    return response(error.code, str(error))
+    return response(error.code, str(error), scope=request.scope)
 
 
 async def http_error(_: Request, error: Exception) -> Response:

@@ -10,23 +10,17 @@ together. Waiting is counted from whoever stands first, so it is the machine tha
 """
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Set as AbstractSet
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import problem
+from gateway.again import again_s
 
 BEGUN_AT_ONCE = 8
 # Clients wait longer than that for a first byte, and proxies too.
 WAIT_S_MAX = 5.0
-AGAIN_S_MIN, AGAIN_S_MAX = 1, 10
-
-
-def again_s() -> float:
-    """When somebody who is sent away is to come back: not when the others do."""
-    return random.randint(AGAIN_S_MIN, AGAIN_S_MAX)  # noqa: S311  # nobody gains anything by guessing it
 
 
 class Rush:
@@ -40,7 +34,8 @@ class Rush:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in self._urgent:
             if self._is_too_long():
-                refusal = problem.response("gateway_full", "too many ask at this moment", retry_after_s=again_s())
+                message = "too many ask at this moment"
+                refusal = problem.response("gateway_full", message, retry_after_s=again_s(), scope=scope)
                 await refusal(scope, receive, send)
                 return
             await self._turn()

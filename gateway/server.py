@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway import descriptors
+from gateway import browser, descriptors
 from gateway.connection import ClientConnection
 
 # Connections that wait to be accepted: the kernel takes net.core.somaxconn at the most, and resets others in a while.
@@ -48,6 +48,7 @@ async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, pro
         access_log=False,
         backlog=BACKLOG,
         server_header=False,
+        headers=list(browser.HEADERS),
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
         limit_concurrency=descriptors.connections_max(),

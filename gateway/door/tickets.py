@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,8 +30,6 @@ BEGIN_S = 60
 # How long its stream may go on; a turn is over by then.
 ONCE_S = 3600
 SHARED_S_MIN, SHARED_S, SHARED_S_MAX = 60, 3600, 24 * 3600
-# Nobody is told in a Referer where the ticket is.
-HEADERS = {"referrer-policy": "no-referrer"}
 
 Named = Callable[[str], Caller | None]
 """Who an API key of that name speaks for; None when there is none, or no longer."""
@@ -147,7 +144,6 @@ class Ticketed:
             if message["type"] == "http.response.start":
                 if self._use is not None and message["status"] == 200:
                     await self._use()
-                MutableHeaders(scope=message).update(HEADERS)
             elif self._proof:
                 message = {**message, "body": with_proof(message.get("body", b""), self._proof)}
             await send(message)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gateway.rush import again_s
+from gateway.again import again_s
 from proto.errors import Refused
 from proto.ids import Tenant
 

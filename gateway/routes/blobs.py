@@ -15,7 +15,6 @@ HEADERS = {
     "content-type": "application/octet-stream",
     "cache-control": "no-store",
     # What a stranger has written must never become a page of this origin.
-    "x-content-type-options": "nosniff",
     "content-disposition": "attachment",
 }
 

@@ -11,7 +11,6 @@ from gateway.context import caller_of, gateway_of
 from gateway.door.auth import ELSEWHERE
 from gateway.door.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, cookie
 from gateway.door.origin import is_from_elsewhere
-from gateway.door.tickets import HEADERS
 from gateway.json_response import json_response
 from proto.errors import Refused
 
@@ -46,7 +45,7 @@ async def logout(request: Request) -> Response:
     """`POST /v1/logout`: the login has ended, and the cookie is gone. An access token ends by itself, in minutes."""
     refuse_elsewhere(request)
     await gateway_of(request).logins.end(token_of(request))
-    return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": cookie("", 0), **HEADERS})
+    return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": cookie("", 0)})
 
 
 def refuse_elsewhere(request: Request) -> None:
@@ -60,7 +59,7 @@ def token_of(request: Request) -> bytes:
 
 
 def logged_in(tokens: Tokens) -> Response:
-    headers = {"set-cookie": cookie(tokens.refresh, tokens.refresh_s), **HEADERS}
+    headers = {"set-cookie": cookie(tokens.refresh, tokens.refresh_s)}
     return json_response(LoggedIn(access_token=tokens.access), headers=headers)
 
 

@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from gateway.answer import asked
 from gateway.context import caller_of, gateway_of, turn_of
-from gateway.door.tickets import HEADERS, SHARED_S, SHARED_S_MAX, SHARED_S_MIN
+from gateway.door.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN
 from gateway.json_response import json_response
 from gateway.routes.turns import look
 from proto.errors import Refused
@@ -46,7 +46,7 @@ async def post(request: Request) -> Response:
         token, ticket = gateway.tickets.once(caller, key.turn)
     events = f"/v1/turns/{key.turn}/events?ticket={token}"
     made = MadeTicket(ticket=token, events=events, begin_by=ticket.begin_by, until=ticket.until)
-    return json_response(made, headers=HEADERS)
+    return json_response(made)
 
 
 ROUTES = [Route("/v1/turns/{turn}/tickets", post, methods=["POST"])]

@@ -28,7 +28,7 @@ LINE = "#sim words=40 rate=200"
 # Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
 SLOW = "#sim words=40 rate=60"
 # What it asks first is answered in less: only its stream is cut.
-HELLO_BYTES_MAX = 1000
+HELLO_BYTES_MAX = 1200
 
 
 class Run(NamedTuple):

@@ -71,7 +71,7 @@ async def test_a_failure_is_raised_with_its_type(gateway: Gateway) -> None:
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) -> None:
     """It raises, and nobody takes half an answer for a whole one; the turn goes on, and has all of it."""
-    async with Cutting(gateway.port, seeded(seed, 1, bytes_min=2000, bytes_max=4500)) as proxy:
+    async with Cutting(gateway.port, seeded(seed, 1, bytes_min=2200, bytes_max=4500)) as proxy:
         shown = await asked(proxy.url, "stream")
         assert proxy.left == []
     (session,) = (await gateway.client.get("/v1/sessions")).json()["sessions"]

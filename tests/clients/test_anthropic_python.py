@@ -21,7 +21,7 @@ from tests.until import until
 MODEL = "claude-haiku-5-5"
 TEXT = words(40)
 # The headers, the opening events, and the first of its words.
-AFTER_FIRST_WORD = 2000
+AFTER_FIRST_WORD = 2200
 LINE = "#sim words=40 rate=200"
 # Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
 SLOW = "#sim words=40 rate=60"

@@ -69,7 +69,7 @@ async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) ->
     """However often: with the cursor of the last chunk, at another route, by the same SDK. No gap, no repeat."""
     got: list[ChatCompletionChunk] = []
     async with (
-        Cutting(gateway.port, seeded(seed, 4, bytes_min=1200, bytes_max=3000)) as proxy,
+        Cutting(gateway.port, seeded(seed, 4, bytes_min=1400, bytes_max=3200)) as proxy,
         sdk_of(proxy.url) as sdk,
     ):
         stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)

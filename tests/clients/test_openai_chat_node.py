@@ -19,7 +19,7 @@ from tests.integration.conftest import KEY, Gateway
 @pytest.mark.proves("openai-chat", "resumes after cuts", "openai (Node)")
 async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     """One process asks in every way: whole, streamed, with a tool that it runs itself, for errors, and through cuts."""
-    async with Cutting(gateway.port, seeded(5, 4, bytes_min=1200, bytes_max=3000)) as proxy:
+    async with Cutting(gateway.port, seeded(5, 4, bytes_min=1400, bytes_max=3200)) as proxy:
         whole, streamed, tools, refused, failed, resumed = await node.run(
             "openai-chat.mjs", KEY, gateway.url, proxy.url
         )

@@ -33,7 +33,7 @@ DIALECT = "openai-responses"
 @pytest.mark.proves(DIALECT, "is cancelled", NODE)
 async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     """One process asks in every way: whole, streamed, with a tool, for an error, through cuts, in the background."""
-    often, once = (seeded(5, count, bytes_min=2600, bytes_max=4500) for count in (4, 1))
+    often, once = (seeded(5, count, bytes_min=2800, bytes_max=4500) for count in (4, 1))
     async with Cutting(gateway.port, often) as proxy, Cutting(gateway.port, once) as other:
         whole, streamed, tools, refused, resumed, cut, accumulated, cancelled = await node.run(
             "openai-responses.mjs", KEY, gateway.url, proxy.url, other.url

@@ -220,7 +220,7 @@ async def test_a_stream_that_was_cut_is_resumed_where_it_was(
 ) -> None:
     """`retrieve(stream=True, starting_after=N)`, at another gateway: each event once, however often it is cut."""
     second_gateway = await new_gateway(house.nats_url)
-    cuts = seeded(seed, 4, bytes_min=2600, bytes_max=4500)
+    cuts = seeded(seed, 4, bytes_min=2800, bytes_max=4500)
     events: list[Any] = []
     async with Cutting(gateway.port, cuts[:1]) as first, Cutting(second_gateway.port, cuts[1:]) as second:
         async with sdk_of(first.url) as sdk:
@@ -268,7 +268,7 @@ async def test_a_stream_that_its_gateway_closes_is_no_whole_answer(
 async def test_the_accumulator_resumes_too(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`.stream(response_id=, starting_after=)` reads all of it, and shows what is new."""
     shown: list[Any] = []
-    cuts = seeded(3, 1, bytes_min=3000, bytes_max=4500)
+    cuts = seeded(3, 1, bytes_min=3200, bytes_max=4500)
     async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as cut:
         with pytest.raises(CUT):
             async with cut.responses.stream(model=MODEL, input=SLOW) as stream:

@@ -19,7 +19,7 @@ TEXT = words(200)
 # Cuts are placed by bytes, and a busy machine tells the same text in fewer and longer events: so many bytes there are.
 LINE = "#sim words=200 rate=120"
 # Chromium takes headers that break off for all there are, and then an empty body for the whole, unless it speaks TLS.
-IN_BODY = 400
+IN_BODY = 600
 # Cut between these two, fetch-event-source has an event's id and not the event; see gateway/sse.py.
 END_OF_EVENT = b"\n\n"
 # How long httpx waits before it asks again; EventSource is told to by the stream.
@@ -74,7 +74,7 @@ async def with_browser(browser: str, *clients_and_urls: str) -> list[Shown]:
 async def test_httpx_sse_shows_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
     """A loop with the last id is enough: no gap, no repeat."""
     turn = await asked(gateway)
-    async with Cutting(gateway.port, seeded(1, 3, bytes_max=900)) as proxy:
+    async with Cutting(gateway.port, seeded(1, 3, bytes_max=1100)) as proxy:
         shown = await with_httpx_sse(stream(proxy.url, turn))
     assert (shown.text, shown.outcome, proxy.left) == (TEXT, "completed", [])
     assert await told(gateway, turn) == TEXT
@@ -87,9 +87,9 @@ async def test_clients_in_node_show_all_of_it_however_often_they_are_cut(gateway
     """EventSource comes back by itself with its last id, in each dialect that has ids; bare text is asked for again."""
     turn = await asked(gateway)
     async with (
-        Cutting(gateway.port, seeded(2, 3, bytes_max=900)) as ours,
+        Cutting(gateway.port, seeded(2, 3, bytes_max=1100)) as ours,
         Cutting(gateway.port, seeded(3, 1, bytes_max=3000)) as anthropic,
-        Cutting(gateway.port, seeded(4, 3, bytes_max=700)) as text,
+        Cutting(gateway.port, seeded(4, 3, bytes_max=900)) as text,
     ):
         shown = await with_node(
             *("EventSource", stream(ours.url, turn)),
@@ -116,10 +116,10 @@ async def test_clients_in_a_browser_show_all_of_it_however_often_they_are_cut(
                 Cutting(open_gateway.port, seeded(seed, count, bytes_max=most, bytes_min=IN_BODY), whole=whole)
             )
             for seed, count, most, whole in (
-                (5, 3, 900, b""),
-                (6, 3, 900, END_OF_EVENT),
+                (5, 3, 1100, b""),
+                (6, 3, 1100, END_OF_EVENT),
                 (7, 1, 3000, b""),
-                (8, 3, 700, b""),
+                (8, 3, 900, b""),
             )
         ]
         shown = await with_browser(

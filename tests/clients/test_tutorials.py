@@ -253,7 +253,7 @@ async def test_a_job_is_started_watched_and_cut_and_complete_says_it_all(
     job = started.json()["job_id"]
     assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
     sent, last = b"", "0"
-    async with Cutting(gateway.port, seeded(11, count=3, bytes_max=1500)) as proxy:
+    async with Cutting(gateway.port, seeded(11, count=3, bytes_max=1700)) as proxy:
         while b"event: complete" not in sent:
             with suppress(httpx.TransportError):
                 url = f"{proxy.url}/api/stream/{job}"

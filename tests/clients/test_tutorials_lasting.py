@@ -66,7 +66,7 @@ async def test_a_page_that_was_cut_is_told_the_rest(
     """By one line more than its tutorial has: the same turn, from the last whole event on, in the same words."""
     path, body = PAGES[dialect]
     kept, turn = b"", ""
-    async with Cutting(gateway.port, seeded(seed, count=4, bytes_max=1200, bytes_min=700)) as proxy:
+    async with Cutting(gateway.port, seeded(seed, count=4, bytes_max=1400, bytes_min=900)) as proxy:
         asking = page.stream("POST", f"{proxy.url}{path}", json=body)
         for _ in range(TRIES_MAX):
             sent = b""

@@ -52,7 +52,7 @@ def without_ids(messages: list[Json]) -> list[Json]:
 async def test_an_answer_is_seen_whole_whatever_happens_to_its_page(open_gateway: Gateway, browser: str) -> None:
     """Reloaded, in two tabs, left alone, stopped, cut off: nothing is missing, nothing is there twice."""
     url, given = open_gateway.url, {"texts": [LONG], "chars": 80, "whole": len(TEXT), "reloads": [(80, 1), (160, 2)]}
-    async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6000, bytes_min=3000)) as proxy:
+    async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6200, bytes_min=3200)) as proxy:
         doings = ("reload", "tabs", "leave", "stop")
         reloaded, tabs, left, stopped, resumed = await done(
             browser, *((what, url, given) for what in doings), ("resume", proxy.url, given)

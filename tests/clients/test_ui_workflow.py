@@ -42,7 +42,7 @@ def kinds(one: Json) -> list[str]:
 @pytest.mark.proves("ui", "resumes after cuts", CLIENT)
 async def test_it_tells_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
     """The run's id and the number of chunks are enough: what index N is, is the same at every read."""
-    async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2000, bytes_min=900)) as proxy:
+    async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
         (one,) = await seen((proxy.url, question(LONG)))
         assert proxy.left == []
     whole = await seen((gateway.url, {"run": one["run"], "startIndex": 0}))
@@ -73,7 +73,7 @@ async def test_a_negative_index_is_counted_from_the_end(gateway: Gateway) -> Non
     assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
     asking = asyncio.create_task(seen((gateway.url, question(LONG, session_id="chat-tail"))))
     await until(lambda: is_told(gateway, "chat-tail"))
-    async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1500, bytes_min=900)) as proxy:
+    async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:
         (late,) = await seen((proxy.url, {"run": "chat-tail", "startIndex": -4}))
         assert proxy.left == []
     (first,) = await asking

@@ -28,6 +28,12 @@ async def opened(
     return response
 
 
+async def gather(response: httpx2.Response, body: bytearray) -> None:
+    """All that comes, also of a body that breaks off."""
+    async for piece in response.aiter_raw():
+        body += piece
+
+
 def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
     return response.status_code, response.json()["error"]["code"], 1 <= int(response.headers["retry-after"]) <= 10
 
@@ -64,6 +70,25 @@ async def test_one_gateway_takes_so_many_readers(
             return (await opened(stack, gateway, key)).status_code == 200
 
         await until(is_let_in)
+
+
+async def test_an_event_source_that_comes_back_to_a_full_gateway_is_told_when_to_come(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+) -> None:
+    """To it a 503 is final. It gets `retry:` and no event, and a body that breaks off is none that has ended."""
+    gateway = await new_gateway(nats_url, streams_max=1, origins="https://app.example")
+    writer = Writer(log, key)
+    await writer.open("a")
+    back = {"accept": "text/event-stream", "last-event-id": str(writer.chain.last), "origin": "https://app.example"}
+    async with AsyncExitStack() as stack:
+        assert (await opened(stack, gateway, key)).status_code == 200
+        told = await opened(stack, gateway, key, back)
+        body = bytearray()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await gather(told, body)
+    assert (told.status_code, told.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert told.headers["access-control-allow-origin"] == "https://app.example"
+    assert 1000 <= int(body.removeprefix(b"retry: ")) <= 11_000
 
 
 async def test_a_streamed_answer_has_the_place_that_it_was_promised(

@@ -8,8 +8,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import rush
+from gateway.again import AGAIN_S_MAX, AGAIN_S_MIN
 from gateway.problem import Envelope
-from gateway.rush import AGAIN_S_MAX, AGAIN_S_MIN, BEGUN_AT_ONCE, Rush
+from gateway.rush import BEGUN_AT_ONCE, Rush
 
 
 def asking(path: str = "/v1/turns") -> Scope:

@@ -49,7 +49,10 @@ const CASES = {
     // Tabs of one browser share their cookies.
     const context = await (await open(gateway)).context().browser().newContext();
     const [first, second, stranger] = [await context.newPage(), await context.newPage(), await context.newPage()];
-    for (const page of [first, second]) await page.goto(`${gateway}/healthz`);
+    // A page of the gateway's origin, made here: on its own ones nothing runs.
+    const html = { contentType: "text/html", body: "<!doctype html>" };
+    await context.route(`${gateway}/client.html`, (route) => route.fulfill(html));
+    for (const page of [first, second]) await page.goto(`${gateway}/client.html`);
     const post = async ([url, key]) => {
       const answer = await fetch(url, { method: "POST", headers: key ? { authorization: `Bearer ${key}` } : {} });
       return { status: answer.status, body: answer.status === 204 ? {} : await answer.json() };
@@ -65,7 +68,7 @@ const CASES = {
     const looked = await second.evaluate(look, [`${gateway}/v1/turns/NONE`, tabs[1].body.access_token]);
     const alone = await second.evaluate(look, [`${gateway}/v1/turns/NONE`, null]);
     const after = await first.evaluate(post, refresh);
-    await stranger.route(`${other}/`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
+    await stranger.route(`${other}/`, (route) => route.fulfill(html));
     await stranger.goto(`${other}/`);
     const crossed = await stranger.evaluate(async (url) => {
       const init = { method: "POST", credentials: "include", mode: "no-cors" };

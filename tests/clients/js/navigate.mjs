@@ -1,0 +1,22 @@
+// Opens URLs in Chromium as somebody would who was given a link: `navigate.mjs GATEWAY HTML [PATH ...]`.
+// The first line is of a page that is `HTML` and obeyed, the others of each path; `elsewhere` is what was asked of others.
+import { browse } from "./chromium.mjs";
+
+const [gateway, html, ...paths] = process.argv.slice(2);
+
+await browse("page.mjs", async (open) => {
+  const context = await (await open(gateway)).context().browser().newContext();
+  await context.route(`${gateway}/obeyed.html`, (route) => route.fulfill({ contentType: "text/html", body: html }));
+  for (const path of ["/obeyed.html", ...paths]) {
+    const page = await context.newPage();
+    const [elsewhere, ran] = [[], []];
+    page.on("request", (request) => request.url().startsWith(`${gateway}/`) || elsewhere.push(request.url()));
+    page.on("dialog", (dialog) => (ran.push(dialog.message()), dialog.dismiss()));
+    page.on("console", (message) => message.text() === "ran" && ran.push("ran"));
+    // A file to be kept is no page, and is not shown at all.
+    const answer = await page.goto(gateway + path).catch((error) => (/Download is starting/.test(error.message) ? null : Promise.reject(error)));
+    const links = answer === null ? 0 : await page.evaluate(() => document.links.length + document.images.length + document.scripts.length);
+    console.log(JSON.stringify({ path, elsewhere: elsewhere.length, ran: ran.length, links, at: page.url().slice(gateway.length), headers: answer?.headers() ?? null }));
+    await page.close();
+  }
+});

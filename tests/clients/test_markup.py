@@ -1,0 +1,91 @@
+"""Whatever a model or a client said, Chromium shows as text at every URL of ours, and fetches nothing for it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.dialects import DIALECTS
+from tests.clients import node
+from tests.integration.conftest import Gateway
+from tests.routes import ROWS, named
+
+TOLD = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none';"
+    " form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+RUN = "console.log('ran')"
+
+
+@pytest.fixture
+async def called() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """The address of somebody elsewhere, and what was asked there."""
+    heard: list[bytes] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+
+
+def markup(elsewhere: str) -> str:
+    """What a page would obey that took it for HTML, or for Markdown: what runs, and what tells somebody else."""
+    return " ".join(
+        (
+            f"<script>{RUN}</script>",
+            f"<img src='{elsewhere}/img' onerror=\"{RUN}\">",
+            f"<svg onload=\"{RUN}\"><iframe src='{elsewhere}/frame'></iframe></svg>",
+            f'<a href="javascript:{RUN}" autofocus onfocus="{RUN}">link</a>',
+            f"<script src='{elsewhere}/script'></script><link rel=stylesheet href='{elsewhere}/style'>",
+            f"![picture]({elsewhere}/markdown?secret=1) [link](javascript:{RUN})",
+        )
+    )
+
+
+async def test_markup_is_text_wherever_it_is_told(
+    open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]
+) -> None:
+    """FAULTS S8: every route and dialect, errors too, opened as a link. The first page obeys it, and is seen."""
+    elsewhere, heard = called
+    said = markup(elsewhere)
+    turn, session, project = await told(open_gateway, said)
+    names = named(turn, session, project)
+    paths = [path.format(**names) + row.query for (method, path), row in ROWS.items() if method == "GET"]
+    paths += [f"/v1/turns/{turn}/events?dialect={dialect}" for dialect in DIALECTS]
+    paths += [f"/v1/turns/{said}", f"/v1/turns/{turn}/events?dialect={said}", f"/{said}"]
+    obeyed, *shown = await node.run("navigate.mjs", open_gateway.url, said, *paths, CHROMIUM=browser)
+    assert obeyed["ran"] >= 3
+    assert obeyed["elsewhere"] >= 3
+    assert len(heard) >= 3
+    assert [one for one in shown if one["ran"] or one["elsewhere"]] == []
+    pages = [one for one in shown if one["headers"] is not None]
+    assert {one["path"] for one in pages if one["links"]} == {"/docs"}
+    assert [one["path"] for one in pages if not TOLD.items() <= one["headers"].items()] == []
+    assert {one["headers"]["content-type"] for one in pages if "html" in one["headers"].get("content-type", "")} == {
+        "text/html; charset=utf-8"
+    }
+
+
+async def told(gateway: Gateway, said: str) -> tuple[str, str, str]:
+    """A turn, session and project that say it in every place that there is."""
+    project = (await gateway.client.post("/v1/projects", json={"name": said[:100], "description": said})).json()["id"]
+    made = {"title": said, "system_prompt": said, "project_id": project}
+    session = (await gateway.client.post("/v1/sessions", json=made)).json()["id"]
+    answer = msgspec.json.encode({"a": said}).decode()
+    body: dict[str, Any] = {
+        "message": f"{said}\n#sim json={answer}",
+        "session": session,
+        "metadata": {"note": said},
+        "schema": {"type": "object"},
+    }
+    asked = (await gateway.client.post("/v1/turns", json=body)).json()
+    stream = await gateway.client.get(f"{asked['links']['events']}?dialect=text")
+    assert msgspec.json.decode(stream.content) == {"a": said}
+    return asked["turn"], session, project

@@ -1,0 +1,99 @@
+"""Chromium's EventSource at a gateway that is full: it comes back by itself, or as docs/API.md has a page do it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from gateway import again, metrics
+from gateway.door.auth import LOCAL
+from proto.ids import TurnId, new_id
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.clients import node
+from tests.cutting import Cut, Cutting
+from tests.integration.conftest import Gateway, NewGateway
+from tests.processes import CHECKOUT
+from tests.until import until
+from tests.writing import Writer
+
+
+@pytest.fixture
+async def small(monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway) -> Gateway:
+    """It has room for one reader, and tells the others to come again in a second."""
+    monkeypatch.setattr(again, "AGAIN_S_MAX", 1)
+    return await new_gateway(nats_url, streams_max=1, api_keys="")
+
+
+@pytest.fixture
+async def writer(log: TurnLog) -> Writer:
+    """A turn that everybody may read."""
+    writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+    await writer.open("a" * 2000)
+    return writer
+
+
+@asynccontextmanager
+async def taking_the_place(gateway: Gateway, path: str) -> AsyncIterator[None]:
+    """Somebody else reads, from as soon as there is room."""
+    while True:
+        async with gateway.client.stream("GET", path) as response:
+            if response.status_code == 200:
+                yield
+                return
+        await asyncio.sleep(0)
+
+
+def refusals() -> float:
+    return float(metrics.REFUSED.labels("gateway_full")._value.get())
+
+
+async def one_refusal_after(count: float) -> None:
+    await until(lambda: refusals() > count)
+
+
+async def test_an_event_source_that_is_sent_away_comes_back_by_itself(
+    small: Gateway, writer: Writer, browser: str
+) -> None:
+    """Its connection broke, and somebody else has its place: it tries until there is room, and has all of the text."""
+    path = f"/v1/turns/{writer.key.turn}/events"
+    async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
+        showing = asyncio.create_task(node.run("browser.mjs", "EventSource", proxy.url + path, CHROMIUM=browser))
+        await until(lambda: proxy.connections)
+        before = refusals()
+        while proxy.left:
+            await writer.say("b" * 50)
+        async with taking_the_place(small, path):
+            await one_refusal_after(before + 1)
+        await writer.end()
+        (shown,) = await showing
+    text = (await small.client.get(f"/v1/turns/{writer.key.turn}")).json()["text"]
+    assert (shown["text"], shown["outcome"]) == (text, "completed")
+
+
+async def test_a_page_whose_first_connection_is_refused_reads_as_the_docs_show(
+    small: Gateway, writer: Writer, browser: str
+) -> None:
+    """The function is the docs' own, word for word."""
+    path = f"/v1/turns/{writer.key.turn}/events"
+    function = re.search(r"```js\n(function read.*?)```", (CHECKOUT / "docs/API.md").read_text(), re.DOTALL)
+    assert function is not None
+    before = refusals()
+    async with taking_the_place(small, path):
+        showing = asyncio.create_task(node.run("sent_away.mjs", small.url, path, function[1], CHROMIUM=browser))
+        await one_refusal_after(before)
+    await writer.end()
+    (shown,) = await showing
+    assert shown == {"text": "a" * 2000, "outcome": "completed"}
+
+
+async def test_who_looks_at_the_status_is_told_it(small: Gateway, writer: Writer) -> None:
+    """`fetch` and httpx send no id where they have none, and mostly ask for anything: 503, and when to come."""
+    path = f"/v1/turns/{writer.key.turn}/events"
+    async with taking_the_place(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
+        for headers in ({"accept": "text/event-stream"}, {"last-event-id": "1"}):
+            told = await client.get(path, headers=headers)
+            assert (told.status_code, "retry-after" in told.headers) == (503, True)
