@@ -59,8 +59,8 @@ mutants: setup ## take the rules away, one at a time: the checker has to find ou
 	@exec $(PYTHON) -m tests.mutants $(ARGS)
 
 fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more, SEED= otherwise
-	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_SEED=$(or $(SEED),7) \
-		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz
+	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_STRANGERS=10000 FUZZ_SEED=$(or $(SEED),7) \
+		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logs_and_metrics.py
 
 bench: setup ## measure what a delta takes from the model to its readers
 	@exec $(PYTHON) -m tests.bench.latency $(ARGS)

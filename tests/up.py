@@ -1,11 +1,12 @@
 """`tailrace up` as a process of its own, for tests: started, read, ended. Judges nothing."""
 
+import ipaddress
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.until import until
@@ -54,6 +55,10 @@ class Up:
         """All processes below it, now."""
         return [int(pid) for pid in below(self.process.pid)]
 
+    def listening(self) -> dict[str, list[str]]:
+        """Where each process of it takes connections, or datagrams: addresses with ports, as the kernel has them."""
+        return {name: addresses(pid) for name, pid in [("up", self.process.pid), *self.pids().items()]}
+
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()  # its children go with it, as a test below holds
@@ -66,6 +71,24 @@ def below(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [found for child in map(int, children) for found in (child, *below(child))]
+
+
+def addresses(pid: int) -> list[str]:
+    """Of the sockets of a process that others can reach: `127.0.0.1:8000`."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            inodes.add(descriptor.readlink().name.removeprefix("socket:["))
+    found = []
+    for table, listens in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == listens and f"{inode}]" in inodes:
+                address, port = local.split(":")
+                # The kernel writes each word of it as this machine reads numbers.
+                words = [int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8)]
+                found.append(f"{ipaddress.ip_address(b''.join(words))}:{int(port, 16)}")
+    return sorted(found)
 
 
 def is_alive(pid: int) -> bool:

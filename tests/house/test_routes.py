@@ -2,10 +2,13 @@
 
 import re
 
+from starlette.routing import Route
+
 from gateway.app import ROUTES
 from gateway.ask import PATHS
 from gateway.door.scopes import NEEDS
 from proto.ids import is_session_name
+from tests.processes import CHECKOUT
 from tests.routes import ROWS
 
 
@@ -13,6 +16,14 @@ def test_every_route_has_a_row() -> None:
     """DESIGN 5: the tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
     methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert methods == set(ROWS)
+
+
+def test_no_route_serves_a_folder() -> None:
+    """Each is a path with names between its slashes: none takes what is left of a path, which could climb."""
+    assert [route for route in ROUTES if type(route) is not Route] == []
+    assert [route.path for route in ROUTES if re.search(r"{\w+:", route.path)] == []
+    code = {path: path.read_text() for path in (CHECKOUT / "gateway").rglob("*.py")}
+    assert [path for path, text in code.items() if re.search("StaticFiles|FileResponse", text)] == []
 
 
 def test_every_route_says_who_may() -> None:

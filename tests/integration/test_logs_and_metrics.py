@@ -1,6 +1,7 @@
 """What a stranger sends forges no line of a log, and makes no series of a metric."""
 
 import asyncio
+import os
 import random
 import re
 import subprocess
@@ -13,7 +14,8 @@ from proto.errors import CODES
 from tests.integration.conftest import Gateway, NewGateway
 from tests.processes import CHECKOUT
 
-STRANGERS = 600
+# `make fuzz` asks ten times as often.
+STRANGERS = int(os.environ.get("FUZZ_STRANGERS", "1000"))
 AT_ONCE = 30
 FORGED = "forged-by-a-stranger"
 INJECTED = f'x\r\n{{"event": "{FORGED}"}}\n2026-11-20 [error] {FORGED}\x1b[2J\x1b[31m\u2028\u0085{FORGED}\x00'

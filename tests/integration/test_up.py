@@ -1,5 +1,6 @@
 """`tailrace up` as a person uses it: the whole system, its one line of output that counts, and its end."""
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from proto.accounts import RIGHTS
+from tests import processes, tokens
 from tests.receiving import Receiver
 from tests.until import until
 from tests.up import CHECKOUT, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
@@ -138,28 +140,22 @@ async def test_what_it_keeps_is_for_its_owner_only(up: Up) -> None:
     assert shared == []
 
 
-async def test_no_secret_is_printed_or_an_argument(tmp_path: Path) -> None:
-    """What stands in an argument can be read by every user of the machine, what is printed by whoever gets the log."""
-    nobody = f"http://127.0.0.1:{closed_port()}"
-    environ = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": nobody, "TAILRACE_API_KEYS": f"acme:{'0' * 64}"}
-    with running(tmp_path, "--port", "0", **environ) as up:
-        await up.ready()
-        passwords = re.findall('password: "(.*?)"', (up.folder / "nats.conf").read_text())
-        assert len(passwords) == len(RIGHTS)
-        shown = [*up.lines, *map(arguments, [up.process.pid, *up.tree()])]
-        assert [text for text in shown if any(secret in text for secret in (KEY, *passwords))] == []
-        assert "simulated-claude" not in up.pids()
-        assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
-        assert f"the real Claude answers, at {nobody}, and costs money" in up.said("up ")
+async def test_only_this_machine_reaches_it(up: Up) -> None:
+    """FAULTS S16: every socket of every part is on loopback, and who asks by a stranger's name is sent away."""
+    url = await up.ready()
+    found = up.listening()
+    assert {address.rpartition(":")[0] for of_part in found.values() for address in of_part} == {"127.0.0.1"}
+    # nats-server's own and its monitoring; the gateways share one, and have one each for metrics.
+    counts = {name: len(of_part) for name, of_part in found.items()}
+    assert counts == {name: 2 if name.startswith(("nats", "gateway")) else 1 for name in ("up", *up.pids())}
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        for path in ("/", "/v1/sessions", "/metrics"):
+            answer = await client.get(path, headers={"host": "rebound.example"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_refused")
 
 
 def arguments(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 async def test_a_generator_that_is_killed_is_replaced_and_said_so(tmp_path: Path) -> None:
@@ -286,3 +282,97 @@ async def test_no_process_outlives_one_that_was_killed(tmp_path: Path) -> None:
         await until(lambda: not any(map(is_alive, pids)))
     with running(tmp_path, "--port", "0") as again:
         await again.ready()
+
+
+# What others are told at their cost, or in confidence. The answer's is the tag of its words.
+SAID = {
+    "prompt": "canary-in-a-prompt",
+    "system prompt": "canary-in-a-system-prompt",
+    "answer": "canary-in-an-answer",
+    "metadata": "canary-in-metadata",
+    "title": "canary-in-a-title",
+    "idempotency key": "canary-idempotency-key",
+}
+# The lines of a rainy day are the talkative ones.
+HARD_WAY = "words=20 rate=0 fault=429x1 fault=cut@9x2 retry_after=0"
+MONITORED = (
+    *("varz", "connz?auth=1&subs=detail&state=any", "subsz?subs=1", "routez?subs=1", "gatewayz", "leafz?subs=1"),
+    *("jsz?accounts=1&streams=1&consumers=1&config=1", "accountz", "accstatz", "healthz", "expvarz", "ipqueuesz"),
+)
+
+
+async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> None:
+    """FAULTS S3: in no line, no argument, no metric, no refusal, no URL, and not where nats-server is monitored."""
+    key = "a-key-that-is-a-canary"
+    environ = {
+        "ANTHROPIC_API_KEY": KEY,
+        "TAILRACE_API_KEYS": f"acme:{hashlib.sha256(key.encode()).hexdigest()}",
+        "TAILRACE_LOG_LEVEL": "debug",
+        **{f"TAILRACE_{name.upper()}": str(value) for name, value in tokens.settings().items()},
+    }
+    jwt = tokens.token().decode()
+    shown: dict[str, str] = {}
+    async with processes.simulated_claude(tmp_path) as claude:
+        with running(tmp_path, "--port", "0", ANTHROPIC_BASE_URL=claude.url, **environ) as up:
+            url = await up.ready()
+            async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                secrets = SAID | await at_work(client, {"x-api-key": key}, shown)
+                await at_work(client, {"authorization": f"Bearer {jwt}"}, shown)
+                shown |= await refusals(client, key, jwt)
+                monitored = re.findall(r"(http://127\.0\.0\.1:[0-9]+)(?:/metrics)?", up.text)
+                for address in set(monitored):
+                    for path in ("metrics", *MONITORED):
+                        shown[f"{address}/{path}"] = (await client.get(f"{address}/{path}")).text
+            passwords = re.findall('password: "(.*?)"', (up.folder / "nats.conf").read_text())
+            shown |= {f"arguments of {pid}": arguments(pid) for pid in (up.process.pid, *up.tree())}
+            shown["printed"] = up.text
+            assert "simulated-claude" not in up.pids()
+            assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
+            assert f"the real Claude answers, at {claude.url}, and costs money" in up.said("up ")
+    assert len(set(passwords)) == len(RIGHTS)
+    assert all(re.fullmatch("[0-9a-f]{32}", password) for password in passwords)
+    # What is looked through is what there is.
+    assert any('"subscriptions_list' in text for text in shown.values())
+    assert any("tailrace_persistence_" in text for text in shown.values())
+    secrets |= {"key": key, "JWT": jwt, "JWT's secret": tokens.SECRET, "Claude's key": KEY}
+    secrets |= {f"password {number}": password for number, password in enumerate(passwords)}
+    assert [(what, where) for what, secret in secrets.items() for where in shown if secret in shown[where]] == []
+
+
+async def at_work(client: httpx2.AsyncClient, credential: dict[str, str], shown: dict[str, str]) -> dict[str, str]:
+    """A turn that has a hard way, its ticket and its session; the secrets that came of it. `shown`: addresses."""
+    session = {"title": SAID["title"], "system_prompt": SAID["system prompt"]}
+    made = (await client.post("/v1/sessions", json=session, headers=credential)).json()
+    body = {
+        "message": f"{SAID['prompt']}\n#sim tag={SAID['answer']} {HARD_WAY}",
+        "session": made["id"],
+        "metadata": {SAID["metadata"]: SAID["metadata"]},
+    }
+    asked = await client.post("/v1/turns", json=body, headers=credential | {"idempotency-key": SAID["idempotency key"]})
+    assert asked.status_code == 202, asked.text
+    links = asked.json()["links"]
+    answer = await client.get(links["events"], headers=credential)
+    assert SAID["answer"] in answer.text
+    ticket = (await client.post(f"{links['self']}/tickets", json={}, headers=credential)).json()["events"]
+    assert SAID["answer"] in (await client.get(ticket)).text
+    shown[f"addresses of {made['id']}"] = str([links, dict(asked.headers), dict(answer.headers)])
+    return {f"ticket of {made['id']}": ticket.rpartition("=")[2]}
+
+
+async def refusals(client: httpx2.AsyncClient, key: str, jwt: str) -> dict[str, str]:
+    """What is answered to who has nearly the right thing, or says too much."""
+    body = {"message": SAID["prompt"], SAID["metadata"]: SAID["answer"]}
+    asked = [
+        ("POST", "/v1/turns", {"x-api-key": key + "x"}, body),
+        ("POST", "/v1/turns", {"authorization": f"Bearer {jwt}x"}, body),
+        ("POST", "/v1/turns", {"x-api-key": key, "authorization": f"Bearer {jwt}"}, body),
+        ("GET", f"/v1/turns/{SAID['prompt']}", {"x-api-key": key}, None),
+        ("GET", f"/{SAID['prompt']}?key={key}&token={jwt}", {}, None),
+        ("POST", "/v1/turns", {"x-api-key": key, "content-type": "text/plain"}, body),
+    ]
+    answers = {
+        f"refusal {number}": await client.request(method, path, headers=headers, json=json)
+        for number, (method, path, headers, json) in enumerate(asked)
+    }
+    assert all(answer.status_code >= 400 for answer in answers.values())
+    return {what: answer.text + str(dict(answer.headers)) for what, answer in answers.items()}
