@@ -8,6 +8,7 @@ from proto.usage import NUSD_PER_USD
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that this process carries now")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
+FAILURES = Counter("tailrace_generator_failures_total", "Turns failed here, by code", ["code"])
 LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
 REPETITIONS = Counter(
     "tailrace_generator_repetitions_total", "Continuations that began with the end of what was told; it was left out"
@@ -41,6 +42,8 @@ SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries th
 def ended(end: End) -> None:
     """Counts a turn that was ended here, and what it has used."""
     ENDS.labels(end.outcome).inc()
+    if end.error is not None:
+        FAILURES.labels(end.error.code).inc()
     COST.inc(end.cost_nusd / NUSD_PER_USD)
     for kind in end.usage.__struct_fields__:
         USAGE.labels(kind).inc(getattr(end.usage, kind))

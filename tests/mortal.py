@@ -1,13 +1,17 @@
-"""A generator that is killed right after the nth entry that it stores: SIGKILL, at the very instruction. Runs alone."""
+"""A generator that is killed right after the nth entry that it stores, or by a question: SIGKILL. Runs alone."""
 
 import asyncio
 import multiprocessing
 import os
+from collections.abc import AsyncGenerator, Callable
 from signal import SIGKILL
+from typing import Any
 
 from generators import submissions
 from generators.__main__ import informant, opened
 from generators.attempt import Carrier
+from generators.backends import Call
+from generators.backends.claude import Messages
 from generators.backends.message_batches import MessageBatches
 from generators.batches import Batches
 from generators.blobs import Blobs
@@ -21,12 +25,15 @@ from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstone
 from proto.room import Room
 from proto.settlement import Settlement
 from proto.subjects import GENERATORS, TurnKey
+from tests.answering import working
 from tests.processes import as_user
+from tests.until import until
 
 # A server process imports everything once; each generator is a fork of it and begins within milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.mortal"])
 ROOM_BYTES = 64 * 1024 * 1024
+LIFE_S_MAX = 20.0
 
 
 class MortalLog(TurnLog):
@@ -148,12 +155,48 @@ async def killed_after(
 
     `environ` is what other backends than claude read.
     """
-    process = FORKS.Process(
-        target=main, args=(nats_url, claude_url, appends, backends, environ or {}, is_batch, is_before)
-    )
+    return await _killed(main, nats_url, claude_url, appends, backends, environ or {}, is_batch, is_before)
+
+
+async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
+    """Has a generator work until it calls the model with that word, which kills it; before that it ends another turn.
+
+    False when that did not come.
+    """
+    return await _killed(poisoned, word, nats_url, claude_url)
+
+
+def poisoned(word: str, nats_url: str, claude_url: str) -> None:
+    carried: list[TurnKey] = []
+    answer, carry = Messages.answer, Worker._carry
+
+    async def deadly(self: Messages, call: Call) -> AsyncGenerator[bytes, None]:
+        if word in str(call.messages):
+            await until(lambda: carried)
+            os.kill(os.getpid(), SIGKILL)
+        async for raw in answer(self, call):
+            yield raw
+
+    async def carried_on(self: Worker, key: TurnKey, **given: Any) -> None:
+        await carry(self, key, **given)
+        carried.append(key)
+
+    # As a patch, for the part is not to know.
+    Messages.answer = deadly  # type: ignore[method-assign]
+    Worker._carry = carried_on  # type: ignore[method-assign]
+    asyncio.run(work(nats_url, claude_url))
+
+
+async def work(nats_url: str, claude_url: str) -> None:
+    async with working(nats_url, claude_url):
+        await asyncio.sleep(LIFE_S_MAX)
+
+
+async def _killed(target: Callable[..., None], *given: object) -> bool:
+    process = FORKS.Process(target=target, args=given)
     process.start()
     try:
-        await asyncio.to_thread(process.join, 30)
+        await asyncio.to_thread(process.join, LIFE_S_MAX + 10)
         assert process.exitcode in (0, -SIGKILL), process.exitcode
         return process.exitcode != 0
     finally:

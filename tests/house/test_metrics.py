@@ -23,6 +23,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_attempts", "mode"): get_args(Mode),
     ("tailrace_generator_ends", "outcome"): get_args(Outcome),
     ("tailrace_generator_backend_failures", "code"): CODES,
+    ("tailrace_generator_failures", "code"): CODES,
     ("tailrace_generator_failovers", "backend"): table.NAMES,
     ("tailrace_generator_hedges", "outcome"): ("won", "lost", "failed", "nobody"),
     ("tailrace_generator_calls_again", "code"): CODES,

@@ -6,17 +6,19 @@ The bars are those of FAULTS F7 to F10 and F12. A machine that runs other tests,
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from functools import partial
 from signal import SIGKILL
 from time import monotonic
 
+import httpx2
 import pytest
 import pytest_asyncio
 
 from proto.subjects import TurnKey
 from tests import reading
-from tests.answering import words
-from tests.cluster_faults import FAULTS, Fault
+from tests.answering import open_streams, words
+from tests.cluster_faults import FAULTS, Fault, kill_leader
 from tests.clustered import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
 from tests.until import until
 
@@ -96,6 +98,40 @@ async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: 
     print(f"{attempts} attempts of {len(turns)} turns, {paid} calls, {len(posts)} POSTs")
     assert paid <= attempts
     assert all(turn.attempt <= 2 for turn in turns)
+
+
+async def test_turns_are_stopped_while_no_server_leads(system: System) -> None:
+    """FAULTS F28: right before it, and while the others choose: one end each, told to its reader; no open call."""
+    async with system.telling(TURNS, number=9000, rate=20) as listeners:
+        first = asyncio.create_task(stopped(system, listeners[0].key))
+        await kill_leader(system)
+        told = await asyncio.gather(first, *(stopped(system, listener.key) for listener in listeners[1:]))
+        await open_streams(system.claude.url, 0)
+    await system.heal()
+    print(f"\n{[len(answers) for answers in told]} answers")
+    for listener, answers in zip(listeners, told, strict=True):
+        turn, verdict = await system.verdict(listener)
+        assert verdict.is_green, verdict.evidence
+        assert {answer.status_code for answer in answers[:-1]} <= {503}
+        assert turn.ended_at is not None
+        assert answers[-1].status_code == 200
+        ended_at = datetime.fromisoformat(answers[-1].json()["ended_at"])
+        assert (
+            (answers[-1].json()["outcome"], ended_at) == (turn.outcome, turn.ended_at) == ("cancelled", turn.ended_at)
+        )
+        assert listener.connected is not None
+        assert listener.connected.over == "ended"
+        assert listener.text.startswith(turn.text)
+        assert turn.text
+
+
+async def stopped(system: System, key: TurnKey) -> list[httpx2.Response]:
+    """The answers to who asks either gateway to cancel until it is not told to come again; the last is another."""
+    answers: list[httpx2.Response] = []
+    while not answers or answers[-1].status_code == 503:
+        client = system.clients[len(answers) % len(system.clients)]
+        answers.append(await client.post(f"/v1/turns/{key.turn}/cancel"))
+    return answers
 
 
 async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: System) -> None:
