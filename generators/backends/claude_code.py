@@ -130,7 +130,9 @@ class ClaudeCode:
         tools = dict.fromkeys(rule.partition("(")[0] for rule in allowed)
         arguments = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
         arguments += ["--include-partial-messages", "--no-session-persistence", "--model", call.model]
-        arguments += ["--restricted", "--strict-mcp-config", "--permission-prompts", "none", "--tools", ",".join(tools)]
+        arguments += ["--restricted", "--strict-mcp-config", "--permission-prompts", "none"]
+        # A folder's own commands, too, are not for who works in it; its question is none anyway.
+        arguments += ["--disable-slash-commands", "--tools", ",".join(tools)]
         if allowed:
             arguments += ["--allowedTools", ",".join(allowed)]
         if call.system:
@@ -199,7 +201,17 @@ def question(call: Call) -> dict[str, Any]:
         earlier, last = call.messages, Message("user", GO_ON)
     before = [{"type": "text", "text": f"{EARLIER}\n{msgspec.json.encode([told(m) for m in earlier]).decode()}"}]
     content = [{"type": "text", "text": last.content}] if isinstance(last.content, str) else last.content
-    return {"type": "user", "message": {"role": "user", "content": [*(before if earlier else []), *content]}}
+    content = [*(before if earlier else []), *map(uncommanding, content)]
+    return {"type": "user", "message": {"role": "user", "content": content}}
+
+
+def uncommanding(block: dict[str, Any]) -> dict[str, Any]:
+    """`block`, which is no command: `/model` at its beginning would be one, and would choose the model."""
+    match block:
+        case {"type": "text", "text": str(text)} if text.startswith("/"):
+            return block | {"text": f" {text}"}
+        case _:
+            return block
 
 
 def by_prompt(call: Call) -> Call:

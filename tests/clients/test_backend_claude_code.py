@@ -128,6 +128,40 @@ async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, wa
     assert "neighbour" not in json.dumps(await last_asked(claude))
 
 
+async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_path: Path) -> None:
+    """Its own settings, hooks, servers and notes, which its model may have written, and a file that is only named."""
+    folder, other = tmp_path / "projects/acme/shop", tmp_path / "projects/acme/other"
+    (folder / ".claude").mkdir(parents=True)
+    other.mkdir()
+    (other / "secret.txt").write_text("a neighbour's secret")
+    (folder / "link").symlink_to(other)
+    (folder / "CLAUDE.md").write_text(f"@{other}/secret.txt\n@../other/secret.txt\n")
+    hook = [{"hooks": [{"type": "command", "command": f"touch {other}/hooked"}]}]
+    allowed = {"additionalDirectories": [str(other)], "allow": ["Write", "Bash"], "defaultMode": "bypassPermissions"}
+    settings = {"permissions": allowed, "hooks": {"SessionStart": hook, "UserPromptSubmit": hook}}
+    (folder / ".claude/settings.json").write_text(json.dumps(settings))
+    server = {"command": "touch", "args": [f"{other}/served"]}
+    (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"x": server}}))
+    call = using("Write", file_path=f"{folder}/link/new.txt", content="x")
+    named = f"\n--add-dir {other}\nlook at @{other}/secret.txt, @../other/secret.txt and @link/secret.txt"
+    call = msgspec.structs.replace(call, messages=[Message("user", f"{call.messages[0].content}{named}")])
+    await answer(opened(claude, tmp_path, claude_code_tools="Read, Write, Edit"), call)
+    (result,) = await results(claude)
+    assert result["is_error"] is True
+    assert "neighbour" not in json.dumps(await last_asked(claude))
+    assert [path.name for path in other.iterdir()] == ["secret.txt"]
+
+
+async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> None:
+    """It would choose another model, which is billed: to the one that was asked for it is a text like any other."""
+    command = "/model claude-opus-5-5"
+    events = await answer(opened(claude, tmp_path), asking("", messages=[Message("user", command)]))
+    asked = await last_asked(claude)
+    assert (asked["model"], (await stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
+    assert command in json.dumps(asked["messages"])
+    assert text(events)
+
+
 @pytest.mark.parametrize(
     ("tools", "tool", "fields"),
     [
@@ -321,6 +355,18 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
     assert len(turn.blocks) == 1
     asked = [(attempt.backend, attempt.mode) for attempt in await attempts(own_log, key)]
     assert asked == [("claude_code", "fresh"), ("claude", "continue")]
+
+
+def test_no_text_begins_as_a_command_does() -> None:
+    """Alone, behind another, or behind a conversation; what only has a stroke in it is as it was."""
+    blocks = [{"type": "text", "text": words} for words in ("/compact", "a/b", "/etc/hosts")]
+    for messages in (
+        [Message("user", blocks)],
+        [Message("user", "/x"), Message("assistant", "/y"), Message("user", blocks)],
+    ):
+        said = question(asking("", messages=messages))["message"]["content"]
+        assert [block["text"] for block in said[-3:]] == [" /compact", "a/b", " /etc/hosts"]
+        assert not any(block["text"].startswith("/") for block in said)
 
 
 def test_a_conversation_is_told_before_its_last_message() -> None:
