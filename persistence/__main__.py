@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
+import structlog
+
 from persistence import signature, webhooks
 from persistence.batches import Batches
 from persistence.catch_up import catch_up
@@ -24,6 +26,8 @@ from proto.errors import SettingsInvalid, StoreCorrupt
 from proto.log import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
 from proto.subjects import PERSISTENCE, WEBHOOKS
 from proto.version import VERSION
+
+logger = structlog.get_logger()
 
 
 async def preflight(settings: Settings) -> None:
@@ -55,10 +59,10 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
     turns, services = TurnLog(connection), Services(connection)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
-    is_behind = store.is_behind
-    if is_behind:
+    if store.is_behind:
         # Before the step is done that says so: whoever dies between the two does the first again.
         await deliveries.restart()
+        logger.info("the log is read from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
     tombstones = Tombstones(connection)
     recorder = Recorder(
@@ -76,7 +80,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     }
     service = await services.answer(PERSISTENCE, VERSION, answers)
     await services.report_health(PERSISTENCE, recorder.report)
-    process.ready(database=str(settings.database), is_behind=is_behind)
+    process.ready(database=str(settings.database))
     try:
         async with _telling(settings, connection, turns, stop), _settling(releases, stop):
             await recorder.run(stop)

@@ -85,6 +85,11 @@ class Database:
         return cls(path, opened, writer, reader, version)
 
     @property
+    def is_new(self) -> bool:
+        """There was no database, or an empty one."""
+        return self._version == 0
+
+    @property
     def is_behind(self) -> bool:
         """What the log has is missing, or a part of it: nothing was recorded here, or by a version that took less."""
         return self._version < TOLD_AGAIN

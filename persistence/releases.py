@@ -2,7 +2,8 @@
 
 A blob is condemned before anybody looks who refers to it: who comes later stores it again. Who came before has its
 request in the log by then, and so in the database once that has caught up, or still holds the blob, and it is looked at
-again. What is not settled stands in the database, so whoever dies half-way goes on from there.
+again. That nobody needs it is believed when it was seen twice: a leader that has just woken up denies what came while
+it slept (PROTOCOL R14). What is not settled stands in the database, so whoever dies half-way goes on from there.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from persistence.store import Store
 from proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
 from proto.ids import Seq, Tenant
 from proto.log import Bodies, Holds
+from proto.replay import WOKEN_WAIT_S
 
 logger = structlog.get_logger()
 
@@ -58,28 +60,38 @@ class Releases:
                 released = await self._store.released(tenant, after=released[-1])
 
     async def _settle(self, tenant: Tenant, released: list[str]) -> None:
-        places = asyncio.Semaphore(AT_ONCE)
         doomed: dict[str, Seq | None] = {}
-
-        async def condemn(sha256: str) -> None:
-            async with places:
-                seq = await self._bodies.condemn(tenant, sha256)
-                if not await self._holds.is_held(tenant, sha256):
-                    doomed[sha256] = seq
+        left = await self._unneeded(tenant, await self._unused(tenant, released), doomed)
+        if left:
+            await asyncio.sleep(WOKEN_WAIT_S)
+            left = await self._unneeded(tenant, left, doomed)
+        if not left:
+            return
+        places = asyncio.Semaphore(AT_ONCE)
 
         async def purge(sha256: str) -> None:
             async with places:
                 if (seq := doomed[sha256]) is not None:
                     await self._bodies.purge(tenant, sha256, seq)
 
-        await asyncio.gather(*map(condemn, await self._unused(tenant, released)))
-        if not doomed:
-            return
-        await self._caught_up()
-        unused = await self._unused(tenant, list(doomed))
-        await asyncio.gather(*map(purge, unused))
-        await self._store.settle(tenant, unused)
-        logger.info("blobs of deleted turns are gone", blobs=len(unused))
+        await asyncio.gather(*map(purge, left))
+        await self._store.settle(tenant, left)
+        logger.info("blobs of deleted turns are gone", blobs=len(left))
+
+    async def _unneeded(self, tenant: Tenant, blobs: list[str], doomed: dict[str, Seq | None]) -> list[str]:
+        """Those that nobody holds, and no turn refers to. They are `doomed` from then on, up to that sequence."""
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def is_let_go(sha256: str) -> bool:
+            async with places:
+                doomed[sha256] = await self._bodies.condemn(tenant, sha256)
+                return not await self._holds.is_held(tenant, sha256)
+
+        let_go = await asyncio.gather(*map(is_let_go, blobs))
+        unheld = [sha256 for sha256, is_free in zip(blobs, let_go, strict=True) if is_free]
+        if unheld:
+            await self._caught_up()
+        return await self._unused(tenant, unheld)
 
     async def _unused(self, tenant: Tenant, blobs: list[str]) -> list[str]:
         """Those that no turn refers to. The others stay."""

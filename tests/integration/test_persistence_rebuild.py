@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from deploy.nats_server import NatsServer
 from proto.errors import StoreCorrupt, StoreTooNew
@@ -14,6 +15,7 @@ from proto.resources import AskProject, NewProject, NewSession, ProjectRecord
 from proto.subjects import PERSISTENCE, TurnKey
 from tests.persisting import Persistence
 from tests.until import until
+from tests.upgrade.recording import as_of
 from tests.writing import Writer
 
 OURS = Tenant("ours")
@@ -124,6 +126,19 @@ async def test_a_new_database_is_told_everything_again_before_it_is_one(
         await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
     empty(database)
     await has_all(own_server.url, database, own_log, [key])
+
+
+async def test_a_start_says_why_it_reads_the_log_again(own_server: NatsServer, database: Path) -> None:
+    """The first one, which nobody need worry about; not the second; and one that has an older version's file."""
+
+    async def starts(database: Path) -> list[str]:
+        with capture_logs() as lines:
+            async with Persistence(own_server.url, database):
+                pass
+        return [line["why"] for line in lines if line["event"] == "the log is read from its beginning"]
+
+    assert [await starts(database), await starts(database)] == [["new database"], []]
+    assert await starts(as_of(1, database)) == ["older database"]
 
 
 async def test_a_new_database_has_sessions_and_projects_and_not_what_people_called_them(

@@ -320,6 +320,61 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
     assert (turn.outcome, turn.text) == ("completed", name(picture))
 
 
+def denied_once(owner: type, method: str, denial: object, patched: pytest.MonkeyPatch) -> None:
+    """What a leader says that has just woken up: the first answer is from before it fell asleep."""
+    original, due = getattr(owner, method), [denial]
+
+    async def asked(self: Any, *given: Any) -> Any:
+        return due.pop() if due else await original(self, *given)
+
+    patched.setattr(owner, method, asked)
+
+
+@pytest.mark.rule("R34")
+async def test_a_blob_whose_hold_is_denied_once_stays(
+    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A leader that has just woken up knows nothing of what came while it slept: one no proves nothing (R14)."""
+    bodies, holder = Bodies(house_log._connection), Holds(house_log._connection)
+    await bodies.put(tenant, {name(picture): picture.encode()})
+    store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
+    try:
+        await store.migrate()
+        await store.release(tenant, f'["{name(picture)}"]')
+        settling = releases.Releases(store, bodies, Holds(house_log._connection), no_wait)
+        async with holder.until_asked(tenant, "asking"):
+            await holder.take(tenant, "asking", [name(picture)])
+            denied_once(Holds, "is_held", False, monkeypatch)
+            await settling.settle(tenant)
+            assert await is_there(gateway, picture)
+            assert await store.released(tenant) == [name(picture)]
+        await settling.settle(tenant)
+        assert await stored(house_log._connection, tenant) == []
+    finally:
+        await store.close()
+
+
+async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
+    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who is told that there is none, by a leader that slept, would leave it there for a week."""
+    bodies = Bodies(house_log._connection)
+    await bodies.put(tenant, {name(picture): picture.encode()})
+    store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
+    try:
+        await store.migrate()
+        await store.release(tenant, f'["{name(picture)}"]')
+        denied_once(Bodies, "condemn", None, monkeypatch)
+        await releases.Releases(store, bodies, Holds(house_log._connection), no_wait).settle(tenant)
+    finally:
+        await store.close()
+    assert await stored(house_log._connection, tenant) == []
+
+
+async def no_wait() -> None:
+    """There is nothing in the log that this database has yet to learn."""
+
+
 async def test_what_was_held_and_never_asked_goes_by_itself(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +410,7 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
     """NATS goes away before its n-th request, and persistence after it: what was released stands in the database."""
     database, bodies = tmp_path / "tailrace.db", Bodies(own_log._connection)
     monkeypatch.setattr(releases, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(releases, "WOKEN_WAIT_S", 0.001)
     steps = ((Bodies, "condemn"), (Holds, "is_held"), (Store, "used"), (Bodies, "_purge"), (Store, "settle"))
     broken = range(1, 20)
     for last in broken:

@@ -134,17 +134,19 @@ async def test_a_database_of_every_step_is_migrated_with_its_rows(tmp_path: Path
     """Whichever version has written it last, what it knew of each turn is told; what it did not know is left out."""
     recorded = recording.read(recording.names()[-1])
     path = recording.as_of(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
+    unknown = {name for name, since in {"envelope": 3, "fits": 4}.items() if version < since}
     store = await Store.open(path, busy_timeout_s=0.05)
-    await store.migrate()
+    try:
+        await store.migrate()
+        for was in recorded.told:
+            told = await store.turn(TurnKey(OURS, TurnId(was.turn)))
+            assert told is not None
+            same(told_of(told), was.record, *unknown)
+    finally:
+        await store.close()
     with closing(sqlite3.connect(path)) as migrated:
         assert migrated.execute("PRAGMA user_version").fetchone() == (len(migrations()),)
         assert migrated.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    unknown = {name for name, since in {"envelope": 3, "fits": 4}.items() if version < since}
-    for was in recorded.told:
-        told = await store.turn(TurnKey(OURS, TurnId(was.turn)))
-        assert told is not None
-        same(told_of(told), was.record, *unknown)
-    await store.close()
 
 
 @every_recording
