@@ -14,7 +14,8 @@ from tests.checker.client import Client
 AWAY_S_MAX = 0.2
 CUT_AFTER_S = 2.0
 """How long a reader's connection lives on the average."""
-CANCELLED = 0.08
+# One of so many turns is cancelled.
+CANCELLED_OF = 12
 LEFT_AFTER_FRAMES = 8
 
 
@@ -43,7 +44,7 @@ class Load:
         key = await self._ask(asker, number, chance)
         clients = [self._system.client(f"reader {n} of turn {number}") for n in range(chance.choice((1, 1, 2)))]
         reads = [read(client, key, chance) for client in clients]
-        if chance.random() < CANCELLED:
+        if number % CANCELLED_OF == CANCELLED_OF // 2:
             first = await asker.read(key, most=LEFT_AFTER_FRAMES, life_s=CUT_AFTER_S)
             await asker.cancel(key)
             reads.append(read(asker, key, chance, first.frames[-1].seq if first.frames else NOTHING))

@@ -12,11 +12,13 @@ from time import monotonic
 
 import msgspec
 
+from proto.errors import LogUnavailable
 from tests.answering import stats
 from tests.chaos.faults import KINDS
 from tests.chaos.load import Load
 from tests.chaos.nemesis import QUICK, Count, Nemesis, Pace
-from tests.chaos.system import Size, System, started
+from tests.chaos.system import Memory, Size, System, started
+from tests.checker.census import Counts
 from tests.until import until
 
 TELL_EVERY_S = 10.0
@@ -50,11 +52,15 @@ class Seen(msgspec.Struct, kw_only=True):
     asked: int = 0
     ended: int = 0
     took_s: float = 0.0
+    memory: tuple[dict[str, Memory], dict[str, Memory]] = ({}, {})
+    """Before and after, by process."""
 
 
 async def rage(storm: Storm, folder: Path) -> Seen:
     """Starts everything, records it in `folder` while the storm rages, and ends every process it started."""
     async with started(folder, storm.size) as system:
+        await system.calm()
+        before, memory = await system.count(), system.memory()
         began = monotonic()
         model = [name.removeprefix("model-") for name in storm.of("question")]
         load = Load(system, random.Random(f"load {storm.seed}"), storm.at_once, model)
@@ -81,17 +87,21 @@ async def rage(storm: Storm, folder: Path) -> Seen:
             await asyncio.wait([telling, loading])
         seen = Seen(counts=dict(nemesis.counts), problems=nemesis.problems, asked=load.asked, ended=load.ended)
         seen.took_s = monotonic() - began
-        await settle(system, seen)
+        await settle(system, seen, before)
+        seen.memory = memory, system.memory()
     return seen
 
 
-async def settle(system: System, seen: Seen) -> None:
+async def settle(system: System, seen: Seen, before: Counts) -> None:
     """What there is at the end, once nothing moves any more."""
     try:
         await system.settled(CALM_S_MAX)
         if system.cluster is not None:
             await until(system.cluster.is_whole, CALM_S_MAX)
-    except AssertionError as error:
+        await system.calm()
+        await system.settled(CALM_S_MAX)
+        await system.count_again(before)
+    except (AssertionError, LogUnavailable) as error:
         seen.problems.append(f"it does not settle: {error}")
     await system.collect(nodes=len(system.nodes))
     seen.alarms.update(fact["event"] for one in system.processes for fact in one.facts if fact["level"] == "error")

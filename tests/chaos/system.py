@@ -14,13 +14,17 @@ import msgspec
 
 from deploy import nats_cluster, nats_server, port
 from deploy.nats_server import NatsServer
+from gateway.door.auth import LOCAL
 from proto.accounts import GATEWAY
+from proto.ids import new_id
 from proto.log import Connection, Deliveries, streams
 from proto.subjects import PERSISTENCE
 from tests import processes
 from tests.answering import shorten_lease
 from tests.chaos.clock import Clock
 from tests.chaos.link import Link
+from tests.checker.census import held_by
+from tests.checker.client import Client
 from tests.checker.house import House
 from tests.checker.recorded import recorded
 from tests.cluster import Cluster
@@ -50,6 +54,19 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     gateways: int = 2
     generators: int = 2
     lease_s: float = streams.GENERATOR_ACK_WAIT_S
+    hedge_after_s: float = 0.0
+
+    @property
+    def hedges(self) -> int:
+        """How many calls more than without it a turn may have."""
+        return int(self.hedge_after_s > 0)
+
+
+class Memory(NamedTuple):
+    """What a process holds, in which of its lives."""
+
+    pid: int
+    rss_bytes: int
 
 
 class Joined(NamedTuple):
@@ -66,6 +83,7 @@ class System(House):
     nodes: list[NatsServer]
     links: dict[Ends, list[Joined]]
     clocks: dict[Process, Clock]
+    claude: Process
     disk: Path | None = None
     """Where the last nats-server's store is, if that has a disk of its own."""
 
@@ -87,6 +105,35 @@ class System(House):
     def database(self) -> Path:
         return self.folder / "database" / "tailrace.db"
 
+    @property
+    def pids(self) -> dict[str, int]:
+        named = {f"generator-{number}": one for number, one in enumerate(self.generators)}
+        named |= {self.name(one): one for one in (*self.gateways, self.persistence)}
+        return {name: process.pid for name, process in named.items()}
+
+    @property
+    def servers(self) -> list[NatsServer]:
+        return self.nodes
+
+    async def calm(self) -> None:
+        """Turns of one word by each gateway, until each generator has had one: what is made when it is first needed
+        is there then, and what was kept for later and is none any more is missed."""
+        clients = [Client(self.folder, f"calm {new_id()}", [one], LOCAL.tenant) for one in self.http]
+        served: set[Process] = set()
+        while len(served) < len(self.generators):
+            for client in clients:
+                key = await client.ask(f"#sim words=1 tag={new_id()[-6:]}")
+                if key is not None:
+                    await client.read_on(key)
+                    served.add((await self.holder(key))[1])
+        for client in clients:
+            client.close()
+
+    def memory(self) -> dict[str, Memory]:
+        """Of all that runs."""
+        pids = self.pids | {node.site.name: node.pid for node in self.nodes} | {"simulated Claude": self.claude.pid}
+        return {name: Memory(pid, held_by(pid)["rss_bytes"]) for name, pid in pids.items()}
+
 
 @asynccontextmanager
 async def started(folder: Path, size: Size) -> AsyncIterator[System]:
@@ -98,7 +145,7 @@ async def started(folder: Path, size: Size) -> AsyncIterator[System]:
         await shorten_lease(connection, size.lease_s)
         claude = await stack.enter_async_context(processes.simulated_claude(folder))
         system = System(folder, nodes[0], connection, claude.url)
-        system.nodes, system.cluster, system.disk = nodes, cluster, disk
+        system.nodes, system.cluster, system.disk, system.claude = nodes, cluster, disk, claude
         system.links = {"client": [], "log": [], "route": [Joined(link, None) for link in routes], "model": []}
         system.clocks = {}
         system._recording = await Deliveries.open(connection, PERSISTENCE)
@@ -173,7 +220,8 @@ async def _parts(stack: AsyncExitStack, system: System, size: Size) -> None:
         url, ways = await nats(name)
         model = await join("model", name, int(claude_url.rpartition(":")[2]))
         clock, environ = wind(name)
-        system.environ = {"TAILRACE_ATTEMPTS_MAX": ATTEMPTS_MAX, **GENERATOR, **environ}
+        hedging = {"TAILRACE_HEDGE_AFTER_S": size.hedge_after_s}
+        system.environ = {"TAILRACE_ATTEMPTS_MAX": ATTEMPTS_MAX, **GENERATOR, **hedging, **environ}
         # What it is given is the link; who collects asks Claude itself.
         system.claude_url = f"http://127.0.0.1:{model.port}"
         process = system.add_generator(url)

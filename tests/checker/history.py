@@ -136,9 +136,10 @@ class Noise(Done, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Census(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """What a process has of each resource: `fds`, `rss_bytes`, `consumers`…"""
+    """What a process has of each resource: `fds`, `rss_bytes`, `consumers`… `pid`: in which of its lives."""
 
     subject: str = ""
+    pid: int = 0
     counts: dict[str, int] = {}
 
 

@@ -21,6 +21,8 @@ from deploy.nats_server import NatsServer
 from deploy.options import Sync
 from gateway.door.auth import LOCAL
 from proto.accounts import GATEWAY
+from proto.api_key import sha256_of
+from proto.ids import Tenant
 from proto.log import Connection, Deliveries, TurnLog, streams
 from proto.log.deliveries import backlog_of
 from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
@@ -40,6 +42,8 @@ Part = Callable[..., Process]
 LOG_BYTES_MAX = 512 * 1024**2
 CLIENT_TIMEOUT_S = 30.0
 SETTLED_S_MAX = 20.0
+NOISY = Tenant("noisy")
+KEYS = {LOCAL.tenant: b"key-of-local", NOISY: b"key-of-noisy"}
 
 
 class House:
@@ -59,6 +63,7 @@ class House:
         """Of generators, besides what they need."""
         self.make: Part = recorded
         self.http: list[httpx2.AsyncClient] = []
+        self.noisy_http: list[httpx2.AsyncClient] = []
 
     @property
     def database(self) -> Path:
@@ -68,6 +73,15 @@ class House:
     def processes(self) -> list[Process]:
         return [*self.generators, *self.gateways, self.persistence]
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of each process, by a name that it has in all of its lives."""
+        return {process.printed.stem: process.pid for process in self.processes}
+
+    @property
+    def servers(self) -> list[NatsServer]:
+        return [self.server]
+
     def nemesis(self, name: str = "nemesis") -> Recorder:
         """Who breaks things: one name is one sequence of faults."""
         return Recorder(self.folder / HISTORY, name)
@@ -75,6 +89,10 @@ class House:
     def client(self, name: str) -> Client:
         """One that asks all gateways in turn."""
         return Client(self.folder, name, self.http, LOCAL.tenant)
+
+    def noisy(self, name: str) -> Client:
+        """The same of another tenant, where tenants are limited."""
+        return Client(self.folder, name, self.noisy_http, NOISY)
 
     def add_generator(self, nats_url: str, **environ: object) -> Process:
         """One more, which is for the caller to start."""
@@ -108,8 +126,8 @@ class House:
 
     async def count(self) -> census.Counts:
         """What all processes and the server hold now, which is recorded."""
-        taken = await self._counts()
-        census.record(self.nemesis("census"), taken)
+        pids, taken = self.pids, await self._counts()
+        census.record(self.nemesis("census"), taken, pids)
         return taken
 
     async def count_again(self, before: census.Counts) -> None:
@@ -123,9 +141,8 @@ class House:
         await self.count()
 
     async def _counts(self) -> census.Counts:
-        pids = {process.printed.stem: process.pid for process in self.processes}
-        monitor_url = f"http://127.0.0.1:{self.server.site.monitor_port}"
-        return await census.counts(pids, self.connection, monitor_url)
+        monitor_urls = [f"http://127.0.0.1:{server.site.monitor_port}" for server in self.servers]
+        return await census.counts(self.pids, self.connection, monitor_urls)
 
     async def collect(self, *, nodes: int = 1) -> None:
         await collect(self.folder, self.connection, claude_url=self.claude_url, database=self.database, nodes=nodes)
@@ -140,10 +157,12 @@ async def opened(
     lease_s: float = streams.GENERATOR_ACK_WAIT_S,
     sync: Sync = "default",
     make: Part = recorded,
+    limits: str = "",
     **environ: object,
 ) -> AsyncIterator[House]:
     """Everything on free ports and in `folder`; ended, however the block ends. `environ` is the generators'.
 
+    `limits` are each tenant's, of whom there are two then, with a key each: `client`'s and `noisy`'s.
     `make` makes a process of each part. What is started again is where it was.
     """
     async with AsyncExitStack() as stack:
@@ -160,9 +179,11 @@ async def opened(
         for _ in range(generators):
             house.add_generator(server.url)
         nats_url = as_user(server.url, GATEWAY)
-        house.gateways = [
-            make("gateway", folder, TAILRACE_NATS_URL=nats_url, TAILRACE_PORT=number) for number in port.free(gateways)
-        ]
+        settings: dict[str, object] = {"TAILRACE_NATS_URL": nats_url}
+        if limits:
+            keys = ",".join(f"{tenant}:{sha256_of(key)}" for tenant, key in KEYS.items())
+            settings |= {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
+        house.gateways = [make("gateway", folder, **settings, TAILRACE_PORT=number) for number in port.free(gateways)]
         house.persistence = make(
             "persistence",
             folder,
@@ -174,11 +195,16 @@ async def opened(
             for process in (*house.generators, *house.gateways, house.persistence):
                 group.create_task(stack.enter_async_context(process))
         for gateway in house.gateways:
-            client = httpx2.AsyncClient(
-                base_url=gateway.url,
-                timeout=CLIENT_TIMEOUT_S,
-                trust_env=False,
-                limits=httpx2.Limits(max_connections=None),
-            )
-            house.http.append(await stack.enter_async_context(client))
+            house.http.append(await stack.enter_async_context(_http(gateway, LOCAL.tenant)))
+            house.noisy_http.append(await stack.enter_async_context(_http(gateway, NOISY)))
         yield house
+
+
+def _http(gateway: Process, tenant: Tenant) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        base_url=gateway.url,
+        headers={"authorization": f"Bearer {KEYS[tenant].decode()}"},
+        timeout=CLIENT_TIMEOUT_S,
+        trust_env=False,
+        limits=httpx2.Limits(max_connections=None),
+    )

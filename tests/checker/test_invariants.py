@@ -494,6 +494,11 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         False,
         also(Census(subject="gateway", counts={"fds": 20, "rss_bytes": 2 * 10**8}), "census", 3600),
     ),
+    "memory of a process that was started again": (
+        "I12 resources",
+        True,
+        also(Census(subject="gateway", pid=2, counts={"fds": 20, "rss_bytes": 2 * 10**8}), "census", 3600),
+    ),
     "memory that has just been taken": ("I12 resources", True, counted(20, 2 * 10**8)),
     "nobody counted twice": ("I12 resources", None, with_operations(Census, lambda one: None if one.invoked else one)),
     # I13
