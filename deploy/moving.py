@@ -5,8 +5,9 @@ stopped in the middle begins anew, and nothing is lost.
 
 Servers of a cluster that have just started answer with less than they have: each cuts its store down to its last
 snapshot and tells the rest of it again from what they agreed upon (Raft's log), once there is a leader; and who leads a
-stream says so before it has. So both ends are read only when they are settled: nothing that was agreed upon is left to
-be told, on any server. And a copy is whole when each server has by itself what each of the others has.
+stream says so before it has. So they are read only when they are settled: nothing that was agreed upon is left to be
+told, on any server. A copy is whole when each server has by itself what each of the others has; one that broke off may
+look like that and never become it, so it is thrown away with its servers.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
@@ -33,9 +35,12 @@ STAGE = "moving"
 ASIDE = ".before"
 # Of a log of gigabytes.
 MOVE_S_MAX = 1800.0
+TRIES_MAX = 5
 LOOK_EVERY_S = 0.1
 # So often a person who waits is told for what.
 TELL_EVERY_S = 5.0
+# A leader is chosen within 9 s, and then something changes with every message.
+STILL_S_MAX = 30.0
 ANSWER_S_MAX = 5.0
 
 
@@ -90,10 +95,11 @@ async def move(options: Options, screen: Screen) -> None:
     if not new.exists():
         screen.say(f"the log is moved to {'three servers' if options.cluster else 'one server'}")
         stage = options.folder / STAGE
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(mode=0o700)
-        sites = sites_of(options, stage)
-        await _copy(sites_of(other, options.folder), sites, screen)
+        try:
+            async with asyncio.timeout(MOVE_S_MAX):
+                await copy(sites_of(other, options.folder), options, stage, screen)
+        except TimeoutError as error:
+            raise UpRefused(f"the log could not be moved in {MOVE_S_MAX:g} s, and is where it was") from error
         # A copy is no append: nobody has waited for the disk.
         os.sync()
         store_of(options, stage).rename(new)
@@ -109,57 +115,87 @@ def _other(options: Options) -> Options:
     return Options(folder=options.folder, cluster=not options.cluster, sync=options.sync)
 
 
-async def _copy(old: Sequence[Site], new: Sequence[Site], screen: Screen) -> None:
+async def copy(old: Sequence[Site], options: Options, stage: Path, screen: Screen) -> None:
+    """Returns when there is a whole copy below `stage`, and no server runs. Raises UpRefused, LogUnavailable."""
     async with AsyncExitStack() as stack:
-        servers, connections = [], []
-        for sites in (old, new):
-            started = []
-            for site in sites:
-                site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                started.append(await stack.enter_async_context(NatsServer(site.folder, site=site)))
-            connection = await Connection.open(",".join(server.url for server in started), "tailrace-moving")
-            stack.push_async_callback(connection.close)
-            servers += started
-            connections.append(connection)
-        source, target = connections
+        source, servers = await _started(old, stack)
+        await _settled(screen, old, still_s_max=MOVE_S_MAX)
+        for left in reversed(range(TRIES_MAX)):
+            try:
+                await _copy_once(old, source, _fresh(options, stage), screen)
+                break
+            except LogUnavailable as error:
+                if not left:
+                    raise UpRefused(f"the log could not be moved, and is where it was: {error}") from error
+                screen.say(f"the log is copied anew: {error}")
+        await _stop(servers)
+
+
+def _fresh(options: Options, stage: Path) -> list[Site]:
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(mode=0o700)
+    return sites_of(options, stage)
+
+
+async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site], screen: Screen) -> None:
+    """Raises LogUnavailable where that broke off."""
+    async with AsyncExitStack() as stack:
+        target, servers = await _started(new, stack)
+        await _settled(screen, new)
         bytes_max = streams.log_bytes_max(new[0].file_bytes_max)
-        why, told = "", time.monotonic()
-        try:
-            async with asyncio.timeout(MOVE_S_MAX):
-                while why := await _why_not(old, new, source, target, bytes_max):
-                    if time.monotonic() - told >= TELL_EVERY_S:
-                        screen.say(f"the log is not moved yet: {why}")
-                        told = time.monotonic()
-                    await asyncio.sleep(LOOK_EVERY_S)
-        except TimeoutError as error:
-            raise UpRefused(f"the log could not be moved in {MOVE_S_MAX:g} s, and is where it was: {why}") from error
-        # Each writes down how far it is: what a server has to tell again at its next start is then nothing.
-        with suppress(TimeoutError):
-            await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
-
-
-async def _why_not(
-    old: Sequence[Site], new: Sequence[Site], source: Connection, target: Connection, bytes_max: int
-) -> str:
-    """Copies what is not copied yet; why that is not all of it, in words. Nothing: it is."""
-    try:
-        before = await _seen(old)
-        if not are_settled(before):
-            return "its servers have not told each other everything"
         await copying.copy(source, target, replicas=len(new), bytes_max=bytes_max)
-        copied = await _seen(new)
-        if not are_settled(copied):
-            return "the new servers have not told each other everything"
-        return "" if are_alike([*before, *await _seen(old), *copied]) else "the copy is not the same"
-    except (LogUnavailable, OSError) as error:
-        return str(error)
+        # What has become too old meanwhile leaves both.
+        await _settled(screen, old, new)
+        await _stop(servers)
+
+
+async def _started(sites: Sequence[Site], stack: AsyncExitStack) -> tuple[Connection, list[NatsServer]]:
+    servers = []
+    for site in sites:
+        site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        servers.append(await stack.enter_async_context(NatsServer(site.folder, site=site)))
+    connection = await Connection.open(",".join(server.url for server in servers), "tailrace-moving")
+    stack.push_async_callback(connection.close)
+    return connection, servers
+
+
+async def _stop(servers: Sequence[NatsServer]) -> None:
+    """Each writes down how far it is: what it has to tell again at its next start is then nothing."""
+    with suppress(TimeoutError):
+        await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
+
+
+async def _settled(screen: Screen, *ends: Sequence[Site], still_s_max: float = STILL_S_MAX) -> None:
+    """Returns when the servers of each end are settled, and all have the same.
+
+    Raises LogUnavailable when nothing has changed for `still_s_max`.
+    """
+    named = " and ".join(f"{len(sites)} in {sites[0].folder.parent}" for sites in ends)
+    last: list[list[Seen]] = []
+    changed = told = time.monotonic()
+    while True:
+        seen: list[list[Seen]] = []
+        with suppress(OSError):  # one does not answer, or not yet
+            seen = [[await asyncio.to_thread(_see, site) for site in sites] for sites in ends]
+        if seen and all(map(are_settled, seen)) and are_alike(list(chain(*seen))):
+            return
+        now = time.monotonic()
+        if seen != last:
+            last, changed = seen, now
+        if now - changed >= still_s_max:
+            raise LogUnavailable(f"the servers do not come to have the same: {named}")
+        if now - told >= TELL_EVERY_S:
+            screen.say(f"the log waits until the servers have the same: {named}")
+            told = now
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 def are_settled(servers: Sequence[Seen]) -> bool:
     """Whether each server has applied all that any of them has agreed upon, and they have the same."""
     groups = [seen.groups for seen in servers if seen.groups is not None]
     for seen in servers:
-        wanted = sum(1 + held.consumers for held in seen.streams.values())
+        # The one that is no stream's has made all of them.
+        wanted = 1 + sum(1 + held.consumers for held in seen.streams.values())
         if seen.groups is not None and len(seen.groups) != wanted:
             return False
     are_told = all(group.is_settled for one in groups for group in one.values())
@@ -170,14 +206,10 @@ def are_alike(servers: Sequence[Seen]) -> bool:
     return all(seen.streams == servers[0].streams for seen in servers)
 
 
-async def _seen(sites: Sequence[Site]) -> list[Seen]:
-    """Each server by itself. Raises OSError where one does not tell."""
-    return [await asyncio.to_thread(_see, site) for site in sites]
-
-
 def _see(site: Site) -> Seen:
     # Asked for first: what is applied after that, the streams have too.
-    groups = groups_of(_told(site, "/raftz?acc=$G")) if site.membership else None
+    asked = ("/raftz", "/raftz?acc=$G")
+    groups = {k: v for path in asked for k, v in groups_of(_told(site, path)).items()} if site.membership else None
     return Seen(held_of(_told(site, "/jsz?accounts=true&streams=true")), groups)
 
 

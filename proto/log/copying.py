@@ -14,39 +14,21 @@ from proto.log.streams import BODIES_SHARE, EVERY_STREAM
 from proto.subjects import BODIES
 
 CHUNK_BYTES = 128 * 1024
-# A question that nobody answers, since nobody leads yet, is asked again.
-ASK_TIMEOUT_S = 3.0
+ASK_TIMEOUT_S = 10.0
 STEP_TIMEOUT_S = 30.0
 
 
 async def copy(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
     """Every stream of ours, each `replicas` times and with at most as many bytes as one of `bytes_max` would have.
 
-    What is there and the same is left. Raises LogUnavailable, also while servers have not found each other: then it is
-    to be called again. What a copy that broke off has left behind, an empty stream say, is not the same.
+    `target` has nothing yet. Raises LogUnavailable: what is in the target then is no copy, and may look like one (a
+    restore that broke off leaves an empty stream), so whoever tries again needs another target.
     """
-    try:
-        there = {info.config.name for info in await target.jetstream.streams_info()}
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"nobody takes a copy: {type(error).__name__}") from error
     for name in EVERY_STREAM:
         try:
-            if name in there:
-                if await _held(source, name) == await _held(target, name):
-                    continue
-                await target.jetstream.delete_stream(name)
             await _copy(source, target, name, replicas, int(BODIES_SHARE * bytes_max) if name == BODIES else bytes_max)
-            has, gets = await _held(source, name), await _held(target, name)
         except nats.errors.Error as error:
             raise LogUnavailable(f"{name} cannot be copied: {type(error).__name__}") from error
-        if has != gets:
-            raise LogUnavailable(f"of {name} there are {gets}, and should be {has}")
-
-
-async def _held(connection: Connection, name: str) -> tuple[int | None, ...]:
-    """Messages, first and last sequence, and consumers. What is empty has no first."""
-    state = (await connection.jetstream.stream_info(name)).state
-    return state.messages, state.first_seq if state.messages else 0, state.last_seq, state.consumer_count
 
 
 async def _copy(source: Connection, target: Connection, name: str, replicas: int, bytes_max: int) -> None:

@@ -60,7 +60,7 @@ def test_how_far_a_server_is_is_what_it_says_of_each_group() -> None:
 
 
 DONE = Group("x", 4, 4, 4)
-WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"S-1": DONE, "C-1": DONE})
+WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"S-1": DONE, "C-1": DONE})
     [
         (WHOLE, True),
         # A store that was cut down to its last snapshot: on all of them it is alike.
-        (WHOLE._replace(groups={"S-1": Group("x", 4, 4, 1), "C-1": DONE}), False),
-        (WHOLE._replace(groups={"S-1": Group("x", 4, 1, 1), "C-1": DONE}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": Group("x", 4, 4, 1), "C-1": DONE}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": Group("x", 4, 1, 1), "C-1": DONE}), False),
         # A snapshot needs what each consumer's leader knows.
-        (WHOLE._replace(groups={"S-1": DONE, "C-1": Group("", 4, 4, 4)}), False),
-        (WHOLE._replace(groups={"S-1": DONE}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": DONE, "C-1": Group("", 4, 4, 4)}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": DONE}), False),
         (WHOLE._replace(groups={}), False),
     ],
 )
@@ -85,7 +85,7 @@ def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
     """What was agreed upon last may have reached only two of them."""
     assert not moving.are_settled([WHOLE, WHOLE, Seen({"TURNS": Held(2, 2, 8, 1)}, WHOLE.groups)])
     behind = Group("x", 3, 3, 3)
-    assert not moving.are_settled([WHOLE, WHOLE, WHOLE._replace(groups={"S-1": behind, "C-1": DONE})])
+    assert not moving.are_settled([WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})])
 
 
 def test_a_server_that_is_alone_is_always_settled() -> None:
