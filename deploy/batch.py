@@ -54,8 +54,8 @@ class Door(NamedTuple):
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read()
-            # It closes itself; what says to come back later is no refusal.
-            if error.code in (502, 503, 504):
+            # It closes itself; what says to come back later is no refusal, nor that as many streams are open as may be.
+            if error.code in (502, 503, 504) or (error.code == http.client.TOO_MANY_REQUESTS and method == "GET"):
                 raise ConnectionError(f"{error.code} {error.reason}") from error
             raise _refusal(error.code, said) from error
         return answer

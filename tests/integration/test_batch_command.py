@@ -12,8 +12,8 @@ import pytest
 
 from deploy.process import spawn
 from tests.answering import words
-from tests.integration.conftest import KEY, Gateway
-from tests.processes import CHECKOUT
+from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.processes import CHECKOUT, Process
 from tests.until import until
 
 
@@ -104,6 +104,21 @@ async def test_nothing_is_asked_that_could_not_be_written_or_may_not_be_asked(
     monkeypatch.setitem(globals(), "KEY", "another")
     status, said = await run(gateway, tmp_path, str(file))
     assert (status, "TAILRACE_KEY" in said) == (1, True), said
+
+
+async def test_who_has_to_wait_for_a_stream_waits(
+    house: House, generator: Process, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """The batch is paid for: what is refused while another stream is open, or just closed, is read after that."""
+    gateway = await new_gateway(house.nats_url, limits_key="streams=1")
+    other = await gateway.client.post("/v1/turns", json={"message": "#sim words=9 wait=60 tag=cliwait"})
+    command = Command(gateway, tmp_path, str(written(tmp_path / "in.jsonl", 1)))
+    async with gateway.client.stream("GET", other.json()["links"]["events"]):
+        await command.begin()
+        await until(lambda: "batch " in command.said, 20)
+        assert (await gateway.client.get(other.json()["links"]["events"])).status_code == 429
+    assert await command.status() == 0, command.said
+    assert "1/1, 0 failed" in command.said
 
 
 async def test_ctrl_c_ends_it_without_a_traceback(gateway: Gateway, tmp_path: Path) -> None:
