@@ -17,11 +17,12 @@ from proto.ending import ending
 from proto.entries import Entry, Stored, kind_of
 from proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from proto.fold import fold
-from proto.ids import NOTHING, Seq, TurnId, new_id
+from proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
 from proto.log import Connection, TurnLog, streams
 from proto.log.turns import FENCE, FENCE_SUBJECT
 from proto.step import BATCH
 from proto.subjects import STREAM, TurnKey
+from tests.bench.lost import lost_acknowledgements
 from tests.frozen import freeze
 from tests.handwritten import attempt, closing, event, opening, request, says
 from tests.until import until
@@ -186,6 +187,14 @@ async def test_a_lost_acknowledgement_is_told_from_a_lost_fence(
         turn = await own_log.turn(key)
         assert (turn.text, turn.skipped) == ("once", 0)
         await connection.close()
+
+
+@pytest.mark.rule("R12")
+async def test_of_a_hundred_lost_acknowledgements_none_makes_an_entry_twice(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant
+) -> None:
+    """FAULTS F14: many writers, each of whom is not told of every second entry that it has stored."""
+    assert await lost_acknowledgements(own_server, own_log, tenant, count=100) == 0
 
 
 @pytest.mark.rule("R11")

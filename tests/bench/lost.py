@@ -1,0 +1,65 @@
+"""Acknowledgements that are lost, one by one: `python -m tests.bench.lost`. The bar is no entry twice (FAULTS F14).
+
+Many turns are written at once through something that loses every second acknowledgement of an append. Each word is
+told once in the log, or it is counted here.
+"""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from deploy.nats_server import NatsServer
+from proto.ids import Tenant, TurnId, new_id
+from proto.log import Connection, TurnLog, turns
+from proto.subjects import TurnKey
+from tests.answering import words
+from tests.conftest import apply_streams
+from tests.losing import Losing
+from tests.writing import Writer
+
+COUNT = 1000
+WRITERS = 20
+# Nobody waits two seconds for what never comes.
+WAIT_S = 0.1
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with NatsServer(Path(folder)) as nats:
+            await apply_streams(nats.url)
+            connection = await Connection.open(nats.url, "bench")
+            begun = time.perf_counter()
+            wrong = await lost_acknowledgements(nats, TurnLog(connection), Tenant("bench"), count=COUNT)
+            await connection.close()
+    print(
+        f"{COUNT} lost acknowledgements in {time.perf_counter() - begun:.0f} s: {wrong} turns that are not as written"
+    )
+
+
+async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant, *, count: int) -> int:
+    """How many turns are not as they were written, once that many acknowledgements were lost; 0 is good."""
+    wait_s, turns.PUBLISH_TIMEOUT_S = turns.PUBLISH_TIMEOUT_S, WAIT_S
+    try:
+        async with Losing(server.url, share=0.5) as losing:
+            connection = await Connection.open(losing.url, "losing")
+
+            async def write() -> tuple[TurnKey, int]:
+                writer, said = Writer(TurnLog(connection), TurnKey(tenant, TurnId(new_id()))), 0
+                await writer.open()
+                while losing.lost < count:
+                    await writer.say(words(said + 1).split()[said] + " ")
+                    said += 1
+                await writer.end()
+                return writer.key, said
+
+            written = await asyncio.gather(*(write() for _ in range(WRITERS)))
+            await connection.close()
+    finally:
+        turns.PUBLISH_TIMEOUT_S = wait_s
+    found = [(await log.turn(key), said) for key, said in written]
+    return sum((turn.text.strip(), turn.skipped, turn.outcome) != (words(said), 0, "completed") for turn, said in found)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

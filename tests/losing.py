@@ -1,0 +1,74 @@
+"""Between a process and nats-server: loses single acknowledgements of appends, by a seed, and passes on all else.
+
+The connection lives: whoever appends only never hears that its entry stands, although it does.
+"""
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import Self
+
+from tests.stopping import stop
+
+PIECE_BYTES = 65536
+# What a stream of ours answers to an append that it has stored.
+ACKNOWLEDGED = b'{"stream":"TURNS"'
+
+
+class Losing:
+    """`async with Losing(server.url, share=0.5) as losing:` loses that share of what it could at `losing.url`."""
+
+    def __init__(self, url: str, *, share: float, seed: int = 7) -> None:
+        self._before, _, port = url.rpartition(":")
+        self._to = int(port)
+        self._chance = random.Random(seed)
+        self.share = share
+        self.lost = 0
+
+    async def __aenter__(self) -> Self:
+        self._carrying: set[asyncio.Task[None]] = set()
+        self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
+        self.url = f"{self._before}:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await stop(self._server)
+        for task in tuple(self._carrying):
+            task.cancel()
+        await asyncio.gather(*self._carrying, return_exceptions=True)
+
+    def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        ways = [asyncio.create_task(way) for way in (self._say(reader, back), self._hear(there, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for side in (writer, back):
+                side.transport.abort()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _say(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        while piece := await from_.read(PIECE_BYTES):
+            to.write(piece)
+            await to.drain()
+
+    async def _hear(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        """Frame by frame, as NATS's protocol has them: a line, and behind MSG and HMSG as many bytes as it says."""
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                frame = await from_.readuntil(b"\r\n")
+                if frame.startswith((b"MSG ", b"HMSG ")):
+                    told = await from_.readexactly(int(frame.split()[-1]) + 2)
+                    if told.startswith(ACKNOWLEDGED) and self._chance.random() < self.share:
+                        self.lost += 1
+                        continue
+                    frame += told
+                to.write(frame)
+                await to.drain()
