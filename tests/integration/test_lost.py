@@ -1,5 +1,6 @@
 """A turn that leaves the log without an end has failed, and everybody says so: the log forgets, and nothing runs on."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,13 @@ from deploy.nats_server import NatsServer
 from gateway.dialects import DIALECTS
 from proto.ending import LOST
 from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from proto.log import Connection, TurnLog
+from proto.records import AskTurn, TurnRecord
+from proto.subjects import STREAM, TurnKey
+from tests.conftest import apply_streams
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.persisting import Persistence
+from tests.reading import is_read, read, told
 from tests.until import until
 from tests.writing import Writer
 
@@ -138,3 +142,44 @@ async def test_nothing_is_lost_while_the_log_has_it(
     assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "running"
     await running.end()
     assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "completed"
+
+
+async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    tenant: Tenant,
+    recorded: Persistence,
+    new_gateway: NewGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FAULTS F31: its sequences begin again, so an old cursor is a new turn's entry, too."""
+    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
+    gateway = await new_gateway(own_server.url)
+    old, running, new = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(3))
+    await old.open("Old", " words")
+    await old.end()
+    await running.open("Half")
+    before = await read(gateway.client, old.key.turn)
+    reader = asyncio.create_task(read(gateway.client, running.key.turn))
+    await until(lambda: is_read(own_log, running.key))
+    told_before = await got(gateway, f"/v1/turns/{old.key.turn}")
+    await recorded.ask(tenant, "turn", AskTurn(running.key.turn), TurnRecord)
+    await own_connection.jetstream.delete_stream(STREAM)
+    await apply_streams(own_server.url)
+    await new.open("New")
+    await new.say(*[" words"] * 9)
+    await new.end()
+    later = await new_gateway(own_server.url)
+    for one in (gateway, later):
+        assert await got(one, f"/v1/turns/{old.key.turn}") == told_before
+        for cursor in (0, *(frame.seq for frame in before.frames[:-1])):
+            connected = await read(one.client, old.key.turn, cursor)
+            assert connected.over == "ended"
+            if one is later:
+                assert told(frame.sent for frame in connected.frames).text in ("", "Old words")
+        rest = await reader if one is gateway else await read(one.client, running.key.turn, 9)
+        assert "New" not in str(rest.frames)
+        assert (await got(one, f"/v1/turns/{running.key.turn}"))["outcome"] == "failed"
+    fresh = await read(later.client, new.key.turn)
+    assert told(frame.sent for frame in fresh.frames).text == "New" + " words" * 9

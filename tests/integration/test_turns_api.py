@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 from asyncio import Event
 from collections import Counter
-from signal import SIGCONT
+from pathlib import Path
+from signal import SIGCONT, SIGKILL
 from typing import Any
 
 import httpx2
@@ -12,15 +13,18 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
+from deploy.nats_server import NatsServer
 from proto import subjects
 from proto.entries import Message, Request
 from proto.errors import FenceLost
 from proto.ids import SessionId, Tenant, TurnId, new_id
 from proto.log import Claim, Claims, Connection, TurnLog
 from proto.subjects import TurnKey
+from tests import processes
 from tests.event_stream import parse
 from tests.frozen import freeze
-from tests.integration.conftest import Gateway, House, NewGateway, forget, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget, on_shared_loop
+from tests.losing import Losing
 from tests.processes import Process
 from tests.reading import data, read, told, whole
 from tests.until import until
@@ -216,6 +220,34 @@ async def test_fifty_posts_of_one_key_at_once_are_one_turn(
     )
     assert Counter((answer.status_code, answer.content) for answer in answers) == {(202, answers[0].content): 50}
     assert len(await log.replay(TurnKey(tenant, answers[0].json()["turn"]))) == 1
+
+
+async def test_a_gateway_that_is_killed_before_it_answers_has_asked_once(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    """FAULTS F6: the request is stored and its client heard nothing; the POST with the same key gets that very turn."""
+
+    async def asked() -> dict[str, int]:
+        info = await own_connection.jetstream.stream_info(subjects.STREAM, subjects_filter=f"turns.{tenant}.>")
+        return info.state.subjects or {}
+
+    headers = {"idempotency-key": "once", "authorization": f"Bearer {KEY}"}
+    environ = {"TAILRACE_API_KEYS": api_keys(tenant)}
+    async with (
+        Losing(own_server.url, share=1) as losing,
+        processes.gateway(tmp_path, losing.url, **environ) as killed,
+        httpx2.AsyncClient(base_url=killed.url, trust_env=False) as client,
+    ):
+        posting = asyncio.create_task(client.post("/v1/turns", json=BODY, headers=headers))
+        await until(asked)
+        await killed.stop(SIGKILL)
+        with pytest.raises(httpx2.HTTPError):
+            await posting
+    gateway = await new_gateway(own_server.url)
+    answers = [await gateway.client.post("/v1/turns", json=BODY, headers=headers) for _ in range(2)]
+    assert {answer.status_code for answer in answers} == {202}
+    [turn] = {answer.json()["turn"] for answer in answers}
+    assert await asked() == {f"turns.{tenant}.{turn}.request": 1}
 
 
 async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
