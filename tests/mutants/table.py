@@ -45,9 +45,9 @@ MUTANTS = (
         (
             Edit(
                 "proto/append.py",
-                "    for stored in page.entries:\n        there = link(",
+                "    for number, stored in enumerate(page.entries, 1):\n        there = link(",
                 "    if page.entries:\n        return None, page.entries[-1].seq\n"
-                "    for stored in page.entries:\n        there = link(",
+                "    for number, stored in enumerate(page.entries, 1):\n        there = link(",
             ),
         ),
         "lost_acknowledgement",

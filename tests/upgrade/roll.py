@@ -1,0 +1,163 @@
+"""`python -m tests.upgrade.roll CHECKOUT`: exchanges the version in CHECKOUT for this one, and this one for it.
+
+In the order of docs/RUNBOOK.md, one process after the other, while turns are asked and read all the time. Every one has
+to be told whole, once, and ended. Exit status 1 if one is not.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from time import monotonic
+
+import httpx2
+
+from deploy.nats_server import NatsServer
+from proto.errors import TailraceError
+from tests import reading
+from tests.answering import words
+from tests.event_stream import EventStream, Sent
+from tests.processes import CHECKOUT, Process, simulated_claude
+from tests.promises import Frame
+from tests.upgrade.record import QUICK, STREAMS
+
+AT_ONCE = 6
+WORDS, RATE = 60, 30
+# Longer than a turn takes, so that each is caught by an exchange in its beginning, its middle or its end.
+BETWEEN_S = 4.0
+ENDS = (b'{"type":"done"', b'{"type":"error"')
+AGAIN_S = 0.2
+GIVE_UP_S = 60.0
+
+
+class Rolling:
+    """The parts that run now, of whichever version; and what became of the turns."""
+
+    def __init__(self, folder: Path, nats_url: str, claude_url: str) -> None:
+        self.folder = folder
+        self.nats_url = nats_url
+        self.claude_url = claude_url
+        self.parts: dict[str, Process] = {}
+        self.asked = self.reconnected = 0
+        self.wrong: list[str] = []
+        self.is_over = False
+
+    def part(self, module: str, checkout: Path) -> Process:
+        environ: dict[str, object] = {"PYTHONPATH": checkout, "TAILRACE_NATS_URL": self.nats_url}
+        if module == "generators":
+            environ |= {"ANTHROPIC_BASE_URL": self.claude_url, **QUICK}
+        elif module == "gateway":
+            environ |= {"TAILRACE_PORT": 0}
+        else:
+            # An older version does not take a newer one's file.
+            environ |= {"TAILRACE_DATABASE": self.folder / f"{checkout.name}.db"}
+        return Process(module, self.folder, **environ)
+
+    async def exchange(self, module: str, checkout: Path) -> None:
+        """Starts one of that version, and stops the one that was there."""
+        print(f"{module} of {checkout.name}", flush=True)
+        was, new = self.parts.get(module), self.part(module, checkout)
+        if module == "persistence" and was is not None:
+            await was.stop()
+        await new.start()
+        self.parts[module] = new
+        if was is not None and not was.is_gone:
+            await was.stop()
+
+    def streams(self, checkout: Path) -> None:
+        command = [sys.executable, "-c", STREAMS, self.nats_url]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(checkout)})
+
+    async def keep_asking(self, number: int) -> None:
+        turns = 0
+        while not self.is_over:
+            turns += 1
+            tag = f"t{number}x{turns}x"
+            try:
+                async with asyncio.timeout(GIVE_UP_S):
+                    await self.ask(tag)
+            except (TimeoutError, AssertionError, TailraceError) as error:
+                self.wrong.append(f"{tag}: {type(error).__name__} {error}")
+
+    async def ask(self, tag: str) -> None:
+        """One turn, asked until it is accepted and read until it has ended, at whichever gateway there is."""
+        headers, turn = {"idempotency-key": f"{tag}-{'k' * 22}"}, ""
+        body = {"message": f"#sim words={WORDS} rate={RATE} tag={tag}"}
+        frames: list[Frame] = []
+        while not (frames and frames[-1].sent.partition(b"data: ")[2].startswith(ENDS)):
+            with suppress(httpx2.HTTPError):
+                async with self.client() as client:
+                    if not turn:
+                        answer = await client.post("/v1/turns", json=body, headers=headers)
+                        turn = answer.json()["turn"] if answer.status_code == 202 else ""
+                    if turn:
+                        self.reconnected += bool(frames)
+                        await self.read(client, turn, frames)
+            await asyncio.sleep(AGAIN_S)
+        self.asked += 1
+        story, seqs = reading.told(frame.sent for frame in frames), [frame.seq for frame in frames]
+        if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
+            self.wrong.append(f"{tag}: told {story.outcome}, {story.text!r}")
+
+    async def read(self, client: httpx2.AsyncClient, turn: str, frames: list[Frame]) -> None:
+        """Goes on after `frames`, and adds what came, however the connection ends."""
+        headers = {"last-event-id": str(frames[-1].seq)} if frames else {}
+        stream, events = EventStream(), list[Sent]()
+        try:
+            async with client.stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
+                if response.status_code == 200:
+                    async for received in response.aiter_raw():
+                        events += stream.feed(received)
+        finally:
+            frames += reading.frames(events)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        gateway = self.parts["gateway"]
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+            yield client
+
+
+async def roll(before: Path) -> int:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        # `python -m` looks into the folder that it is started in before it looks into PYTHONPATH.
+        os.chdir(folder)
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(NatsServer(folder))
+            claude = await stack.enter_async_context(simulated_claude(folder))
+            rolling = Rolling(folder, server.url, claude.url)
+            rolling.streams(before)
+            for module in ("persistence", "generators", "gateway"):
+                await rolling.exchange(module, before)
+            began = monotonic()
+            asking = [asyncio.create_task(rolling.keep_asking(number)) for number in range(AT_ONCE)]
+            await asyncio.sleep(BETWEEN_S)
+            rolling.streams(CHECKOUT)
+            upwards = [(module, CHECKOUT) for module in ("persistence", "generators", "gateway")]
+            for module, checkout in (*upwards, *((module, before) for module, _ in reversed(upwards))):
+                await rolling.exchange(module, checkout)
+                await asyncio.sleep(BETWEEN_S)
+            rolling.is_over = True
+            await asyncio.gather(*asking)
+            for part in rolling.parts.values():
+                await part.stop()
+    told = f"{rolling.asked} turns in {monotonic() - began:.0f} s, {rolling.reconnected} times taken up again"
+    print(f"{told}, {len(rolling.wrong)} wrong")
+    print(*rolling.wrong, sep="\n")
+    return 1 if rolling.wrong else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.upgrade.roll", description="Upgrade, and go back.")
+    parser.add_argument("checkout", type=Path, help="of the version before")
+    return asyncio.run(roll(parser.parse_args().checkout.resolve()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
