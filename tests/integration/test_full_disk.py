@@ -11,7 +11,7 @@ from deploy.readiness import Answer
 from tests.answering import words
 from tests.disk import MIB, needs_mount, small_disk
 from tests.until import until
-from tests.up import running
+from tests.up import LEAN, running
 
 SIZE = 64 * MIB
 
@@ -41,7 +41,7 @@ async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -
     """FAULTS F16: said within ten seconds, POSTs are told to come again, and twenty after there is room all is well."""
     there = tmp_path / "data"
     there.mkdir(mode=0o700)
-    with small_disk(there, SIZE), running(tmp_path, "--port", "0") as up:
+    with small_disk(there, SIZE), running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
             asked = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
             path = f"/v1/turns/{asked['turn']}/events?dialect=text"

@@ -15,7 +15,7 @@ from proto.errors import SettingsInvalid
 from tests.integration.conftest import NewGateway
 from tests.processes import CHECKOUT
 from tests.until import until
-from tests.up import running
+from tests.up import LEAN, running
 
 WRONG_LIVES = ("", "90", "0d", "1.5d", "90 d", "d", "1y", "10000d", "90D")
 
@@ -153,7 +153,7 @@ async def test_up_has_keys_and_with_one_it_may_listen_elsewhere(tmp_path: Path) 
         assert refused.process.returncode == 2
         assert "TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere" in refused.printed.read_text()
         assert refused.said("ready") == ""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         where = await up.ready()
         async with httpx2.AsyncClient(base_url=where, trust_env=False) as client:
             assert (await client.get("/v1/blobs/none")).status_code == 404
@@ -168,6 +168,6 @@ async def test_up_has_keys_and_with_one_it_may_listen_elsewhere(tmp_path: Path) 
             assert (await client.get("/v1/blobs/none", headers=headers)).status_code == 404
         stored = [path for path in up.folder.rglob("*") if path.is_file()]
         assert [path for path in stored if made.out.strip().encode() in path.read_bytes()] == []
-    with running(tmp_path, "--port", "0") as again:
+    with running(tmp_path, *LEAN) as again:
         await again.ready()
         assert "Authorization: Bearer YOUR-KEY" in again.said("  curl ")

@@ -23,18 +23,40 @@ from proto.accounts import RIGHTS
 from tests import processes, tokens
 from tests.receiving import Receiver
 from tests.until import until
-from tests.up import CHECKOUT, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
+from tests.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
 
 KEY = "sk-ant-canary-of-the-real-key"
 # What a part that hangs has before it is killed (deploy/supervisor.py).
 GRACE_S = 8.0
 
 
+# Python runs it in every process: here the second generator takes its time before it begins.
+LATE = """
+import os, sys, time
+if "generators" in sys.orig_argv and os.environ["TAILRACE_GENERATOR"] == "generator-2":
+    time.sleep(1.5)
+    open(os.environ["BEGUN"], "w").close()
+"""
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """One system for the tests that leave it as it was."""
-    with running(tmp_path_factory.mktemp("up"), "--port", "0", "--gateways", "2") as up:
+    folder = tmp_path_factory.mktemp("up")
+    (folder / "sitecustomize.py").write_text(LATE)
+    environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun")}
+    with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
         yield up
+
+
+async def test_it_is_ready_when_every_process_is(up: Up) -> None:
+    """Who kills a generator to see what happens needs the other one; a gateway is content with any."""
+    await up.ready()
+    assert up.folder.with_name("begun").exists()
+    metrics = re.findall(r"metrics (http://127\.0\.0\.1:[0-9]+/metrics)$", up.text, re.MULTILINE)
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        told = [(await client.get(url)).text for url in metrics]
+    assert ["\ntailrace_ready 1.0\n" in text for text in told] == [True] * 5
 
 
 async def test_it_says_ready_last_and_before_it_what_runs_where(up: Up) -> None:
@@ -77,7 +99,7 @@ async def test_a_turn_is_told_to_its_webhook(tmp_path: Path) -> None:
     """With a key, `up` signs and sends; what `webhook-secret` shows is what a receiver checks it with."""
     environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
     async with Receiver() as receiver:
-        with running(tmp_path, "--port", "0", **environ) as up:
+        with running(tmp_path, *LEAN, **environ) as up:
             async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False) as client:
                 body = {"message": "#sim words=5 rate=0", "webhook": receiver.url}
                 turn = (await client.post("/v1/turns", json=body)).json()["turn"]
@@ -160,7 +182,7 @@ def arguments(pid: int) -> str:
 
 async def test_a_generator_that_is_killed_is_replaced_and_said_so(tmp_path: Path) -> None:
     """kill -9 of one part is two lines and a tenth of a second; the others do not notice."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         await up.ready()
         others = set(up.tree()) - {up.pids()["generator-1"]}
         os.kill(up.pids()["generator-1"], signal.SIGKILL)
@@ -171,7 +193,7 @@ async def test_a_generator_that_is_killed_is_replaced_and_said_so(tmp_path: Path
 
 async def test_nobody_is_turned_away_while_a_gateway_restarts(tmp_path: Path) -> None:
     """`up` holds the socket: who connects between two lives of the only gateway waits for the second."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         address = urlsplit(await up.ready())
         os.kill(up.pids()["gateway-1"], signal.SIGKILL)
         connection = HTTPConnection(str(address.hostname), address.port, timeout=START_S_MAX)
@@ -185,7 +207,7 @@ async def test_nobody_is_turned_away_while_a_gateway_restarts(tmp_path: Path) ->
 
 async def test_who_comes_back_while_it_stops_is_refused_at_once(tmp_path: Path) -> None:
     """A client must not hang in the queue of a socket that nobody serves any more, while a generator takes its time."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         address = urlsplit(await up.ready())
         os.kill(up.pids()["generator-1"], signal.SIGSTOP)
         up.process.send_signal(signal.SIGTERM)
@@ -209,7 +231,7 @@ async def test_a_signal_stops_all_of_it_in_order(tmp_path: Path, number: signal.
 
 async def test_a_second_ctrl_c_stops_it_at_once(tmp_path: Path) -> None:
     """A part that hangs would have its whole grace; a person in a hurry does not wait for that."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         await up.ready()
         pids = up.tree()
         os.kill(up.pids()["generator-1"], signal.SIGSTOP)
@@ -220,28 +242,6 @@ async def test_a_second_ctrl_c_stops_it_at_once(tmp_path: Path) -> None:
         assert up.process.wait(timeout=STOP_S_MAX) == 0
         assert time.monotonic() - started_s < GRACE_S
         assert [pid for pid in pids if is_alive(pid)] == []
-
-
-# Python runs it in every process: here the second generator takes its time before it begins.
-LATE = """
-import os, sys, time
-if "generators" in sys.orig_argv and os.environ["TAILRACE_GENERATOR"] == "generator-2":
-    time.sleep(3)
-    open(os.environ["BEGUN"], "w").close()
-"""
-
-
-async def test_it_is_ready_when_every_process_is(tmp_path: Path) -> None:
-    """Who kills a generator to see what happens needs the other one; a gateway is content with any."""
-    (tmp_path / "sitecustomize.py").write_text(LATE)
-    begun = tmp_path / "begun"
-    with running(tmp_path, "--port", "0", PYTHONPATH=str(tmp_path), BEGUN=str(begun)) as up:
-        await up.ready()
-        assert begun.exists()
-        metrics = re.findall(r"metrics (http://127\.0\.0\.1:[0-9]+/metrics)$", up.text, re.MULTILINE)
-        async with httpx2.AsyncClient(trust_env=False) as client:
-            told = [(await client.get(url)).text for url in metrics]
-    assert ["\ntailrace_ready 1.0\n" in text for text in told] == [True] * 4
 
 
 # Python runs it in every process: here persistence finds wrong what `up` let pass.
@@ -256,7 +256,7 @@ if "persistence" in sys.orig_argv:
 async def test_a_setting_that_only_a_part_finds_wrong_ends_it_soon(tmp_path: Path) -> None:
     """The part says what is wrong, `up` says which part that was, and all of it is gone: status 1."""
     (tmp_path / "sitecustomize.py").write_text(PICKY)
-    with running(tmp_path, "--port", "0", PYTHONPATH=str(tmp_path)) as up:
+    with running(tmp_path, *LEAN, PYTHONPATH=str(tmp_path)) as up:
         assert up.process.wait(timeout=STOP_S_MAX) == 1
         assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
         assert up.lines[-1] == "tailrace: a setting of persistence is wrong: see its lines above"
@@ -264,7 +264,7 @@ async def test_a_setting_that_only_a_part_finds_wrong_ends_it_soon(tmp_path: Pat
 
 async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
     """Ctrl-C right after the start is as good as any other."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         await until(lambda: up.said("nats-server"), START_S_MAX)
         pids = up.tree()
         up.process.send_signal(signal.SIGINT)
@@ -274,13 +274,13 @@ async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
 
 async def test_no_process_outlives_one_that_was_killed(tmp_path: Path) -> None:
     """kill -9 of `up` leaves nothing that would hold the folder, and the next start works."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         await up.ready()
         pids = up.tree()
         assert pids
         up.process.kill()
         await until(lambda: not any(map(is_alive, pids)))
-    with running(tmp_path, "--port", "0") as again:
+    with running(tmp_path, *LEAN) as again:
         await again.ready()
 
 
@@ -325,7 +325,7 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
                         shown[f"{address}/{path}"] = (await client.get(f"{address}/{path}")).text
             passwords = re.findall('password: "(.*?)"', (up.folder / "nats.conf").read_text())
             shown |= {f"arguments of {pid}": arguments(pid) for pid in (up.process.pid, *up.tree())}
-            shown["printed"] = up.text
+            shown["printed"] = up.text + (up.folder / "nats.log").read_text()
             assert "simulated-claude" not in up.pids()
             assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
             assert f"the real Claude answers, at {claude.url}, and costs money" in up.said("up ")

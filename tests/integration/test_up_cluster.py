@@ -22,7 +22,7 @@ from proto.log.streams import EVERY_STREAM, consumers
 from proto.subjects import STREAM, TurnKey
 from tests.answering import words
 from tests.until import until
-from tests.up import CHECKOUT, STOP_S_MAX, Up, is_alive, running
+from tests.up import CHECKOUT, LEAN, STOP_S_MAX, Up, is_alive, running
 
 NAMES = nats_cluster.names()
 # Two clusters that have to find their leaders, one after the other.
@@ -205,7 +205,7 @@ async def test_it_stops_in_order_and_comes_back_with_all_it_had(tmp_path: Path) 
         assert [pid for pid in running_pids if is_alive(pid)] == []
         stopped = re.findall(r"^up +\| ([a-z-]+)[0-9]* stopped$", up.text, re.MULTILINE)
         assert stopped == ["gateway-", "generator-", "generator-", "simulated-claude", "persistence", *["nats-"] * 3]
-    with running(tmp_path, "--port", "0", "--cluster") as again:
+    with running(tmp_path, *LEAN, "--cluster") as again:
         async with httpx2.AsyncClient(base_url=await again.ready(), trust_env=False, timeout=20) as client:
             assert (await client.get(f"{path}/events?dialect=text")).text == whole == words(9)
 
@@ -215,7 +215,7 @@ async def test_a_log_is_moved_to_three_servers_and_back(tmp_path: Path) -> None:
     """What one server stored three have, under the same ids, and what they add to it one has again; keys too."""
     told: dict[str, str] = {}
     for arguments in ((), ("--cluster",), ()):
-        with running(tmp_path, "--port", "0", *arguments) as up:
+        with running(tmp_path, *LEAN, *arguments) as up:
             async with httpx2.AsyncClient(base_url=await up.ready(MOVE_S_MAX), trust_env=False, timeout=20) as client:
                 for path, whole in told.items():
                     assert await events(client, path) == whole
@@ -236,16 +236,16 @@ async def test_a_log_is_moved_to_three_servers_and_back(tmp_path: Path) -> None:
 
 async def test_a_move_that_was_stopped_is_made_anew(tmp_path: Path) -> None:
     """kill -9 in the middle: the log is where it was, and the half copy is nowhere that a log is looked for."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
             asked = (await client.post("/v1/turns", json={"message": "#sim words=9 rate=0"})).json()
             whole = await events(client, f"/v1/turns/{asked['turn']}/events")
         up.process.send_signal(SIGTERM)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
-    with running(tmp_path, "--port", "0", "--cluster") as broken:
+    with running(tmp_path, *LEAN, "--cluster") as broken:
         await until((up.folder / "moving" / "cluster" / NAMES[-1] / "nats").exists, 20)
         broken.process.kill()
-    with running(tmp_path, "--port", "0", "--cluster") as again:
+    with running(tmp_path, *LEAN, "--cluster") as again:
         async with httpx2.AsyncClient(base_url=await again.ready(MOVE_S_MAX), trust_env=False, timeout=20) as client:
             assert await events(client, f"/v1/turns/{asked['turn']}/events") == whole
     assert not (up.folder / "moving").exists()
