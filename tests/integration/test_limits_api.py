@@ -18,6 +18,7 @@ from gateway import deletion
 from gateway.door.caller import Caller
 from gateway.limits.limits import Limiter
 from gateway.limits.quota import TENANT, owners, quota
+from generators.simulated_claude.server import serving
 from proto import entries
 from proto.api_key import SCOPES
 from proto.errors import Refused
@@ -26,8 +27,10 @@ from proto.limits import NONE, Limits
 from proto.log import Connection, Counters, Slots, Tombstones, TurnLog
 from proto.settlement import Settlement, give_back
 from proto.subjects import TurnKey
+from tests.answering import ended, is_acknowledged, shorten_lease, working
 from tests.handwritten import request
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.mortal import killed_after
 from tests.processes import Process
 from tests.processes import gateway as gateway_process
 from tests.processes import persistence as persistence_process
@@ -287,6 +290,28 @@ async def test_a_turn_is_settled_once_however_often_it_is_delivered(
     await asyncio.gather(*(settlement.settle(key, turn) for _ in range(5)))
     assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
     await connection.close()
+
+
+async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_have_used(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """FAULTS S19: its generator is killed in mid-answer, and another goes on: one request, one place, both prompts."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=1, requests=9, burst=9")
+    await shorten_lease(own_connection, 0.2)
+    async with serving() as claude:
+        body = {"message": "#sim words=20 rate=200", "model": "claude-sonnet-5-5"}
+        key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
+        assert await killed_after(8, own_server.url, claude)
+        once = (await own_log.turn(key)).usage.input_tokens
+        async with working(own_server.url, claude):
+            turn = await ended(own_log, key)
+            await until(lambda: is_acknowledged(own_connection))
+    assert turn.end is not None
+    assert (turn.outcome, turn.attempt) == ("completed", 2)
+    assert turn.end.usage.input_tokens > 2 * once > 0
+    assert await spent(own_connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
+    told = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
+    assert told.startswith('"requests";r=7;')
 
 
 @pytest.mark.rule("R65")
