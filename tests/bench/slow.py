@@ -12,6 +12,7 @@ Printed is how late the twenty get each entry in both cases, their ratio, and wh
 
 import argparse
 import asyncio
+import re
 import resource
 import socket
 import tempfile
@@ -19,6 +20,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
+import httpx2
 import msgspec
 import uvloop
 
@@ -64,6 +66,8 @@ class Seen(msgspec.Struct, kw_only=True):
     each_bytes: float
     busy: float
     """Share of a core that the gateway was at work beside them."""
+    looks: int
+    """How often the gateway has looked through all of its memory for what is garbage, while everybody waited."""
     closed: int
     """Trickling connections that the gateway has closed."""
 
@@ -123,6 +127,7 @@ async def measured(folder: Path, beside: Beside, entries: int) -> Seen:
         clients = [stack.enter_context(ask(port, turn)) for turn in turns]
         await until(lambda: all(map(has_come, clients)), 60)
         before = resident(gateway.pid)
+        looks = await full_looks(gateway.url)
         trickling = Trickling(port, beside.trickling)
         tasks.append(group.create_task(trickling.go_on()))
         silent = await come(stack, port, turns, beside.silent)
@@ -133,11 +138,21 @@ async def measured(folder: Path, beside: Beside, entries: int) -> Seen:
         await until(lambda: len(others.late()) >= known + count, 120)
         late, each = others.late()[known:], (resident(gateway.pid) - before) / max(beside.count, 1)
         busy = (cpu(gateway.pid) - cpu_s) / (time.perf_counter() - began)
+        looks = await full_looks(gateway.url) - looks
         for task in tasks:
             task.cancel()
         for reader in running:
             reader.transport.close()
-    return Seen(alone=alone, beside=late, each_bytes=each, busy=busy, closed=trickling.closed)
+    return Seen(alone=alone, beside=late, each_bytes=each, busy=busy, looks=looks, closed=trickling.closed)
+
+
+async def full_looks(url: str) -> int:
+    """What a gateway tells of its collections of the oldest generation."""
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        told = (await client.get("/metrics")).text
+    found = re.search(r'^python_gc_collections_total{generation="2"} (\d+)', told, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 async def come(stack: ExitStack | AsyncExitStack, port: int, turns: list[TurnKey], count: int) -> list[socket.socket]:
@@ -212,7 +227,8 @@ async def main() -> None:
     print(f"beside {asked}: {told(seen.beside)}; {seen.closed} trickling ones were closed")
     ratios = (percentile(seen.beside, percent) / percentile(seen.alone, percent) for percent in (50, 99))
     print("ratio: median {:.2f}, p99 {:.2f}".format(*ratios))
-    print(f"gateway: {seen.busy:.0%} of a core, {seen.each_bytes / 1000:.0f} kB for each who is beside them")
+    print(f"gateway: {seen.busy:.0%} of a core, {seen.each_bytes / 1000:.0f} kB for each who is beside them,")
+    print(f"and {seen.looks} times it looked through all of its memory")
 
 
 if __name__ == "__main__":
