@@ -69,8 +69,9 @@ LIMITS_KEPT_S = 2 * 3600.0
 # A month that nobody has used for nine days is over.
 BUDGETS_KEPT_S = 40 * 24 * 3600.0
 # The server knows the names of increments by heart and, once it was started anew, by what is stored of them: therefore
-# the last of each counter are, more than are added to it while a turn that was settled may still be delivered again.
-INCREMENTS_KEPT = 1024
+# the last of each counter are, as many as are added while a turn that was settled may still be delivered again. That is
+# some 25 kB each, and counters of days and months are many.
+INCREMENTS_KEPT = 128
 # No turn runs for so long, nor is its log kept.
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 

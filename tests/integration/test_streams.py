@@ -86,7 +86,7 @@ async def test_what_limits_are_counted_in_is_set_up_as_the_protocol_says(connect
     # As long as the log keeps a request, its turn may be settled again.
     assert configs[BUDGETS].duplicate_window == 24 * 3600
     # The names of so many increments outlive a restart of the server.
-    assert [config.max_msgs_per_subject for config in configs.values()] == [1024, 1024, 1]
+    assert [config.max_msgs_per_subject for config in configs.values()] == [128, 128, 1]
     for config in configs.values():
         assert (config.storage, config.retention, config.allow_direct) == (
             StorageType.FILE,
