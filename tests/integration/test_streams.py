@@ -103,6 +103,13 @@ async def test_a_stream_of_counters_that_counts_nothing_is_refused(bare: Connect
         await streams.apply(bare, bytes_max=BYTES_MAX)
 
 
+async def test_counters_that_keep_less_are_taken_as_they_are(bare: Connection) -> None:
+    """As an earlier version has made them: a process of this one may take its place while others run."""
+    for config in streams.metering(1)[:2]:
+        await bare.jetstream.add_stream(config.evolve(max_msgs_per_subject=1))
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+
+
 @pytest.mark.rule("R31")
 async def test_the_consumers_are_set_up_as_the_protocol_says(connection: Connection) -> None:
     """Explicit acknowledgement, and they never give up."""
