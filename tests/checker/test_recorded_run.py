@@ -14,6 +14,7 @@ from tests.checker.history import Ack, Append, Ask, Commit, Noise
 from tests.checker.house import NOISY, House, opened
 from tests.checker.invariants import judge, not_held
 from tests.checker.run import load
+from tests.promises import Verdict
 
 
 async def visit(house: House, tag: str) -> None:
@@ -75,3 +76,23 @@ async def test_a_run_without_faults_holds_all_that_can_be_asked(tmp_path: Path) 
     assert committed == {f"{key.tenant} {key.turn}" for key in run.turns}
     assert {ask.status for ask in run.of(Ask) if ask.tenant == NOISY} >= {202, 429}
     assert not_held(judge(run, Bounds(end_s=0))) == {}
+
+
+@pytest.mark.timeout(90)
+async def test_a_run_whose_generators_hedge_breaks_nothing(tmp_path: Path) -> None:
+    """Whichever of two calls has a token first; and only who does not know of hedges finds a call too many."""
+    late = ("fault=stall@0x1", "wait=0.4")
+    async with opened(tmp_path, generators=2, TAILRACE_HEDGE_AFTER_S=0.1, TAILRACE_STALL_TIMEOUT_S=20) as house:
+        reader = house.client("reader")
+        keys = [await reader.ask(f"#sim words=9 rate=0 {why} tag=h{n}x") for n, why in enumerate(late * 3)]
+        await asyncio.gather(*(reader.read_on(key) for key in keys if key is not None))
+        await house.settled()
+        await house.collect()
+    run = load(tmp_path)
+    assert sum(turn.hedges for turn in run.folds.values()) >= len(keys) / 2
+    assert false(judge(run, Bounds(end_s=0, hedges=1))) == {}
+    assert set(false(judge(run, Bounds(end_s=0)))) == {"I9 cost"}
+
+
+def false(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    return {name: verdict for name, verdict in verdicts.items() if verdict.holds is False}
