@@ -12,7 +12,8 @@ from pathlib import Path
 from tests.until import until
 
 CHECKOUT = Path(__file__).parents[1]
-START_S_MAX = 25.0
+# Longer than `up` waits itself: what it then says is what a failure shows.
+START_S_MAX = 40.0
 STOP_S_MAX = 20.0
 # A generator takes as much to start as all else together.
 LEAN = ("--port", "0", "--generators", "1")

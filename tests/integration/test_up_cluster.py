@@ -234,6 +234,7 @@ async def test_a_log_is_moved_to_three_servers_and_back(tmp_path: Path) -> None:
     assert kept == ["cluster.before", "nats", "nats.before"]
 
 
+@pytest.mark.timeout(400)
 async def test_a_move_that_was_stopped_is_made_anew(tmp_path: Path) -> None:
     """kill -9 in the middle: the log is where it was, and the half copy is nowhere that a log is looked for."""
     with running(tmp_path, *LEAN) as up:
