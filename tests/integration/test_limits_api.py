@@ -19,7 +19,7 @@ from gateway.door.caller import Caller
 from gateway.limits.limits import Limiter
 from gateway.limits.quota import TENANT, owners, quota
 from generators.simulated_claude.server import serving
-from proto import entries
+from proto import entries, events
 from proto.api_key import SCOPES
 from proto.errors import Refused
 from proto.ids import Tenant, TurnId, new_id
@@ -302,16 +302,17 @@ async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_h
         body = {"message": "#sim words=20 rate=200", "model": "claude-sonnet-5-5"}
         key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
         assert await killed_after(8, own_server.url, claude)
-        once = (await own_log.turn(key)).usage.input_tokens
         async with working(own_server.url, claude):
             turn = await ended(own_log, key)
             await until(lambda: is_acknowledged(own_connection))
     assert turn.end is not None
     assert (turn.outcome, turn.attempt) == ("completed", 2)
-    assert turn.end.usage.input_tokens > 2 * once > 0
+    told = [events.decode(one.entry.event) for one in await own_log.replay(key) if isinstance(one.entry, entries.Event)]
+    prompts = [one.message.usage.input_tokens or 0 for one in told if isinstance(one, events.MessageStart)]
+    assert (len(prompts), turn.end.usage.input_tokens) == (2, sum(prompts))
     assert await spent(own_connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
-    told = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
-    assert told.startswith('"requests";r=7;')
+    left = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
+    assert left.startswith('"requests";r=7;')
 
 
 @pytest.mark.rule("R65")
