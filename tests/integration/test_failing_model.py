@@ -82,7 +82,7 @@ async def test_a_model_that_is_overloaded_for_ever_is_waited_for_no_longer_than_
     own_server: NatsServer, own_log: TurnLog, claude: str
 ) -> None:
     """However many calls there may be: the budget of a turn is its time."""
-    async with working(own_server.url, claude, call_tries_max=9999, call_wait_max_s=0.05, deadline_s=0.5):
+    async with working(own_server.url, claude, call_tries_max=9999, call_wait_max_s=0.05, deadline_s=1.5):
         turn = await ended(own_log, await ask(own_log, "words=9 fault=529"))
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, turn.attempt, turn.text) == ("failed", "deadline_exceeded", 1, "")

@@ -45,6 +45,7 @@ STALL = "fault=stall@6"
 WAYS = {"the reader's gateway": (0,), "another gateway": (1,), "both at once": (0, 1)}
 RACES = 100
 AT_ONCE = 20
+HELD_S_MAX = 30.0
 
 
 class Ground(NamedTuple):
@@ -145,6 +146,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return held
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: Held, way: str) -> None:
     """Thinking, text and tool use: nothing follows the entry but the end, and what was said and paid for is in it."""
@@ -156,7 +158,7 @@ async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: He
     readers = {count: ground.read(key) for count, key in keys.items()}
     held.before = {key: count for count, key in keys.items() if count != last_delta}
     async with working(ground.server.url, ground.claude, stall_timeout_s=60):
-        await until(lambda: len(held.standing) == len(held.before))
+        await until(lambda: len(held.standing) == len(held.before), HELD_S_MAX)
         # Its model has fallen silent behind it, and there is nothing that could be held.
         await until(lambda: is_so_long(ground.log, keys[last_delta], last_delta))
         cancels = {
