@@ -11,7 +11,7 @@ LAUNCHER := .venv/bin/tailrace
 CLIENTS := tests/clients/js/node_modules/installed
 
 .DEFAULT_GOAL := help
-.PHONY: schedules kills fuzz help setup clients run test coverage check litellm lock chaos mutants bench schema clean
+.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos mutants bench schema clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,12 @@ litellm: setup ## install LiteLLM, for the backend of that name, into a venv of 
 lock: setup ## write requirements.lock and requirements-litellm.lock anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra dev -o requirements.lock pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra litellm -o requirements-litellm.lock pyproject.toml
+
+# No part of `test`, which needs no network. Strict: what could not be looked up is no pass.
+audit: setup ## ask the public advisories about every package that is locked; needs the network
+	for lock in requirements.lock requirements-litellm.lock; do \
+		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
+	done
 
 chaos: setup ## break whatever can be broken, then have the checker judge; SEED= MINUTES= FAULTS=, ARGS='--help' tells more
 	@exec $(PYTHON) -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
