@@ -15,7 +15,8 @@ from deploy.nats_server import NatsServer, Site
 from deploy.options import Sync
 from proto.errors import LogUnavailable
 from proto.log import Connection, streams
-from proto.subjects import STREAM
+from proto.log.deliveries import backlog_of
+from proto.subjects import GENERATORS, PERSISTENCE, STREAM, WEBHOOKS
 from tests.until import until
 
 NODES = nats_cluster.NODES
@@ -29,11 +30,14 @@ class Cluster:
     `cluster.nodes` may be killed, frozen and started again; `cluster.urls` has one for each, `cluster.url` all.
     """
 
-    def __init__(self, folder: Path, *, sync: Sync = "default", sites: Sequence[Site] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, sync: Sync = "default", sites: Sequence[Site] = (), bytes_max: int = GIB // 4
+    ) -> None:
         sites = sites or nats_cluster.choose(folder, sync=sync, file_bytes_max=GIB)
         for site in sites:
             site.folder.mkdir(parents=True, exist_ok=True)
         self.nodes = [NatsServer(site.folder, site=site) for site in sites]
+        self._bytes_max = bytes_max
         self.urls = [node.url for node in self.nodes]
         self.url = ",".join(self.urls)
         self._running = AsyncExitStack()
@@ -45,7 +49,7 @@ class Cluster:
             self.connection = await Connection.open(self.url, "test-cluster")
             starting.push_async_callback(self.connection.close)
             # Answers come before the three have found each other and chosen a leader.
-            await until(lambda: _applied(self.connection), START_S_MAX)
+            await until(lambda: _applied(self.connection, self._bytes_max), START_S_MAX)
             self._running = starting.pop_all()
         return self
 
@@ -71,11 +75,13 @@ class Cluster:
 
         await until(is_another, START_S_MAX)
 
-    async def is_whole(self, stream: str = STREAM) -> bool:
-        """Whether all three have all of the stream."""
-        info = await self._info(stream)
-        copies = info.replicas or [] if info else []
-        return len(copies) == NODES - 1 and all(copy.current and not copy.offline for copy in copies)
+    async def is_whole(self) -> bool:
+        """Whether all three have all of everything, and all consumers have somebody who delivers."""
+        with suppress(LogUnavailable):
+            for durable in (GENERATORS, PERSISTENCE, WEBHOOKS):
+                await backlog_of(self.connection, durable)
+            return not await streams.behind(self.connection)
+        return False
 
     async def kill_all(self) -> None:
         for node in self.nodes:
@@ -97,9 +103,9 @@ class Cluster:
         return None
 
 
-async def _applied(connection: Connection) -> bool:
+async def _applied(connection: Connection, bytes_max: int) -> bool:
     try:
-        await streams.apply(connection, replicas=NODES, bytes_max=GIB // 4)
+        await streams.apply(connection, replicas=NODES, bytes_max=bytes_max)
     except LogUnavailable:
         return False
     return True

@@ -22,7 +22,6 @@ from proto.fold import Turn
 from proto.ids import NOTHING, Seq, TurnId, new_id
 from proto.log import Services, TurnLog
 from proto.log.reads import Reads
-from proto.log.streams import behind
 from proto.records import AskTurn, TurnRecord
 from proto.subjects import TurnKey
 from tests import processes, reading
@@ -132,12 +131,7 @@ class System:
             if node.process.returncode is not None:
                 await node.start()
             node.signal(SIGCONT)
-        await until(self._is_whole, HEAL_S_MAX)
-
-    async def _is_whole(self) -> bool:
-        with suppress(LogUnavailable):
-            return not await behind(self.cluster.connection)
-        return False
+        await until(self.cluster.is_whole, HEAL_S_MAX)
 
     async def used_by(self, role: str) -> NatsServer:
         """A server that does not lead the log, and that a process of that role has its connection to."""

@@ -24,7 +24,7 @@ from proto.entries import Attempt
 from tests.chaos import standstill
 from tests.chaos.faults import KINDS, lacks
 from tests.chaos.storm import Seen, Storm, rage
-from tests.chaos.system import Size
+from tests.chaos.system import LOG_BYTES, LOG_BYTES_A_MINUTE, Size
 from tests.chaos.waits import waits
 from tests.checker import invariants, oracle
 from tests.checker.bounds import Bounds
@@ -75,7 +75,11 @@ def asked() -> Storm:
     if unknown := set(wanted) - set(KINDS):
         parser.error(f"there is no fault {', '.join(sorted(unknown))}: see --help")
     size = Size(
-        nodes=given.nodes, gateways=given.gateways, generators=given.generators, hedge_after_s=given.hedge_after
+        nodes=given.nodes,
+        gateways=given.gateways,
+        generators=given.generators,
+        hedge_after_s=given.hedge_after,
+        log_bytes=LOG_BYTES + int(given.minutes * LOG_BYTES_A_MINUTE),
     )
     return Storm(
         seed=given.seed, minutes=given.minutes, faults=possible(wanted, size), size=size, at_once=given.at_once

@@ -32,9 +32,10 @@ from tests.disk import MIB, can_mount, small_disk
 from tests.processes import Process, as_user
 from tests.until import until
 
-LOG_BYTES_MAX = 256 * MIB
-# What a disk of one's own holds: small enough to be filled in a moment.
-DISK_BYTES = 384 * MIB
+LOG_BYTES = 256 * MIB
+# What a dozen turns at once write a minute.
+LOG_BYTES_A_MINUTE = 10 * MIB
+# A disk of one's own is small enough to be filled in a moment.
 DATABASE_DISK_BYTES = 64 * MIB
 # Generators die faster here than anywhere else: a turn may need many of them, and none is to be given up.
 ATTEMPTS_MAX = 100
@@ -55,6 +56,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     generators: int = 2
     lease_s: float = streams.GENERATOR_ACK_WAIT_S
     hedge_after_s: float = 0.0
+    log_bytes: int = LOG_BYTES
 
     @property
     def hedges(self) -> int:
@@ -139,7 +141,7 @@ class System(House):
 async def started(folder: Path, size: Size) -> AsyncIterator[System]:
     """Everything in `folder` and on free ports; ended, however the block ends."""
     async with AsyncExitStack() as stack:
-        nodes, cluster, routes, disk = await _nodes(stack, folder, size.nodes)
+        nodes, cluster, routes, disk = await _nodes(stack, folder, size)
         connection = await Connection.open(",".join(node.url for node in nodes), "chaos")
         stack.push_async_callback(connection.close)
         await shorten_lease(connection, size.lease_s)
@@ -158,18 +160,20 @@ async def started(folder: Path, size: Size) -> AsyncIterator[System]:
 
 
 async def _nodes(
-    stack: AsyncExitStack, folder: Path, count: int
+    stack: AsyncExitStack, folder: Path, size: Size
 ) -> tuple[list[NatsServer], Cluster | None, list[Link], Path | None]:
     """Nats-servers with all streams, of three also what joins them; the last has its own disk, if root mounts it."""
-    if count == 1:
-        site = nats_server.choose(folder, sync="always", file_bytes_max=nats_server.GIB)
-        disk = _disk(stack, site.store)
+    # Requests' pictures and all counters have their share, too.
+    file_bytes_max, disk_bytes = 4 * size.log_bytes, size.log_bytes * 3 // 2
+    if size.nodes == 1:
+        site = nats_server.choose(folder, sync="always", file_bytes_max=file_bytes_max)
+        disk = _disk(stack, site.store, disk_bytes)
         server = await stack.enter_async_context(NatsServer(folder, site=site))
         connection = await Connection.open(server.url, "chaos-streams")
-        await streams.apply(connection, bytes_max=LOG_BYTES_MAX)
+        await streams.apply(connection, bytes_max=size.log_bytes)
         await connection.close()
         return [server], None, [], disk
-    sites, routes = nats_cluster.choose(folder, sync="always", file_bytes_max=nats_server.GIB), list[Link]()
+    sites, routes = nats_cluster.choose(folder, sync="always", file_bytes_max=file_bytes_max), list[Link]()
     names = {site.membership.port: site.name for site in sites if site.membership}
     for number, site in enumerate(sites):
         assert site.membership is not None
@@ -180,17 +184,17 @@ async def _nodes(
         routes += ways
         membership = msgspec.structs.replace(site.membership, others=tuple(way.port for way in ways))
         sites[number] = msgspec.structs.replace(site, membership=membership)
-    cluster = Cluster(folder, sites=sites)
-    disk = _disk(stack, sites[-1].store)
+    cluster = Cluster(folder, sites=sites, bytes_max=size.log_bytes)
+    disk = _disk(stack, sites[-1].store, disk_bytes)
     await stack.enter_async_context(cluster)
     return cluster.nodes, cluster, routes, disk
 
 
-def _disk(stack: AsyncExitStack, store: Path) -> Path | None:
+def _disk(stack: AsyncExitStack, store: Path, disk_bytes: int) -> Path | None:
     store.mkdir(parents=True, exist_ok=True)
     if not can_mount():
         return None
-    stack.enter_context(small_disk(store, DISK_BYTES))
+    stack.enter_context(small_disk(store, disk_bytes))
     return store
 
 
