@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proto.entries import Attempt
+from proto.subjects import TurnKey
 from tests.chaos import standstill
 from tests.chaos.faults import KINDS, lacks
 from tests.chaos.storm import Seen, Storm, rage
@@ -134,7 +135,11 @@ def report(storm: Storm, seen: Seen, run: Run) -> Iterator[str]:
     reads = run.of(Read)
     readers = len({(read.process, read.turn) for read in reads})
     yield f"{done} faults in {seen.took_s:.0f} s, and {len(run.rest.account.calls) if run.rest.account else 0} calls"
-    yield f"{len(folds)} turns, {sum(turn.end is None for turn in folds)} without an end; {attempts} attempts"
+    won = sum(hedges_won(run, key) for key in run.turns)
+    yield (
+        f"{len(folds)} turns, {sum(turn.end is None for turn in folds)} without an end; "
+        f"{attempts} attempts, {won} of them hedges"
+    )
     yield f"{len(run.log)} entries, {skipped} of them forks that the chain has skipped"
     yield f"{readers} readers, {len(reads) - readers} reconnects"
     allowed = "1 + take-overs + hedges" if storm.size.hedges else "1 + take-overs"
@@ -165,9 +170,13 @@ def beyond(run: Run, hedges: int) -> int:
         calls[call.key] += not is_refused
     for key, turn in run.folds.items():
         if turn.request is not None:
-            won = sum(isinstance(one.entry, Attempt) and one.entry.is_hedge for one in run.turns[key].valid)
-            calls[oracle.call_key(turn.request) or ""] -= turn.attempt + max(hedges - won, 0)
+            calls[oracle.call_key(turn.request) or ""] -= turn.attempt + max(hedges - hedges_won(run, key), 0)
     return sum(max(count, 0) for count in calls.values())
+
+
+def hedges_won(run: Run, key: TurnKey) -> int:
+    """How many of a turn's attempts are calls that another generator made beside a late one."""
+    return sum(isinstance(one.entry, Attempt) and one.entry.is_hedge for one in run.turns[key].valid)
 
 
 def waited(what: str, times_s: list[float]) -> str:
