@@ -121,7 +121,7 @@ MUTANTS = (
             Edit(
                 "generators/attempt.py",
                 "return corrected(call_after(request, turn), turn), continuation_of(request, turn)",
-                "return corrected(call_of(request), turn), continuation_of(request, turn)",
+                "return corrected(call_of(request), turn), None",
             ),
         ),
         "killed",
