@@ -14,7 +14,7 @@ from collections.abc import Sized
 import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway import metrics, problem
 from gateway.again import again_s
@@ -42,6 +42,8 @@ class ClientConnection(HttpToolsProtocol):
     """Runs while headers are waited for."""
     _unread: asyncio.TimerHandle | None = None
     """Runs while the client has more to take than is written ahead."""
+    _answered: RequestResponseCycle | None = None
+    """The request whose answer is under way, or was last."""
     _bytes = 0
     """Received since the request began, or since the last of its body: headers, trailers, extensions of chunks."""
     _again: tuple[bytes, int] | None = None
@@ -92,12 +94,16 @@ class ClientConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answered = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self._bytes = 0
         super().on_body(body)
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._answered, _ = self.pipeline[-1]
         super().on_response_complete()
         # Neither where the next headers have begun, which have their own time, nor where a request is in the queue.
         if self._closing is None and self.cycle.response_complete:
@@ -132,6 +138,10 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_waiting()
         self._stop_watching()
         super().connection_lost(exc)
+        # uvicorn tells only the request that came last.
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def shutdown(self) -> None:
         super().shutdown()

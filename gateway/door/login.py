@@ -1,4 +1,4 @@
-"""Logins of the built-in page: an API key becomes a short access token and a refresh token that no script can read.
+"""Logins of people in a browser: an API key becomes a short access token and a refresh token that no script can read.
 
 A refresh token is good once. Whoever uses an older one has a copy, or the owner has: nobody can say which, so the
 whole login ends (RFC 9700, 4.14.2). But two tabs refresh at once, and an answer can be lost on its way: the one before

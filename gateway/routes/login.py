@@ -1,4 +1,4 @@
-"""The routes of the built-in page's login: in with an API key, on with a cookie, and out. No script sees the cookie."""
+"""The routes of a page's login: in with an API key, on with a cookie, and out. No script sees the cookie."""
 
 from typing import Literal
 

@@ -186,6 +186,24 @@ async def test_what_is_asked_behind_a_stream_is_not_heaped_up(
     client.close()
 
 
+async def test_who_has_asked_for_more_behind_a_stream_and_goes_is_gone(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn tells only the request that came last; a stream before it went on, until its next write was an error."""
+    gateway = await new_gateway(nats_url, heartbeat_s=0.1)
+    await Writer(log, key).open("a")
+    client = socket.create_connection(("127.0.0.1", gateway.port))
+    client.sendall(asking(f"/v1/turns/{key.turn}/events") + asking("/healthz"))
+    await until(lambda: is_read(log, key))
+    client.close()
+
+    async def is_gone() -> bool:
+        return not await is_read(log, key)
+
+    await until(is_gone)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 def test_what_is_written_at_once_has_an_end() -> None:
     """Frames up to so many bytes; one that is longer by itself is cut where it is sent."""
     frames = [Frame(b"a" * 30_000)] * 5

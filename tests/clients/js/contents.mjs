@@ -11,13 +11,10 @@ await browse("page.mjs", async (open) => {
         new Promise((resolve) => {
           const source = new EventSource(url);
           const events = [];
-          let broken = 0;
           for (const name of names) source.addEventListener(name, ({ type, data }) => data !== undefined && events.push([type, data]));
           // A clean end is one, too: it would come back.
           source.addEventListener("error", ({ data }) => {
             if (data !== undefined) return;
-            // Chromium drops what it has not yet handed to the page when the body breaks off; so it comes back.
-            if (events.length === 0 && source.readyState !== source.CLOSED && ++broken < 4) return;
             source.close();
             resolve(events);
           });
