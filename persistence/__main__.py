@@ -50,8 +50,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             await _serve(settings, connection, store, stop)
     except StoreCorrupt as error:
         aside = set_aside(settings.database)
+        left = "nothing is left of it" if aside is None else f"what was there is now {aside}"
         raise StoreCorrupt(
-            f"{error}; what was there is now {aside}. The next start makes a new database from the log, as far as "
+            f"{error}; {left}. The next start makes a new database from the log, as far as "
             "that goes back; what is older has to come from a backup (docs/RUNBOOK.md)"
         ) from error
 

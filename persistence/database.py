@@ -145,16 +145,15 @@ class Database:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Renames a damaged database, with its journal, to the first free `.damaged-N`; None when there is no file.
+    """Renames a damaged database, with its journal, to the first free `.damaged-N`; None when only that is left of it.
 
     Nothing may have it open. A person can still read from it what a new one, made from the log, does not have.
     """
     aside = next(free for n in count(1) if not (free := Path(f"{path}.damaged-{n}")).exists())
-    moved = None
     for suffix in ("-wal", "-shm", ""):
         if (part := Path(f"{path}{suffix}")).exists():
-            moved = part.rename(f"{aside}{suffix}")
-    return moved
+            part.rename(f"{aside}{suffix}")
+    return aside if aside.exists() else None
 
 
 def _check_version(path: Path, version: int) -> None:

@@ -98,7 +98,7 @@ async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
         await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
         delete(database)
         keys.append(await write(own_log))
-        with pytest.raises(StoreCorrupt, match="deleted or replaced"):
+        with pytest.raises(StoreCorrupt, match=r"deleted or replaced .*; nothing is left of it\. The next start"):
             await persistence.running
     await has_all(own_server.url, database, own_log, keys)
 
