@@ -56,7 +56,8 @@ DELTA = Dialect(
     name="delta",
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
-    is_self_delimited=True,
+    # There is a word for the end, and the tutorials' loops do not wait for it: they end where the body does.
+    is_self_delimited=False,
     can_take_back=False,
     start=lambda _: None,
     render=render,

@@ -68,7 +68,7 @@ async def wire(gateway: Gateway, path: str, log: TurnLog, key: TurnKey) -> bytes
         sending.close()
 
 
-@pytest.mark.parametrize("dialect", ["text", "anthropic"])
+@pytest.mark.parametrize("dialect", ["text", "anthropic", "delta"])
 async def test_a_break_lacks_the_last_chunk_where_the_dialect_has_no_word_for_it(
     lone_gateway: Gateway, log: TurnLog, key: TurnKey, dialect: str
 ) -> None:
