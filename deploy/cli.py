@@ -36,7 +36,9 @@ examples:
   ANTHROPIC_API_KEY=… tailrace up      the real Claude; without a key a simulated one answers
 
 Ctrl-C stops everything in order; a second Ctrl-C stops it at once.
-Any TAILRACE_… setting in the environment reaches the processes.
+Any TAILRACE_… setting in the environment reaches the processes, but for addresses, which `up` gives out itself.
+TAILRACE_METRICS_PORT=9100 gives persistence 9100, the generators 9101 and on, and then the gateways; without it each
+start has free ones, and prints them.
 """
 STREAMS_EXAMPLES = """\
 `up` does this by itself. For a NATS of your own:

@@ -39,3 +39,19 @@ def free(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def counted(first: int, count: int) -> list[int]:
+    """`count` loopback ports from `first` on; raises UpRefused for one that is taken, or is no port."""
+    for number in range(first, first + count):
+        try:
+            with socket.socket() as one:
+                # As the metrics server does: a port that its last owner has just left is not taken.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(("127.0.0.1", number))
+        except (OSError, OverflowError) as error:
+            raise UpRefused(
+                f"TAILRACE_METRICS_PORT={first}: {count} ports are counted up from there, one a process, and {number} "
+                "cannot be had: choose another, or none for free ones"
+            ) from error
+    return list(range(first, first + count))

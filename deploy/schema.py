@@ -1,4 +1,4 @@
-"""Writes what is generated from the code: settings, errors, the schema of an entry. `make schema`.
+"""Writes what is generated from the code: settings, errors, metrics, the schema of an entry. `make schema`.
 
 A test makes them anew and compares, so that what is read in docs/ is what the code does.
 """
@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 import msgspec
+from prometheus_client.metrics import MetricWrapperBase
 
+import gateway.metrics
+import generators.metrics
+import persistence.metrics
+import proto.process
 from deploy import asyncapi, nats_server
 from deploy.environment import SERVICES
 from gateway.app import ROUTES
@@ -25,6 +30,12 @@ ROOT = Path(__file__).parent.parent
 # As the help is set: words begin its lines, the kinds of fault stand under theirs.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
+METRICS = {
+    "Every process": proto.process,
+    "Gateways": gateway.metrics,
+    "Generators": generators.metrics,
+    "Persistence": persistence.metrics,
+}
 WRITTEN_BY = "Written by `make schema`; do not edit."
 
 
@@ -33,6 +44,7 @@ def generated() -> dict[str, str]:
     return {
         "docs/SETTINGS.md": settings_page(),
         "docs/ERRORS.md": errors_page(),
+        "docs/METRICS.md": metrics_page(),
         "docs/SIMULATED.md": simulated_page(),
         "proto/entries.schema.json": entries_schema(),
         "docs/nats-users.conf": users_configuration(),
@@ -54,6 +66,27 @@ def settings_page() -> str:
             )
         )
     return "".join(parts)
+
+
+def metrics_page() -> str:
+    head = (
+        f"# Metrics\n\n{WRITTEN_BY} Where they are scraped, and what to alert on: [RUNBOOK.md](RUNBOOK.md#metrics).\n"
+        "Each process also has prometheus-client's own (`process_…`, `python_…`).\n"
+    )
+    parts = [head]
+    for of, module in METRICS.items():
+        rows = [metric_row(metric) for metric in vars(module).values() if isinstance(metric, MetricWrapperBase)]
+        parts.append(
+            "\n".join([f"\n## {of}\n", "| name | type | labels | what it tells |", "|---|---|---|---|", *rows, ""])
+        )
+    return "".join(parts)
+
+
+def metric_row(metric: MetricWrapperBase) -> str:
+    (family,) = metric.describe()
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    labels = ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001  # it tells nobody
+    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
 
 
 def errors_page() -> str:

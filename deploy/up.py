@@ -27,8 +27,10 @@ from deploy.screen import Screen, is_coloured
 from deploy.supervisor import Part, Supervisor
 from deploy.welcome import welcome, who_answers
 from gateway.__main__ import door_of
+from proto import settings
 from proto.accounts import ADMIN, GATEWAY, RIGHTS
 from proto.logger import configure
+from proto.process import ProcessSettings
 
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")
@@ -102,7 +104,7 @@ async def live(options: Options, environ: Mapping[str, str], listener: socket.so
     sites = moving.sites_of(options, options.folder)
     nats_urls = await start_log(options, sites, supervisor)
     door = await door_of(environment.of_gateway(options, environ, nats_urls[GATEWAY]))
-    ground = survey(options, listening, nats_urls)
+    ground = survey(options, environ, listening, nats_urls)
     screen.say(who_answers(environ))
     others = parts(options, ground, environ)
     for part in others:
@@ -142,9 +144,11 @@ async def start_log(options: Options, sites: list[Site], supervisor: Supervisor)
     return urls
 
 
-def survey(options: Options, listening: Listening, nats_urls: Mapping[str, str]) -> Ground:
+def survey(options: Options, environ: Mapping[str, str], listening: Listening, nats_urls: Mapping[str, str]) -> Ground:
     """Asked for when nats-server has taken its ports, so that no other part is given one of them."""
     claude_port, *metrics_ports = port.free(2 + options.generators + options.gateways)
+    if first := settings.read(ProcessSettings, environ).metrics_port:
+        metrics_ports = port.counted(first, len(metrics_ports))
     return Ground(
         nats_urls=nats_urls,
         host=port.reachable(options.host),

@@ -37,7 +37,9 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="where the log is: nats://USER:PASSWORD@HOST:PORT, several joined by commas"),
     ] = "nats://127.0.0.1:4222"
-    metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus on this loopback port; 0: none")] = 0
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65535, description="Prometheus on this loopback port; 0: none, and of `up` free ones")
+    ] = 0
     log_format: Annotated[
         logging.Format, Meta(description="one line a fact, as json or for a console; on a terminal: console")
     ] = "json"

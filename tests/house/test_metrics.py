@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import get_args
 
+import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
 
 import gateway.metrics
@@ -41,6 +42,15 @@ def test_every_label_is_in_the_table() -> None:
     """A metric with a label that nobody has judged may be filled by who asks often enough."""
     assert {(metric._name, label) for metric in METRICS for label in metric._labelnames} == set(LABELS)
     assert sum(len(set(values)) for values in LABELS.values()) < SERIES_MAX
+
+
+def test_every_metric_stands_in_the_docs_under_the_name_that_is_scraped() -> None:
+    """Who writes an alert finds its name, what it tells and its labels."""
+    scraped = re.findall(r"^# TYPE (tailrace_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE)
+    names = {name for name in scraped if not name.endswith("_created")}
+    page = (CHECKOUT / "docs/METRICS.md").read_text()
+    assert len(names) == len(METRICS)
+    assert names == set(re.findall(r"^\| `(tailrace_\w+)` \|", page, re.MULTILINE))
 
 
 def test_metrics_are_made_where_the_table_looks() -> None:
