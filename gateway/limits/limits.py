@@ -20,7 +20,7 @@ from gateway.limits.quota import Owner, Quota, What, owners, quota
 from proto.entries import Hold, Request
 from proto.errors import LogError, Refused
 from proto.ids import Seq, Tenant, TurnId
-from proto.limits import Limits
+from proto.limits import MINUTE_S, Limits
 from proto.log import Counters, Slots, TurnLog
 from proto.log.slots import Slot
 from proto.subjects import TurnKey
@@ -32,7 +32,8 @@ ASKED_WITHIN = timedelta(seconds=60)
 LOOKED_AT_MAX = 64
 RUNNING_AGAIN_S = 1.0
 
-PER = {"requests": "requests", "tokens": "tokens", "bytes_day": "bytes of pictures, documents and long texts"}
+PER = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
+LARGE = " of pictures, documents and long texts"
 PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
@@ -222,20 +223,33 @@ def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
             f"{_usd(held)} are spent or held for turns that run, and this turn may cost {_usd(amount)}. "
             f"It renews at {at}; a smaller `max_tokens` or a `max_cost` holds less",
         )
-    window = f"{limited.window_s:g} s" if limited.what != "bytes_day" else "a day"
     if amount > limited.most:
         # No 429: who repeats it waits for nothing.
         return Refused(
             "request_invalid",
-            f"this needs {amount} {PER[limited.what]}, and this {limited.noun} may use {limited.most} in {window}: "
+            f"this needs {_counted(amount, limited)}, and this {limited.noun} may use {_most(limited)}: "
             "ask for less at once, with a smaller `max_tokens` for one",
         )
     return Refused(
         "rate_limited",
-        f"this {limited.noun} may use {limited.most} {PER[limited.what]} in {window}: "
-        f"{max(0, limited.most - held)} are left until {at}, and this needs {amount}",
+        f"this {limited.noun} may use {_most(limited)}: "
+        f"until {at} there is {max(0, limited.most - held)} left, and this needs {amount}",
         retry_after_s=max(0.001, limited.renews_at - now),
     )
+
+
+def _most(limited: Quota) -> str:
+    """As it was set, too: a minute's, where a `burst` has it counted in shorter windows."""
+    most = _counted(limited.most, limited)
+    if limited.what == "bytes_day":
+        return f"{most}{LARGE} a day"
+    if limited.window_s == MINUTE_S:
+        return f"{most} a minute"
+    return f"{most} in {limited.window_s:g} s ({limited.most * MINUTE_S / limited.window_s:g} a minute)"
+
+
+def _counted(amount: int, limited: Quota) -> str:
+    return f"{amount} {PER[limited.what]}{'' if amount == 1 else 's'}"
 
 
 def _usd(nusd: int) -> str:

@@ -119,7 +119,8 @@ class Connection:
         try:
             reply = await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
         except nats.errors.Error as error:
-            raise LogUnavailable(f"no answer: {type(error).__name__}") from error
+            # Clients are told it, too.
+            raise LogUnavailable(f"the log does not answer ({type(error).__name__}): try again in a moment") from error
         heed_cancellation()
         return reply
 

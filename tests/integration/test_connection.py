@@ -29,6 +29,12 @@ async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(co
         await task
 
 
+async def test_who_hears_no_answer_is_told_what_to_do(connection: Connection) -> None:
+    """A client is sent the same sentence, and knows no class of ours."""
+    with pytest.raises(LogUnavailable, match=r"^the log does not answer \(NoRespondersError\): try again in a moment$"):
+        await connection.request("nobody.listens", b"", timeout_s=1)
+
+
 async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     monkeypatch: pytest.MonkeyPatch, nats_server: NatsServer
 ) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.door.caller import Caller
+from gateway.limits.limits import refusal
 from gateway.limits.quota import TENANT, Owner, What, owners, quota
 from proto.ids import Tenant, is_token
 from proto.limits import NONE, Limits
@@ -67,3 +68,23 @@ def test_a_caller_is_a_key_and_then_its_tenant() -> None:
     key, tenant = owners(Caller(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9))
     assert (key.limits, tenant.limits) == (Limits(requests=5, running=2), Limits(running=9))
     assert (key.noun, tenant.noun, tenant.name) == ("key", "tenant", TENANT)
+
+
+@pytest.mark.parametrize(
+    ("what", "limits", "said"),
+    [
+        ("requests", Limits(requests=2, burst=1), "this key may use 1 request in 30 s (2 a minute): until "),
+        ("requests", Limits(requests=2), "this key may use 2 requests a minute: until "),
+        ("tokens", Limits(tokens=1), "this key may use 1 token a minute: until "),
+        (
+            "bytes_day",
+            Limits(bytes_day=9),
+            "this key may use 9 bytes of pictures, documents and long texts a day: until ",
+        ),
+    ],
+)
+def test_who_is_refused_is_told_the_limit_that_was_set(what: What, limits: Limits, said: str) -> None:
+    """A window that nobody set is told with the minute that somebody did set."""
+    limited = quota(Owner(ACME, "k_1", limits), what, 0.0)
+    assert limited is not None
+    assert refusal(limited, 1, limited.most, 0.0).message.startswith(said)
