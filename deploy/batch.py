@@ -1,7 +1,7 @@
 """`tailrace batch`: asks a file of inputs at a gateway, shows how far it is, and writes the results.
 
-Run again on the same file it goes on where it was: its Idempotency-Key is made of what it asks, the stream is taken up
-at its cursor, and the results after the last line that came.
+Run again with the same file and options it goes on where it was: its Idempotency-Key is made of what it asks, the
+stream is taken up at its cursor, and the results after the last line that came.
 """
 
 import hashlib

@@ -78,7 +78,8 @@ examples:
   tailrace batch questions.jsonl --via message_batches   for half the price, within a day
   TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
 
-Stopped and run again, it goes on with the same batch. Status 1: an input was not answered.
+Stopped and run again with the same file, --parallel and --via, it goes on with the same batch. With another of these
+it is a new batch, which is paid for anew. Status 1: an input was not answered.
 """
 NODE_EXAMPLES = """\
 Before it stops, the server hands over what it leads, so that appends go on; `up` starts it again, with the nats-server

@@ -30,6 +30,11 @@ ROOT = Path(__file__).parent.parent
 # As the help is set: words begin its lines, the kinds of fault stand under theirs.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
+BY_HAND = """\
+`up` starts it by itself. For processes that are started by hand there is
+`.venv/bin/python -m generators.simulated_claude --port 9000`, and generators with
+`ANTHROPIC_BASE_URL=http://127.0.0.1:9000 ANTHROPIC_API_KEY=any`.
+"""
 METRICS = {
     "Every process": proto.process,
     "Gateways": gateway.metrics,
@@ -110,6 +115,7 @@ def simulated_page() -> str:
         [
             "# The simulated Claude\n",
             f"{WRITTEN_BY} It answers while there is no `ANTHROPIC_API_KEY`, and costs nothing.\n",
+            BY_HAND,
             f"{about}\n",
             *("| word | meaning |", "|---|---|", *table_rows(HELP_WORD.findall(listed))),
             *("\n| KIND | what happens |", "|---|---|", *table_rows(HELP_KIND.findall(listed))),
