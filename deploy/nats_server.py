@@ -24,7 +24,7 @@ from proto.errors import SettingsInvalid
 
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
-# A disk that is really full is silence until the server is restarted (FACTS), so the server must say "full" before.
+# A disk that is really full is silence until the server is restarted, so the server must say "full" before.
 DISK_SHARE_MAX = 0.8
 # The server's default: acknowledged and on the disk are then two minutes apart.
 SYNC_DEFAULT = "2m"

@@ -1,6 +1,6 @@
 """When whoever is sent away is to come again, and how an EventSource is told so. It sends nobody away.
 
-To an EventSource every status but 200 is final (FACTS, SSE clients): one that comes back, and meets a crowd or a log
+To an EventSource every status but 200 is final: one that comes back, and meets a crowd or a log
 that will be gone in a second, would lose the rest of its turn. It is known by what it sends, the last id that it has
 seen, and is answered in its own words: a stream that says when to come, and breaks off (ADR 13).
 """

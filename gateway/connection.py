@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, with the guards that it lacks (FACTS). It knows nothing of what is asked.
+"""A client's connection: uvicorn's, with the guards that it lacks. It knows nothing of what is asked.
 
 Headers have an end, in bytes, in number and in time; bodies have theirs in body.py, where the route says how large one
 may be, and in arrival.py. What comes after the answer is still read, so that the client gets to reading the answer, but

@@ -1,6 +1,6 @@
 """A reader that comes back while the log is away: held with heartbeats, and then given its stream. It knows no entry.
 
-To an EventSource every status but 200 is final (FACTS, SSE clients), so a 503 that would be gone in a second costs it
+To an EventSource every status but 200 is final, so a 503 that would be gone in a second costs it
 the rest of the turn (ADR 13).
 """
 

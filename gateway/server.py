@@ -41,7 +41,7 @@ async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, pro
     """Serves `app` until `stop` is set. `proxies` are believed who it is that they ask for."""
     config = uvicorn.Config(
         app,
-        http=ClientConnection,  # of httptools, which refuses what h11 lets pass: CL with TE, folded headers (FACTS)
+        http=ClientConnection,  # of httptools, which refuses what h11 lets pass: CL with TE, folded headers
         lifespan="off",
         ws="none",
         log_config=None,

@@ -113,8 +113,8 @@ def tries(turn: Turn) -> int:
 def can_continue(blocks: tuple[Block, ...]) -> bool:
     """Whether a model can go on after `blocks`: only text can be taken up in the middle.
 
-    Half a tool call or half a thought cannot be given back to the model, and a whole tool call wants its result first
-    (FACTS, anthropic).
+    Half a tool call or half a thought cannot be given back to the model, and a whole tool call wants its result first:
+    the API refuses all three.
     """
     if not blocks:
         return True

@@ -1,6 +1,6 @@
 """Which entries of a turn's log are valid: the one rule that every reader and writer applies. No I/O, no clock.
 
-The server's fence keeps two writers apart, but in a replicated stream a change of leader can let a fork in (DESIGN 2).
+The server's fence keeps two writers apart, but in a replicated stream a change of leader can let a fork in (ADR 2).
 Every entry therefore names its predecessor. The log is totally ordered, so whoever applies this rule from the beginning
 comes to the same story: the first entry that continues the chain is part of it, everything else is skipped.
 """

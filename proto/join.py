@@ -1,6 +1,6 @@
 """Joins what is read from a turn's log with what the live feed says of it. Pure: it is told, it tells what to read.
 
-The live feed is a hint: it misses, repeats and reorders (FACTS, NATS). The log is the truth, but one read of it may be
+The live feed is a hint: it misses, repeats and reorders (ADR 4). The log is the truth, but one read of it may be
 behind. So an entry from the feed is taken only when it continues the chain; one that is further on proves that
 something was missed, and then the log has to be read until it reaches at least there.
 """

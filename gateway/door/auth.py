@@ -130,7 +130,7 @@ def unknown() -> Refused:
 
 
 def _of_headers(request: Request) -> list[bytes]:
-    """Current SDKs send a bearer token, older ones and Claude Code `x-api-key` (FACTS). Of another scheme: empty."""
+    """Current SDKs send a bearer token, older ones and Claude Code `x-api-key`. Of another scheme: empty."""
     bearers = [_bearer(header) for header in request.headers.getlist("authorization")]
     return bearers + [header.encode("latin-1") for header in request.headers.getlist("x-api-key")]
 

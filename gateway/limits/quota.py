@@ -45,7 +45,8 @@ def owners(caller: Caller, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, 
     # What a newer version may have written beside them is its own to hold.
     known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}
     own = over(limits_of(known), of_keys)
-    # No name of a key becomes a part of a subject (DESIGN 5). Who needs no key shares one with all who need none.
+    # No name of a key becomes a part of a subject: it may have a dot or a `*` in it.
+    # Who needs no key shares one with all who need none.
     name = "k_" + hashlib.sha256((caller.key or "").encode()).hexdigest()[:KEY_CHARS]
     return Owner(caller.tenant, name, own), Owner(caller.tenant, TENANT, of_tenants)
 

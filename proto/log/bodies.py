@@ -35,9 +35,9 @@ TRY_TIMEOUT_S = 2.0
 TRY_AGAIN_S = 0.05
 # Of a blob that others store or condemn at the same time.
 TRIES_MAX = 5
-# Nobody is behind for longer (FACTS). A doomed blob's chunks are on their way out, or have expired before its mark.
+# Nobody was seen to be behind for longer. A doomed blob's chunks are on their way out, or have expired before its mark.
 BEHIND_MAX_S = 1.0
-# For one chunk, or one mark: a leader is elected in this time (FACTS), and clients of gateways do not wait for longer.
+# For one chunk, or one mark: a leader is elected in this time, and clients of gateways do not wait for longer.
 TIMEOUT_S = 10.0
 
 UNKNOWN = "there is no such blob, or it has expired"

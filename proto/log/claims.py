@@ -37,7 +37,7 @@ class Claims:
     async def claim(self, tenant: Tenant, key: str, mine: Claim) -> Claim:
         """The claim that stands for `key`: `mine` if nobody was before. Raises LogUnavailable.
 
-        What a client sends becomes a hash before it becomes a name (DESIGN 5).
+        What a client sends becomes a hash before it becomes a name: it may be anything.
         """
         name = _name(tenant, key)
         for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""One connection to NATS, with the guards that FACTS asks for. It knows nothing of turns.
+"""One connection to NATS, with the guards that nats-py lacks. It knows nothing of turns.
 
 nats-py's own defaults are deaf for minutes on a frozen server, give up after sixty tries, and buffer publishes that are
 then stored long after their writer gave up on them. None of that is wanted here.

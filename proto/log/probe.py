@@ -1,7 +1,7 @@
 """Whether the log takes entries just now: one is stored, and removed again. It belongs to no turn, and nobody reads it.
 
 Nothing less would tell. A leader without a majority still says how full its stream is, and a server whose disk is full
-answers every question and stores nothing (FACTS).
+answers every question and stores nothing.
 """
 
 import msgspec

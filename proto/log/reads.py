@@ -19,7 +19,7 @@ from proto.places import Places
 from proto.step import BATCH
 from proto.subjects import STREAM, whose
 
-# A frozen follower never answers, and another one would have (FACTS): ask again soon. A busy one answers later.
+# A frozen follower never answers, and another one would have: ask again soon. A busy one answers later.
 TRY_TIMEOUTS_S = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)
 AGAIN_S = 0.05
 # The server answers one read after another, and what was given up here, too. Of sixty long turns that were asked for at

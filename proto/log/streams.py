@@ -1,7 +1,7 @@
 """What Tailrace needs to exist in NATS, declared as data: two streams, two buckets, three consumers.
 
 `apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
-an older configuration silently turns things off (FACTS), so a change is a migration that somebody asks for.
+an older configuration silently turns things off, so a change is a migration that somebody asks for.
 """
 
 from typing import Any

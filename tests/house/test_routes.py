@@ -13,7 +13,7 @@ from tests.routes import ROWS
 
 
 def test_every_route_has_a_row() -> None:
-    """DESIGN 5: the tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
+    """The tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
     methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert methods == set(ROWS)
 

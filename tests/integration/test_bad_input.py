@@ -291,14 +291,14 @@ async def test_wishes_for_another_protocol_are_answered_in_their_order(wire: Wir
 
 
 async def test_a_request_with_two_lengths_is_refused(wire: Wire) -> None:
-    """FACTS: what a proxy and we would read differently is how requests are smuggled."""
+    """What a proxy and we would read differently is how requests are smuggled."""
     await wire.send(POST, "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n", "0\r\n\r\n")
     assert (await wire.answer()).status_code == 400
     assert await wire.is_closed()
 
 
 async def test_headers_that_do_not_end_are_not_kept(wire: Wire) -> None:
-    """FACTS: httptools would keep a megabyte of them for somebody without a key, and then the next."""
+    """httptools would keep a megabyte of them for somebody without a key, and then the next."""
     await wire.send("GET /healthz HTTP/1.1\r\nhost: x\r\n")
     taken = 0
     with suppress(ConnectionError):

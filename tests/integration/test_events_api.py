@@ -219,7 +219,7 @@ async def test_the_header_wins_over_the_query(lone_gateway: Gateway, log: TurnLo
 async def test_a_stream_has_headers_that_keep_proxies_from_holding_it_back(
     lone_gateway: Gateway, log: TurnLog, key: TurnKey, dialect: str, media_type: str
 ) -> None:
-    """FACTS, SSE clients: no cache, no transformation, no buffering; and the turn is named."""
+    """What SSE clients and proxies need: no cache, no transformation, no buffering; and the turn is named."""
     writer = Writer(log, key)
     await writer.open("a")
     await writer.end()

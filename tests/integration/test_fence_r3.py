@@ -1,6 +1,6 @@
 """The fence in a cluster of three: two writers as fast as they can, and one story for everybody.
 
-Single-node tests prove nothing about this (FACTS): the leader checks the fence before it proposes, and refuses with
+Single-node tests prove nothing about this: the leader checks the fence before it proposes, and refuses with
 10164 what it cannot settle yet. A change of leader may let a fork in, which the chain then leaves out.
 """
 

@@ -65,7 +65,7 @@ async def stats_when(claude: httpx2.AsyncClient, **expected: int) -> dict[str, A
 
 
 async def test_the_sdk_takes_it_for_anthropic(claude: httpx2.AsyncClient) -> None:
-    """DESIGN 8: the SDK itself is always in the path, so its own reading of a stream must work."""
+    """The SDK itself is always in the path, so its own reading of a stream must work."""
     async with anthropic.AsyncAnthropic(api_key="sk-any", base_url=str(claude.base_url), max_retries=0) as sdk:
         request: Any = ask("#sim words=3 thinking=2 tool=look rate=0") | {"max_tokens": 1000}
         del request["stream"]
@@ -160,7 +160,7 @@ async def test_a_fault_of_the_first_calls_only_is_over_after_them(claude: httpx2
 
 
 async def test_a_continuation_gives_the_rest_and_is_counted(claude: httpx2.AsyncClient) -> None:
-    """DESIGN 8: asked to go on, exactly the rest; asked to go on with something else, all of it and a count."""
+    """Asked to go on, exactly the rest; asked to go on with something else, all of it and a count."""
     question = {"role": "user", "content": "#sim words=4 rate=0"}
     go_on = {"role": "user", "content": "Your previous response was interrupted and ended with “…”. Continue."}
     for partial, expected in (("w000000 w00", "0001 w000002 w000003"), ("x", "w000000 w000001 w000002 w000003")):

@@ -112,7 +112,7 @@ async def test_a_route_asks_for_a_key_unless_it_is_public(shared_gateway: Gatewa
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
 async def test_a_key_is_taken_in_either_header(lone_gateway: Gateway, header: str) -> None:
-    """FACTS: current SDKs send a bearer token, older ones and Claude Code `x-api-key`."""
+    """Current SDKs send a bearer token, older ones and Claude Code `x-api-key`."""
     value = f"bearer {KEY}" if header == "authorization" else KEY
     async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as client:
         answer = await client.post("/v1/turns", json={"message": "hi"}, headers={header: value})

@@ -1,4 +1,4 @@
-"""What goes wrong in one schedule: kinds and rates, drawn from its seed. All of it was measured (FACTS).
+"""What goes wrong in one schedule: kinds and rates, drawn from its seed. All of it was seen on real servers.
 
 Each schedule has some kinds and not others: what hides behind one fault is found where that one is missing.
 """

@@ -1,7 +1,8 @@
-"""A model of one turn's log on a server that misbehaves as real ones do (FACTS, NATS). It decides nothing for anybody.
+"""A model of one turn's log on a server that misbehaves as real ones do. It decides nothing for anybody.
 
 An append is applied, or not, in the moment in which it is asked for; the answer comes later, or never. Everything that
-FACTS has seen may happen to it: the acknowledgement is lost, the write comes late, a change of leader lets a fork in.
+was seen on real servers may happen to it: the acknowledgement is lost, the write comes late, a change of leader
+lets a fork in.
 """
 
 from bisect import bisect_right

@@ -57,7 +57,7 @@ def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float
 
 
 def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
-    """DESIGN 5: a token's hash is, and two keys have two."""
+    """Its hash is, and two keys have two."""
     names = [owners(Caller(ACME, key), NONE, NONE)[0].name for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")]
     assert len(set(names)) == len(names)
     assert all(is_token(name) and name != TENANT for name in names)

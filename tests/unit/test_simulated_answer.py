@@ -27,7 +27,7 @@ def text(question: str) -> str:
 
 
 def test_words_are_numbered_and_joined_by_one_space() -> None:
-    """DESIGN 8: a test knows the whole text byte for byte."""
+    """A test knows the whole text byte for byte."""
     assert text("#sim words=3") == "w000000 w000001 w000002"
     assert text("#sim words=2 tag=turn-7") == "turn-7000000 turn-7000001"
     assert whole(conversation(("user", "x")), Directive(words=3)).blocks[0].deltas == (
@@ -98,7 +98,7 @@ def test_prose_echoes_its_topic() -> None:
 
 @given(st.sampled_from([QUESTION, "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
 def test_any_partial_answer_and_its_rest_are_the_whole(question: str, data: st.DataObject) -> None:
-    """DESIGN 8: asked to go on it gives exactly the rest, wherever it broke, and however often."""
+    """Asked to go on it gives exactly the rest, wherever it broke, and however often."""
     everything = whole(conversation(("user", question)), read_directive(question))
     expected = text(question)
     received = ""

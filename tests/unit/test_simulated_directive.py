@@ -27,7 +27,7 @@ from generators.simulated_claude.fault import FAULT_KINDS, Fault
     ],
 )
 def test_a_line_reads_as_its_directive(line: str, directive: Directive) -> None:
-    """DESIGN 8: a line `#sim …` directs the answer; anything else is only text."""
+    """A line `#sim …` directs the answer; anything else is only text."""
     assert read(f"What is a log?\n{line}\nThank you.") == directive
 
 

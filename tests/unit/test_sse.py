@@ -36,7 +36,7 @@ def test_any_split_of_the_bytes_gives_the_same_events(sent: list[tuple[str, int]
 
 
 def test_a_heartbeat_is_no_event() -> None:
-    """FACTS: a comment line without a blank one, which some clients would dispatch as an empty event."""
+    """A comment line without a blank one, which some clients would dispatch as an empty event."""
     assert parse(sse.HEARTBEAT) == []
     assert parse(sse.HEARTBEAT * 2 + sse.frame(b"{}")) == [Sent(b"data: {}\n\n", "{}")]
 
