@@ -20,6 +20,8 @@ from proto.log.streams import behind
 # It sends its clients away a second apart.
 LEAVE_S_MAX = 60.0
 CATCH_UP_S_MAX = 300.0
+# An election takes 4 to 9 s.
+LED_S_MAX = 15.0
 LOOK_EVERY_S = 0.1
 
 
@@ -40,7 +42,7 @@ async def restart(folder: Path, name: str) -> None:
             raise UpRefused(f"{fellow} does not answer: without {name}, too, nothing could be stored") from error
     connection = await Connection.open(url, "tailrace-node")
     try:
-        if missing := await behind(connection):
+        if missing := await _behind(connection):
             raise UpRefused(f"{', '.join(sorted(missing))} has not caught up: wait until it has all that {name} has")
         pid = pid_file.read_text(encoding="utf-8")
         os.kill(int(pid), SIGUSR2)
@@ -58,6 +60,18 @@ async def restart(folder: Path, name: str) -> None:
         await _until(is_whole, CATCH_UP_S_MAX, f"{name} runs, and has not caught up: see what `up` says of it")
     finally:
         await connection.close()
+
+
+async def _behind(connection: Connection) -> set[str]:
+    """The servers that are; asked again while a stream has no leader, as for a moment after each restart."""
+    deadline = asyncio.get_running_loop().time() + LED_S_MAX
+    while True:
+        try:
+            return await behind(connection)
+        except LogUnavailable:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], deadline_s: float, otherwise: str) -> None:

@@ -36,7 +36,7 @@ from generators.whole_message import events_of
 from proto import batch, judge
 from proto.chain import START, Chain
 from proto.ending import ending
-from proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
+from proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
 from proto.errors import BackendError, EntryTooLarge, FenceLost, TurnUnknown, Unfinished
 from proto.fold import NOBODY, Turn, fold
 from proto.ids import Seq
@@ -46,7 +46,6 @@ from proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-BACKEND = "message_batches"
 # What a generator sends is at Anthropic's by then or never: it was killed, and its connections with it.
 SETTLED = timedelta(seconds=60)
 # Between Anthropic's clock and that of NATS.
@@ -283,7 +282,9 @@ class Submissions:
         try:
             await writer.add(request)
             # Its name stands for who answers, and not for who writes: another writes the same.
-            await writer.add(Attempt(prev=writer.last, attempt=1, generator=name, backend=BACKEND, mode="fresh"))
+            await writer.add(
+                Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
+            )
             outcome, failure = await self._say(writer, result)
             fits = await self._fits(request, writer.turn, child) if outcome == "completed" else None
             end = ending(writer.turn, outcome, failure, fits=fits)

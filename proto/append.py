@@ -6,7 +6,7 @@ does, the fence is lost; otherwise again. One read never proves that something i
 
 from proto import entries
 from proto.chain import START, Chain, link
-from proto.entries import Attempt, Entry
+from proto.entries import MESSAGE_BATCHES, Attempt, Entry
 from proto.errors import FenceLost, LogFull, LogUnavailable
 from proto.ids import Seq
 from proto.replay import confirm_known, is_valid
@@ -66,7 +66,8 @@ def tail(
     for number, stored in enumerate(page.entries, 1):
         there = link(chain, stored.seq, stored.entry)
         if there is not None and entries.encode(stored.entry) == entries.encode(entry):
-            if isinstance(entry, Attempt) and (number < len(page.entries) or not page.is_last):
+            is_followed = number < len(page.entries) or not page.is_last
+            if isinstance(entry, Attempt) and entry.backend != MESSAGE_BATCHES and is_followed:
                 # Of an attempt nobody tells anything before it stands: this is one that the same process has made
                 # before, and what it has read of the turn was older.
                 raise FenceLost(f"{key.turn} has had this attempt already, at {stored.seq}")

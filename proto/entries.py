@@ -19,6 +19,9 @@ Outcome = Literal["completed", "cancelled", "failed"]
 Via = Literal["messages", "message_batches"]
 """Which of Anthropic's APIs answers."""
 
+# The backend of an attempt that is the same whoever writes it, for its name is the message batch's (PROTOCOL R67).
+MESSAGE_BATCHES = "message_batches"
+
 
 class Message(msgspec.Struct, frozen=True):
     """One message of the conversation, in Anthropic's shape."""

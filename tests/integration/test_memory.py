@@ -96,6 +96,7 @@ async def test_no_body_makes_a_gateway_much_larger(process: processes.Process) -
     await post(port, KEY, *sized(b'{"message": ""}'))
     before = resident(process.pid)
     for name, (key, body, expected, grows_max) in ATTACKS.items():
+        kept = []
         for _ in range(3):
             forget_the_most(process.pid)
             status = await post(port, key, *body())
@@ -103,4 +104,7 @@ async def test_no_body_makes_a_gateway_much_larger(process: processes.Process) -
             print(f"{name}: {meanwhile / MB:.1f} MB meanwhile, {then / MB:.1f} MB then")
             assert status.split()[1] == expected, name
             assert meanwhile < grows_max, name
-    assert resident(process.pid) - before < GROWS_MAX
+            kept.append(then)
+        # The allocator may keep what one of them took, for the next; it does not take more for each.
+        assert max(kept) - kept[0] < GROWS_MAX / 10, name
+        assert kept[-1] < max(grows_max - GROWS_MAX, GROWS_MAX), name

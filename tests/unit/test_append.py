@@ -6,7 +6,7 @@ import pytest
 
 from proto.append import append
 from proto.chain import Chain
-from proto.entries import Attempt, Stored
+from proto.entries import MESSAGE_BATCHES, Attempt, Stored
 from proto.errors import FenceLost
 from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
@@ -72,3 +72,16 @@ def test_an_attempt_that_something_follows_is_an_earlier_one_of_the_same_process
     there, next_ = Stored(Seq(8), NOON, taken), Stored(Seq(9), NOON, says(Chain(Seq(8), 2), "a"))
     with pytest.raises(FenceLost):
         steps.send(Page([there, next_] if is_last else [there], is_last))
+
+
+@pytest.mark.rule("R13")
+def test_an_attempt_that_is_the_same_whoever_writes_it_stands() -> None:
+    """The answers of a message batch are written once more by whoever takes it over, from the first entry on."""
+    taken = Attempt(prev=CHAIN.last, attempt=2, generator="msgbatch_1", backend=MESSAGE_BATCHES, mode="fresh")
+    steps = append(KEY, CHAIN, taken, now=lambda: 0.0, timeout_s=30)
+    next(steps)
+    assert steps.throw(Unclear("10071")) == Read(CHAIN.last)
+    there, next_ = Stored(Seq(8), NOON, taken), Stored(Seq(9), NOON, says(Chain(Seq(8), 2), "a"))
+    with pytest.raises(StopIteration) as stands:
+        steps.send(Page([there, next_], is_last=True))
+    assert stands.value.value == Chain(Seq(8), 2)
