@@ -16,6 +16,7 @@ from tests.integration.conftest import Gateway, House, NewGateway
 from tests.promises import Connected
 from tests.reading import read
 from tests.saying import data
+from tests.until import until
 
 WORDS = 2000
 USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")
@@ -128,9 +129,10 @@ async def test_metrics_count_what_was_read_and_written(
     async with working(own_server.url, own_claude):
         turn = await ended(own_log, await ask(own_log, "words=1 rate=0", system=long_system(), cache="5m"))
         again = await ended(own_log, await ask(own_log, "words=1 rate=0", system=turn.request.system, cache="5m"))  # type: ignore[union-attr]
-    usages = (turn.usage, again.usage)
-    told = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
-    assert [after - was for after, was in zip(counted(), before, strict=True)] == told
+        usages = (turn.usage, again.usage)
+        told = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
+        # Once the end is stored, and everybody can read it, it is counted.
+        await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == told)
     assert all(told)
 
 
