@@ -219,14 +219,32 @@ def parser() -> Parser:
     return tailrace
 
 
-def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
-        "up",
-        help="start the whole system on this machine",
-        description="Start the whole system on this machine, and keep it running.",
-        epilog=UP_EXAMPLES,
+def command(
+    commands: "argparse._SubParsersAction[Parser]", name: str, *, shown: str, description: str, epilog: str
+) -> Parser:
+    """A command; `shown` in the list of them. Its examples, the `epilog`, are shown as they are written."""
+    return commands.add_parser(
+        name,
+        help=shown,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    default = Options().folder
+    parser.add_argument("--data", type=Path, default=default, metavar="FOLDER", help="of a running `up` (%(default)s)")
+
+
+def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "up",
+        shown="start the whole system on this machine",
+        description="Start the whole system on this machine, and keep it running.",
+        epilog=UP_EXAMPLES,
     )
     parser.set_defaults(command=up)
     add, default = parser.add_argument, Options()
@@ -247,13 +265,12 @@ def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "streams",
-        help="make the streams in a NATS that runs",
+        shown="make the streams in a NATS that runs",
         description="Make what is missing in the NATS at TAILRACE_NATS_URL; nothing that is there is changed.",
         epilog=STREAMS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(command=make_streams)
     add = parser.add_argument
@@ -262,28 +279,26 @@ def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def add_restart_node(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "restart-node",
-        help="restart one nats-server of `up --cluster`, in order",
+        shown="restart one nats-server of `up --cluster`, in order",
         description="Restart one nats-server of a running `up --cluster`; returns when it has caught up.",
         epilog=NODE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(command=restart_node)
     add = parser.add_argument
     add("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
-    add("--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)")
+    add_data(parser)
 
 
 def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "webhook-secret",
-        help="show what a tenant's webhooks are signed with",
+        shown="show what a tenant's webhooks are signed with",
         description="Show the secret that a tenant's webhooks are signed with.",
         epilog=WEBHOOK_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(command=show_webhook_secret)
     parser.add_argument("--tenant", type=tenant, default=Tenant("local"), metavar="NAME", help="whose (%(default)s)")
@@ -296,13 +311,12 @@ def tenant(text: str) -> Tenant:
 
 
 def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "keys",
-        help="make, list and revoke API keys",
+        shown="make, list and revoke API keys",
         description="Make, list and revoke API keys. Gateways know of it within a second.",
         epilog=KEYS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a key, and show it once", allow_abbrev=False)
@@ -324,9 +338,7 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     revoking.set_defaults(command=revoke_key)
     revoking.add_argument("id", metavar="ID", help="as the list has it: key_…")
     for action in (create, listing, revoking):
-        action.add_argument(
-            "--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)"
-        )
+        add_data(action)
 
 
 def life(text: str) -> int:
@@ -347,13 +359,12 @@ def limits(text: str) -> dict[str, float]:
 
 
 def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "usage",
-        help="show what was used, in turns, tokens and dollars",
+        shown="show what was used, in turns, tokens and dollars",
         description="Show what a tenant has used, in turns, tokens and dollars.",
         epilog=USAGE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(command=show_usage)
     today = datetime.now(UTC).date()
@@ -362,17 +373,16 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("--by", choices=get_args(UsageBy), default="day", help="what a line stands for (%(default)s)")
     add("--from", type=day, dest="first", metavar="DAY", help=f"{USAGE_DAYS} days, when it is not said")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="the last one (today)")
-    add("--data", type=Path, default=Options().folder, metavar="FOLDER", help="of a running `up` (%(default)s)")
+    add_data(parser)
 
 
 def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "batch",
-        help="ask a file of inputs at once, and write the answers",
+        shown="ask a file of inputs at once, and write the answers",
         description="Ask all inputs of a file, a line of JSON each, and write a line of JSON for each answer.",
         epilog=BATCH_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(command=ask_batch)
     add = parser.add_argument

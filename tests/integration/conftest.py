@@ -21,6 +21,7 @@ import pytest_asyncio
 from deploy.nats_server import NatsServer
 from gateway.__main__ import serve
 from gateway.settings import Settings
+from generators.simulated_claude.server import serving
 from proto import subjects
 from proto.accounts import GATEWAY
 from proto.ids import Seq, Tenant
@@ -163,6 +164,19 @@ async def shared_gateway(house: House, generator: Process, persistence: Process)
 async def gateway(house: House, generator: Process, persistence: Process, new_gateway: NewGateway) -> Gateway:
     """A gateway of the running house: what is asked here is answered."""
     return await new_gateway(house.nats_url)
+
+
+@pytest.fixture
+async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
+    """A gateway of the test's own server."""
+    return await new_gateway(own_server.url)
+
+
+@pytest.fixture
+async def own_claude() -> AsyncIterator[str]:
+    """The address of a simulated Claude that nobody else calls, and that has kept nothing yet."""
+    async with serving() as url:
+        yield url
 
 
 @pytest_asyncio.fixture

@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pytest
 
 from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
 from proto.child import OF_ONE_MAX
 from proto.entries import Attempt
 from proto.fold import Turn
@@ -30,13 +28,6 @@ from tests.until import until
 SCHEMA = {"type": "object", "properties": {"km": {"type": "integer"}}, "required": ["km"]}
 RIGHT, WRONG = '{"km":1230}', '{"km":"long"}'
 LEASE_S = 0.2
-
-
-@pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
 
 
 def question(right: str = RIGHT, wrong: str | None = WRONG, more: str = "rate=0") -> str:

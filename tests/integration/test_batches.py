@@ -21,7 +21,6 @@ from generators.batches import Batches
 from generators.blobs import Blobs
 from generators.retry import Retry
 from generators.settings import Settings
-from generators.simulated_claude.server import serving
 from generators.worker import BATCHES_MAX, Worker
 from proto import subjects
 from proto.entries import Progress, Request, Stored
@@ -34,6 +33,7 @@ from proto.settlement import Settlement
 from proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests import processes
 from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.batching import asked, children, key_of, results
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
 from tests.mortal import killed_after
 from tests.until import until
@@ -41,39 +41,10 @@ from tests.until import until
 LEASE_S = 0.2
 
 
-@pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
-
-
-@pytest.fixture
-async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
-    return await new_gateway(own_server.url)
-
-
 def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b") -> list[dict[str, Any]]:
     return [
         {"custom_id": f"c{number}", "params": {"message": f"#sim {line} tag={tag}{number}x"}} for number in range(count)
     ]
-
-
-async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
-    answer = await gateway.client.post("/v1/batches", json={"requests": requests, **given})
-    assert answer.status_code == 202, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
-
-
-async def results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
-    answer = await gateway.client.get(batch["links"]["results"] + after)
-    assert answer.status_code == 200, answer.text
-    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
-
-
-def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
-    return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]
 
 
 async def entries(log: TurnLog, key: TurnKey) -> list[Stored]:
@@ -89,7 +60,7 @@ async def progress(log: TurnLog, key: TurnKey) -> list[Progress]:
 
 async def judged(gateway: Gateway, log: TurnLog, tenant: Tenant, batch: dict[str, Any]) -> None:
     """Every input is exactly one turn, and all of it is told."""
-    key = TurnKey(tenant, TurnId(batch["batch"]))
+    key = key_of(tenant, batch)
     turn = await log.turn(key)
     assert turn.outcome == "completed"
     assert turn.skipped == 0
@@ -121,7 +92,7 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(
     """Asked once each, told in order, and its progress is a stream that is taken up at any `id:`."""
     batch = await asked(own_gateway, inputs(20), metadata={"for": "test"})
     async with working(own_server.url, own_claude):
-        key = TurnKey(tenant, TurnId(batch["batch"]))
+        key = key_of(tenant, batch)
         await ended(own_log, key)
         await until(lambda: is_acknowledged(own_connection))
     await judged(own_gateway, own_log, tenant, batch)
@@ -161,7 +132,7 @@ async def test_killed_after_any_entry_a_batch_is_finished_by_another(
         batch = await asked(own_gateway, inputs(3), parallel=2)
         is_harmed = await killed_after(appends, own_server.url, own_claude, is_batch=True)
         async with working(own_server.url, own_claude):
-            await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+            await ended(own_log, key_of(tenant, batch))
             await until(lambda: is_acknowledged(own_connection))
         await judged(own_gateway, own_log, tenant, batch)
         # The turn that the dead generator was telling is called for twice, and no other.
@@ -189,7 +160,7 @@ async def test_generators_nats_and_gateway_die_and_no_turn_is_asked_twice(
             httpx2.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=20, trust_env=False)
         )
         batch = (await client.post(f"{door.url}/v1/batches", json={"requests": inputs(120, "words=2 rate=40")})).json()
-        key = TurnKey(tenant, TurnId(batch["batch"]))
+        key = key_of(tenant, batch)
         generators = [
             await stack.enter_async_context(processes.generator(tmp_path, own_server.url, own_claude)) for _ in range(2)
         ]
@@ -242,7 +213,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(
             assert live.text == words(2, f"live{number}")
         begun = [await own_log.is_known(child) for child in children(tenant, batch)[:70]]
         assert begun.count(True) == 2
-        assert (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).progress is None
+        assert (await own_log.turn(key_of(tenant, batch))).progress is None
 
 
 async def test_cancelling_stops_what_runs_and_asks_no_more(
@@ -306,7 +277,7 @@ async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
     gateway = await new_gateway(own_server.url, limits_key="usd_day=5, running=2")
 
     batch = await asked(gateway, inputs(3, "words=2 wait=3600"))
-    request = (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).request
+    request = (await own_log.turn(key_of(tenant, batch))).request
     assert request is not None
     assert request.batch is not None
     assert request.batch.parallel == 2
@@ -403,7 +374,7 @@ async def test_batches_are_listed_newest_first(
     await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
     done = [await asked(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"}) for number in range(3)]
     for batch in done:
-        await ended(house_log, TurnKey(tenant, TurnId(batch["batch"])))
+        await ended(house_log, key_of(tenant, batch))
     requests = [*inputs(1, tag="l3b"), *inputs(1, "words=2 wait=3600", tag="l3b")]
     requests[1]["custom_id"] = "late"
     slow = await asked(gateway, requests)
@@ -427,7 +398,7 @@ async def test_another_tenants_batches_are_not_there(
 ) -> None:
     """Neither in the list, nor by their ids, in the log or out of it."""
     batch = await asked(gateway, inputs(2))
-    key = TurnKey(tenant, TurnId(batch["batch"]))
+    key = key_of(tenant, batch)
     await ended(house_log, key)
     theirs = Gateway(house.nats_url, Tenant(new_id()), {})
     await theirs.answers()
@@ -450,7 +421,7 @@ async def test_a_batch_that_has_left_the_log_is_told_by_the_database(
 ) -> None:
     """How it is, its results, its stream, its place in the list; and cancelling it changes nothing."""
     batch = await asked(gateway, inputs(70))
-    key = TurnKey(tenant, TurnId(batch["batch"]))
+    key = key_of(tenant, batch)
     await ended(house_log, key)
     record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await results(gateway, batch)
     for one in [key, *children(tenant, batch)]:
@@ -471,7 +442,7 @@ async def test_a_batch_that_leaves_the_log_unfinished_has_failed(
     gateway, log = lone_house
     batch = await asked(gateway, inputs(2))
     await listed(gateway)
-    key = TurnKey(tenant, TurnId(batch["batch"]))
+    key = key_of(tenant, batch)
     await log._connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
     record = (await gateway.client.get(batch["links"]["self"])).json()
     assert (record["outcome"], record["error"]["code"]) == ("failed", "internal")
@@ -503,7 +474,7 @@ async def test_what_was_deleted_of_a_batch_does_not_come_back(
     assert not await house_log.is_known(first)
     gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
-    for key in (TurnKey(tenant, TurnId(batch["batch"])), first, *others):
+    for key in (key_of(tenant, batch), first, *others):
         assert not await house_log.is_known(key)
         assert (await gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 404
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
@@ -526,9 +497,9 @@ async def test_a_takeover_does_not_ask_for_what_was_deleted(
     await own_log.purge(first)
     await Tombstones(own_connection).put([first])
     async with working(own_server.url, own_claude):
-        await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+        await ended(own_log, key_of(tenant, batch))
     assert not await own_log.is_known(first)
-    told = (await own_log.turn(TurnKey(tenant, TurnId(batch["batch"])))).progress
+    told = (await own_log.turn(key_of(tenant, batch))).progress
     assert told is not None
     assert (told.done, told.failed) == (3, 1)
 
@@ -546,7 +517,7 @@ async def test_a_batch_that_is_too_old_has_failed(
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
     batch = await asked(own_gateway, inputs(5, "words=2 wait=3600"), parallel=2)
     async with working(own_server.url, own_claude, stall_timeout_s=3600):
-        turn = await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+        turn = await ended(own_log, key_of(tenant, batch))
         assert turn.error is not None
         assert (turn.outcome, turn.error.code) == ("failed", "deadline_exceeded")
         await until(lambda: is_acknowledged(own_connection))
@@ -565,7 +536,7 @@ async def test_a_batch_whose_inputs_have_expired_has_failed(
     batch = await asked(own_gateway, inputs(5))
     await own_connection.jetstream.purge_stream(BODIES)
     async with working(own_server.url, own_claude):
-        turn = await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))
+        turn = await ended(own_log, key_of(tenant, batch))
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
 
@@ -582,7 +553,7 @@ async def test_batches_wait_for_their_turn(
     asked_for = [await asked(own_gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
     async with working(own_server.url, own_claude, concurrency=1):
         for batch in asked_for:
-            assert (await ended(own_log, TurnKey(tenant, TurnId(batch["batch"])))).outcome == "completed"
+            assert (await ended(own_log, key_of(tenant, batch))).outcome == "completed"
         await until(lambda: is_acknowledged(own_connection))
     assert (await stats(own_claude))["calls"] == 3 * len(asked_for)
 
@@ -675,7 +646,7 @@ async def test_what_is_given_back_and_what_is_settled_is_counted_once(
     """Deleted while it is carried: the gateway and the generator both do so."""
     gateway = await new_gateway(own_server.url, limits_key="usd_day=5")
     batch = await asked(gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=4)
-    key, first = TurnKey(tenant, TurnId(batch["batch"])), children(tenant, batch)[0]
+    key, first = key_of(tenant, batch), children(tenant, batch)[0]
     async with processes.persistence(tmp_path, own_server.url), working(own_server.url, own_claude):
         await until(lambda: own_log.is_known(first))
         end = (await ended(own_log, first)).end

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import Guest, running, serving
+from generators.simulated_claude.server import Guest, running
 from proto.fold import Turn
 from proto.log import TurnLog
 from tests import processes
@@ -46,13 +46,6 @@ def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> 
     process = processes.generator(folder, nats_url, claude_url, **settings | environ)
     process._command[0] = str(PYTHON)
     return process
-
-
-@pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """Who goes on when the provider breaks."""
-    async with serving() as url:
-        yield url
 
 
 async def test_another_providers_answer_is_anthropics_events(

@@ -1,12 +1,10 @@
 """A turn that may cost so much stops there, with its text kept; each protocol's client is told of a limit it knows."""
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 
 from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
 from proto.log import Connection, TurnLog
 from tests.answering import ask, ended, modes, open_streams, shorten_lease, stats, words, working
 from tests.integration.conftest import Gateway
@@ -15,13 +13,6 @@ from tests.mortal import killed_after
 # By Sonnet 5.5 a word of eight characters costs 23,000 nano-dollars: some forty of them, and what was asked.
 NUSD = 1_000_000
 BODY = {"message": "#sim words=2000 rate=0", "model": "claude-sonnet-5-5", "max_cost": NUSD / 1e9}
-
-
-@pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
 
 
 @pytest.mark.rule("R41")

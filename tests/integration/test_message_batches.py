@@ -18,19 +18,19 @@ from generators import batches, submissions
 from generators.backends.message_batches import Canceled, Line, MessageBatch, MessageBatches
 from generators.batches import Batches
 from generators.blobs import Blobs
-from generators.simulated_claude.server import serving
 from generators.worker import BATCHES_MAX
 from proto import batch as stored_inputs
 from proto.blobs import Blob
 from proto.entries import Attempt, Request
 from proto.errors import BackendError, FenceLost, Refused
-from proto.ids import Tenant, TurnId, child_id
+from proto.ids import Tenant
 from proto.log import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
 from proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
 from proto.room import Room
 from proto.subjects import GENERATORS, STREAM, TurnKey
-from tests import processes
+from tests import batching, processes
 from tests.answering import ask, ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.batching import children, key_of, results
 from tests.integration.conftest import Gateway, NewGateway, api_keys
 from tests.mortal import killed_after
 from tests.until import until
@@ -40,22 +40,10 @@ MODEL = "claude-haiku-5-5"
 
 
 @pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
-
-
-@pytest.fixture
 async def api(own_claude: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
     """The real SDK, at the same workspace."""
     async with anthropic.AsyncAnthropic(base_url=own_claude, api_key="sk-test", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture
-async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
-    return await new_gateway(own_server.url)
 
 
 @pytest.fixture(autouse=True)
@@ -77,24 +65,7 @@ def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b", **params: A
 
 
 async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
-    answer = await gateway.client.post("/v1/batches", json={"requests": requests, "via": "message_batches", **given})
-    assert answer.status_code == 202, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
-
-
-async def results(gateway: Gateway, batch: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = await gateway.client.get(batch["links"]["results"])
-    assert answer.status_code == 200, answer.text
-    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
-
-
-def key_of(tenant: Tenant, batch: dict[str, Any]) -> TurnKey:
-    return TurnKey(tenant, TurnId(batch["batch"]))
-
-
-def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
-    return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]
+    return await batching.asked(gateway, requests, via="message_batches", **given)
 
 
 async def submitted(log: TurnLog, key: TurnKey) -> str:

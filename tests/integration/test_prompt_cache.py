@@ -1,13 +1,11 @@
 """The model's prompt cache: what a turn says of it while it runs, in its end, and after a takeover."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pytest
 
 from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
 from proto.ids import new_id
 from proto.log import TurnLog
 from proto.usage import CallUsage
@@ -20,13 +18,6 @@ from tests.until import until
 
 WORDS = 2000
 USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")
-
-
-@pytest.fixture
-async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that has kept nothing yet."""
-    async with serving() as url:
-        yield url
 
 
 def long_system() -> str:

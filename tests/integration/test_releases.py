@@ -25,7 +25,7 @@ from proto.records import AskTurn, TurnRecord
 from proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.answering import ended, working
 from tests.handwritten import request
-from tests.integration.conftest import Gateway, NewGateway, forget
+from tests.integration.conftest import Gateway, forget
 from tests.integration.test_persistence_recorder import folds, rows
 from tests.listing import posted
 from tests.persisting import Persistence
@@ -40,11 +40,6 @@ SHOW = {"type": "text", "text": "#sim words=0 files=1 rate=0"}
 def picture() -> str:
     """The base64 of one that nobody else has: two chunks."""
     return b64encode(os.urandom(450_000)).decode()
-
-
-@pytest.fixture
-async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
-    return await new_gateway(own_server.url)
 
 
 def name(text: str) -> str:

@@ -1,0 +1,33 @@
+"""A batch as its client has it: asked, its results, the keys of its turns. It judges nothing but the status."""
+
+from typing import Any
+
+import msgspec
+
+from proto.ids import Tenant, TurnId, child_id
+from proto.subjects import TurnKey
+from tests.integration.conftest import Gateway
+
+
+async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
+    """What is told of a batch of `requests` when it is accepted."""
+    answer = await gateway.client.post("/v1/batches", json={"requests": requests, **given})
+    assert answer.status_code == 202, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
+    """The lines of its results; `after`: a query, as `?after=17`."""
+    answer = await gateway.client.get(batch["links"]["results"] + after)
+    assert answer.status_code == 200, answer.text
+    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
+
+
+def key_of(tenant: Tenant, batch: dict[str, Any]) -> TurnKey:
+    return TurnKey(tenant, TurnId(batch["batch"]))
+
+
+def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
+    """The turns of its inputs, in their order."""
+    return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]
