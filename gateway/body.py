@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from gateway.door.origin import JSON, media_type
 from gateway.shape import fitting
+from proto.decoding import UNREADABLE
 from proto.errors import Refused
 
 B = TypeVar("B")
@@ -63,7 +64,7 @@ def decode(body: bytes, kind: type[B]) -> B:
         if "options" in names and SAMPLING.search(problem) is not None:
             hint += ". The current models refuse sampling; `options` passes it on to those that take it"
         raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except UNREADABLE as error:
         raise Refused("json_invalid", "the body is not JSON as RFC 8259 has it, or is nested too deeply") from error
 
 
