@@ -5,6 +5,7 @@ import re
 from typing import TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.door.origin import JSON, media_type
@@ -32,8 +33,7 @@ async def read(request: Request, types: frozenset[str] = ONLY_JSON, *, bytes_max
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused("content_type_unsupported", "send the body uncompressed")
     too_large = Refused("body_too_large", f"the body is larger than {bytes_max} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > bytes_max:
+    if (declared_bytes(request.headers) or 0) > bytes_max:
         raise too_large
     pieces: list[bytes] = []
     size = 0
@@ -49,6 +49,13 @@ async def read(request: Request, types: frozenset[str] = ONLY_JSON, *, bytes_max
     except ClientDisconnect as error:
         raise Refused("request_invalid", "the client went away while it sent the body") from error
     return b"".join(pieces)
+
+
+def declared_bytes(headers: Headers) -> int | None:
+    """What `Content-Length` says; None: nothing, the body comes in chunks."""
+    digits = headers.get("content-length", "")
+    # The parser has counted no more than 2⁶⁴, but zeros may stand before it, and int() takes 4300 digits at the most.
+    return int(digits.lstrip("0") or "0") if digits.isdecimal() else None
 
 
 def decode(body: bytes, kind: type[B]) -> B:
