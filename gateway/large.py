@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.body import declared_bytes
 from proto.errors import Refused
 from proto.ids import Tenant
 from proto.room import Room
@@ -81,7 +80,8 @@ class LargeBodies:
             await held.aclose()
 
         async def send_and_leave(message: Message) -> None:
-            await leave()
+            if not is_let_go:
+                await leave()
             await send(message)
 
         scope[LEAVE] = leave
@@ -90,8 +90,8 @@ class LargeBodies:
 
     async def _enter(self, held: AsyncExitStack, request: Request) -> None:
         """Takes room of the tenant's share, and then of all; raises Refused when there is none in time."""
-        declared = declared_bytes(request.headers)
-        size = self._body_bytes_max if declared is None else declared
+        declared = request.headers.get("content-length", "")
+        size = int(declared) if declared.isdecimal() else self._body_bytes_max
         share = self._shares.setdefault(self._whose(request), Room(self._share_bytes_max))
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from proto.decoding import UNREADABLE
 from proto.ids import NOTHING, Seq, SessionId, TurnId
 from proto.usage import Usage
 
@@ -210,6 +209,6 @@ def decode(kind: str, payload: bytes) -> Entry:
     """The entry in `payload`: the kind first, then the body, so that newer kinds pass through older readers."""
     try:
         entry: Entry = _decoders.get(kind, _unknown).decode(payload)
-    except UNREADABLE:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Unreadable()
     return entry

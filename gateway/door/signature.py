@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import msgspec
 
-from proto.decoding import UNREADABLE
 from proto.ids import Tenant, TurnId
 
 
@@ -68,7 +67,7 @@ class Signature:
         fields = said.removeprefix(KINDS[kind])
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(fields + b"=" * (-len(fields) % 4)), type=kind)
-        except UNREADABLE:
+        except msgspec.DecodeError:
             # Ours, of a version that had other fields.
             return None
 

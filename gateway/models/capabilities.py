@@ -2,7 +2,6 @@
 
 import msgspec
 
-from proto.decoding import UNREADABLE
 from proto.models import Supports
 
 
@@ -44,7 +43,7 @@ def updated(supports: Supports, capabilities: bytes) -> Supports:
     """`supports`, and over it what `capabilities`, Anthropic's JSON, says. What cannot be read says nothing."""
     try:
         told = msgspec.json.decode(capabilities, type=Capabilities | None) or Capabilities()
-    except UNREADABLE:
+    except msgspec.DecodeError:
         return supports
     thinking = told.thinking.types if told.thinking is not None else None
     said = {

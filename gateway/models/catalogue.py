@@ -10,7 +10,6 @@ import msgspec
 import structlog
 
 from gateway.models.offer import Listed, Offer
-from proto.decoding import UNREADABLE
 from proto.errors import TailraceError
 from proto.ids import Tenant
 from proto.log import Services
@@ -65,7 +64,7 @@ class Catalogue:
         try:
             reply = await self._services.ask(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return known(msgspec.json.decode(reply, type=ListedModels).data)
-        except (TailraceError, *UNREADABLE) as error:
+        except (TailraceError, msgspec.DecodeError) as error:
             logger.info("models come from the data file alone", error=str(error))
             return None
 
