@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.entries import Via
 from proto.errors import Refused, SettingsInvalid, TailraceError
 
@@ -119,7 +120,7 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
         if line.strip():
             try:
                 requests.append(msgspec.json.decode(line))
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
             numbers.append(number)
     if not requests:
@@ -186,7 +187,7 @@ def _results(at: Door, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     result = msgspec.json.decode(line)
                     last, tries = result["index"], 0
                     yield line.decode(), result
-        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+        except (OSError, http.client.HTTPException, *UNREADABLE) as error:
             tries = _tried(tries, error)
         else:
             return
@@ -216,7 +217,7 @@ def _refusal(status: int, said: bytes) -> Refused:
         error = msgspec.json.decode(said)["error"]
         said_here = "; the key is taken from TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
         return Refused(str(error["code"]), str(error["message"]) + said_here)
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         return Refused("internal", f"the gateway answered {status}")
 
 

@@ -133,7 +133,7 @@ async def _requests(
         except Refused as refused:
             raise _at(index, refused) from refused
         requests.append(msgspec.structs.replace(request, metadata=named, via=asked.via))
-        estimates.append(admission.estimate(requests[-1]))
+        estimates.append(await admission.estimate(requests[-1]))
         if index % BREATHES_EVERY == 0:
             await asyncio.sleep(0)
     return requests, estimates

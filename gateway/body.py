@@ -5,10 +5,12 @@ import re
 from typing import TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.door.origin import JSON, media_type
 from gateway.shape import fitting
+from proto.decoding import UNREADABLE
 from proto.errors import Refused
 
 B = TypeVar("B")
@@ -31,8 +33,7 @@ async def read(request: Request, types: frozenset[str] = ONLY_JSON, *, bytes_max
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused("content_type_unsupported", "send the body uncompressed")
     too_large = Refused("body_too_large", f"the body is larger than {bytes_max} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > bytes_max:
+    if (declared_bytes(request.headers) or 0) > bytes_max:
         raise too_large
     pieces: list[bytes] = []
     size = 0
@@ -50,6 +51,13 @@ async def read(request: Request, types: frozenset[str] = ONLY_JSON, *, bytes_max
     return b"".join(pieces)
 
 
+def declared_bytes(headers: Headers) -> int | None:
+    """What `Content-Length` says; None: nothing, the body comes in chunks."""
+    digits = headers.get("content-length", "")
+    # The parser has counted no more than 2⁶⁴, but zeros may stand before it, and int() takes 4300 digits at the most.
+    return int(digits.lstrip("0") or "0") if digits.isdecimal() else None
+
+
 def decode(body: bytes, kind: type[B]) -> B:
     """`body` as a `kind`; raises Refused that names what is unknown, missing or wrong, and what would have fitted."""
     if values_in(body) > VALUES_MAX:
@@ -63,7 +71,7 @@ def decode(body: bytes, kind: type[B]) -> B:
         if "options" in names and SAMPLING.search(problem) is not None:
             hint += ". The current models refuse sampling; `options` passes it on to those that take it"
         raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except UNREADABLE as error:
         raise Refused("json_invalid", "the body is not JSON as RFC 8259 has it, or is nested too deeply") from error
 
 

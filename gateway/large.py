@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.body import declared_bytes
 from proto.errors import Refused
 from proto.ids import Tenant
 from proto.room import Room
@@ -90,8 +91,8 @@ class LargeBodies:
 
     async def _enter(self, held: AsyncExitStack, request: Request) -> None:
         """Takes room of the tenant's share, and then of all; raises Refused when there is none in time."""
-        declared = request.headers.get("content-length", "")
-        size = int(declared) if declared.isdecimal() else self._body_bytes_max
+        declared = declared_bytes(request.headers)
+        size = self._body_bytes_max if declared is None else declared
         share = self._shares.setdefault(self._whose(request), Room(self._share_bytes_max))
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from generators.blobs import Blobs
+from proto.decoding import UNREADABLE
 from proto.errors import BackendError, Refused
 from proto.ids import Tenant
 from proto.log.services import Answer
@@ -65,7 +66,7 @@ class Questions:
     async def _count_tokens(self, tenant: Tenant, asked: bytes) -> bytes:
         try:
             question = msgspec.json.decode(asked, type=AskTokenCount)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise Refused("request_invalid", "the question is not an AskTokenCount") from error
         body = bytes(question.body)
         try:
@@ -79,7 +80,7 @@ class Questions:
     async def _cancel_message_batch(self, _: Tenant, asked: bytes) -> bytes:
         try:
             await self._message_batches.cancel(msgspec.json.decode(asked, type=AskCancel).message_batch)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise Refused("request_invalid", "the question is not an AskCancel") from error
         except BackendError as error:
             raise refused(error) from error

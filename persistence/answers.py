@@ -8,6 +8,7 @@ import msgspec
 
 from persistence import page
 from persistence.row import micros
+from proto.decoding import UNREADABLE
 from proto.errors import Refused
 from proto.ids import Tenant
 from proto.log.services import Answer
@@ -30,7 +31,7 @@ def answering(
     async def answer(tenant: Tenant, asked: bytes) -> bytes:
         try:
             decoded = decoder.decode(asked)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise Refused("request_invalid", f"the question is not a {question.__name__}") from error
         await caught_up()
         return msgspec.json.encode(await ask(tenant, decoded))

@@ -47,7 +47,7 @@ class Recorder:
         self._store = store
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
-        self._losses = Losses(deliveries, store)
+        self._losses = Losses(log, deliveries, store)
         self._folds = asyncio.Semaphore(FOLDS_MAX)
         self.trouble = ""
 

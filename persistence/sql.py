@@ -1,6 +1,6 @@
 """Every statement that the store runs, each with a name and a sentence. It runs none of them.
 
-Each names the tenant first, but the one that is nobody's question, and each reads along an index (a test asks SQLite
+Each names the tenant first, but those that are nobody's question, and each reads along an index (a test asks SQLite
 for its plan).
 """
 
@@ -82,6 +82,14 @@ ON CONFLICT (tenant, sha256, turn) DO NOTHING
 LOSE_TURNS = """
 UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
 """
+
+# A turn that is running here, and is not in the log.
+LOSE_TURN = """
+UPDATE turns SET outcome = 'failed', error = :error WHERE tenant = :tenant AND turn = :turn AND outcome = 'running'
+"""
+
+# The turns of all tenants that are running here.
+RUNNING_TURNS = "SELECT tenant, turn FROM turns WHERE outcome = 'running'"
 
 # A session before its first turn; changes nothing when there is one of that name.
 NEW_SESSION = """

@@ -66,6 +66,18 @@ class Store(Database):
         async with self.transaction() as writer:
             return (await writer.execute(sql.LOSE_TURNS, columns)).rowcount
 
+    async def running(self) -> list[TurnKey]:
+        """The turns of all tenants that run here."""
+        return [TurnKey(row["tenant"], row["turn"]) for row in await self.read(sql.RUNNING_TURNS)]
+
+    async def lose_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
+        """Ends those of `lost` as failed that run here."""
+        error = msgspec.json.encode(why).decode()
+        async with self.transaction() as writer:
+            await writer.executemany(
+                sql.LOSE_TURN, [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
+            )
+
     async def new_session(self, tenant: Tenant, new: NewSession, at: datetime) -> bool:
         """False when there is one of that name, which is then as it was."""
         columns = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.entries import Request
 from proto.ids import child_id
 from proto.subjects import TurnKey
@@ -57,5 +58,5 @@ def is_batch(payload: bytes) -> bool:
     """Whether the bytes of a request are a batch's."""
     try:
         return bytes(_head.decode(payload).batch) not in (b"", b"null")
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.ids import NOTHING, Seq, SessionId, TurnId
 from proto.usage import Usage
 
@@ -209,6 +210,6 @@ def decode(kind: str, payload: bytes) -> Entry:
     """The entry in `payload`: the kind first, then the body, so that newer kinds pass through older readers."""
     try:
         entry: Entry = _decoders.get(kind, _unknown).decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return Unreadable()
     return entry

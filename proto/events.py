@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.depth import LEVELS_MAX, is_deeper
 from proto.usage import CallUsage, Usage
 
@@ -122,7 +123,7 @@ def decode(raw: bytes | msgspec.Raw) -> Event | Other:
     """The event in `raw`; `Other` when its kind, or its delta's, is newer than this version, or cannot be read."""
     try:
         return _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return Other()
 
 
@@ -158,10 +159,14 @@ def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     """What a message says of itself that no field here holds: `container`, `context_management`, further counts…
 
     It has the shape of a `message_delta`, which tells most of it; the rest stands in the usage of `message_start`.
-    Empty for other events.
+    Empty for other events, and for what cannot be read beside the fields that this version knows.
     """
     told: dict[str, Any] = {}
-    match _fields.decode(raw):
+    try:
+        fields = _fields.decode(raw)
+    except UNREADABLE:
+        return {}
+    match fields:
         case {"type": "message_start", "message": {"usage": dict(usage)}}:
             told = {"usage": _besides(usage, Usage.__struct_fields__)}
         case {"type": "message_delta", "delta": dict(delta), "usage": dict(usage), **rest}:

@@ -13,6 +13,7 @@ import msgspec
 
 from proto import events
 from proto.chain import START, Chain, link
+from proto.decoding import UNREADABLE
 from proto.depth import LEVELS_MAX, is_deeper
 from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
 from proto.usage import CallUsage, Usage, estimated
@@ -149,7 +150,7 @@ def _input(block: Block) -> object:
         return block.start.get("input", {})
     try:
         told = msgspec.json.decode(block.text)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     return {} if is_deeper(told, INPUT_LEVELS_MAX) else told
 

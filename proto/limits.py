@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from proto.decoding import UNREADABLE
 from proto.errors import SettingsInvalid
 
 Some = Annotated[int, Meta(ge=1, le=10**12)]
@@ -95,7 +96,7 @@ def read_limits(variable: str, text: str) -> Limits:
             raise SettingsInvalid(f"{variable}: {name!r} stands there twice")
         try:
             given[name] = msgspec.json.decode(number, type=float)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; there are {', '.join(NAMES)}") from error
     if "burst" in given and "requests" not in given:
         raise SettingsInvalid(f"{variable}: burst says how many of `requests` may come at once: name those, too")

@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from gateway import sse
 from gateway.dialects.dialect import SILENT, Dialect, Frame
 from gateway.dialects.failure import LOST, type_of
+from proto.decoding import UNREADABLE
 from proto.entries import Attempt, End, Event, Failure, Stored
 from proto.ids import TurnId
 from proto.records import TurnRecord
@@ -32,6 +33,7 @@ class _Type(msgspec.Struct):
 
 
 _type = msgspec.json.Decoder(_Type)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
@@ -96,24 +98,27 @@ def _frame(turn: TurnId, stored: Stored) -> Frame:
 def _event(turn: TurnId, raw: bytes, seq: int) -> Frame:
     try:
         kind = _type.decode(raw).type
-    except msgspec.ValidationError:
-        # JSON, but no event: nothing that a client could read, and no reason to break its stream.
+    except UNREADABLE:
+        # No event: nothing that a client could read, and no reason to break its stream.
         return SILENT
     if kind == "message_delta":
         return SILENT
     if kind == "message_start":
         raw = _start(turn, raw)
-    if b"\n" in raw or b"\r" in raw:
-        # A line of data ends there. JSON may hold line breaks between its tokens, its strings never.
-        raw = _encode(msgspec.json.decode(raw))
+    # A line of data ends there. JSON may hold line breaks between its tokens, its strings never.
+    raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
     return Frame(sse.frame(raw, seq=seq, event=kind.encode("utf-8", "replace")))
 
 
 def _start(turn: TurnId, raw: bytes) -> bytes:
     """A call's `message_start`, as the turn's."""
-    start = msgspec.json.decode(raw)
-    message = start.get("message")
-    return _encode(start | {"message": message | {"id": message_id(turn)}}) if isinstance(message, dict) else raw
+    try:
+        start = _fields.decode(raw)
+        message = _fields.decode(start["message"])
+    except (*UNREADABLE, KeyError):
+        return raw
+    named = message | {"id": msgspec.Raw(_encode(message_id(turn)))}
+    return _encode(start | {"message": msgspec.Raw(_encode(named))})
 
 
 def _completed(

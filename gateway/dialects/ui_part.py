@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from gateway.dialects.pieces import Pieces
 from gateway.dialects.ui_result import shown
 from proto import events
+from proto.decoding import UNREADABLE
 from proto.depth import is_deeper
 from proto.fold import INPUT_LEVELS_MAX
 
@@ -135,7 +136,7 @@ def _called(part: Part) -> Chunk:
     try:
         told = msgspec.json.decode(text) if text else given
         is_whole = not is_deeper(told, INPUT_LEVELS_MAX)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         told, is_whole = {}, False
     called = {"type": "tool-input-available", **_call(part.block), "input": told}
     return called if is_whole else broken(called)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.depth import is_deeper
 from proto.fold import INPUT_LEVELS_MAX
 
@@ -24,7 +25,7 @@ def shown(content: object) -> object:
         case [{"type": "text", "text": str(text)}]:
             try:
                 output: object = msgspec.json.decode(text)
-            except (msgspec.DecodeError, RecursionError):
+            except UNREADABLE:
                 return text
             return text if is_deeper(output, INPUT_LEVELS_MAX) else output
         case _:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.ids import Tenant, TurnId
 
 
@@ -67,7 +68,7 @@ class Signature:
         fields = said.removeprefix(KINDS[kind])
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(fields + b"=" * (-len(fields) % 4)), type=kind)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             # Ours, of a version that had other fields.
             return None
 

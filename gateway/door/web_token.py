@@ -6,7 +6,6 @@ own are tokens like any other that nobody has signed (RFC 8725).
 """
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from gateway.door.caller import Caller
 from gateway.door.signing_keys import SigningKey, SigningKeys
 from gateway.settings import Settings
 from proto.api_key import SCOPES
+from proto.decoding import UNREADABLE
 from proto.errors import SettingsInvalid
 from proto.ids import Tenant, is_token
 
@@ -134,7 +134,7 @@ def _header(token: bytes) -> Header | None:
     encoded = token.partition(b".")[0]
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)), type=Header)
-    except (binascii.Error, msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.limits import pages
+from gateway.limits.pages import UNKNOWN_PAGES, PageCounter, of_size
 from proto.blobs import blob_of
 from proto.entries import Request
 from proto.models import cost_nusd, model_named
@@ -35,10 +35,13 @@ class Estimate(NamedTuple):
 NOTHING = Estimate(0, 0)
 
 
-def estimate_of(request: Request, *, is_hedged: bool = False) -> Estimate:
-    """The most that `request` is likely to use. `is_hedged`: a late call may be made a second time beside itself."""
+def estimate_of(request: Request, counter: PageCounter | None = None, *, is_hedged: bool = False) -> Estimate:
+    """The most that `request` is likely to use. `is_hedged`: a late call may be made a second time beside itself.
+
+    `counter` is one for all that comes with one body.
+    """
     model = model_named(request.model)
-    told = _told(request)
+    told = _told(request, counter or PageCounter())
     if model is not None:
         # What is longer is refused, and costs nothing.
         told = told._replace(tokens=min(told.tokens, model.input_tokens_max))
@@ -84,7 +87,7 @@ class _Told(NamedTuple):
         return self._replace(tokens=self.tokens + tokens)
 
 
-def _told(request: Request) -> _Told:
+def _told(request: Request, counter: PageCounter) -> _Told:
     chars = tokens = 0
     options = request.options or {}
     marks = [request.cache, _mark(options)]
@@ -97,7 +100,7 @@ def _told(request: Request) -> _Told:
             case list(items):
                 waiting += items
             case {"type": "document", "source": {"type": "base64" | "url" | "file"} as source, **more}:
-                tokens += _pages(source) * PAGE_TOKENS
+                tokens += _pages(source, counter) * PAGE_TOKENS
                 waiting.append(more)
             case {"type": "base64" | "url" | "file"}:
                 tokens += PICTURE_TOKENS
@@ -124,12 +127,12 @@ def _mark(fields: Mapping[str, Any]) -> str | None:
             return None
 
 
-def _pages(source: dict[str, Any]) -> int:
+def _pages(source: dict[str, Any], counter: PageCounter) -> int:
     match source.get("data"):
         case str(base64):
-            return pages.counted(base64)
+            return counter.pages(base64)
         case dict(fields) if (blob := blob_of(fields)) is not None:
             # Of an earlier turn.
-            return pages.of_size(blob.bytes)
+            return of_size(blob.bytes)
         case _:
-            return pages.UNKNOWN_PAGES
+            return UNKNOWN_PAGES

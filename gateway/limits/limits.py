@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.door.caller import Caller
 from gateway.limits.estimate import NOTHING, Estimate, estimate_of
+from gateway.limits.pages import PageCounter
 from gateway.limits.quota import Owner, Quota, What, owners, quota
 from proto.entries import Hold, Request
 from proto.errors import LogError, Refused
@@ -85,6 +86,7 @@ class Admission:
         self._owners = of
         self._taken: list[tuple[Quota, int]] = []
         self._slots: list[Seq] = []
+        self._counter = PageCounter()
         self.standings: dict[str, Standing] = {}
         """By counter, as it stood when it was last looked at."""
 
@@ -113,15 +115,16 @@ class Admission:
         """Counts bytes that are stored beside the log; raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
-    def estimate(self, request: Request) -> Estimate:
+    async def estimate(self, request: Request) -> Estimate:
         """What `request` may come to, for limits that ask for it: pages are not counted for nobody."""
         if not any(owner.limits.is_estimated for owner in self._owners):
             return NOTHING
-        return estimate_of(request, is_hedged=self._limiter.is_hedged)
+        # Elsewhere: to look through long PDFs takes a tenth of a second, for which every stream would stand still.
+        return await asyncio.to_thread(estimate_of, request, self._counter, is_hedged=self._limiter.is_hedged)
 
     async def turn(self, turn: TurnId, request: Request) -> Request:
         """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
-        estimate = self.estimate(request)
+        estimate = await self.estimate(request)
         holds = [Hold(subject, "tokens", estimate.tokens) for subject in await self._take("tokens", estimate.tokens)]
         whats: tuple[What, ...] = ("usd_day", "usd_month")
         for what in whats:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.models import Supports
 
 
@@ -43,7 +44,7 @@ def updated(supports: Supports, capabilities: bytes) -> Supports:
     """`supports`, and over it what `capabilities`, Anthropic's JSON, says. What cannot be read says nothing."""
     try:
         told = msgspec.json.decode(capabilities, type=Capabilities | None) or Capabilities()
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return supports
     thinking = told.thinking.types if told.thinking is not None else None
     said = {

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from gateway.models.offer import Listed, Offer
+from proto.decoding import UNREADABLE
 from proto.errors import TailraceError
 from proto.ids import Tenant
 from proto.log import Services
@@ -64,7 +65,7 @@ class Catalogue:
         try:
             reply = await self._services.ask(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return known(msgspec.json.decode(reply, type=ListedModels).data)
-        except (TailraceError, msgspec.DecodeError) as error:
+        except (TailraceError, *UNREADABLE) as error:
             logger.info("models come from the data file alone", error=str(error))
             return None
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proto.decoding import UNREADABLE
 from proto.errors import Refused
 from proto.models import Model
 
@@ -73,7 +74,7 @@ def call(call_id: str, name: str, arguments: str, where: str) -> Fields:
     """The block of a call that the assistant has made; raises Refused."""
     try:
         told = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Refused("request_invalid", f"`{where}`: the arguments of a call are no JSON object") from error
     return {"type": "tool_use", "id": call_id, "name": name, "input": told}
 

@@ -21,6 +21,7 @@ from generators.backends import Call
 from generators.backends.grammar import Grammar
 from generators.backends.sse_lines import EventTooLong, SseLines
 from generators.settings import Settings, require_sound
+from proto.decoding import UNREADABLE
 from proto.errors import BackendError, SettingsInvalid
 from proto.model_records import ListedModels, TokenCount
 
@@ -153,7 +154,7 @@ class Claude(Messages):
             return listed(await response.read())
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise BackendError("backend_broken", "what answers lists no models: it is not the API") from error
 
     async def count_tokens(self, body: bytes, betas: str) -> bytes:
@@ -166,7 +167,7 @@ class Claude(Messages):
             require_count(counted)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise BackendError("backend_broken", "what answers counts no tokens: it is not the API") from error
         return counted
 
@@ -215,7 +216,7 @@ def events(lines: SseLines, chunk: bytes) -> Iterator[tuple[str, bytes]]:
                 raise error_of_reason(error_of(data).error)
             if kind != "ping":
                 yield kind, data
-    except (EventTooLong, msgspec.DecodeError, RecursionError) as error:
+    except (EventTooLong, *UNREADABLE) as error:
         raise BackendError("backend_broken", "the model sent an event that cannot be read") from error
 
 

@@ -86,7 +86,7 @@ class ClaudeCode:
             home = Path(made)
             folder = self._folder(call, home)
             key = readable(self._settings.anthropic_api_key)
-            arguments = leash.command([str(self._binary), *self._arguments(call, home)], key)
+            arguments = leash.command([str(self._binary), *self._arguments(call, home)], key, home)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *arguments,

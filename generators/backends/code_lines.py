@@ -5,12 +5,11 @@ at the end a `result`. Here the first message's beginning is the beginning, text
 of it, numbered on, and the end has the usage of all. Tool calls and their results stay in Claude Code's own hands.
 """
 
-from typing import Any
-
 import msgspec
 
 from generators.backends.claude import code_of
 from proto import events
+from proto.decoding import UNREADABLE
 from proto.errors import BackendError
 from proto.usage import Usage
 
@@ -36,6 +35,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 read_line = msgspec.json.Decoder(Line).decode
+fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class CodeLines:
@@ -53,14 +53,14 @@ class CodeLines:
         self._unstopped: list[int] = []
         self._usage = Usage()
         self._usage_call = Usage()
-        self._stop: dict[str, Any] = {}
+        self._stop = msgspec.Raw(b"{}")
         self._is_whole = False
 
     def read(self, line: bytes) -> list[Told]:
         """The events in `line`, mostly none or one. Raises BackendError when it says that the answer broke off."""
         try:
             said = read_line(line)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise BackendError("backend_broken", "Claude Code printed a line that cannot be read") from error
         if said.parent_tool_use_id is not None:
             return []
@@ -90,7 +90,7 @@ class CodeLines:
                 self._unstopped.append(self._places.pop(index))
             case events.MessageDelta(stop, usage) if stop.stop_reason is not None:
                 self._usage += usage.over(self._usage_call)
-                self._stop, self._is_whole = msgspec.json.decode(raw)["delta"], True
+                self._stop, self._is_whole = fields_of(raw)["delta"], True
                 self.awaits_model = False
                 return self._stops()
         return []

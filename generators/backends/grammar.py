@@ -7,6 +7,7 @@ they would tell differently, so it must not be stored: the answer is broken.
 import msgspec
 
 from proto import events
+from proto.decoding import UNREADABLE
 from proto.depth import LEVELS_MAX, is_deeper
 from proto.errors import BackendError
 
@@ -55,6 +56,6 @@ def is_too_deep(raw: bytes) -> bool:
         return is_deeper(msgspec.json.decode(raw), LEVELS_MAX - 1)
     except RecursionError:
         return True
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         # Text that is no UTF-8, or half a surrogate pair: everybody passes that event over alike.
         return False

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import msgspec
 
 from generators.simulated_claude.fault import FAULT_KINDS, HTTP_ONLY, Fault
+from proto.decoding import UNREADABLE
 
 HELP = """\
 A line `#sim …` in the last user message directs the answer:
@@ -121,7 +122,7 @@ def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
 def is_object(text: str) -> bool:
     try:
         return isinstance(msgspec.json.decode(text), dict)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
 
 

@@ -19,6 +19,7 @@ from generators.simulated_claude.refusal import Refusal, error_body
 from generators.simulated_claude.reply import Asked, Reply, reply, understand
 from generators.simulated_claude.request import INVALID, decode, require_max_tokens
 from generators.simulated_claude.stats import Stats
+from proto.decoding import UNREADABLE
 
 REQUESTS_MAX = 100_000
 LIFE = timedelta(hours=24)
@@ -199,7 +200,7 @@ def read(body: bytes) -> list[Request]:
     """The requests of a creation; raises Refusal."""
     try:
         requests = msgspec.json.decode(body, type=NewBatch).requests
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Refusal(INVALID, str(error)) from error
     if not 1 <= len(requests) <= REQUESTS_MAX:
         raise Refusal(INVALID, f"requests: must have from 1 to {REQUESTS_MAX}")

@@ -6,6 +6,7 @@ import msgspec
 
 from generators.simulated_claude.model import BY_NAME, Model
 from generators.simulated_claude.refusal import Refusal
+from proto.decoding import UNREADABLE
 
 Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -90,7 +91,7 @@ def decode(body: bytes) -> Request:
     """The request in `body`, if the API would take it; raises Refusal. max_tokens is the caller's to check."""
     try:
         request = msgspec.json.decode(body, type=Request)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
     if request.output_config.format is not None:

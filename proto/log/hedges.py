@@ -11,6 +11,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from proto import subjects
+from proto.decoding import UNREADABLE
 from proto.errors import LogUnavailable
 from proto.ids import Seq, Tenant, TurnId, is_token, new_id
 from proto.log.connection import Connection
@@ -82,7 +83,7 @@ class Hedges:
         async def given(message: Msg) -> None:
             try:
                 hedge = msgspec.json.decode(message.data, type=Hedge)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except UNREADABLE:
                 logger.warning("a hedge that cannot be read")
                 return
             await message.respond(TAKEN if taker.take(hedge) else b"")

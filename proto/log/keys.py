@@ -16,6 +16,7 @@ from nats.aio.subscription import Subscription
 from nats.js.kv import KeyValue
 
 from proto.api_key import ApiKey
+from proto.decoding import UNREADABLE
 from proto.errors import LogUnavailable
 from proto.ids import NOTHING, Seq
 from proto.log.connection import Connection, heed_cancellation
@@ -74,7 +75,7 @@ class Keys:
             except nats.js.errors.KeyWrongLastSequenceError:
                 # Somebody else has just done something to it.
                 continue
-            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, msgspec.DecodeError):
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, *UNREADABLE):
                 # What nobody can read opens nothing.
                 return None
             except nats.errors.Error as error:
@@ -137,7 +138,7 @@ def _change(message: Msg) -> KeyChange:
     key_id = headers.get("Nats-Subject", "").rpartition(".")[2]
     try:
         record = _decoder.decode(message.data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # Of a deletion, which has no payload, or of nobody that we know.
         record = None
     # A name that is not the record's own would be revoked in vain.

@@ -298,18 +298,24 @@ async def test_a_generator_that_is_killed_takes_it_along(
 ) -> None:
     """kill -9 leaves nobody to clean up after it, and nothing to be cleaned up."""
     mark = f"87{os.getpid()}"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     settings = {
         "TAILRACE_BACKENDS": "claude_code",
         "TAILRACE_CLAUDE_CODE_BINARY": BINARY,
         "TAILRACE_CLAUDE_CODE_ROOT": tmp_path / "projects",
         "TAILRACE_CLAUDE_CODE_TOOLS": "Bash",
+        "TMPDIR": temporary,
     }
     fields = json.dumps({"command": f"sh -c 'sleep {mark}'", "description": "x"}, separators=(",", ":"))
     async with processes.generator(tmp_path, own_server.url, claude, **settings) as generator:
         await ask(own_log, f"words=2 rate=0 tool=Bash json={fields}")
         await until(lambda: is_running(f"sleep {mark}"), MANY_TRIES_S)
+        assert any(temporary.iterdir())
         await generator.stop(SIGKILL)
         await until(lambda: not is_running(mark), MANY_TRIES_S)
+        # The system prompt lay there.
+        await until(lambda: not any(temporary.iterdir()), MANY_TRIES_S)
 
 
 @pytest.mark.parametrize("wrong", ["", ' wrong={"km":1}'])

@@ -1,5 +1,6 @@
 """Imports go one way, and every foreign library has one door."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,14 @@ def test_the_import_contracts_are_kept() -> None:
 def test_proto_is_ours() -> None:
     """Google's proto-plus has the same import name; the checkout comes first."""
     assert Path(proto.__file__).parent == ROOT / "proto"
+
+
+def test_what_cannot_be_read_has_one_name() -> None:
+    """Whoever catches the decoder's own exception alone lets pass Python's, which anybody can send: decoding.py."""
+    folders = ("proto", "gateway", "generators", "persistence", "deploy")
+    caught = re.compile(r"except\b[^\n]*(msgspec\.DecodeError|UnicodeDecodeError)")
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text() for name in folders for path in ROOT.glob(f"{name}/**/*.py")
+    }
+    # It reads a file as text, and decodes nothing.
+    assert {path for path, source in sources.items() if caught.search(source)} == {"gateway/prompts.py"}

@@ -248,6 +248,13 @@ async def test_a_body_of_just_the_size_is_read(small_gateway: Gateway) -> None:
         assert answer.status_code == status
 
 
+@pytest.mark.parametrize("text", ['{"message": "hi"}', '{"message": "hi"}' + " " * 300_000])
+async def test_a_length_may_begin_with_zeros_without_end(large_wire: Wire, text: str) -> None:
+    """A number to HTTP, and none to int(), which takes 4300 digits: a body's small or large length is looked at."""
+    await large_wire.send(POST, f"content-length: {'0' * 5000}{len(text)}\r\n\r\n", text)
+    assert (await large_wire.answer()).status_code == 202
+
+
 async def test_a_body_that_does_not_arrive_is_not_waited_for(wire: Wire) -> None:
     """408 in time, and the connection is closed: who sends a byte a second would hold it for ever."""
     await wire.send(POST, "content-length: 100\r\n\r\n", '{"mess')

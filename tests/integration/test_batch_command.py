@@ -81,6 +81,9 @@ async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Pat
     (tmp_path / "bad.jsonl").write_text('{"custom_id": "a", "params": {"message": "hi"}}\n{"custom_id"\n')
     status, said = await run(gateway, tmp_path, str(tmp_path / "bad.jsonl"))
     assert (status, "bad.jsonl:2 is not JSON" in said) == (2, True)
+    (tmp_path / "bad.jsonl").write_bytes(b'{"custom_id": "caf\xe9"}\n')
+    status, said = await run(gateway, tmp_path, str(tmp_path / "bad.jsonl"))
+    assert (status, "bad.jsonl:1 is not JSON" in said) == (2, True)
     # What the gateway refuses is named by its line, too, which is not its number among the inputs.
     for wrong in ({"message": "hi", "model": "nobody"}, {"message": "hi", "max_tokens": "9"}):
         rows = [{"custom_id": "a", "params": {"message": "hi"}}, {"custom_id": "b", "params": wrong}]

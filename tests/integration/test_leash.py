@@ -16,10 +16,12 @@ from tests.until import until
 HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo $$; sleep 300; sleep 300"
 HOLDER = """
 import asyncio, os, sys
+from pathlib import Path
 from generators.backends import leash
 async def main():
     read, write = os.pipe()
-    process = await asyncio.create_subprocess_exec(*leash.command(["sh", "-c", sys.argv[1]], read), pass_fds=(read,))
+    arguments = leash.command(["sh", "-c", sys.argv[1]], read, Path(sys.argv[2]))
+    process = await asyncio.create_subprocess_exec(*arguments, pass_fds=(read,))
     await process.wait()
 asyncio.run(main())
 """
@@ -39,11 +41,20 @@ async def two_pids(output: asyncio.StreamReader) -> list[int]:
     return [int(await output.readline()) for _ in range(2)]
 
 
+def folder_in(tmp_path: Path) -> Path:
+    """One that holds something, as that of a call does."""
+    folder = tmp_path / "its-own"
+    folder.mkdir()
+    (folder / "system.txt").write_text("what was said")
+    return folder
+
+
 @linux_only
-async def test_who_is_ended_leaves_nobody_behind() -> None:
-    """SIGTERM to the leash: when it is gone, so is everybody, also who hid."""
+async def test_who_is_ended_leaves_nobody_behind(tmp_path: Path) -> None:
+    """SIGTERM to the leash: when it is gone, so is everybody, also who hid, and the folder."""
+    folder = folder_in(tmp_path)
     read, write = os.pipe()
-    arguments = leash.command(["sh", "-c", HIDING], read)
+    arguments = leash.command(["sh", "-c", HIDING], read, folder)
     process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, pass_fds=(read,))
     for end in (read, write):
         os.close(end)
@@ -53,12 +64,14 @@ async def test_who_is_ended_leaves_nobody_behind() -> None:
     process.send_signal(SIGTERM)
     await process.wait()
     assert [pid for pid in pids if is_there(pid)] == []
+    assert not folder.exists()
 
 
 @linux_only
-async def test_a_holder_that_is_killed_leaves_nobody_behind() -> None:
-    """SIGKILL to who holds the leash: the kernel tells it."""
-    arguments = (sys.executable, "-c", HOLDER, HIDING)
+async def test_a_holder_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> None:
+    """SIGKILL to who holds the leash: the kernel tells it, and nothing that was said stays on the disk."""
+    folder = folder_in(tmp_path)
+    arguments = (sys.executable, "-c", HOLDER, HIDING, str(folder))
     process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, cwd=Path(__file__).parents[2])
     assert process.stdout is not None
     pids = await two_pids(process.stdout)
@@ -66,15 +79,18 @@ async def test_a_holder_that_is_killed_leaves_nobody_behind() -> None:
     process.send_signal(SIGKILL)
     await process.wait()
     await until(lambda: not any(map(is_there, pids)), 10)
+    await until(lambda: not folder.exists(), 10)
 
 
-async def test_a_program_that_ends_by_itself_tells_how() -> None:
+async def test_a_program_that_ends_by_itself_tells_how(tmp_path: Path) -> None:
     """And it has read what was passed to it."""
     read, write = os.pipe()
     os.write(write, b"a key")
     os.close(write)
     words = ["sh", "-c", f"cat /dev/fd/{read}; exit 7"]
-    process = await asyncio.create_subprocess_exec(*leash.command(words, read), stdout=PIPE, pass_fds=(read,))
+    process = await asyncio.create_subprocess_exec(
+        *leash.command(words, read, tmp_path / "none"), stdout=PIPE, pass_fds=(read,)
+    )
     os.close(read)
     said, _ = await process.communicate()
     assert (said, process.returncode) == (b"a key", 7)

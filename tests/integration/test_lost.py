@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import httpx2
@@ -12,11 +13,14 @@ import pytest_asyncio
 
 from deploy.nats_server import NatsServer
 from gateway.dialects import DIALECTS
+from persistence.losses import Losses
+from persistence.store import Store
 from proto.ending import LOST
 from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
+from proto.log import Connection, Deliveries, TurnLog
 from proto.records import AskTurn, TurnRecord
-from proto.subjects import STREAM, TurnKey
+from proto.resources import AskStats, Stats
+from proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.persisting import Persistence
@@ -91,19 +95,21 @@ async def test_a_lost_answer_is_not_resumed(lost: tuple[Gateway, TurnKey]) -> No
     assert (await gateway.client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
 
 
+async def is_noticed(gateway: Gateway) -> bool:
+    """Whether the database knows that it was lost: branches are told from it alone."""
+    branches = (await got(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
+    return [branch["outcome"] for branch in branches] == ["failed"]
+
+
 async def test_the_database_says_of_every_list_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey]) -> None:
     """The session's turns, its branches, and who is being answered; and the session is not busy for ever."""
     gateway, key = lost
 
-    async def is_noticed() -> bool:
-        listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
-        return [(one["outcome"], one["error"]) for one in listed] == [
-            ("failed", {"code": LOST.code, "message": LOST.message})
-        ]
-
-    await until(is_noticed)
-    branches = (await got(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
-    assert [branch["outcome"] for branch in branches] == ["failed"]
+    await until(lambda: is_noticed(gateway))
+    listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
+    assert [(one["outcome"], one["error"]) for one in listed] == [
+        ("failed", {"code": LOST.code, "message": LOST.message})
+    ]
     assert (await got(gateway, "/v1/sessions/stats"))["claude_sessions"] == []
     answer = await gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
     assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
@@ -115,12 +121,10 @@ async def test_what_is_noticed_later_is_told_as_it_was_at_once(lost: tuple[Gatew
     """The record that the gateway makes is the one that the database comes to have."""
     gateway, key = lost
     before = await got(gateway, f"/v1/turns/{key.turn}")
-
-    async def listed() -> Any:
-        (one,) = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
-        return one if one["outcome"] == "failed" else None
-
-    assert await until(listed) == before == await got(gateway, f"/v1/turns/{key.turn}")
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"] == [before]
+    await until(lambda: is_noticed(gateway))
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"] == [before]
+    assert await got(gateway, f"/v1/turns/{key.turn}") == before
 
 
 async def test_nothing_is_lost_while_the_log_has_it(
@@ -142,6 +146,67 @@ async def test_nothing_is_lost_while_the_log_has_it(
     assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "running"
     await running.end()
     assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"][0]["outcome"] == "completed"
+
+
+async def outcome(persistence: Persistence, key: TurnKey) -> str:
+    return (await persistence.ask(key.tenant, "turn", AskTurn(key.turn), TurnRecord)).outcome
+
+
+async def is_lost(persistence: Persistence, key: TurnKey) -> bool:
+    return await outcome(persistence, key) == "failed"
+
+
+async def test_a_database_that_is_restored_beside_another_log_has_nothing_running(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """What this log has never heard of has failed, wherever it stood in its own; what it knows runs on."""
+    restored, known, *others = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(9))
+    for writer in (*others, restored):
+        await writer.ask(session=SessionId(f"of-{writer.key.turn}"))
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, restored.key) == "running"
+    await own_connection.jetstream.delete_stream(STREAM)
+    await apply_streams(own_server.url)
+    await known.ask(session=SESSION)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
+        await until(lambda: is_lost(after, restored.key))
+        assert await outcome(after, known.key) == "running"
+        assert (await after.ask(tenant, "stats", AskStats(), Stats)).running == [SESSION]
+
+
+async def test_what_an_empty_log_denied_ends_as_its_own_log_says(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Persistence was started beside the wrong log by mistake, and then beside the right one."""
+    writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+    await writer.open("Light")
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, writer.key) == "running"
+    (tmp_path / "another").mkdir()
+    async with NatsServer(tmp_path / "another") as another:
+        await apply_streams(another.url)
+        async with Persistence(another.url, tmp_path / "tailrace.db") as mistaken:
+            await until(lambda: is_lost(mistaken, writer.key))
+    await writer.end()
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
+        assert await outcome(after, writer.key) == "completed"
+
+
+async def test_a_log_that_is_away_denies_nothing(
+    own_server: NatsServer, nats_url: str, own_log: TurnLog, connection: Connection, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Not even between two of its answers: here the consumer of another server still has one."""
+    keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
+    for key in keys:
+        await Writer(own_log, key).ask()
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, keys[-1]) == "running"
+    store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
+    await own_server.stop(SIGKILL)
+    await Losses(own_log, await Deliveries.open(connection, PERSISTENCE), store).look()
+    running = await store.running()
+    await store.close()
+    assert sorted(running) == sorted(keys)
 
 
 async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(

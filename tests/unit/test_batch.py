@@ -33,6 +33,21 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
         assert made[:13] == BATCH.turn[:13]
 
 
+@pytest.mark.parametrize(
+    ("payload", "is_batch"),
+    [
+        (encode(request()), False),
+        (encode(request(batch=Batch("0" * 64, 1, 1, 1))), True),
+        (b'{"batch":null}', False),
+        (b"{", False),
+        (b'{"newer":' + b"[" * 100_000, False),
+    ],
+)
+def test_whatever_is_stored_as_a_request_is_a_batchs_or_not(payload: bytes, *, is_batch: bool) -> None:
+    """Every generator asks it of every delivery: one that broke over it would break one generator after the other."""
+    assert batch.is_batch(payload) is is_batch
+
+
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
 def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
     """A line each, whatever line breaks stand in them."""

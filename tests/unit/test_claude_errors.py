@@ -13,9 +13,11 @@ from generators.backends.claude import (
     Reason,
     backend_error,
     error_of_reason,
+    events,
     retry_after_s,
 )
-from proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES
+from generators.backends.sse_lines import SseLines
+from proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 
 NOW = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
@@ -214,3 +216,10 @@ def test_a_long_complaint_has_an_end() -> None:
     of_event = error_of_reason(Reason("invalid_request_error", long))
     for error in (of_status, of_event):
         assert (error.code, error.message) == ("backend_refused_request", long[:BACKEND_MESSAGE_CHARS_MAX])
+
+
+@pytest.mark.parametrize("data", [b'{"type":"\xdc"}', b'{"type":"error","error":{"message":"\xdcberlastet"}}'])
+def test_an_event_that_is_no_utf8_breaks_the_answer(data: bytes) -> None:
+    """Of a proxy that writes Latin-1, say: an error of the model's side, and none of ours."""
+    with pytest.raises(BackendError, match="cannot be read"):
+        list(events(SseLines(), b"data: %b\n\n" % data))

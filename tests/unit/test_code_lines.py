@@ -119,7 +119,7 @@ def test_a_result_without_an_answer_is_a_failure(result: dict[str, Any]) -> None
         read([begin(), result])
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b"[" * 100_000])
+@pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b'{"type":"\xff"}', b"[" * 100_000])
 def test_what_is_no_line_of_it_breaks_the_answer_and_nothing_else(line: bytes) -> None:
     """One error of ours, whatever a program prints."""
     with pytest.raises(BackendError, match="cannot be read"):

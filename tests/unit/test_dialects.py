@@ -180,6 +180,18 @@ def test_what_is_no_event_is_not_shown(given: object) -> None:
     assert {name: frame(name, an_event(given)).data for name in DIALECTS} == dict.fromkeys(DIALECTS, b"")
 
 
+@pytest.mark.parametrize("newer", [b"1e999", b'"\xff"', b"1" * 5000])
+def test_what_nobody_can_read_breaks_no_stream(newer: bytes) -> None:
+    """A message that says such a thing of itself begins all the same; an event of such a type is not shown."""
+    start = b'{"type":"message_start","message":{"id":"msg_1","role":"assistant","newer":%b}}' % newer
+    for name in DIALECTS:
+        frame(name, entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(start)))
+        frame(name, entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(b'{"type":%b}' % newer)))
+    told = frame("anthropic", entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(start))).data
+    assert b'"id":"msg_turn-1"' in told
+    assert newer in told
+
+
 def test_an_end_in_anthropic_is_message_delta_and_message_stop() -> None:
     """One entry, two events, one id: the usage of all the turn's calls, each count by name, also one that is 0."""
     delta, stop = parse(frame("anthropic", DONE).data)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proto import events
-from proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, joined
+from proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, envelope, joined
 from proto.usage import CallUsage, Usage
 from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
 
@@ -91,6 +91,16 @@ def test_an_event_is_read_as_anthropic_documents_it(name: str) -> None:
 def test_an_encoded_event_is_decoded_to_the_same(event: events.Event) -> None:
     """decode after encode is the identity, through msgspec.Raw as the log holds it."""
     assert decode(encode(event)) == event
+
+
+@pytest.mark.parametrize("newer", [b"1e999", b'"\xff"', b"1" * 5000, b"[" * 100_000])
+def test_what_a_message_says_besides_and_nobody_can_read_is_not_said(newer: bytes) -> None:
+    """A fold that broke over it would break for every reader and every writer of the turn, for ever."""
+    for event in (
+        b'{"type":"message_start","message":{"id":"msg_1","newer":%b}}',
+        b'{"type":"message_delta","delta":{"stop_reason":"end_turn","newer":%b},"usage":{}}',
+    ):
+        assert envelope(event % newer) == {}
 
 
 @pytest.mark.rule("R7")

@@ -127,6 +127,7 @@ WRONG = {
     "a header 100 kB long": by_hand({"alg": "HS256", "x": "x" * 100_000}, claims(), b"x"),
     "a header that nests deep": b"W1tb" * 3000 + b".e30.eA",
     "a body that nests deep": b"e30." + b"W1tb" * 3000 + b".eA",
+    "a header that is no UTF-8": b"eyJhbGciOiL_In0.e30.eA",
     "a header that is no object": by_hand(["HS256"], claims(), b"x"),
     "a payload that is no object": by_hand(HEADER, ["a"], b"x"),
     "SQL": b"' OR '1'='1' --",
