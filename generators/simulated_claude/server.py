@@ -13,6 +13,8 @@ from generators.simulated_claude.app import app
 class Server(uvicorn.Server):
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_server((host, port), backlog=2048)
+        # Connections inherit it. asyncio does not ask for it where a socket names no protocol, as this one.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app(),
             log_config=None,
