@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -26,6 +26,8 @@ TIMEOUT_S = 60.0
 TRIES_MAX = 60
 TRY_AGAIN_S = 1.0
 BAR_CHARS = 30
+# An answer that did not come, or not all of it.
+BROKEN = (OSError, http.client.HTTPException, *UNREADABLE)
 # How a gateway names an input, and what is wrong within it.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
@@ -77,8 +79,7 @@ def run(at: Door, file: Path, output: Path | None, parallel: int, via: Via) -> b
     key = f"batch-{hashlib.sha256(body).hexdigest()}"
     headers = {"content_type": "application/json", "idempotency_key": key}
     try:
-        with _again(lambda: at.open("POST", "/v1/batches", body, **headers)) as answer:
-            batch = msgspec.json.decode(answer.read())
+        batch = _again(lambda: _told(at.open("POST", "/v1/batches", body, **headers)))
     except Refused as refused:
         raise Refused(refused.code, in_file(refused.message, file, numbers)) from refused
     sys.stderr.write(f"batch {batch['batch']}: it goes on when this is stopped; run the same again to come back\n")
@@ -97,7 +98,7 @@ def _take(at: Door, path: str, output: Path | None) -> bool:
         return _write(at, path, sys.stdout)
     # Whole or not there: half a file looks like all of it.
     part = output.with_name(output.name + ".part")
-    with part.open("w") as lines:
+    with part.open("w", encoding="utf-8") as lines:
         is_whole = _write(at, path, lines)
     part.replace(output)
     return is_whole
@@ -161,7 +162,7 @@ def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
                         event = {}
                 if lines.status == http.client.NO_CONTENT:
                     return
-        except (OSError, http.client.HTTPException) as error:
+        except BROKEN as error:
             tries = _tried(tries, error)
         else:
             tries = _tried(tries, ConnectionError("the stream ended before the batch did"))
@@ -187,22 +188,25 @@ def _results(at: Door, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     result = msgspec.json.decode(line)
                     last, tries = result["index"], 0
                     yield line.decode(), result
-        except (OSError, http.client.HTTPException, *UNREADABLE) as error:
+        except BROKEN as error:
             tries = _tried(tries, error)
         else:
             return
 
 
-def _again(ask: Any) -> http.client.HTTPResponse:
-    """The answer of a gateway that may be on its way back. Asked twice with one key, a batch is asked once."""
+def _told(answer: http.client.HTTPResponse) -> Any:
+    with answer:
+        return msgspec.json.decode(answer.read())
+
+
+def _again(ask: Callable[[], Any]) -> Any:
+    """What a gateway says that may be on its way back. Asked twice with one key, a batch is asked once."""
     tries = 0
     while True:
         try:
-            answer: http.client.HTTPResponse = ask()
-        except (OSError, http.client.HTTPException) as error:
+            return ask()
+        except BROKEN as error:
             tries = _tried(tries, error)
-        else:
-            return answer
 
 
 def _tried(tries: int, error: Exception) -> int:

@@ -4,7 +4,7 @@ Only one append is in flight at a time, and whoever is refused stops: then the t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 
@@ -39,6 +39,7 @@ logger = structlog.get_logger()
 FULL_WAIT_S = 1.0
 # Nobody stands at a counter here, and a batch may have a thousand answers judged: longer than in a gateway.
 JUDGE_WAIT_S = 120.0
+Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 
@@ -302,14 +303,14 @@ class Carrier:
         return fold([stored(chain, turn, end)], turn)
 
     async def _append(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-        return await appended(self._log, key, chain, entry)
+        return await appended(self._log.append, key, chain, entry)
 
 
-async def appended(log: TurnLog, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+async def appended(append: Append, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
     """The chain with `entry`, however long the log is full."""
     while True:
         try:
-            return await log.append(key, chain, entry)
+            return await append(key, chain, entry)
         except LogFull:
             # New turns are refused before the last reserve is used, so this is an operator's emergency: old turns
             # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.

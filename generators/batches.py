@@ -22,7 +22,7 @@ from proto import batch
 from proto.blobs import Blob
 from proto.chain import START, Chain
 from proto.ending import ending
-from proto.entries import Attempt, Batch, End, Failure, Outcome, Progress
+from proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
 from proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
 from proto.fold import NOBODY, Turn, fold
 from proto.log import Bodies, Counters, Tombstones, TurnLog
@@ -117,7 +117,7 @@ class Batches:
         taken = Attempt(
             prev=turn.chain.last, attempt=turn.attempt + 1, generator=self._name, backend=BACKEND, mode="fresh"
         )
-        chain = await appended(self._log, key, turn.chain, taken)
+        chain = await appended(self._log.append, key, turn.chain, taken)
         logger.info("batch", turn=key.turn, of=len(lines), attempt=taken.attempt)
         numbers = iter(range(len(lines)))
         left = turn.asked_at + LIFE - datetime.now(UTC)
@@ -190,14 +190,16 @@ class Batches:
             hearing.cancel()
 
     async def _append(self, key: TurnKey, child: TurnKey, line: bytes) -> None:
-        appending = asyncio.create_task(appended(self._log, child, START, batch.asked(key, line)))
+        # Lost: by this process or another, before. It is the same turn.
+        with suppress(FenceLost):
+            await appended(self._to_its_end, child, START, batch.asked(key, line))
+
+    async def _to_its_end(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+        """Appends. What is given up meanwhile may be stored, and who stops the batch is to find it."""
+        appending = asyncio.create_task(self._log.append(key, chain, entry))
         try:
-            await asyncio.shield(appending)
-        except FenceLost:
-            # By this process or another, before: it is the same turn.
-            return
+            return await asyncio.shield(appending)
         except asyncio.CancelledError:
-            # It may be stored while it is given up, and who stops the batch is to find it.
             await asyncio.wait({appending})
             raise
 
@@ -211,7 +213,7 @@ class Batches:
             await tally.changed.wait()
             tally.changed.clear()
             if (progress := tally.news(chain)) is not None:
-                chain = await appended(self._log, key, chain, progress)
+                chain = await appended(self._log.append, key, chain, progress)
         return chain
 
     async def _watch(self, key: TurnKey) -> None:
@@ -220,7 +222,7 @@ class Batches:
 
     async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
         end = ending(turn, outcome, error)
-        chain = await appended(self._log, key, turn.chain, end)
+        chain = await appended(self._log.append, key, turn.chain, end)
         metrics.ENDS.labels(outcome).inc()
         return fold([stored(chain, turn, end)], turn)
 

@@ -272,13 +272,9 @@ class Submissions:
         """The end of one input's turn, all of which is written; None when it was deleted."""
         if await self._tombstones.stands(child):
             return None
+        if (end := await self._end_of(child)) is not None:
+            return end
         writer = Writer(self._log, child)
-        try:
-            turn = await self._log.turn(child)
-        except TurnUnknown:
-            turn = NOBODY
-        if turn.end is not None:
-            return turn.end
         try:
             await writer.add(request)
             # Its name stands for who answers, and not for who writes: another writes the same.
@@ -361,7 +357,7 @@ class Writer:
 
     async def add(self, entry: Entry) -> None:
         """Raises FenceLost when something else stands there, LogUnavailable, EntryTooLarge."""
-        self._chain = await appended(self._log, self._key, self._chain, entry)
+        self._chain = await appended(self._log.append, self._key, self._chain, entry)
         now = self.turn.asked_at or datetime.now(UTC)
         self.turn = fold([Stored(self._chain.last, now, entry)], self.turn)
 

@@ -136,11 +136,12 @@ class OpenStreams:
 
     async def _give_up(self, lease: Lease) -> None:
         self._open.discard(lease)
+        # First: what is renewed at this moment is given up by who renews it.
+        places, lease.places = lease.places, []
         # What cannot be given up is free when its life is over.
         with suppress(LogError):
-            for place in lease.places:
+            for place in places:
                 await self._limiter.slots.free(place.seq)
-        lease.places = []
 
     async def _renew(self, lease: Lease) -> None:
         with suppress(LogError):

@@ -5,13 +5,16 @@ import os
 import sys
 from pathlib import Path
 from signal import SIGINT, SIGKILL
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
+from deploy.batch import body_of
 from deploy.process import spawn
+from proto.ids import new_id
 from tests.answering import words
+from tests.cutting import Cut, Cutting
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 from tests.processes import CHECKOUT, Process
 from tests.until import until
@@ -70,6 +73,22 @@ async def test_a_file_is_asked_and_its_answers_are_written(gateway: Gateway, tmp
     assert "40/40, 0 failed" in said
     assert [line["custom_id"] for line in lines(output)] == [f"c{number}" for number in range(40)]
     assert [line["text"] for line in lines(output)] == [words(2, f"cli{number}x") for number in range(40)]
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_an_answer_that_breaks_off_is_asked_for_again(
+    gateway: Gateway, tmp_path: Path, how: Literal["fin", "rst"]
+) -> None:
+    """Half of what was accepted: the same is asked once more, and is the same batch."""
+    file = written(tmp_path / "in.jsonl", 1, f"words=2 rate={len(how)}")
+    body, _ = body_of(file, 8, "messages")
+    accepted = await gateway.client.post(
+        "/v1/batches", content=body, headers={"content-type": "application/json", "idempotency-key": new_id()}
+    )
+    size = sum(len(name) + len(value) + 4 for name, value in accepted.headers.raw) + len(accepted.content)
+    async with Cutting(gateway.port, [Cut(size - 30, how)]) as proxy:
+        status, said = await run(gateway, tmp_path, "--url", proxy.url, str(file))
+        assert (status, proxy.left) == (0, []), said
 
 
 async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A batch, whole: a gateway, generators that are killed, a real log, and the simulated Claude, which counts calls."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from deploy.nats_server import NatsServer
 from gateway.cancel import cancel
@@ -23,17 +25,21 @@ from generators.retry import Retry
 from generators.settings import Settings
 from generators.worker import BATCHES_MAX, Worker
 from proto import subjects
-from proto.entries import Progress, Request, Stored
+from proto.batch import written
+from proto.chain import START
+from proto.entries import Batch, Progress, Request, Stored
 from proto.errors import FenceLost
 from proto.fold import Turn
 from proto.ids import Tenant, TurnId, child_id, new_id
 from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from proto.log.streams import apply
 from proto.room import Room
 from proto.settlement import Settlement
 from proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests import processes
 from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.batching import asked, children, key_of, results
+from tests.handwritten import request
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
 from tests.mortal import killed_after
 from tests.until import until
@@ -594,6 +600,33 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
         stop.set()
         await running
     assert early.times == 2
+
+
+async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None:
+    """What the log has refused is not stored: the batch is given up at once, and another asks the input later."""
+    key, line = TurnKey(Tenant("tenant"), TurnId(new_id())), written([request(system="x" * 60_000)])
+    sha256 = hashlib.sha256(line).hexdigest()
+
+    async def is_empty() -> float:
+        return 0.0
+
+    async with NatsServer(tmp_path) as server:
+        connection = await Connection.open(server.url, "small")
+        await apply(connection, bytes_max=600_000)
+        log, bodies = TurnLog(connection), Bodies(connection)
+        await bodies.put(key.tenant, {sha256: line})
+        await log.append(TurnKey(key.tenant, TurnId(new_id())), START, request(system="y" * 560_000))
+        await log.append(key, START, request(batch=Batch(sha256, len(line), 1, 1)))
+        tombstones, counters = Tombstones(connection), Counters(connection)
+        with capture_logs() as logged:
+            carrying = asyncio.create_task(
+                Batches(log, bodies, tombstones, counters, is_empty, name="g", places=1).carry(key)
+            )
+            await until(lambda: any("full" in told["event"] for told in logged))
+        carrying.cancel()
+        done, _ = await asyncio.wait({carrying}, timeout=5)
+        assert done
+        await connection.close()
 
 
 async def held(log: TurnLog, key: TurnKey) -> str:

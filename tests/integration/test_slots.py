@@ -7,9 +7,16 @@ from signal import SIGKILL
 import pytest
 
 from deploy.nats_server import NatsServer
+from gateway.door.caller import Caller
+from gateway.limits import open_streams
+from gateway.limits.crowd import Crowd, Room
+from gateway.limits.limits import Limiter
+from gateway.limits.open_streams import OpenStreams
 from proto.errors import LogUnavailable
-from proto.ids import Tenant, new_id
-from proto.log import Connection, Counters, Slots
+from proto.ids import Seq, Tenant, new_id
+from proto.limits import Limits
+from proto.log import Connection, Counters, Slots, TurnLog
+from proto.log.slots import Place
 from tests.until import until
 
 
@@ -135,3 +142,42 @@ async def test_without_a_server_nothing_is_counted_or_taken(
         await Counters(own_connection).add(f"limits.{tenant}.k.requests.1-1", 1)
     with pytest.raises(LogUnavailable):
         await Slots(own_connection).take(tenant, "k", "running", 1, "h")
+
+
+class Meeting(Slots):
+    """Who renews hears of it only when somebody gives a place up."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.is_renewed, self.is_given_up = asyncio.Event(), asyncio.Event()
+
+    async def renew(self, place: Place, holder: str, life_s: int) -> Place | None:
+        renewed = await super().renew(place, holder, life_s)
+        self.is_renewed.set()
+        await self.is_given_up.wait()
+        return renewed
+
+    async def free(self, seq: Seq) -> None:
+        self.is_given_up.set()
+        await super().free(seq)
+
+
+async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its key's nor its tenant's: who comes back at once would be refused by its own."""
+    monkeypatch.setattr(open_streams, "RENEW_EVERY_S", 0.01)
+    slots, one = Meeting(connection), Limits(streams=1)
+    limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
+    streams, caller = OpenStreams(limiter, Crowd(Room(9, 9, 9))), Caller(tenant)
+    watching = asyncio.create_task(streams.watch())
+    async with streams.counted({"state": {"caller": caller}}):
+        await slots.is_renewed.wait()
+    owners = [owner.name for owner in limiter.owners(caller)]
+
+    async def are_free() -> bool:
+        held = await asyncio.gather(*(slots.held(tenant, owner, open_streams.STREAMS) for owner in owners))
+        return not any(held)
+
+    await until(are_free, open_streams.LIFE_S / 3)
+    watching.cancel()
