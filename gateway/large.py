@@ -81,8 +81,7 @@ class LargeBodies:
             await held.aclose()
 
         async def send_and_leave(message: Message) -> None:
-            if not is_let_go:
-                await leave()
+            await leave()
             await send(message)
 
         scope[LEAVE] = leave

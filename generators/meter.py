@@ -57,9 +57,9 @@ class Meter:
                 self._usage, self._said_chars = message.usage, 0
             case events.BlockStart(_, block):
                 self._said_chars += len(str(block.get("text", "")))
-            case events.BlockDelta(_, events.TextDelta(piece) | events.ThinkingDelta(piece)):
-                self._said_chars += len(piece)
-            case events.BlockDelta(_, events.InputJsonDelta(piece)):
+            case events.BlockDelta(
+                _, events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece)
+            ):
                 self._said_chars += len(piece)
             case events.MessageDelta(_, usage):
                 self._usage = usage.over(self._usage)

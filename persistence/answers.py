@@ -39,15 +39,14 @@ def answering(
     return question.query, answer
 
 
-def paged(
-    records: Sequence[T], where: Callable[[T], tuple[datetime, str]], *, has_more: bool
-) -> tuple[list[T], str | None]:
-    """As many of a page's records as one message takes, and the `next` of it; None on the last.
+def paged(records: Sequence[T], limit: int, where: Callable[[T], tuple[datetime, str]]) -> tuple[list[T], str | None]:
+    """The first `limit` records, or as many as one message takes, and the `next` of that page; None on the last.
 
-    `where`: the time and the name by which a record has its place in the list. `has_more`: whether others follow it.
+    `records` are one more than `limit`, where others follow. `where`: the time and the name by which a record has its
+    place in the list.
     """
-    told = fitting(records)
-    if not (has_more or len(told) < len(records)):
+    told = fitting(records[:limit])
+    if len(told) == len(records):
         return told, None
     at, name = where(told[-1])
     return told, page.write(page.Place(micros(at), name))

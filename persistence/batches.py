@@ -44,9 +44,9 @@ class Batches:
 
     async def batches(self, tenant: Tenant, ask: AskBatches) -> BatchPage:
         limit = page.bounded(ask.limit)
-        before = page.read(ask.after) if ask.after is not None else page.NEWEST
+        before = page.begin(ask.after, page.NEWEST)
         found = await self._store.batches(tenant, before, limit + 1)
-        return BatchPage(*paged(found[:limit], lambda one: (one.asked_at, one.batch), has_more=len(found) > limit))
+        return BatchPage(*paged(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def turns(self, tenant: Tenant, ask: AskBatchTurns) -> BatchTurns:
         first, limit = max(0, ask.first), page.bounded(ask.limit)

@@ -39,5 +39,10 @@ def read(text: str) -> Place:
     raise Refused("cursor_invalid", "the cursor is not a `next` of this list: send it back as it came, or leave it out")
 
 
+def begin(after: str | None, otherwise: Place) -> Place:
+    """Where a page begins; raises Refused as `read` does."""
+    return read(after) if after is not None else otherwise
+
+
 def bounded(limit: int) -> int:
     return max(1, min(limit, LIMIT_MAX))

@@ -72,19 +72,17 @@ class Queries:
 
     async def sessions(self, tenant: Tenant, ask: AskSessions) -> SessionPage:
         limit = page.bounded(ask.limit)
-        before = page.read(ask.after) if ask.after is not None else page.NEWEST
+        before = page.begin(ask.after, page.NEWEST)
         found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
-        return SessionPage(
-            *paged(found[:limit], lambda one: (one.updated_at, one.session), has_more=len(found) > limit)
-        )
+        return SessionPage(*paged(found, limit, lambda one: (one.updated_at, one.session)))
 
     async def session_turns(self, tenant: Tenant, ask: AskSessionTurns) -> TurnPage:
         limit = page.bounded(ask.limit)
-        after = page.read(ask.after) if ask.after is not None else page.OLDEST
+        after = page.begin(ask.after, page.OLDEST)
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
             await self.session(tenant, AskSession(ask.session))
-        return TurnPage(*paged(found[:limit], lambda one: (one.asked_at, one.turn), has_more=len(found) > limit))
+        return TurnPage(*paged(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def ancestry(self, tenant: Tenant, ask: AskAncestry) -> Ancestry:
         limit = page.bounded(ask.limit)

@@ -53,18 +53,18 @@ class Resources:
 
     async def projects(self, tenant: Tenant, ask: AskProjects) -> ProjectPage:
         limit = page.bounded(ask.limit)
-        before = page.read(ask.after) if ask.after is not None else page.NEWEST
+        before = page.begin(ask.after, page.NEWEST)
         found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
-        return ProjectPage(*paged(found[:limit], lambda one: (one.created_at, one.id), has_more=len(found) > limit))
+        return ProjectPage(*paged(found, limit, lambda one: (one.created_at, one.id)))
 
     async def branches(self, tenant: Tenant, ask: AskBranches) -> BranchPage:
         limit = page.bounded(ask.limit)
-        before = page.read(ask.after) if ask.after is not None else page.NEWEST
+        before = page.begin(ask.after, page.NEWEST)
         found = await self._store.leaves(tenant, ask.session, before, limit + 1)
         if not found:
             await self._queries.session(tenant, AskSession(ask.session))
-        branches = [await self._store.branch_to(tenant, leaf) for leaf in found[:limit]]
-        return BranchPage(*paged(branches, lambda one: (one.asked_at, one.turn), has_more=len(found) > limit))
+        branches = [await self._store.branch_to(tenant, leaf) for leaf in found]
+        return BranchPage(*paged(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: AskUsage) -> UsagePage:
         limit = page.bounded(ask.limit)
