@@ -28,6 +28,8 @@ HEADERS_TIMEOUT_S = 10.0
 ANSWERED_TIMEOUT_S = 5.0
 # For 48 kB, which is what has to leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
+# So much is parsed at once. A quarter of a megabyte, which is read at once, may be 14,000 requests, of a kilobyte each.
+PIECE_BYTES = 4096
 # Connections above the most that there may be whose request is still read, to be refused with an answer.
 TOLD_MAX = 64
 NOT_HTTP = ("http_invalid", "this is not HTTP as RFC 9112 has it")
@@ -48,6 +50,10 @@ class ClientConnection(HttpToolsProtocol):
     """Received since the request began, or since the last of its body: headers, trailers, extensions of chunks."""
     _again: tuple[bytes, int] | None = None
     """Headers to be read once more, and where in the piece that was received they ended."""
+    _unparsed = b""
+    """Received behind requests that wait for the answer before them, and not looked at yet."""
+    _is_within_headers = False
+    """Whether that begins in the middle of headers."""
     _wrong = NOT_HTTP
     """What is wrong with what the parser refuses."""
 
@@ -76,6 +82,18 @@ class ClientConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            if self.pipeline:
+                self._unparsed += data[start:]
+                # Headers that are here already are not late.
+                self._is_within_headers |= self._closing is not None
+                self._stop_waiting()
+                return
+            self._parse(data[start : start + PIECE_BYTES])
+
+    def _parse(self, data: bytes) -> None:
         self._bytes += len(data)
         super().data_received(data)
         while self._again is not None:
@@ -105,6 +123,12 @@ class ClientConnection(HttpToolsProtocol):
         if self.pipeline:
             self._answered, _ = self.pipeline[-1]
         super().on_response_complete()
+        if self._unparsed and not self.pipeline and not self.transport.is_closing():
+            unparsed, self._unparsed = self._unparsed, b""
+            is_within_headers, self._is_within_headers = self._is_within_headers, False
+            if is_within_headers:
+                self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, self._refuse, *TOO_SLOW)
+            self.data_received(unparsed)
         # Neither where the next headers have begun, which have their own time, nor where a request is in the queue.
         if self._closing is None and self.cycle.response_complete:
             # Not aborted: who reads slowly has not read all of the answer yet.

@@ -98,6 +98,8 @@ def _told(request: Request, counter: PageCounter) -> _Told:
             case str(text):
                 chars += len(text)
             case list(items):
+                # 100,000 empty ones are as many commas.
+                chars += max(0, len(items) - 1)
                 waiting += items
             case {"type": "document", "source": {"type": "base64" | "url" | "file"} as source, **more}:
                 tokens += _pages(source, counter) * PAGE_TOKENS
@@ -111,8 +113,11 @@ def _told(request: Request, counter: PageCounter) -> _Told:
                 marks.append(_mark(fields))
                 chars += sum(map(len, fields))
                 waiting += fields.values()
-            case _:
+            case None:
                 pass
+            case number:
+                # Or `true`: 100,000 of them are as many tokens, and more.
+                chars += len(str(number))
     return _Told(-(-chars * TOKENS // CHARS) + tokens, any(marks), "1h" in marks)
 
 

@@ -126,10 +126,12 @@ class Admission:
         """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
         estimate = await self.estimate(request)
         holds = [Hold(subject, "tokens", estimate.tokens) for subject in await self._take("tokens", estimate.tokens)]
+        # Before money: of many at once, those who find no place would have the budget look spent to those who do.
+        slots = [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
         whats: tuple[What, ...] = ("usd_day", "usd_month")
         for what in whats:
             holds += [Hold(subject, "nusd", estimate.nusd) for subject in await self._take(what, estimate.nusd)]
-        holds += [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
+        holds += slots
         return msgspec.structs.replace(request, holds=holds) if holds else request
 
     async def batch(

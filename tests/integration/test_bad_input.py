@@ -297,6 +297,25 @@ async def test_wishes_for_another_protocol_are_answered_in_their_order(wire: Wir
     assert (set(statuses[:1500]), statuses[1500]) == ({200}, 404)
 
 
+@pytest.mark.parametrize(("chars", "count"), [(5000, 10), (5, 100)], ids=["cut in bodies", "cut in headers"])
+async def test_what_waits_behind_a_stream_is_answered_in_its_order(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, large_wire: Wire, chars: int, count: int
+) -> None:
+    """However long the stream goes on: what has arrived meanwhile is not late, wherever it was cut."""
+    monkeypatch.setattr(connection, "HEADERS_TIMEOUT_S", 0.1)
+    text = json.dumps({"message": "a" * chars})
+    posts = f"{POST}content-length: {len(text)}\r\n\r\n{text}" * count
+    await large_wire.send(POST, f"accept: text/event-stream\r\ncontent-length: {len(text)}\r\n\r\n{text}{posts}")
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(10):
+        head = (await large_wire.reader.readuntil(b"\r\n\r\n")).decode()
+        turn = head.partition("tailrace-turn: ")[2].partition("\r\n")[0]
+        await until(lambda: asyncio.get_running_loop().time() > began + 0.3)
+        await lone_gateway.client.post(f"/v1/turns/{turn}/cancel")
+        await large_wire.reader.readuntil(b"\r\n0\r\n\r\n")
+    assert [(await large_wire.answer()).status_code for _ in range(count)] == [202] * count
+
+
 async def test_a_request_with_two_lengths_is_refused(wire: Wire) -> None:
     """What a proxy and we would read differently is how requests are smuggled."""
     await wire.send(POST, "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n", "0\r\n\r\n")

@@ -133,6 +133,13 @@ async def test_a_race_on_three_gateways_lets_exactly_the_allowed_number_through(
     assert set(statuses(again)) <= {202, status}
 
 
+async def test_who_finds_no_place_makes_no_budget_look_spent(nats_url: str, new_gateway: NewGateway) -> None:
+    """A 402 is repeated by nobody: fifty at once, with money for those few that may run, are told to come again."""
+    limits = f"running={ENOUGH}, usd_day={(ENOUGH + 0.5) * NUSD / 1e9}"
+    gateways = await three(nats_url, new_gateway, limits_key=limits)
+    assert statuses(await at_once(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
+
+
 @pytest.mark.rule("R37")
 @pytest.mark.timeout(90)
 async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str, new_gateway: NewGateway) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 
+import msgspec
 import pytest
 
 from gateway.limits.estimate import MISFIT_TOKENS, PAGE_TOKENS, PICTURE_TOKENS, estimate_of
@@ -24,6 +25,15 @@ def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
     assert estimate_of(asked).tokens == 132
     with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{TEXT: TEXT}], max_tokens=100)
     assert estimate_of(with_system).tokens == 156
+
+
+@pytest.mark.parametrize("value", [1234567, 12345.6, True, [], ""])
+def test_what_is_no_text_is_told_to_the_model_too(value: object) -> None:
+    """A tool of 10,000 numbers, or of as many empty lists: a thousand such turns at once are held at what they cost."""
+    tool = {"name": "t", "input_schema": {"enum": [value] * 10_000}}
+    told = len(msgspec.json.encode(value)) + 1 if value not in ("", []) else 1
+    held = estimate_of(request(messages=[Message("user", "hi")], tools=[tool], max_tokens=1)).tokens
+    assert held >= told * 10_000 * 2 // 7
 
 
 @pytest.mark.parametrize("block", [PICTURE, LIFTED_PICTURE])
