@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sized
 
 import httptools
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway import metrics, problem
-from gateway.again import again_s
+from gateway.rush import EXCESS
 
 # nginx takes 32 kB and a minute. No client of ours sends more than a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
@@ -66,7 +65,7 @@ class ClientConnection(HttpToolsProtocol):
         if more > TOLD_MAX:
             transport.abort()
         elif more > 0:
-            self.app = _full
+            self.app_state = {**self.app_state, EXCESS: True}
         self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
 
     def on_message_begin(self) -> None:
@@ -200,13 +199,6 @@ class ClientConnection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-
-
-async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    message = "as many connections are open here as may be: come again"
-    headers = {"connection": "close"}
-    refusal = problem.response("gateway_full", message, retry_after_s=again_s(), headers=headers, scope=scope)
-    await refusal(scope, receive, send)
 
 
 class _OneAfterAnother(FlowControl):

@@ -23,6 +23,10 @@ class History:
         return msgspec.json.decode(reply, type=answer_type(type(question)))
 
     async def past(self, key: TurnKey) -> TurnRecord:
-        """A turn that the log does not know any more. Without an end it has failed: nobody can write one now."""
-        told = await self.ask(key.tenant, AskTurn(key.turn))
-        return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told
+        """A turn that the log does not know any more."""
+        return past(await self.ask(key.tenant, AskTurn(key.turn)))
+
+
+def past(told: TurnRecord) -> TurnRecord:
+    """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
+    return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told

@@ -81,7 +81,8 @@ class LargeBodies:
             await held.aclose()
 
         async def send_and_leave(message: Message) -> None:
-            await leave()
+            if not is_let_go:
+                await leave()
             await send(message)
 
         scope[LEAVE] = leave

@@ -6,19 +6,23 @@ and whoever is being read to would stand still for seconds. So a few are begun i
 go on in between.
 
 Who would wait too long is told to come again, at a moment of its own: a crowd that is sent away together comes back
-together. Waiting is counted from whoever stands first, so it is the machine that says how many it can admit.
+together. Waiting is counted from whoever stands first, so it is the machine that says how many it can admit. Whose
+connection is one too many is told so here, too, where a page elsewhere may see it.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Set as AbstractSet
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import problem
 from gateway.again import again_s
 
 BEGUN_AT_ONCE = 8
+# In a request's state: it came by a connection above the most that there may be.
+EXCESS = "is_excess"
 # Clients wait longer than that for a first byte, and proxies too.
 WAIT_S_MAX = 5.0
 
@@ -32,11 +36,13 @@ class Rush:
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if EXCESS in scope.get("state", ()):
+            message = "as many connections are open here as may be: come again"
+            await _refusal(message, scope, {"connection": "close"})(scope, receive, send)
+            return
         if scope["path"] not in self._urgent:
             if self._is_too_long():
-                message = "too many ask at this moment"
-                refusal = problem.response("gateway_full", message, retry_after_s=again_s(), scope=scope)
-                await refusal(scope, receive, send)
+                await _refusal("too many ask at this moment", scope)(scope, receive, send)
                 return
             await self._turn()
         await self._app(scope, receive, send)
@@ -59,3 +65,7 @@ class Rush:
                 begun.set_result(None)
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._begin)
+
+
+def _refusal(message: str, scope: Scope, headers: dict[str, str] | None = None) -> Response:
+    return problem.response("gateway_full", message, retry_after_s=again_s(), headers=headers, scope=scope)

@@ -1,7 +1,8 @@
 """What each process may say and hear in NATS, and no more: a user for each role. Pure; `deploy` tells the server.
 
-Whoever takes one process over has its user's rights and none of the others'. A new subject has its row here or is
-refused, which the first test notices: its processes have these rights.
+A new subject has its row here or is refused, which the first test notices: its processes have these rights. They stop
+mistakes, and make noise. Who has taken a process over gets by them: nats-server sends an answer to whatever subject its
+question names, and asks for nobody's right to it (SECURITY.md, "What is not").
 """
 
 from collections.abc import Mapping

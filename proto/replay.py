@@ -11,7 +11,7 @@ from proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from proto.fold import NOBODY, Turn, fold
 from proto.ids import NOTHING, Seq
 from proto.join import Join
-from proto.step import Confirm, Now, Page, Pause, Read, Steps
+from proto.step import Confirm, Now, Page, Pause, Reached, Read, Steps
 from proto.subjects import TurnKey
 
 READ_TIMEOUT_S = 5.0
@@ -45,10 +45,29 @@ def folded(key: TurnKey, so_far: Turn = NOBODY, *, now: Now) -> Steps[Turn]:
 def folded_upto(key: TurnKey, reached: Seq, *, now: Now) -> Steps[Turn]:
     """The fold, with the entry `reached` in it, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
     turn = yield from folded(key, now=now)
+    return (yield from _read_on(key, turn, reached, now))
+
+
+def folded_now(key: TurnKey, so_far: Turn = NOBODY, *, now: Now) -> Steps[Turn]:
+    """`so_far` and all that was stored after it when this was asked: whoever was told more before is not told less.
+
+    Raises TurnUnknown when the log has none of it, LogUnavailable.
+    """
+    turn = yield from folded(key, so_far, now=now)
+    if turn.end is not None:
+        # Nothing follows it, and it can be told also while nobody leads the stream.
+        return turn
+    reached: Seq = yield Reached()
+    if reached == NOTHING:
+        yield from confirm_known(key)
+    return (yield from _read_on(key, turn, reached, now))
+
+
+def _read_on(key: TurnKey, turn: Turn, reached: Seq, now: Now) -> Steps[Turn]:
     deadline = now() + STALE_MAX_S
     while turn.tail < reached:
         if now() >= deadline:
-            raise LogUnavailable(f"{key.turn} was delivered further than it can be read")
+            raise LogUnavailable(f"{key.turn} is stored further than it can be read")
         yield Pause(STALE_WAIT_S)
         turn = yield from folded(key, turn, now=now)
     return turn

@@ -52,6 +52,10 @@ class Confirm(msgspec.Struct, frozen=True):
     seq: Seq = NOTHING
 
 
+class Reached(msgspec.Struct, frozen=True):
+    """The turn's last entry, by the stream's leader: a Seq, NOTHING when it has none; raises LogUnavailable."""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Wait `wait_s` seconds."""
 
@@ -67,7 +71,7 @@ class Hear(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
-Step = Publish | Read | Confirm | Pause | Hear
+Step = Publish | Read | Confirm | Reached | Pause | Hear
 Steps = Generator[Step, Any, T]
 """Steps that come to a T."""
 

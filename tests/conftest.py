@@ -17,6 +17,7 @@ from deploy.nats_server import NatsServer
 from proto.ids import Tenant, TurnId, new_id
 from proto.log import Connection, TurnLog, streams
 from proto.subjects import TurnKey
+from tests.hurried import hurry
 
 # A server may store 1 GiB (NatsServer's default), and its streams may not ask for more than that.
 BYTES_MAX = 768 * 1024**2
@@ -29,6 +30,8 @@ settings.load_profile("house")
 # By default structlog draws every frame with its local variables. That takes seconds, in which leases run out.
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
+
+hurry()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -1,5 +1,6 @@
 """The routes of sessions: conversations that people name, list, look at, and delete."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -9,16 +10,18 @@ from starlette.routing import Route
 
 from gateway.answer import asked
 from gateway.ask import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
-from gateway.context import gateway_of, offer_to, tenant_of
+from gateway.context import Gateway, gateway_of, offer_to, tenant_of
+from gateway.history import past
 from gateway.json_response import json_response
 from gateway.models.offer import Offer
 from gateway.routes.deletion import deleted
 from gateway.routes.page import Page, page_of
 from proto.depth import is_deeper
-from proto.errors import Refused
+from proto.errors import Refused, TurnUnknown
 from proto.ids import SessionId, new_id
-from proto.records import AskSession, AskSessions, AskSessionTurns, SessionRecord
+from proto.records import AskSession, AskSessions, AskSessionTurns, SessionRecord, TurnRecord, record
 from proto.resources import AskBranches, AskStats, Branch, NewSession, RenameSession, UsageRecord
+from proto.subjects import TurnKey
 
 TITLE_CHARS_MAX = 500
 # It is in every answer about its session, and those are one message each.
@@ -115,8 +118,10 @@ async def delete(request: Request) -> Response:
 async def turns(request: Request) -> Response:
     """`GET /v1/sessions/{session}/turns`: oldest first, by pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
-    question = AskSessionTurns(request.path_params["session"], after, limit)
-    return json_response(await gateway_of(request).history.ask(tenant, question))
+    gateway, question = gateway_of(request), AskSessionTurns(request.path_params["session"], after, limit)
+    found = await gateway.history.ask(tenant, question)
+    told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
+    return json_response(msgspec.structs.replace(found, turns=told))
 
 
 async def branches(request: Request) -> Response:
@@ -147,6 +152,16 @@ async def stats(request: Request) -> Response:
             by_model=found.by_model,
         )
     )
+
+
+async def _now(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
+    """A turn as it is now: the database is told of its request and its end, and of nothing in between."""
+    if told.outcome != "running":
+        return told
+    try:
+        return record(key, await gateway.log.turn(key))
+    except TurnUnknown:
+        return past(told)
 
 
 def check_text(field: str, text: str | None, chars_max: int) -> None:

@@ -26,8 +26,8 @@ from proto.ids import NOTHING, Seq
 from proto.log import ack
 from proto.log.connection import Connection
 from proto.log.reads import Reads
-from proto.replay import confirm_known, folded, folded_upto
-from proto.step import BATCH, Confirm, Hear, Page, Pause, Publish, Read, Step, Steps, T, Unclear
+from proto.replay import confirm_known, folded_now, folded_upto
+from proto.step import BATCH, Confirm, Hear, Page, Pause, Publish, Reached, Read, Step, Steps, T, Unclear
 from proto.subjects import STREAM, TurnKey
 
 FENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -64,8 +64,11 @@ class TurnLog:
         return (await self._page(key, Read(after, limit))).entries
 
     async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
-        """`so_far` and all that is stored after it, folded. Raises TurnUnknown when the log has none of it."""
-        return await self.take(key, folded(key, so_far, now=_now))
+        """`so_far` and all that was stored after it when this was asked, folded (PROTOCOL R72).
+
+        Raises TurnUnknown when the log has none of it, LogUnavailable: a turn that has not ended wants a leader.
+        """
+        return await self.take(key, folded_now(key, so_far, now=_now))
 
     async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
         """The fold, with the entry `reached` in it, which was delivered: one read alone may be behind (PROTOCOL R14).
@@ -175,6 +178,8 @@ class TurnLog:
                 return await self._page(key, step)
             case Confirm(seq):
                 return await self._stands(key, seq) if seq else await self._has(key, "request")
+            case Reached():
+                return await self._found({"last_by_subj": subjects.entries(key)})
             case Pause(wait_s):
                 return await asyncio.sleep(wait_s)
             case Hear(timeout_s):

@@ -1,13 +1,18 @@
 """Clients that take their time, and what others feel: `python -m tests.bench.slow --silent 200`. One process serves.
 
-Twenty read a turn that is being written, alone and then beside
+Twenty read a turn that is being written. By turns, round by round, they are alone and beside
 
-- `--silent`: readers that have asked for an answer of 8 MB and take nothing of it,
+- `--silent`: readers that have asked for what was said before, 8 MB, and take nothing of it,
 - `--dripping`: readers that take a byte of it a second,
 - `--trickling`: connections whose headers come by a byte a second, each opened again when it is closed,
-- `--streams`: readers of turns that are running, all of one tenant.
+- `--streams`: readers of a turn that runs and says nothing, all of one tenant,
 
-Printed is how late the twenty get each entry in both cases, their ratio, and what each of the others costs in memory.
+and beside as many as the first two who read what is being written, as the twenty do. Who takes nothing is no worse than
+they are if the others feel no more of him. Rounds, because a machine on which others work is no two minutes the same:
+measured once each, nobody was seen to be twice as bad as nobody.
+
+Printed is how late the twenty get each entry, what an entry costs the gateway, and what each of the others has there in
+memory.
 """
 
 import argparse
@@ -16,9 +21,13 @@ import re
 import resource
 import socket
 import tempfile
-import time
-from contextlib import AsyncExitStack, ExitStack, suppress
+from array import array
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from fcntl import ioctl
 from pathlib import Path
+from statistics import median
+from termios import FIONREAD
 
 import httpx2
 import msgspec
@@ -31,13 +40,16 @@ from proto.ids import NOTHING, Seq, TurnId, new_id
 from proto.log import Connection, TurnLog
 from proto.subjects import TurnKey
 from tests import processes
-from tests.bench.storm import OTHERS, Others, Reader, cpu, percentile, resident, told
+from tests.bench.storm import OTHERS, Others, Reader, cpu, percentile, resident
 from tests.conftest import apply_streams
 from tests.until import until
 from tests.writing import Writer
 
-# Of a long answer.
-READERS_OF_ONE = 20
+# Of which somebody who takes nothing gets more bytes than this: what fits into the buffers on the way to him.
+MUCH = 10_000
+# 8 MB, which nobody here will take.
+LONG = ["a" * 100_000] * 80
+LOOKS = 'python_gc_collections_total{generation="2"}'
 EVERY_S = 1.0
 # Over which they come, so that it is no second in which all of them are closed. The gateway waits as long for headers.
 SPREAD_S = HEADERS_TIMEOUT_S
@@ -45,31 +57,42 @@ SPREAD_S = HEADERS_TIMEOUT_S
 AT_ONCE = 50
 
 
-class Beside(msgspec.Struct, kw_only=True):
+class Beside(msgspec.Struct, kw_only=True, frozen=True):
     """How many of each kind there are."""
 
     silent: int = 0
     dripping: int = 0
     trickling: int = 0
     streams: int = 0
+    reading: int = 0
 
     @property
     def count(self) -> int:
-        return self.silent + self.dripping + self.trickling + self.streams
+        return self.silent + self.dripping + self.trickling + self.streams + self.reading
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """Seconds that others waited for each entry, and bytes that the gateway has for each who is beside them."""
+    """What the twenty felt beside some, and what those cost: a figure for each round."""
 
-    alone: list[float]
-    beside: list[float]
-    each_bytes: float
-    busy: float
-    """Share of a core that the gateway was at work beside them."""
-    looks: int
+    late: list[list[float]] = []
+    """Seconds that they waited for each entry."""
+    entry_cpu_s: list[float] = []
+    """What an entry took the gateway, all of its readers together."""
+    each_bytes: list[float] = []
+    """What the gateway has for each who is beside them. What was used once is used again: the first round's counts."""
+    looks: int = 0
     """How often the gateway has looked through all of its memory for what is garbage, while everybody waited."""
-    closed: int
+    closed: int = 0
     """Trickling connections that the gateway has closed."""
+
+    def waited_s(self, percent: int) -> float:
+        """The median of the rounds' percentiles."""
+        return median(percentile(late, percent) for late in self.late)
+
+    def told(self) -> str:
+        waited = *(self.waited_s(percent) for percent in (50, 99)), max(map(max, self.late)), median(self.entry_cpu_s)
+        told = "median {:.2f}, p99 {:.2f}, most {:.0f} ms; {:.2f} ms of CPU time an entry"
+        return told.format(*(1000 * seconds for seconds in waited))
 
 
 class Trickling:
@@ -105,73 +128,92 @@ class Trickling:
             self.closed += 1
 
 
-async def measured(folder: Path, beside: Beside, entries: int) -> Seen:
-    """All of it in `folder`; each of the twenty is measured at so many entries, alone and beside the others."""
-    count = entries * OTHERS
+async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: int = 1) -> list[Seen]:
+    """All of it in `folder`; in each round the twenty are measured at so many entries beside each of `kinds`."""
+    most = max(beside.count for beside in kinds) + 10 * OTHERS
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(NatsServer(folder))
         await apply_streams(server.url)
         connection = await Connection.open(server.url, "bench")
         stack.push_async_callback(connection.close)
         log = TurnLog(connection)
-        turns = [await long_answer(log) for _ in range(1 + (beside.silent + beside.dripping) // READERS_OF_ONE)]
-        room = {f"TAILRACE_STREAMS_{name}": beside.count + 10 * OTHERS for name in ("MAX", "TENANT_MAX", "ADDRESS_MAX")}
+        room = {f"TAILRACE_STREAMS_{name}": most for name in ("MAX", "TENANT_MAX", "ADDRESS_MAX")}
         gateway = await stack.enter_async_context(processes.gateway(folder, server.url, **room))
         port = int(gateway.url.rpartition(":")[2])
-        others = Others(log, port)
+        others = Others(log, port, LONG)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        tasks = [group.create_task(others.watch())]
-        await until(lambda: len(others.late()) >= 2 * count, 120)
-        alone = others.late()[count:]
-        # What the turns themselves cost, which their readers share.
-        clients = [stack.enter_context(ask(port, turn)) for turn in turns]
-        await until(lambda: all(map(has_come, clients)), 60)
-        before = resident(gateway.pid)
-        looks = await full_looks(gateway.url)
-        trickling = Trickling(port, beside.trickling)
+        watching = group.create_task(others.watch())
+        await until(lambda: others.got > OTHERS * len(LONG), 60)
+        seen = [Seen() for _ in kinds]
+        for _ in range(rounds):
+            for beside, one in zip(kinds, seen, strict=True):
+                await measure(one, beside, entries, gateway, log, others)
+        watching.cancel()
+    return seen
+
+
+async def measure(
+    seen: Seen, beside: Beside, entries: int, gateway: processes.Process, log: TurnLog, others: Others
+) -> None:
+    """One round: they come, so many entries are said beside them, and they go."""
+    port = int(gateway.url.rpartition(":")[2])
+    await until(lambda: is_alone(gateway.url), 60)
+    before, looks = resident(gateway.pid), await metric(gateway.url, LOOKS)
+    trickling, tasks = Trickling(port, beside.trickling), []
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         tasks.append(group.create_task(trickling.go_on()))
-        silent = await come(stack, port, turns, beside.silent)
-        tasks.append(group.create_task(drip(await come(stack, port, turns, beside.dripping))))
+        silent = await come(stack, port, others.key, beside.silent)
+        dripping = await come(stack, port, others.key, beside.dripping)
+        reading = await come(stack, port, others.key, beside.reading, others.last)
         running = await streams(log, port, beside.streams)
-        await until(lambda: trickling.open >= 0.9 * beside.trickling and all(map(has_come, silent)), 60)
-        known, began, cpu_s = len(others.late()), time.perf_counter(), cpu(gateway.pid)
-        await until(lambda: len(others.late()) >= known + count, 120)
-        late, each = others.late()[known:], (resident(gateway.pid) - before) / max(beside.count, 1)
-        busy = (cpu(gateway.pid) - cpu_s) / (time.perf_counter() - began)
-        looks = await full_looks(gateway.url) - looks
+        tasks += [group.create_task(take(dripping, 1)), group.create_task(take(reading, 2**16))]
+        await until(lambda: trickling.open >= 0.9 * beside.trickling, 60)
+        await until(lambda: all(has_come(client) > MUCH for client in silent), 60)
+        known, cpu_s = others.got, cpu(gateway.pid)
+        await until(lambda: others.got >= known + entries * OTHERS, 120)
+        seen.entry_cpu_s.append((cpu(gateway.pid) - cpu_s) * OTHERS / (others.got - known))
+        seen.late.append(others.late(known))
+        seen.each_bytes.append((resident(gateway.pid) - before) / max(beside.count, 1))
+        seen.looks += await metric(gateway.url, LOOKS) - looks
+        seen.closed += trickling.closed
         for task in tasks:
             task.cancel()
         for reader in running:
             reader.transport.close()
-    return Seen(alone=alone, beside=late, each_bytes=each, busy=busy, looks=looks, closed=trickling.closed)
 
 
-async def full_looks(url: str) -> int:
-    """What a gateway tells of its collections of the oldest generation."""
+async def is_alone(url: str) -> bool:
+    """Whether the gateway has noticed that all but the twenty have gone."""
+    return await metric(url, "tailrace_gateway_streams_open") == OTHERS
+
+
+async def metric(url: str, name: str) -> int:
     async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
         told = (await client.get("/metrics")).text
-    found = re.search(r'^python_gc_collections_total{generation="2"} (\d+)', told, re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)} (\d+)", told, re.MULTILINE)
     assert found is not None
     return int(found[1])
 
 
-async def come(stack: ExitStack | AsyncExitStack, port: int, turns: list[TurnKey], count: int) -> list[socket.socket]:
-    """So many who have asked for a long answer, and have read nothing of it yet."""
+async def come(
+    stack: AsyncExitStack, port: int, turn: TurnKey, count: int, cursor: Seq = NOTHING
+) -> list[socket.socket]:
+    """So many who have asked for what there is of a turn after `cursor`, and have read nothing of it yet."""
     clients = []
     for number in range(count):
-        clients.append(stack.enter_context(ask(port, turns[number % len(turns)])))
+        clients.append(stack.enter_context(ask(port, turn, cursor)))
         if number % AT_ONCE == AT_ONCE - 1:
             await until(lambda: all(map(has_come, clients)), 60)
     return clients
 
 
-async def drip(clients: list[socket.socket]) -> None:
-    """Until it is cancelled."""
+async def take(clients: list[socket.socket], most: int) -> None:
+    """Each reads up to `most` bytes a second, until it is cancelled. To a gateway that is reading, if that is all."""
     while True:
         await asyncio.sleep(EVERY_S)
         for client in clients:
             with suppress(BlockingIOError):
-                client.recv(1, socket.MSG_DONTWAIT)
+                client.recv(most, socket.MSG_DONTWAIT)
 
 
 async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
@@ -189,46 +231,44 @@ async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
     return readers
 
 
-def ask(port: int, turn: TurnKey) -> socket.socket:
+def ask(port: int, turn: TurnKey, cursor: Seq = NOTHING) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect(("127.0.0.1", port))
-    client.sendall(f"GET /v1/turns/{turn.turn}/events HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+    path = f"/v1/turns/{turn.turn}/events?after={cursor}"
+    client.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
     return client
 
 
-def has_come(client: socket.socket) -> bool:
-    """Whether its kernel has something for it."""
-    with suppress(BlockingIOError):
-        return bool(client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    return False
-
-
-async def long_answer(log: TurnLog) -> TurnKey:
-    """8 MB, which nobody here will take."""
-    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
-    writer = Writer(log, key)
-    await writer.open()
-    await writer.say(*["a" * 100_000] * 80)
-    return key
+def has_come(client: socket.socket) -> int:
+    """Bytes that wait for it to read."""
+    waiting = array("i", [0])
+    ioctl(client, FIONREAD, waiting)
+    return waiting[0]
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in Beside.__struct_fields__:
+    for name in ("silent", "dripping", "trickling", "streams"):
         parser.add_argument(f"--{name}", type=int, default=0)
-    parser.add_argument("--entries", type=int, default=400, help="at which the others are measured, each time")
+    parser.add_argument("--entries", type=int, default=100, help="at which the twenty are measured, each time")
+    parser.add_argument("--rounds", type=int, default=10)
     asked = vars(parser.parse_args())
-    entries = asked.pop("entries")
-    beside = Beside(**asked)
+    entries, rounds = asked.pop("entries"), asked.pop("rounds")
+    kinds = {"alone": Beside(), f"beside {asked}": Beside(**asked)}
+    if readers := asked["silent"] + asked["dripping"]:
+        kinds[f"beside {readers} who read"] = Beside(reading=readers)
     with tempfile.TemporaryDirectory() as folder:
-        seen = await measured(Path(folder), beside, entries)
-    print(f"others wait, alone: {told(seen.alone)}")
-    print(f"beside {asked}: {told(seen.beside)}; {seen.closed} trickling ones were closed")
-    ratios = (percentile(seen.beside, percent) / percentile(seen.alone, percent) for percent in (50, 99))
-    print("ratio: median {:.2f}, p99 {:.2f}".format(*ratios))
-    print(f"gateway: {seen.busy:.0%} of a core, {seen.each_bytes / 1000:.0f} kB for each who is beside them,")
-    print(f"and {seen.looks} times it looked through all of its memory")
+        seen = dict(zip(kinds, await measured(Path(folder), list(kinds.values()), entries, rounds), strict=True))
+    for name, one in seen.items():
+        print(f"{name}: {one.told()}")
+    alone, them, *reading = seen.values()
+    for name, one in zip(("alone", "beside readers"), (alone, *reading), strict=False):
+        waited = (them.waited_s(percent) / one.waited_s(percent) for percent in (50, 99))
+        ratios = *waited, median(them.entry_cpu_s) / median(one.entry_cpu_s)
+        print("of {}: median {:.2f}, p99 {:.2f}, CPU time {:.2f} times".format(name, *ratios))
+    print(f"{them.each_bytes[0] / 1000:.0f} kB for each of them; {them.closed} trickling ones were closed;")
+    print(f"{them.looks} times the gateway looked through all of its memory")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ some others read a turn that is being written, and it is measured how late they 
 
 import argparse
 import asyncio
-import os
 import random
 import re
 import resource
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import quantiles
@@ -129,9 +129,9 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         others = Others(log, port)
         watching = group.create_task(others.watch())
-        await until(lambda: len(others.late()) > 100 * OTHERS, 60)
-        calm = len(others.late())
-        seen.calm = others.late()[calm // 2 :]
+        await until(lambda: others.got > 100 * OTHERS, 60)
+        calm = others.got
+        seen.calm = others.late(calm // 2)
         seen.bytes_before, cpu_s = resident(gateway.pid), cpu(gateway.pid)
         began = time.perf_counter()
         open_: list[Reader] = []
@@ -139,7 +139,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
             for _ in range(readers):
                 coming.create_task(come_back(port, chance.choice(turns), chance, over_s, seen, open_))
         seen.took_s = time.perf_counter() - began
-        seen.late = others.late()[calm:]
+        seen.late = others.late(calm)
         seen.bytes_after, seen.cpu_s = resident(gateway.pid), cpu(gateway.pid) - cpu_s
         watching.cancel()
         for reader in open_:
@@ -205,15 +205,18 @@ async def running(log: TurnLog) -> Running:
 class Others:
     """Readers of a turn that is being written all the time, and how late each gets each entry."""
 
-    def __init__(self, log: TurnLog, port: int) -> None:
-        self._writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+    def __init__(self, log: TurnLog, port: int, past: Sequence[str] = ()) -> None:
+        """`past`: what the turn has said before they come."""
+        self.key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+        self._writer = Writer(log, self.key)
         self._port = port
+        self._past = past
         self._said: dict[int, float] = {}
         self._arrived: list[tuple[int, float]] = []
 
     async def watch(self) -> None:
         """Goes on until it is cancelled."""
-        await self._writer.open()
+        await self._writer.open(*self._past)
         arrived = self._arrived
 
         class Other(Reader):
@@ -222,7 +225,7 @@ class Others:
                 super().data_received(data)
                 arrived.extend((one, time.perf_counter()) for one in self.ids[known:])
 
-        loop, path = asyncio.get_running_loop(), f"/v1/turns/{self._writer.key.turn}/events"
+        loop, path = asyncio.get_running_loop(), f"/v1/turns/{self.key.turn}/events"
         others = [
             (await loop.create_connection(lambda: Other(path, NOTHING, Seq(2**62)), "127.0.0.1", self._port))[0]
             for _ in range(OTHERS)
@@ -237,15 +240,24 @@ class Others:
             for other in others:
                 other.close()
 
-    def late(self) -> list[float]:
-        """Seconds from when each entry was said until each reader had it, in the order in which they had."""
-        return [at - self._said[one] for one, at in self._arrived if one in self._said]
+    @property
+    def last(self) -> Seq:
+        """The entry that was said last."""
+        return self._writer.chain.last
+
+    @property
+    def got(self) -> int:
+        """How many entries have come, to all of them together."""
+        return len(self._arrived)
+
+    def late(self, known: int = 0) -> list[float]:
+        """Seconds from when each entry was said until each reader had it, after the first `known`, in their order."""
+        return [at - self._said[one] for one, at in self._arrived[known:] if one in self._said]
 
 
 def cpu(pid: int) -> float:
-    """Seconds that a process has been at work."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds that a process has been at work, by its own clock (clock_getcpuclockid): /proc counts hundredths."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def resident(pid: int) -> int:

@@ -66,10 +66,11 @@ class Load:
 
 
 async def read(client: Client, key: TurnKey, chance: random.Random, cursor: Seq = NOTHING) -> None:
-    """To the end, over as many connections as it takes, each of which is cut after a while."""
+    """To the end, over as many connections as it takes, each of which is cut after a while; between them he looks."""
     over = ""
     while over != "ended":
         connection = await client.read(key, cursor, life_s=chance.expovariate(1 / CUT_AFTER_S))
         cursor = connection.frames[-1].seq if connection.frames else cursor
         over = connection.over
+        await client.look(key)
         await asyncio.sleep(chance.uniform(0, AWAY_S_MAX))

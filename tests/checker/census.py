@@ -34,7 +34,7 @@ def record(recorder: Recorder, taken: Counts, pids: Mapping[str, int]) -> None:
 def is_no_more(now: Counts, before: Counts) -> bool:
     """Whether nothing but memory is more: what lingers is given its time by who asks again."""
     return all(
-        count <= before[subject].get(name, count)
+        count <= before[subject].get(name, 0)
         for subject, some in now.items()
         for name, count in some.items()
         if name != "rss_bytes"

@@ -2,12 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import msgspec
 
+from gateway.auto_key import AUTO
 from proto.ids import Seq, Tenant
 from proto.subjects import TurnKey
 from tests import promises
+from tests.checker import oracle
 from tests.checker.bounds import Bounds
 from tests.checker.history import Ask, Cancel, Done, Look, Noise, Read
 from tests.checker.run import Run
@@ -48,10 +51,30 @@ def _misread(run: Run, key: TurnKey, reader: Reader) -> Iterator[Verdict]:
 
 
 def idempotency(run: Run, _: Bounds) -> Verdict:
-    """I7: one key is one turn, asked with one body; another body is refused; what has other keys is another turn."""
-    asks = [ask for ask in run.of(Ask) if ask.idempotency_key != "auto" and ask.returned is not None]
+    """I7: one key is one turn, asked with one body; another body is refused; what has other keys is another turn.
+
+    Also of what was never answered: the log has no more turns that ask the same than there were keys to ask it.
+    """
+    asks = [ask for ask in run.of(Ask) if ask.idempotency_key != AUTO and ask.returned is not None]
     keyed = [ask for ask in asks if ask.idempotency_key is not None]
-    return verdict(len(keyed), "POSTs with a key", _mistaken(asks))
+    return verdict(len(keyed), "POSTs with a key", chain(_mistaken(asks), _asked_twice(run)))
+
+
+def _asked_twice(run: Run) -> Iterator[Verdict]:
+    asks: dict[tuple[Tenant | None, str], list[Ask]] = defaultdict(list)
+    for ask in run.of(Ask):
+        if ask.outcome != "fail":
+            asks[ask.tenant, ask.question].append(ask)
+    turns: dict[tuple[Tenant | None, str], list[TurnKey]] = defaultdict(list)
+    for key, turn in run.folds.items():
+        if turn.request is not None:
+            turns[key.tenant, oracle.question_of(turn.request)].append(key)
+    for what, some in asks.items():
+        keys = {ask.idempotency_key for ask in some}
+        # Without a key each POST is a turn, and `auto` is as many as come to nothing.
+        if not keys & {None, AUTO} and len(turns[what]) > len(keys):
+            names = ", ".join(key.turn for key in turns[what])
+            yield broken(f"{len(keys)} keys, and in the log {len(turns[what])} turns: {names}", *some[:2])
 
 
 def _mistaken(asks: Sequence[Ask]) -> Iterator[Verdict]:
@@ -96,7 +119,7 @@ def _unseen(session: Sequence[Done]) -> Iterator[Verdict]:
             if (reached := _seen(by_return[position])) > seen:
                 seen, at = reached, by_return[position]
             position += 1
-        if at is None or not isinstance(operation, Look | Read):
+        if at is None or not isinstance(operation, Look | Read | Cancel):
             continue
         if operation.status == 404:
             yield broken(f"{operation.process} had seen {operation.turn}, and then it was not there", at, operation)
@@ -122,20 +145,21 @@ def _seen(operation: Done) -> Seq:
 
 
 def isolation(run: Run, bounds: Bounds) -> Verdict:
-    """I13: while one tenant asks for more than it may, the others are answered as ever."""
+    """I13: while one tenant asks for more than it may, the others are answered as ever, whatever they ask."""
     noises = run.of(Noise)
     others = [
-        ask
-        for ask in run.of(Ask)
-        if any(
-            ask.tenant != noise.tenant and noise.invoked <= ask.invoked <= (noise.returned or ask.invoked)
+        one
+        for one in run.operations
+        if isinstance(one, Ask | Read | Look | Cancel)
+        and any(
+            one.tenant != noise.tenant and noise.invoked <= one.invoked <= (noise.returned or one.invoked)
             for noise in noises
         )
     ]
     bad = [
-        ask for ask in others if ask.outcome != "ok" and (ask.status in (None, TOO_MANY) or (ask.status or 0) >= 500)
+        one for one in others if one.outcome != "ok" and (one.status in (None, TOO_MANY) or (one.status or 0) >= 500)
     ]
     problems = []
     if len(bad) > (1 - bounds.success) * len(others):
-        problems.append(broken(f"{len(bad)} of {len(others)} POSTs of others were not taken", *bad[:2]))
-    return verdict(len(others), "POSTs beside a noisy tenant", problems)
+        problems.append(broken(f"{len(bad)} of {len(others)} requests of others were not taken", *bad[:2]))
+    return verdict(len(others), "requests beside a noisy tenant", problems)

@@ -24,8 +24,8 @@ def resources(run: Run, bounds: Bounds) -> Verdict:
 
 def _leaks(taken: dict[str, list[Census]], bounds: Bounds) -> Iterator[Verdict]:
     for subject, (first, *_, last) in taken.items():
-        for name, before in first.counts.items():
-            more = last.counts.get(name, 0) - before
+        for name, count in last.counts.items():
+            more = count - first.counts.get(name, 0)
             if name != "rss_bytes" and more > 0:
                 yield broken(f"{subject} has {more} {name} more than at the beginning", first, last)
         took_s = (last.invoked - first.invoked) / NS_PER_S

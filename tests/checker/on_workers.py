@@ -74,6 +74,10 @@ def _wrong_rows(run: Run, bounds: Bounds) -> Iterator[Verdict]:
         kept = [promises.nothing_forgotten(history), promises.same_row(history, key, turn)]
         if turn.end is not None:
             yield from (one for one in kept if one.holds is not True)
+    for row in run.rows:
+        key = TurnKey(row.tenant, row.record.turn)
+        if key not in run.turns and key not in run.deleted:
+            yield broken(f"{key.turn} has a row, and the log nothing of it", row)
     yield from _early_acks(run)
     if run.rest.queues is None:
         yield unknown("nobody asked how far persistence is")

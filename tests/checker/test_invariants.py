@@ -216,6 +216,18 @@ def forgotten(run: Run) -> Run:
     return with_rest(account=msgspec.structs.replace(run.rest.account, forgotten=1))(run)
 
 
+def asked_once_more(outcome: str, idempotency_key: str) -> Break:
+    """The question of the turn that was cancelled is the first one's, and was asked with a key."""
+    question = made.QUESTIONS[ANSWERED]
+
+    def same(log: list[Logged]) -> list[Logged]:
+        other = made.QUESTIONS[CANCELLED]
+        return [msgspec.structs.replace(one, payload=one.payload.replace(other, question)) for one in log]
+
+    ask = Ask(tenant=TENANT, question=question, body_sha256="body", idempotency_key=idempotency_key)
+    return both(with_log(same), also(ask, "asker", 20, outcome=outcome))
+
+
 def counted(fds: int, rss_bytes: int) -> Break:
     """What the second census finds."""
     counts = {"fds": fds, "rss_bytes": rss_bytes}
@@ -238,6 +250,7 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         both(with_rest(nodes=3), with_entry(14, fence=None)),
     ),
     "an entry lost from the log": ("I1 order", False, without(THIRD_WORD)),
+    "something before the request": ("I1 order", False, both(with_rest(nodes=3), stored_late(1, 0))),
     "no request": ("I1 order", False, both(with_rest(nodes=3), without(REQUEST))),
     "a log out of order": (
         "I1 order",
@@ -368,6 +381,15 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         False,
         with_operations(Ask, changed(idempotency_key=None), "other"),
     ),
+    "a POST that nobody answered, and was asked once more": ("I7 idempotency", False, asked_once_more("info", "key")),
+    "what two ask who have a key each": (
+        "I7 idempotency",
+        True,
+        both(
+            asked_once_more("ok", "another key"),
+            with_operations(Ask, lambda ask: ask if ask.question != made.QUESTIONS[CANCELLED] else None),
+        ),
+    ),
     "one key of two tenants": (
         "I7 idempotency",
         True,
@@ -457,6 +479,11 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         with_rest(queues={GENERATORS: Queue(0, 0), PERSISTENCE: Queue(0, 1)}),
     ),
     "a queue that nobody asked about": ("I10 rows", None, with_rest(queues=None)),
+    "a row of what is not in the log": (
+        "I10 rows",
+        False,
+        with_log(lambda log: [one for one in log if subjects.parse(one.subject)[0] != ANSWERED]),
+    ),
     "a database that nobody looked into": ("I10 rows", None, lambda run: replaced(run, rows=None)),
     # I11
     "what was seen is gone": (
@@ -471,6 +498,11 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         with_operations(
             Read, lambda one: changed(status=400, outcome="fail", frames=())(one) if one.cursor else one, "reader"
         ),
+    ),
+    "what was seen cannot be cancelled": (
+        "I11 visibility",
+        False,
+        with_operations(Cancel, changed(status=404, outcome="fail")),
     ),
     "a look before the first one came back": (
         "I11 visibility",
@@ -489,6 +521,11 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
     "nobody looked twice": ("I11 visibility", None, lambda run: replaced(run, operations=[])),
     # I12
     "an open file left behind": ("I12 resources", False, counted(21, 10**8)),
+    "something new left behind": (
+        "I12 resources",
+        False,
+        also(Census(subject="gateway", counts={"fds": 20, "rss_bytes": 10**8, "consumers": 1}), "census", 3600),
+    ),
     "memory that grows": (
         "I12 resources",
         False,
@@ -506,6 +543,11 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         "I13 isolation",
         False,
         with_operations(Ask, changed(status=429, outcome="fail", turn=None), "other"),
+    ),
+    "another tenant's reader was refused": (
+        "I13 isolation",
+        False,
+        also(Read(tenant=TENANT, turn=ANSWERED.turn, status=503), "reader", 56, outcome="fail"),
     ),
     "the noisy tenant was refused": (
         "I13 isolation",

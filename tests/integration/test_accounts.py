@@ -1,15 +1,19 @@
 """The users of NATS: what a role may not do is refused and said at once. What it may do, all other tests try."""
 
+import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 import structlog.testing
 from nats.aio.msg import Msg
+from nats.js.errors import KeyNotFoundError
 from structlog.typing import EventDict
 
 from deploy import nats_server, port, streams
+from deploy.nats_server import NatsServer
 from deploy.process import signal_group, spawn
 from proto import subjects
 from proto.accounts import ADMIN, GATEWAY, RIGHTS
@@ -106,7 +110,7 @@ def refusals(lines: list[EventDict]) -> list[str]:
 
 @pytest.mark.parametrize("user", RIGHTS)
 async def test_what_a_role_may_not_store_or_ask_is_refused_and_said_at_once(nats_url: str, user: str) -> None:
-    """Whoever takes one process over is not all of them. Each subject by itself, and one line of log each."""
+    """A process that goes wrong is not all of them. Each subject by itself, and one line of log each."""
     connection = await opened(nats_url, user)
     with structlog.testing.capture_logs() as lines:
         for subject in denied_publishes(user):
@@ -133,6 +137,24 @@ async def test_what_a_role_has_no_business_with_it_does_not_hear(nats_url: str, 
         await until(lambda: refusals(lines))
     assert f'"{subject.lower()}"' in refusals(lines)[0]
     await connection.close()
+
+
+async def test_an_answer_goes_wherever_its_question_says(own_server: NatsServer) -> None:
+    """What SECURITY.md does not promise: should nats-server ever refuse this to a generator, it may."""
+    generator, admin = await opened(own_server.url, GENERATORS), await opened(own_server.url, ADMIN)
+    stored = await generator.jetstream.publish("turns.local.x.event", b"anything")
+    ask = json.dumps({"seq": stored.seq}).encode()
+    await generator.publish(f"$JS.API.DIRECT.GET.{STREAM}", ask, reply="$KV.KEYS.forged")
+    keys = await admin.jetstream.key_value(subjects.KEYS)
+
+    async def is_forged() -> bool:
+        with suppress(KeyNotFoundError):
+            return (await keys.get("forged")).value == b"anything"
+        return False
+
+    await until(is_forged)
+    for connection in (generator, admin):
+        await connection.close()
 
 
 async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again_gets_one(

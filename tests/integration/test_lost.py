@@ -95,19 +95,21 @@ async def test_a_lost_answer_is_not_resumed(lost: tuple[Gateway, TurnKey]) -> No
     assert (await gateway.client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
 
 
+async def is_noticed(gateway: Gateway) -> bool:
+    """Whether the database knows that it was lost: branches are told from it alone."""
+    branches = (await got(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
+    return [branch["outcome"] for branch in branches] == ["failed"]
+
+
 async def test_the_database_says_of_every_list_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey]) -> None:
     """The session's turns, its branches, and who is being answered; and the session is not busy for ever."""
     gateway, key = lost
 
-    async def is_noticed() -> bool:
-        listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
-        return [(one["outcome"], one["error"]) for one in listed] == [
-            ("failed", {"code": LOST.code, "message": LOST.message})
-        ]
-
-    await until(is_noticed)
-    branches = (await got(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
-    assert [branch["outcome"] for branch in branches] == ["failed"]
+    await until(lambda: is_noticed(gateway))
+    listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
+    assert [(one["outcome"], one["error"]) for one in listed] == [
+        ("failed", {"code": LOST.code, "message": LOST.message})
+    ]
     assert (await got(gateway, "/v1/sessions/stats"))["claude_sessions"] == []
     answer = await gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
     assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
@@ -119,12 +121,10 @@ async def test_what_is_noticed_later_is_told_as_it_was_at_once(lost: tuple[Gatew
     """The record that the gateway makes is the one that the database comes to have."""
     gateway, key = lost
     before = await got(gateway, f"/v1/turns/{key.turn}")
-
-    async def listed() -> Any:
-        (one,) = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
-        return one if one["outcome"] == "failed" else None
-
-    assert await until(listed) == before == await got(gateway, f"/v1/turns/{key.turn}")
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"] == [before]
+    await until(lambda: is_noticed(gateway))
+    assert (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"] == [before]
+    assert await got(gateway, f"/v1/turns/{key.turn}") == before
 
 
 async def test_nothing_is_lost_while_the_log_has_it(

@@ -125,18 +125,24 @@ async def test_who_asks_through_a_proxy_of_ours_is_counted_by_its_own_address(
 async def test_more_connections_than_there_may_be_are_told_so(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
-    """503 with Retry-After in the envelope; many more are not even told. Who is in stays in."""
+    """503 with Retry-After in the envelope, to a page elsewhere, too; many more are not told. Who is in stays in."""
     monkeypatch.setattr(descriptors, "connections_max", lambda: 3)
     monkeypatch.setattr(connection, "TOLD_MAX", 2)
-    gateway = await new_gateway(nats_url)
+    page = {"origin": "https://app.example"}
+    gateway = await new_gateway(nats_url, origins=page["origin"])
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
 
         async def is_full() -> bool:
             async with gateway.new_client() as client:
-                response = await client.get("/healthz")
-            return response.status_code == 503 and refusal(response) == (503, "gateway_full", True)
+                response = await client.get("/healthz", headers=page)
+            if response.status_code == 200:
+                return False
+            # Without its word for the page an EventSource would be at its end.
+            assert response.headers["access-control-allow-origin"] == page["origin"]
+            assert (refusal(response), response.headers["connection"]) == ((503, "gateway_full", True), "close")
+            return True
 
         await until(is_full)
         assert (await gateway.client.get("/healthz")).status_code == 200

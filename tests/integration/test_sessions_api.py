@@ -7,6 +7,7 @@ from proto.log import TurnLog
 from proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, on_shared_loop
 from tests.listing import pages, posted
+from tests.until import until
 
 
 async def test_sessions_come_newest_first_by_pages(gateway: Gateway) -> None:
@@ -46,6 +47,20 @@ async def test_a_turn_that_was_just_accepted_is_in_its_session(gateway: Gateway)
     accepted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=500 rate=20"})).json()
     page = (await gateway.client.get(f"/v1/sessions/{accepted['session']}/turns")).json()
     assert [(one["turn"], one["outcome"]) for one in page["turns"]] == [(accepted["turn"], "running")]
+    await gateway.client.post(accepted["links"]["cancel"])
+
+
+async def test_a_running_turn_is_in_its_session_as_far_as_it_is(gateway: Gateway) -> None:
+    """Whoever has been told more by the turn itself would see it grow shorter."""
+    accepted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=500 rate=50 tag=far"})).json()
+
+    async def seen() -> int:
+        told = (await gateway.client.get(accepted["links"]["self"])).json()
+        return told["cursor"] if len(told["text"]) > 30 else 0
+
+    cursor = await until(seen)
+    page = (await gateway.client.get(f"/v1/sessions/{accepted['session']}/turns")).json()
+    assert page["turns"][0]["cursor"] >= cursor
     await gateway.client.post(accepted["links"]["cancel"])
 
 

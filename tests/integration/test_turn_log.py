@@ -20,13 +20,14 @@ from proto.fold import fold
 from proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
 from proto.log import Connection, TurnLog, streams
 from proto.log.turns import FENCE, FENCE_SUBJECT
-from proto.step import BATCH
+from proto.step import BATCH, Reached, Steps
 from proto.subjects import STREAM, TurnKey
 from tests.bench.lost import lost_acknowledgements
 from tests.frozen import freeze
 from tests.handwritten import attempt, closing, event, opening, request, says
 from tests.until import until
 from tests.wire import Wire
+from tests.writing import Writer
 
 
 async def begin(log: TurnLog, key: TurnKey, *texts: str) -> Chain:
@@ -423,6 +424,25 @@ async def test_a_turn_that_nobody_asked_for_is_unknown(log: TurnLog, key: TurnKe
         await log.turn(key)
     with pytest.raises(TurnUnknown):
         await anext(log.follow(key))
+
+
+@pytest.mark.rule("R72")
+async def test_the_leader_says_which_entry_of_a_turn_is_the_last(log: TurnLog, key: TurnKey) -> None:
+    """Of that turn, whatever kind it is, and whatever others have stored since; of none, that there is none."""
+
+    def asked() -> Steps[Seq]:
+        reached: Seq = yield Reached()
+        return reached
+
+    writer, other = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
+    await writer.ask()
+    assert await log.take(key, asked()) == writer.chain.last
+    await writer.begin("Light")
+    await other.ask()
+    assert await log.take(key, asked()) == writer.chain.last
+    await writer.end()
+    assert await log.take(key, asked()) == writer.chain.last
+    assert await log.take(TurnKey(key.tenant, TurnId(new_id())), asked()) == NOTHING
 
 
 @pytest.mark.rule("R14")

@@ -2,13 +2,9 @@
 
 import asyncio
 import ctypes
-import os
 import socket
-from array import array
 from contextlib import suppress
-from fcntl import ioctl
 from pathlib import Path
-from termios import FIONREAD
 
 import pytest
 
@@ -18,8 +14,8 @@ from gateway.stream import PIECE_BYTES_MAX, within
 from proto.ids import TurnId, new_id
 from proto.log import TurnLog
 from proto.subjects import TurnKey
-from tests import processes
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.bench.slow import Beside, measured
+from tests.integration.conftest import KEY, Gateway, NewGateway
 from tests.reading import is_read, read, told
 from tests.until import until
 from tests.writing import Writer
@@ -112,44 +108,17 @@ async def test_who_has_silently_gone_is_found(
     await until(lambda: descriptors() <= descriptors_before)
 
 
-@pytest.mark.timeout(60)
-async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each(
-    nats_url: str, log: TurnLog, key: TurnKey, tmp_path: Path
-) -> None:
-    """A hundred of them in an answer of 8 MB: what is written ahead of each has an end."""
-    writer = Writer(log, key)
-    await writer.open("a")
-    await writer.say(*["a" * 100_000] * 80)
-    path = f"/v1/turns/{key.turn}/events"
-    async with processes.gateway(tmp_path, nats_url, TAILRACE_API_KEYS=api_keys(key.tenant)) as process:
-        port = int(process.url.rpartition(":")[2])
-        # What the first one costs is the turn itself, which the others share.
-        clients = [stalled(port, path)]
-        await until(lambda: has_come(clients[0]) > 10_000)
-        before = resident(process.pid)
-        clients += [stalled(port, path) for _ in range(100)]
-        await until(lambda: all(has_come(client) > 10_000 for client in clients))
-        each = (resident(process.pid) - before) / 100
-        print(f"{each / 1000:.0f} kB for each of 100 readers that do not read")
-    for client in clients:
-        client.close()
-    assert each < MB
-
-
-def has_come(client: socket.socket) -> int:
-    """Bytes that wait for it to read."""
-    waiting = array("i", [0])
-    ioctl(client, FIONREAD, waiting)
-    return waiting[0]
+@pytest.mark.timeout(120)
+async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each_and_no_work(tmp_path: Path) -> None:
+    """FAULTS F24: 200 in an answer of 8 MB. What is said beside them is no work for them, as it is for 200 who read."""
+    silent, reading = await measured(tmp_path, [Beside(silent=200), Beside(reading=200)], entries=50)
+    assert silent.each_bytes[0] < MB
+    # It is a fifth, for twenty read beside both.
+    assert silent.entry_cpu_s[0] < reading.entry_cpu_s[0] / 3
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 async def test_nothing_is_said_in_the_middle_of_an_answer(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:

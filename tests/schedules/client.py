@@ -1,13 +1,17 @@
-"""Clients who ask and who cancel, each until a gateway has answered them."""
+"""Clients who ask, who cancel, and who look, each until a gateway has answered them."""
 
 from gateway.cancel import cancelled
 from proto.append import append
 from proto.chain import START, Chain
 from proto.entries import Request
-from proto.errors import FenceLost, LogError
+from proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
+from proto.fold import Turn
+from proto.ids import NOTHING
+from proto.replay import folded_now
 from proto.step import Steps
 from proto.subjects import TurnKey
 from tests.schedules.process import Process
+from tests.schedules.reader import Reading
 from tests.schedules.stream import Stream
 
 ACCEPT_TIMEOUT_S = 5.0
@@ -62,3 +66,35 @@ class Cancelling(Process):
             self.world.after(COMES_BACK_S * self.world.chance(), self.cancel)
         elif isinstance(how, BaseException):
             raise how
+
+
+class Looking(Process):
+    """A client that reads, and asks besides how far the turn is."""
+
+    def __init__(self, stream: Stream, key: TurnKey, name: str, reader: Reading) -> None:
+        super().__init__(stream, name)
+        self.key = key
+        self.reader = reader
+        self.less: list[str] = []
+        """When he was told less than he had been before."""
+        self._had = NOTHING
+
+    def look(self) -> None:
+        if not self.is_busy:
+            self._had = max([self._had, *(stored.seq for stored in self.reader.told)])
+            self.stream.done.append("look")
+            self.start(folded_now(self.key, now=self.world.now), self._looked)
+
+    def _looked(self, how: object) -> None:
+        match how:
+            case Turn():
+                if how.chain.last < self._had:
+                    self.less.append(f"{self.name} had seen {self._had}, and then {how.chain.last}")
+                self._had = max(self._had, how.chain.last)
+            case TurnUnknown():
+                if self._had:
+                    self.less.append(f"{self.name} had seen {self._had}, and then nothing")
+            case LogUnavailable():
+                pass
+            case BaseException():
+                raise how

@@ -56,6 +56,15 @@ class Faults:
         # When a server falls behind. Drawn apart, too.
         lagging = Random(f"lags {world.seed}")
         self.lags = [lagging.randint(1, 14)] if lagging.random() < 0.15 else []
+        # Which of a generator's calls break it: it lets go of the turn, and may be given it again. Drawn apart as well.
+        breaking = Random(f"breaks {world.seed}")
+        self.breaks = [breaking.randint(1, 2)] if breaking.random() < 0.3 else []
+        if self.breaks and breaking.random() < 0.3:
+            # The server that is read when he is given it again has not heard yet that he had it before.
+            self.lags.append(2)
+        # When a client looks how far the turn is. Drawn apart, too.
+        looking = Random(f"looks {world.seed}")
+        self.looks = [looking.randint(2, 14) for _ in range(3)] if looking.random() < 0.2 else []
 
     def _moments(self, world: World, rate: float) -> list[int]:
         found: list[int] = []

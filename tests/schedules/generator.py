@@ -24,7 +24,7 @@ from proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
 from proto.fold import Turn, fold
 from proto.ids import Seq
 from proto.log.turns import APPEND_TIMEOUT_S
-from proto.replay import folded, folded_upto
+from proto.replay import folded_now, folded_upto
 from proto.step import Steps
 from proto.subjects import TurnKey
 from tests.schedules import answers
@@ -37,6 +37,10 @@ HEDGE_AFTER_S = 0.2
 ROTAS = Rotas((Source("claude"), Source("bedrock")))
 # What a model's stream breaks off with; the last one is final for a turn that nobody has begun to answer.
 BREAKS = ("backend_unreachable", "backend_overloaded", "backend_broken", "backend_refused_request")
+
+
+class Broken(Exception):
+    """What nobody has thought of: the turn has broken its generator, which lives on."""
 
 
 class Raced(NamedTuple):
@@ -98,7 +102,7 @@ class Worker(Process):
             return (yield from self._was_ended())
         except TurnUnknown:
             return True
-        except LogError:
+        except (LogError, Broken):
             return False
         finally:
             self._is_attempting = False
@@ -107,13 +111,13 @@ class Worker(Process):
 
     def _was_ended(self) -> Steps[bool]:
         try:
-            turn = yield from folded(self.key, now=self.world.now)
+            turn = yield from folded_now(self.key, now=self.world.now)
         except LogError:
             return False
         return turn.end is not None
 
     def _carry(self) -> Steps[Turn]:
-        turn = yield from folded(self.key, now=self.world.now)
+        turn = yield from folded_now(self.key, now=self.world.now)
         return (yield from self._to_the_end(turn))
 
     def _hedge(self, late: Seq) -> Steps[Turn]:
@@ -180,6 +184,9 @@ class Worker(Process):
         self.calls += 1
         self.hedges += go.is_hedge
         self.world.tell(self.name, f"calls the model, {go.mode}{', beside another' if go.is_hedge else ''}")
+        if not self.stream.is_kind and self.calls in self.stream.faults.breaks:
+            self.stream.done.append("broken generator")
+            raise Broken
         broken = None
         if not self.stream.is_kind and self.world.chance() < self.stream.faults.broken:
             said = said[: self.world.below(len(said))]

@@ -42,6 +42,7 @@ def judge(schedule: Schedule) -> Verdict:
             _paid(schedule),
             _taken_back(valid),
             *(_refused(reader, valid) for reader in schedule.readers),
+            _seen(schedule),
         ]
     )
     return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
@@ -139,3 +140,11 @@ def _refused(reader: Reading, valid: list[Stored]) -> Verdict:
         if all(any(one is other for other in valid) for one in told):
             return Verdict(False, f"{reader.name} was refused after {[one.seq for one in told]}, which is all valid")
     return KEPT
+
+
+def _seen(schedule: Schedule) -> Verdict:
+    """What was seen does not go away again."""
+    if schedule.faults.may_fork or schedule.faults.wakings:
+        # What is a fork's goes away. And an old leader says in the moment in which it wakes up what it knew before.
+        return KEPT
+    return Verdict(False, schedule.looker.less[0]) if schedule.looker.less else KEPT

@@ -146,6 +146,16 @@ def reading_as_far_as_told() -> Patches:
     return [patch("tests.schedules.recorder.folded_upto", lambda key, _, *, now: folded(key, now=now))]
 
 
+def reading_before_planning() -> Patches:
+    """To a generator one look at the log is enough to plan by."""
+    return [patch("tests.schedules.generator.folded_now", folded)]
+
+
+def looking_at_the_leader() -> Patches:
+    """To a client who looks one look at the log is enough."""
+    return [patch("tests.schedules.client.folded_now", folded)]
+
+
 def asking_twice() -> Patches:
     """That there is no such turn is believed at once."""
 
@@ -207,6 +217,8 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         cursor_rule,
         acknowledgement_rule,
         reading_as_far_as_told,
+        reading_before_planning,
+        looking_at_the_leader,
         asking_twice,
         continuation,
         hedge_fence,

@@ -10,7 +10,7 @@ from proto.entries import Event
 from proto.ids import Tenant, TurnId
 from proto.subjects import TurnKey
 from tests.schedules import answers
-from tests.schedules.client import Asking, Cancelling
+from tests.schedules.client import Asking, Cancelling, Looking
 from tests.schedules.faults import Faults
 from tests.schedules.generator import Worker
 from tests.schedules.lease import Queue
@@ -51,6 +51,7 @@ class Schedule:
             reader.is_known = self._is_acknowledged
         self.recorder = Recording(stream, KEY)
         self.cancels = [Cancelling(stream, KEY, f"cancel-{n}") for n, _ in enumerate(faults.cancels)]
+        self.looker = Looking(stream, KEY, "looking", self.readers[0])
         self.queue = Queue(stream, self.workers)
         stream.on_request = self.queue.stored
         stream.on_end = self.recorder.told
@@ -73,6 +74,7 @@ class Schedule:
         self._at(faults.lags, self.stream.fall_behind)
         self._at(faults.strays, self._stray)
         self._at(faults.doubts, self.readers[-1].doubt)
+        self._at(faults.looks, self.looker.look)
         for cancel, moment in zip(self.cancels, faults.cancels, strict=True):
             self._at([moment], partial(world.after, SOON_S, cancel.cancel))
         self.is_over = world.run(self._is_over, HAPPENINGS_MAX)
@@ -106,7 +108,7 @@ class Schedule:
     def _is_over(self) -> bool:
         if not self.queue.is_done or not self.recorder.is_done:
             return False
-        for one in (*self.askers, *self.cancels):
+        for one in (*self.askers, *self.cancels, self.looker):
             if one.is_busy:
                 return False
         return all(reader.is_over for reader in self.readers)

@@ -13,7 +13,7 @@ from typing import Any
 from proto.entries import Attempt, End, Entry, Event, Request, Stored
 from proto.errors import LogFull, LogUnavailable
 from proto.ids import NOTHING, Seq
-from proto.step import Confirm, Page, Pause, Publish, Read, Step, Unclear
+from proto.step import Confirm, Page, Pause, Publish, Reached, Read, Step, Unclear
 from tests.handwritten import NOON
 from tests.schedules.faults import KIND_AFTER_PUBLISHES, KIND_AFTER_S, Faults
 from tests.schedules.world import Do, World
@@ -64,6 +64,7 @@ class Stream:
             Read: self._read,
             Pause: self._pause,
             Confirm: self._confirm,
+            Reached: self._reached,
         }
         self._seqs: list[Seq] = []
         self._times: list[float] = []
@@ -210,6 +211,15 @@ class Stream:
         found = self._page(Seq(max(step.seq - 1, NOTHING)), 1, seen_s).entries
         return 0.001, found != [] and step.seq in (NOTHING, found[0].seq)
 
+    def _reached(self, _: Reached) -> Answer:
+        if self.world.now_s < self._changing_until_s and not self.is_kind:
+            return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
+        last = len(self._seqs)
+        if self._asks_who_woke():
+            self.done.append("old leader")
+            last = bisect_right(self._times, self._slept_since_s)
+        return 0.001, self._seqs[last - 1] if last else NOTHING
+
     def _asks_who_woke(self) -> bool:
         return self.world.now_s < self._woken_until_s and not self.is_kind and self.world.chance() < 0.5
 
@@ -252,6 +262,8 @@ def shown(what: object) -> str:
             return f"reads after {after}"
         case Confirm(seq):
             return f"asks whether {seq or 'it'} is there"
+        case Reached():
+            return "asks how far it is"
         case BaseException():
             return f"{type(what).__name__}({what})"
         case list():

@@ -12,7 +12,7 @@ from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
 
 SEEDS, CHUNKS = 20_000, 8
-# The most that one of them has needed is 949.
+# The most that one of them has needed is 1,077.
 SEEDS_FOR_A_MUTANT = 4_000
 
 
@@ -32,9 +32,11 @@ def test_no_schedule_breaks_a_promise(chunk: int) -> None:
     assert [outcome.evidence for outcome in outcomes(seeds) if outcome.evidence] == []
 
 
-@pytest.mark.parametrize("seed", [30_236, 71_519])
+@pytest.mark.parametrize("seed", [1_260, 30_236, 71_519])
 def test_what_was_red_is_green(seed: int) -> None:
-    """A generator that slept over a stale read; a reader who was cut off in a fork, and came back to its end."""
+    """Two calls for one attempt, of a generator that was given its turn again and read it where that was not known yet;
+    one that slept over a stale read; a reader who was cut off in a fork, and came back to its end.
+    """
     verdict = judge(played(seed))
     assert verdict.is_green, verdict.evidence
 
@@ -75,7 +77,17 @@ def test_what_is_to_go_wrong_does() -> None:
         )
     wanted = {
         *("lost request", "lost acknowledgement", "late write", "unsettled", "full", "fork", "change"),
-        *("stale read", "unreadable", "short read", "dropped hint", "repeated hint", "cut", "old leader"),
+        *(
+            "look",
+            "broken generator",
+            "stale read",
+            "unreadable",
+            "short read",
+            "dropped hint",
+            "repeated hint",
+            "cut",
+            "old leader",
+        ),
         *("completed", "cancelled", "failed", "fresh", "continue", "restart", "several takeovers", "misfit"),
         *("hedge", "hedge that was first", "interrupted", "attempts_exhausted", "backend_refused_request"),
     }

@@ -7,11 +7,12 @@ import pytest
 from proto.chain import Chain
 from proto.entries import Stored
 from proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from proto.fold import fold
 from proto.ids import Seq, Tenant, TurnId
-from proto.replay import chain_at, confirm_known, folded
-from proto.step import Confirm, Page, Pause, Read
+from proto.replay import chain_at, confirm_known, folded, folded_now
+from proto.step import Confirm, Page, Pause, Reached, Read
 from proto.subjects import TurnKey
-from tests.handwritten import NOON, says
+from tests.handwritten import NOON, Handwritten, opening, says
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 CURSOR = Seq(7)
@@ -50,6 +51,69 @@ def test_a_turn_that_is_stored_and_cannot_be_read_is_not_unknown() -> None:
     assert steps.send(Page([], is_last=True)) == Confirm()
     with pytest.raises(LogUnavailable):
         steps.send(True)
+
+
+@pytest.mark.rule("R72")
+def test_a_running_turn_is_told_as_far_as_the_leader_has_it() -> None:
+    """Who has seen more at another server would see its answer grow shorter."""
+    log = begun()
+    steps = folded_now(KEY, now=lambda: 0.0)
+    next(steps)
+    assert steps.send(Page(log.stored[:2], is_last=True)) == Reached()
+    assert isinstance(steps.send(log.stored[-1].seq), Pause)
+    for _ in range(100):
+        assert next(steps) == Read(log.stored[1].seq)
+        assert isinstance(steps.send(NOTHING_THERE), Pause)
+    next(steps)
+    with pytest.raises(StopIteration) as there:
+        steps.send(Page(log.stored[2:], is_last=True))
+    assert there.value.value == fold(log.stored)
+
+
+@pytest.mark.rule("R72")
+def test_a_running_turn_that_cannot_be_read_so_far_is_not_told_shorter() -> None:
+    """Nor is it unknown: whoever asks again is told it as soon as its server has it."""
+    log, times = begun(), iter([0.0, 0.0, 60.0])
+    steps = folded_now(KEY, now=lambda: next(times))
+    next(steps)
+    steps.send(Page(log.stored[:2], is_last=True))
+    with pytest.raises(LogUnavailable):
+        steps.send(log.stored[-1].seq)
+
+
+@pytest.mark.rule("R72")
+def test_a_turn_that_has_ended_is_told_without_a_leader() -> None:
+    """Nothing follows an end: it can be read while most servers are away."""
+    log = begun()
+    log.end()
+    steps = folded_now(KEY, now=lambda: 0.0)
+    next(steps)
+    with pytest.raises(StopIteration) as there:
+        steps.send(Page(log.stored, is_last=True))
+    assert there.value.value == fold(log.stored)
+
+
+@pytest.mark.rule("R72")
+def test_a_turn_that_the_leader_has_forgotten_is_unknown() -> None:
+    """It was deleted, and the server that was read is behind."""
+    steps = folded_now(KEY, now=lambda: 0.0)
+    next(steps)
+    steps.send(Page(begun().stored, is_last=True))
+    assert steps.send(Seq(0)) == Confirm()
+    steps.send(False)
+    next(steps)
+    with pytest.raises(TurnUnknown):
+        steps.send(False)
+
+
+def begun() -> Handwritten:
+    """A turn whose answer has begun."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("Hi")
+    return log
 
 
 @pytest.mark.rule("R15")
