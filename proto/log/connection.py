@@ -8,27 +8,31 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from random import sample
 from typing import Self
 from urllib.parse import urlsplit
 
 import nats
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from proto.accounts import RIGHTS, inbox
 from proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
+from proto.log.client import Client
 from proto.log.tls import TlsClient, context_of
 
 logger = structlog.get_logger()
 
-# A frozen server is noticed after two of these.
-PING_INTERVAL_S = 1
+# A server has the product of both, 2 s, to answer a ping; one that is frozen is given up within 2.5 s. A loop of ours
+# that stood still counts one ping, whatever it has slept over, and reads the answers first.
+PING_INTERVAL_S = 0.5
+PINGS_MAX = 4
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 2
+CLOSE_TIMEOUT_S = 2
 # Told to reconnect for ever, nats-py also tries the first connection for ever.
 OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
@@ -67,15 +71,18 @@ class Connection:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await connection.client.connect(
-                    servers=[address.partition("?")[0] for address in addresses],
+                    # In turn, from one that is drawn on: whom it has lost is tried last. nats-py would draw each time,
+                    # and of a frozen server that is drawn it hears nothing until CONNECT_TIMEOUT_S.
+                    servers=[address.partition("?")[0] for address in sample(addresses, len(addresses))],
+                    dont_randomize=True,
                     tls=tls,
                     name=name,
                     # A user of least right hears its own inboxes and nobody else's.
                     inbox_prefix=inbox(user_of(addresses)),
-                    ping_interval=PING_INTERVAL_S,
-                    max_outstanding_pings=2,
+                    ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]  # annotated int, slept as a float
+                    max_outstanding_pings=PINGS_MAX,
                     connect_timeout=CONNECT_TIMEOUT_S,
-                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # annotated int, slept as a float
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # as above
                     max_reconnect_attempts=-1,
                     # Nothing is kept for a server that is away: an append that failed must not be stored an hour later.
                     pending_size=-1,
@@ -109,7 +116,9 @@ class Connection:
         self._is_leaving = True
         # nats-py still wants to send what it has, also when nobody is there; and asserts that it had somewhere to go.
         with suppress(OSError, AssertionError):
-            await self.client.close()
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.client.close()
+        self.client.hang_up()
 
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None

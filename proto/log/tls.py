@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import nats.errors
-from nats.aio.client import Client
 
 from proto.errors import SettingsInvalid
+from proto.log.client import Client
 
 FILES = ("ca", "cert", "key")
 

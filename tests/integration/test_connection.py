@@ -1,17 +1,22 @@
 """The connection to NATS, with the guards that nats-py lacks."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from deploy.nats_server import NatsServer
 from proto.errors import LogUnavailable, SettingsInvalid
 from proto.log import Connection, Deliveries, fullness
+from proto.log.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from proto.log.deliveries import backlog_of
 from proto.log.keys import Keys
-from proto.subjects import PERSISTENCE
+from proto.subjects import PERSISTENCE, STREAM
+from tests.frozen import freeze
+from tests.until import until
 
 
 async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:
@@ -105,3 +110,50 @@ async def test_whoever_asks_again_and_again_can_be_stopped_at_any_moment(
             watching.cancel()
         assert done, f"cancelled after {steps} steps it goes on"
         assert watching.cancelled()
+
+
+async def test_a_frozen_server_is_given_up_at_once_and_tried_last(
+    tmp_path: Path, own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS F9: however much it has not taken, and whatever is drawn."""
+    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.2)
+    # The worst that can be drawn: whom the connection has just lost stands last, and would stand first.
+    monkeypatch.setattr("nats.aio.client.shuffle", list[object].reverse)
+    other = NatsServer(tmp_path)
+    connection = await Connection.open(f"{own_server.url},{other.url}", "test")
+    async with other:
+        freeze(own_server)
+        await stuff(connection)
+        await until(lambda: connection.client.stats["reconnects"] == 1, CONNECT_TIMEOUT_S)
+        assert connection.is_up
+        await connection.close()
+
+
+async def test_a_frozen_server_keeps_nobody_from_leaving(own_server: NatsServer) -> None:
+    """A process that is told to stop ends, whatever it has still to send."""
+    connection = await Connection.open(own_server.url, "test")
+    freeze(own_server)
+    await stuff(connection)
+    async with asyncio.timeout(2 * CLOSE_TIMEOUT_S):
+        await connection.close()
+
+
+async def stuff(connection: Connection) -> None:
+    """Publishes more than the way to a frozen server holds."""
+    while not connection.client._transport._io_writer.transport.get_write_buffer_size():  # type: ignore[union-attr]
+        await connection.publish("nobody.listens", bytes(2**20))
+        await asyncio.sleep(0)
+
+
+async def test_a_loop_that_stood_still_drops_no_connection(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers that came meanwhile are read before the next ping is counted."""
+    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.02)
+    connection = await Connection.open(nats_server.url, "test")
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        time.sleep(0.2)  # noqa: ASYNC251  # a pause, as a garbage collector makes it
+    await connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=2)
+    assert connection.client.stats["reconnects"] == 0
+    await connection.close()

@@ -15,6 +15,8 @@ from proto.accounts import ADMIN, GATEWAY
 from proto.errors import LogUnavailable, SettingsInvalid
 from proto.log import Connection, check, streams
 from tests import processes
+from tests.frozen import freeze
+from tests.until import until
 
 EC = "ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 
@@ -129,3 +131,17 @@ async def test_files_that_cannot_be_used_are_refused_at_once(ours: Certificates,
     assert "secret" not in str(refused.value)
     with pytest.raises(SettingsInvalid, match="begin with tls://"):
         await Connection.open(f"nats://gateway:secret@127.0.0.1:1?ca={ours.ca}", "test")
+
+
+async def test_nobody_waits_for_a_frozen_servers_goodbye(
+    tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS F9: TLS is closed by both sides, and Python waits for the other for 30 s."""
+    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.1)
+    (tmp_path / "other").mkdir()
+    other = NatsServer(tmp_path / "other")
+    connection = await Connection.open(",".join(url(one, ADMIN, ours) for one in (server, other)), "test")
+    async with other:
+        freeze(server)
+        await until(lambda: connection.client.stats["reconnects"] == 1, 5)
+        await connection.close()
