@@ -5,7 +5,7 @@ import msgspec
 
 class Bounds(msgspec.Struct, frozen=True):
     end_s: float = 60.0
-    """From the last fault until every turn has its end."""
+    """From the last fault until every turn has its end. 0: who recorded them has waited for as long as he wanted."""
     cancel_s: float = 2.0
     """From a cancellation until its call is closed; from an end until nobody calls any more."""
     clock_s: float = 0.05

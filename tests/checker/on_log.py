@@ -53,7 +53,8 @@ def one_end(run: Run, bounds: Bounds) -> Verdict:
 
 def _without_one_end(run: Run, bounds: Bounds, owed: set[TurnKey]) -> Iterator[Verdict]:
     last_fault = max((fault.returned or fault.invoked for fault in run.of(Fault)), default=0)
-    had_its_time = run.rest.collected - max(last_fault, _last_asked(run)) >= bounds.end_s * NS_PER_S
+    undisturbed = max(last_fault, _last_asked(run))
+    had_its_time = run.rest.collected - undisturbed >= bounds.end_s * NS_PER_S
     for key in owed:
         entered = run.turns.get(key)
         if run.folds.get(key, Turn()).end is None:
@@ -61,6 +62,11 @@ def _without_one_end(run: Run, bounds: Bounds, owed: set[TurnKey]) -> Iterator[V
             late = f"within {bounds.end_s:g} s" if had_its_time else "yet, and was not given its time"
             yield Verdict(False if had_its_time else None, f"{key.turn} has no end {late}", tuple(tail))
             continue
+        ended_at = run.folds[key].ended_at
+        ended = run.monotonic(ended_at) if ended_at is not None else None
+        if bounds.end_s and ended is not None and ended - undisturbed > bounds.end_s * NS_PER_S:
+            late_s = (ended - undisturbed) / NS_PER_S
+            yield broken(f"{key.turn} had its end {late_s:.0f} s after the last fault and the last question")
         kept = promises.one_end(run.history(key))
         if kept.holds is not True:
             end = run.folds[key].chain.last

@@ -263,6 +263,16 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
     "no end": ("I2 one end", False, without(END)),
     "no end, and no time to get one": ("I2 one end", None, both(without(END), with_rest(collected=ns(61)))),
     "no end soon after a fault": ("I2 one end", None, both(without(END), also(Fault(), "nemesis", 100))),
+    "an end that came too late": ("I2 one end", False, with_entry(END, at=NOON + timedelta(seconds=120))),
+    "an end that came late beside a fault": (
+        "I2 one end",
+        True,
+        both(
+            with_entry(END, at=NOON + timedelta(seconds=120)),
+            also(Fault(), "nemesis", 80),
+            with_rest(collected=ns(500)),
+        ),
+    ),
     "a fork after the end": ("I2 one end", True, both(with_rest(nodes=3), stored_late(24, 20))),
     "something after the end": ("I2 one end", False, stored_late(24, 22)),
     "a turn that was acknowledged and never stored": (
