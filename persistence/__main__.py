@@ -65,6 +65,10 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await deliveries.restart()
         logger.info("the log is read from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
+    if not await deliveries.may_have_ended_at(await store.recorded_upto()):
+        await deliveries.restart()
+        await store.reach_nothing()
+        logger.info("the log is read from its beginning", why="restored database")
     tombstones = Tombstones(connection)
     recorder = Recorder(
         turns, tombstones, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s

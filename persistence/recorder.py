@@ -71,7 +71,7 @@ class Recorder:
         try:
             with metrics.BATCH_S.time():
                 async with _leased(batch, self._deliveries.renew_every_s):
-                    rows = await self._written(await self._rows(batch))
+                    rows = await self._written(await self._rows(batch), max(delivery.seq for delivery in batch))
                 for delivery in batch:
                     await delivery.done()
         except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
@@ -92,13 +92,13 @@ class Recorder:
                 if made.ended_at is not None and made.cursor in delivered:
                     logger.info("turn recorded", turn=made.turn, outcome=made.outcome)
 
-    async def _written(self, rows: Sequence[Row]) -> Sequence[Row]:
+    async def _written(self, rows: Sequence[Row], reached: Seq) -> Sequence[Row]:
         """Those of `rows` that are in the database now. One that it can never hold keeps no other out of it."""
         try:
-            await self._store.record(rows)
+            await self._store.record(rows, reached)
         except StoreRefused as error:
             if len(rows) > 1:
-                return [kept for one in rows for kept in await self._written([one])]
+                return [kept for one in rows for kept in await self._written([one], reached)]
             metrics.LEFT_OUT.inc()
             logger.error("turn cannot be recorded", turn=rows[0].turn, why=str(error))  # noqa: TRY400  # the reason is known
             return []

@@ -83,6 +83,15 @@ LOSE_TURNS = """
 UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
 """
 
+# How far of the log is here, written with what is of it.
+REACH = "UPDATE reached SET seq = max(seq, :seq)"
+
+# The same, before all of the log is told again.
+REACH_NOTHING = "UPDATE reached SET seq = 0"
+
+# The same, to be read.
+REACHED = "SELECT seq FROM reached"
+
 # A turn that is running here, and is not in the log.
 LOSE_TURN = """
 UPDATE turns SET outcome = 'failed', error = :error WHERE tenant = :tenant AND turn = :turn AND outcome = 'running'

@@ -21,7 +21,7 @@ from persistence.row import (
 )
 from proto.batch_records import StoredBatch
 from proto.entries import Failure
-from proto.ids import Seq, SessionId, Tenant, TurnId
+from proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId
 from proto.records import SessionRecord, TurnRecord
 from proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
 from proto.subjects import TurnKey
@@ -50,8 +50,8 @@ EMPTIED = {
 class Store(Database):
     """The turns, sessions, projects and usage of every tenant. `since`: what was used after it is active."""
 
-    async def record(self, rows: Sequence[Row]) -> None:
-        """Writes all of `rows` in one transaction, or none.
+    async def record(self, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
+        """Writes all of `rows` in one transaction, or none, and that they are of the log up to `reached`.
 
         Writing a turn twice changes nothing, and an older fold of it changes nothing.
         """
@@ -59,6 +59,16 @@ class Store(Database):
         async with self.transaction() as writer:
             for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE, sql.PUT_BLOB_USES):
                 await writer.executemany(statement, columns)
+            await writer.execute(sql.REACH, {"seq": reached})
+
+    async def recorded_upto(self) -> Seq:
+        """The last entry of the log that was recorded here."""
+        return Seq((await self.read(sql.REACHED))[0]["seq"])
+
+    async def reach_nothing(self) -> None:
+        """Notes that all of the log will be recorded again."""
+        async with self.transaction() as writer:
+            await writer.execute(sql.REACH_NOTHING)
 
     async def lose(self, first: Seq, why: Failure) -> int:
         """Ends those as failed that run here and have left the log, which begins at `first`; how many they were."""

@@ -15,7 +15,7 @@ from nats.js.api import StreamState
 from proto import subjects
 from proto.batch import is_batch
 from proto.errors import LogMisconfigured, LogUnavailable
-from proto.ids import Seq
+from proto.ids import NOTHING, Seq
 from proto.log.connection import Connection, heed_cancellation
 from proto.subjects import STREAM, TurnKey
 
@@ -153,8 +153,17 @@ class Deliveries:
         backlog = await self.backlog()
         if backlog.waiting or backlog.leased:
             return False
-        later = await asyncio.gather(*(self._has_after(backlog.delivered, subject) for subject in self._filters))
+        later = await asyncio.gather(*(self._next_after(backlog.delivered, subject) for subject in self._filters))
         return not any(later)
+
+    async def may_have_ended_at(self, seq: Seq) -> bool:
+        """Whether the entry at `seq` can be the last that this consumer has acknowledged. Raises LogUnavailable.
+
+        No, when a later one is acknowledged that the stream still has, or the stream has never come so far.
+        """
+        floor = (await self.backlog()).floor
+        later = await asyncio.gather(*(self._next_after(seq, subject) for subject in self._filters))
+        return await self.last() >= seq and not any(NOTHING < one <= floor for one in later)
 
     async def first(self) -> Seq:
         """The first sequence that the stream still has; the next one when it is empty. Raises LogUnavailable."""
@@ -183,14 +192,15 @@ class Deliveries:
         except nats.errors.Error as error:
             raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
 
-    async def _has_after(self, seq: Seq, subject: str) -> bool:
+    async def _next_after(self, seq: Seq, subject: str) -> Seq:
+        """The next entry after `seq`, by the stream's leader; NOTHING: there is none."""
         try:
-            await self._jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
+            message = await self._jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
         except nats.js.errors.NotFoundError:
-            return False
+            return NOTHING
         except nats.errors.Error as error:
             raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
-        return True
+        return Seq(message.seq or NOTHING)
 
 
 class Backlog(NamedTuple):

@@ -16,7 +16,7 @@ from proto import append, entries
 from proto.chain import Chain
 from proto.entries import Entry
 from proto.errors import EntryTooLarge, FenceLost, LogFull
-from proto.ids import Seq
+from proto.ids import NOTHING, Seq
 from proto.log import Delivery, turns
 from proto.step import Now, Steps
 from proto.subjects import TurnKey
@@ -55,11 +55,11 @@ def record(recorder: Recorder) -> None:
             await done(self)
             acknowledging.ok()
 
-    async def recorded_commit(self: Store, rows: Sequence[Row]) -> None:
+    async def recorded_commit(self: Store, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
         with recorder.recording(
             Commit(rows={f"{row.tenant} {row.turn}": Seq(row.cursor) for row in rows})
         ) as committing:
-            await commit(self, rows)
+            await commit(self, rows, reached)
             committing.ok()
 
     # As a patch, for the part is not to know. The turn log has it by its name; who is imported later gets ours.

@@ -23,7 +23,7 @@ from persistence.row import Row
 from persistence.settings import Settings
 from persistence.store import Store
 from proto.errors import StoreError
-from proto.ids import Tenant, TurnId
+from proto.ids import NOTHING, Seq, Tenant, TurnId
 from proto.log import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from proto.subjects import PERSISTENCE, TurnKey
 from tests.answering import words, working
@@ -290,7 +290,7 @@ def remount(disk: Path, how: str) -> None:
 class Dying(Store):
     """A store that does not come to its transaction."""
 
-    async def record(self, _: Sequence[Row]) -> None:
+    async def record(self, _: Sequence[Row], __: Seq = NOTHING) -> None:
         self.reached.set()
         await asyncio.Event().wait()
 

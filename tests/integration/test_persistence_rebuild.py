@@ -1,6 +1,7 @@
 """A database that is damaged, gone or new is made again from the log, and what was damaged is kept."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from proto.ids import Tenant, TurnId, new_id
 from proto.log import Connection, Deliveries, TurnLog
 from proto.records import AskSession, AskSessions, AskTurn, SessionPage, SessionRecord, TurnRecord, record
 from proto.resources import AskProject, NewProject, NewSession, ProjectRecord
-from proto.subjects import PERSISTENCE, TurnKey
+from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tests.conftest import apply_streams
 from tests.persisting import Persistence
 from tests.until import until
 from tests.upgrade.recording import as_of
@@ -128,17 +130,79 @@ async def test_a_new_database_is_told_everything_again_before_it_is_one(
     await has_all(own_server.url, database, own_log, [key])
 
 
+async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_after_it(
+    own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
+) -> None:
+    """Also what was acknowledged since, and the end of what ran; nobody has to tell the log (docs/RUNBOOK.md)."""
+    backup = tmp_path / "copy.db"
+    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    await running.open("Light ")
+    keys = [await write(own_log), running.key]
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+    shutil.copy(database, backup)
+    await running.end()
+    async with Persistence(own_server.url, database) as persistence:
+        keys.append(await write(own_log))
+        await persistence.ask(OURS, "turn", AskTurn(keys[-1].turn), TurnRecord)
+    shutil.copy(backup, database)
+    assert await told_again(own_server.url, database) == ["restored database"]
+    await has_all(own_server.url, database, own_log, keys)
+    assert await told_again(own_server.url, database) == []
+
+
+async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_that(
+    own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
+) -> None:
+    """It has gone further in its own log than this one goes, of which another database was told."""
+    for _ in range(5):
+        await write(own_log)
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "sessions", AskSessions(), SessionPage)
+    (tmp_path / "another").mkdir()
+    async with NatsServer(tmp_path / "another") as another:
+        await apply_streams(another.url)
+        connection = await Connection.open(another.url, "test")
+        log = TurnLog(connection)
+        key = await write(log)
+        async with Persistence(another.url, tmp_path / "another.db") as persistence:
+            await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+        assert await told_again(another.url, database) == ["restored database"]
+        async with Persistence(another.url, database) as persistence:
+            told = await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+        assert told == record(key, await log.turn(key))
+        assert await told_again(another.url, database) == []
+        await connection.close()
+
+
+async def test_a_database_of_this_log_is_no_backup(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Also while a turn runs on, and when the log has forgotten all: a day of turns is not folded twice."""
+    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    asked = await running.ask()
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "turn", AskTurn(running.key.turn), TurnRecord)
+    await running.begin(*["and "] * 9)
+    assert await told_again(own_server.url, database) == []
+    await own_connection.jetstream.purge_stream(STREAM)
+    assert (await (await Deliveries.open(own_connection, PERSISTENCE)).backlog()).floor > asked
+    assert await told_again(own_server.url, database) == []
+
+
+async def told_again(nats_url: str, database: Path) -> list[str]:
+    """Why a start reads the log from its beginning; empty when it does not."""
+    with capture_logs() as lines:
+        async with Persistence(nats_url, database):
+            pass
+    return [line["why"] for line in lines if line["event"] == "the log is read from its beginning"]
+
+
 async def test_a_start_says_why_it_reads_the_log_again(own_server: NatsServer, database: Path) -> None:
     """The first one, which nobody need worry about; not the second; and one that has an older version's file."""
-
-    async def starts(database: Path) -> list[str]:
-        with capture_logs() as lines:
-            async with Persistence(own_server.url, database):
-                pass
-        return [line["why"] for line in lines if line["event"] == "the log is read from its beginning"]
-
-    assert [await starts(database), await starts(database)] == [["new database"], []]
-    assert await starts(as_of(1, database)) == ["older database"]
+    url = own_server.url
+    assert [await told_again(url, database), await told_again(url, database)] == [["new database"], []]
+    assert await told_again(url, as_of(1, database)) == ["older database"]
 
 
 async def test_a_new_database_has_sessions_and_projects_and_not_what_people_called_them(

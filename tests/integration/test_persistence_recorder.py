@@ -105,8 +105,8 @@ async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Sto
 class Stuck(Store):
     """A store that has committed and does not come back until it is let."""
 
-    async def record(self, rows: Sequence[Row]) -> None:
-        await super().record(rows)
+    async def record(self, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
+        await super().record(rows, reached)
         self.committed.set()
         await self.let.wait()
 

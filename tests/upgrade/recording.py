@@ -105,7 +105,9 @@ def as_of(version: int, written: Path) -> Path:
     with closing(sqlite3.connect(earlier)) as made:
         made.executescript("".join(step.sql for step in migrations()[:version]) + f"PRAGMA user_version = {version};")
         made.execute("ATTACH ? AS now", (str(written),))
-        for (table,) in made.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall():
+        tables = "SELECT name FROM {}.sqlite_schema WHERE type = 'table'"
+        for (table,) in made.execute(f"{tables.format('main')} INTERSECT {tables.format('now')}").fetchall():
+            made.execute(f"DELETE FROM main.{table}")
             columns = ", ".join(column for _, column, *_ in made.execute(f"PRAGMA main.table_info({table})"))
             made.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
         made.commit()
