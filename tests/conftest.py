@@ -5,6 +5,8 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 `own_server`.
 """
 
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,6 +34,18 @@ console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=struct
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
 hurry()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for whatever a test, or who was killed in one, leaves among the temporary files; then it is gone.
+
+    Workers and their children inherit it. What pytest keeps of the last runs stays where it is looked for.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        folder = tempfile.TemporaryDirectory(prefix="tailrace-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder.name
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

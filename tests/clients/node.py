@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -42,10 +43,11 @@ async def command(
     argv: Sequence[str], environ: Mapping[str, object], folder: Path, deadline_s: float = DEADLINE_S
 ) -> str:
     """What a program printed. It has no home and no settings of ours, and nothing that it started outlives the call."""
+    given = {"PATH": os.environ["PATH"], "TMPDIR": tempfile.gettempdir(), "NO_PROXY": "127.0.0.1"}
     process = await asyncio.create_subprocess_exec(
         *argv,
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1", **{name: str(it) for name, it in environ.items()}},
+        env={**given, **{name: str(it) for name, it in environ.items()}},
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
