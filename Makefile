@@ -23,8 +23,11 @@ run: setup ## start the whole system; ARGS='--help' shows what can be chosen
 
 clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
 
+# Hundreds of processes are started: what one of them has compiled, the next need not, whatever an image may have set.
+test: export PYTHONDONTWRITEBYTECODE :=
+# Two of three seconds of a test are waiting, so each core has two workers.
 test: check $(CLIENTS) ## check, then every test
-	$(PYTHON) -m pytest --numprocesses 3 --durations 25
+	$(PYTHON) -m pytest --numprocesses 4 --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: every test of power cuts and of full disks, for only root may mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
