@@ -1,7 +1,7 @@
 """The questions that only who has the model's key can answer. Nothing is retried here: whoever asks may ask again."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from proto.model_records import (
     LongPrompt,
     with_prompt,
 )
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Informant(Protocol):
@@ -64,10 +66,7 @@ class Questions:
             raise refused(error) from error
 
     async def _count_tokens(self, tenant: Tenant, asked: bytes) -> bytes:
-        try:
-            question = msgspec.json.decode(asked, type=AskTokenCount)
-        except UNREADABLE as error:
-            raise Refused("request_invalid", "the question is not an AskTokenCount") from error
+        question = read(asked, AskTokenCount)
         body = bytes(question.body)
         try:
             if not question.is_lifted:
@@ -78,13 +77,20 @@ class Questions:
             raise refused(error) from error
 
     async def _cancel_message_batch(self, _: Tenant, asked: bytes) -> bytes:
+        named = read(asked, AskCancel).message_batch
         try:
-            await self._message_batches.cancel(msgspec.json.decode(asked, type=AskCancel).message_batch)
-        except UNREADABLE as error:
-            raise Refused("request_invalid", "the question is not an AskCancel") from error
+            await self._message_batches.cancel(named)
         except BackendError as error:
             raise refused(error) from error
         return b""
+
+
+def read(asked: bytes, kind: type[T]) -> T:
+    """Raises Refused."""
+    try:
+        return msgspec.json.decode(asked, type=kind)
+    except UNREADABLE as error:
+        raise Refused("request_invalid", f"the question is not an {kind.__name__}") from error
 
 
 def refused(error: BackendError) -> Refused:

@@ -124,15 +124,8 @@ class Admission:
 
     async def turn(self, turn: TurnId, request: Request) -> Request:
         """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
-        estimate = await self.estimate(request)
-        holds = [Hold(subject, "tokens", estimate.tokens) for subject in await self._take("tokens", estimate.tokens)]
-        # Before money: of many at once, those who find no place would have the budget look spent to those who do.
-        slots = [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
-        whats: tuple[What, ...] = ("usd_day", "usd_month")
-        for what in whats:
-            holds += [Hold(subject, "nusd", estimate.nusd) for subject in await self._take(what, estimate.nusd)]
-        holds += slots
-        return msgspec.structs.replace(request, holds=holds) if holds else request
+        (holds,), slots, _ = await self.batch(turn, [await self.estimate(request)], 1)
+        return msgspec.structs.replace(request, holds=[*holds, *slots] or None)
 
     async def batch(
         self, turn: TurnId, estimates: Sequence[Estimate], parallel: int
@@ -142,6 +135,8 @@ class Admission:
         Tokens and money are counted for all of them now; each turn settles its own. Raises Refused, LogUnavailable.
         """
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
+        # Before money: of many at once, those who find no place would have the budget look spent to those who do.
+        slots, running = await self._places(turn, parallel)
         money = sum(estimate.nusd for estimate in estimates)
         nusd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
         each = [
@@ -149,16 +144,19 @@ class Admission:
             + [Hold(subject, "nusd", estimate.nusd) for subject in nusd]
             for estimate in estimates
         ]
+        return each, slots, running
+
+    async def _places(self, turn: TurnId, most: int) -> tuple[list[Hold], int]:
+        """The slots that `most` running turns have, or as many of them as there are; one at least, or Refused."""
         slots: list[Hold] = []
-        for running in range(parallel):
+        for running in range(most):
             try:
-                taken = await self._run(turn)
+                slots += [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
             except Refused:
                 if not running:
                     raise
-                return each, slots, running
-            slots += [Hold(subject, "slot", seq) for subject, seq in taken]
-        return each, slots, parallel
+                return slots, running
+        return slots, most
 
     async def _take(self, what: What, amount: int) -> list[str]:
         """The counters that `amount` was added to."""

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -66,8 +67,10 @@ async def raced(gateways: list[Gateway]) -> list[httpx2.Response]:
     return await at_once(gateways)
 
 
-async def at_once(gateways: list[Gateway]) -> list[httpx2.Response]:
-    asked = (gateways[number % len(gateways)].client.post("/v1/turns", json=SLOW) for number in range(CLIENTS))
+async def at_once(
+    gateways: list[Gateway], path: str = "/v1/turns", body: Mapping[str, object] = SLOW
+) -> list[httpx2.Response]:
+    asked = (gateways[number % len(gateways)].client.post(path, json=body) for number in range(CLIENTS))
     return list(await asyncio.gather(*asked))
 
 
@@ -133,11 +136,17 @@ async def test_a_race_on_three_gateways_lets_exactly_the_allowed_number_through(
     assert set(statuses(again)) <= {202, status}
 
 
-async def test_who_finds_no_place_makes_no_budget_look_spent(nats_url: str, new_gateway: NewGateway) -> None:
+BATCH = {"requests": [{"custom_id": "one", "params": SLOW}], "parallel": 1}
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/turns", SLOW), ("/v1/batches", BATCH)], ids=["turn", "batch"])
+async def test_who_finds_no_place_makes_no_budget_look_spent(
+    nats_url: str, new_gateway: NewGateway, path: str, body: Mapping[str, object]
+) -> None:
     """A 402 is repeated by nobody: fifty at once, with money for those few that may run, are told to come again."""
     limits = f"running={ENOUGH}, usd_day={(ENOUGH + 0.5) * NUSD / 1e9}"
     gateways = await three(nats_url, new_gateway, limits_key=limits)
-    assert statuses(await at_once(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
+    assert statuses(await at_once(gateways, path, body)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
 
 
 @pytest.mark.rule("R37")
