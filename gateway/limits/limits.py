@@ -151,7 +151,7 @@ class Admission:
         slots: list[Hold] = []
         for running in range(most):
             try:
-                slots += [Hold(subject, "slot", seq) for subject, seq in await self._run(turn)]
+                slots += await self._run(turn)
             except Refused:
                 if not running:
                     raise
@@ -177,9 +177,9 @@ class Admission:
     def _stands(self, limited: Quota, held: int) -> None:
         self.standings[limited.subject] = Standing(limited, max(0, limited.most - held))
 
-    async def _run(self, turn: TurnId) -> list[tuple[str, Seq]]:
-        """A slot of each owner whose running turns are limited."""
-        taken = []
+    async def _run(self, turn: TurnId) -> list[Hold]:
+        """A slot of each owner whose running turns are limited, or none of any: then it raises Refused."""
+        taken: list[Hold] = []
         for owner in self._owners:
             most = owner.limits.running
             if most is None:
@@ -188,13 +188,16 @@ class Admission:
             if place is None and await self._sweep(owner):
                 place = await self._limiter.slots.take(owner.tenant, owner.name, "running", most, turn)
             if place is None:
+                for slot in taken:
+                    await self._limiter.slots.free(Seq(slot.amount))
+                    self._slots.remove(Seq(slot.amount))
                 raise Refused(
                     "turns_running",
                     f"{most} turns of this {owner.noun} are running, and no more may: wait for one to end",
                     retry_after_s=RUNNING_AGAIN_S,
                 )
             self._slots.append(place.seq)
-            taken.append((place.subject, place.seq))
+            taken.append(Hold(place.subject, "slot", place.seq))
         return taken
 
     async def _sweep(self, owner: Owner) -> bool:

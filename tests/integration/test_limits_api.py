@@ -17,6 +17,7 @@ from deploy.keys import create
 from deploy.nats_server import NatsServer
 from gateway import deletion
 from gateway.door.caller import Caller
+from gateway.limits.estimate import NOTHING
 from gateway.limits.limits import Limiter
 from gateway.limits.quota import TENANT, owners, quota
 from generators.simulated_claude.server import serving
@@ -147,6 +148,19 @@ async def test_who_finds_no_place_makes_no_budget_look_spent(
     limits = f"running={ENOUGH}, usd_day={(ENOUGH + 0.5) * NUSD / 1e9}"
     gateways = await three(nats_url, new_gateway, limits_key=limits)
     assert statuses(await at_once(gateways, path, body)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
+
+
+async def test_a_batch_keeps_no_place_of_its_key_beside_none_of_its_tenant(
+    connection: Connection, tenant: Tenant
+) -> None:
+    """It would be held as long as the batch runs, and nothing would run in it."""
+    slots = Slots(connection)
+    limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
+    async with limiter.admission(Caller(tenant)) as admission:
+        _, holds, running = await admission.batch(TurnId(new_id()), [NOTHING] * 3, 3)
+        admission.keep()
+    held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Caller(tenant))]
+    assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 
 
 @pytest.mark.rule("R37")
