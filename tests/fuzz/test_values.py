@@ -8,6 +8,8 @@ import http.client
 import os
 import random
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +27,7 @@ from tests.routes import ROWS, named
 
 CASES = int(os.environ.get("FUZZ_VALUES", "40"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))
+AT_ONCE = 8
 few = settings(
     max_examples=CASES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
@@ -57,18 +60,32 @@ async def attacked(house: House, generator: Process, persistence: Process) -> As
         yield process.url.removeprefix("http://")
 
 
-def ask(where: str, method: str, path: str, headers: dict[str, bytes], body: bytes | None = None) -> None:
+class Asked(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, bytes]
+    body: bytes | None = None
+
+
+def ask(where: str, asked: Asked) -> None:
     """Fails for a 5xx, for no answer, and for a refusal that is not the envelope."""
     connection = http.client.HTTPConnection(where, timeout=20)
     try:
-        said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **headers}
-        connection.request(method, path, body, said)
+        said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **asked.headers}
+        connection.request(asked.method, asked.path, asked.body, said)
         answer = connection.getresponse()
-        assert answer.status < 500, (method, path, headers, body, answer.read())
+        assert answer.status < 500, (asked, answer.read())
         if answer.status >= 400:
             msgspec.json.decode(answer.read(), type=Envelope)
     finally:
         connection.close()
+
+
+def ask_all(where: str, asked: list[Asked]) -> None:
+    """As `ask` does, some at once: streams among them last for as long as they may."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda one: ask(where, one), asked):
+            pass
 
 
 @seed(SEED)
@@ -77,10 +94,10 @@ def ask(where: str, method: str, path: str, headers: dict[str, bytes], body: byt
 def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: str, dialect: str) -> None:
     """Wherever one may stand: in the path, the query, and `Last-Event-ID`."""
     query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
-    for (method, path), row in ROWS.items():
-        if method == "GET" and row.names:
-            ask(attacked, "GET", path.format(**dict.fromkeys(named("", "", ""), quote(turn, safe=""))) + query, {})
-    ask(attacked, "GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()})
+    names = dict.fromkeys(named("", "", ""), quote(turn, safe=""))
+    paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
+    ask_all(attacked, [Asked("GET", path, {}) for path in paths])
+    ask(attacked, Asked("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}))
 
 
 @seed(SEED)
@@ -88,9 +105,12 @@ def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: st
 @given(headers=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES), optional=dict.fromkeys(GATES, VALUES)))
 def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> None:
     """Any bytes that may stand in one, on every route."""
+    names = named(TURN, "x", "x")
+    asked = []
     for (method, path), row in ROWS.items():
         body = None if row.body is None else msgspec.json.encode(row.body)
-        ask(attacked, method, path.format(**named(TURN, "x", "x")) + row.query, headers, body)
+        asked.append(Asked(method, path.format(**names) + row.query, headers, body))
+    ask_all(attacked, asked)
 
 
 @seed(SEED)
@@ -111,4 +131,4 @@ def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tu
                 made[at:at] = chance.choice(WORDS)
             case _:
                 made[at:at] = made[at : at + 30]
-    ask(attacked, "POST", path.format(**named(TURN, "x", "x")), {}, bytes(made))
+    ask(attacked, Asked("POST", path.format(**named(TURN, "x", "x")), {}, bytes(made)))
