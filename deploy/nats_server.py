@@ -33,7 +33,6 @@ STOP_S_MAX = 10.0
 # It answers within 20 to 50 ms: asking more often than it can matter costs a connect on loopback.
 ASK_EVERY_S = 0.01
 
-
 NAME = "nats-server"
 # Where `up` says what a command of the same folder connects to.
 URL_FILE = "nats.url"
@@ -44,7 +43,6 @@ LAME_DUCK = """\
 lame_duck_duration: "30s"
 lame_duck_grace_period: "1s"
 """
-
 
 # Who has a server of its own.
 EVERYBODY = "everybody"

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.context import Gateway, caller_of
 from gateway.stream import begin, disconnected, piece
-from proto.errors import BlobUnknown, LogUnavailable
+from proto.errors import LogError, Refused
 
 
 class Download:
@@ -56,7 +56,7 @@ class Download:
             await send(piece(b"", more=False))
             return
         async with aclosing(self._pieces) as pieces:
-            with suppress(BlobUnknown, LogUnavailable):
+            with suppress(LogError, Refused):
                 async for data in pieces:
                     await send(piece(data, more=True))
                 await send(piece(b"", more=False))

@@ -1,8 +1,8 @@
 """What a request may come to, before anybody has answered it: tokens and nano-dollars. Pure; the log says what it was.
 
 It is the most that is likely: all that the request says, at the dearer price where it is to be kept, an answer as long
-as it may be, and each further call that may have to be made. Text is counted as Anthropic's glossary
-has it (3.5 characters a token), a picture as the largest that a model is shown, a document by its pages.
+as it may be, and each further call that may have to be made. Text is counted as Anthropic's glossary has it (3.5
+characters a token), a picture as the largest that a model is shown, a document by its pages.
 """
 
 from collections.abc import Mapping

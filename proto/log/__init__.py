@@ -1,4 +1,4 @@
-"""The only door to NATS: the connection, turns, bodies, deliveries, claims, tombstones, requests between processes."""
+"""The only door to NATS: a connection, and a file for each thing that is kept there or asked for."""
 
 from proto.log.bodies import Bodies
 from proto.log.claims import Claim, Claims

@@ -1,0 +1,43 @@
+"""A long body that cannot be finished is cut short, and is no mistake of ours."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from gateway.door.auth import LOCAL, Door
+from gateway.door.key_ring import KeyRing
+from gateway.download import Download
+from gateway.limits.crowd import Crowd, Room
+from gateway.limits.open_streams import OpenStreams
+from gateway.settings import Settings
+from proto.errors import BlobUnknown, LogUnavailable, Refused
+
+
+@pytest.mark.parametrize(
+    "why", [Refused("persistence_unavailable", "away"), LogUnavailable("away"), BlobUnknown("expired")], ids=repr
+)
+async def test_what_is_away_in_the_middle_cuts_the_body_short(why: Exception) -> None:
+    """Its last chunk is missing, so that nobody takes it for the whole; and no traceback is written."""
+    streams: Any = OpenStreams(SimpleNamespace(), Crowd(Room(1, 1, 1)))  # type: ignore[arg-type]
+    gateway: Any = SimpleNamespace(streams=streams, door=Door(Settings(), KeyRing()))
+    sent: list[Message] = []
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"half"
+        raise why
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"caller": LOCAL}}
+    await Download(gateway, pieces(), {})(scope, receive, send)
+    assert [message.get("body") for message in sent] == [None, b"half"]
+    assert sent[-1]["more_body"]
