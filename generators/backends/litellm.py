@@ -3,6 +3,7 @@
 It stands in a venv of its own (`make litellm`), for what it brings along is more than all the rest of us together.
 """
 
+import logging
 import time
 from collections.abc import AsyncGenerator
 
@@ -33,6 +34,8 @@ TRANSLATED = frozenset(
 )
 
 litellm.suppress_debug_info = True  # it prints advice to standard output
+# It has handlers of its own, and quotes what was asked.
+logging.getLogger("LiteLLM").disabled = True
 
 
 class LiteLLM:
@@ -85,9 +88,27 @@ def body_of(call: Call) -> dict[str, object]:
 
 
 def refuse_unable(call: Call) -> None:
-    """Raises BackendError for what would not reach the provider."""
+    """Raises BackendError for what would not reach the provider, and for what LiteLLM would call by itself."""
     if unable := sorted(set(call.options or {}) - TRANSLATED):
         raise BackendError("backend_refused_request", f"LiteLLM takes no {', '.join(unable)}")
+    if any(map(names_url, [*(message.content for message in call.messages), call.system])):
+        # For some providers it fetches that itself, from wherever this process can reach.
+        raise BackendError("backend_refused_request", "LiteLLM takes no picture or document by its URL: send it")
+
+
+def names_url(content: object) -> bool:
+    """Whether something in `content` is to be fetched, in Anthropic's words or in OpenAI's."""
+    match content:
+        case {"type": "tool_use"}:
+            return False
+        case {"source": {"type": "url"}} | {"type": "image_url"} | {"image_url": _}:
+            return True
+        case dict(fields):
+            return any(map(names_url, fields.values()))
+        case list(items):
+            return any(map(names_url, items))
+        case _:
+            return False
 
 
 def backend_error(error: openai.OpenAIError) -> BackendError:
@@ -101,7 +122,11 @@ def backend_error(error: openai.OpenAIError) -> BackendError:
             return BackendError("backend_unreachable", "no connection to the provider")
         case openai.APIStatusError():
             wish_s = retry_after_s(error.response.headers, time.time())
-            return BackendError(code_of(error.status_code, None), error.message, retry_after_s=wish_s)
+            code = code_of(error.status_code, None)
+            # Of other failures it tells hosts, addresses with their keys, and pieces of itself.
+            is_ours = code == "backend_refused_request"
+            told = error.message if is_ours else f"the provider answered with the status {error.status_code}"
+            return BackendError(code, told, retry_after_s=wish_s)
         case _:
             return BackendError("backend_failed", "the call to the provider failed")
 

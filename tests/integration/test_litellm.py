@@ -17,10 +17,15 @@ from starlette.routing import Route
 
 from deploy.nats_server import NatsServer
 from generators.simulated_claude.server import Guest, running
+from proto.chain import START
+from proto.entries import Message
 from proto.fold import Turn
+from proto.ids import Tenant, TurnId, new_id
 from proto.log import TurnLog
+from proto.subjects import TurnKey
 from tests import processes
 from tests.answering import ask, attempts, ended, words
+from tests.handwritten import request
 from tests.integration.conftest import KEY, Gateway
 from tests.processes import CHECKOUT, Process
 
@@ -128,3 +133,22 @@ async def test_what_litellm_would_pass_over_is_refused(
     assert turn.error is not None
     assert turn.error.code == "backend_refused_request"
     assert "container" in turn.error.message
+
+
+async def test_litellm_is_given_no_address(
+    own_server: NatsServer, own_log: TurnLog, unkind: str, tmp_path: Path
+) -> None:
+    """It fetches for some providers what they cannot: from where this process stands, and writes it into its log."""
+    picture = {"type": "image", "source": {"type": "url", "url": f"{unkind}/secret.png"}}
+    in_result = {"type": "tool_result", "tool_use_id": "t", "content": [picture]}
+    in_other_words = {"type": "image_url", "image_url": {"url": f"{unkind}/secret.png"}}
+    given = {"TAILRACE_BACKENDS": "litellm:ollama/llava", "OLLAMA_API_BASE": unkind}
+    async with generator(tmp_path, own_server.url, unkind, **given) as process:
+        for block in (picture, in_result, in_other_words):
+            key = TurnKey(Tenant("tenant"), TurnId(new_id()))
+            await own_log.append(key, START, request(messages=[Message("user", [block])]))
+            turn = await ended(own_log, key)
+            assert turn.error is not None
+            assert turn.error.code == "backend_refused_request"
+            assert "by its URL" in turn.error.message
+    assert "secret.png" not in process.printed.read_text()
