@@ -28,6 +28,7 @@ from proto.errors import BlobUnknown, LogFull, LogUnavailable
 from proto.ids import NOTHING, Seq, Tenant
 from proto.log import ack
 from proto.log.connection import Connection
+from proto.replay import WOKEN_WAIT_S
 from proto.subjects import BODIES
 
 CHUNK_BYTES = 512 * 1024
@@ -194,11 +195,13 @@ class Bodies:
         await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, purged)
 
     async def _marked(self, tenant: Tenant, sha256: str) -> Mark.Message:
-        """The blob's mark; raises BlobUnknown."""
-        marked = await self._last(tenant, sha256)
-        if marked is None or not marked.size.bytes:
-            raise BlobUnknown(UNKNOWN)
-        return marked
+        """The blob's mark; raises BlobUnknown, once that was said twice."""
+        for wait_s in (WOKEN_WAIT_S, 0.0):
+            marked = await self._last(tenant, sha256)
+            if marked is not None and marked.size.bytes:
+                return marked
+            await asyncio.sleep(wait_s)
+        raise BlobUnknown(UNKNOWN)
 
     async def _last(self, tenant: Tenant, sha256: str) -> Mark.Message | None:
         """The mark as it stands: asked of the stream's leader, who is never behind its own acknowledgements."""

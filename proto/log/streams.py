@@ -243,17 +243,18 @@ async def check(connection: Connection) -> None:
 async def behind(connection: Connection) -> set[str]:
     """The servers that could not stand in for another just now: away, or with a copy that is not whole.
 
-    Empty where everything has one copy. Raises LogUnavailable, also where a stream has no leader.
+    Consumers have copies of their own. Empty where everything has one copy. Raises LogUnavailable, also where a stream
+    or a consumer has no leader.
     """
-    found: set[str] = set()
+    jetstream = connection.jetstream
     try:
-        for name in EVERY_STREAM:
-            cluster = (await connection.jetstream.stream_info(name)).cluster
-            copies = cluster.replicas or [] if cluster else []
-            found |= {str(copy.name) for copy in copies if copy.offline or not copy.current}
+        clusters = [(await jetstream.stream_info(name)).cluster for name in EVERY_STREAM]
+        for consumer in (GENERATORS, PERSISTENCE, WEBHOOKS):
+            clusters.append((await jetstream.consumer_info(STREAM, consumer)).cluster)  # noqa: PERF401
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer: {type(error).__name__}") from error
-    return found
+    copies = [copy for cluster in clusters if cluster for copy in cluster.replicas or []]
+    return {str(copy.name) for copy in copies if copy.offline or not copy.current}
 
 
 async def fullness(connection: Connection) -> float:

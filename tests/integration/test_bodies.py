@@ -183,6 +183,22 @@ async def test_a_chunk_that_one_read_does_not_find_is_read_again(
     assert await reading == CONTENT
 
 
+@pytest.mark.rule("R34")
+async def test_a_blob_that_is_denied_once_is_there(
+    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that has just woken up knows nothing of what came while it slept, and a turn would fail for it (R14)."""
+    await store.put(tenant, LIFTED)
+    last, denials = Bodies._last, [None]
+
+    async def asked(self: Bodies, tenant: Tenant, sha256: str) -> bodies.Mark.Message | None:
+        return denials.pop() if denials else await last(self, tenant, sha256)
+
+    monkeypatch.setattr(Bodies, "_last", asked)
+    assert await store.read(tenant, BLOB) == CONTENT
+    assert not denials
+
+
 async def test_chunks_that_are_not_what_was_stored_are_no_blob(
     store: Bodies, connection: Connection, tenant: Tenant
 ) -> None:

@@ -15,11 +15,14 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from proto.subjects import TurnKey
+from proto.errors import LogUnavailable
+from proto.log import Connection, streams
+from proto.subjects import GENERATORS, STREAM, TurnKey
 from tests import reading
 from tests.answering import open_streams, words
 from tests.cluster_faults import FAULTS, Fault, kill_leader
 from tests.clustered import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
+from tests.frozen import freeze
 from tests.until import until
 
 TURNS = 4
@@ -171,3 +174,19 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
         return (await ready())[0] == 200
 
     await until(is_ready)
+
+
+async def test_where_nobody_delivers_not_everything_is_there(system: System) -> None:
+    """Every stream has its leader, and a consumer has none: who restarts one server after the other waits for that."""
+    cluster = system.cluster
+    delivering = (await cluster.connection.jetstream.consumer_info(STREAM, GENERATORS)).cluster
+    assert delivering is not None
+    node = next(node for node in cluster.nodes if node.site.name == delivering.leader)
+    for name in streams.EVERY_STREAM:
+        if await cluster.leader(name) is node:
+            await cluster.step_down(name)
+    other = await Connection.open(next(one.url for one in cluster.nodes if one is not node), "test")
+    freeze(node)
+    with pytest.raises(LogUnavailable):
+        await streams.behind(other)
+    await other.close()
