@@ -169,6 +169,8 @@ class Stream:
         if self._snapshot is not None:
             turn, told, position = await self._so_far(live)
             await self._send(send, self._snapshot(live.key, turn, told))
+        elif position:
+            await self._render(live, position)
         while True:
             frames = within(live.frames(self._dialect, position, self._most(live, position)), PIECE_BYTES_MAX)
             position += len(frames)
@@ -197,11 +199,21 @@ class Stream:
 
     async def _more(self, live: Live, position: int, heartbeat_s: float) -> bool:
         """Waits until there is more to write; False after `heartbeat_s` seconds of nothing."""
-        if self._pace is None or position == len(live.entries):
+        if position == len(live.entries):
             return await live.changed(position, heartbeat_s)
+        if self._pace is None:
+            # Who has much to catch up with holds up nobody: others are told in between.
+            await asyncio.sleep(0)
+            return True
         wait_s = self._pace.due_in_s(live.entries[position], asyncio.get_running_loop().time())
         await asyncio.sleep(min(max(wait_s, 0), heartbeat_s))
         return wait_s <= heartbeat_s
+
+    async def _render(self, live: Live, end: int) -> None:
+        """Renders the entries before the index `end`, of which a dialect's state is made; others write meanwhile."""
+        for position in range(0, end, FRAMES_MAX):
+            live.frames(self._dialect, position, min(FRAMES_MAX, end - position))
+            await asyncio.sleep(0)
 
     async def _so_far(self, live: Live) -> tuple[Turn, int, int]:
         """The turn as it is now, how many events have told it, and from how many entries; others write meanwhile."""

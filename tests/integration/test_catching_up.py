@@ -1,0 +1,57 @@
+"""Who has much to catch up with, and what others feel: nothing. Loop turns are counted, and no seconds."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from gateway import live, stream
+from gateway.dialects import Frame
+from proto.entries import Stored
+from proto.log import TurnLog
+from proto.subjects import TurnKey
+from tests.integration.conftest import Gateway
+from tests.writing import Writer
+
+AT_ONCE = 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/turns/{turn}/events",
+        "/v1/turns/{turn}/events?dialect=job&after={last}",
+        "/v1/responses/resp_{turn}?stream=true&starting_after=30",
+    ],
+)
+async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey, path: str
+) -> None:
+    """Also what its reader has seen, and a state is made of: 10,000 entries at once took a quarter of a second."""
+    monkeypatch.setattr(stream, "FRAMES_MAX", AT_ONCE)
+    writer = Writer(log, key)
+    await writer.open(*["word "] * 40)
+    last = writer.chain.last
+    await writer.end()
+    rendered: Counter[int] = Counter()
+    turns, upto = 0, live._Rendered.upto
+
+    def noted(self: live._Rendered, entries: list[Stored], end: int) -> list[Frame]:
+        before = len(self._frames)
+        frames = upto(self, entries, end)
+        rendered[turns] += len(frames) - before
+        return frames
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(live._Rendered, "upto", noted)
+    counting = asyncio.create_task(count())
+    told = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
+    counting.cancel()
+    assert told.status_code == 200
+    assert rendered.total() > 40
+    assert max(rendered.values()) <= AT_ONCE
