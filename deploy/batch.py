@@ -25,6 +25,8 @@ from proto.errors import Refused, SettingsInvalid, TailraceError
 TIMEOUT_S = 60.0
 TRIES_MAX = 60
 TRY_AGAIN_S = 1.0
+# A gateway that is restarted is back by then, and nobody need know.
+TELL_AFTER = 2
 BAR_CHARS = 30
 # An answer that did not come, or not all of it.
 BROKEN = (OSError, http.client.HTTPException, *UNREADABLE)
@@ -210,8 +212,16 @@ def _again(ask: Callable[[], Any]) -> Any:
 
 
 def _tried(tries: int, error: Exception) -> int:
+    reason = getattr(error, "reason", error)
+    why = getattr(reason, "strerror", None) or reason
     if tries >= TRIES_MAX:
-        raise Unreachable(f"the gateway does not answer: {error}. Run the same again to go on") from error
+        raise Unreachable(
+            f"the gateway does not answer ({why}): start it, or say where it is with --url. Run the same again to go on"
+        ) from error
+    if tries == TELL_AFTER:
+        # Over the bar, where there is one.
+        sys.stderr.write(f"\rthe gateway does not answer ({why}); it is asked again for a minute\n")
+        sys.stderr.flush()
     time.sleep(TRY_AGAIN_S)
     return tries + 1
 

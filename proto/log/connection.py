@@ -237,7 +237,7 @@ def _nobody(url: str, why: str) -> str:
         return f"NATS at {where} does not know us: TAILRACE_NATS_URL says who we are, as {EXPECTED}"
     if "TLS" in why or "SSL" in why:
         return f"NATS at {where} and we do not trust each other ({why}): TAILRACE_NATS_URL says ?ca=, &cert= and &key="
-    return f"no NATS server answers at {where}: `make run` starts one, TAILRACE_NATS_URL says where another is"
+    return f"no NATS server answers at {where}: TAILRACE_NATS_URL says where one is; `make run` starts all"
 
 
 def heed_cancellation() -> None:

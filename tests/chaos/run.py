@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,9 @@ def asked() -> Storm:
     parser = argparse.ArgumentParser(
         prog="make chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="another each time, which is told")
     parser.add_argument("--minutes", type=float, default=1.0, help="0: each kind once, as fast as can be (default: 1)")
-    parser.add_argument("--faults", default="", help=f"kinds, joined by commas (default: all): {', '.join(KINDS)}")
+    parser.add_argument("--faults", default="", help="kinds, joined by commas (default: all)")
     parser.add_argument("--nodes", type=int, choices=(1, 3), default=3, help="nats-servers (default: 3)")
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--generators", type=int, default=2)
@@ -71,6 +72,9 @@ def asked() -> Storm:
         "--hedge-after", type=float, default=0.0, help="seconds, as TAILRACE_HEDGE_AFTER_S (default: 0, never)"
     )
     parser.add_argument("--at-once", type=int, default=12, help="turns that run at any time (default: 12)")
+    # Not in the option's help: argparse would break the names at their hyphens.
+    kinds = textwrap.wrap(", ".join(KINDS), 100, break_on_hyphens=False)
+    parser.epilog = "\n  ".join(["the faults:", *kinds])
     given = parser.parse_args()
     wanted = given.faults.split(",") if given.faults else list(KINDS)
     if unknown := set(wanted) - set(KINDS):

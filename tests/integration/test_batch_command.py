@@ -91,6 +91,21 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(
         assert (status, proxy.left) == (0, []), said
 
 
+async def test_who_waits_for_a_gateway_is_told_so(gateway: Gateway, tmp_path: Path) -> None:
+    """After a moment, and in words: it may be that none was started, or that its address is another."""
+    async with Cutting(gateway.port) as gone:
+        url = gone.url
+    command = Command(gateway, tmp_path, "--url", url, str(written(tmp_path / "in.jsonl", 1)))
+    await command.begin()
+
+    async def is_told() -> bool:
+        return "does not answer (Connection refused); it is asked again for a minute\n" in command.said
+
+    await until(is_told)
+    command.process.send_signal(SIGINT)
+    assert await command.status() == 128 + SIGINT
+
+
 async def test_what_was_not_answered_is_a_status(gateway: Gateway, tmp_path: Path) -> None:
     """1 when an input failed, with its line among the others; 2 for a file that is none."""
     file = written(tmp_path / "in.jsonl", 2, f"words=2 fault=400@0 in={os.urandom(4).hex()}")

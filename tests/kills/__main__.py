@@ -1,6 +1,8 @@
 """`make kills`: kills each process at each entry of a turn, and writes docs/KILLS.md. Exit status 1 if a cell is red.
 
-ARGS='--kinds text --processes gateway' kills less, and writes nothing.
+make kills                               everything, and docs/KILLS.md anew: hundreds of kills
+make kills ARGS='--processes gateway'    the gateway alone; writes nothing
+make kills ARGS="--kinds text 'tool use' --processes nats-server persistence"
 """
 
 import argparse
@@ -15,9 +17,25 @@ from tests.kills.wave import PROCESSES
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make kills", description="Kill each process at each entry of a turn.")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--processes", nargs="*", choices=PROCESSES, default=list(PROCESSES))
+    parser = argparse.ArgumentParser(
+        prog="make kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        metavar="KIND",
+        help=f"kinds of answer, of {', '.join(map(repr, KINDS))}",
+    )
+    parser.add_argument(
+        "--processes",
+        nargs="+",
+        choices=PROCESSES,
+        default=list(PROCESSES),
+        metavar="PROCESS",
+        help=f"what is killed, of {', '.join(PROCESSES)}",
+    )
     asked = parser.parse_args()
     began = monotonic()
     matrix = asyncio.run(run_all(asked.processes, asked.kinds))

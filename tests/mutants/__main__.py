@@ -1,7 +1,9 @@
 """`make mutants`: takes the rules away one at a time, and shows which invariant found out. Exit status 1 if none did.
 
-Each scenario is first run in the tree as it is, where nothing may be false. ARGS='fence prev' takes those that have one
-of these words in their names.
+Each scenario is first run in the tree as it is, where nothing may be false.
+
+make mutants                      each of them
+make mutants ARGS='fence prev'    those that have one of these words in their names
 """
 
 import argparse
@@ -19,10 +21,16 @@ EVIDENCE_CHARS = 160
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make mutants", description="Take a rule away: does the checker find out?")
-    parser.add_argument("words", nargs="*", help="only mutants that have one of these in their names")
+    parser = argparse.ArgumentParser(
+        prog="make mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = "".join(f"\n  {one.name}" for one in MUTANTS)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants that have one of these in their names")
+    parser.epilog = f"the mutants:{names}"
     words = parser.parse_args().words
     chosen = [one for one in MUTANTS if not words or any(word in one.name for word in words)]
+    if not chosen:
+        parser.error(f"no mutant has {' or '.join(map(repr, words))} in its name: --help has the names")
     return asyncio.run(show(chosen))
 
 

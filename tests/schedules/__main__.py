@@ -1,4 +1,9 @@
-"""`python -m tests.schedules --seed 7 --trace` replays one schedule; `--seeds 0:20000` many. Exit status 1 if red."""
+"""`make schedules`: plays turns against a model of the log that loses, repeats, delays and forks. Exit status 1 if red.
+
+make schedules                                     twenty thousand of them
+make schedules ARGS='--seed 7 --trace'             one, with all that happens in it
+make schedules ARGS='--seed 7 --without fence'     the same, with a rule taken away: what is the rule good for?
+"""
 
 import argparse
 import os
@@ -13,12 +18,24 @@ from tests.schedules.schedule import Schedule
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.schedules", description="Play schedules, and judge them.")
-    parser.add_argument("--seed", type=int, help="play this one alone")
-    parser.add_argument("--seeds", default="0:20000", help="FIRST:AFTER_LAST (default: %(default)s)")
-    parser.add_argument("--without", choices=MUTANTS, help="take a rule away, and see what it is good for")
+    parser = argparse.ArgumentParser(
+        prog="make schedules", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="play this one alone")
+    parser.add_argument(
+        "--seeds", default="0:20000", metavar="FIRST:AFTER_LAST", help="play these (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--without", choices=MUTANTS, metavar="RULE", help=f"play them without this rule, of {', '.join(MUTANTS)}"
+    )
     parser.add_argument("--trace", action="store_true", help="of --seed: tell all that happens")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: %(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="that play at once (default: %(default)s)",
+    )
     asked = parser.parse_args()
     if asked.seed is not None:
         return told(asked.seed, asked.without, is_traced=asked.trace)
