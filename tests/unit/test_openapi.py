@@ -6,12 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 from jsonschema_rs import Draft202012Validator
+from starlette.requests import Request
 
 from gateway.app import ROUTES
 from gateway.dialects import DIALECTS
 from gateway.door.scopes import NEEDS
 from gateway.openapi import page as api_page
 from gateway.openapi.operations import OPERATIONS, PARAMETERS
+from gateway.routes import api
 from gateway.routes.api import document
 from persistence import hook, signature
 from proto.ids import Tenant, TurnId
@@ -116,6 +118,14 @@ def test_the_page_has_every_route_and_runs_nothing() -> None:
     assert all(f"<code>{path}</code>" in page for _, path in METHODS)
     assert re.findall(r"<script|src=|url\(|@import|\bon[a-z]+=", page) == []
     assert set(re.findall(r'href="([^"#]+)"', page)) == {"/openapi.json"}
+
+
+async def test_the_page_is_made_once_however_often_strangers_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes some milliseconds, in which every stream stands still, and nobody needs a key for it."""
+    asked = Request({"type": "http", "method": "GET", "path": "/docs", "headers": []})
+    first = await api.docs(asked)
+    monkeypatch.setattr(api_page, "page", pytest.fail)
+    assert (await api.docs(asked)).body == first.body
 
 
 def test_what_a_docstring_says_is_text_on_the_page() -> None:
