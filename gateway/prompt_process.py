@@ -15,7 +15,6 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_S_MAX = 3
 MEMORY_BYTES_MAX = 1024**3
 FILLED_CHARS_MAX = 1_000_000
 BLOCKS = ("system", "message")
@@ -23,7 +22,8 @@ BLOCKS = ("system", "message")
 
 def main() -> None:
     # A second between the two limits: the first says why, the other cannot be ignored.
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S_MAX, CPU_S_MAX + 1))
+    cpu_s = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     with suppress(ValueError, OSError):
         # Not every system can say that.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))

@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 
 from proto.errors import Crowded, Unfinished
 
+# Of computing, each; as a program's argument, for it is the program that sets its limit.
+CPU_S_MAX = 3
 # Two cores may have other things to do.
 AT_ONCE_MAX = 3
 # So that a tenant whose are slow keeps no other one waiting.
@@ -26,7 +28,10 @@ class Child:
     """
 
     def __init__(self, program: Path, *, wait_s: float) -> None:
-        """`program` is run as a file, and imports nothing of Tailrace. `wait_s`: how long one waits to be begun."""
+        """`program` is run as a file, and imports nothing of Tailrace. `wait_s`: how long one waits to be begun.
+
+        Its argument is how many seconds it may compute.
+        """
         self._command = (sys.executable, "-I", str(program))
         self._wait_s = wait_s
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
@@ -41,6 +46,7 @@ class Child:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
+                    str(CPU_S_MAX),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,

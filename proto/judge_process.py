@@ -11,7 +11,6 @@ from typing import Any
 
 import jsonschema_rs
 
-CPU_S_MAX = 3
 MEMORY_BYTES_MAX = 1024**3
 ERRORS_MAX = 3
 ERROR_CHARS_MAX = 300
@@ -19,7 +18,8 @@ ERROR_CHARS_MAX = 300
 
 def main() -> None:
     # A second between the two limits: the first says why, the other cannot be ignored.
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S_MAX, CPU_S_MAX + 1))
+    cpu_s = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     with suppress(ValueError, OSError):
         # Not every system can say that.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))

@@ -16,6 +16,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from deploy.nats_server import NatsServer
+from proto import child
 from proto.ids import Tenant, TurnId, new_id
 from proto.log import Connection, TurnLog, streams
 from proto.subjects import TurnKey
@@ -81,6 +82,12 @@ async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
     connection = await Connection.open(own_server.url, "test")
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def one_cpu_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's schema that takes for ever takes one second in this process, and not three."""
+    monkeypatch.setattr(child, "CPU_S_MAX", 1)
 
 
 @pytest.fixture

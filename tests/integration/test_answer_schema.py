@@ -207,6 +207,7 @@ async def test_every_protocol_that_names_a_schema_gets_an_answer_that_fits(
     [{"type": "nothing"}, {"$ref": "http://127.0.0.1:1/x"}, {"enum": ["x" * 70_000]}, SLOW_TO_READ],
     ids=["none", "elsewhere", "long", "slow"],
 )
+@pytest.mark.usefixtures("one_cpu_second")
 async def test_a_schema_that_cannot_be_used_is_refused(gateway: Gateway, schema: dict[str, Any]) -> None:
     """Before there is a turn, and without using up its key."""
     key = {"idempotency-key": new_id()}

@@ -30,6 +30,12 @@ async def test_what_it_says_is_the_answer(tmp_path: Path) -> None:
     assert await child.said(b"tell", LONG_S, "acme") == b"TELL"
 
 
+async def test_it_is_told_how_long_it_may_compute(tmp_path: Path) -> None:
+    """In seconds; it sets the limit itself, before it reads what a stranger has written."""
+    child = program(tmp_path, "print(sys.argv[1:], end='')")
+    assert await child.said(b"", LONG_S, "acme") == b"['3']"
+
+
 async def test_one_that_does_nothing_is_killed(tmp_path: Path) -> None:
     """Also one that costs no CPU, has not read what it was told, and whose pid is known."""
     said = tmp_path / "pid"

@@ -104,6 +104,7 @@ async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
     assert not heard.is_set()
 
 
+@pytest.mark.usefixtures("one_cpu_second")
 async def test_a_judgement_without_end_stops_nobody() -> None:
     """The loop goes on, others are judged meanwhile, and its process is killed."""
     judging = Judge(wait_s=LONG_S)
@@ -114,6 +115,7 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
         await slow
 
 
+@pytest.mark.usefixtures("one_cpu_second")
 async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is room for a few at once, and each leaves it in time."""
     monkeypatch.setattr(judge, "JUDGEMENT_S_MAX", 2.0)
