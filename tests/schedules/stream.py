@@ -68,6 +68,7 @@ class Stream:
         }
         self._seqs: list[Seq] = []
         self._times: list[float] = []
+        self._changing_since_s = 0.0
         self._changing_until_s = 0.0
         self._woken_until_s = 0.0
         self._slept_since_s = 0.0
@@ -84,7 +85,7 @@ class Stream:
     def change_leader(self) -> None:
         wait_s = self.world.chance() ** 2 * CHANGE_MAX_S
         self.done.append("change")
-        self._changing_until_s = self.world.now_s + wait_s
+        self._changing_since_s, self._changing_until_s = self.world.now_s, self.world.now_s + wait_s
         self.world.tell("server", f"changes its leader, for {wait_s:.2f} s")
 
     def wake(self) -> None:
@@ -212,12 +213,16 @@ class Stream:
         return 0.001, found != [] and step.seq in (NOTHING, found[0].seq)
 
     def _reached(self, _: Reached) -> Answer:
-        if self.world.now_s < self._changing_until_s and not self.is_kind:
-            return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
-        last = len(self._seqs)
+        seen_s = self.world.now_s
+        if seen_s < self._changing_until_s and not self.is_kind:
+            if self.world.chance() < 0.5:
+                return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
+            # A leader that nobody follows any more does not know it yet.
+            seen_s = self._changing_since_s
         if self._asks_who_woke():
             self.done.append("old leader")
-            last = bisect_right(self._times, self._slept_since_s)
+            seen_s = self._slept_since_s
+        last = bisect_right(self._times, seen_s)
         return 0.001, self._seqs[last - 1] if last else NOTHING
 
     def _asks_who_woke(self) -> bool:

@@ -12,7 +12,7 @@ from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
 
 SEEDS, CHUNKS = 20_000, 8
-# The most that one of them has needed is 1,077.
+# The most that one of them has needed is 1,655.
 SEEDS_FOR_A_MUTANT = 4_000
 
 
@@ -32,10 +32,10 @@ def test_no_schedule_breaks_a_promise(chunk: int) -> None:
     assert [outcome.evidence for outcome in outcomes(seeds) if outcome.evidence] == []
 
 
-@pytest.mark.parametrize("seed", [1_260, 30_236, 71_519])
+@pytest.mark.parametrize("seed", [1_260, 30_236])
 def test_what_was_red_is_green(seed: int) -> None:
-    """Two calls for one attempt, of a generator that was given its turn again and read it where that was not known yet;
-    one that slept over a stale read; a reader who was cut off in a fork, and came back to its end.
+    """A generator that made two calls in one attempt, for its turn was given back to it, and read where that was not
+    known yet; one that slept over a stale read.
     """
     verdict = judge(played(seed))
     assert verdict.is_green, verdict.evidence
