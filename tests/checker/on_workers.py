@@ -1,8 +1,10 @@
 """Invariants of what workers did: appended, acknowledged, committed. Pure."""
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from proto.entries import Attempt, End
 from proto.fold import Turn
 from proto.ids import Seq
 from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
@@ -39,7 +41,9 @@ def _lost(run: Run, appends: Sequence[Append], asks: Sequence[Ask]) -> Iterator[
                 yield broken(f"{what} was acknowledged at {append.seq}, where nothing stands", append)
             elif (found.key, found.kind, found.sha256) != (append.key, append.kind, append.sha256):
                 yield broken(f"{what} was acknowledged at {append.seq}, where other stands", append, found.logged)
-        elif append.outcome == "fail" and any(place.logged.seq in valid for place in same):
+        elif append.outcome == "fail" and any(
+            place.logged.seq in valid and not _is_overtaken(run, place) for place in same
+        ):
             yield broken(f"{what} was told that it is not stored, and it stands", append)
         if run.rest.nodes == 1 and len(same) > 1 and same[0].logged.seq not in twice:
             twice.add(same[0].logged.seq)
@@ -53,6 +57,13 @@ def _lost(run: Run, appends: Sequence[Append], asks: Sequence[Ask]) -> Iterator[
             yield broken(f"{ask.turn} was acknowledged, and its request is not in the log", ask)
         elif ask.question and oracle.question_of(request) != ask.question:
             yield broken(f"{ask.turn} asks {oracle.question_of(request)!r}", ask)
+
+
+def _is_overtaken(run: Run, place: Place) -> bool:
+    """Whether this is an attempt that another writer has followed: who finds it so has lost the fence (PROTOCOL R13)."""
+    valid = run.turns[place.key].valid
+    behind = bisect_right(valid, place.logged.seq, key=lambda stored: stored.seq)
+    return place.kind == "attempt" and behind < len(valid) and isinstance(valid[behind].entry, Attempt | End)
 
 
 def rows(run: Run, bounds: Bounds) -> Verdict:

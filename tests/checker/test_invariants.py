@@ -195,6 +195,25 @@ def taken_over(log: list[Logged], *, is_hedge: bool = False) -> list[Logged]:
     return sorted([*later, taken], key=lambda one: one.seq)
 
 
+def taken_over_twice(log: list[Logged]) -> list[Logged]:
+    """The generator of the second attempt wrote nothing under it before a third came, at 16."""
+    third = Attempt(prev=Seq(15), attempt=3, generator="generator-3", backend="claude", mode="continue")
+    taken = {"subject": subjects.entry(ANSWERED, "attempt"), "payload": entries.encode(third).decode()}
+    return [msgspec.structs.replace(one, **taken) if one.seq == 16 else one for one in taken_over(log)]
+
+
+def told_that_it_is_not_stored(seq: int) -> Break:
+    """Whoever appended what stands at `seq` was told so; of what came later nobody was told anything."""
+
+    def broken(run: Run) -> Run:
+        place = run.places[Seq(seq)]
+        append = Append(tenant=TENANT, turn=ANSWERED.turn, kind=place.kind, sha256=place.sha256)
+        told = with_operations(Append, lambda one: one if one.seq < seq else None)(run)
+        return also(append, "generator-2", 15, outcome="fail")(told)
+
+    return broken
+
+
 def renumbered(attempt: int, *seqs: int) -> Break:
     """Has entries of the answered turn say that they are of another attempt."""
     return with_log(lambda log: [of_attempt(one, attempt) if one.seq in seqs else one for one in log])
@@ -300,6 +319,16 @@ BREAKS: dict[str, tuple[str, bool | None, Break]] = {
         "I4 no loss",
         False,
         with_operations(Append, lambda one: changed(outcome="fail")(one) if one.seq == THIRD_WORD else one),
+    ),
+    "an attempt that failed and stands": (
+        "I4 no loss",
+        False,
+        both(with_log(taken_over), told_that_it_is_not_stored(15)),
+    ),
+    "an attempt that another has followed before it was known to stand": (
+        "I4 no loss",
+        True,
+        both(with_log(taken_over_twice), told_that_it_is_not_stored(15)),
     ),
     "an unclear append that stands": (
         "I4 no loss",
