@@ -16,6 +16,7 @@ from proto.subjects import BODIES
 CHUNK_BYTES = 128 * 1024
 ASK_TIMEOUT_S = 10.0
 STEP_TIMEOUT_S = 30.0
+NO_MORE = "204"
 
 
 async def copy(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
@@ -46,9 +47,13 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
         _checked(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
         if chunk.reply:
             await source.publish(chunk.reply, b"")
-    if chunk.headers:  # a last chunk that says why it is the last
+    # A last chunk that says why it is the last; behind several chunks it is no more than that.
+    if chunk.headers and chunk.headers.get("Status") != NO_MORE:
         raise LogUnavailable(f"the snapshot of {name} broke off: {chunk.headers}")
-    _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))
+    held = _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))["state"]
+    # Not how many there are: what grows too old meanwhile is forgotten by the one and not yet by the other.
+    if held["last_seq"] != snapshot["state"]["last_seq"]:
+        raise LogUnavailable(f"the copy of {name} is not whole: it ends at {held['last_seq']}")
     await chunks.unsubscribe()
 
 

@@ -1,6 +1,7 @@
 """The log copied from one NATS to another, as `up` does that moves it: also what is left of one that broke off."""
 
 import io
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -64,6 +65,19 @@ async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) 
     assert first == await held(source)
     assert set(first) == set(EVERY_STREAM)
     assert first[STREAM] == (2, 3, 3)
+
+
+async def test_a_log_of_many_chunks_is_copied_byte_for_byte(ends: tuple[Connection, Connection]) -> None:
+    """More than a snapshot tells in one message, and so much that nothing makes it small."""
+    source, target = ends
+    said = [os.urandom(64 * 1024) for _ in range(4 * copying.CHUNK_BYTES // (64 * 1024))]
+    for number, payload in enumerate(said):
+        await source.jetstream.publish(f"turns.t.{number}.event", payload)
+    await source.jetstream.delete_msg(STREAM, 6)
+    await copy(source, target)
+    assert await held(target) == await held(source)
+    for number in (0, 1, len(said) - 1):
+        assert (await target.jetstream.get_last_msg(STREAM, f"turns.t.{number}.event")).data == said[number]
 
 
 async def test_what_a_copy_that_broke_off_has_left_is_no_copy(ends: tuple[Connection, Connection]) -> None:
