@@ -221,9 +221,9 @@ async def test_who_asks_whether_to_send_too_much_is_told_no(lone_gateway: Gatewa
     assert said.startswith(b"HTTP/1.1 413")
 
 
-async def test_ten_thousand_ranges_are_none(lone_gateway: Gateway) -> None:
+async def test_thousands_of_ranges_are_none(lone_gateway: Gateway) -> None:
     """CVE-2025-62727: no route serves parts, so that nobody sorts them; the whole comes, at once."""
-    ranges = ",".join(f"{number}-{number}" for number in range(10_000))
+    ranges = ",".join(f"{number}-{number}" for number in range(6_000))
     begun = time.process_time()
     answer = await lone_gateway.client.get("/openapi.json", headers={"range": f"bytes={ranges}"})
     assert (answer.status_code, len(answer.content) > 100_000) == (200, True)

@@ -295,9 +295,9 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
             asked.append((await own_gateway.client.post("/v1/turns", json={"messages": showing(picture)})).json())
         return await is_held(self, tenant, sha256)
 
-    async def behind(self: Store, rows: Any) -> None:
+    async def behind(self: Store, *given: Any) -> None:
         await waited.wait()
-        await record(self, rows)
+        await record(self, *given)
 
     async def waits(*given: Any) -> None:
         waited.set()
