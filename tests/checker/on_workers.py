@@ -60,7 +60,7 @@ def _lost(run: Run, appends: Sequence[Append], asks: Sequence[Ask]) -> Iterator[
 
 
 def _is_overtaken(run: Run, place: Place) -> bool:
-    """Whether this is an attempt that another writer has followed: who finds it so has lost the fence (PROTOCOL R13)."""
+    """Whether this is an attempt that another writer has followed: who finds it so has lost the fence (R13)."""
     valid = run.turns[place.key].valid
     behind = bisect_right(valid, place.logged.seq, key=lambda stored: stored.seq)
     return place.kind == "attempt" and behind < len(valid) and isinstance(valid[behind].entry, Attempt | End)
