@@ -28,7 +28,7 @@ AGAIN_S = 0.05
 # more bytes than this, but for its last message, and so many are under way at once, of all tenants in turn.
 PAGE_BYTES_MAX = 256 * 1024
 AT_ONCE = 8
-PLACE_WAIT_S = 5.0
+PLACE_WAIT_S = 30.0
 
 
 class Page(NamedTuple):
@@ -39,15 +39,19 @@ class Page(NamedTuple):
 
 
 class _Batch:
-    """The answers to one read, as they come in."""
+    """The answers to one try of a read, as they come in; each is said to `heard`."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: asyncio.Event) -> None:
         self.messages: list[Msg] = []
         self.last = 0
         self.has_hole = False
-        self.heard = asyncio.Event()
         self.status: str | None = None
         self.pending = 0
+        self._heard = heard
+
+    @property
+    def is_whole(self) -> bool:
+        return self.status in ("204", "404") and not self.has_hole
 
     def add(self, message: Msg) -> None:
         headers = message.headers or {}
@@ -59,11 +63,11 @@ class _Batch:
             self.has_hole |= int(headers.get("Nats-Last-Sequence", "0")) != self.last
             self.last = int(headers["Nats-Sequence"])
             self.messages.append(message)
-        self.heard.set()
+        self._heard.set()
 
 
 class Reads:
-    """Reads under way, each with an inbox token of its own."""
+    """Reads under way, each try with an inbox token of its own."""
 
     def __init__(self, connection: Connection, stream: str = STREAM) -> None:
         self._connection = connection
@@ -84,42 +88,43 @@ class Reads:
         query = msgspec.json.encode(
             {"seq": first, "next_by_subj": subject, "batch": batch, "max_bytes": PAGE_BYTES_MAX}
         )
-        for timeout_s in TRY_TIMEOUTS_S:
-            try:
-                answers = await self._asked(query, timeout_s, whose(subject))
-            except TimeoutError:
-                continue
-            except LogUnavailable:
-                await asyncio.sleep(AGAIN_S)
-                continue
-            if answers.status in ("204", "404") and not answers.has_hole:
-                return Page(answers.messages, is_last=answers.pending == 0)
-            await asyncio.sleep(AGAIN_S)
-        raise LogUnavailable("the log cannot be read: no server answers for the stream")
-
-    async def _asked(self, query: bytes, timeout_s: float, tenant: str) -> _Batch:
-        """What comes of one try, once it is `tenant`'s turn; raises TimeoutError, LogUnavailable."""
         async with AsyncExitStack() as held:
-            async with asyncio.timeout(PLACE_WAIT_S):
-                await held.enter_async_context(self._places.taken(tenant))
-            return await self._answered(query, timeout_s)
+            try:
+                async with asyncio.timeout(PLACE_WAIT_S):
+                    await held.enter_async_context(self._places.taken(whose(subject)))
+            except TimeoutError as error:
+                raise LogUnavailable("the log cannot be read: too many others read it") from error
+            answers = await self._answered(query)
+            return Page(answers.messages, is_last=answers.pending == 0)
 
-    async def _answered(self, query: bytes, timeout_s: float) -> _Batch:
-        self._made += 1
-        token = str(self._made)
-        answers = self._batches[token] = _Batch()
+    async def _answered(self, query: bytes) -> _Batch:
+        """The first whole answer to any of the tries: a server that is only late is not asked in vain each time."""
+        heard = asyncio.Event()
+        tries: dict[str, _Batch] = {}
         try:
-            await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}")
-            await self._all(answers, timeout_s)
+            for timeout_s in TRY_TIMEOUTS_S:
+                self._made += 1
+                token = str(self._made)
+                tries[token] = self._batches[token] = _Batch(heard)
+                try:
+                    await self._connection.publish(
+                        f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}"
+                    )
+                    while tries[token].status is None:
+                        async with asyncio.timeout(timeout_s):
+                            await heard.wait()
+                        heard.clear()
+                        if whole := next((batch for batch in tries.values() if batch.is_whole), None):
+                            return whole
+                except TimeoutError:
+                    continue
+                except LogUnavailable:
+                    pass
+                await asyncio.sleep(AGAIN_S)
         finally:
-            del self._batches[token]
-        return answers
-
-    async def _all(self, answers: _Batch, timeout_s: float) -> None:
-        while answers.status is None:
-            answers.heard.clear()
-            async with asyncio.timeout(timeout_s):
-                await answers.heard.wait()
+            for token in tries:
+                del self._batches[token]
+        raise LogUnavailable("the log cannot be read: no server answers for the stream")
 
     async def _open(self) -> None:
         async with self._opening:

@@ -1,7 +1,9 @@
 """Batched reads of a real server: what a page holds, and how many are asked for at once."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from signal import SIGCONT, SIGSTOP
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -11,6 +13,7 @@ from proto.ids import Seq, Tenant, TurnId, new_id
 from proto.log import Connection
 from proto.log.reads import AT_ONCE, PAGE_BYTES_MAX, Reads
 from proto.subjects import TurnKey
+from tests.chaos.link import Link
 from tests.until import until
 
 CALLERS = 5 * AT_ONCE
@@ -45,12 +48,35 @@ async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
     own_server.signal(SIGSTOP)
     try:
         asking = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
-        await until(lambda: len(reads._batches) >= AT_ONCE)
-        assert len(reads._batches) == AT_ONCE
+        waiting = reads._places._waiting
+        await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - AT_ONCE)
     finally:
         own_server.signal(SIGCONT)
     pages = await asyncio.gather(*asking)
     assert [len(page.messages) for page in pages] == [1] * CALLERS
+
+
+@pytest.mark.rule("R14")
+async def test_an_answer_that_comes_later_than_it_was_asked_for_again_is_taken(
+    own_server: NatsServer, key: TurnKey
+) -> None:
+    """Half a second each way is longer than most tries wait: no try would be answered in its own time."""
+    subject = subjects.entry(key, "event")
+    async with AsyncExitStack() as stack:
+        address = urlsplit(own_server.url)
+        assert address.port is not None
+        link = await stack.enter_async_context(Link("test > nats", address.port))
+        connection = await Connection.open(own_server.url.replace(str(address.port), str(link.port)), "test")
+        stack.push_async_callback(connection.close)
+        for _ in range(3):
+            await connection.jetstream.publish(subject, b"x")
+        reads = Reads(connection)
+        await reads.page(subject, Seq(1))
+        link.fail("delay")
+        page = await reads.page(subject, Seq(1))
+        assert (len(page.messages), page.is_last) == (3, True)
+        assert not reads._batches
+        link.mend()
 
 
 async def test_who_asks_for_many_keeps_no_other_tenant_waiting(
