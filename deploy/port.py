@@ -1,13 +1,16 @@
 """TCP ports: the one that people use is bound at once, the inner ones are found free; never speaks on either."""
 
 import errno
+import secrets
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from deploy.refusal import UpRefused
 
 # Connections that wait while a gateway starts or restarts: the socket is ours, so none is turned away meanwhile.
 BACKLOG = 2048
+# For what is found free: below those of connections that go out, above those that people name.
+OURS = range(20_000, 32_768)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -33,12 +36,19 @@ def reachable(host: str) -> str:
 
 
 def free(count: int) -> list[int]:
-    """`count` different loopback ports that nobody listens on now; held together, so that none comes twice."""
+    """`count` different loopback ports that nobody listens on now; held together, so that none comes twice.
+
+    None of those that the system gives to connections that go out (Linux: ip_local_port_range, from 32768 on unless it
+    is told otherwise): one of these could have it when a server is started again, and keep it for as long as it lives.
+    """
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        ports: list[int] = []
+        while len(ports) < count:
+            one = held.enter_context(socket.socket())
+            with suppress(OSError):
+                one.bind(("127.0.0.1", secrets.choice(OURS)))
+                ports.append(one.getsockname()[1])
+        return ports
 
 
 def counted(first: int, count: int) -> list[int]:
