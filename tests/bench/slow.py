@@ -172,6 +172,8 @@ async def measure(
         known, cpu_s = others.got, cpu(gateway.pid)
         await until(lambda: others.got >= known + entries * OTHERS, 120)
         seen.entry_cpu_s.append((cpu(gateway.pid) - cpu_s) * OTHERS / (others.got - known))
+        # The last of them may have come before it was acknowledged to whoever said it.
+        await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))
         seen.each_bytes.append((resident(gateway.pid) - before) / max(beside.count, 1))
         seen.looks += await metric(gateway.url, LOOKS) - looks

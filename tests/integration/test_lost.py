@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -193,20 +193,26 @@ async def test_what_an_empty_log_denied_ends_as_its_own_log_says(
 
 
 async def test_a_log_that_is_away_denies_nothing(
-    own_server: NatsServer, nats_url: str, own_log: TurnLog, connection: Connection, tenant: Tenant, tmp_path: Path
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
-    """Not even between two of its answers: here the consumer of another server still has one."""
+    """Not even between two of its answers: here the consumer of another server, as new as itself, still has one."""
     keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
     for key in keys:
         await Writer(own_log, key).ask()
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
         assert await outcome(before, keys[-1]) == "running"
-    store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
-    await own_server.stop(SIGKILL)
-    await Losses(own_log, await Deliveries.open(connection, PERSISTENCE), store).look()
-    running = await store.running()
-    await store.close()
-    assert sorted(running) == sorted(keys)
+    async with AsyncExitStack() as stack:
+        store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
+        stack.push_async_callback(store.close)
+        (tmp_path / "other").mkdir()
+        other = await stack.enter_async_context(NatsServer(tmp_path / "other"))
+        await apply_streams(other.url)
+        connection = await Connection.open(other.url, "test")
+        stack.push_async_callback(connection.close)
+        deliveries = await Deliveries.open(connection, PERSISTENCE)
+        await own_server.stop(SIGKILL)
+        await Losses(own_log, deliveries, store).look()
+        assert sorted(await store.running()) == sorted(keys)
 
 
 async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(
