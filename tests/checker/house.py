@@ -22,6 +22,7 @@ from deploy.options import Sync
 from gateway.door.auth import LOCAL
 from proto.accounts import GATEWAY
 from proto.api_key import sha256_of
+from proto.errors import LogUnavailable
 from proto.ids import Tenant
 from proto.log import Connection, Deliveries, TurnLog, streams
 from proto.log.deliveries import backlog_of
@@ -119,7 +120,11 @@ class House:
         """Once every turn is acknowledged by generators and persistence; fails when that does not come."""
 
         async def is_settled() -> bool:
-            backlog = await backlog_of(self.connection, GENERATORS)
+            try:
+                backlog = await backlog_of(self.connection, GENERATORS)
+            except LogUnavailable:
+                # The server was killed, and this has not found back to it yet.
+                return False
             return not backlog.waiting and not backlog.leased and await self._recording.is_drained()
 
         await until(is_settled, within_s)
