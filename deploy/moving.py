@@ -18,20 +18,25 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
 
+import msgspec
+
 from deploy import nats_cluster, nats_server, streams
-from deploy.nats_server import NatsServer, Site
+from deploy.nats_server import SHARED, NatsServer, Site
 from deploy.options import Options
 from deploy.refusal import UpRefused
 from deploy.screen import Screen
+from proto.accounts import LOG
 from proto.errors import LogUnavailable
 from proto.log import Connection, copying
 
 STAGE = "moving"
+ONE_FIRST = "start `up` once without --cluster, which copies the log, and then with it"
 ASIDE = ".before"
 # Of a log of gigabytes.
 MOVE_S_MAX = 1800.0
@@ -86,10 +91,22 @@ def store_of(options: Options, folder: Path) -> Path:
     return folder / (nats_cluster.FOLDER if options.cluster else nats_server.STORE)
 
 
+def found(options: Options, folder: Path) -> list[Site]:
+    """The same for a log that may be there: before there were accounts, all of it was in one that has no name."""
+    return [
+        msgspec.structs.replace(site, is_shared=nats_server.stored(site.store, SHARED).exists())
+        for site in sites_of(options, folder)
+    ]
+
+
 async def move(options: Options, screen: Screen) -> None:
     """Returns when the log is as `options` want it, if there is one. Raises UpRefused, LogUnavailable."""
+    _name(options.folder, screen)
     other = _other(options)
     old, new = store_of(other, options.folder), store_of(options, options.folder)
+    # Where nothing is, to choose a place would make it.
+    if options.cluster and new.exists() and any(site.is_shared for site in found(options, options.folder)):
+        raise UpRefused(f"{new} is of a version before: {ONE_FIRST}")
     if not old.exists():
         return
     if not new.exists():
@@ -97,7 +114,7 @@ async def move(options: Options, screen: Screen) -> None:
         stage = options.folder / STAGE
         try:
             async with asyncio.timeout(MOVE_S_MAX):
-                await copy(sites_of(other, options.folder), options, stage, screen)
+                await copy(found(other, options.folder), options, stage, screen)
         except TimeoutError as error:
             raise UpRefused(f"the log could not be moved in {MOVE_S_MAX:g} s, and is where it was") from error
         # A copy is no append: nobody has waited for the disk.
@@ -109,6 +126,17 @@ async def move(options: Options, screen: Screen) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)
     screen.say(f"what it was is kept in {aside}, and may be removed")
+
+
+def _name(folder: Path, screen: Screen) -> None:
+    """What one server has stored of the account without a name gets the log's: a rename is all that there is to it.
+
+    Of three, each one's agreements name the account as well, so that they have to be copied.
+    """
+    before, after = (nats_server.stored(folder / nats_server.STORE, account) for account in (SHARED, LOG))
+    if before.exists() and not after.exists():
+        before.rename(after)
+        screen.say("the log has an account of its own in NATS now")
 
 
 def _other(options: Options) -> Options:
@@ -128,7 +156,7 @@ async def copy(old: Sequence[Site], options: Options, stage: Path, screen: Scree
                 if not left:
                     raise UpRefused(f"the log could not be moved, and is where it was: {error}") from error
                 screen.say(f"the log is copied anew: {error}")
-        await _stop(servers)
+        await _stop(servers, source)
 
 
 def _fresh(options: Options, stage: Path) -> list[Site]:
@@ -146,7 +174,7 @@ async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site
         await copying.copy(source, target, replicas=len(new), bytes_max=bytes_max)
         # What has become too old meanwhile leaves both.
         await _settled(screen, old, new)
-        await _stop(servers)
+        await _stop(servers, target)
 
 
 async def _started(sites: Sequence[Site], stack: AsyncExitStack) -> tuple[Connection, list[NatsServer]]:
@@ -159,8 +187,9 @@ async def _started(sites: Sequence[Site], stack: AsyncExitStack) -> tuple[Connec
     return connection, servers
 
 
-async def _stop(servers: Sequence[NatsServer]) -> None:
+async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
     """Each writes down how far it is: what it has to tell again at its next start is then nothing."""
+    await connection.close()
     with suppress(TimeoutError):
         await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
 
@@ -175,7 +204,7 @@ async def _settled(screen: Screen, *ends: Sequence[Site], still_s_max: float = S
     changed = told = time.monotonic()
     while True:
         seen: list[list[Seen]] = []
-        with suppress(OSError):  # one does not answer, or not yet
+        with suppress(OSError, HTTPException):  # one does not answer, or not yet
             seen = [[await asyncio.to_thread(_see, site) for site in sites] for sites in ends]
         if seen and all(map(are_settled, seen)) and are_alike(list(chain(*seen))):
             return
@@ -208,7 +237,7 @@ def are_alike(servers: Sequence[Seen]) -> bool:
 
 def _see(site: Site) -> Seen:
     # Asked for first: what is applied after that, the streams have too.
-    asked = ("/raftz", "/raftz?acc=$G")
+    asked = ("/raftz", f"/raftz?acc={site.account}")
     groups = {k: v for path in asked for k, v in groups_of(_told(site, path)).items()} if site.membership else None
     return Seen(held_of(_told(site, "/jsz?accounts=true&streams=true")), groups)
 

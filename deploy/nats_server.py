@@ -19,7 +19,7 @@ from deploy.nats_lines import FILE
 from deploy.options import Sync
 from deploy.process import describe, signal_group, spawn
 from deploy.refusal import UpRefused
-from proto.accounts import ADMIN, RIGHTS, Rights
+from proto.accounts import ACCOUNTS, ADMIN, LOG, RIGHTS, Way, account, has_many_answers, ways_of
 from proto.errors import SettingsInvalid
 
 GIB = 1024**3
@@ -44,6 +44,12 @@ lame_duck_duration: "30s"
 lame_duck_grace_period: "1s"
 """
 
+# The way back of a question that may have many answers stays open for so long after the last one, and twice as long at
+# most: nobody waits longer. The server's default is two minutes, and a busy gateway asks a hundred such in a second.
+ANSWER_S_MAX = 30
+
+# nats-server's own name for the one account that there is where none is named.
+SHARED = "$G"
 # Who has a server of its own.
 EVERYBODY = "everybody"
 
@@ -62,17 +68,24 @@ class Site(msgspec.Struct, frozen=True):
     folder: Path
     port: int
     monitor_port: int
-    # By user: each of proto/accounts.py has one, and whoever else may do everything.
+    # By user: each of proto/accounts.py has one, and whoever else may do everything where the log is.
     passwords: Mapping[str, str]
     sync: Sync
     file_bytes_max: int
     # Its copies of the log are known by it: it stays when ports change.
     name: str = NAME
     membership: Membership | None = None
+    # As it was before there were accounts: all users are of one, which has the log.
+    is_shared: bool = False
 
     @property
     def store(self) -> Path:
         return self.folder / STORE
+
+    @property
+    def account(self) -> str:
+        """Whose the log is."""
+        return SHARED if self.is_shared else LOG
 
     def url(self, user: str) -> str:
         return f"nats://{user}:{self.passwords[user]}@127.0.0.1:{self.port}"
@@ -94,7 +107,7 @@ def config(site: Site) -> str:
 server_name: {site.name}
 listen: "127.0.0.1:{site.port}"
 http: "127.0.0.1:{site.monitor_port}"
-{users_config({user: quote(password) for user, password in site.passwords.items()})}max_payload: 8MB
+{shared_config(site) if site.is_shared else accounts_config(quoted(site.passwords))}max_payload: 8MB
 jetstream {{
   store_dir: {quote(str(site.store))}
   sync_interval: {SYNC_DEFAULT if site.sync == "default" else site.sync}
@@ -103,23 +116,63 @@ jetstream {{
 {cluster_config(site, site.membership) if site.membership else ""}"""
 
 
-def users_config(passwords: Mapping[str, str]) -> str:
-    """A user for each role, with what it may. A password is written as it is given: in quotes, or a variable's name."""
-    users = "".join(
-        f"    {{ user: {user}, password: {password}{permissions(RIGHTS[user]) if user in RIGHTS else ''} }}\n"
-        for user, password in passwords.items()
+def shared_config(site: Site) -> str:
+    """For who reads what was stored before there were accounts."""
+    return f"authorization {{ user: {EVERYBODY}, password: {quote(site.passwords[EVERYBODY])} }}\n"
+
+
+def accounts_config(passwords: Mapping[str, str]) -> str:
+    """An account and a user for each role. A password is written as it is given: in quotes, or a variable's name."""
+    accounts = "".join(account_config(name, passwords) for name in ACCOUNTS)
+    return f"accounts {{\n{accounts}}}\n"
+
+
+def account_config(name: str, passwords: Mapping[str, str]) -> str:
+    users = {user: password for user, password in passwords.items() if account(user) == name}
+    ways = {user: ways_of(user) for user in RIGHTS}
+    asked_by: dict[Way, list[str]] = {}
+    for user, out in ways.items():
+        for way in out:
+            if way.account == name:
+                asked_by.setdefault(way, []).append(account(user))
+    lines = (
+        *(("jetstream: enabled",) if name == LOG else ()),
+        block("users", [f"user: {user}, password: {users[user]}{permissions(user)}" for user in users]),
+        block("exports", [export(way, importers) for way, importers in asked_by.items()]),
+        block("imports", [imported(way) for user, out in ways.items() if account(user) == name for way in out]),
     )
-    return f"authorization {{\n  users: [\n{users}  ]\n}}\n"
+    return f"  {name} {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n"
 
 
-def permissions(rights: Rights) -> str:
-    denied = f", deny: {listed(rights.not_subscribe)}" if rights.not_subscribe else ""
+def block(name: str, rows: Sequence[str]) -> str:
+    return f"{name}: [\n" + "".join(f"      {{ {row} }}\n" for row in rows) + "    ]"
+
+
+def permissions(user: str) -> str:
+    """Of whoever is of no role, none: it may do everything in the account that it is of."""
+    if (rights := RIGHTS.get(user)) is None:
+        return ""
     lines = (
         f"publish: {{ allow: {listed(rights.publish)} }}",
-        f"subscribe: {{ allow: {listed(rights.subscribe)}{denied} }}",
+        f"subscribe: {{ allow: {listed((*rights.subscribe, *rights.answers))} }}",
         *(("allow_responses: true",) if rights.is_asked else ()),
     )
-    return ", permissions: {\n" + "".join(f"      {line}\n" for line in lines) + "    }"
+    return ", permissions: {\n" + "".join(f"        {line}\n" for line in lines) + "      }"
+
+
+def export(way: Way, importers: Sequence[str]) -> str:
+    kind = "stream" if way.is_feed else "service"
+    many = f', response_type: stream, response_threshold: "{ANSWER_S_MAX}s"' if has_many_answers(way.subject) else ""
+    return f"{kind}: {quote(way.subject)}{many}, accounts: [{', '.join(importers)}]"
+
+
+def imported(way: Way) -> str:
+    kind = "stream" if way.is_feed else "service"
+    return f"{kind}: {{ account: {way.account}, subject: {quote(way.subject)} }}"
+
+
+def quoted(passwords: Mapping[str, str]) -> dict[str, str]:
+    return {user: quote(password) for user, password in passwords.items()}
 
 
 def listed(subjects: Sequence[str]) -> str:
@@ -140,6 +193,11 @@ pid_file: {quote(str(site.folder / PID_FILE))}
   routes: [{routes}]
 }}
 """
+
+
+def stored(store: Path, account: str) -> Path:
+    """Where a server keeps what an account has."""
+    return store / "jetstream" / account
 
 
 def url(folder: Path, environ: Mapping[str, str]) -> str:

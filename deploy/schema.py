@@ -52,7 +52,7 @@ def generated() -> dict[str, str]:
         "docs/METRICS.md": metrics_page(),
         "docs/SIMULATED.md": simulated_page(),
         "proto/entries.schema.json": entries_schema(),
-        "docs/nats-users.conf": users_configuration(),
+        "docs/nats-users.conf": accounts_configuration(),
         "docs/asyncapi.json": json.dumps(asyncapi.document(VERSION), indent=1) + "\n",
         "docs/openapi.json": json.dumps(document(ROUTES, VERSION), indent=1) + "\n",
     }
@@ -128,11 +128,11 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
     return [f"| `{name}` | {meaning} |" for name, meaning in rows]
 
 
-def users_configuration() -> str:
+def accounts_configuration() -> str:
     """For a NATS of one's own: what `up` gives to its server, with the passwords taken from the environment."""
     variables = {user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS}
     head = f"# {WRITTEN_BY} Include it in nats-server's configuration: docs/RUNBOOK.md says how.\n"
-    return head + nats_server.users_config(variables)
+    return head + nats_server.accounts_config(variables)
 
 
 def entries_schema() -> str:

@@ -1,16 +1,34 @@
-"""What each process may say and hear in NATS, and no more: a user for each role. Pure; `deploy` tells the server.
+"""What each process may say and hear in NATS, and no more: an account and a user for each role. Pure; `deploy` tells
+the server.
 
-A new subject has its row here or is refused, which the first test notices: its processes have these rights. They stop
-mistakes, and make noise. Who has taken a process over gets by them: nats-server sends an answer to whatever subject its
-question names, and asks for nobody's right to it (SECURITY.md, "What is not").
+The log has an account of its own, and so has each role; what a role may ask of another account is imported there, and
+nothing else leads out. nats-server sends an answer to whatever subject its question names, and asks for nobody's right
+to it: in an account of its own that reaches nobody (ADR 30). The user's rights say the same once more, for a mistake is
+then refused and said, and not met with silence.
+
+A new subject has its row here or is refused, which the first test notices.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
+from proto.batch_records import AskBatch, AskBatches, AskBatchTurns
 from proto.ids import is_token
 from proto.model_records import CANCEL_MESSAGE_BATCH, COUNT_TOKENS, MODELS
+from proto.records import AskAncestry, AskContext, AskLast, AskSession, AskSessions, AskSessionTurns, AskTurn
+from proto.resources import (
+    AskBranches,
+    AskProject,
+    AskProjects,
+    AskStats,
+    AskUsage,
+    Delete,
+    NewProject,
+    NewSession,
+    RenameSession,
+)
 from proto.subjects import (
     BODIES,
     CLAIMS,
@@ -43,28 +61,50 @@ GATEWAY = "gateway"
 # Who sets NATS up, makes keys and asks what was used: `up` and the commands. It stores no entry, and reads all of them.
 ADMIN = "admin"
 
+# The account that has the log; whoever is of no role is of this one, too.
+LOG = "TAILRACE"
+
 ASK = "$JS.API"
 # How everything is set up: each process looks at that before it begins.
-LOOK = (f"{ASK}.STREAM.INFO.*", f"{ASK}.CONSUMER.INFO.{STREAM}.*")
+# Who imports INFO is one of those accounts that have JetStream elsewhere. Without it nats-server itself answers
+# everything below ASK in an account that has none, with "not enabled" (Account.serviceImportShadowed).
+LOOK = (f"{ASK}.INFO", f"{ASK}.STREAM.INFO.*", f"{ASK}.CONSUMER.INFO.{STREAM}.*")
 READ_TURNS = (f"{ASK}.DIRECT.GET.{STREAM}", f"{ASK}.STREAM.MSG.GET.{STREAM}")
 READ_BLOBS = (f"{ASK}.DIRECT.GET.{BODIES}.>", f"{ASK}.STREAM.MSG.GET.{BODIES}")
 READ_CLAIMS = f"{ASK}.STREAM.MSG.GET.{CLAIMS_STREAM}"
 PURGE_TURNS = f"{ASK}.STREAM.PURGE.{STREAM}"
 COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{ASK}.STREAM.MSG.DELETE.{SLOTS}")
-# Of all questions, those that generators answer; the others are persistence's.
 OF_GENERATORS = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH)))
+OF_PERSISTENCE = tuple(
+    every_query(question.query)
+    for question in (
+        *(AskTurn, AskSession, AskSessions, AskSessionTurns, AskAncestry, AskContext, AskLast),
+        *(AskProject, AskProjects, AskBranches, AskUsage, AskStats, NewSession, RenameSession, NewProject, Delete),
+        *(AskBatch, AskBatches, AskBatchTurns),
+    )
+)
 # How `nats micro ls` finds who answers questions.
 DISCOVERY = "$SRV.>"
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """Subjects with their wildcards; `not_subscribe` goes before `subscribe`."""
+    """Subjects with their wildcards. What it says and hears itself is among the processes of that role."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    not_subscribe: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    """What it hears that others ask."""
     is_asked: bool = False
     """It may also answer, once, what it was asked."""
+
+
+class Way(NamedTuple):
+    """That a subject leads out of one account into another, or, of a feed, is heard there."""
+
+    account: str
+    """Whose the subject is."""
+    subject: str
+    is_feed: bool = False
 
 
 def inbox(user: str) -> str:
@@ -92,7 +132,8 @@ RIGHTS: Mapping[str, Rights] = {
             f"$KV.{CLAIMS}.ticket.*",
             f"$KV.{SECRETS}.*",
             f"$KV.{LOGINS}.*",
-            "queries.*.*",
+            *OF_GENERATORS,
+            *OF_PERSISTENCE,
             health(GENERATORS),
             health(PERSISTENCE),
             EVERY_PRESENCE,
@@ -134,10 +175,8 @@ RIGHTS: Mapping[str, Rights] = {
             EVERY_LIVE,
             HEDGE_OFFERS,
             EVERY_HEDGE,
-            health(GENERATORS),
-            *OF_GENERATORS,
-            DISCOVERY,
         ),
+        answers=(health(GENERATORS), *OF_GENERATORS, DISCOVERY),
         is_asked=True,
     ),
     PERSISTENCE: Rights(
@@ -155,12 +194,41 @@ RIGHTS: Mapping[str, Rights] = {
             *deliveries(WEBHOOKS),
             f"{ASK}.CONSUMER.RESET.{STREAM}.{PERSISTENCE}",
         ),
-        subscribe=(f"{inbox(PERSISTENCE)}.>", health(PERSISTENCE), "queries.*.*", DISCOVERY),
-        not_subscribe=OF_GENERATORS,
+        subscribe=(f"{inbox(PERSISTENCE)}.>",),
+        answers=(health(PERSISTENCE), *OF_PERSISTENCE, DISCOVERY),
         is_asked=True,
     ),
     ADMIN: Rights(
-        publish=(f"{ASK}.>", f"$KV.{KEYS}.*", "queries.*.*", DISCOVERY),
+        publish=(f"{ASK}.>", f"$KV.{KEYS}.*", *OF_GENERATORS, *OF_PERSISTENCE, DISCOVERY),
         subscribe=(f"{inbox(ADMIN)}.>",),
     ),
 }
+
+
+def account(user: str) -> str:
+    """Whose inboxes, questions and answers are no other's."""
+    return f"{LOG}_{user.upper()}" if user in RIGHTS and user != ADMIN else LOG
+
+
+ACCOUNTS = tuple(dict.fromkeys((LOG, *map(account, RIGHTS))))
+# What the log's account tells without being asked.
+FEEDS = (EVERY_LIVE, EVERY_LIVE_KEY)
+
+
+def ways_of(user: str) -> list[Way]:
+    """What leads out of a user's account, and nothing else does."""
+    rights = RIGHTS[user]
+    asked = [
+        Way(whose, subject)
+        for subject in rights.publish
+        if subject not in rights.subscribe
+        for whose in ([account(one) for one in RIGHTS if subject in RIGHTS[one].answers] or [LOG])
+    ]
+    heard = [Way(LOG, subject, is_feed=True) for subject in rights.subscribe if subject in FEEDS]
+    return [way for way in (*asked, *heard) if way.account != account(user)]
+
+
+def has_many_answers(subject: str) -> bool:
+    """Whether there may be more than one message in answer to a question. The last of one subject is one."""
+    is_read = subject.startswith(f"{ASK}.DIRECT.GET.") and not subject.endswith(".>")
+    return is_read or subject.startswith(f"{ASK}.CONSUMER.MSG.NEXT.") or subject == DISCOVERY

@@ -7,14 +7,16 @@ import httpx2
 import msgspec
 
 from gateway.dialects import DIALECTS
+from proto.accounts import GATEWAY
 from proto.chain import START, link
 from proto.entries import Stored
 from proto.ids import NOTHING, Seq
-from proto.log import Services, TurnLog
+from proto.log import Connection, Services, TurnLog
 from proto.records import TurnRecord
 from proto.subjects import TurnKey
 from proto.usage import Usage
 from tests.event_stream import EventStream, Sent
+from tests.processes import as_user
 from tests.promises import Connected, Frame, History, Reader, Story
 
 ENDS = ('{"type":"done"', '{"type":"error"', '{"type":"message_stop"')
@@ -128,5 +130,11 @@ async def history(
 
 
 async def is_read(log: TurnLog, key: TurnKey) -> bool:
-    """Whether a gateway has a reader of the turn; it says so to whoever asks over NATS."""
-    return await Services(log._connection).has_readers(key, timeout_s=0.1)
+    """Whether a gateway has a reader of the turn; it says so to other gateways."""
+    server = log._connection.client._current_server
+    assert server is not None
+    another = await Connection.open(as_user(server.uri.geturl(), GATEWAY), "test-gateway")
+    try:
+        return await Services(another).has_readers(key, timeout_s=0.1)
+    finally:
+        await another.close()

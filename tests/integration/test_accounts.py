@@ -1,24 +1,26 @@
 """The users of NATS: what a role may not do is refused and said at once. What it may do, all other tests try."""
 
 import json
+import re
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 import structlog.testing
 from nats.aio.msg import Msg
-from nats.js.errors import KeyNotFoundError
 from structlog.typing import EventDict
 
 from deploy import nats_server, port, streams
-from deploy.nats_server import NatsServer
+from deploy.nats_server import EVERYBODY, NatsServer
 from deploy.process import signal_group, spawn
 from proto import subjects
 from proto.accounts import ADMIN, GATEWAY, RIGHTS
 from proto.errors import LogUnavailable
 from proto.log import Connection, Services, check
+from proto.log.streams import EVERY_STREAM
 from proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.processes import CHECKOUT, as_user
 from tests.until import until
@@ -28,6 +30,18 @@ KINDS = ("request", "attempt", "event", "progress", "end", "probe", "anything")
 WRITES = {GATEWAY: {"request", "end"}, GENERATORS: {"request", "attempt", "event", "progress", "end"}}
 # Whose secrets and identities the others may neither read nor write.
 OF_GATEWAYS = ("KV_SECRETS", "KV_LOGINS", "KV_KEYS")
+# What each may store, and what it could make of an answer that went wherever it likes.
+STORES = {GATEWAY: "bodies.local.x.0", GENERATORS: "turns.local.x.event", PERSISTENCE: "bodies.local.x"}
+AIMS = (
+    "$KV.KEYS.forged",
+    "$KV.SECRETS.signing",
+    "limits.t.t.requests.1",
+    "turns.local.y.forged",
+    "bodies.local.y.forged",
+    "queries.local.delete",
+    "$JS.API.STREAM.CREATE.FORGED",
+    "$JS.API.STREAM.PURGE.LOGINS",
+)
 OF_NOBODY = (
     "anything",
     "live.local.x.event",
@@ -139,22 +153,69 @@ async def test_what_a_role_has_no_business_with_it_does_not_hear(nats_url: str, 
     await connection.close()
 
 
-async def test_an_answer_goes_wherever_its_question_says(own_server: NatsServer) -> None:
-    """What SECURITY.md does not promise: should nats-server ever refuse this to a generator, it may."""
-    generator, admin = await opened(own_server.url, GENERATORS), await opened(own_server.url, ADMIN)
-    stored = await generator.jetstream.publish("turns.local.x.event", b"anything")
-    ask = json.dumps({"seq": stored.seq}).encode()
-    await generator.publish(f"$JS.API.DIRECT.GET.{STREAM}", ask, reply="$KV.KEYS.forged")
-    keys = await admin.jetstream.key_value(subjects.KEYS)
+@pytest.mark.parametrize("user", STORES)
+async def test_an_answer_reaches_nothing_that_its_question_may_not(own_server: NatsServer, user: str) -> None:
+    """nats-server sends it to whatever subject the question names: who has an account of its own gets nowhere by that.
 
-    async def is_forged() -> bool:
-        with suppress(KeyNotFoundError):
-            return (await keys.get("forged")).value == b"anything"
-        return False
-
-    await until(is_forged)
-    for connection in (generator, admin):
+    The last three lines show that the same leads somewhere for whoever is of the log's account.
+    """
+    role, anybody = await opened(own_server.url, user), await opened(own_server.url, EVERYBODY)
+    await forge(role, STORES[user], [aim for aim in AIMS if not may(user, aim)])
+    # What a server does for one connection it does in order.
+    await role.jetstream.stream_info(STREAM)
+    assert await messages(anybody, subjects.KEYS_STREAM) == 0
+    assert {info.config.name for info in await anybody.jetstream.streams_info()} == set(EVERY_STREAM)
+    assert await kinds(anybody) == {STORES[user].rpartition(".")[2]}
+    await forge(anybody, STORES[user], AIMS)
+    await until(partial(is_in, anybody, "FORGED"))
+    assert await messages(anybody, subjects.KEYS_STREAM) > 0
+    for connection in (role, anybody):
         await connection.close()
+
+
+def may(user: str, subject: str) -> bool:
+    """Whether it need not forge anything for that."""
+    ways = [
+        way.replace(".", r"\.").replace("$", r"\$").replace("*", "[^.]+").replace(">", ".+")
+        for way in RIGHTS[user].publish
+    ]
+    return any(re.fullmatch(way, subject) for way in ways)
+
+
+async def forge(connection: Connection, stores: str, aims: Sequence[str]) -> None:
+    """Has each kind of answer sent to each aim: what was stored, where it is, and what one has answered oneself."""
+    order = json.dumps({"name": "FORGED", "subjects": ["forged"]}).encode()
+
+    async def answer(message: Msg) -> None:
+        await message.respond(order)
+
+    own = ("hedges", "readers.local.x")
+    for subject in own:
+        await connection.subscribe(subject, answer)
+    for payload in (order, b""):
+        stored = await connection.jetstream.publish(stores, payload)
+        read = json.dumps({"seq": stored.seq}).encode()
+        for aim in aims:
+            await connection.publish(stores, payload, reply=aim)
+            for ask in ("DIRECT.GET", "STREAM.MSG.GET"):
+                await connection.publish(f"$JS.API.{ask}.{stored.stream}", read, reply=aim)
+            await connection.publish(f"$JS.API.DIRECT.GET.{stored.stream}.{stores}", b"", reply=aim)
+            for subject in own:
+                await connection.publish(subject, b"", reply=aim)
+
+
+async def messages(connection: Connection, stream: str) -> int:
+    return (await connection.jetstream.stream_info(stream)).state.messages
+
+
+async def kinds(connection: Connection) -> set[str]:
+    """The last tokens of all subjects that entries and blobs are stored on."""
+    found = [await connection.jetstream.stream_info(name, subjects_filter=">") for name in (STREAM, subjects.BODIES)]
+    return {subject.rpartition(".")[2] for info in found for subject in info.state.subjects or {}}
+
+
+async def is_in(connection: Connection, stream: str) -> bool:
+    return stream in {info.config.name for info in await connection.jetstream.streams_info()}
 
 
 async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again_gets_one(

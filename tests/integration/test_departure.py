@@ -6,10 +6,12 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from proto import subjects
+from proto.accounts import GATEWAY
 from proto.ids import Tenant, TurnId
 from proto.log import Connection, TurnLog
 from proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, NewGateway
+from tests.processes import as_user
 from tests.reading import is_read, read, whole
 from tests.until import until
 from tests.writing import Writer
@@ -87,7 +89,7 @@ async def test_each_departure_begins_the_grace_anew(lone_gateway: Gateway, log: 
 
 
 async def test_a_moment_of_silence_of_another_gateway_is_not_yet_a_no(
-    lone_gateway: Gateway, connection: Connection, log: TurnLog, key: TurnKey
+    lone_gateway: Gateway, nats_url: str, log: TurnLog, key: TurnKey
 ) -> None:
     """It may be busy with somebody's large body, and have a reader all the same."""
     asked: list[str] = []
@@ -97,13 +99,14 @@ async def test_a_moment_of_silence_of_another_gateway_is_not_yet_a_no(
         if len(asked) > 1:
             await message.respond(b"")
 
-    subscription = await connection.subscribe(subjects.presence(key), answer_late)
-    await connection.client.flush()
+    another = await Connection.open(as_user(nats_url, GATEWAY), "test-another")
+    await another.subscribe(subjects.presence(key), answer_late)
+    await another.client.flush()
     await Writer(log, key).ask(on_disconnect="cancel")
     await read(lone_gateway.client, key.turn, most=1)
     await until(lambda: len(asked) == 2)
     assert await outcome(lone_gateway, key.turn) == "running"
-    await connection.unsubscribe(subscription)
+    await another.close()
 
 
 async def test_a_turn_is_cancelled_after_its_grace(gateway: Gateway) -> None:

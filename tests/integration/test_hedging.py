@@ -25,6 +25,7 @@ from generators.retry import Retry
 from generators.rota import read_backends
 from generators.simulated_claude.server import serving
 from proto import subjects
+from proto.accounts import GATEWAY
 from proto.chain import START, Chain
 from proto.entries import Attempt, Entry, Hold
 from proto.errors import FenceLost, LogUnavailable
@@ -33,7 +34,7 @@ from proto.log import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, S
 from proto.models import model_named
 from proto.room import Room
 from proto.settlement import Settlement
-from proto.subjects import GENERATORS, TurnKey
+from proto.subjects import GENERATORS, STREAM, TurnKey
 from proto.usage import Usage
 from tests import handwritten, reading
 from tests.answering import (
@@ -49,7 +50,7 @@ from tests.answering import (
 )
 from tests.frozen import freeze
 from tests.integration.conftest import NewGateway
-from tests.processes import Process, generator
+from tests.processes import Process, as_user, generator
 from tests.promises import Story, judge, no_gap, no_repeat, one_end
 from tests.until import until
 
@@ -86,12 +87,13 @@ async def offering(nats_url: str, count: int) -> None:
         heard.update({offer.data} - {b""})
 
     async def are_there() -> bool:
-        await connection.publish(subjects.HEDGE_OFFERS, b"", reply="offers")
+        await connection.publish(subjects.HEDGE_OFFERS, b"", reply=offers)
         return len(heard) == count
 
-    connection = await Connection.open(nats_url, "test")
+    connection = await Connection.open(as_user(nats_url, GENERATORS), "test")
+    offers = connection.client.new_inbox()
     try:
-        await connection.subscribe("offers", hear)
+        await connection.subscribe(offers, hear)
         await until(are_there)
     finally:
         await connection.close()
@@ -496,6 +498,21 @@ class Late:
 
 
 @pytest.fixture
+async def gateway_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
+    connection = await Connection.open(as_user(own_server.url, GATEWAY), "test-gateway")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def peer(own_server: NatsServer) -> AsyncIterator[Connection]:
+    """As the generators have it: what is said among them nobody else hears."""
+    connection = await Connection.open(as_user(own_server.url, GENERATORS), "test-peer")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
 async def late(own_connection: Connection, own_log: TurnLog) -> Late:
     # Nobody renews it here, and nobody is to take the turn over meanwhile.
     await shorten_lease(own_connection, 60)
@@ -509,12 +526,12 @@ async def late(own_connection: Connection, own_log: TurnLog) -> Late:
 @pytest.mark.rule("R51")
 @pytest.mark.parametrize("first", ["a token", "another attempt"])
 async def test_a_hedge_is_closed_as_soon_as_another_entry_stands(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, late: Late, first: str
+    own_server: NatsServer, peer: Connection, own_log: TurnLog, claude: str, late: Late, first: str
 ) -> None:
     """Whether the late one has its token, or somebody else has taken the turn under the same number."""
     async with working(own_server.url, claude, **LATE):
         await offering(own_server.url, 1)
-        assert await Hedges(own_connection).ask(late.hedge)
+        assert await Hedges(peer).ask(late.hedge)
         await open_streams(claude, 1)
         told = handwritten.opening()[0]
         entry = handwritten.event(late.chain, told) if first == "a token" else handwritten.attempt(late.chain)
@@ -525,31 +542,31 @@ async def test_a_hedge_is_closed_as_soon_as_another_entry_stands(
 
 
 async def test_a_turn_that_is_not_late_any_more_is_not_called_for(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, late: Late
+    own_server: NatsServer, peer: Connection, own_log: TurnLog, claude: str, late: Late
 ) -> None:
     """The token came while the second generator was looked for."""
     await late.append(handwritten.event(late.chain, handwritten.opening()[0]))
     lost = REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
     async with working(own_server.url, claude, **LATE):
         await offering(own_server.url, 1)
-        assert await Hedges(own_connection).ask(late.hedge)
+        assert await Hedges(peer).ask(late.hedge)
         await until(lambda: REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") == lost + 1)
     assert (await stats(claude))["calls"] == 0
     assert (await own_log.turn(late.key)).chain == late.chain
 
 
 async def test_a_turn_is_hedged_once_by_who_is_not_going_away(
-    own_server: NatsServer, own_connection: Connection, claude: str, late: Late
+    own_server: NatsServer, gateway_connection: Connection, peer: Connection, claude: str, late: Late
 ) -> None:
     """Who makes the call already, or was told to stop, does not take it."""
-    asking = Hedges(own_connection)
+    asking = Hedges(peer)
     async with working(own_server.url, claude, **LATE, grace_s=30) as stop:
         await offering(own_server.url, 1)
         assert await asking.ask(late.hedge)
         await called(claude, 1)
         assert not await asking.ask(late.hedge)
         stop.set()
-        services = Services(own_connection)
+        services = Services(gateway_connection)
 
         async def is_draining() -> bool:
             return await services.health(GENERATORS, timeout_s=0.5) is None
@@ -631,7 +648,7 @@ async def test_a_hedge_is_offered_to_one_other_that_has_room(own_server: NatsSer
     async with AsyncExitStack() as stack:
         doors = []
         for name in ("asking", "full", "one", "two"):
-            connection = await Connection.open(own_server.url, name)
+            connection = await Connection.open(as_user(own_server.url, GENERATORS), name)
             stack.push_async_callback(connection.close)
             doors.append((connection, Hedges(connection)))
         asking = doors[0][1]
@@ -642,7 +659,7 @@ async def test_a_hedge_is_offered_to_one_other_that_has_room(own_server: NatsSer
             assert taker in (itself, full, two) or not await asking.ask(hedge)
             await door.offer(taker)
             # A request does not overtake a subscription of the same connection.
-            await connection.jetstream.account_info()
+            await connection.jetstream.stream_info(STREAM)
         assert (itself.taken, full.taken) == ([], [])
         for _ in range(5):
             assert await asking.ask(hedge)

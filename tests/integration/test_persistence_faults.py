@@ -30,6 +30,7 @@ from tests.answering import words, working
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_persistence_recorder import folds, opened, recording, rows, shorten_lease, write
 from tests.persisting import QUICK
+from tests.processes import as_user
 from tests.until import until
 
 Fault = Callable[[Path], Any]
@@ -51,7 +52,10 @@ async def kept_alive(nats_url: str, database: Path) -> AsyncIterator[None]:
     async def lives() -> None:
         stopping = asyncio.create_task(stop.wait())
         while not stop.is_set():
-            connection, ends = await Connection.open(nats_url, "test-persistence"), asyncio.Event()
+            connection, ends = (
+                await Connection.open(as_user(nats_url, PERSISTENCE), "test-persistence"),
+                asyncio.Event(),
+            )
             life = asyncio.create_task(serve(settings, connection, ends))
             await asyncio.wait([life, stopping], return_when=asyncio.FIRST_COMPLETED)
             ends.set()

@@ -25,7 +25,7 @@ from tests.event_stream import parse
 from tests.frozen import freeze
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget, on_shared_loop
 from tests.losing import Losing
-from tests.processes import Process
+from tests.processes import Process, as_user
 from tests.reading import data, read, told, whole
 from tests.until import until
 from tests.writing import Writer
@@ -258,6 +258,7 @@ async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
     await ended(gateway, first["turn"])
     raw = msgspec.json.encode({"message": "and then?", "session": first["session"]})
     connection = await Connection.open(house.nats_url, "test")
+    listening = await Connection.open(as_user(house.nats_url, subjects.PERSISTENCE), "test-persistence")
     claim = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     await Claims(connection).claim(tenant, "key-1", claim)
     asked = Event()
@@ -265,7 +266,7 @@ async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
     async def heard(_: Msg) -> None:
         asked.set()
 
-    await connection.subscribe(subjects.query(tenant, "context"), heard)
+    await listening.subscribe(subjects.query(tenant, "context"), heard)
     headers = {"idempotency-key": "key-1", "content-type": "application/json"}
     freeze(persistence)
     try:
@@ -278,7 +279,8 @@ async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
     finally:
         persistence.signal(SIGCONT)
     answer = await repeat
-    await connection.close()
+    for opened in (connection, listening):
+        await opened.close()
     assert (answer.status_code, answer.json()["turn"]) == (202, claim.turn), answer.text
     await gateway.client.post(answer.json()["links"]["cancel"])
 

@@ -4,12 +4,13 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy import nats_cluster
-from deploy.nats_server import FILE_BYTES_MAX, Site, choose, config, room_bytes
+from deploy.nats_server import EVERYBODY, FILE_BYTES_MAX, Site, choose, config, room_bytes
 from deploy.options import Sync
-from proto.accounts import RIGHTS
+from proto.accounts import RIGHTS, ways_of
 
 SITE = Site(
     Path("/data"),
@@ -22,22 +23,62 @@ SITE = Site(
 
 
 def test_the_configuration_is_what_it_was_when_it_was_tried() -> None:
-    """Loopback only, a user each, 8 MB a message, and a store that is bounded and written through."""
+    """Loopback only, an account and a user each, 8 MB a message, and a store that is bounded and written through."""
     assert (
-        re.sub(r"publish: .*", "publish: { allow: [PUBLISH] }", config(SITE))
+        re.sub(
+            r"( +\{ (service|stream): .*\n)+", "      WAYS\n", re.sub(r"allow: .*]", "allow: [SUBJECTS]", config(SITE))
+        )
         == """\
 server_name: nats-server
 listen: "127.0.0.1:4222"
 http: "127.0.0.1:8222"
-authorization {
-  users: [
-    { user: gateway, password: "secret", permissions: {
-      publish: { allow: [PUBLISH] }
-      subscribe: { allow: ["_INBOX.gateway.>", "live.>", "keys.>", "readers.*.*"] }
-      allow_responses: true
-    } }
-    { user: anybody, password: "w\\"d" }
-  ]
+accounts {
+  TAILRACE {
+    jetstream: enabled
+    users: [
+      { user: anybody, password: "w\\"d" }
+    ]
+    exports: [
+      WAYS
+    ]
+    imports: [
+      WAYS
+    ]
+  }
+  TAILRACE_GATEWAY {
+    users: [
+      { user: gateway, password: "secret", permissions: {
+        publish: { allow: [SUBJECTS] }
+        subscribe: { allow: [SUBJECTS] }
+        allow_responses: true
+      } }
+    ]
+    exports: [
+    ]
+    imports: [
+      WAYS
+    ]
+  }
+  TAILRACE_GENERATORS {
+    users: [
+    ]
+    exports: [
+      WAYS
+    ]
+    imports: [
+      WAYS
+    ]
+  }
+  TAILRACE_PERSISTENCE {
+    users: [
+    ]
+    exports: [
+      WAYS
+    ]
+    imports: [
+      WAYS
+    ]
+  }
 }
 max_payload: 8MB
 jetstream {
@@ -47,6 +88,29 @@ jetstream {
 }
 """
     )
+
+
+def test_a_way_is_open_to_who_takes_it_and_says_how_many_answers_it_brings() -> None:
+    """What one account exports it exports to those that import it; a read of many messages is answered by many."""
+    said = config(SITE)
+    for line in (
+        '{ service: "turns.*.*.request", accounts: [TAILRACE_GATEWAY, TAILRACE_GENERATORS] }',
+        '{ service: { account: TAILRACE, subject: "turns.*.*.request" } }',
+        '{ service: "$JS.API.DIRECT.GET.KV_KEYS", response_type: stream, response_threshold: "30s", accounts: [',
+        '{ stream: "keys.>", accounts: [TAILRACE_GATEWAY] }',
+        '{ stream: { account: TAILRACE, subject: "keys.>" } }',
+        '{ service: "queries.*.models", accounts: [TAILRACE_GATEWAY, TAILRACE] }',
+        '{ service: { account: TAILRACE_GENERATORS, subject: "queries.*.models" } }',
+    ):
+        assert line in said
+    assert len(re.findall(r"\{ s\w+: \{ account:", said)) == sum(len(ways_of(user)) for user in RIGHTS)
+
+
+def test_what_was_stored_before_there_were_accounts_is_read_without_any() -> None:
+    """By whoever moves it: the server finds it in the account that has no name."""
+    said = config(msgspec.structs.replace(SITE, passwords={EVERYBODY: "w"}, is_shared=True))
+    assert 'authorization { user: everybody, password: "w" }\nmax_payload' in said
+    assert "accounts" not in said
 
 
 def test_the_servers_of_a_cluster_find_each_other_by_a_password() -> None:

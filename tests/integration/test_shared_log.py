@@ -1,0 +1,85 @@
+"""A log that was stored before NATS had an account for each role: an `up` of today finds it, and loses none of it."""
+
+import io
+from contextlib import AsyncExitStack
+from pathlib import Path
+from signal import SIGTERM
+
+import pytest
+from msgspec.structs import replace
+
+from deploy import moving
+from deploy.nats_server import SHARED, NatsServer, stored
+from deploy.options import Options
+from deploy.refusal import UpRefused
+from deploy.screen import Screen
+from proto.accounts import LOG
+from proto.errors import LogUnavailable
+from proto.log import Connection
+from proto.log.streams import apply
+from proto.subjects import GENERATORS, STREAM
+from tests.until import until
+
+BYTES_MAX = 64 * 1024**2
+
+
+async def store(options: Options) -> None:
+    """What a version before leaves: a request that was taken, and one that was not, in the account without a name."""
+    sites = [replace(site, is_shared=True) for site in moving.sites_of(options, options.folder)]
+    async with AsyncExitStack() as stack:
+        for site in sites:
+            site.folder.mkdir(parents=True, exist_ok=True)
+        servers = [await stack.enter_async_context(NatsServer(site.folder, site=site)) for site in sites]
+        connection = await Connection.open(",".join(server.url for server in servers), "test")
+
+        async def is_set_up() -> bool:
+            try:
+                await apply(connection, bytes_max=BYTES_MAX, replicas=len(sites))
+            except LogUnavailable:  # until they have chosen who leads
+                return False
+            return True
+
+        await until(is_set_up, 30)
+        for number in range(2):
+            await connection.jetstream.publish(f"turns.t.{number}.request", b"{}")
+        pull = await connection.jetstream.pull_subscribe_bind(consumer=GENERATORS, stream=STREAM)
+        (taken,) = await pull.fetch(1)
+        await taken.ack_sync()
+        await connection.close()
+        for server in servers:
+            await server.stop(SIGTERM)
+    assert all(stored(site.store, SHARED).exists() for site in sites)
+
+
+async def found(options: Options) -> tuple[int, int, int]:
+    """The entries that one server of today has, how many of them are waiting, and up to where they are taken."""
+    (site,) = moving.sites_of(options, options.folder)
+    async with NatsServer(site.folder, site=site) as server:
+        connection = await Connection.open(server.url, "test")
+        state = (await connection.jetstream.stream_info(STREAM)).state
+        consumer = await connection.jetstream.consumer_info(STREAM, GENERATORS)
+        await connection.close()
+        assert consumer.ack_floor is not None
+        return state.messages, consumer.num_pending or 0, consumer.ack_floor.stream_seq
+
+
+async def test_what_one_server_has_stored_is_the_logs_own_now(tmp_path: Path) -> None:
+    """Entries and how far they were taken; a second start finds nothing to do."""
+    options, out = Options(folder=tmp_path), io.StringIO()
+    await store(options)
+    for _ in range(2):
+        await moving.move(options, Screen(out, width=2, coloured=False))
+    assert out.getvalue() == "up | the log has an account of its own in NATS now\n"
+    assert await found(options) == (2, 1, 1)
+
+
+async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: Path) -> None:
+    """Their agreements name the account: three of today would begin with nothing, so it is said what to do first."""
+    three, one = Options(folder=tmp_path, cluster=True), Options(folder=tmp_path)
+    await store(three)
+    with pytest.raises(UpRefused, match="once without --cluster"):
+        await moving.move(three, Screen(io.StringIO(), width=2, coloured=False))
+    await moving.move(one, Screen(io.StringIO(), width=2, coloured=False))
+    (site,) = moving.sites_of(one, tmp_path)
+    assert stored(site.store, LOG).exists()
+    assert await found(one) == (2, 1, 1)
