@@ -185,7 +185,7 @@ async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
 
 
 def claimed_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and IDEMPOTENCY_KEY.fullmatch(key) is None:
-        raise Refused("idempotency_key_invalid", "an Idempotency-Key is 1 to 200 visible ASCII characters")
-    return key
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1 or not all(map(IDEMPOTENCY_KEY.fullmatch, keys)):
+        raise Refused("idempotency_key_invalid", "an Idempotency-Key is one header: 1 to 200 visible ASCII characters")
+    return keys[0] if keys else None

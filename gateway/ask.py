@@ -26,6 +26,7 @@ COST_USD_MAX = 1e6
 # What stands where a session's name does in the path of another route.
 PATHS = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+BETAS_MAX = 64
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 
@@ -96,8 +97,11 @@ def check(ask: Ask) -> None:
     require_unclaimed([[message.content for message in new], ask.system, ask.tools])
     if taken := NAMED.intersection(ask.options or ()):
         raise Refused("request_invalid", f"`options` cannot hold {', '.join(sorted(taken))}: it has a place of its own")
-    if not all(BETA.fullmatch(beta) for beta in ask.betas or ()):
-        raise Refused("request_invalid", "`betas` are names of 1 to 64 visible ASCII characters without a comma")
+    if len(ask.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in ask.betas or ()):
+        raise Refused(
+            "request_invalid",
+            f"`betas` are at most {BETAS_MAX} names, of 1 to 64 visible ASCII characters without a comma",
+        )
     if ask.api_version is not None and API_VERSION.fullmatch(ask.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     check_name("project", ask.project)

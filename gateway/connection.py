@@ -32,6 +32,8 @@ PIECE_BYTES = 4096
 # Connections above the most that there may be whose request is still read, to be refused with an answer.
 TOLD_MAX = 64
 NOT_HTTP = ("http_invalid", "this is not HTTP as RFC 9112 has it")
+NO_HOST = ("http_invalid", "a request has one Host header, which only HTTP/1.0 may be without (RFC 9112, 3.2)")
+CODED = ("http_invalid", "a body comes as it is or chunked: no other transfer coding is known here (RFC 9112, 6.1)")
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
@@ -79,6 +81,10 @@ class ClientConnection(HttpToolsProtocol):
             self._wrong = TOO_LARGE
             raise ValueError
         super().on_header(name, value)
+        # The parser takes the body for chunked as long as that is the last of its codings.
+        if self.headers[-1][0] == b"transfer-encoding" and value.lower() != b"chunked":
+            self._wrong = CODED
+            raise ValueError
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), PIECE_BYTES):
@@ -110,6 +116,12 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
+        is_old = self.parser.get_http_version() == "1.0"
+        if sum(name == b"host" for name, _ in self.headers) not in ((0, 1) if is_old else (1,)):
+            self._wrong = NO_HOST
+            raise ValueError
+        # Whoever speaks HTTP/1.0 would take a 100 for the answer (RFC 9110, 10.1.1).
+        self.expect_100_continue &= not is_old
         super().on_headers_complete()
         if not self.pipeline:
             self._answered = self.cycle

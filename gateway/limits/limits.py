@@ -239,7 +239,7 @@ def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
     return Refused(
         "rate_limited",
         f"this {limited.noun} may use {_most(limited)}: "
-        f"until {at} there is {max(0, limited.most - held)} left, and this needs {amount}",
+        f"{max(0, limited.most - held)} left until {at}, and this needs {amount}",
         retry_after_s=max(0.001, limited.renews_at - now),
     )
 

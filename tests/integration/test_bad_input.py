@@ -70,13 +70,14 @@ def nested(levels: int) -> str:
         (f'{{"message": "hi", "max_tokens": {"9" * 5000}}}'.encode(), "request_invalid"),
         (f'{{"message": "hi", "system": [{{"a": {"9" * 5000}}}]}}'.encode(), "request_invalid"),
         (f'{{"message": "hi", "system": [{{"a": 1e{"9" * 5000}}}]}}'.encode(), "request_invalid"),
+        (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
         (nested(90_000).encode(), "request_invalid"),
         (f'{{"message": "hi", "system": [{{"a": {nested(90_000)}}}]}}'.encode(), "json_invalid"),
         (f'{{"message": "hi", "x": {nested(90_000)}}}'.encode(), "request_invalid"),
         (b'{"x` - at `$' + b"[" * 900_000 + b'": 1}', "request_invalid"),
         (b'{"on_interrupt": "x` - at `$' + b"[" * 900_000 + b'"}', "request_invalid"),
     ],
-    ids=range(21),
+    ids=range(22),
 )
 async def test_what_is_no_request_is_refused(shared_gateway: Gateway, body: bytes, code: str) -> None:
     """RFC 8259 and the shape of a request, to the letter; depth and digits have an end."""
@@ -350,7 +351,7 @@ async def test_what_is_neither_headers_nor_body_has_an_end(large_wire: Wire, key
 async def test_a_body_in_many_small_chunks_is_no_header(large_wire: Wire) -> None:
     """Their sizes weigh more than all headers may, and are none."""
     body = json.dumps({"message": "a" * 30_000})
-    await large_wire.send(POST, "transfer-encoding: chunked\r\n\r\n")
+    await large_wire.send(POST, "Transfer-Encoding: Chunked\r\n\r\n")
     await large_wire.send(
         *("".join(f"1\r\n{one}\r\n" for one in body[at : at + 100]) for at in range(0, len(body), 100))
     )
@@ -415,8 +416,16 @@ async def test_who_does_not_finish_its_headers_is_not_waited_for(
         ("GET healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
         ("WHAT /healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
         ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "http_invalid"),
+        ("GET /healthz HTTP/1.1\r\n", 400, "http_invalid"),
+        ("GET /healthz HTTP/1.1\r\nhost: x\r\nhost: x\r\n", 400, "http_invalid"),
+        ("GET /healthz HTTP/1.0\r\n", 200, ""),
+        ("GET /healthz HTTP/1.0\r\nhost: x\r\nhost: x\r\n", 400, "http_invalid"),
+        ("POST /v1/turns HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n", 400, "http_invalid"),
     ],
-    ids=["most", "one more", "10k", "long", "url", "folded", "NUL", "no path", "no method", "TLS"],
+    ids=[
+        *("most", "one more", "10k", "long", "url", "folded", "NUL", "no path", "no method", "TLS"),
+        *("no host", "two hosts", "1.0", "1.0, two hosts", "gzip"),
+    ],
 )
 async def test_what_is_no_request_of_ours_is_told_so(wire: Wire, head: str, status: int, code: str) -> None:
     """In the envelope of every other refusal, and then the connection is closed."""
@@ -427,6 +436,15 @@ async def test_what_is_no_request_of_ours_is_told_so(wire: Wire, head: str, stat
         assert problem(answer)[1] == code
         assert answer.headers["connection"] == "close"
         assert await wire.is_closed()
+
+
+@pytest.mark.parametrize(("version", "first"), [("1.0", b"HTTP/1.1 202"), ("1.1", b"HTTP/1.1 100")])
+async def test_only_who_knows_a_100_is_told_to_go_on(large_wire: Wire, version: str, first: bytes) -> None:
+    """RFC 9110, 10.1.1: a client of HTTP/1.0 would take it for the answer."""
+    body = json.dumps({"message": "#sim words=1 rate=0"})
+    asked = POST.replace("HTTP/1.1", f"HTTP/{version}")
+    await large_wire.send(f"{asked}expect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n{body}")
+    assert (await large_wire.reader.readline()).startswith(first)
 
 
 @on_shared_loop

@@ -345,6 +345,14 @@ async def test_a_bad_idempotency_key_is_refused(shared_gateway: Gateway, key: by
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_invalid")
 
 
+@on_shared_loop
+async def test_of_two_idempotency_keys_neither_is_taken(shared_gateway: Gateway) -> None:
+    """Whatever stands between may have added one: the client would repeat under a key that was not the one."""
+    headers = [(b"idempotency-key", b"one"), (b"idempotency-key", b"two")]
+    answer = await shared_gateway.client.post("/v1/turns", json=BODY, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_invalid")
+
+
 async def test_a_turn_can_be_looked_at_while_it_runs_after_its_end_and_after_the_log_lost_it(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
