@@ -92,11 +92,20 @@ def store_of(options: Options, folder: Path) -> Path:
 
 
 def found(options: Options, folder: Path) -> list[Site]:
-    """The same for a log that may be there: before there were accounts, all of it was in one that has no name."""
-    return [
-        msgspec.structs.replace(site, is_shared=nats_server.stored(site.store, SHARED).exists())
-        for site in sites_of(options, folder)
-    ]
+    """The same for a log that is there, maybe from before there were accounts. Raises UpRefused."""
+    return [msgspec.structs.replace(site, is_shared=is_shared(site.store)) for site in sites_of(options, folder)]
+
+
+def is_shared(store: Path) -> bool:
+    """Whether all that a server has stored is in the one account that had no name.
+
+    Raises UpRefused where something is in the log's own, too: somebody has gone back to a version before, which found
+    no log and began one. Only he knows which of them is to go on.
+    """
+    before, after = (nats_server.stored(store, account) for account in (SHARED, LOG))
+    if before.exists() and after.exists():
+        raise UpRefused(f"there are two logs: {before}, of a version before, and {after}. Move one of them away")
+    return before.exists()
 
 
 async def move(options: Options, screen: Screen) -> None:
@@ -133,9 +142,9 @@ def _name(folder: Path, screen: Screen) -> None:
 
     Of three, each one's agreements name the account as well, so that they have to be copied.
     """
-    before, after = (nats_server.stored(folder / nats_server.STORE, account) for account in (SHARED, LOG))
-    if before.exists() and not after.exists():
-        before.rename(after)
+    store = folder / nats_server.STORE
+    if is_shared(store):
+        nats_server.stored(store, SHARED).rename(nats_server.stored(store, LOG))
         screen.say("the log has an account of its own in NATS now")
 
 

@@ -137,6 +137,8 @@ RIGHTS: Mapping[str, Rights] = {
             health(GENERATORS),
             health(PERSISTENCE),
             EVERY_PRESENCE,
+            # Gateways are asked by gateways alone. `is_asked` would let one answer at whatever its own question names.
+            f"{inbox(GATEWAY)}.>",
             *LOOK,
             *READ_TURNS,
             *READ_BLOBS,
@@ -151,7 +153,6 @@ RIGHTS: Mapping[str, Rights] = {
             f"{ASK}.STREAM.MSG.DELETE.{STREAM}",
         ),
         subscribe=(f"{inbox(GATEWAY)}.>", EVERY_LIVE, EVERY_LIVE_KEY, EVERY_PRESENCE),
-        is_asked=True,
     ),
     GENERATORS: Rights(
         publish=(

@@ -38,6 +38,11 @@ class Page(NamedTuple):
     is_last: bool
 
 
+def stored_on(message: Msg) -> str:
+    """The subject that a message read or republished was stored on, as the server says; "": it comes from no stream."""
+    return (message.headers or {}).get("Nats-Subject", "")
+
+
 class _Batch:
     """The answers to one try of a read, as they come in; each is said to `heard`."""
 

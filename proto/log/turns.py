@@ -25,7 +25,7 @@ from proto.follower import REREAD_S, Follower
 from proto.ids import NOTHING, Seq
 from proto.log import ack
 from proto.log.connection import Connection
-from proto.log.reads import Reads
+from proto.log.reads import Reads, stored_on
 from proto.replay import confirm_known, folded_now, folded_upto
 from proto.step import BATCH, Confirm, Hear, Page, Pause, Publish, Reached, Read, Step, Steps, T, Unclear
 from proto.subjects import STREAM, TurnKey
@@ -86,7 +86,7 @@ class TurnLog:
         broker has stored a fork, and what was told last was not valid. TurnUnknown, too: then the turn was purged.
         Close it when done (`contextlib.aclosing`).
         """
-        feed = _Feed()
+        feed = _Feed(key)
         subscription = await self._connection.subscribe(subjects.live(key), feed.heard)
         forget = self._connection.on_reconnected(feed.doubt)
         try:
@@ -240,12 +240,16 @@ _decode = msgspec.json.Decoder(_Found).decode
 class _Feed:
     """What the live subscription has heard and nobody has looked at yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: TurnKey) -> None:
+        self._entries = subjects.entries(key).removesuffix(">")
         self._heard: deque[Stored] = deque()
         self._doubted = False
         self._any = asyncio.Event()
 
     async def heard(self, message: Msg) -> None:
+        # Whatever somebody asks of the log can be answered here, if he says so: it has another subject.
+        if not stored_on(message).startswith(self._entries):
+            return
         self._heard.append(_stored(message))
         self._any.set()
 
@@ -273,7 +277,7 @@ class _Feed:
 
 def _stored(message: Msg) -> Stored:
     headers = message.headers or {}
-    _, kind = subjects.parse(headers["Nats-Subject"])
+    _, kind = subjects.parse(stored_on(message))
     return Stored(
         Seq(int(headers["Nats-Sequence"])),
         datetime.fromisoformat(headers["Nats-Time-Stamp"]),

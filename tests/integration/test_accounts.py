@@ -4,10 +4,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 
+import msgspec
 import pytest
 import structlog.testing
 from nats.aio.msg import Msg
@@ -18,12 +20,18 @@ from deploy.nats_server import EVERYBODY, NatsServer
 from deploy.process import signal_group, spawn
 from proto import subjects
 from proto.accounts import ADMIN, GATEWAY, RIGHTS
-from proto.errors import LogUnavailable
-from proto.log import Connection, Services, check
+from proto.api_key import ApiKey
+from proto.ending import ending
+from proto.errors import LogUnavailable, Refused
+from proto.ids import Tenant
+from proto.log import Connection, Services, TurnLog, check
+from proto.log.keys import KeyChange, Keys
 from proto.log.streams import EVERY_STREAM
+from proto.model_records import MODELS
 from proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.processes import CHECKOUT, as_user
 from tests.until import until
+from tests.writing import Writer
 
 KINDS = ("request", "attempt", "event", "progress", "end", "probe", "anything")
 # Who may store which of them; nobody else, and nothing else.
@@ -218,11 +226,53 @@ async def is_in(connection: Connection, stream: str) -> bool:
     return stream in {info.config.name for info in await connection.jetstream.streams_info()}
 
 
-async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again_gets_one(
-    nats_url: str, key: TurnKey
-) -> None:
+async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsServer, key: TurnKey) -> None:
+    """It has a key, or the end of a turn, answered to where the log tells all gateways what was stored.
+
+    The last lines show that each is heard of when it is.
+    """
+    one, other = await opened(own_server.url, GATEWAY), await opened(own_server.url, GATEWAY)
+    anybody = await opened(own_server.url, EVERYBODY)
+    record = ApiKey(id="key_x", sha256="0" * 64, tenant=key.tenant, scopes=["admin"], created_at=0)
+    heard: list[KeyChange] = []
+
+    async def hear(change: KeyChange) -> None:
+        heard.append(change)
+
+    async def answer(message: Msg) -> None:
+        await message.respond(message.data)
+
+    await Keys(other).hear(hear)
+    writer = Writer(TurnLog(anybody), key)
+    await writer.ask()
+    false = ending(await writer.log.turn(key), "cancelled")
+    async with aclosing(TurnLog(other).follow(key)) as entries:
+        await anext(entries)
+        await one.subscribe("readers.acme.x", answer)
+        for stores, payload, aim, header in (
+            ("bodies.acme.key_x", msgspec.json.encode(record), "keys.key_x", "$KV.KEYS.key_x"),
+            ("turns.acme.x.end", msgspec.json.encode(false), subjects.live_end(key), subjects.entry(key, "end")),
+        ):
+            stored = await one.jetstream.publish(stores, payload)
+            read = json.dumps({"seq": stored.seq}).encode()
+            await one.publish(f"$JS.API.DIRECT.GET.{stored.stream}", read, reply=aim)
+            await one.publish(f"$JS.API.DIRECT.GET.{stored.stream}.{stores}", b"", reply=aim)
+            forged = {"Nats-Subject": header, "Nats-Sequence": "9999", "Nats-Time-Stamp": "2026-01-01T00:00:00Z"}
+            await one.client.publish("readers.acme.x", payload, aim, forged)
+        # What a server does for one connection it does in order.
+        await one.jetstream.stream_info(STREAM)
+        await Keys(anybody).create(record)
+        await until(lambda: heard)
+        assert [(change.seq, change.record) for change in heard] == [(1, record)]
+        end = await writer.end("cancelled")
+        assert [entry.seq for entry in await anext(entries)] == [end]
+    for connection in (one, other, anybody):
+        await connection.close()
+
+
+async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again_gets_one(nats_url: str) -> None:
     """The right to answer ends with the connection that heard the question: no alarm, for nothing is lost for good."""
-    answering, asking = await opened(nats_url, GATEWAY), await opened(nats_url, GATEWAY)
+    answering, asking = await opened(nats_url, GENERATORS), await opened(nats_url, GATEWAY)
     heard: list[Msg] = []
 
     async def hear(message: Msg) -> None:
@@ -230,17 +280,21 @@ async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again
         if len(heard) > 1:
             await message.respond(b"")
 
-    await answering.subscribe(subjects.presence(key), hear)
+    async def ask(timeout_s: float) -> bytes:
+        return await Services(asking).ask(Tenant("local"), MODELS, b"", timeout_s=timeout_s, role=GENERATORS)
+
+    await answering.subscribe(subjects.every_query(MODELS), hear)
     # Whatever it says after a subscription the server hears after that.
     await answering.jetstream.stream_info(STREAM)
     with structlog.testing.capture_logs() as lines:
-        assert not await Services(asking).has_readers(key, timeout_s=0.2)
+        with pytest.raises(Refused):
+            await ask(timeout_s=0.2)
         await answering.client.force_reconnect()
         await until(lambda: "nats connection is back" in [line["event"] for line in lines])
         await heard[0].respond(b"")
         await until(lambda: "nats refused an answer that came too late" in [line["event"] for line in lines])
     assert refusals(lines) == []
-    assert await Services(asking).has_readers(key, timeout_s=5)
+    assert await ask(timeout_s=5) == b""
     for connection in (answering, asking):
         await connection.close()
 

@@ -83,3 +83,16 @@ async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: 
     (site,) = moving.sites_of(one, tmp_path)
     assert stored(site.store, LOG).exists()
     assert await found(one) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("cluster", [False, True], ids=["one", "three"])
+async def test_of_two_logs_none_is_taken(tmp_path: Path, cluster: bool) -> None:
+    """A version before was started here once more: it found no log and began one, and either may be what is wanted."""
+    options, other = (Options(folder=tmp_path, cluster=is_three) for is_three in (cluster, not cluster))
+    site = moving.sites_of(options, tmp_path)[-1]
+    for account in (SHARED, LOG):
+        stored(site.store, account).mkdir(parents=True)
+    for wanted in (options, other):
+        with pytest.raises(UpRefused, match=r"there are two logs: .*\$G, of a version before, and .*TAILRACE\. Move"):
+            await moving.move(wanted, Screen(io.StringIO(), width=2, coloured=False))
+    assert not moving.store_of(other, tmp_path).exists()

@@ -50,7 +50,6 @@ accounts {
       { user: gateway, password: "secret", permissions: {
         publish: { allow: [SUBJECTS] }
         subscribe: { allow: [SUBJECTS] }
-        allow_responses: true
       } }
     ]
     exports: [

@@ -73,13 +73,13 @@ def test_a_caller_is_a_key_and_then_its_tenant() -> None:
 @pytest.mark.parametrize(
     ("what", "limits", "said"),
     [
-        ("requests", Limits(requests=2, burst=1), "this key may use 1 request in 30 s (2 a minute): until "),
-        ("requests", Limits(requests=2), "this key may use 2 requests a minute: until "),
-        ("tokens", Limits(tokens=1), "this key may use 1 token a minute: until "),
+        ("requests", Limits(requests=2, burst=1), "this key may use 1 request in 30 s (2 a minute): 0 left until "),
+        ("requests", Limits(requests=2), "this key may use 2 requests a minute: 0 left until "),
+        ("tokens", Limits(tokens=1), "this key may use 1 token a minute: 0 left until "),
         (
             "bytes_day",
             Limits(bytes_day=9),
-            "this key may use 9 bytes of pictures, documents and long texts a day: until ",
+            "this key may use 9 bytes of pictures, documents and long texts a day: 0 left until ",
         ),
     ],
 )
