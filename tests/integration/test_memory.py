@@ -91,19 +91,19 @@ ATTACKS: dict[str, Attack] = {
 
 
 async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: processes.Process) -> None:
-    """Behind an answer that goes on: each of 18 bytes would be a kilobyte, a quarter of a megabyte of them 14 MB."""
+    """Behind an answer that goes on: each of 26 bytes would be a kilobyte, a quarter of a megabyte of them 10 MB."""
     port = int(process.url.rpartition(":")[2])
     await post(port, KEY, *sized(b'{"message": ""}'))
     before = resident(process.pid)
     asked = b'{"message": "hi"}'
-    head = f"POST /v1/turns HTTP/1.1\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
+    head = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
     stream = f"{head}accept: text/event-stream\r\ncontent-length: {len(asked)}\r\n\r\n".encode() + asked
     writers = []
     for _ in range(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(stream)
         assert b"200" in await reader.readline()
-        writer.write(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
+        writer.write(b"GET / HTTP/1.1\r\nhost:x\r\n\r\n" * 10_000)
         writers.append(writer)
     for _ in range(3):
         # Whoever is answered afterwards has come afterwards.
