@@ -134,6 +134,7 @@ def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def make_streams(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     asyncio.run(streams.apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    print("NATS has all that Tailrace needs; what was there before is as it was")
     return 0
 
 
@@ -195,9 +196,14 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if revoked is None:
         print(f"tailrace: there is no key {given.id!r}: see `tailrace keys list`", file=sys.stderr)
         return EXIT_TROUBLE
-    key, was_before = revoked
+    key, was_before, is_last = revoked
     how = f"was revoked already, {keys.day(key.revoked_at)}" if was_before else "is revoked"
     print(f"{key.id} of {key.tenant} {how}")
+    if is_last:
+        print(
+            "It was the last one. Every request still needs a key: make one.",
+            file=sys.stderr,
+        )
     return 0
 
 

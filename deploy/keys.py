@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from deploy.welcome import table
+from proto.accounts import ADMIN
 from proto.api_key import ApiKey, NewKey, Scope, new_key
 from proto.ids import Tenant
 from proto.log import Connection, check
@@ -41,10 +42,14 @@ async def every(url: str) -> list[ApiKey]:
         return sorted(await keys.all(), key=lambda key: (key.created_at, key.id))
 
 
-async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool] | None:
-    """The key that is revoked now, and whether it was before; None: there is none of that id."""
+async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
+    """The key that is revoked now, whether it was before, and whether none is left; None: there is none of that id."""
     async with opened(url) as keys:
-        return await keys.revoke(key_id, int(time.time()))
+        now = int(time.time())
+        if (revoked := await keys.revoke(key_id, now)) is None:
+            return None
+        is_last = not any(key.revoked_at is None and now < (key.expires_at or now + 1) for key in await keys.all())
+        return *revoked, is_last
 
 
 def shown(keys: Sequence[ApiKey]) -> str:
@@ -65,7 +70,7 @@ def day(time_s: int | None) -> str:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Keys]:
-    connection = await Connection.open(url, "tailrace-keys")
+    connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)
         yield Keys(connection)

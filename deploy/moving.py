@@ -104,7 +104,10 @@ def is_shared(store: Path) -> bool:
     """
     before, after = (nats_server.stored(store, account) for account in (SHARED, LOG))
     if before.exists() and after.exists():
-        raise UpRefused(f"there are two logs: {before}, of a version before, and {after}. Move one of them away")
+        raise UpRefused(
+            f"there are two logs: {before}, of an older version, and {after}, of this one. "
+            "Move the one away that is not to go on"
+        )
     return before.exists()
 
 

@@ -107,7 +107,7 @@ def config(site: Site) -> str:
 server_name: {site.name}
 listen: "127.0.0.1:{site.port}"
 http: "127.0.0.1:{site.monitor_port}"
-{shared_config(site) if site.is_shared else accounts_config(quoted(site.passwords))}max_payload: 8MB
+{shared_config(site) if site.is_shared else own_config(site)}max_payload: 8MB
 jetstream {{
   store_dir: {quote(str(site.store))}
   sync_interval: {SYNC_DEFAULT if site.sync == "default" else site.sync}
@@ -121,10 +121,13 @@ def shared_config(site: Site) -> str:
     return f"authorization {{ user: {EVERYBODY}, password: {quote(site.passwords[EVERYBODY])} }}\n"
 
 
+def own_config(site: Site) -> str:
+    return f"accounts {{\n{accounts_config({user: quote(password) for user, password in site.passwords.items()})}}}\n"
+
+
 def accounts_config(passwords: Mapping[str, str]) -> str:
     """An account and a user for each role. A password is written as it is given: in quotes, or a variable's name."""
-    accounts = "".join(account_config(name, passwords) for name in ACCOUNTS)
-    return f"accounts {{\n{accounts}}}\n"
+    return "".join(account_config(name, passwords) for name in ACCOUNTS)
 
 
 def account_config(name: str, passwords: Mapping[str, str]) -> str:
@@ -169,10 +172,6 @@ def export(way: Way, importers: Sequence[str]) -> str:
 def imported(way: Way) -> str:
     kind = "stream" if way.is_feed else "service"
     return f"{kind}: {{ account: {way.account}, subject: {quote(way.subject)} }}"
-
-
-def quoted(passwords: Mapping[str, str]) -> dict[str, str]:
-    return {user: quote(password) for user, password in passwords.items()}
 
 
 def listed(subjects: Sequence[str]) -> str:

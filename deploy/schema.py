@@ -131,7 +131,7 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 def accounts_configuration() -> str:
     """For a NATS of one's own: what `up` gives to its server, with the passwords taken from the environment."""
     variables = {user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS}
-    head = f"# {WRITTEN_BY} Include it in nats-server's configuration: docs/RUNBOOK.md says how.\n"
+    head = f"# {WRITTEN_BY} Include it in the `accounts` of nats-server's configuration: docs/RUNBOOK.md says how.\n"
     return head + nats_server.accounts_config(variables)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from proto.accounts import ADMIN
 from proto.errors import LogUnavailable
 from proto.log import streams
 from proto.log.connection import Connection
@@ -20,7 +21,7 @@ async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: flo
     Servers of a cluster answer before they have chosen who leads: they have `wait_s` seconds for that.
     Raises LogMisconfigured when something is there and differs, LogUnavailable when nobody answers.
     """
-    connection = await Connection.open(url, "tailrace-streams")
+    connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
     bytes_max = log_bytes_max(file_bytes_max)
     try:

@@ -6,6 +6,7 @@ from datetime import date
 import msgspec
 
 from deploy.welcome import table
+from proto.accounts import ADMIN
 from proto.ids import Tenant
 from proto.log import Connection, Services
 from proto.resources import AskUsage, UsageBy, UsagePage, UsageRecord
@@ -17,7 +18,7 @@ NOBODY = "-"
 
 async def used(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -> list[UsageRecord]:
     """Of the turns asked from the first day to the last, in the order of the keys. Raises Refused, LogUnavailable."""
-    connection = await Connection.open(url, "tailrace-usage")
+    connection = await Connection.open(url, "tailrace-usage", ADMIN)
     try:
         services = Services(connection)
         found: list[UsageRecord] = []

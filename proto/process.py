@@ -126,7 +126,7 @@ async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S])
 @asynccontextmanager
 async def _connected(role: str, settings: S, preflight: Preflight[S]) -> AsyncIterator[Connection]:
     await preflight(settings)
-    connection = await Connection.open(settings.nats_url, f"tailrace-{role}")
+    connection = await Connection.open(settings.nats_url, f"tailrace-{role}", role)
     try:
         await log.check(connection)
         yield connection

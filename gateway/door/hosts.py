@@ -18,6 +18,8 @@ from gateway.settings import Settings
 from proto.errors import SettingsInvalid
 
 ANY = "*"
+WRONG_NAME = "this server does not go by that name: set TAILRACE_HOSTS"
+NO_NAME = "the request names no host, which it has to here: no key is asked for, or TAILRACE_HOSTS lists names"
 LOOPBACK_NAMES = frozenset({"localhost"})
 # RFC 9110, 7.2. Underscores are in the names of containers.
 NAME = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
@@ -59,7 +61,7 @@ class HostCheck:
         if self._hosts.lets_in(Headers(scope=scope), is_key_needed=self._is_key_needed()):
             await self._app(scope, receive, send)
         else:
-            refusal = problem.response("host_refused", "this server does not go by that name: set TAILRACE_HOSTS")
+            refusal = problem.response("host_refused", WRONG_NAME if "host" in Headers(scope=scope) else NO_NAME)
             await refusal(scope, receive, send)
 
 

@@ -82,14 +82,18 @@ class KeyRing:
         reconnected = asyncio.Event()
         take_back = connection.on_reconnected(reconnected.set)
         hearing = await keys.hear(self._heard)
+        has_missed = False
         try:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await reconnected.wait()
+                has_missed |= reconnected.is_set()
+                # Before the look, which fails at once while NATS is away: nothing else would ever run again here.
+                reconnected.clear()
                 with suppress(LogUnavailable):
-                    await self._look(keys, is_all=reconnected.is_set())
-                    reconnected.clear()
+                    await self._look(keys, is_all=has_missed)
+                    has_missed = False
         finally:
             take_back()
             await connection.unsubscribe(hearing)

@@ -13,6 +13,7 @@ from gateway.context import Gateway, gateway_of
 from gateway.json_response import json_response
 from gateway.problem import RETRY_AFTER_S
 from proto.errors import LogUnavailable
+from proto.log import Connection
 from proto.log.deliveries import backlog_of
 from proto.subjects import GENERATORS, PERSISTENCE
 from proto.version import VERSION
@@ -78,12 +79,18 @@ async def _parts(gateway: Gateway) -> dict[str, Report]:
     generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
     log = gateway.pulse.detail or gateway.fullness.detail
     return {
-        "nats": Report(gateway.connection.is_up, "" if gateway.connection.is_up else "not connected"),
+        "nats": Report(gateway.connection.is_up, _away(gateway.connection)),
         "log": Report(not log, log),
         GENERATORS: generators,
         PERSISTENCE: persistence,
         "gateway": Report(not gateway.draining.is_set(), "draining" if gateway.draining.is_set() else ""),
     }
+
+
+def _away(connection: Connection) -> str:
+    if connection.is_up:
+        return ""
+    return "our user is refused, or its password: see TAILRACE_NATS_URL" if connection.is_refused else "not connected"
 
 
 async def _active_turns(gateway: Gateway) -> int | None:

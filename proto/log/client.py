@@ -1,6 +1,7 @@
 """nats-py's client, with a way to hang up on a server that takes nothing any more. It knows no setting of ours."""
 
 from nats.aio.client import Client as NatsClient
+from nats.aio.client import Srv
 
 
 class Client(NatsClient):
@@ -12,9 +13,14 @@ class Client(NatsClient):
 
     def hang_up(self) -> None:
         # nats-py has no call for it.
-        if self._transport:
-            self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._transport and (writer := self._transport._io_writer):  # type: ignore[attr-defined]  # noqa: SLF001
+            writer.transport.abort()
 
     async def _attempt_reconnect(self) -> None:
         self.hang_up()
         await super()._attempt_reconnect()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # What a server has refused is still open, and four times a second there would be one more.
+        self.hang_up()
+        await super()._connect_to_server(s)

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from proto.accounts import inbox
+from proto.accounts import RIGHTS, inbox
 from proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from proto.log.client import Client
 from proto.log.tls import TlsClient, context_of
@@ -38,6 +38,7 @@ OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
 HEADERS_BYTES_FIXED = 12
 HEADER_BYTES_FIXED = 4
+REFUSED = "authorization violation"
 # The one error of the server's that leaves the connection open.
 DENIED = "permissions violation"
 # What it says, in nats-py's small letters, to who answers a question of another account's without having been asked by
@@ -59,14 +60,23 @@ class Connection:
         self.closed = asyncio.Event()
         self._reconnected: set[Callable[[], None]] = set()
         self._is_leaving = False
+        self.is_refused = False
+        """The server does not know our user, or not by that password."""
 
     @classmethod
-    async def open(cls, url: str, name: str) -> Self:
+    async def open(cls, url: str, name: str, user: str | None = None) -> Self:
         """Connects to `url` (`nats://USER:PASSWORD@HOST:PORT`, several joined by commas).
 
-        `tls://` is as proto/log/tls.py says. Raises LogUnavailable, and SettingsInvalid for what is no such URL.
+        `tls://` is as proto/log/tls.py says. `user` is whom a URL that names one of accounts.py has to name. Raises
+        LogUnavailable, and SettingsInvalid for what is no such URL.
         """
         addresses = servers(url)
+        named = user_of(addresses)
+        if user is not None and named in RIGHTS and named != user:
+            # NATS would refuse what is asked, one thing after the other, and never say why.
+            raise SettingsInvalid(
+                f"TAILRACE_NATS_URL is of the user {named}, who may not do this: give it nats://{user}:PASSWORD@HOST:PORT"
+            )
         tls = context_of(addresses)
         connection = cls(TlsClient() if tls else Client())
         try:
@@ -79,7 +89,7 @@ class Connection:
                     tls=tls,
                     name=name,
                     # A user of least right hears its own inboxes and nobody else's.
-                    inbox_prefix=inbox(user_of(addresses)),
+                    inbox_prefix=inbox(named),
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]  # annotated int, slept as a float
                     max_outstanding_pings=PINGS_MAX,
                     connect_timeout=CONNECT_TIMEOUT_S,
@@ -176,6 +186,12 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error).lower()
+        if REFUSED in said:
+            # Said once, and not at each of four tries a second.
+            if not self.is_refused:
+                logger.error("nats does not know our user, or not by that password: TAILRACE_NATS_URL has both")
+            self.is_refused = True
+            return
         if UNASKED in said:
             # The right to answer is the connection's that heard the question, for two minutes. Whoever asked has
             # been told by then that nobody answered, and may ask again.
@@ -197,6 +213,7 @@ class Connection:
             logger.warning("nats connection lost")
 
     async def _on_reconnected(self) -> None:
+        self.is_refused = False
         logger.info("nats connection is back")
         self._read_again()
 

@@ -100,7 +100,7 @@ class Deliveries:
             info = await jetstream.consumer_info(STREAM, durable)
             pull = await jetstream.pull_subscribe_bind(consumer=durable, stream=STREAM)
         except nats.js.errors.NotFoundError as error:
-            raise LogMisconfigured(f"the consumer {durable!r} is not there: run `python -m deploy streams`") from error
+            raise LogMisconfigured(f"the consumer {durable!r} is not there: run `tailrace streams`") from error
         except nats.errors.Error as error:
             raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
         # A consumer with one filter comes back with the older, singular setting.

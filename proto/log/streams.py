@@ -208,7 +208,7 @@ async def apply(
         for consumer in consumers():
             await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be set up: {error}") from error
+        raise LogUnavailable(f"the streams cannot be set up: {_why(error)}") from error
     await check(connection)
 
 
@@ -232,12 +232,19 @@ async def check(connection: Connection) -> None:
             await jetstream.key_value(bucket)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
-            "NATS lacks a stream or a part of one: run `python -m deploy streams`, or start `up`"
+            "NATS lacks a stream or a part of one: run `tailrace streams`, or start `up`. "
+            "If there was a log before NATS had accounts: docs/RUNBOOK.md, Users of NATS"
         ) from error
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be checked: {type(error).__name__}") from error
+        raise LogUnavailable(f"the streams cannot be checked: {_why(error)}") from error
     if differing:
         raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+
+
+def _why(error: nats.errors.Error) -> str:
+    if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
+        return "this NATS has no JetStream: its configuration needs `jetstream { store_dir: … }`"
+    return str(error)
 
 
 async def behind(connection: Connection) -> set[str]:

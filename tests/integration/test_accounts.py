@@ -304,7 +304,8 @@ async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
     own, _ = port.free(2)
     (tmp_path / "nats-users.conf").write_text((CHECKOUT / "docs" / "nats-users.conf").read_text())
     (tmp_path / "nats.conf").write_text(
-        f'listen: "127.0.0.1:{own}"\njetstream {{ store_dir: "{tmp_path}/store" }}\ninclude ./nats-users.conf\n'
+        f'listen: "127.0.0.1:{own}"\njetstream {{ store_dir: "{tmp_path}/store" }}\n'
+        "accounts { include ./nats-users.conf }\n"
     )
     passwords = {f"TAILRACE_{user.upper()}_PASSWORD": f"of-{user}" for user in RIGHTS}
     binary = str(Path(sys.executable).parent / "nats-server")

@@ -1,22 +1,31 @@
 """The connection to NATS, with the guards that nats-py lacks."""
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 
+import httpx2
+import msgspec
 import pytest
+import structlog.testing
 
 from deploy.nats_server import NatsServer
+from proto.accounts import ADMIN, GATEWAY, RIGHTS
 from proto.errors import LogUnavailable, SettingsInvalid
-from proto.log import Connection, Deliveries, fullness
+from proto.log import Connection, Deliveries, check, fullness, streams
 from proto.log.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from proto.log.deliveries import backlog_of
 from proto.log.keys import Keys
 from proto.subjects import PERSISTENCE, STREAM
 from tests.frozen import freeze
+from tests.processes import CHECKOUT, as_user
 from tests.until import until
+from tests.without_jetstream import without_jetstream
 
 
 async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:
@@ -38,6 +47,74 @@ async def test_who_hears_no_answer_is_told_what_to_do(connection: Connection) ->
     """A client is sent the same sentence, and knows no class of ours."""
     with pytest.raises(LogUnavailable, match=r"^the log does not answer \(NoRespondersError\): try again in a moment$"):
         await connection.request("nobody.listens", b"", timeout_s=1)
+
+
+async def told_by(server: NatsServer) -> dict[str, int]:
+    """What it counts, by its monitoring port."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        told: dict[str, int] = (await client.get(f"http://127.0.0.1:{server.site.monitor_port}/varz")).json()
+        return told
+
+
+async def test_a_nats_without_jetstream_is_told_what_it_lacks(own_server: NatsServer) -> None:
+    """And not in the words of the server, which says that a service is unavailable."""
+    async with without_jetstream(own_server):
+        connection = await Connection.open(own_server.url, "test")
+        for ask in (check, streams.apply):
+            with pytest.raises(LogUnavailable, match="this NATS has no JetStream: its configuration needs"):
+                await ask(connection)
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        *((("-m", role, "--check"), role) for role in RIGHTS if role != ADMIN),
+        (("-m", "deploy", "streams"), ADMIN),
+        (("-m", "deploy", "keys", "list"), ADMIN),
+        (("-m", "deploy", "usage"), ADMIN),
+    ],
+    ids=str,
+)
+async def test_who_is_given_another_roles_user_does_not_begin(
+    nats_url: str, command: tuple[str, ...], wanted: str
+) -> None:
+    """NATS would refuse what it asks, one thing after the other, and a command could only say that nobody answers."""
+    [other, *_] = (user for user in RIGHTS if user != wanted)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command),
+        cwd=CHECKOUT,
+        env={**os.environ, "ANTHROPIC_API_KEY": "none", "TAILRACE_NATS_URL": as_user(nats_url, other)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert f"is of the user {other}, who may not do this: give it nats://{wanted}:PASSWORD@" in said.decode()
+
+
+async def test_a_password_that_is_refused_is_said_once(own_server: NatsServer) -> None:
+    """At each of four tries a second it would fill the log, and say nothing that a person could do."""
+    connection = await Connection.open(as_user(own_server.url, GATEWAY), "test")
+    site = own_server.site
+    with structlog.testing.capture_logs() as lines:
+        await own_server.stop(SIGKILL)
+        own_server.site = msgspec.structs.replace(site, passwords=dict.fromkeys(site.passwords, "another"))
+        await own_server.start()
+        await until(lambda: connection.is_refused)
+
+        async def is_tried_again() -> bool:
+            return (await told_by(own_server))["total_connections"] > 3
+
+        await until(is_tried_again)
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+            "nats does not know our user, or not by that password: TAILRACE_NATS_URL has both"
+        ]
+        await own_server.stop(SIGKILL)
+        own_server.site = site
+        await own_server.start()
+        await until(lambda: not connection.is_refused)
+    assert connection.is_up
+    await connection.close()
 
 
 async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(

@@ -1,5 +1,7 @@
 """By which names a gateway is asked: the same on every route, the public ones too, with keys and without."""
 
+import asyncio
+
 import httpx2
 import pytest
 
@@ -31,6 +33,17 @@ async def test_a_strangers_name_is_refused_on_every_route(
     # What a proxy in the way says that it was asked for may be anybody's words.
     assert await refused(gateway, "evil.example", **{"x-forwarded-host": "localhost"}) == {(403, "host_refused")}
     assert await refused(gateway, "evil.example", forwarded="host=localhost") == {(403, "host_refused")}
+
+
+async def test_who_names_none_is_told_so(nats_url: str, new_gateway: NewGateway) -> None:
+    """HTTP/1.0 need not, and no list of names would let it in."""
+    gateway = await new_gateway(nats_url, api_keys="")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+    said = await asyncio.wait_for(reader.read(), 10)
+    assert said.startswith(b"HTTP/1.1 403")
+    assert b"the request names no host" in said
+    writer.close()
 
 
 async def test_a_name_that_is_listed_is_let_in(nats_url: str, new_gateway: NewGateway) -> None:

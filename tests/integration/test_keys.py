@@ -18,10 +18,11 @@ from proto.api_key import SCOPES, NewKey, new_key
 from proto.errors import LogUnavailable
 from proto.ids import Tenant
 from proto.log import Connection
-from proto.log.keys import Keys
+from proto.log.keys import Keys, Place
 from proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 from tests.conftest import apply_streams
 from tests.until import until
+from tests.without_jetstream import without_jetstream
 
 ASKING = Request({"type": "http", "method": "GET", "headers": []})
 ALICE = Tenant("alice")
@@ -240,3 +241,34 @@ async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_conne
     assert config.republish is not None
     assert (config.republish.src, config.republish.dest) == (EVERY_KEY, EVERY_LIVE_KEY)
     assert config.max_age == 0
+
+
+async def test_while_nats_has_no_answer_it_is_asked_no_more_often(
+    own_server: NatsServer, own_connection: Connection, keys: Keys, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back without its log, and away again: what fails at once and is asked again at once lets nothing else run."""
+    place, failed = Keys.place, 0
+
+    async def counted(asked: Keys) -> Place:
+        nonlocal failed
+        try:
+            return await place(asked)
+        except LogUnavailable:
+            failed += 1
+            assert failed < 50
+            raise
+
+    monkeypatch.setattr(Keys, "place", counted)
+    async with without_jetstream(own_server):
+        await until(lambda: failed > 0)
+    since = failed
+    await until(lambda: failed > since)
+    await own_server.start()
+    await until(lambda: own_connection.is_up)
+    key = a_key()
+    await keys.create(key.record)
+
+    async def is_known() -> bool:
+        return await found(ring, key) is not None
+
+    await until(is_known)

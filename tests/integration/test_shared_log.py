@@ -93,6 +93,8 @@ async def test_of_two_logs_none_is_taken(tmp_path: Path, cluster: bool) -> None:
     for account in (SHARED, LOG):
         stored(site.store, account).mkdir(parents=True)
     for wanted in (options, other):
-        with pytest.raises(UpRefused, match=r"there are two logs: .*\$G, of a version before, and .*TAILRACE\. Move"):
+        with pytest.raises(
+            UpRefused, match=r"there are two logs: .*\$G, of an older version, and .*TAILRACE, of this one\. Move"
+        ):
             await moving.move(wanted, Screen(io.StringIO(), width=2, coloured=False))
     assert not moving.store_of(other, tmp_path).exists()

@@ -213,24 +213,24 @@ async def test_a_server_with_known_holes_is_not_used(bare: Connection, monkeypat
 @pytest.mark.rule("R31")
 async def test_what_is_missing_is_said_with_what_to_run(bare: Connection) -> None:
     """The streams, a consumer, and the buckets."""
-    with pytest.raises(LogMisconfigured, match="deploy streams"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX)
     await bare.jetstream.delete_consumer(STREAM, PERSISTENCE)
-    with pytest.raises(LogMisconfigured, match="deploy streams"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX)
     await bare.jetstream.delete_key_value(CLAIMS)
-    with pytest.raises(LogMisconfigured, match="deploy streams"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await check(bare)
     for bucket in (SECRETS, LOGINS):
         await streams.apply(bare, bytes_max=BYTES_MAX)
         await bare.jetstream.delete_key_value(bucket)
-        with pytest.raises(LogMisconfigured, match="deploy streams"):
+        with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
             await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX)
     await bare.jetstream.delete_stream(BODIES)
-    with pytest.raises(LogMisconfigured, match="deploy streams"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await check(bare)
 
 
