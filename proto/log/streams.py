@@ -13,7 +13,6 @@ from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
     DiscardPolicy,
-    KeyValueConfig,
     RePublish,
     RetentionPolicy,
     StorageType,
@@ -74,6 +73,8 @@ BUDGETS_KEPT_S = 40 * 24 * 3600.0
 INCREMENTS_KEPT = 128
 # No turn runs for so long, nor is its log kept.
 SLOTS_KEPT_S = 7 * 24 * 3600.0
+# The server's own, which may not be longer than what it keeps.
+DUPLICATE_WINDOW_S = 120.0
 
 
 def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
@@ -156,6 +157,45 @@ def metering(replicas: int) -> list[StreamConfig]:
     ]
 
 
+def buckets(replicas: int, retention_s: float) -> list[StreamConfig]:
+    return [
+        # A claim must not outlive the turn that it points to.
+        bucket(CLAIMS, replicas, retention_s),
+        bucket(KEYS, replicas, allow_direct=True, republish=RePublish(src=EVERY_KEY, dest=EVERY_LIVE_KEY)),
+        bucket(SECRETS, replicas),
+        bucket(LOGINS, replicas, LOGINS_KEPT_S),
+    ]
+
+
+def bucket(
+    name: str,
+    replicas: int,
+    kept_s: float | None = None,
+    *,
+    allow_direct: bool = False,
+    republish: RePublish | None = None,
+) -> StreamConfig:
+    """A bucket with the last of each key, as every client of NATS knows them (ADR-8 of nats-architecture-and-design).
+
+    Without `Nats-Rollup`, which nothing here asks for: one message of whoever may write could take the place of all.
+    Without `allow_direct` the leader alone is asked: "nobody has used it" is no old answer then.
+    """
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=kept_s,
+        max_msgs_per_subject=1,
+        duplicate_window=min(DUPLICATE_WINDOW_S, kept_s or DUPLICATE_WINDOW_S),
+        allow_direct=allow_direct,
+        allow_msg_ttl=True,
+        deny_delete=True,
+        republish=republish,
+        num_replicas=replicas,
+    )
+
+
 def consumers() -> list[ConsumerConfig]:
     return [
         ConsumerConfig(
@@ -201,10 +241,8 @@ async def apply(
         await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
         for config in metering(replicas):
             await _create_stream(jetstream, config)
-        await _create_claims(jetstream, replicas, retention_s)
-        await _create_keys(jetstream, replicas)
-        await _create_bucket(jetstream, KeyValueConfig(bucket=SECRETS, history=1, replicas=replicas))
-        await _create_bucket(jetstream, KeyValueConfig(bucket=LOGINS, history=1, ttl=LOGINS_KEPT_S, replicas=replicas))
+        for config in buckets(replicas, retention_s):
+            await _create_stream(jetstream, config)
         for consumer in consumers():
             await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
@@ -316,38 +354,6 @@ async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> N
         await jetstream.stream_info(str(config.name))
     except nats.js.errors.NotFoundError:
         await jetstream.add_stream(config)
-
-
-async def _create_claims(jetstream: JetStreamContext, replicas: int, retention_s: float) -> None:
-    # A claim must not outlive the turn that it points to.
-    try:
-        await jetstream.key_value(CLAIMS)
-    except nats.js.errors.NotFoundError:
-        await jetstream.create_key_value(KeyValueConfig(bucket=CLAIMS, history=1, ttl=retention_s, replicas=replicas))
-
-
-async def _create_keys(jetstream: JetStreamContext, replicas: int) -> None:
-    try:
-        await jetstream.key_value(KEYS)
-    except nats.js.errors.NotFoundError:
-        await jetstream.create_key_value(
-            KeyValueConfig(
-                bucket=KEYS,
-                history=1,
-                storage=StorageType.FILE,
-                replicas=replicas,
-                direct=True,
-                republish=RePublish(src=EVERY_KEY, dest=EVERY_LIVE_KEY),
-            )
-        )
-
-
-async def _create_bucket(jetstream: JetStreamContext, config: KeyValueConfig) -> None:
-    # Without `direct`: what is there is asked of the leader, so that "nobody has used it" is not an old answer.
-    try:
-        await jetstream.key_value(str(config.bucket))
-    except nats.js.errors.NotFoundError:
-        await jetstream.create_key_value(config)
 
 
 async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:

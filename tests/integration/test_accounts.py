@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 import msgspec
+import nats.js.errors
 import pytest
 import structlog.testing
 from nats.aio.msg import Msg
@@ -26,7 +27,7 @@ from proto.errors import LogUnavailable, Refused
 from proto.ids import Tenant
 from proto.log import Connection, Services, TurnLog, check
 from proto.log.keys import KeyChange, Keys
-from proto.log.streams import EVERY_STREAM
+from proto.log.streams import BUCKETS, EVERY_STREAM
 from proto.model_records import MODELS
 from proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.processes import CHECKOUT, as_user
@@ -224,6 +225,20 @@ async def kinds(connection: Connection) -> set[str]:
 
 async def is_in(connection: Connection, stream: str) -> bool:
     return stream in {info.config.name for info in await connection.jetstream.streams_info()}
+
+
+async def test_no_message_takes_the_place_of_a_whole_bucket(own_server: NatsServer) -> None:
+    """Persistence says beside the claims what was deleted, and may not have them forgotten by that."""
+    role, anybody = await opened(own_server.url, PERSISTENCE), await opened(own_server.url, EVERYBODY)
+    await anybody.jetstream.publish(f"$KV.{subjects.CLAIMS}.a_key", b"{}")
+    for rollup in ("all", "sub"):
+        with pytest.raises(nats.js.errors.APIError, match="rollup not permitted"):
+            await role.jetstream.publish("$KV.CLAIMS.deleted.t.x", b"", headers={"Nats-Rollup": rollup})
+    assert await messages(anybody, subjects.CLAIMS_STREAM) == 1
+    for bucket in BUCKETS:
+        assert not (await anybody.jetstream.stream_info(f"KV_{bucket}")).config.allow_rollup_hdrs
+    for connection in (role, anybody):
+        await connection.close()
 
 
 async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsServer, key: TurnKey) -> None:
