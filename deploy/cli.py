@@ -201,7 +201,7 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(f"{key.id} of {key.tenant} {how}")
     if is_last:
         print(
-            "It was the last one. Every request still needs a key: make one.",
+            "No key is left, and every request still needs one: `tailrace keys create`.",
             file=sys.stderr,
         )
     return 0

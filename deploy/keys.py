@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 from deploy.welcome import table
 from proto.accounts import ADMIN
 from proto.api_key import ApiKey, NewKey, Scope, new_key
+from proto.errors import LogUnavailable
 from proto.ids import Tenant
 from proto.log import Connection, check
 from proto.log.keys import Keys
@@ -48,7 +49,10 @@ async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
         now = int(time.time())
         if (revoked := await keys.revoke(key_id, now)) is None:
             return None
-        is_last = not any(key.revoked_at is None and now < (key.expires_at or now + 1) for key in await keys.all())
+        is_last = False
+        # It is revoked, whatever cannot be looked at any more.
+        with suppress(LogUnavailable):
+            is_last = not any(key.revoked_at is None and now < (key.expires_at or now + 1) for key in await keys.all())
         return *revoked, is_last
 
 

@@ -93,7 +93,10 @@ def store_of(options: Options, folder: Path) -> Path:
 
 def found(options: Options, folder: Path) -> list[Site]:
     """The same for a log that is there, maybe from before there were accounts. Raises UpRefused."""
-    return [msgspec.structs.replace(site, is_shared=is_shared(site.store)) for site in sites_of(options, folder)]
+    sites = sites_of(options, folder)
+    # Of all of them, or of none: what a server has lost the others give it.
+    before = [is_shared(site.store) for site in sites]
+    return [msgspec.structs.replace(site, is_shared=any(before)) for site in sites]
 
 
 def is_shared(store: Path) -> bool:

@@ -194,9 +194,9 @@ pid_file: {quote(str(site.folder / PID_FILE))}
 """
 
 
-def stored(store: Path, account: str) -> Path:
-    """Where a server keeps what an account has."""
-    return store / "jetstream" / account
+def stored(store: Path, name: str) -> Path:
+    """Where a server keeps what the account of that name has."""
+    return store / "jetstream" / name
 
 
 def url(folder: Path, environ: Mapping[str, str]) -> str:

@@ -77,12 +77,14 @@ class ClientConnection(HttpToolsProtocol):
         self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, self._refuse, *TOO_SLOW)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if "method" in self.scope:
+            return  # of a trailer, which comes when the headers have been judged (RFC 9110, 6.5.1)
         if len(self.headers) == HEADERS_MAX:
             self._wrong = TOO_LARGE
             raise ValueError
         super().on_header(name, value)
         # The parser takes the body for chunked as long as that is the last of its codings.
-        if self.headers[-1][0] == b"transfer-encoding" and value.lower() != b"chunked":
+        if self.headers[-1][0] == b"transfer-encoding" and value.strip().lower() != b"chunked":
             self._wrong = CODED
             raise ValueError
 
@@ -187,8 +189,10 @@ class ClientConnection(HttpToolsProtocol):
     def _refuse(self, code: str, message: str) -> None:
         """Says what is wrong, and closes. An answer that is under way is broken off, so that this is no part of it."""
         self._stop_waiting()
-        is_answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if is_answering or self.pipeline:
+        # Nor of one that is asked for already, and whose first byte this would be taken for.
+        cycle = self.cycle
+        is_asked = cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
+        if is_asked or self.pipeline:
             self.transport.abort()
             return
         refusal = problem.response(code, message, headers={"connection": "close"})

@@ -13,8 +13,8 @@ class Client(NatsClient):
 
     def hang_up(self) -> None:
         # nats-py has no call for it.
-        if self._transport and (writer := self._transport._io_writer):  # type: ignore[attr-defined]  # noqa: SLF001
-            writer.transport.abort()
+        if self._transport:
+            self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def _attempt_reconnect(self) -> None:
         self.hang_up()

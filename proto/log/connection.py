@@ -106,6 +106,8 @@ class Connection:
             why = str(connection.client.last_error)
             await connection.close()
             raise LogUnavailable(_nobody(url, why)) from error
+        # Of several servers, one may have refused it, and another one not.
+        connection.is_refused = False
         return connection
 
     @property

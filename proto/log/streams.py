@@ -1,4 +1,4 @@
-"""What Tailrace needs to exist in NATS, declared as data: two streams, two buckets, three consumers.
+"""What Tailrace needs to exist in NATS, declared as data: five streams, four buckets, three consumers.
 
 `apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
 an older configuration silently turns things off, so a change is a migration that somebody asks for.
@@ -73,8 +73,6 @@ BUDGETS_KEPT_S = 40 * 24 * 3600.0
 INCREMENTS_KEPT = 128
 # No turn runs for so long, nor is its log kept.
 SLOTS_KEPT_S = 7 * 24 * 3600.0
-# The server's own, which may not be longer than what it keeps.
-DUPLICATE_WINDOW_S = 120.0
 
 
 def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
@@ -187,7 +185,6 @@ def bucket(
         discard=DiscardPolicy.NEW,
         max_age=kept_s,
         max_msgs_per_subject=1,
-        duplicate_window=min(DUPLICATE_WINDOW_S, kept_s or DUPLICATE_WINDOW_S),
         allow_direct=allow_direct,
         allow_msg_ttl=True,
         deny_delete=True,
@@ -266,8 +263,8 @@ async def check(connection: Connection) -> None:
         for wanted in consumers():
             info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
             differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
-        for bucket in BUCKETS:
-            await jetstream.key_value(bucket)
+        for name in BUCKETS:
+            await jetstream.key_value(name)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
             "NATS lacks a stream or a part of one: run `tailrace streams`, or start `up`. "

@@ -170,8 +170,7 @@ async def test_an_answer_reaches_nothing_that_its_question_may_not(own_server: N
     """
     role, anybody = await opened(own_server.url, user), await opened(own_server.url, EVERYBODY)
     await forge(role, STORES[user], [aim for aim in AIMS if not may(user, aim)])
-    # What a server does for one connection it does in order.
-    await role.jetstream.stream_info(STREAM)
+    await answered(role, STORES[user])
     assert await messages(anybody, subjects.KEYS_STREAM) == 0
     assert {info.config.name for info in await anybody.jetstream.streams_info()} == set(EVERY_STREAM)
     assert await kinds(anybody) == {STORES[user].rpartition(".")[2]}
@@ -211,6 +210,14 @@ async def forge(connection: Connection, stores: str, aims: Sequence[str]) -> Non
             await connection.publish(f"$JS.API.DIRECT.GET.{stored.stream}.{stores}", b"", reply=aim)
             for subject in own:
                 await connection.publish(subject, b"", reply=aim)
+
+
+async def answered(connection: Connection, stored: str) -> None:
+    """When this read is, so is all that was asked before it of the stream that has `stored`."""
+    ask, query = f"$JS.API.DIRECT.GET.{subjects.BODIES}.{stored}", b""
+    if stored.startswith("turns."):
+        ask, query = f"$JS.API.DIRECT.GET.{STREAM}", json.dumps({"last_by_subj": stored}).encode()
+    assert (await connection.request(ask, query, timeout_s=5)).headers
 
 
 async def messages(connection: Connection, stream: str) -> int:
@@ -274,8 +281,8 @@ async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsS
             await one.publish(f"$JS.API.DIRECT.GET.{stored.stream}.{stores}", b"", reply=aim)
             forged = {"Nats-Subject": header, "Nats-Sequence": "9999", "Nats-Time-Stamp": "2026-01-01T00:00:00Z"}
             await one.client.publish("readers.acme.x", payload, aim, forged)
-        # What a server does for one connection it does in order.
-        await one.jetstream.stream_info(STREAM)
+        for stores in ("bodies.acme.key_x", "turns.acme.x.end"):
+            await answered(one, stores)
         await Keys(anybody).create(record)
         await until(lambda: heard)
         assert [(change.seq, change.record) for change in heard] == [(1, record)]

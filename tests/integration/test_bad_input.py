@@ -351,12 +351,27 @@ async def test_what_is_neither_headers_nor_body_has_an_end(large_wire: Wire, key
 async def test_a_body_in_many_small_chunks_is_no_header(large_wire: Wire) -> None:
     """Their sizes weigh more than all headers may, and are none."""
     body = json.dumps({"message": "a" * 30_000})
-    await large_wire.send(POST, "Transfer-Encoding: Chunked\r\n\r\n")
+    await large_wire.send(POST, "Transfer-Encoding: Chunked \r\n\r\n")
     await large_wire.send(
         *("".join(f"1\r\n{one}\r\n" for one in body[at : at + 100]) for at in range(0, len(body), 100))
     )
     await large_wire.send("0\r\n\r\n")
     assert (await large_wire.answer()).status_code == 202
+
+
+async def test_what_follows_a_body_is_no_header(large_wire: Wire) -> None:
+    """RFC 9110, 6.5.1: whatever judges headers has judged them by then."""
+    body = json.dumps({"message": "#sim words=1 rate=0"})
+    trailers = "host: evil.example\r\nidempotency-key: no key\r\nx-api-key: nobody's\r\n"
+    await large_wire.send(POST, f"transfer-encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n{trailers}\r\n")
+    assert (await large_wire.answer()).status_code == 202
+
+
+async def test_a_refusal_is_never_the_answer_to_the_request_before(large_wire: Wire) -> None:
+    """That one is stored, and may be asked for again under its key; of a refusal it would be taken for not stored."""
+    body = json.dumps({"message": "#sim words=1 rate=0"})
+    await large_wire.send(f"{POST}content-length: {len(body)}\r\n\r\n{body}GET /healthz HTTP/1.1\r\n\r\n")
+    assert await large_wire.is_closed()
 
 
 @pytest.mark.parametrize("late", ["a", "\r\n"])

@@ -117,6 +117,17 @@ async def test_a_password_that_is_refused_is_said_once(own_server: NatsServer) -
     await connection.close()
 
 
+async def test_who_is_refused_by_one_server_and_known_to_another_is_known(
+    monkeypatch: pytest.MonkeyPatch, own_server: NatsServer
+) -> None:
+    """As while a password is changed, one server after the other."""
+    monkeypatch.setattr("proto.log.connection.sample", lambda addresses, _: addresses)
+    good = as_user(own_server.url, GATEWAY)
+    connection = await Connection.open(f"{good.replace('@', 'x@')},{good}", "test")
+    assert (connection.is_up, connection.is_refused) == (True, False)
+    await connection.close()
+
+
 async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     monkeypatch: pytest.MonkeyPatch, nats_server: NatsServer
 ) -> None:

@@ -66,7 +66,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     assert secret not in listed.out
     revoked = await keys("revoke", key_id, **environ)
     assert (revoked.status, revoked.out) == (0, f"{key_id} of acme is revoked\n")
-    assert revoked.err == "It was the last one. Every request still needs a key: make one.\n"
+    assert revoked.err == "No key is left, and every request still needs one: `tailrace keys create`.\n"
     again = await keys("revoke", key_id, **environ)
     assert (again.status, again.out.startswith(f"{key_id} of acme was revoked already, 20")) == (0, True)
     await until(lambda: are(401))
