@@ -35,8 +35,8 @@ from tests.until import until
 LOG_BYTES = 256 * MIB
 # What a dozen turns at once write a minute.
 LOG_BYTES_A_MINUTE = 10 * MIB
-# A disk of one's own is small enough to be filled in a moment.
-DATABASE_DISK_BYTES = 64 * MIB
+# The rows are a tenth of the log, and what was damaged last stays beside them; a small disk is filled in a moment.
+DATABASE_SHARE = 1 / 4
 # Generators die faster here than anywhere else: a turn may need many of them, and none is to be given up.
 ATTEMPTS_MAX = 100
 # What is silent is noticed soon: a link that swallows, a model that stalls.
@@ -154,7 +154,7 @@ async def started(folder: Path, size: Size) -> AsyncIterator[System]:
         system.nemesis("clock").clock()
         system.database.parent.mkdir()
         if can_mount():
-            stack.enter_context(small_disk(system.database.parent, DATABASE_DISK_BYTES))
+            stack.enter_context(small_disk(system.database.parent, int(DATABASE_SHARE * size.log_bytes)))
         await _parts(stack, system, size)
         yield system
 
