@@ -204,7 +204,8 @@ async def test_chunks_that_are_not_what_was_stored_are_no_blob(
 ) -> None:
     """A disk that has changed a byte does not change a question."""
     await store.put(tenant, LIFTED)
-    await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 2), b"x" + CONTENT[2 * CHUNK_BYTES + 1 :])
+    first, *rest = CONTENT[2 * CHUNK_BYTES :]
+    await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 2), bytes([first ^ 1, *rest]))
     with pytest.raises(LogUnavailable, match="not what its name says"):
         await store.read(tenant, BLOB)
 

@@ -179,7 +179,7 @@ async def test_a_consumer_that_is_missing_is_not_a_server_that_is_away(
     server: NatsServer, connection: Connection
 ) -> None:
     """The one is mended by setting up the streams, the other by waiting."""
-    with pytest.raises(LogMisconfigured, match="deploy streams"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await Deliveries.open(connection, "nobody")
     await server.stop(SIGKILL)
     with pytest.raises(LogUnavailable):
