@@ -200,10 +200,7 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     how = f"was revoked already, {keys.day(key.revoked_at)}" if was_before else "is revoked"
     print(f"{key.id} of {key.tenant} {how}")
     if is_last:
-        print(
-            "No key is left, and every request still needs one: `tailrace keys create`.",
-            file=sys.stderr,
-        )
+        print("No key is left, and every request still needs one: `tailrace keys create`.", file=sys.stderr)
     return 0
 
 

@@ -52,7 +52,7 @@ async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
         is_last = False
         # It is revoked, whatever cannot be looked at any more.
         with suppress(LogUnavailable):
-            is_last = not any(key.revoked_at is None and now < (key.expires_at or now + 1) for key in await keys.all())
+            is_last = not any(key.is_good(now) for key in await keys.all())
         return *revoked, is_last
 
 

@@ -39,6 +39,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None: it is good until it is revoked."""
     limits: dict[str, float] | None = None
 
+    def is_good(self, now: float) -> bool:
+        """Whether it opens anything at `now`, in Unix seconds: neither revoked, nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
 
 class NewKey(NamedTuple):
     secret: str

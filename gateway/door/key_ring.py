@@ -126,9 +126,7 @@ class KeyRing:
 
 
 def _is_good(record: ApiKey | None) -> bool:
-    if record is None or record.revoked_at is not None:
-        return False
-    return record.expires_at is None or time.time() < record.expires_at
+    return record is not None and record.is_good(time.time())
 
 
 def _caller(record: ApiKey) -> Caller:

@@ -20,7 +20,7 @@ from proto.decoding import UNREADABLE
 from proto.errors import LogUnavailable
 from proto.ids import NOTHING, Seq
 from proto.log.connection import Connection, heed_cancellation
-from proto.log.reads import Reads, stored_on
+from proto.log.reads import Reads, is_below, stored_on
 from proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 
 TRIES = 10
@@ -123,8 +123,7 @@ class Keys:
         """Calls `heard` with what has just been stored. It may miss, as every live feed does."""
 
         async def hear_message(message: Msg) -> None:
-            # Whatever somebody asks of NATS can be answered here, if he says so: it has another subject.
-            if stored_on(message).startswith(EVERY_KEY.removesuffix(">")):
+            if is_below(message, EVERY_KEY):
                 await heard(_change(message))
 
         return await self._connection.subscribe(EVERY_LIVE_KEY, hear_message)

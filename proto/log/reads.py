@@ -43,6 +43,14 @@ def stored_on(message: Msg) -> str:
     return (message.headers or {}).get("Nats-Subject", "")
 
 
+def is_below(message: Msg, entries: str) -> bool:
+    """Whether it was stored on one of the subjects `entries`, which ends in `>`.
+
+    Where the log republishes, whatever somebody asks of NATS can be answered, too, if he says so: that has another one.
+    """
+    return stored_on(message).startswith(entries[:-1])
+
+
 class _Batch:
     """The answers to one try of a read, as they come in; each is said to `heard`."""
 

@@ -234,11 +234,12 @@ async def apply(
     """Creates what is missing, then checks all of it. Raises LogMisconfigured, LogUnavailable."""
     jetstream = connection.jetstream
     try:
-        await _create_stream(jetstream, stream(replicas, bytes_max, retention_s))
-        await _create_stream(jetstream, bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s))
-        for config in metering(replicas):
-            await _create_stream(jetstream, config)
-        for config in buckets(replicas, retention_s):
+        for config in (
+            stream(replicas, bytes_max, retention_s),
+            bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
+            *metering(replicas),
+            *buckets(replicas, retention_s),
+        ):
             await _create_stream(jetstream, config)
         for consumer in consumers():
             await _create_consumer(jetstream, consumer)

@@ -25,7 +25,7 @@ from proto.follower import REREAD_S, Follower
 from proto.ids import NOTHING, Seq
 from proto.log import ack
 from proto.log.connection import Connection
-from proto.log.reads import Reads, stored_on
+from proto.log.reads import Reads, is_below, stored_on
 from proto.replay import confirm_known, folded_now, folded_upto
 from proto.step import BATCH, Confirm, Hear, Page, Pause, Publish, Reached, Read, Step, Steps, T, Unclear
 from proto.subjects import STREAM, TurnKey
@@ -241,17 +241,15 @@ class _Feed:
     """What the live subscription has heard and nobody has looked at yet."""
 
     def __init__(self, key: TurnKey) -> None:
-        self._entries = subjects.entries(key).removesuffix(">")
+        self._entries = subjects.entries(key)
         self._heard: deque[Stored] = deque()
         self._doubted = False
         self._any = asyncio.Event()
 
     async def heard(self, message: Msg) -> None:
-        # Whatever somebody asks of the log can be answered here, if he says so: it has another subject.
-        if not stored_on(message).startswith(self._entries):
-            return
-        self._heard.append(_stored(message))
-        self._any.set()
+        if is_below(message, self._entries):
+            self._heard.append(_stored(message))
+            self._any.set()
 
     def doubt(self) -> None:
         """Something may have been missed: the next look is an empty one, which means "read the log"."""
