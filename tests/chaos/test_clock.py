@@ -16,6 +16,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.rule("F19")
 def test_only_the_wall_clock_is_wrong(tmp_path: Path) -> None:
     clock = Clock.made(tmp_path, "one")
     if clock is None:

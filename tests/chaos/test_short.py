@@ -12,6 +12,8 @@ from tests.checker.invariants import not_held
 from tests.checker.run import load
 
 
+@pytest.mark.rule("F13")
+@pytest.mark.rule("F19")
 @pytest.mark.timeout(300)
 async def test_every_promise_and_invariant_holds_whatever_is_broken(tmp_path: Path) -> None:
     """On three nats-servers; each fault was felt."""

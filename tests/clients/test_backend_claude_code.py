@@ -109,6 +109,7 @@ async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> N
     assert (text(events), (await stats(claude))["calls"]) == (words(2) * 2, 2)
 
 
+@pytest.mark.rule("S18")
 @pytest.mark.parametrize("way", ["absolute", "upwards", "by a link"])
 async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, way: str) -> None:
     """Asked to, it is refused, and its model is told so: also where a link in the folder leads out of it."""
@@ -128,6 +129,7 @@ async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, wa
     assert "neighbour" not in json.dumps(await last_asked(claude))
 
 
+@pytest.mark.rule("S18")
 async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_path: Path) -> None:
     """Its own settings, hooks, servers and notes, which its model may have written, and a file that is only named."""
     folder, other = tmp_path / "projects/acme/shop", tmp_path / "projects/acme/other"
@@ -152,6 +154,7 @@ async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_pa
     assert [path.name for path in other.iterdir()] == ["secret.txt"]
 
 
+@pytest.mark.rule("S18")
 async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> None:
     """It would choose another model, which is billed: to the one that was asked for it is a text like any other."""
     command = "/model claude-opus-5-5"
@@ -268,6 +271,7 @@ def is_running(mark: str) -> bool:
     return any(mark in line and "pytest" not in line for line in command_lines())
 
 
+@pytest.mark.rule("S3")
 async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path) -> None:
     """A machine's users can read one another's arguments: no prompt, no key among them."""
     call = asking("words=200 rate=20\nmy-secret-question", system="my-secret-system")

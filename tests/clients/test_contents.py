@@ -117,6 +117,7 @@ async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
     return body
 
 
+@pytest.mark.rule("S5")
 @pytest.mark.timeout(120)
 async def test_three_parsers_read_the_same_out_of_whatever_a_model_says(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, browser: str

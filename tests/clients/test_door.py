@@ -22,6 +22,7 @@ async def listing(house: House, gateway: Gateway, new_gateway: NewGateway) -> Ga
     return await new_gateway(house.nats_url, origins=OURS)
 
 
+@pytest.mark.rule("S7")
 async def test_a_browser_lets_the_listed_page_ask_and_no_other(listing: Gateway, browser: str) -> None:
     """With a key and a header of its own, all of the answer to see; another origin, and `null`, see nothing of it."""
     shown = await node.run("door.mjs", "cors", listing.url, KEY, OURS, OTHER, CHROMIUM=browser)

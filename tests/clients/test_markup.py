@@ -49,6 +49,7 @@ def markup(elsewhere: str) -> str:
     )
 
 
+@pytest.mark.rule("S8")
 async def test_markup_is_text_wherever_it_is_told(
     open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]
 ) -> None:

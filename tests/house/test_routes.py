@@ -1,5 +1,6 @@
 """The table of routes is whole: whoever adds a route says in it what the route is to strangers."""
 
+import pytest
 import re
 
 from starlette.routing import Route
@@ -12,12 +13,14 @@ from tests.processes import CHECKOUT
 from tests.routes import ROWS
 
 
+@pytest.mark.rule("S1")
 def test_every_route_has_a_row() -> None:
     """The tests of tenants walk this table, so a route that is not in it would be tested by nobody."""
     methods = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert methods == set(ROWS)
 
 
+@pytest.mark.rule("S9")
 def test_no_route_serves_a_folder() -> None:
     """Each is a path with names between its slashes: none takes what is left of a path, which could climb."""
     assert [route for route in ROUTES if type(route) is not Route] == []
@@ -35,6 +38,7 @@ def test_every_route_says_who_may() -> None:
     }
 
 
+@pytest.mark.rule("S7")
 def test_who_may_only_look_changes_nothing() -> None:
     """What takes away needs `manage`, and `read` is enough for nothing but a look; a POST that is, says why here."""
     looks = {

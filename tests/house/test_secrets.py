@@ -44,6 +44,7 @@ def secrets(text: str) -> list[str]:
     return [form for form, pattern in FORMS.items() if re.search(pattern, text)]
 
 
+@pytest.mark.rule("S17")
 @pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="this is no checkout")
 def test_no_file_has_a_secret_in_it() -> None:
     """What is pushed once is everybody's for ever: keys, tokens, passwords, and files that are made of them."""

@@ -131,6 +131,7 @@ def refusals(lines: list[EventDict]) -> list[str]:
     return [line["error"] for line in lines if line["event"] == "nats refused what its user may not"]
 
 
+@pytest.mark.rule("S2")
 @pytest.mark.parametrize("user", RIGHTS)
 async def test_what_a_role_may_not_store_or_ask_is_refused_and_said_at_once(nats_url: str, user: str) -> None:
     """A process that goes wrong is not all of them. Each subject by itself, and one line of log each."""
@@ -146,6 +147,7 @@ async def test_what_a_role_may_not_store_or_ask_is_refused_and_said_at_once(nats
     await connection.close()
 
 
+@pytest.mark.rule("S2")
 @pytest.mark.parametrize(("user", "subject"), UNHEARD)
 async def test_what_a_role_has_no_business_with_it_does_not_hear(nats_url: str, user: str, subject: str) -> None:
     """The others' answers, entries before they are stored, keys, and questions that are not for it."""

@@ -58,6 +58,7 @@ async def test_an_answer_that_fits_is_said_to_fit(gateway: Gateway) -> None:
     assert fields(await answered(gateway, question(wrong=None))) == ("completed", RIGHT, True, 1)
 
 
+@pytest.mark.rule("R60")
 async def test_an_answer_that_does_not_fit_is_asked_for_once_more(gateway: Gateway, claude: str) -> None:
     """The model hears why; usage and cost are those of both calls."""
     once, twice = [await answered(gateway, question(wrong=wrong)) for wrong in (None, WRONG)]
@@ -119,6 +120,7 @@ async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
     assert (await gateway.client.post(path, json=body)).status_code in (200, 202)
 
 
+@pytest.mark.rule("R60")
 async def test_it_is_asked_for_once_more_and_no_more(gateway: Gateway) -> None:
     """What does not fit then is the answer, and said not to fit."""
     assert fields(await answered(gateway, question(right=WRONG))) == ("completed", WRONG, False, 2)
@@ -227,6 +229,7 @@ async def test_an_answer_that_nobody_can_judge_is_the_answer(gateway: Gateway) -
     assert (turn["outcome"], turn["fits"], turn["attempts"]) == ("completed", None, 1)
 
 
+@pytest.mark.rule("R60")
 @pytest.mark.timeout(120)
 async def test_killed_after_any_entry_an_answer_fits_in_the_end(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str

@@ -70,6 +70,7 @@ async def finished(gateway: Gateway, answer: httpx2.Response) -> None:
         await gateway.client.get(f"/v1/turns/{turn}/events")
 
 
+@pytest.mark.rule("S10")
 @pytest.mark.parametrize("path", PROTOCOLS)
 async def test_a_body_chooses_no_address_key_or_header_of_the_call(
     gateway: Gateway, listener: Listener, path: str
@@ -84,6 +85,7 @@ async def test_a_body_chooses_no_address_key_or_header_of_the_call(
     assert listener.heard == 0
 
 
+@pytest.mark.rule("S10")
 @pytest.mark.parametrize(
     "url", ["{here}/a.png", "file:///etc/passwd", "http://169.254.169.254/latest", "http://[::1]/"]
 )
@@ -120,6 +122,7 @@ NASTY = (
 )
 
 
+@pytest.mark.rule("S18")
 @pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
 async def test_what_is_said_chooses_no_model_tenant_subject_or_header(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, nasty: str
@@ -145,6 +148,7 @@ async def test_what_is_said_chooses_no_model_tenant_subject_or_header(
     assert 9999999 not in ids
 
 
+@pytest.mark.rule("S1")
 async def test_a_tenant_that_is_named_is_not_asked(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
     """Nor a key's name, a scope or a turn's id: whose it is comes from the credential alone."""
     names = dict.fromkeys(("x-tenant", "x-tenant-id", "tailrace-tenant", "x-user", "x-forwarded-user"), "other")
@@ -155,6 +159,7 @@ async def test_a_tenant_that_is_named_is_not_asked(gateway: Gateway, house_log: 
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
 
 
+@pytest.mark.rule("S7")
 async def test_whoever_only_looks_changes_nothing(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
     """A GET has no side effects: a page may have any browser send one. Nor has a HEAD."""
     asked = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()
@@ -169,6 +174,7 @@ async def test_whoever_only_looks_changes_nothing(gateway: Gateway, house_log: T
     assert (await house_log.replay(key), (await gateway.client.get("/v1/sessions")).json()) == before
 
 
+@pytest.mark.rule("S4")
 async def test_no_answer_is_kept_on_its_way(gateway: Gateway) -> None:
     """FAULTS S4: by any cache, whether it is what was asked for or a refusal."""
     asked = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()

@@ -290,6 +290,7 @@ async def test_a_wish_for_another_protocol_is_ignored(wire: Wire, framing: str, 
         assert (await wire.answer()).status_code == 202
 
 
+@pytest.mark.rule("S14")
 async def test_wishes_for_another_protocol_are_answered_in_their_order(wire: Wire) -> None:
     """Many in one piece, and a request without one after them."""
     wish = f"GET /healthz HTTP/1.1\r\nhost: x\r\n{UPGRADE}\r\n"
@@ -298,6 +299,7 @@ async def test_wishes_for_another_protocol_are_answered_in_their_order(wire: Wir
     assert (set(statuses[:1500]), statuses[1500]) == ({200}, 404)
 
 
+@pytest.mark.rule("S14")
 @pytest.mark.parametrize(("chars", "count"), [(5000, 10), (5, 100)], ids=["cut in bodies", "cut in headers"])
 async def test_what_waits_behind_a_stream_is_answered_in_its_order(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, large_wire: Wire, chars: int, count: int
@@ -324,6 +326,7 @@ async def test_a_request_with_two_lengths_is_refused(wire: Wire) -> None:
     assert await wire.is_closed()
 
 
+@pytest.mark.rule("S14")
 async def test_headers_that_do_not_end_are_not_kept(wire: Wire) -> None:
     """httptools would keep a megabyte of them for somebody without a key, and then the next."""
     await wire.send("GET /healthz HTTP/1.1\r\nhost: x\r\n")
@@ -334,6 +337,7 @@ async def test_headers_that_do_not_end_are_not_kept(wire: Wire) -> None:
     assert taken < 2000  # 20 MB: what the buffers of two sockets take
 
 
+@pytest.mark.rule("S14")
 @pytest.mark.parametrize("key", [KEY, "nobody's"])
 @pytest.mark.parametrize("endless", ["0\r\n", "0\r\nx: ", "2;"], ids=["trailers", "trailer", "extension"])
 async def test_what_is_neither_headers_nor_body_has_an_end(large_wire: Wire, key: str, endless: str) -> None:
@@ -398,6 +402,7 @@ async def test_headers_and_a_body_in_one_piece_are_told_apart(large_wire: Wire) 
         assert (await large_wire.answer()).status_code == 202
 
 
+@pytest.mark.rule("S14")
 @pytest.mark.parametrize("said", ["", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nhost: x\r\n"])
 async def test_who_does_not_finish_its_headers_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, said: str

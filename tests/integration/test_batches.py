@@ -87,6 +87,7 @@ async def judged(gateway: Gateway, log: TurnLog, tenant: Tenant, batch: dict[str
         assert (request.parent, request.session) == (batch["batch"], batch["session"])
 
 
+@pytest.mark.rule("R63")
 async def test_a_batch_is_a_turn_whose_inputs_are_turns(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -122,6 +123,7 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(
     assert [line["index"] for line in await results(own_gateway, batch, "?after=17")] == [18, 19]
 
 
+@pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
 async def test_killed_after_any_entry_a_batch_is_finished_by_another(
     own_server: NatsServer,
@@ -148,6 +150,7 @@ async def test_killed_after_any_entry_a_batch_is_finished_by_another(
     assert appends > 20
 
 
+@pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
 async def test_generators_nats_and_gateway_die_and_no_turn_is_asked_twice(
     own_server: NatsServer,
@@ -200,6 +203,7 @@ async def test_generators_nats_and_gateway_die_and_no_turn_is_asked_twice(
         assert [isinstance(one.entry, Request) for one in await entries(own_log, child)].count(True) == 1
 
 
+@pytest.mark.rule("R63")
 async def test_a_live_turn_does_not_wait_behind_a_batch(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_claude: str, tenant: Tenant
 ) -> None:
@@ -222,6 +226,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(
         assert (await own_log.turn(key_of(tenant, batch))).progress is None
 
 
+@pytest.mark.rule("R64")
 async def test_cancelling_stops_what_runs_and_asks_no_more(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -248,6 +253,7 @@ async def test_cancelling_stops_what_runs_and_asks_no_more(
     assert [line["turn"] is None for line in lines].count(False) == 3
 
 
+@pytest.mark.rule("R64")
 @pytest.mark.timeout(60)
 async def test_a_batch_that_is_cancelled_while_its_generator_is_dead_leaves_nothing_running(
     own_server: NatsServer,
@@ -271,6 +277,7 @@ async def test_a_batch_that_is_cancelled_while_its_generator_is_dead_leaves_noth
     assert (await stats(own_claude))["streams_open"] == 0
 
 
+@pytest.mark.rule("R65")
 async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
     own_server: NatsServer,
     own_connection: Connection,
@@ -373,6 +380,7 @@ async def listed(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
         after = f"&after={page['next']}"
 
 
+@pytest.mark.rule("R28")
 async def test_batches_are_listed_newest_first(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
@@ -422,6 +430,7 @@ async def test_another_tenants_batches_are_not_there(
         await theirs.stop()
 
 
+@pytest.mark.rule("R28")
 async def test_a_batch_that_has_left_the_log_is_told_by_the_database(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
@@ -468,6 +477,7 @@ async def lone_house(
         yield own_gateway, own_log
 
 
+@pytest.mark.rule("R63")
 async def test_what_was_deleted_of_a_batch_does_not_come_back(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
@@ -510,6 +520,7 @@ async def test_a_takeover_does_not_ask_for_what_was_deleted(
     assert (told.done, told.failed) == (3, 1)
 
 
+@pytest.mark.rule("R64")
 async def test_a_batch_that_is_too_old_has_failed(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -577,6 +588,7 @@ class Early(Batches):
         return await super().carry(key)
 
 
+@pytest.mark.rule("R64")
 async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_connection: Connection, own_claude: str
 ) -> None:
@@ -636,6 +648,7 @@ async def held(log: TurnLog, key: TurnKey) -> str:
     return next(hold.subject for hold in request.holds or () if hold.unit == "nusd")
 
 
+@pytest.mark.rule("R65")
 async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_dead(
     own_server: NatsServer,
     own_connection: Connection,
@@ -667,6 +680,7 @@ async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_d
     assert len(request.holds or ()) == 2
 
 
+@pytest.mark.rule("R65")
 async def test_what_is_given_back_and_what_is_settled_is_counted_once(
     own_server: NatsServer,
     own_connection: Connection,

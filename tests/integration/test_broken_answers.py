@@ -86,6 +86,7 @@ async def claude() -> AsyncIterator[str]:
         yield url
 
 
+@pytest.mark.rule("F22")
 @pytest.mark.parametrize("how", [*BREAKS, *NOTHING])
 async def test_what_is_not_whole_is_asked_for_again(
     own_server: NatsServer, own_log: TurnLog, claude: str, how: str
@@ -101,6 +102,7 @@ async def test_what_is_not_whole_is_asked_for_again(
     assert between.calls == 2
 
 
+@pytest.mark.rule("F22")
 @pytest.mark.rule("R6")
 @pytest.mark.parametrize("how", [how for how in (*BREAKS, *NOTHING) if how not in LATE])
 async def test_what_is_never_whole_is_no_success(

@@ -1,5 +1,6 @@
 """The supervisor with real processes: small stand-ins that die, linger, or speak when they are told to."""
 
+import pytest
 import asyncio
 import io
 import os
@@ -71,6 +72,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.rule("F30")
 async def test_a_part_that_dies_is_started_again_each_time_later() -> None:
     """One line says who died, how, and when the next start is; another its new pid, for who wants to end it again."""
     async with watched() as watch:

@@ -61,6 +61,7 @@ async def stats_when(url: str, **expected: int) -> None:
             pytest.fail(f"expected {expected}, last seen {seen}")
 
 
+@pytest.mark.rule("R6")
 async def test_an_answer_is_the_events_that_are_stored(address: str) -> None:
     """Backend.answer: raw data of each event, in order, without `ping` and `message_stop`."""
     tools = [{"name": "look", "input_schema": {"type": "object"}}]
@@ -101,6 +102,7 @@ async def test_an_answer_can_be_continued_in_both_forms(address: str, model: str
     assert "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta") == "00001 w000002"
 
 
+@pytest.mark.rule("R6")
 @pytest.mark.parametrize(
     ("line", "events", "code"),
     [

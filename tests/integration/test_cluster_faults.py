@@ -68,6 +68,10 @@ def goes_on(listener: Listener, count: int) -> bool:
     return listener.connected is not None or len(listener.deltas_at) > count
 
 
+@pytest.mark.rule("F7")
+@pytest.mark.rule("F8")
+@pytest.mark.rule("F9")
+@pytest.mark.rule("F10")
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
 async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: System, fault: Fault) -> None:
     """Each reader on its one connection, with heartbeats meanwhile; nothing acknowledged is lost, or paid for twice."""
@@ -103,6 +107,8 @@ async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: 
     assert all(turn.attempt <= 2 for turn in turns)
 
 
+@pytest.mark.rule("F7")
+@pytest.mark.rule("F28")
 async def test_turns_are_stopped_while_no_server_leads(system: System) -> None:
     """FAULTS F28: right before it, and while the others choose: one end each, told to its reader; no open call."""
     async with system.telling(TURNS, number=9000, rate=20) as listeners:
@@ -137,6 +143,7 @@ async def stopped(system: System, key: TurnKey) -> list[httpx2.Response]:
     return answers
 
 
+@pytest.mark.rule("F12")
 async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: System) -> None:
     """FAULTS F12: POSTs are told so and when to come again, readers come back and get what there is; then all end."""
     client = system.clients[1]

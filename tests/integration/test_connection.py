@@ -200,6 +200,7 @@ async def test_whoever_asks_again_and_again_can_be_stopped_at_any_moment(
         assert watching.cancelled()
 
 
+@pytest.mark.rule("F9")
 async def test_a_frozen_server_is_given_up_at_once_and_tried_last(
     tmp_path: Path, own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def repetitions() -> float:
     return REGISTRY.get_sample_value("tailrace_generator_repetitions_total") or 0.0
 
 
+@pytest.mark.rule("R70")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 async def test_a_model_that_repeats_itself_is_not_heard_to(
     own_server: NatsServer, own_log: TurnLog, claude: str, new_gateway: NewGateway, tenant: Tenant, model: str
@@ -52,6 +53,7 @@ async def test_a_model_that_repeats_itself_is_not_heard_to(
     assert repetitions() == before + 2
 
 
+@pytest.mark.rule("R71")
 async def test_a_turn_has_its_time_once_and_not_once_for_each_generator(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:

@@ -51,6 +51,7 @@ async def test_a_page_that_is_listed_may_ask_and_see(listing: Gateway, origin: s
         assert CREDENTIALS not in answer.headers
 
 
+@pytest.mark.rule("S7")
 @pytest.mark.parametrize("origin", MAY_NOT)
 async def test_no_other_page_may(listing: Gateway, origin: str) -> None:
     """Whatever looks like a listed one; `null` is every sandboxed page's."""

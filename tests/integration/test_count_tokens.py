@@ -26,6 +26,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
         yield sdk
 
 
+@pytest.mark.rule("R36")
 async def test_the_anthropic_sdk_counts_a_prompt(sdk: anthropic.AsyncAnthropic) -> None:
     """System and messages, as the API counts them (the simulated one counts words)."""
     counted = await sdk.messages.count_tokens(

@@ -114,6 +114,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
         await connection.close()
 
 
+@pytest.mark.rule("S13")
 @on_shared_loop
 @pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
 @pytest.mark.parametrize("route", CLOSED, ids=IDS)

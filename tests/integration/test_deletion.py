@@ -347,6 +347,7 @@ async def test_what_is_asked_between_the_last_look_and_the_last_row_is_taken_out
             await persistence.ask(tenant, "turn", AskTurn(late[0].turn), TurnRecord)
 
 
+@pytest.mark.rule("R35")
 async def test_a_follow_up_of_what_the_database_has_lost_is_kept(
     own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:

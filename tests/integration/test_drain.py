@@ -24,6 +24,7 @@ from tests.until import until
 from tests.writing import Writer
 
 
+@pytest.mark.rule("F5")
 async def test_readers_carry_on_at_another_gateway_when_theirs_is_told_to_go(
     gateway: Gateway, house: House, house_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ async def answered(gateway: Gateway, request: bytes) -> bytes:
         writer.close()
 
 
+@pytest.mark.rule("S6")
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=[path for _, path, _ in REQUESTS])
 async def test_no_header_of_a_client_becomes_one_of_an_answer(
     nats_url: str, new_gateway: NewGateway, method: str, path: str, body: bytes
@@ -101,6 +102,7 @@ HIDDEN = (
 )
 
 
+@pytest.mark.rule("S9")
 async def test_no_path_leads_to_a_file_or_to_a_list_of_them(lone_gateway: Gateway) -> None:
     """FAULTS S9: nothing is served from a folder. What climbs, what is hidden and what is a folder are not there."""
     climbing = [begin + climb * deep + file for begin in FROM for climb in CLIMBS for deep in (1, 6) for file in FILES]

@@ -120,6 +120,7 @@ async def test_nobody_is_sent_to_what_may_not_be_named(url: str) -> None:
     assert names.asked == []
 
 
+@pytest.mark.rule("S10")
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
 async def test_a_name_that_leads_to_a_private_address_reaches_nobody(receiver: Receiver, address: str) -> None:
     """DNS rebinding: whatever the name meant when it was given, the address is judged at the socket."""

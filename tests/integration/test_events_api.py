@@ -97,6 +97,7 @@ async def test_a_reader_that_is_cut_at_any_entry_of_a_finished_turn_has_every_by
     assert len(readers) > 20
 
 
+@pytest.mark.rule("F5")
 async def test_readers_that_are_cut_at_every_entry_of_a_running_turn_have_every_byte_once(
     gateway: Gateway, second_gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
@@ -234,6 +235,7 @@ async def test_a_stream_has_headers_that_keep_proxies_from_holding_it_back(
     }
 
 
+@pytest.mark.rule("R15")
 async def test_only_what_is_stored_has_an_id(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
@@ -323,6 +325,7 @@ async def restart(writer: Writer) -> None:
     await writer.end()
 
 
+@pytest.mark.rule("R21")
 async def test_a_restart_is_a_reset_to_a_reader_of_tailrace(
     lone_gateway: Gateway, restarted: Writer, log: TurnLog, key: TurnKey
 ) -> None:
@@ -400,6 +403,7 @@ async def test_who_is_broken_off_has_had_time_to_take_the_error(
     assert time.monotonic() - told_at > TAKEN_WITHIN_S / 2
 
 
+@pytest.mark.rule("F24")
 async def test_a_reader_that_reads_nothing_harms_nobody_and_gets_everything_later(
     lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:
@@ -427,6 +431,7 @@ async def test_a_reader_that_reads_nothing_harms_nobody_and_gets_everything_late
     assert unchunked(body) == ("a" + text).encode()
 
 
+@pytest.mark.rule("F32")
 async def test_a_turn_that_has_left_the_log_is_told_from_the_database(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, house: House
 ) -> None:
@@ -469,6 +474,7 @@ async def test_half_an_answer_that_has_left_the_log_is_broken_off_in_bare_text(
             await anext(received)
 
 
+@pytest.mark.rule("F32")
 async def test_a_turn_whose_beginning_has_left_the_log_is_told_from_the_database_or_goes_on(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, house: House
 ) -> None:

@@ -53,6 +53,7 @@ def unreachable() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.mark.rule("F20")
 @pytest.mark.parametrize("number", [408, 502, 503, 504])
 async def test_a_server_that_cannot_just_now_is_asked_again(
     own_server: NatsServer, own_log: TurnLog, claude: str, number: int
@@ -67,6 +68,7 @@ async def test_a_server_that_cannot_just_now_is_asked_again(
     assert (turn.text, turn.outcome, turn.attempt, between.calls) == (words(9), "completed", 1, 3)
 
 
+@pytest.mark.rule("F20")
 async def test_a_model_that_no_connection_gets_through_to_fails_the_turn_in_bounded_time(
     own_server: NatsServer, own_log: TurnLog
 ) -> None:
@@ -78,6 +80,7 @@ async def test_a_model_that_no_connection_gets_through_to_fails_the_turn_in_boun
     assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "backend_unreachable", 1)
 
 
+@pytest.mark.rule("F20")
 async def test_a_model_that_is_overloaded_for_ever_is_waited_for_no_longer_than_the_turns_deadline(
     own_server: NatsServer, own_log: TurnLog, claude: str
 ) -> None:
@@ -89,6 +92,7 @@ async def test_a_model_that_is_overloaded_for_ever_is_waited_for_no_longer_than_
     assert (await stats(claude))["calls"] > 2
 
 
+@pytest.mark.rule("F20")
 async def test_who_is_told_to_come_back_in_an_hour_hears_so_at_once(
     own_server: NatsServer, own_log: TurnLog, claude: str
 ) -> None:
@@ -100,6 +104,7 @@ async def test_who_is_told_to_come_back_in_an_hour_hears_so_at_once(
     assert (await stats(claude))["calls"] == 1
 
 
+@pytest.mark.rule("F20")
 async def test_while_a_model_is_waited_for_its_reader_is_told_that_all_is_well(
     own_server: NatsServer, own_log: TurnLog, claude: str, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
@@ -115,6 +120,7 @@ async def test_while_a_model_is_waited_for_its_reader_is_told_that_all_is_well(
     assert ((await own_log.turn(key)).text, (await stats(claude))["calls"]) == (words(9), 2)
 
 
+@pytest.mark.rule("F23")
 @pytest.mark.parametrize("reason", ["refusal", "model_context_window_exceeded", "max_tokens", "of_tomorrow"])
 async def test_an_answer_that_a_model_has_ended_is_not_asked_for_again(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, reason: str
@@ -130,6 +136,7 @@ async def test_an_answer_that_a_model_has_ended_is_not_asked_for_again(
     assert (turn.outcome, turn.end.stop_reason, turn.text, between.calls) == ("completed", reason, words(9), 1)
 
 
+@pytest.mark.rule("F27")
 @pytest.mark.timeout(90)
 async def test_a_question_that_kills_its_generators_ends_and_the_others_are_answered(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str

@@ -52,6 +52,7 @@ async def asked_of(log: TurnLog, key: object) -> list[tuple[str, str]]:
     return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]  # type: ignore[arg-type]
 
 
+@pytest.mark.rule("R50")
 @pytest.mark.parametrize("kind", ["429", "500", "529", "error", "cut", "stall", "eof", "garbage"])
 async def test_in_mid_sentence_the_next_backend_goes_on(
     own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud, kind: str
@@ -95,6 +96,7 @@ async def test_a_refused_key_and_nobody_there_are_failed_over(
     assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "fresh")]
 
 
+@pytest.mark.rule("R50")
 async def test_a_bad_request_is_not_asked_again(
     own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud
 ) -> None:
@@ -108,6 +110,7 @@ async def test_a_bad_request_is_not_asked_again(
     assert second.asked == []
 
 
+@pytest.mark.rule("R50")
 async def test_attempts_and_calls_have_an_end(
     own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
     assert (there["calls"], there["continuations_mismatched"]) == (1, 0)
 
 
+@pytest.mark.rule("R50")
 @pytest.mark.timeout(120)
 async def test_killed_after_any_entry_of_a_fail_over_the_turn_is_whole(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, second: Cloud

@@ -35,6 +35,7 @@ def fill(there: Path) -> None:
             return
 
 
+@pytest.mark.rule("F16")
 @needs_mount
 @pytest.mark.timeout(120)
 async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -> None:

@@ -443,6 +443,7 @@ async def test_a_reader_of_a_hedged_turn_gets_one_story(
     assert judge(history, (no_gap, no_repeat, one_end)).is_green
 
 
+@pytest.mark.rule("R51")
 async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -642,6 +643,7 @@ class Taking:
         return self.has_room()
 
 
+@pytest.mark.rule("R51")
 async def test_a_hedge_is_offered_to_one_other_that_has_room(own_server: NatsServer, key: TurnKey) -> None:
     """Never to who asks, nor to two; nobody there, or nobody with room, is a no."""
     hedge = Hedge(key.tenant, key.turn, Seq(3), "a-lease")
@@ -669,6 +671,7 @@ async def test_a_hedge_is_offered_to_one_other_that_has_room(own_server: NatsSer
         assert not await asking.ask(hedge)
 
 
+@pytest.mark.rule("R51")
 async def test_a_lease_is_shared_by_who_was_told_of_it(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog
 ) -> None:

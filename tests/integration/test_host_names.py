@@ -22,6 +22,7 @@ async def refused(gateway: Gateway, host: str, **headers: str) -> set[tuple[int,
     return said
 
 
+@pytest.mark.rule("S16")
 @pytest.mark.parametrize("given", [{"api_keys": ""}, {"hosts": "box.example"}], ids=["without keys", "with a list"])
 async def test_a_strangers_name_is_refused_on_every_route(
     nats_url: str, new_gateway: NewGateway, given: dict[str, object]
@@ -60,6 +61,7 @@ async def test_behind_a_proxy_a_key_is_enough(lone_gateway: Gateway) -> None:
         assert (await lone_gateway.client.get("/v1/turns/NONE", headers={"host": host})).status_code == 404
 
 
+@pytest.mark.rule("S16")
 async def test_a_path_is_the_one_that_was_asked_for_whatever_the_host_says(lone_gateway: Gateway) -> None:
     """CVE-2026-48710: a Host with a path in it made a guarded route look like a public one."""
     async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as nobody:

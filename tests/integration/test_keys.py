@@ -61,6 +61,7 @@ async def found(ring: KeyRing, key: NewKey) -> Caller | None:
     return await ring.verify(key.secret.encode(), ASKING)
 
 
+@pytest.mark.rule("S13")
 @pytest.mark.rule("R38")
 async def test_what_is_stored_of_a_key_does_not_tell_it(keys: Keys, own_connection: Connection) -> None:
     """Its SHA-256 and who it is for, under an id that is no part of it: no bytes of the secret anywhere."""

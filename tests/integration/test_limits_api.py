@@ -303,6 +303,7 @@ async def test_what_was_held_is_settled_with_what_was_used(
     await connection.close()
 
 
+@pytest.mark.rule("S19")
 @pytest.mark.rule("R37")
 async def test_a_turn_is_settled_once_however_often_it_is_delivered(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
@@ -322,6 +323,7 @@ async def test_a_turn_is_settled_once_however_often_it_is_delivered(
     await connection.close()
 
 
+@pytest.mark.rule("S19")
 async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_have_used(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
@@ -366,6 +368,7 @@ async def test_an_input_is_settled_or_given_back_and_never_both(
     await connection.close()
 
 
+@pytest.mark.rule("S19")
 @pytest.mark.timeout(60)
 async def test_asking_and_cancelling_over_and_over_spends_the_budget(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
@@ -661,6 +664,7 @@ async def test_what_a_deleted_turn_held_is_settled_though_no_generator_is_there(
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
+@pytest.mark.rule("R35")
 async def test_who_deletes_what_ended_long_ago_is_given_nothing_back(
     own_server: NatsServer,
     own_connection: Connection,

@@ -135,6 +135,7 @@ async def test_what_litellm_would_pass_over_is_refused(
     assert "container" in turn.error.message
 
 
+@pytest.mark.rule("S10")
 async def test_litellm_is_given_no_address(
     own_server: NatsServer, own_log: TurnLog, unkind: str, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:
     assert ended[0] == "turn ended"
 
 
+@pytest.mark.rule("S3")
 async def test_nobody_prints_a_prompt_an_answer_or_a_key(told: Told) -> None:
     """Logs go where neither the client nor the operator looks: what is not in them cannot leak from there."""
     printed = {path.name: path.read_bytes() for path in told.folder.glob("*.txt")} | {
@@ -113,6 +114,7 @@ def arguments(process: Process) -> bytes:
     return Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
+@pytest.mark.rule("S3")
 async def test_no_stranger_is_shown_a_prompt_an_answer_or_a_key(told: Told) -> None:
     """FAULTS S3: in what asks for no key, in refusals, and in what every user of the machine can read of a process."""
     shown = {f"arguments of {name}": arguments(process) for name, process in told.processes.items()}

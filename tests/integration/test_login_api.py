@@ -95,6 +95,7 @@ async def test_a_key_becomes_a_short_token_and_a_cookie(page: httpx2.AsyncClient
     assert await looks(page, refresh) == 401
 
 
+@pytest.mark.rule("R40")
 async def test_a_refresh_token_is_good_once_at_any_gateway(
     page: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway
 ) -> None:
@@ -109,6 +110,7 @@ async def test_a_refresh_token_is_good_once_at_any_gateway(
     assert await looks(page, access) == 404
 
 
+@pytest.mark.rule("R40")
 async def test_who_uses_an_old_one_ends_the_login_for_everybody(page: httpx2.AsyncClient) -> None:
     """There is a copy: nobody can say which of the two is the owner's, so the key is asked for again."""
     _, first = await logged_in(page)
@@ -132,6 +134,7 @@ async def test_the_one_before_the_last_is_an_old_one_after_a_while(
     assert refused(await refreshed(page, second))
 
 
+@pytest.mark.rule("R40")
 async def test_two_tabs_refresh_at_once(
     page: httpx2.AsyncClient, lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway
 ) -> None:
@@ -174,6 +177,7 @@ async def test_logging_out_ends_the_login(page: httpx2.AsyncClient) -> None:
     assert refused(await refreshed(page, refresh))
 
 
+@pytest.mark.rule("S7")
 @pytest.mark.parametrize("headers", ELSEWHERE, ids=range(len(ELSEWHERE)))
 async def test_no_other_page_uses_the_cookie(
     page: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, headers: dict[str, str]
@@ -247,6 +251,7 @@ async def test_where_no_key_is_asked_for_there_is_nothing_to_log_in_to(nats_url:
     assert refused(await gateway.client.post("/v1/login/refresh"))
 
 
+@pytest.mark.rule("R39")
 async def test_all_gateways_sign_with_one_secret(connection: Connection, nats_url: str) -> None:
     """Made once, by whoever is first; 256 bits that are no text."""
     others = [await Connection.open(nats_url, "test") for _ in range(3)]
@@ -265,6 +270,7 @@ async def test_of_many_who_make_the_secret_one_does(own_connection: Connection) 
     assert len(set(found)) == 1
 
 
+@pytest.mark.rule("S3")
 async def test_no_gateway_writes_a_token_down(nats_url: str, tenant: Tenant, tmp_path: Path) -> None:
     """At its most talkative: a login, a refresh, a copy that ends it, a logout."""
     environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}

@@ -52,6 +52,7 @@ async def ask(gateway: Gateway, draw: random.Random) -> None:
     await gateway.client.request(method, path, json=body, headers=headers)
 
 
+@pytest.mark.rule("S11")
 async def test_no_name_that_a_stranger_makes_up_is_a_series(nats_url: str, new_gateway: NewGateway) -> None:
     """Or a metrics store is filled by who asks often enough: codes are as many as there are in the table."""
     gateway = await new_gateway(nats_url)
@@ -65,6 +66,7 @@ async def test_no_name_that_a_stranger_makes_up_is_a_series(nats_url: str, new_g
     assert len(codes) >= 3
 
 
+@pytest.mark.rule("S12")
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize(
     "told",

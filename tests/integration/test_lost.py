@@ -76,6 +76,7 @@ async def test_whoever_asks_for_a_turn_that_was_lost_is_told_that_it_has_failed(
     assert (await gateway.client.post(f"/api/chat/{key.turn}/stop")).json()["outcome"] == "failed"
 
 
+@pytest.mark.rule("F32")
 @pytest.mark.parametrize("dialect", sorted(set(DIALECTS) - WORDLESS))
 async def test_every_dialect_says_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey], dialect: str) -> None:
     """In its own shape; where that has no word for an end, the connection is broken off after it."""
@@ -101,6 +102,7 @@ async def is_noticed(gateway: Gateway) -> bool:
     return [branch["outcome"] for branch in branches] == ["failed"]
 
 
+@pytest.mark.rule("R27")
 async def test_the_database_says_of_every_list_that_a_turn_was_lost(lost: tuple[Gateway, TurnKey]) -> None:
     """The session's turns, its branches, and who is being answered; and the session is not busy for ever."""
     gateway, key = lost
@@ -156,6 +158,8 @@ async def is_lost(persistence: Persistence, key: TurnKey) -> bool:
     return await outcome(persistence, key) == "failed"
 
 
+@pytest.mark.rule("R27")
+@pytest.mark.rule("F31")
 async def test_a_database_that_is_restored_beside_another_log_has_nothing_running(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
@@ -174,6 +178,7 @@ async def test_a_database_that_is_restored_beside_another_log_has_nothing_runnin
         assert (await after.ask(tenant, "stats", AskStats(), Stats)).running == [SESSION]
 
 
+@pytest.mark.rule("R27")
 async def test_what_an_empty_log_denied_ends_as_its_own_log_says(
     own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
@@ -192,6 +197,7 @@ async def test_what_an_empty_log_denied_ends_as_its_own_log_says(
         assert await outcome(after, writer.key) == "completed"
 
 
+@pytest.mark.rule("R27")
 async def test_a_log_that_is_away_denies_nothing(
     own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
@@ -215,6 +221,7 @@ async def test_a_log_that_is_away_denies_nothing(
         assert sorted(await store.running()) == sorted(keys)
 
 
+@pytest.mark.rule("F31")
 async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(
     own_server: NatsServer,
     own_connection: Connection,

@@ -90,6 +90,7 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+@pytest.mark.rule("S14")
 async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: processes.Process) -> None:
     """Behind an answer that goes on: each of 26 bytes would be a kilobyte, a quarter of a megabyte of them 10 MB."""
     port = int(process.url.rpartition(":")[2])
@@ -115,6 +116,7 @@ async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: process
     assert grown < GROWS_MAX
 
 
+@pytest.mark.rule("S15")
 async def test_no_body_makes_a_gateway_much_larger(process: processes.Process) -> None:
     """FAULTS S15: 100 MB, a bomb, brackets without end are refused; nothing of them is held, or kept."""
     port = int(process.url.rpartition(":")[2])

@@ -78,6 +78,7 @@ async def submitted(log: TurnLog, key: TurnKey) -> str:
     return await until(is_told) or ""
 
 
+@pytest.mark.rule("R67")
 async def test_a_batch_is_answered_for_half_the_price(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -125,6 +126,7 @@ async def judged(gateway: Gateway, log: TurnLog, tenant: Tenant, batch: dict[str
         assert (await log.turn(child)).usage.output_tokens == 2
 
 
+@pytest.mark.rule("R67")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("is_before", [False, True])
 async def test_killed_at_any_entry_a_batch_is_asked_and_paid_for_once(
@@ -153,6 +155,7 @@ async def test_killed_at_any_entry_a_batch_is_asked_and_paid_for_once(
     assert appends > 15
 
 
+@pytest.mark.rule("R67")
 async def test_of_what_is_cancelled_the_answers_are_kept(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -179,6 +182,7 @@ async def test_of_what_is_cancelled_the_answers_are_kept(
     assert (await stats(own_claude))["calls"] == 2
 
 
+@pytest.mark.rule("R67")
 @pytest.mark.parametrize("is_named", [True, False])
 async def test_cancelled_while_its_generator_is_dead_nothing_runs_on(
     own_server: NatsServer,
@@ -204,6 +208,7 @@ async def test_cancelled_while_its_generator_is_dead_nothing_runs_on(
     assert [line["turn"] is None for line in await results(own_gateway, batch)] == [is_named, is_named]
 
 
+@pytest.mark.rule("R67")
 async def test_each_result_is_its_turns_end(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -232,6 +237,7 @@ async def test_each_result_is_its_turns_end(
         assert (record["done"], record["failed"]) == (1, 3)
 
 
+@pytest.mark.rule("R67")
 @pytest.mark.parametrize("fault", ["429", "529", "cut"])
 async def test_a_creation_that_fails_is_made_once_in_the_end(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_claude: str, tenant: Tenant, fault: str
@@ -245,6 +251,7 @@ async def test_a_creation_that_fails_is_made_once_in_the_end(
     assert (after["batches"], after["calls"]) == (1, 3)
 
 
+@pytest.mark.rule("R67")
 async def test_a_batch_of_somebody_elses_is_not_taken_for_ours(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -455,6 +462,7 @@ class Frozen(MessageBatches):
         return await super().create(requests, headers)
 
 
+@pytest.mark.rule("R67")
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
     own_server: NatsServer,
@@ -571,6 +579,7 @@ async def own_persistence(own_server: NatsServer, tmp_path: Path) -> AsyncIterat
         yield
 
 
+@pytest.mark.rule("R67")
 async def test_a_batch_is_not_deleted_while_nobody_can_cancel_it(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -595,6 +604,7 @@ async def test_a_batch_is_not_deleted_while_nobody_can_cancel_it(
     assert (await api.messages.batches.retrieve(name)).cancel_initiated_at is not None
 
 
+@pytest.mark.rule("R36")
 async def test_a_generator_is_asked_to_cancel(
     own_server: NatsServer, own_connection: Connection, own_claude: str, api: anthropic.AsyncAnthropic, tenant: Tenant
 ) -> None:
@@ -616,6 +626,7 @@ async def test_a_generator_is_asked_to_cancel(
         assert await is_answered(made.id)
 
 
+@pytest.mark.rule("R67")
 async def test_a_turn_of_such_a_batch_is_asked_by_nobody(
     own_server: NatsServer, own_log: TurnLog, own_connection: Connection, own_claude: str
 ) -> None:
@@ -634,6 +645,7 @@ async def test_a_turn_of_such_a_batch_is_asked_by_nobody(
     assert (await stats(own_claude))["calls"] == 0
 
 
+@pytest.mark.rule("R67")
 async def test_what_was_deleted_is_not_written_again(
     own_server: NatsServer,
     own_gateway: Gateway,
@@ -658,6 +670,7 @@ async def test_what_was_deleted_is_not_written_again(
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
 
 
+@pytest.mark.rule("R67")
 async def test_who_deletes_a_message_batch_is_not_given_back_what_anthropic_may_have_answered(
     own_server: NatsServer,
     own_connection: Connection,

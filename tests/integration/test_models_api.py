@@ -161,6 +161,7 @@ async def test_without_a_generator_the_data_file_says_what_there_is(lone_gateway
     assert {model["capabilities"] for model in told["data"]} == {None}
 
 
+@pytest.mark.rule("R36")
 async def test_a_list_outlives_the_generator_that_told_it(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
 ) -> None:

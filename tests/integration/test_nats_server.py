@@ -53,6 +53,7 @@ async def test_a_server_that_greets_has_jetstream_and_knows_its_password(server:
     )
 
 
+@pytest.mark.rule("S16")
 @pytest.mark.parametrize("user", [EVERYBODY, *RIGHTS, "", "nobody"])
 async def test_a_wrong_password_is_refused(server: NatsServer, user: str) -> None:
     """Another user of the machine cannot read the log."""

@@ -133,6 +133,7 @@ async def test_files_that_cannot_be_used_are_refused_at_once(ours: Certificates,
         await Connection.open(f"nats://gateway:secret@127.0.0.1:1?ca={ours.ca}", "test")
 
 
+@pytest.mark.rule("F9")
 async def test_nobody_waits_for_a_frozen_servers_goodbye(
     tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

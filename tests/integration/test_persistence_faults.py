@@ -168,6 +168,7 @@ async def has_trouble(gateway: Gateway) -> str:
     return "" if report["ok"] else str(report["detail"])
 
 
+@pytest.mark.rule("F17")
 @pytest.mark.parametrize(("fault", "why"), [(locked, "SQLITE_BUSY"), (full, "SQLITE_FULL")], ids=["locked", "full"])
 async def test_what_a_person_has_to_mend_is_waited_for(
     own_server: NatsServer,
@@ -202,6 +203,7 @@ async def test_what_a_person_has_to_mend_is_waited_for(
     assert rows(database) == await folds(own_log, [TurnKey(tenant, turn) for turn in turns])
 
 
+@pytest.mark.rule("F17")
 @pytest.mark.parametrize("fault", [noise, replaced, deleted, folder_deleted])
 async def test_what_nobody_can_mend_is_made_again(
     own_server: NatsServer,
@@ -303,6 +305,7 @@ class Dying(Store):
         self.reached = asyncio.Event()
 
 
+@pytest.mark.rule("F18")
 @pytest.mark.parametrize("acknowledged", [None, 0, 1, 2, 3, 4])
 async def test_killed_between_commit_and_any_acknowledgement_rows_are_the_fold(
     own_connection: Connection,

@@ -63,6 +63,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.rule("F17")
 @pytest.mark.parametrize("first", [0, PAGE_BYTES])
 async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
     own_server: NatsServer, own_log: TurnLog, database: Path, first: int
@@ -130,6 +131,8 @@ async def test_a_new_database_is_told_everything_again_before_it_is_one(
     await has_all(own_server.url, database, own_log, [key])
 
 
+@pytest.mark.rule("R27")
+@pytest.mark.rule("F17")
 async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_after_it(
     own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_a
     assert await told_again(own_server.url, database) == []
 
 
+@pytest.mark.rule("R27")
 async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_that(
     own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +179,7 @@ async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_t
         await connection.close()
 
 
+@pytest.mark.rule("R27")
 async def test_a_database_of_this_log_is_no_backup(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:

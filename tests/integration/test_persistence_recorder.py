@@ -142,6 +142,8 @@ async def test_a_backlog_longer_than_a_batch_is_recorded(
     assert rows(database) == await folds(own_log, keys)
 
 
+@pytest.mark.rule("R27")
+@pytest.mark.rule("F18")
 async def test_what_is_killed_between_commit_and_acknowledgement_is_recorded_once(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:

@@ -97,6 +97,7 @@ async def written(url: str) -> list[tuple[TurnKey, Seq]]:
         await connection.close()
 
 
+@pytest.mark.rule("F11")
 @pytest.mark.parametrize("sync", ["always", "default"])
 async def test_what_one_server_acknowledged_outlives_a_power_cut(tmp_path: Path, sync: Sync) -> None:
     """ADR 9: `always`, which `up` has, loses nothing; the default loses what its two minutes hold."""
@@ -114,6 +115,7 @@ async def test_what_one_server_acknowledged_outlives_a_power_cut(tmp_path: Path,
     assert (gone > 0) is (sync == "default")
 
 
+@pytest.mark.rule("F11")
 @pytest.mark.parametrize("sync", ["always", "default"])
 async def test_what_three_servers_acknowledged_outlives_a_power_cut_of_all(tmp_path: Path, sync: Sync) -> None:
     """Three copies in three page caches are none."""

@@ -27,6 +27,7 @@ async def test_what_is_stored_to_see_whether_the_log_takes_it_is_gone_at_once(ow
         assert await stored(own_connection) == (0, number + 1)
 
 
+@pytest.mark.rule("F15")
 @pytest.mark.rule("R68")
 async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
     own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch

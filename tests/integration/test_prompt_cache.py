@@ -82,6 +82,7 @@ async def test_another_word_is_refused(gateway: Gateway) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
+@pytest.mark.rule("R61")
 async def test_a_takeover_reads_what_the_first_call_has_written(
     own_server: NatsServer, own_log: TurnLog, own_claude: str
 ) -> None:

@@ -56,6 +56,7 @@ async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
     assert [len(page.messages) for page in pages] == [1] * CALLERS
 
 
+@pytest.mark.rule("F13")
 @pytest.mark.rule("R14")
 async def test_an_answer_that_comes_later_than_it_was_asked_for_again_is_taken(
     own_server: NatsServer, key: TurnKey

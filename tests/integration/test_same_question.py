@@ -30,6 +30,7 @@ async def posted(gateway: Gateway, body: dict[str, Any], **headers: str) -> str:
     return turn
 
 
+@pytest.mark.rule("R62")
 async def test_the_same_question_is_the_same_turn(gateway: Gateway, second_gateway: Gateway) -> None:
     """At any gateway, while it is answered and afterwards, and however its JSON is written; another one is not."""
     body = question() | {"metadata": {"a": "1", "b": "2"}}
@@ -47,6 +48,7 @@ async def test_the_same_question_is_the_same_turn(gateway: Gateway, second_gatew
     assert first not in {await posted(gateway, other) for other in others}
 
 
+@pytest.mark.rule("R62")
 async def test_of_many_who_ask_at_once_one_is_answered(gateway: Gateway, second_gateway: Gateway) -> None:
     """One turn, one call of the model, and all of them read it."""
     body = question()
@@ -64,6 +66,7 @@ async def test_other_protocols_ask_so_too(gateway: Gateway) -> None:
     assert other.headers["tailrace-turn"] != first.headers["tailrace-turn"]
 
 
+@pytest.mark.rule("R62")
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
 async def test_what_came_to_nothing_is_no_answer(gateway: Gateway, how: str) -> None:
     """Who asks once more gets a new turn; once that is answered, everybody gets it."""

@@ -50,6 +50,7 @@ async def test_a_turn_that_was_just_accepted_is_in_its_session(gateway: Gateway)
     await gateway.client.post(accepted["links"]["cancel"])
 
 
+@pytest.mark.rule("R72")
 async def test_a_running_turn_is_in_its_session_as_far_as_it_is(gateway: Gateway) -> None:
     """Whoever has been told more by the turn itself would see it grow shorter."""
     accepted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=500 rate=50 tag=far"})).json()

@@ -105,6 +105,7 @@ async def test_what_has_a_name_is_added_once(connection: Connection, tenant: Ten
         assert await counters.add(subject, 0) == -14
 
 
+@pytest.mark.rule("S19")
 @pytest.mark.rule("R37")
 async def test_what_has_a_name_is_added_once_by_a_server_that_was_killed_meanwhile(
     own_server: NatsServer, own_connection: Connection, tenant: Tenant

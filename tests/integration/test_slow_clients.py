@@ -11,6 +11,7 @@ MB = 2**20
 ENTRIES = 40
 
 
+@pytest.mark.rule("S14")
 @pytest.mark.timeout(120)
 async def test_beside_clients_that_take_their_time_all_others_are_told_all_of_it(tmp_path: Path) -> None:
     """FAULTS S14, F24: headers and reading a byte a second, no reading at all, and many streams of one tenant."""

@@ -146,6 +146,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return held
 
 
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: Held, way: str) -> None:
@@ -191,6 +193,7 @@ async def is_so_long(log: TurnLog, key: TurnKey, count: int) -> bool:
     return len(stored) >= count or isinstance(stored[-1].entry, End)
 
 
+@pytest.mark.rule("F28")
 async def test_what_nobody_has_begun_is_stopped_and_never_asked(ground: Ground) -> None:
     """Before there is a generator, and in the queue of one that is busy; who waits behind it is answered."""
     early = await ground.ask("words=2 tag=early")
@@ -211,6 +214,7 @@ async def test_what_nobody_has_begun_is_stopped_and_never_asked(ground: Ground) 
     assert calls == {"early": 0, "queued": 0, "running": 1, "next": 1}
 
 
+@pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
 async def test_stopped_as_it_ends_a_turn_has_one_of_the_two_ends(ground: Ground) -> None:
     """A hundred turns, each stopped somewhere around its natural end: either may be first, and all agree on it."""
@@ -240,6 +244,8 @@ async def test_stopped_as_it_ends_a_turn_has_one_of_the_two_ends(ground: Ground)
     assert (await stats(ground.claude))["calls"] <= RACES
 
 
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
 async def test_a_turn_that_was_stopped_before_its_generator_listens_is_not_paid_for(ground: Ground, held: Held) -> None:
     """The end comes between attempt and call, so that no more would be heard; and the model thinks before it begins."""
     key = await ground.ask("words=9")
@@ -272,6 +278,8 @@ async def silent() -> AsyncIterator[tuple[str, list[asyncio.StreamReader]]]:
 
 
 # nats-py leaves a socket that was accepted and then reset to the garbage collector.
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
 )
@@ -294,6 +302,8 @@ async def is_told(log: TurnLog, key: TurnKey, count: int) -> bool:
     return len((await log.turn(key)).text.split()) >= count
 
 
+@pytest.mark.rule("F10")
+@pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
 async def test_turns_are_stopped_while_their_log_is_killed_and_started_again(ground: Ground) -> None:
     """Before, while it is away, and after: who was told 200 finds the end there; who was told 503 asks again."""

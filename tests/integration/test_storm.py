@@ -7,6 +7,7 @@ import pytest
 from tests.bench.storm import storm
 
 
+@pytest.mark.rule("F26")
 @pytest.mark.timeout(120)
 async def test_when_everybody_comes_back_at_once_each_catches_up(tmp_path: Path) -> None:
     """Three hundred with random cursors in half a second: every entry once, in order, and no connection is lost."""

@@ -110,6 +110,7 @@ async def test_counters_that_keep_less_are_taken_as_they_are(bare: Connection) -
     await streams.apply(bare, bytes_max=BYTES_MAX)
 
 
+@pytest.mark.rule("R45")
 @pytest.mark.rule("R31")
 async def test_the_consumers_are_set_up_as_the_protocol_says(connection: Connection) -> None:
     """Explicit acknowledgement, and they never give up."""

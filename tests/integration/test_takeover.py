@@ -60,6 +60,9 @@ async def followed(log: TurnLog, key: TurnKey) -> list[Stored]:
     return seen
 
 
+@pytest.mark.rule("R19")
+@pytest.mark.rule("F1")
+@pytest.mark.rule("F2")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(120)
 async def test_killed_after_any_entry_a_turn_is_finished_by_another(
@@ -96,6 +99,7 @@ async def test_killed_after_any_entry_a_turn_is_finished_by_another(
     assert answers == answers[-1:] * len(answers)
 
 
+@pytest.mark.rule("F27")
 async def test_a_turn_that_kills_every_generator_ends(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -146,6 +150,7 @@ async def two(
         yield Two(own_log, processes)
 
 
+@pytest.mark.rule("F1")
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-sonnet-5-5"])
 async def test_a_killed_generators_turn_is_continued_by_another(
     own_server: NatsServer, own_log: TurnLog, claude: str, two: Two, new_gateway: NewGateway, tenant: Tenant, model: str
@@ -166,6 +171,8 @@ async def test_a_killed_generators_turn_is_continued_by_another(
     assert (await stats(claude))["calls"] == 2
 
 
+@pytest.mark.rule("R13")
+@pytest.mark.rule("F3")
 async def test_a_generator_that_wakes_up_too_late_is_fenced_off(
     own_connection: Connection, own_log: TurnLog, claude: str, two: Two
 ) -> None:

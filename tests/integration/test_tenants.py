@@ -50,6 +50,7 @@ async def asked(gateway: Gateway) -> dict[str, str]:
     return named(accepted["turn"], accepted["session"], body["project"], batch["batch"])
 
 
+@pytest.mark.rule("S1")
 async def test_another_tenants_turns_and_sessions_are_not_there(
     two_tenants: Gateway, stranger: httpx2.AsyncClient
 ) -> None:
@@ -144,6 +145,7 @@ async def test_without_keys_only_this_machines_names_are_answered(nats_url: str,
     assert answers["evil.example"].json()["error"]["code"] == "host_refused"
 
 
+@pytest.mark.rule("S7")
 async def test_without_keys_no_strangers_page_does_anything(house: House, new_gateway: NewGateway) -> None:
     """A browser sends a POST without JSON for any page, and asks nobody: not even a turn may be cancelled by one."""
     gateway = await new_gateway(house.nats_url, api_keys="")

@@ -82,6 +82,7 @@ async def test_a_ticket_is_the_stream_without_a_key_once(
     assert 0 < ticket["begin_by"] - time.time() <= 60
 
 
+@pytest.mark.rule("R39")
 async def test_its_own_stream_goes_on_and_nobody_elses(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
@@ -123,6 +124,8 @@ async def read_until(word: str, client: httpx2.AsyncClient, url: str) -> str:
     raise AssertionError(seen)
 
 
+@pytest.mark.rule("R39")
+@pytest.mark.rule("S4")
 async def test_of_many_at_once_one_begins(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, turn: TurnKey
 ) -> None:
@@ -148,6 +151,8 @@ async def test_what_is_refused_uses_nothing_up(
     assert refused(await nobody.get(path))
 
 
+@pytest.mark.rule("R39")
+@pytest.mark.rule("S4")
 @pytest.mark.parametrize("body", [{}, {"is_shared": True}], ids=["once", "shared"])
 async def test_a_ticket_is_worth_nothing_anywhere_else(
     lone_gateway: Gateway,
@@ -181,6 +186,7 @@ async def test_a_ticket_is_worth_nothing_anywhere_else(
     assert (await nobody.get(f"{events}?ticket={ticket}")).status_code == 200
 
 
+@pytest.mark.rule("S4")
 async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, signature: Signature) -> None:
     """One is begun in a minute, and its stream goes on for longer; a shared one ends."""
     now = int(time.time())
@@ -199,6 +205,7 @@ async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, 
     assert [answer.status_code for answer in answers] == [200, 401, 401]
 
 
+@pytest.mark.rule("R39")
 async def test_a_ticket_ends_with_its_key(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, turn: TurnKey
 ) -> None:
@@ -249,6 +256,7 @@ async def test_what_no_ticket_can_be_is_refused(lone_gateway: Gateway, turn: Tur
     assert answer.status_code == 400
 
 
+@pytest.mark.rule("S4")
 async def test_nobody_keeps_a_ticket_on_its_way(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
@@ -282,6 +290,7 @@ async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
     assert refused(elsewhere)
 
 
+@pytest.mark.rule("S4")
 async def test_no_gateway_writes_a_ticket_down(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
     """At its most talkative, of one that was used, used again, and refused: no query string is in any line."""
     environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}

@@ -171,6 +171,7 @@ async def test_an_entry_that_stands_already_is_not_stored_twice(nats_url: str, l
     await other.close()
 
 
+@pytest.mark.rule("F14")
 @pytest.mark.rule("R12")
 async def test_a_lost_acknowledgement_is_told_from_a_lost_fence(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey
@@ -190,6 +191,7 @@ async def test_a_lost_acknowledgement_is_told_from_a_lost_fence(
         await connection.close()
 
 
+@pytest.mark.rule("F14")
 @pytest.mark.rule("R12")
 async def test_of_a_hundred_lost_acknowledgements_none_makes_an_entry_twice(
     own_server: NatsServer, own_log: TurnLog, tenant: Tenant
@@ -372,6 +374,7 @@ async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
     assert (await log.turn(key)).text == follower.text == "x" * room
 
 
+@pytest.mark.rule("F15")
 @pytest.mark.rule("R32")
 async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path, key: TurnKey, follow: Any) -> None:
     """Nothing is thrown out to make room; what is stored can be read, and space that comes back is used."""
@@ -467,6 +470,7 @@ async def test_a_follower_starts_at_any_entry_and_misses_nothing(log: TurnLog, k
         assert bodies(follower.told) == bodies(whole[position + 1 :])
 
 
+@pytest.mark.rule("F31")
 @pytest.mark.rule("R15")
 async def test_a_cursor_that_is_no_entry_of_the_turn_is_refused(log: TurnLog, key: TurnKey) -> None:
     """Another turn's, one from the future, and any of a turn that is unknown."""
@@ -541,6 +545,7 @@ async def test_the_live_feed_says_what_the_log_says(log: TurnLog, key: TurnKey, 
     assert [(one.seq, one.at) for one in follower.told] == [(one.seq, one.at) for one in await log.replay(key)]
 
 
+@pytest.mark.rule("F13")
 @pytest.mark.rule("R16")
 async def test_what_a_follower_missed_while_it_was_cut_off_is_read(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
@@ -584,6 +589,7 @@ async def test_an_entry_that_the_feed_lost_is_read_after_a_silence(
         await connection.close()
 
 
+@pytest.mark.rule("F10")
 @pytest.mark.rule("R16")
 async def test_followers_survive_the_servers_death(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, key: TurnKey, follow: Any

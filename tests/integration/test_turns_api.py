@@ -188,6 +188,7 @@ async def test_a_follow_up_to_a_turn_that_is_still_running_is_refused(gateway: G
     await gateway.client.post(first["links"]["cancel"])
 
 
+@pytest.mark.rule("F6")
 async def test_a_repeated_key_is_the_same_turn(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
     """A client that heard no answer asks again, and neither asks twice nor pays twice."""
     headers = {"idempotency-key": "key-1"}
@@ -197,6 +198,7 @@ async def test_a_repeated_key_is_the_same_turn(lone_gateway: Gateway, log: TurnL
     assert len(await log.replay(TurnKey(tenant, answers[0].json()["turn"]))) == 1
 
 
+@pytest.mark.rule("R26")
 async def test_a_key_used_with_another_body_is_refused(lone_gateway: Gateway) -> None:
     """The client has a mistake, and either answer would hide it."""
     headers = {"idempotency-key": "key-1"}
@@ -222,6 +224,7 @@ async def test_fifty_posts_of_one_key_at_once_are_one_turn(
     assert len(await log.replay(TurnKey(tenant, answers[0].json()["turn"]))) == 1
 
 
+@pytest.mark.rule("F6")
 async def test_a_gateway_that_is_killed_before_it_answers_has_asked_once(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
@@ -312,6 +315,8 @@ async def test_a_conversation_that_is_too_long_says_what_to_do(
     assert "new session" in answer.json()["error"]["message"]
 
 
+@pytest.mark.rule("R26")
+@pytest.mark.rule("F6")
 async def test_those_who_find_a_claim_without_a_turn_ask_in_its_place_once(
     lone_gateway: Gateway, connection: Connection, log: TurnLog, tenant: Tenant
 ) -> None:
@@ -327,6 +332,7 @@ async def test_those_who_find_a_claim_without_a_turn_ask_in_its_place_once(
     assert len(await log.replay(TurnKey(tenant, claim.turn))) == 1
 
 
+@pytest.mark.rule("S1")
 async def test_a_key_is_the_tenants_own(nats_url: str, lone_gateway: Gateway, new_gateway: NewGateway) -> None:
     """Another tenant's use of the same key is nobody's business, not even by a 422."""
     other = await new_gateway(nats_url, api_keys="")
@@ -412,6 +418,7 @@ async def test_a_turn_that_no_generator_has_yet_can_be_cancelled(
     assert len(await log.replay(TurnKey(tenant, accepted["turn"]))) == 2
 
 
+@pytest.mark.rule("R22")
 async def test_cancelling_what_has_ended_changes_nothing(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
     """Whoever was first has ended the turn; the answer says how. Also when only the database remembers it."""
     accepted = await posted(gateway, message="#sim words=3 rate=0")
@@ -421,6 +428,7 @@ async def test_cancelling_what_has_ended_changes_nothing(gateway: Gateway, house
     assert (await gateway.client.post(accepted["links"]["cancel"])).json() == over
 
 
+@pytest.mark.rule("F28")
 async def test_a_turn_that_is_written_at_full_speed_can_be_cancelled(
     lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:

@@ -51,6 +51,8 @@ def vanish(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
 
 
+@pytest.mark.rule("F24")
+@pytest.mark.rule("S14")
 async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:
@@ -78,6 +80,8 @@ async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
     quiet.close()
 
 
+@pytest.mark.rule("F25")
+@pytest.mark.rule("S14")
 @pytest.mark.parametrize("path", ["/v1/turns/{turn}/events", "/v1/turns/{turn}/events?dialect=text"])
 async def test_who_has_silently_gone_is_found(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, path: str
@@ -108,6 +112,7 @@ async def test_who_has_silently_gone_is_found(
     await until(lambda: descriptors() <= descriptors_before)
 
 
+@pytest.mark.rule("F24")
 @pytest.mark.timeout(120)
 async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each_and_no_work(tmp_path: Path) -> None:
     """FAULTS F24: 200 in an answer of 8 MB. What is said beside them is no work for them, as it is for 200 who read."""
@@ -155,6 +160,7 @@ async def test_what_is_asked_behind_a_stream_is_not_heaped_up(
     client.close()
 
 
+@pytest.mark.rule("S14")
 async def test_who_has_asked_for_more_behind_a_stream_and_goes_is_gone(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, caplog: pytest.LogCaptureFixture
 ) -> None:

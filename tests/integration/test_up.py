@@ -109,6 +109,7 @@ async def test_a_turn_is_told_to_its_webhook(tmp_path: Path) -> None:
     assert told["text"] == "w000000 w000001 w000002 w000003 w000004"
 
 
+@pytest.mark.rule("F30")
 async def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
     """One sentence, with the pid of the first and what to do; nothing is started, so that it is soon said."""
     await up.ready()
@@ -120,6 +121,7 @@ async def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
     assert up.tree() == before
 
 
+@pytest.mark.rule("F30")
 async def test_a_second_one_on_the_same_port_is_refused(up: Up, tmp_path: Path) -> None:
     """The port is taken before anything starts, so the refusal comes before anything was started."""
     port = (await up.ready()).rpartition(":")[2]
@@ -154,6 +156,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.rule("S16")
 async def test_what_it_keeps_is_for_its_owner_only(up: Up) -> None:
     """Answers, and the token that opens the log, are nobody else's business."""
     await up.ready()
@@ -162,6 +165,7 @@ async def test_what_it_keeps_is_for_its_owner_only(up: Up) -> None:
     assert shared == []
 
 
+@pytest.mark.rule("S16")
 async def test_only_this_machine_reaches_it(up: Up) -> None:
     """FAULTS S16: every socket of every part is on loopback, and who asks by a stranger's name is sent away."""
     url = await up.ready()
@@ -216,6 +220,7 @@ async def test_who_comes_back_while_it_stops_is_refused_at_once(tmp_path: Path) 
             socket.create_connection((str(address.hostname), address.port))
 
 
+@pytest.mark.rule("F30")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_stops_all_of_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C is no accident: status 0, no process left, and those stop first who need the others."""
@@ -272,6 +277,7 @@ async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
+@pytest.mark.rule("F30")
 async def test_no_process_outlives_one_that_was_killed(tmp_path: Path) -> None:
     """kill -9 of `up` leaves nothing that would hold the folder, and the next start works."""
     with running(tmp_path, *LEAN) as up:
@@ -301,6 +307,7 @@ MONITORED = (
 )
 
 
+@pytest.mark.rule("S3")
 async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> None:
     """FAULTS S3: in no line, no argument, no metric, no refusal, no URL, and not where nats-server is monitored."""
     key = "a-key-that-is-a-canary"

@@ -144,6 +144,7 @@ async def test_only_who_knows_the_password_is_let_in_among_them(up: Up) -> None:
     assert all('listen: "127.0.0.1:' in text.partition("cluster {")[2] for text in texts)
 
 
+@pytest.mark.rule("F7")
 async def test_a_server_that_is_killed_is_replaced_and_the_answer_goes_on(up: Up, connection: Connection) -> None:
     """kill -9 of who leads the log, in mid-answer: the reader sees a pause and no gap, and all three are back."""
     async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=40) as client:

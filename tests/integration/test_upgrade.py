@@ -91,6 +91,7 @@ def test_what_was_stored_is_encoded_as_it_was(name: str) -> None:
         assert entries.encode(entries.decode(kind, one.payload.encode())) == one.payload.encode()
 
 
+@pytest.mark.rule("F29")
 @every_recording
 async def test_what_was_stored_is_told_in_every_dialect_as_it_was(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, name: str
@@ -149,6 +150,7 @@ async def test_a_database_of_every_step_is_migrated_with_its_rows(tmp_path: Path
         assert migrated.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.rule("F29")
 @every_recording
 @pytest.mark.parametrize("kind", ["event", "attempt", "request"])
 async def test_what_a_version_before_had_begun_is_finished(
@@ -164,6 +166,7 @@ async def test_what_a_version_before_had_begun_is_finished(
     assert (turn.outcome, turn.text, turn.skipped) == ("completed", was.record["text"], 0)
 
 
+@pytest.mark.rule("F29")
 @pytest.mark.rule("R7")
 async def test_what_a_newer_version_has_begun_is_finished_told_and_recorded(
     own_server: NatsServer,

@@ -81,6 +81,7 @@ def given_up(reason: str) -> float:
     return REGISTRY.get_sample_value("tailrace_persistence_webhooks_given_up_total", {"reason": reason}) or 0.0
 
 
+@pytest.mark.rule("R45")
 async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ async def test_however_a_turn_ends_it_is_told(
     assert told["data"]["error"] == (msgspec.to_builtins(failure) if failure else None)
 
 
+@pytest.mark.rule("R45")
 async def test_what_is_not_taken_is_told_again_under_the_same_id(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ async def test_what_is_not_taken_is_told_again_under_the_same_id(
     assert len({got.body for got in receiver.got}) == 1
 
 
+@pytest.mark.rule("S10")
 async def test_a_receiver_that_sends_on_elsewhere_is_told_again_and_elsewhere_hears_nothing(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -183,6 +186,7 @@ async def test_a_receiver_may_say_when_to_come_again(
     assert (waits["wait_s"], waits["why"]) == (120.0, "it answered 429")
 
 
+@pytest.mark.rule("R45")
 async def test_410_ends_a_webhook(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ async def test_410_ends_a_webhook(
     assert given_up("unwanted") == before + 1
 
 
+@pytest.mark.rule("R45")
 async def test_a_sessions_turns_are_told_in_order_and_hold_no_other_sessions(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -333,6 +338,7 @@ async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
         assert len(receiver.got) == webhooks.LINES
 
 
+@pytest.mark.rule("R45")
 async def test_a_turn_that_was_deleted_is_told_to_nobody(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -351,6 +357,7 @@ async def test_a_turn_that_was_deleted_is_told_to_nobody(
     assert purged.turn not in receiver.turns
 
 
+@pytest.mark.rule("R45")
 async def test_the_end_that_is_a_fork_is_told_to_nobody(
     own_server: NatsServer,
     own_connection: Connection,
@@ -461,6 +468,7 @@ async def test_what_waits_is_handed_to_nobody_else(
         assert [await other.next(2) for _ in range(4)] == [[], [], [], []]
 
 
+@pytest.mark.rule("R45")
 @pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
 async def test_killed_at_any_moment_everything_is_told_by_the_next_in_order(
     own_server: NatsServer,
@@ -645,6 +653,7 @@ async def test_a_post_names_its_webhook(
         assert url not in (await gateway.client.get(f"/v1/turns/{key.turn}")).text
 
 
+@pytest.mark.rule("S10")
 @pytest.mark.parametrize("url", [*NO_URL, *NO_PORT, *LOW_PORT, *NOT_HTTPS, *NOT_PUBLIC])
 async def test_a_webhook_that_nobody_would_be_sent_to_is_refused(
     nats_server: NatsServer, new_gateway: NewGateway, url: str

@@ -56,6 +56,7 @@ async def claude() -> AsyncIterator[str]:
         yield url
 
 
+@pytest.mark.rule("R17")
 async def test_a_turn_is_answered_and_then_acknowledged(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -69,6 +70,7 @@ async def test_a_turn_is_answered_and_then_acknowledged(
         await until(lambda: is_acknowledged(own_connection))
 
 
+@pytest.mark.rule("R17")
 async def test_a_turn_is_not_acknowledged_while_it_runs(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -112,6 +114,7 @@ async def test_a_generator_that_is_given_its_own_turn_again_goes_on_with_it(
         assert info.delivered.consumer_seq > 1, "nothing was delivered again"
 
 
+@pytest.mark.rule("R18")
 async def test_no_more_is_taken_than_can_be_carried(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -128,6 +131,7 @@ async def test_no_more_is_taken_than_can_be_carried(
         assert (await stats(claude))["calls"] == 5
 
 
+@pytest.mark.rule("F2")
 async def test_an_ended_turn_is_only_acknowledged(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
@@ -157,6 +161,7 @@ async def test_a_turn_that_takes_too_long_fails_and_keeps_its_text(
         await until(lambda: is_acknowledged(own_connection))
 
 
+@pytest.mark.rule("F20")
 @pytest.mark.parametrize(("fault", "calls"), [("429x2", 3), ("529x1", 2), ("500x3", 4)])
 async def test_a_call_that_fails_before_its_first_event_is_made_again(
     own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, calls: int
@@ -169,6 +174,7 @@ async def test_a_call_that_fails_before_its_first_event_is_made_again(
     assert (await stats(claude))["calls"] == calls
 
 
+@pytest.mark.rule("F20")
 async def test_a_wish_to_be_left_alone_for_a_while_is_respected(
     own_server: NatsServer, own_log: TurnLog, claude: str
 ) -> None:
@@ -182,6 +188,7 @@ async def test_a_wish_to_be_left_alone_for_a_while_is_respected(
     assert (turn.ended_at - turn.asked_at).total_seconds() >= 0.4
 
 
+@pytest.mark.rule("F20")
 @pytest.mark.parametrize(("fault", "code"), [("429x9", "backend_rate_limited"), ("529x9", "backend_overloaded")])
 async def test_calls_are_bounded(own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, code: str) -> None:
     """A model that never answers fails the turn with its own reason, after `call_tries_max` calls."""
@@ -204,6 +211,8 @@ async def test_a_model_that_cannot_be_reached_is_waited_for(own_server: NatsServ
     assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
 
 
+@pytest.mark.rule("F20")
+@pytest.mark.rule("F21")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_an_answer_that_breaks_off_is_continued(
@@ -242,6 +251,7 @@ async def test_attempts_are_bounded(own_server: NatsServer, own_log: TurnLog, cl
     assert (await stats(claude))["calls"] == 3
 
 
+@pytest.mark.rule("F23")
 @pytest.mark.parametrize(("status", "code"), [(401, "backend_refused_key"), (400, "backend_refused_request")])
 async def test_what_no_repetition_mends_fails_at_once(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, status: int, code: str
@@ -277,6 +287,8 @@ async def refusing(status: int) -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", calls
 
 
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
 @pytest.mark.parametrize("line", ["words=9 wait=30", "words=9 fault=stall@3", "words=9000 rate=20"])
 async def test_cancelling_stops_the_bill_at_once(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, line: str
@@ -329,6 +341,7 @@ async def test_half_a_thought_and_half_a_tool_call_restart(
     assert (broken.mode, broken.attempt, whole.mode, whole.attempt) == ("restart", 2, "fresh", 1)
 
 
+@pytest.mark.rule("F4")
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_at_sigterm_a_running_turn_may_finish_and_none_begins(
     own_server: NatsServer, own_log: TurnLog, claude: str, concurrency: int
@@ -348,6 +361,7 @@ async def test_at_sigterm_a_running_turn_may_finish_and_none_begins(
     assert answered.generator != finished.generator
 
 
+@pytest.mark.rule("F4")
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_at_the_end_of_its_grace_a_turn_is_handed_over(
     own_server: NatsServer, own_log: TurnLog, claude: str, concurrency: int
@@ -368,6 +382,7 @@ async def test_at_the_end_of_its_grace_a_turn_is_handed_over(
     assert (await stats(claude))["calls"] == 2
 
 
+@pytest.mark.rule("F10")
 async def test_a_turn_outlives_the_death_of_its_log(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
     """nats-server is killed in the middle: what the model says waits, and goes on where the log stands."""
     async with working(own_server.url, claude):
@@ -395,6 +410,7 @@ class Broken:
     async def close(self) -> None: ...
 
 
+@pytest.mark.rule("F27")
 async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
     blobs = Blobs(Bodies(own_connection), Room(1))

@@ -25,6 +25,9 @@ SOME = [
 assert {cell.kind for cell in SOME} == set(ALONE)
 
 
+@pytest.mark.rule("F1")
+@pytest.mark.rule("F2")
+@pytest.mark.rule("F5")
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.timeout(120)
 async def test_whatever_is_killed_in_mid_turn_every_reader_gets_all_of_it(tmp_path: Path, process: str) -> None:

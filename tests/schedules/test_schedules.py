@@ -41,6 +41,7 @@ def test_what_was_red_is_green(seed: int) -> None:
     assert verdict.is_green, verdict.evidence
 
 
+@pytest.mark.rule("R72")
 @pytest.mark.no_cover
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("rule", MUTANTS)

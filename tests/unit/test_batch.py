@@ -22,6 +22,7 @@ END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nusd=5, text_chars=0
 FAILED = End(prev=Seq(1), attempt=1, outcome="failed", cost_nusd=2, text_chars=0, text_sha256="")
 
 
+@pytest.mark.rule("R63")
 def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
     """The same for whoever makes it, in any language: so nothing is asked twice."""
     assert child_id(BATCH.turn, 0) == "01a1f9d6-8530-7567-8302-56b3d7963420"
@@ -48,6 +49,7 @@ def test_whatever_is_stored_as_a_request_is_a_batchs_or_not(payload: bytes, *, i
     assert batch.is_batch(payload) is is_batch
 
 
+@pytest.mark.rule("R63")
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
 def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
     """A line each, whatever line breaks stand in them."""
@@ -58,6 +60,7 @@ def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
     assert {batch.asked(BATCH, line).parent for line in lines} == {BATCH.turn}
 
 
+@pytest.mark.rule("R63")
 @pytest.mark.parametrize(
     ("payload", "is_batch"),
     [
@@ -73,6 +76,7 @@ def test_a_batch_is_known_by_its_bytes(payload: bytes, *, is_batch: bool) -> Non
     assert batch.is_batch(payload) is is_batch
 
 
+@pytest.mark.rule("R64")
 def test_progress_is_a_link_of_its_attempt() -> None:
     """PROTOCOL R11: what an older holder appends is skipped."""
     first = link(START, Seq(1), request())
@@ -91,6 +95,7 @@ def test_an_entry_of_progress_is_these_bytes() -> None:
     assert decode("progress", encode(entry)) == entry
 
 
+@pytest.mark.rule("R64")
 @given(st.lists(st.sampled_from([END, FAILED, None]), min_size=1, max_size=12), st.data())
 def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -> None:
     """Each holder counts from the beginning, and tells no number twice; the last one tells all of it."""
@@ -111,6 +116,7 @@ def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -
     assert told[-1].cost_nusd == 5 * ends.count(END) + 2 * ends.count(FAILED)
 
 
+@pytest.mark.rule("R64")
 @pytest.mark.parametrize("name", DIALECTS)
 def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
     """Other clients would not know what it is."""

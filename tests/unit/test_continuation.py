@@ -65,6 +65,7 @@ def place(log: Handwritten, continuation: Continuation, answer: list[events.Even
             log.store(Event(prev=prev, attempt=attempt, event=raw, is_hidden=is_hidden, left_out=left_out))
 
 
+@pytest.mark.rule("R20")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 @pytest.mark.parametrize("line", ["words=4 rate=0", "words=3 thinking=2", "words=3 tool=look", "words=1", "thinking=2"])
 def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> None:
@@ -83,6 +84,7 @@ def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> N
         assert log.turn.usage_call.input_tokens > 0
 
 
+@pytest.mark.rule("R20")
 def test_readers_see_one_message_begin() -> None:
     """The opening of the second call counts for the usage, and is hidden; everything else is shown."""
     asked = request(messages=[Message("user", "#sim words=3")])
@@ -163,6 +165,7 @@ def test_a_model_that_has_nothing_to_add_closes_the_open_block() -> None:
     assert log.turn.stop.stop_reason == "end_turn"
 
 
+@pytest.mark.rule("R20")
 def test_new_thoughts_are_not_shown_again() -> None:
     """The reader has seen the thoughts that led here; those of the second call stay with the model."""
     thought: list[events.Event] = [
@@ -243,6 +246,7 @@ def test_the_rest_of_the_request_is_asked_again(model: str) -> None:
 REPEATING = "words=12 repeat=5"
 
 
+@pytest.mark.rule("R70")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
     """At every event and inside of every word: with enough of them to be sure the text is the uninterrupted one."""
@@ -262,6 +266,7 @@ def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
     assert left_out >= 10
 
 
+@pytest.mark.rule("R23")
 def test_what_is_left_out_is_paid_for() -> None:
     """A call that breaks off has said its thoughts and the words that it repeated, and is never asked how much."""
     stored = "The sky is blue because short waves are scattered"
@@ -277,6 +282,7 @@ def test_what_is_left_out_is_paid_for() -> None:
     assert log.turn.is_usage_estimated
 
 
+@pytest.mark.rule("R70")
 def test_what_was_held_is_told_before_what_follows_it() -> None:
     """It might have been a repetition and was none: it keeps its place before a citation, and before the close."""
     stored = "The sky is blue because short waves are scattered"

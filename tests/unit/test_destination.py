@@ -141,6 +141,7 @@ def test_a_public_https_url_may_be_named(url: str) -> None:
     assert not destination(url, NOBODYS).is_private
 
 
+@pytest.mark.rule("S10")
 @pytest.mark.parametrize(
     ("url", "why"),
     [

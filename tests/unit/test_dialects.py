@@ -166,6 +166,7 @@ def test_an_event_in_anthropic_is_passed_on_as_it_came(given: dict[str, Any]) ->
     assert sent.event == (given["type"] if given["type"] != "Not-A-Name" else "")
 
 
+@pytest.mark.rule("S5")
 def test_line_breaks_between_the_tokens_of_an_event_do_not_break_a_line() -> None:
     """Pretty-printed JSON is JSON; on a line of data it would end the line."""
     pretty = json.dumps({"type": "ping2", "a": "b\nc"}, indent=2).replace("\n", "\r\n").encode()
@@ -282,6 +283,7 @@ def test_every_dialect_has_a_client() -> None:
     assert set(SAYS) == set(DIALECTS)
 
 
+@pytest.mark.rule("S5")
 @pytest.mark.parametrize("name", DIALECTS)
 @given(log=turns())
 def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:

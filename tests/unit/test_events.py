@@ -78,6 +78,7 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | Other]] = {
 }
 
 
+@pytest.mark.rule("R7")
 @pytest.mark.rule("R6")
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_an_event_is_read_as_anthropic_documents_it(name: str) -> None:

@@ -444,6 +444,7 @@ def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
     assert link(START, Seq(1), log.stored[0].entry) is not None
 
 
+@pytest.mark.rule("R71")
 def test_only_what_is_worked_on_a_turn_is_its_time() -> None:
     """Neither the queue nor the time in which nobody had it, nor what a fork was stored for."""
     log = Handwritten(step=10)
@@ -466,6 +467,7 @@ def test_only_what_is_worked_on_a_turn_is_its_time() -> None:
     assert cancelled.turn.worked_s == 0
 
 
+@pytest.mark.rule("R23")
 def test_what_a_continuation_left_out_counts_until_the_model_has_counted() -> None:
     """Words that it repeated and thoughts that nobody is told were said nevertheless (PROTOCOL R70)."""
     log = Handwritten()

@@ -7,6 +7,7 @@ from generators.plan import Go
 from generators.rota import Source
 
 
+@pytest.mark.rule("R51")
 @pytest.mark.parametrize(
     ("number", "backend", "is_raced"),
     [(1, "claude", True), (1, "litellm", True), (2, "claude", False), (9, "claude", False), (1, "claude_code", False)],

@@ -32,6 +32,7 @@ def doubling(levels: int) -> dict[str, Any]:
 SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
 
 
+@pytest.mark.rule("R60")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -92,6 +93,8 @@ async def test_older_drafts_are_schemas(name: str) -> None:
     await Judge(wait_s=LONG_S).require({"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME)
 
 
+@pytest.mark.rule("R60")
+@pytest.mark.rule("S10")
 async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
     """Somebody who listens at its address hears nothing."""
     heard = asyncio.Event()

@@ -8,6 +8,7 @@ from proto.log.logins import Login
 NOW = 1000.0
 
 
+@pytest.mark.rule("R40")
 @pytest.mark.parametrize(
     ("generation", "after_s", "judgement"),
     [

@@ -22,6 +22,7 @@ SITE = Site(
 )
 
 
+@pytest.mark.rule("S16")
 def test_the_configuration_is_what_it_was_when_it_was_tried() -> None:
     """Loopback only, an account and a user each, 8 MB a message, and a store that is bounded and written through."""
     assert (

@@ -112,6 +112,7 @@ def test_a_dialect_is_one_of_those_that_there_are() -> None:
     assert dialect["schema"] == {"type": "string", "enum": list(DIALECTS)}
 
 
+@pytest.mark.rule("S8")
 def test_the_page_has_every_route_and_runs_nothing() -> None:
     """It works offline: no script, no address but its own."""
     page = api_page.page(DOCUMENT)
@@ -128,6 +129,7 @@ async def test_the_page_is_made_once_however_often_strangers_ask(monkeypatch: py
     assert (await api.docs(asked)).body == first.body
 
 
+@pytest.mark.rule("S8")
 def test_what_a_docstring_says_is_text_on_the_page() -> None:
     """Markup in it is shown, not obeyed; what stands in backticks is code."""
     paths = {"/x": {"get": {"operationId": "x", "tags": ["<i>"], "summary": "<b>& `<b>`", "responses": {}}}}

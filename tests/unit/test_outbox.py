@@ -1,5 +1,6 @@
 """Events that wait for the log: they join where nothing is lost by it, and keep their order."""
 
+import pytest
 import asyncio
 from datetime import timedelta
 
@@ -119,6 +120,7 @@ async def test_what_was_put_before_the_close_is_still_taken() -> None:
     assert await outbox.take() is None
 
 
+@pytest.mark.rule("R9")
 @given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
 async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]]) -> None:
     """However many events are taken between the puts, the fold of what comes out is that of what went in."""
@@ -152,6 +154,7 @@ def held(*what: Event) -> Outbox:
     return outbox
 
 
+@pytest.mark.rule("R51")
 async def test_an_opening_waits_for_its_first_token() -> None:
     """What an API says before that is no answer yet; who stored it would be the first, with nothing to say."""
     outbox = held(*OPENING)

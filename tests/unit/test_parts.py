@@ -46,6 +46,7 @@ def test_the_key_of_claude_reaches_generators_only() -> None:
     assert holders == ["generator-1", "generator-2"]
 
 
+@pytest.mark.rule("S2")
 def test_each_process_has_its_own_user_of_nats_and_no_other() -> None:
     """Whoever breaks into one can do what that one does, and not what the others do, nor what `up` does."""
     held = {

@@ -89,6 +89,7 @@ def test_what_a_model_cannot_take_up_begins_anew(heard: list[events.Event]) -> N
     assert plan(begun([START, *heard]).turn, 5) == Go(2, "restart")
 
 
+@pytest.mark.rule("R19")
 @pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
 def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Event]) -> None:
     """`on_interrupt`: restart takes back even what could be continued, fail keeps it and ends."""
@@ -191,6 +192,7 @@ def test_an_ended_turn_is_left_alone(heard: list[events.Event], outcome: Outcome
     assert plan(log.turn, 5) == Leave()
 
 
+@pytest.mark.rule("R19")
 @given(made_up=logs(), attempts_max=st.integers(1, 4), policy=st.sampled_from(POLICIES))
 def test_every_prefix_of_every_log_has_a_next_step(made_up: MadeUp, attempts_max: int, policy: OnInterrupt) -> None:
     """Never an exception, never one attempt too many; and `continue` only after what can be continued."""
@@ -225,6 +227,7 @@ def test_what_message_batches_answer_is_waited_for() -> None:
     assert plan(handed.turn, 5) == Leave()
 
 
+@pytest.mark.rule("R51")
 def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
     """A turn whose first token was late is not to fail for it sooner than another."""
     log = begun([])

@@ -60,6 +60,7 @@ def test_a_mistake_of_ours_is_not_tried_again() -> None:
     assert RETRY.again_in_s(ValueError("x"), tries=1, chance=0.0) is None
 
 
+@pytest.mark.rule("F20")
 def test_waits_double_up_to_the_cap_and_end_with_the_last_try() -> None:
     """Half of a wait is certain, and half of it is chance."""
     retry = Retry(tries_max=6, wait_s=1.0, wait_max_s=5.0)

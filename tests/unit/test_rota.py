@@ -78,6 +78,7 @@ def test_only_who_has_failed_before_is_waited_for() -> None:
     assert alone.is_asked_again
 
 
+@pytest.mark.rule("R50")
 def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
     """It may be the generator that died, and not the backend. One that is not in the list any more is not asked."""
     rotas = Rotas((A, B, C))

@@ -25,6 +25,7 @@ def cut(text: str, size: int) -> Sequence[str]:
     return [text[place : place + size] for place in range(0, len(text), size)]
 
 
+@pytest.mark.rule("R70")
 @pytest.mark.parametrize("size", [1, 2, 7, 30, 1000])
 @pytest.mark.parametrize("words", [6, 7, 13])
 def test_the_words_at_the_end_are_not_told_twice(words: int, size: int) -> None:
@@ -38,6 +39,7 @@ def test_who_only_repeats_has_nothing_to_add() -> None:
     assert told(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
 
 
+@pytest.mark.rule("R70")
 @pytest.mark.parametrize(
     ("stored", "text"),
     [
@@ -76,6 +78,7 @@ def test_what_is_told_is_told_at_once() -> None:
 TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ", min_size=20, max_size=80)
 
 
+@pytest.mark.rule("R70")
 @given(TEXTS, TEXTS, st.integers(0, 80), st.integers(1, 9))
 def test_nothing_is_left_out_but_the_end_of_what_is_stored(stored: str, new: str, again: int, size: int) -> None:
     """For any two texts, cut in any way: what is left out is what stands there already, and a good deal of it."""

@@ -21,6 +21,7 @@ SIGNED: list[Ticket | Access | Refresh] = [
 ]
 
 
+@pytest.mark.rule("R39")
 @pytest.mark.parametrize("signed", SIGNED)
 def test_what_was_signed_is_read_as_its_kind_alone(signed: Any) -> None:
     """By whoever has the secret: any gateway."""
@@ -31,6 +32,8 @@ def test_what_was_signed_is_read_as_its_kind_alone(signed: Any) -> None:
     assert Signature(b"x" * 32).read(token, type(signed)) is None
 
 
+@pytest.mark.rule("R39")
+@pytest.mark.rule("S13")
 @pytest.mark.parametrize("signed", SIGNED)
 def test_not_a_character_of_it_can_be_changed(signed: Any) -> None:
     """Nor left out, nor put before or after it: base64 has several ways to say the same, and none of them counts."""
@@ -73,6 +76,7 @@ def test_fields_of_another_version_are_no_token() -> None:
     assert OURS.read(said + b"." + OURS._mac(said).encode(), Ticket) is None
 
 
+@pytest.mark.rule("R39")
 def test_a_proof_is_one_tokens_and_one_secrets() -> None:
     """In what an `id:` may hold, and a dot is not in it: the cursor stands behind one."""
     token, other = OURS.sign(TICKET), OURS.sign(msgspec.structs.replace(TICKET, once="p"))

@@ -18,6 +18,7 @@ def test_a_frame_has_its_fields_in_one_order_and_ends_with_a_blank_line() -> Non
     assert sse.frame(b"{}", seq=0) == b"data: {}\nid: 0\n\n"
 
 
+@pytest.mark.rule("S5")
 @pytest.mark.parametrize("event", [b"", b"a b", b"a\nid: 5", b"a\r", b"Ping", b"x" * 65, "ü".encode()])
 def test_a_name_that_is_no_name_is_left_out(event: bytes) -> None:
     """It came from a model's stream, and could otherwise write fields of its own."""

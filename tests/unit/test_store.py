@@ -109,6 +109,7 @@ async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
     assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
 
 
+@pytest.mark.rule("R27")
 async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
     """What is killed between commit and acknowledgement is written again."""
     rows = [row(key("turn-1"), answered("Light").turn), asked("turn-2")]
@@ -118,6 +119,7 @@ async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) ->
     assert content_of(path) == before
 
 
+@pytest.mark.rule("R27")
 async def test_an_ended_turn_is_never_overwritten_by_its_beginning(store: Store, path: Path) -> None:
     """Deliveries come in any order, and a row only ever moves on: text, usage and session."""
     log = answered("Light")
@@ -137,6 +139,7 @@ async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
     assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
 
 
+@pytest.mark.rule("R27")
 async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> None:
     """Whoseever it is; one that has ended, and one that the log may still have, stay as they are."""
     ended, theirs = answered("Light").turn, key("turn-1", THEIRS)

@@ -162,6 +162,7 @@ async def test_a_token_brings_no_key_of_its_own(keys_file: str, header: str) -> 
     assert await caller(signed, jwt_keys=keys_file) is None
 
 
+@pytest.mark.rule("F19")
 async def test_clocks_may_differ_by_half_a_minute() -> None:
     """Expired, not valid yet, issued in the future: all by less than that."""
     now = int(time.time())
@@ -179,6 +180,7 @@ async def test_an_expiry_beyond_all_clocks_is_one() -> None:
         assert found.until is not None
 
 
+@pytest.mark.rule("S13")
 async def test_equal_beginnings_are_nobodys_identity() -> None:
     """CVE-2026-35030: two tokens whose first 300 characters are equal are two, in whatever order they come."""
 

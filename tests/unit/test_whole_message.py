@@ -55,6 +55,7 @@ def test_a_block_comes_out_as_it_went_in(block: dict[str, Any]) -> None:
     assert [content(one) for one in folded(events_of(message(block))).blocks] == [block]
 
 
+@pytest.mark.rule("R67")
 @given(st.lists(st.sampled_from(BLOCKS), max_size=5))
 def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[str, Any]]) -> None:
     """Its events follow the grammar, and folded they are the message, with its usage and why it ended."""
@@ -79,6 +80,7 @@ def test_what_a_message_says_besides_is_kept() -> None:
     assert envelope["context_management"] == {"applied_edits": []}
 
 
+@pytest.mark.rule("R67")
 def test_the_same_message_is_the_same_bytes() -> None:
     """So that two who write it do not stand in each other's way."""
     assert events_of(message(*BLOCKS)) == events_of(message(*BLOCKS))
