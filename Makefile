@@ -11,7 +11,7 @@ LAUNCHER := .venv/bin/tailrace
 CLIENTS := tests/clients/js/node_modules/installed
 
 .DEFAULT_GOAL := help
-.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos mutants bench schema clean
+.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos rules bench schema clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -19,7 +19,7 @@ help: ## this list
 setup: $(INSTALLED) $(LAUNCHER) ## install what requirements.lock names into .venv; does nothing while that is unchanged
 
 run: setup ## start the whole system; ARGS='--help' shows what can be chosen
-	@exec $(PYTHON) -m deploy up $(ARGS)
+	@exec $(PYTHON) -m tailrace up $(ARGS)
 
 clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
 
@@ -27,7 +27,7 @@ clients: $(CLIENTS) ## install the clients that the dialects are proved with; `t
 test: export PYTHONDONTWRITEBYTECODE :=
 # Two of three seconds of a test are waiting, so each core has two workers.
 test: check $(CLIENTS) ## check, then every test
-	$(PYTHON) -m pytest --numprocesses 4 --durations 25
+	$(PYTHON) -m tests.run --numprocesses 4 --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: every test of power cuts and of full disks, for only root may mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
@@ -40,6 +40,7 @@ check: setup ## format, lint, types and imports
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON) -m tests.rules > /dev/null
 
 litellm: setup ## install LiteLLM, for the backend of that name, into a venv of its own: .venv-litellm
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
@@ -64,8 +65,8 @@ kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.
 schedules: setup ## play schedules of faults against a model of the log; ARGS='--seed 7 --trace' tells one, '--without fence' misses a rule
 	@exec $(PYTHON) -m tests.schedules $(ARGS)
 
-mutants: setup ## take the rules away, one at a time: the checker has to find out; ARGS='fence end' takes some
-	@exec $(PYTHON) -m tests.mutants $(ARGS)
+rules: setup ## list the rules of the protocol, the faults and the attacks, with the tests that hold each
+	@exec $(PYTHON) -m tests.rules
 
 fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more, SEED= otherwise
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_STRANGERS=10000 FUZZ_SEED=$(or $(SEED),7) \
@@ -75,7 +76,7 @@ bench: setup ## measure what a delta takes from the model to its readers
 	@exec $(PYTHON) -m tests.bench.latency $(ARGS)
 
 schema: setup ## write what is generated: schemas, settings tables, help pages
-	$(PYTHON) -m deploy.schema
+	$(PYTHON) -m tools.generate_docs
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; what is in .tailrace stays
@@ -93,7 +94,7 @@ $(INSTALLED): requirements.lock
 	@touch $@
 
 $(LAUNCHER): Makefile $(INSTALLED)
-	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m deploy "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
 	@chmod +x $@
 
 # It takes half a minute, so only when what it installs has changed: a newer venv alone changes nothing.

@@ -1,38 +1,38 @@
-"""`python -m gateway`: one process that turns HTTP into entries, and entries into bytes."""
+"""`python -m tailrace.gateway`: one process that turns HTTP into entries, and entries into bytes."""
 
 import asyncio
 import gc
 import sys
 
-from gateway import descriptors, server
-from gateway.app import app
-from gateway.context import Gateway
-from gateway.departure import Departures
-from gateway.door.auth import Door
-from gateway.door.key_ring import KeyRing
-from gateway.door.login import Logins
-from gateway.door.signature import Signature
-from gateway.door.tickets import Tickets
-from gateway.fullness import Fullness
-from gateway.history import History
-from gateway.limits.crowd import Crowd, Room
-from gateway.limits.limits import Limiter
-from gateway.limits.open_streams import OpenStreams
-from gateway.live import Lives
-from gateway.models.catalogue import Catalogue
-from gateway.preflight import check, check_address, common_limits, networks
-from gateway.prompts import Prompts
-from gateway.pulse import Pulse
-from gateway.settings import Settings
-from proto import process
-from proto.errors import SettingsInvalid
-from proto.judge import Judge
-from proto.log import Bodies, Claims, Connection, Counters, Holds, Services, Slots, TurnLog
-from proto.log.keys import Keys
-from proto.log.logins import Logins as StoredLogins
-from proto.log.secret import signing_secret
-from proto.log.ticket_uses import TicketUses
-from proto.models import read_aliases
+from tailrace.gateway.app import app
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.auth.login import Logins
+from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.dependencies import Gateway
+from tailrace.gateway.history_client import History
+from tailrace.gateway.http import fd_limit, server
+from tailrace.gateway.http.log_fullness import Fullness
+from tailrace.gateway.http.log_health import Pulse
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.reader_counts import Crowd, Room
+from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
+from tailrace.gateway.streaming.fanout import Lives
+from tailrace.gateway.turns.on_disconnect import Departures
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.models import read_aliases
+from tailrace.proto.nats import Bodies, Claims, Connection, Counters, Holds, Services, Slots, TurnLog
+from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.logins import Logins as StoredLogins
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.nats.used_tickets import TicketUses
+from tailrace.proto.runtime import main
+from tailrace.proto.runtime.json_schema import Judge
 
 # How long a schema that is checked, or a prompt that is filled, waits for those of others.
 CHECK_WAIT_S = 10.0
@@ -76,7 +76,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
-    descriptors.raise_limit(settings.streams_max)
+    fd_limit.raise_limit(settings.streams_max)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.read()
     async with asyncio.TaskGroup() as group:
@@ -91,7 +91,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(door.tokens.keep_up()),
         ]
         host, port = listening.getsockname()[:2]
-        process.ready(url=f"http://{host}:{port}")
+        main.ready(url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in watching:
             task.cancel()
@@ -117,7 +117,7 @@ def build(
     lives = Lives(turns, group, settings.linger_s)
     limits = limiter(settings, connection, turns)
     room = Room(
-        of_all=min(settings.streams_max, descriptors.streams_max()),
+        of_all=min(settings.streams_max, fd_limit.streams_max()),
         of_tenant=settings.streams_tenant_max,
         of_address=settings.streams_address_max,
     )
@@ -155,4 +155,4 @@ def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limit
 
 if __name__ == "__main__":
     about = "Turns HTTP into entries, and entries into bytes."
-    sys.exit(process.main("gateway", about, Settings, preflight, serve, probe))
+    sys.exit(main.main("gateway", about, Settings, preflight, serve, probe))

@@ -5,38 +5,36 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from gateway import problem
-from gateway.arrival import Arrival
-from gateway.context import Gateway, tenant_of
-from gateway.door.guard import guarded
-from gateway.door.hosts import HostCheck, Hosts
-from gateway.door.origin import cors, listed
-from gateway.large import LargeBodies
-from gateway.limits.rate_headers import RateHeaders
-from gateway.routes import (
-    api,
+from tailrace.gateway import error_responses
+from tailrace.gateway.auth.allowed_hosts import HostCheck, Hosts
+from tailrace.gateway.auth.cors import cors, listed
+from tailrace.gateway.auth.guard import guarded
+from tailrace.gateway.clients.ai_sdk import routes as ui_chat
+from tailrace.gateway.clients.anthropic import count_tokens, routes
+from tailrace.gateway.clients.native import routes as turns
+from tailrace.gateway.clients.openai import chat_routes, responses_routes
+from tailrace.gateway.clients.tutorials import routes as tutorials
+from tailrace.gateway.dependencies import Gateway, tenant_of
+from tailrace.gateway.http.admission_queue import Rush
+from tailrace.gateway.http.large_bodies import LargeBodies
+from tailrace.gateway.http.slow_body import Arrival
+from tailrace.gateway.limits.rate_headers import RateHeaders
+from tailrace.gateway.resources import (
     batches,
     blobs,
-    chat_completions,
-    count_tokens,
     deletion,
-    directory,
+    docs,
     health,
+    index,
     login,
-    messages,
     models,
     projects,
     prompts,
-    responses,
     sessions,
-    spending,
     tickets,
-    turns,
-    tutorials,
-    ui_chat,
+    usage,
 )
-from gateway.rush import Rush
-from proto.errors import LogError, Refused
+from tailrace.proto.errors import LogError, Refused
 
 ROUTES: list[Route] = [
     *turns.ROUTES,
@@ -46,19 +44,19 @@ ROUTES: list[Route] = [
     *deletion.ROUTES,
     *sessions.ROUTES,
     *projects.ROUTES,
-    *spending.ROUTES,
+    *usage.ROUTES,
     *login.ROUTES,
     *tutorials.ROUTES,
     *ui_chat.ROUTES,
-    *chat_completions.ROUTES,
-    *responses.ROUTES,
-    *messages.ROUTES,
+    *chat_routes.ROUTES,
+    *responses_routes.ROUTES,
+    *routes.ROUTES,
     *models.ROUTES,
     *prompts.ROUTES,
     *count_tokens.ROUTES,
     *health.ROUTES,
-    *directory.ROUTES,
-    *api.ROUTES,
+    *index.ROUTES,
+    *docs.ROUTES,
 ]
 
 
@@ -71,7 +69,7 @@ def app(gateway: Gateway) -> Starlette:
             *cors(listed(settings.origins)),
             # A page elsewhere may see that it is sent away, or its EventSource would give up.
             Middleware(Rush, urgent=health.PATHS),
-            Middleware(problem.Unbroken),
+            Middleware(error_responses.Unbroken),
             Middleware(RateHeaders, now=gateway.limits.now),
             Middleware(Arrival, rate_min=settings.body_rate_min),
             Middleware(
@@ -83,10 +81,10 @@ def app(gateway: Gateway) -> Starlette:
             ),
         ],
         exception_handlers={
-            Refused: problem.refused,
-            LogError: problem.log_error,
-            HTTPException: problem.http_error,
-            Exception: problem.unexpected,
+            Refused: error_responses.refused,
+            LogError: error_responses.log_error,
+            HTTPException: error_responses.http_error,
+            Exception: error_responses.unexpected,
         },
     )
     # A redirect would send a body on to where nobody asked, with an address made from the Host header.

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from proto.process import ProcessSettings
+from tailrace.proto.runtime.main import ProcessSettings
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
-    """Defaults work on a laptop; `python -m gateway --env` prints this table."""
+    """Defaults work on a laptop; `python -m tailrace.gateway --env` prints this table."""
 
     host: Annotated[str, Meta(description="address to listen on; other than loopback needs a key")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free one")] = 8000

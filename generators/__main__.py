@@ -1,30 +1,30 @@
-"""`python -m generators`: one process that turns requests into events."""
+"""`python -m tailrace.generators`: one process that turns requests into events."""
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from generators.attempt import Carrier
-from generators.backends import Backend
-from generators.backends.claude import Claude
-from generators.backends.message_batches import MessageBatches
-from generators.backends.table import open_backend
-from generators.batches import Batches
-from generators.blobs import Blobs
-from generators.hedging import Hedging
-from generators.questions import Questions
-from generators.retry import Retry
-from generators.rota import Rotas, read_backends
-from generators.settings import Settings, unique_name
-from generators.worker import Worker
-from proto import log as door
-from proto import process
-from proto.errors import BackendError
-from proto.log import Bodies, Connection, Counters, Deliveries, Hedges, Services, Slots, Tombstones, TurnLog
-from proto.room import Room
-from proto.settlement import Settlement
-from proto.subjects import GENERATORS
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.backends import Backend
+from tailrace.generators.backends.anthropic_api import Claude
+from tailrace.generators.backends.message_batches_api import MessageBatches
+from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.batches.carrier import Batches
+from tailrace.generators.failover import Rotas, read_backends
+from tailrace.generators.hedging import Hedging
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.retry import Retry
+from tailrace.generators.rpc import Questions
+from tailrace.generators.settings import Settings, unique_name
+from tailrace.generators.worker import Worker
+from tailrace.proto import nats as door
+from tailrace.proto.errors import BackendError
+from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedges, Services, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime import main
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import GENERATORS
 
 VERSION = "0.1.0"
 
@@ -61,7 +61,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await services.report_health(GENERATORS, worker.report)
         if hedging is not None:
             await hedges.offer(worker)
-        process.ready(generator=name, concurrency=settings.concurrency)
+        main.ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
         finally:
@@ -116,4 +116,4 @@ def informant(backends: Mapping[str, Backend]) -> Claude | None:
 
 
 if __name__ == "__main__":
-    sys.exit(process.main("generators", "Turns requests into events.", Settings, preflight, serve, probe))
+    sys.exit(main.main("generators", "Turns requests into events.", Settings, preflight, serve, probe))

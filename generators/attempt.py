@@ -12,27 +12,27 @@ import msgspec
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from generators import metrics
-from generators.backends import Backend, Call
-from generators.backends.table import ACTING
-from generators.blobs import Blobs
-from generators.continuation import Continuation, call_after, call_of, continuation_of
-from generators.hedging import Hedging, is_due, is_first
-from generators.meter import Meter, closing
-from generators.outbox import Outbox, Outgoing
-from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
-from generators.retry import Retry
-from generators.rota import Rotas, Source
-from generators.structured import corrected
-from proto import judge
-from proto.chain import Chain
-from proto.ending import ending
-from proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, Unfinished
-from proto.fold import Turn, fold
-from proto.ids import Seq
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.generators import metrics
+from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.registry import ACTING
+from tailrace.generators.budget import Meter, closing
+from tailrace.generators.continuation import Continuation, call_after, call_of, continuation_of
+from tailrace.generators.delta_buffer import Outbox, Outgoing
+from tailrace.generators.failover import Rotas, Source
+from tailrace.generators.hedging import Hedging, is_due, is_first
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
+from tailrace.generators.retry import Retry
+from tailrace.generators.structured_output import corrected
+from tailrace.proto.chain import Chain
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
+from tailrace.proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, Unfinished
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.runtime import json_schema
+from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Carrier:
         self._name = name
         self._attempts_max = attempts_max
         self._hedging = hedging
-        self._judge = judge.Judge(wait_s=JUDGE_WAIT_S)
+        self._judge = json_schema.Judge(wait_s=JUDGE_WAIT_S)
 
     async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Works on a turn until its log holds an `end`; returns its fold with it. Or without, if another writes it.

@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 
-from generators.backends import Call
-from generators.caching import marked
-from generators.outbox import Outgoing
-from generators.seam import Seam
-from generators.structured import shaped
-from proto import events
-from proto.entries import Message, Request
-from proto.fold import Block, Turn, content
-from proto.models import model_named
+from tailrace.generators.backends import Call
+from tailrace.generators.delta_buffer import Outgoing
+from tailrace.generators.prompt_cache import marked
+from tailrace.generators.repetition import Seam
+from tailrace.generators.structured_output import shaped
+from tailrace.proto import events
+from tailrace.proto.entries import Message, Request
+from tailrace.proto.fold import Block, Turn, content
+from tailrace.proto.models import model_named
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide asks for a user message like this instead.
 GO_ON = (

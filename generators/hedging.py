@@ -5,18 +5,18 @@ It reads no answer and writes no entry: whose token was first is decided where t
 
 import structlog
 
-from generators import metrics
-from generators.backends.table import ACTING
-from generators.plan import Go
-from generators.rota import Source
-from proto.entries import Attempt, Entry, Event, Request
-from proto.errors import LogUnavailable
-from proto.ids import Seq
-from proto.log import Hedge, Hedges
-from proto.models import cost_nusd, model_named
-from proto.settlement import Settlement
-from proto.subjects import TurnKey
-from proto.usage import NUSD_PER_USD, CallUsage
+from tailrace.generators import metrics
+from tailrace.generators.backends.registry import ACTING
+from tailrace.generators.failover import Source
+from tailrace.generators.plan import Go
+from tailrace.proto.entries import Attempt, Entry, Event, Request
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Seq
+from tailrace.proto.models import cost_nusd, model_named
+from tailrace.proto.nats import Hedge, Hedges
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NUSD_PER_USD, CallUsage
 
 logger = structlog.get_logger()
 

@@ -2,8 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from proto.entries import End
-from proto.usage import NUSD_PER_USD
+from tailrace.proto.entries import End
+from tailrace.proto.usage import NUSD_PER_USD
 
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that this process carries now")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])

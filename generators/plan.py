@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from generators.meter import is_spent
-from proto.entries import Failure, Mode
-from proto.fold import Block, Turn
-from proto.schema import schema_of
+from tailrace.generators.budget import is_spent
+from tailrace.proto.entries import Failure, Mode
+from tailrace.proto.fold import Block, Turn
+from tailrace.proto.schema import schema_of
 
 
 class Leave(msgspec.Struct, frozen=True):

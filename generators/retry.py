@@ -14,9 +14,9 @@ import msgspec
 import stamina
 import structlog
 
-from generators import metrics
-from generators.backends import Backend, Call
-from proto.errors import CODES, BackendError
+from tailrace.generators import metrics
+from tailrace.generators.backends import Backend, Call
+from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 

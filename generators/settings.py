@@ -8,15 +8,15 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from proto.errors import SettingsInvalid
-from proto.process import ProcessSettings
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime.main import ProcessSettings
 
 # What a header can hold.
 API_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
-    """Defaults work on a laptop; `python -m generators --env` prints this table."""
+    """Defaults work on a laptop; `python -m tailrace.generators --env` prints this table."""
 
     generator: Annotated[
         str, Meta(min_length=1, max_length=64, description="this process's name in the log; made unique by a suffix")

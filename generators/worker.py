@@ -9,14 +9,14 @@ from collections.abc import Collection
 import msgspec
 import structlog
 
-from generators import metrics
-from generators.attempt import Carrier
-from generators.batches import Batches
-from proto.errors import FenceLost, LogError, TurnUnknown
-from proto.ids import Tenant
-from proto.log import Deliveries, Delivery, Hedge, TurnLog
-from proto.settlement import Settlement
-from proto.subjects import TurnKey
+from tailrace.generators import metrics
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.batches.carrier import Batches
+from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Deliveries, Delivery, Hedge, TurnLog
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

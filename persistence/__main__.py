@@ -1,4 +1,4 @@
-"""`python -m persistence`: the one process that writes turns into SQLite, and answers questions about them."""
+"""`python -m tailrace.persistence`: the one process that writes turns into SQLite, and answers questions about them."""
 
 import asyncio
 import sys
@@ -8,24 +8,25 @@ from functools import partial
 
 import structlog
 
-from persistence import signature, webhooks
-from persistence.batches import Batches
-from persistence.catch_up import catch_up
-from persistence.changes import Changes
-from persistence.database import set_aside
-from persistence.egress import Egress
-from persistence.queries import Queries
-from persistence.recorder import Recorder
-from persistence.releases import Releases
-from persistence.resources import Resources
-from persistence.settings import Settings
-from persistence.store import Store
-from proto import process
-from proto.destination import private_hosts
-from proto.errors import SettingsInvalid, StoreCorrupt
-from proto.log import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
-from proto.subjects import PERSISTENCE, WEBHOOKS
-from proto.version import VERSION
+from tailrace.persistence.batch_queries import Batches
+from tailrace.persistence.blob_gc import Releases
+from tailrace.persistence.catch_up import catch_up
+from tailrace.persistence.commands import Changes
+from tailrace.persistence.database import set_aside
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.resource_queries import Resources
+from tailrace.persistence.settings import Settings
+from tailrace.persistence.store import Store
+from tailrace.persistence.webhooks import sender as webhooks
+from tailrace.persistence.webhooks import signature
+from tailrace.persistence.webhooks.http import Egress
+from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
+from tailrace.proto.nats import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
+from tailrace.proto.runtime import main
+from tailrace.proto.ssrf import private_hosts
+from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
+from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
 
@@ -85,7 +86,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     }
     service = await services.answer(PERSISTENCE, VERSION, answers)
     await services.report_health(PERSISTENCE, recorder.report)
-    process.ready(database=str(settings.database))
+    main.ready(database=str(settings.database))
     try:
         async with _telling(settings, connection, turns, stop), _settling(releases, stop):
             await recorder.run(stop)
@@ -147,4 +148,4 @@ async def _opened(settings: Settings) -> AsyncIterator[Store]:
 
 
 if __name__ == "__main__":
-    sys.exit(process.main("persistence", "Writes turns into SQLite, and answers from it.", Settings, preflight, serve))
+    sys.exit(main.main("persistence", "Writes turns into SQLite, and answers from it.", Settings, preflight, serve))

@@ -8,8 +8,8 @@ that was stored at the time of the question has been acknowledged.
 import asyncio
 from collections.abc import Callable
 
-from proto.errors import Refused
-from proto.log import Deliveries
+from tailrace.proto.errors import Refused
+from tailrace.proto.nats import Deliveries
 
 # A batch takes some milliseconds from its delivery to its acknowledgement.
 LOOK_EVERY_S = 0.01

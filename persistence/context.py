@@ -7,10 +7,10 @@ call without its result, and an empty text; and an answer that nobody saw is not
 from collections.abc import Iterable
 from typing import Any
 
-from proto import blobs
-from proto.entries import Message
-from proto.ids import TurnId
-from proto.records import TurnRecord
+from tailrace.proto import blobs
+from tailrace.proto.entries import Message
+from tailrace.proto.ids import TurnId
+from tailrace.proto.records import TurnRecord
 
 Block = dict[str, Any]
 

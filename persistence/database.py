@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Self
 
 import aiosqlite
 
-from persistence.migrations import TOLD_AGAIN, migrations
-from proto.errors import StoreBusy, StoreCorrupt, StoreError, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.persistence.migrations import TOLD_AGAIN, migrations
+from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreError, StoreRefused, StoreTooNew, StoreUnwritable
 
 # SQLite's names, and what they mean to us; the longer ones (SQLITE_IOERR_WRITE) go by their first two words. What is
 # not here (SQLITE_ERROR: a statement or table that is wrong for every row) is a mistake of ours, and ends the process.

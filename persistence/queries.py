@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from persistence import context, page
-from persistence.answers import Caught, answering, fitting, paged
-from persistence.store import BRANCH_TURNS_MAX, Store
-from proto.errors import Refused
-from proto.ids import SessionId, Tenant, TurnId
-from proto.log.services import Answer
-from proto.records import (
+from tailrace.persistence import context, paging
+from tailrace.persistence.rpc import Caught, answering, fitting, paged
+from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.records import (
     Ancestry,
     AskAncestry,
     AskContext,
@@ -24,7 +24,7 @@ from proto.records import (
     TurnPage,
     TurnRecord,
 )
-from proto.subjects import TurnKey
+from tailrace.proto.subjects import TurnKey
 
 TOO_MANY = (
     "this conversation has more than {most} turns, and no more are told at once: "
@@ -71,21 +71,21 @@ class Queries:
         return found
 
     async def sessions(self, tenant: Tenant, ask: AskSessions) -> SessionPage:
-        limit = page.bounded(ask.limit)
-        before = page.begin(ask.after, page.NEWEST)
+        limit = paging.bounded(ask.limit)
+        before = paging.begin(ask.after, paging.NEWEST)
         found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
         return SessionPage(*paged(found, limit, lambda one: (one.updated_at, one.session)))
 
     async def session_turns(self, tenant: Tenant, ask: AskSessionTurns) -> TurnPage:
-        limit = page.bounded(ask.limit)
-        after = page.begin(ask.after, page.OLDEST)
+        limit = paging.bounded(ask.limit)
+        after = paging.begin(ask.after, paging.OLDEST)
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
             await self.session(tenant, AskSession(ask.session))
         return TurnPage(*paged(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def ancestry(self, tenant: Tenant, ask: AskAncestry) -> Ancestry:
-        limit = page.bounded(ask.limit)
+        limit = paging.bounded(ask.limit)
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
             raise Refused("turn_not_found", "there is no such turn")

@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import structlog
 
-from persistence import metrics
-from persistence.losses import Losses
-from persistence.row import Row, blobs_of, row
-from persistence.store import Store
-from proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
-from proto.fold import Turn, text_proof
-from proto.ids import Seq
-from proto.log import Deliveries, Delivery, Tombstones, TurnLog
-from proto.subjects import TurnKey
+from tailrace.persistence import metrics
+from tailrace.persistence.lost_turns import Losses
+from tailrace.persistence.rows import Row, blobs_of, row
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
+from tailrace.proto.fold import Turn, text_proof
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

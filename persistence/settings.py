@@ -5,11 +5,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from proto.process import ProcessSettings
+from tailrace.proto.runtime.main import ProcessSettings
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
-    """Defaults work on a laptop; `python -m persistence --env` prints this table."""
+    """Defaults work on a laptop; `python -m tailrace.persistence --env` prints this table."""
 
     database: Annotated[Path, Meta(description="the SQLite file; made when it is not there, on a local disk")] = Path(
         ".tailrace/tailrace.db"

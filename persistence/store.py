@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from persistence import sql
-from persistence.database import Database
-from persistence.page import Place
-from persistence.row import (
+from tailrace.persistence import sql
+from tailrace.persistence.database import Database
+from tailrace.persistence.paging import Place
+from tailrace.persistence.rows import (
     Row,
     batch_record,
     branch_of,
@@ -19,12 +19,12 @@ from persistence.row import (
     turn_record,
     usage_record,
 )
-from proto.batch_records import StoredBatch
-from proto.entries import Failure
-from proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId
-from proto.records import SessionRecord, TurnRecord
-from proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
-from proto.subjects import TurnKey
+from tailrace.proto.batch_records import StoredBatch
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId
+from tailrace.proto.records import SessionRecord, TurnRecord
+from tailrace.proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
+from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
 DOOMED_MAX = 1_000

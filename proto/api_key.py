@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from proto.ids import Tenant
+from tailrace.proto.ids import Tenant
 
 Scope = Literal["ask", "read", "manage"]
 """What a credential may do: ask for turns and cancel them; read what is there; rename and delete."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from proto.decoding import UNREADABLE
-from proto.entries import Request
-from proto.ids import child_id
-from proto.subjects import TurnKey
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.entries import Request
+from tailrace.proto.ids import child_id
+from tailrace.proto.subjects import TurnKey
 
 CUSTOM_ID = "custom_id"
 """Where a request's metadata has the name that the client gave it."""

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from proto.entries import Failure, Outcome, Via
-from proto.errors import TurnUnknown
-from proto.fold import Turn
-from proto.ids import SessionId, TurnId
-from proto.records import Question, TurnRecord
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Failure, Outcome, Via
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.records import Question, TurnRecord
+from tailrace.proto.subjects import TurnKey
 
 
 class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

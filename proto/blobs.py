@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from proto.entries import Message, Request
+from tailrace.proto.entries import Message, Request
 
 KEY = "tailrace:blob"
 INLINE_BYTES_MAX = 64 * 1024

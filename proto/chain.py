@@ -7,8 +7,8 @@ comes to the same story: the first entry that continues the chain is part of it,
 
 import msgspec
 
-from proto.entries import Attempt, End, Entry, Event, Progress, Request, Unknown, Unreadable
-from proto.ids import NOTHING, Seq
+from tailrace.proto.entries import Attempt, End, Entry, Event, Progress, Request, Unknown, Unreadable
+from tailrace.proto.ids import NOTHING, Seq
 
 
 class Chain(msgspec.Struct, frozen=True):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from proto.decoding import UNREADABLE
-from proto.ids import NOTHING, Seq, SessionId, TurnId
-from proto.usage import Usage
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.ids import NOTHING, Seq, SessionId, TurnId
+from tailrace.proto.usage import Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
 Mode = Literal["fresh", "continue", "restart"]

@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from proto.decoding import UNREADABLE
-from proto.depth import LEVELS_MAX, is_deeper
-from proto.usage import CallUsage, Usage
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.depth import LEVELS_MAX, is_deeper
+from tailrace.proto.usage import CallUsage, Usage
 
 U = TypeVar("U", bound=Usage)
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from proto import events
-from proto.chain import START, Chain, link
-from proto.decoding import UNREADABLE
-from proto.depth import LEVELS_MAX, is_deeper
-from proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
-from proto.usage import CallUsage, Usage, estimated
+from tailrace.proto import events
+from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.depth import LEVELS_MAX, is_deeper
+from tailrace.proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
+from tailrace.proto.usage import CallUsage, Usage, estimated
 
 # The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
@@ -60,7 +60,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[Block, ...] = ()
     stop: events.StopReason = events.StopReason()
     envelope: dict[str, Any] = {}
-    """What the message says of itself besides: see proto.events.envelope."""
+    """What the message says of itself besides: see tailrace.proto.events.envelope."""
     misfit: str | None = None
     """Why a whole answer did not fit its schema; None: it was not asked for again."""
     rejected: str = ""

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import NewType
 
-from proto.errors import CursorUnknown
+from tailrace.proto.errors import CursorUnknown
 
 Tenant = NewType("Tenant", str)
 TurnId = NewType("TurnId", str)

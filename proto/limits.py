@@ -9,13 +9,13 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from proto.decoding import UNREADABLE
-from proto.errors import SettingsInvalid
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.errors import SettingsInvalid
 
 Some = Annotated[int, Meta(ge=1, le=10**12)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 MINUTE_S = 60.0
-# Counters of a window are kept for longer than it lasts; see proto.log.streams.
+# Counters of a window are kept for longer than it lasts; see tailrace.proto.nats.streams.
 WINDOW_S_MAX = 3600.0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from proto.entries import Message
+from tailrace.proto.entries import Message
 
 # The names of the queries (PROTOCOL R36).
 MODELS = "models"

@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from proto.errors import SettingsInvalid
-from proto.usage import CallUsage
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.usage import CallUsage
 
 # Of Anthropic's Message Batches: one half of every price.
 BATCH_SHARE = 2

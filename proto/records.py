@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
-from proto.entries import Failure, Message, Outcome
-from proto.errors import TurnUnknown
-from proto.fold import Turn, content
-from proto.ids import Seq, SessionId, TurnId
-from proto.subjects import TurnKey
-from proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.entries import Failure, Message, Outcome
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.fold import Turn, content
+from tailrace.proto.ids import Seq, SessionId, TurnId
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NUSD_PER_USD, Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from proto.entries import Outcome
-from proto.ids import SessionId, TurnId
-from proto.records import Question, SessionRecord, Totals
+from tailrace.proto.entries import Outcome
+from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.records import Question, SessionRecord, Totals
 
 UsageBy = Literal["day", "model", "key", "session", "project"]
 Kind = Literal["turn", "session", "project"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from proto.errors import Refused
+from tailrace.proto.errors import Refused
 
 SCHEMA_BYTES_MAX = 65_536
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ids import Tenant, TurnId, is_token
 
 STREAM = "TURNS"
 BODIES = "BODIES"

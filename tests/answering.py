@@ -9,15 +9,15 @@ import httpx2
 import msgspec
 import nats.js.api
 
-from generators.__main__ import serve
-from generators.settings import Settings
-from generators.simulated_claude.account import Told
-from proto.chain import START
-from proto.entries import Attempt, Message
-from proto.fold import Turn
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog
-from proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.deploy.simulated_claude.account import Told
+from tailrace.generators.__main__ import serve
+from tailrace.generators.settings import Settings
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Attempt, Message
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.handwritten import request
 from tests.processes import as_user
 from tests.until import until
@@ -27,7 +27,7 @@ END_S_MAX = 15.0
 
 @asynccontextmanager
 async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[asyncio.Event]:
-    """A generator at work, as `python -m generators` runs it; only its waits are short. The event is its SIGTERM.
+    """A generator at work, as its process runs it; only its waits are short. The event is its SIGTERM.
 
     At the end of the block it is gone at once.
     """

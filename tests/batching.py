@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from proto.ids import Tenant, TurnId, child_id
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, child_id
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from generators.simulated_claude.server import Guest, running
+from tailrace.deploy.simulated_claude.server import Guest, running
 
 AWS_KEY, AWS_SECRET, AWS_REGION = "AKIDTESTTESTTESTTEST", "a-secret-of-nobody", "eu-central-1"
 GOOGLE_PROJECT, GOOGLE_REGION, GOOGLE_TOKEN = "project-of-nobody", "europe-west1", "ya29.of-nobody"

@@ -10,12 +10,12 @@ from typing import Self
 import nats.errors
 from nats.js.api import ClusterInfo
 
-from deploy import nats_cluster
-from deploy.nats_server import NatsServer, Site
-from deploy.options import Sync
-from proto.errors import LogUnavailable
-from proto.log import Connection, streams
-from proto.subjects import STREAM
+from tailrace.deploy.local import nats_cluster
+from tailrace.deploy.local.nats_server import NatsServer, Site
+from tailrace.deploy.local.options import Sync
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import Connection, streams
+from tailrace.proto.subjects import STREAM
 from tests.until import until
 
 NODES = nats_cluster.NODES

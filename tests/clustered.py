@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import httpx2
 
-from deploy.nats_server import NatsServer
-from gateway.door.auth import LOCAL
-from gateway.history import History
-from proto.errors import LogUnavailable, Refused
-from proto.fold import Turn
-from proto.ids import NOTHING, Seq, TurnId, new_id
-from proto.log import Services, TurnLog
-from proto.log.reads import Reads
-from proto.records import AskTurn, TurnRecord
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.history_client import History
+from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.nats import Services, TurnLog
+from tailrace.proto.nats.direct_get import Reads
+from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.subjects import TurnKey
 from tests import processes, reading
 from tests.answering import stats, words
 from tests.cluster import Cluster

@@ -15,11 +15,11 @@ import pytest_asyncio
 import structlog
 from hypothesis import HealthCheck, settings
 
-from deploy.nats_server import NatsServer
-from proto import child
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog, streams
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.runtime import sandbox
+from tailrace.proto.subjects import TurnKey
 from tests.hurried import hurry
 
 # A server may store 1 GiB (NatsServer's default), and its streams may not ask for more than that.
@@ -87,7 +87,7 @@ async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
 @pytest.fixture
 def one_cpu_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's schema that takes for ever takes one second in this process, and not three."""
-    monkeypatch.setattr(child, "CPU_S_MAX", 1)
+    monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from proto import entries, events
-from proto.chain import START, Chain, link
-from proto.ending import ending
-from proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
-from proto.fold import Turn, fold
-from proto.ids import Seq, SessionId
-from proto.usage import CallUsage
+from tailrace.proto import entries, events
+from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Seq, SessionId
+from tailrace.proto.usage import CallUsage
 
 MODEL = "claude-sonnet-5-5"
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

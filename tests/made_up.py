@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from proto import entries, events
-from proto.chain import Chain, link
-from proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
-from proto.ids import Seq
-from proto.usage import CallUsage, Usage
+from tailrace.proto import entries, events
+from tailrace.proto.chain import Chain, link
+from tailrace.proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
+from tailrace.proto.ids import Seq
+from tailrace.proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, attempt, event, request
 
 # What models say: any Unicode text, but no lone surrogates, which are not in any JSON that msgspec reads.

@@ -7,24 +7,24 @@ from collections.abc import AsyncGenerator, Callable
 from signal import SIGKILL
 from typing import Any
 
-from generators import submissions
-from generators.__main__ import informant, opened
-from generators.attempt import Carrier
-from generators.backends import Call
-from generators.backends.claude import Messages
-from generators.backends.message_batches import MessageBatches
-from generators.batches import Batches
-from generators.blobs import Blobs
-from generators.retry import Retry
-from generators.settings import Settings
-from generators.worker import Worker
-from proto.chain import Chain
-from proto.entries import Entry
-from proto.fold import Turn
-from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
-from proto.room import Room
-from proto.settlement import Settlement
-from proto.subjects import GENERATORS, TurnKey
+from tailrace.generators.__main__ import informant, opened
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import Messages
+from tailrace.generators.backends.message_batches_api import MessageBatches
+from tailrace.generators.batches import message_batches
+from tailrace.generators.batches.carrier import Batches
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.retry import Retry
+from tailrace.generators.settings import Settings
+from tailrace.generators.worker import Worker
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry
+from tailrace.proto.fold import Turn
+from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.answering import working
 from tests.processes import as_user
 from tests.until import until
@@ -79,7 +79,7 @@ class LastBatches(Batches):
 
 
 # Its waits are short.
-submissions.LOOK_S = 0.02
+message_batches.LOOK_S = 0.02
 
 
 async def carry_one(

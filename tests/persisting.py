@@ -6,12 +6,12 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from persistence.__main__ import serve
-from persistence.settings import Settings
-from proto.accounts import GATEWAY
-from proto.ids import Tenant
-from proto.log import Connection, Services
-from proto.subjects import PERSISTENCE
+from tailrace.persistence.__main__ import serve
+from tailrace.persistence.settings import Settings
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, Services
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import PERSISTENCE
 from tests.processes import as_user
 from tests.until import until
 

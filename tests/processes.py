@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import msgspec
 
-from deploy.nats_server import EVERYBODY
-from deploy.process import signal_group, spawn
-from proto.accounts import GATEWAY
-from proto.subjects import GENERATORS, PERSISTENCE
+from tailrace.deploy.local.nats_server import EVERYBODY
+from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.until import until
 
 CHECKOUT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ class Process:
 
     def __init__(self, module: str, folder: Path, *arguments: str, **environ: object) -> None:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = [sys.executable, "-m", f"tailrace.{module}", *arguments]
         inherited = {
             name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))
         }
@@ -130,4 +130,4 @@ def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
 
 
 def simulated_claude(folder: Path) -> Process:
-    return Process("generators.simulated_claude", folder)
+    return Process("deploy.simulated_claude", folder)

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from proto.entries import Outcome, Stored
-from proto.fold import Turn, fold, text_proof
-from proto.ids import Seq
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
-from proto.usage import Usage
+from tailrace.proto.entries import Outcome, Stored
+from tailrace.proto.fold import Turn, fold, text_proof
+from tailrace.proto.ids import Seq
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 
 
 class Verdict(NamedTuple):

@@ -6,15 +6,15 @@ from typing import Any
 import httpx2
 import msgspec
 
-from gateway.dialects import DIALECTS
-from proto.accounts import GATEWAY
-from proto.chain import START, link
-from proto.entries import Stored
-from proto.ids import NOTHING, Seq
-from proto.log import Connection, Services, TurnLog
-from proto.records import TurnRecord
-from proto.subjects import TurnKey
-from proto.usage import Usage
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.chain import START, link
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.nats import Connection, Services, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 from tests.event_stream import EventStream, Sent
 from tests.processes import as_user
 from tests.promises import Connected, Frame, History, Reader, Story

@@ -25,7 +25,7 @@ class Up:
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.folder = folder / "data"
         self.printed = folder / "up.txt"
-        self.command = [sys.executable, "-m", "deploy", "up", "--data", str(self.folder), *arguments]
+        self.command = [sys.executable, "-m", "tailrace", "up", "--data", str(self.folder), *arguments]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
         with self.printed.open("wb") as printed:
             self.process = subprocess.Popen(
@@ -112,7 +112,7 @@ def running(folder: Path, *arguments: str, **environ: str) -> Iterator[Up]:
 
 def refused(*arguments: str, **environ: str) -> tuple[int, str]:
     """Status and sentence of an `up` that is not expected to start."""
-    command = [sys.executable, "-m", "deploy", "up", *arguments]
+    command = [sys.executable, "-m", "tailrace", "up", *arguments]
     env = os.environ | environ
     done = subprocess.run(
         command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=START_S_MAX, check=False

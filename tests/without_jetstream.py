@@ -7,8 +7,8 @@ from signal import SIGKILL
 
 import pytest
 
-from deploy import nats_server
-from deploy.nats_server import NatsServer
+from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.nats_server import NatsServer
 
 
 @asynccontextmanager

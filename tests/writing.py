@@ -1,12 +1,12 @@
 """A turn that a test writes into a real log by hand, entry by entry, as a generator would. It checks nothing."""
 
-from proto import entries, events
-from proto.chain import START, Chain
-from proto.ending import ending
-from proto.entries import Entry, Failure, Mode, Outcome
-from proto.ids import Seq
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto import entries, events
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Entry, Failure, Mode, Outcome
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import handwritten
 
 # As the API has it. What `handwritten` encodes is only what the fold looks at, and the SDKs want all of it.

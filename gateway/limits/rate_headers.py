@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.limits.limits import Admission, Standing
+from tailrace.gateway.limits.limiter import Admission, Standing
 
 # In a request's state: what it has taken.
 ADMISSION = "admission"

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from proto.decoding import UNREADABLE
-from proto.models import Supports
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.models import Supports
 
 
 class Flag(msgspec.Struct, frozen=True):

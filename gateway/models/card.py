@@ -6,11 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from gateway.models.capabilities import updated
-from gateway.models.offer import Listed
-from proto.errors import Refused
-from proto.model_records import ListedModel
-from proto.models import Model, Prices, Supports
+from tailrace.gateway.models.capabilities import updated
+from tailrace.gateway.models.offer import Listed
+from tailrace.proto.errors import Refused
+from tailrace.proto.model_records import ListedModel
+from tailrace.proto.models import Model, Prices, Supports
 
 # Anthropic's own value where it does not know the day.
 UNKNOWN_DAY = date(1970, 1, 1)

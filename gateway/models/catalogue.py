@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import msgspec
 import structlog
 
-from gateway.models.offer import Listed, Offer
-from proto.decoding import UNREADABLE
-from proto.errors import TailraceError
-from proto.ids import Tenant
-from proto.log import Services
-from proto.model_records import MODELS, ListedModel, ListedModels
-from proto.models import model_named
-from proto.subjects import GENERATORS
+from tailrace.gateway.models.offer import Listed, Offer
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.errors import TailraceError
+from tailrace.proto.ids import Tenant
+from tailrace.proto.model_records import MODELS, ListedModel, ListedModels
+from tailrace.proto.models import model_named
+from tailrace.proto.nats import Services
+from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from proto.errors import Refused
-from proto.model_records import ListedModel
-from proto.models import Model, models, resolve
+from tailrace.proto.errors import Refused
+from tailrace.proto.model_records import ListedModel
+from tailrace.proto.models import Model, models, resolve
 
 Listed = Mapping[str, ListedModel]
 """What Anthropic lists, by our own ids."""

@@ -1,6 +1,6 @@
 """The API as an OpenAPI 3.1 document: made from the routes, their docstrings and the Structs that they read and write.
 
-Source: OpenAPI Specification 3.1.1. It is written to docs/openapi.json by `make schema` and served at /openapi.json.
+Source: OpenAPI Specification 3.1.1. It is written beside this file by `make schema` and served at /openapi.json.
 """
 
 import re
@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from gateway.door.login import COOKIE
-from gateway.door.scopes import NEEDS, Need
-from gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
-from gateway.problem import Envelope
-from proto.errors import CODES
-from proto.records import Hook
+from tailrace.gateway.auth.login import COOKIE
+from tailrace.gateway.auth.scopes import NEEDS, Need
+from tailrace.gateway.error_responses import Envelope
+from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
+from tailrace.proto.errors import CODES
+from tailrace.proto.records import Hook
 
 VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"

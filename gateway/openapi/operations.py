@@ -7,33 +7,33 @@ reads and writes. Where a body is another protocol's, its own reference is linke
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gateway.ask import Ask
-from gateway.batch import NewBatch
-from gateway.dialects import DIALECTS
-from gateway.models.card import Card, Page, Sheets
-from gateway.pace import PACE
-from gateway.prompts import Prompt as PromptTemplate
-from gateway.protocols.chat_request import ChatRequest as ChatCompletionRequest
-from gateway.protocols.messages_request import MessagesRequest
-from gateway.protocols.response_request import ResponseRequest
-from gateway.protocols.ui_request import ChatRequest as UIChatRequest
-from gateway.routes.batches import AcceptedBatch, BatchList, BatchRecord
-from gateway.routes.count_tokens import Prompt as CountTokensRequest
-from gateway.routes.deletion import Deleted
-from gateway.routes.directory import Directory
-from gateway.routes.health import Health
-from gateway.routes.login import LoggedIn
-from gateway.routes.projects import NewProjectBody, ProjectList
-from gateway.routes.prompts import PromptList
-from gateway.routes.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
-from gateway.routes.spending import UsageList
-from gateway.routes.tickets import MadeTicket, NewTicket
-from gateway.routes.turns import Accepted
-from gateway.routes.tutorials import Conversation, Job, Prompt, Said, Started
-from gateway.routes.ui_chat import Stopped
-from proto.model_records import TokenCount
-from proto.records import SessionRecord, TurnPage, TurnRecord
-from proto.resources import ProjectRecord
+from tailrace.gateway.clients.ai_sdk.request import ChatRequest as UIChatRequest
+from tailrace.gateway.clients.ai_sdk.routes import Stopped
+from tailrace.gateway.clients.anthropic.count_tokens import Prompt as CountTokensRequest
+from tailrace.gateway.clients.anthropic.request import MessagesRequest
+from tailrace.gateway.clients.native.routes import Accepted
+from tailrace.gateway.clients.openai.chat_request import ChatRequest as ChatCompletionRequest
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.clients.tutorials.routes import Conversation, Job, Prompt, Said, Started
+from tailrace.gateway.models.card import Card, Page, Sheets
+from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
+from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
+from tailrace.gateway.resources.deletion import Deleted
+from tailrace.gateway.resources.health import Health
+from tailrace.gateway.resources.index import Directory
+from tailrace.gateway.resources.login import LoggedIn
+from tailrace.gateway.resources.projects import NewProjectBody, ProjectList
+from tailrace.gateway.resources.prompts import PromptList
+from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
+from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
+from tailrace.gateway.resources.usage import UsageList
+from tailrace.gateway.streaming.pacing import PACE
+from tailrace.gateway.turns.batch_body import NewBatch
+from tailrace.gateway.turns.request_body import Ask
+from tailrace.proto.model_records import TokenCount
+from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
+from tailrace.proto.resources import ProjectRecord
 
 SSE = "text/event-stream"
 JSON_LINES = "application/x-ndjson"

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from proto.entries import Message
+from tailrace.proto.entries import Message
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,9 +8,9 @@ import anthropic
 import botocore.exceptions
 import httpx2
 
-from generators.backends.claude import Messages, timeout
-from generators.settings import Settings
-from proto.errors import BackendError, SettingsInvalid
+from tailrace.generators.backends.anthropic_api import Messages, timeout
+from tailrace.generators.settings import Settings
+from tailrace.proto.errors import BackendError, SettingsInvalid
 
 
 class Bedrock(Messages):

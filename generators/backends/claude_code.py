@@ -20,15 +20,15 @@ from typing import Any
 
 import msgspec
 
-from generators.backends import Call, leash
-from generators.backends.code_lines import CodeLines
-from generators.backends.grammar import Grammar
-from generators.settings import Settings, require_sound
-from generators.structured import in_prompt, with_told
-from proto.entries import Message
-from proto.errors import BackendError, SettingsInvalid
-from proto.ids import is_token
-from proto.schema import schema_of
+from tailrace.generators.backends import Call, process_reaper
+from tailrace.generators.backends.claude_code_output import CodeLines
+from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.settings import Settings, require_sound
+from tailrace.generators.structured_output import in_prompt, with_told
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError, SettingsInvalid
+from tailrace.proto.ids import is_token
+from tailrace.proto.schema import schema_of
 
 LINE_BYTES_MAX = 16 * 2**20  # a line may hold a whole tool's result
 USUAL_PLACES = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/claude", "/opt/homebrew/bin/claude")
@@ -36,7 +36,7 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 # Options that say how to do the same: Claude Code has its own mind about these. Others would be disobeyed in silence.
 HINTS = frozenset({"cache_control", "context_management", "metadata", "service_tier", "thinking"})
 # Beyond the leash's own grace nothing is waited for.
-END_S_MAX = leash.GRACE_S + 3.0
+END_S_MAX = process_reaper.GRACE_S + 3.0
 EARLIER = "This is the conversation so far, as JSON. Go on with the message that follows it."
 SILENT = "That includes what you say before and between uses of your tools: there, say nothing."
 GO_ON = "Your last message above was interrupted. Write only what comes after it, from exactly that point."
@@ -86,7 +86,7 @@ class ClaudeCode:
             home = Path(made)
             folder = self._folder(call, home)
             key = readable(self._settings.anthropic_api_key)
-            arguments = leash.command([str(self._binary), *self._arguments(call, home)], key, home)
+            arguments = process_reaper.command([str(self._binary), *self._arguments(call, home)], key, home)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *arguments,

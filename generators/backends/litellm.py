@@ -12,12 +12,12 @@ import msgspec
 import openai
 from litellm.llms.anthropic.pass_through.adapters.transformation import AnthropicAdapter
 
-from generators.backends import Call
-from generators.backends.claude import code_of, events, retry_after_s
-from generators.backends.grammar import Grammar
-from generators.backends.sse_lines import SseLines
-from generators.settings import Settings
-from proto.errors import BackendError
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import code_of, events, retry_after_s
+from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.backends.sse_decoder import SseLines
+from tailrace.generators.settings import Settings
+from tailrace.proto.errors import BackendError
 
 # What LiteLLM has a translation for, or what only hints. Any other option it would pass over in silence.
 TRANSLATED = frozenset(

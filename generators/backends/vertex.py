@@ -7,11 +7,11 @@ import anthropic
 import google.auth.exceptions
 import httpx2
 
-from generators.backends import Call
-from generators.backends.claude import Messages, body_of, timeout
-from generators.settings import Settings
-from proto.errors import BackendError, SettingsInvalid
-from proto.models import model_named
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import Messages, body_of, timeout
+from tailrace.generators.settings import Settings
+from tailrace.proto.errors import BackendError, SettingsInvalid
+from tailrace.proto.models import model_named
 
 # Vertex wants in the body what the API wants in a header. It is what the SDK says, which a test compares.
 API_VERSION = "2026-10-21"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx2
 
-from deploy.nats_server import NatsServer
+from tailrace.deploy.local.nats_server import NatsServer
 from tests import processes
 from tests.conftest import apply_streams
 from tests.processes import Process

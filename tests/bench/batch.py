@@ -17,11 +17,11 @@ from typing import Any
 import httpx2
 import msgspec
 
-from deploy.nats_server import NatsServer
-from proto.entries import Progress, Request
-from proto.ids import NOTHING, Tenant, TurnId, child_id
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.entries import Progress, Request
+from tailrace.proto.ids import NOTHING, Tenant, TurnId, child_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.answering import stats, words
 from tests.conftest import apply_streams

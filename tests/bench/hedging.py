@@ -10,12 +10,12 @@ import tempfile
 from contextlib import aclosing
 from pathlib import Path
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto import events
-from proto.entries import Event
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto import events
+from tailrace.proto.entries import Event
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import ask, stats, working
 from tests.conftest import apply_streams
 

@@ -121,7 +121,7 @@ async def main() -> None:
     parser.add_argument("--sync", default="always")
     asked = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        simulated = stack.enter_context(process("-m", "generators.simulated_claude", "--port", "0"))
+        simulated = stack.enter_context(process("-m", "tailrace.deploy.simulated_claude", "--port", "0"))
         async with Tap(int(line_with(simulated, r"http://127\.0\.0\.1:(\d+)"))) as tap:
             env = {"ANTHROPIC_API_KEY": "simulated", "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{tap.port}"}
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -131,7 +131,7 @@ async def main() -> None:
             )
             data = stack.enter_context(tempfile.TemporaryDirectory())
             options = ("--port", "0", "--data", data, "--generators", asked.generators, "--sync", asked.sync)
-            up = stack.enter_context(process("-m", "deploy", "up", *options, env=env))
+            up = stack.enter_context(process("-m", "tailrace", "up", *options, env=env))
             port = int(await asyncio.to_thread(line_with, up, r"^ready http://127\.0\.0\.1:(\d+)"))
             print(f"{'path':<10} {'turns':>5} {'deltas':>8} {'median ms':>10} {'p99 ms':>10} {'max ms':>10}")
             for turns in map(int, asked.turns.split(",")):

@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy.nats_server import NatsServer
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog, turns
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, turn_log
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.conftest import apply_streams
 from tests.losing import Losing
@@ -39,7 +39,7 @@ async def main() -> None:
 
 async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant, *, count: int) -> int:
     """How many turns are not as they were written, once that many acknowledgements were lost; 0 is good."""
-    wait_s, turns.PUBLISH_TIMEOUT_S = turns.PUBLISH_TIMEOUT_S, WAIT_S
+    wait_s, turn_log.PUBLISH_TIMEOUT_S = turn_log.PUBLISH_TIMEOUT_S, WAIT_S
     try:
         async with Losing(server.url, share=0.5) as losing:
             connection = await Connection.open(losing.url, "losing")
@@ -56,7 +56,7 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
             written = await asyncio.gather(*(write() for _ in range(WRITERS)))
             await connection.close()
     finally:
-        turns.PUBLISH_TIMEOUT_S = wait_s
+        turn_log.PUBLISH_TIMEOUT_S = wait_s
     found = [(await log.turn(key), said) for key, said in written]
     return sum((turn.text.strip(), turn.skipped, turn.outcome) != (words(said), 0, "completed") for turn, said in found)
 

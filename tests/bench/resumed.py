@@ -15,11 +15,11 @@ from signal import SIGKILL
 
 import uvloop
 
-from deploy.nats_server import NatsServer
-from gateway.door.auth import LOCAL
-from proto.ids import NOTHING, Seq, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.bench.storm import Reader, told
 from tests.conftest import apply_streams

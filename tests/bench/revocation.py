@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx2
 
-from deploy.nats_server import NatsServer
-from proto.api_key import SCOPES, NewKey, new_key
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.log.keys import Keys
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.api_key import SCOPES, NewKey, new_key
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.conftest import apply_streams
 from tests.processes import CHECKOUT
@@ -71,7 +71,7 @@ async def run(keys: Keys, urls: list[str], turn: TurnKey, *, is_typed: bool, nat
 
 
 async def revoke_by_hand(key_id: str, nats_url: str) -> None:
-    command = (sys.executable, "-m", "deploy", "keys", "revoke", key_id)
+    command = (sys.executable, "-m", "tailrace", "keys", "revoke", key_id)
     process = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env={"TAILRACE_NATS_URL": nats_url})
     assert await process.wait() == 0
 

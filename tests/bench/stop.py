@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx2
 
-from deploy.nats_server import NatsServer
-from gateway.cancel import cancel
-from generators.simulated_claude.server import serving
-from proto.log import Connection, TurnLog
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.proto.nats import Connection, TurnLog
 from tests.answering import ask, open_streams, working
 from tests.conftest import apply_streams
 

@@ -13,10 +13,10 @@ from random import Random
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Literal, NamedTuple, get_args
 
-from deploy.full_disk import is_stuck
-from deploy.nats_server import NatsServer
-from deploy.readiness import ask
-from deploy.refusal import UpRefused
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.full_disk import is_stuck
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.readiness import ask
 from tests.chaos.clock import Clock
 from tests.chaos.link import Failure
 from tests.chaos.system import Ends, Joined, System

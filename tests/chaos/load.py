@@ -4,8 +4,8 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from proto.ids import NOTHING, Seq
-from proto.subjects import TurnKey
+from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.subjects import TurnKey
 from tests.chaos.question import question
 from tests.chaos.system import System
 from tests.checker.client import Client

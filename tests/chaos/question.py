@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from proto.entries import OnInterrupt
+from tailrace.proto.entries import OnInterrupt
 from tests.chaos.faults import MODEL
 
 # One of so many questions has the model break, if it may.

@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from proto.entries import Attempt
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Attempt
+from tailrace.proto.subjects import TurnKey
 from tests.chaos import standstill
 from tests.chaos.faults import KINDS, lacks
 from tests.chaos.storm import Seen, Storm, rage

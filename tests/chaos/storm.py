@@ -12,7 +12,7 @@ from time import monotonic
 
 import msgspec
 
-from proto.errors import LogUnavailable
+from tailrace.proto.errors import LogUnavailable
 from tests.answering import stats
 from tests.chaos.faults import KINDS
 from tests.chaos.load import Load

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple
 import httpx2
 import msgspec
 
-from deploy import nats_cluster, nats_server, port
-from deploy.nats_server import NatsServer
-from gateway.door.auth import LOCAL
-from proto.accounts import GATEWAY
-from proto.ids import new_id
-from proto.log import Connection, Deliveries, streams
-from proto.subjects import PERSISTENCE
+from tailrace.deploy.local import nats_cluster, nats_server, ports
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.proto.ids import new_id
+from tailrace.proto.nats import Connection, Deliveries, streams
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import PERSISTENCE
 from tests import processes
 from tests.answering import shorten_lease
 from tests.chaos.clock import Clock
@@ -232,7 +232,7 @@ async def _parts(stack: AsyncExitStack, system: System, size: Size) -> None:
         own(process, clock, ways)
         own(process, None, [model], "model")
     system.claude_url = claude_url
-    for number, own_port in enumerate(port.free(size.gateways)):
+    for number, own_port in enumerate(ports.free(size.gateways)):
         name = f"gateway-{number}"
         url, ways = await nats(name)
         clock, environ = wind(name)

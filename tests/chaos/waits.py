@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from proto.entries import Attempt
-from proto.ids import Seq
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Attempt
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import TurnKey
 from tests.checker.history import Read
 from tests.checker.run import NS_PER_S, Run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx2
 
-from proto.log import Connection
-from proto.subjects import STREAM
+from tailrace.proto.nats import Connection
+from tailrace.proto.subjects import STREAM
 from tests.checker.history import Census, Recorder
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -8,8 +8,8 @@ from time import monotonic_ns
 import httpx2
 import msgspec
 
-from proto.ids import NOTHING, Seq, Tenant, TurnId
-from proto.subjects import TurnKey
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
 from tests import reading
 from tests.checker.history import HISTORY, Ask, Cancel, Delete, Look, Read, Recorder, digest
 from tests.event_stream import EventStream, Sent

@@ -11,15 +11,15 @@ import httpx2
 import msgspec
 from nats.aio.msg import Msg
 
-from generators.simulated_claude.account import Told
-from persistence.row import turn_record
-from proto import subjects
-from proto.ids import Seq, Tenant
-from proto.log import Connection
-from proto.log.deliveries import backlog_of
-from proto.log.reads import Reads
-from proto.log.turns import FENCE, FENCE_SUBJECT
-from proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
+from tailrace.deploy.simulated_claude.account import Told
+from tailrace.persistence.rows import turn_record
+from tailrace.proto import subjects
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.direct_get import Reads
+from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
+from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.run import Logged, Queue, Rest, Row, save
 

@@ -25,8 +25,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from proto.ids import NOTHING, Seq, Tenant, TurnId
-from proto.subjects import TurnKey
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
 from tests.promises import Frame
 
 HISTORY = "history.jsonl"

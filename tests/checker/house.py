@@ -16,17 +16,17 @@ from pathlib import Path
 
 import httpx2
 
-from deploy import port
-from deploy.nats_server import NatsServer
-from deploy.options import Sync
-from gateway.door.auth import LOCAL
-from proto.accounts import GATEWAY
-from proto.api_key import sha256_of
-from proto.errors import LogUnavailable
-from proto.ids import Tenant
-from proto.log import Connection, Deliveries, TurnLog, streams
-from proto.log.deliveries import backlog_of
-from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.deploy.local import ports
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.options import Sync
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.proto.api_key import sha256_of
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
+from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests import processes
 from tests.answering import shorten_lease
 from tests.checker import census
@@ -188,7 +188,7 @@ async def opened(
         if limits:
             keys = ",".join(f"{tenant}:{sha256_of(key)}" for tenant, key in KEYS.items())
             settings |= {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
-        house.gateways = [make("gateway", folder, **settings, TAILRACE_PORT=number) for number in port.free(gateways)]
+        house.gateways = [make("gateway", folder, **settings, TAILRACE_PORT=number) for number in ports.free(gateways)]
         house.persistence = make(
             "persistence",
             folder,

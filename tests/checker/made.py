@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from generators.simulated_claude.account import Call, Told
-from proto import entries, subjects
-from proto.entries import Message, Stored
-from proto.fold import fold
-from proto.ids import Seq, Tenant, TurnId
-from proto.records import record
-from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.deploy.simulated_claude.account import Call, Told
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import Message, Stored
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests import reading
 from tests.answering import words
 from tests.checker import oracle

@@ -6,9 +6,9 @@ from itertools import chain
 
 import msgspec
 
-from gateway.auto_key import AUTO
-from proto.ids import Seq, Tenant
-from proto.subjects import TurnKey
+from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.subjects import TurnKey
 from tests import promises
 from tests.checker import oracle
 from tests.checker.bounds import Bounds

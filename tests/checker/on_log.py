@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from proto import subjects
-from proto.chain import START, link
-from proto.entries import Attempt, Request
-from proto.fold import Turn
-from proto.ids import Seq
-from proto.subjects import TurnKey
+from tailrace.proto import subjects
+from tailrace.proto.chain import START, link
+from tailrace.proto.entries import Attempt, Request
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import TurnKey
 from tests import promises
 from tests.checker import oracle
 from tests.checker.bounds import Bounds

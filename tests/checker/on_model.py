@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from generators.simulated_claude.account import Call
-from proto.entries import Attempt
-from proto.fold import Turn
-from proto.subjects import TurnKey
+from tailrace.deploy.simulated_claude.account import Call
+from tailrace.proto.entries import Attempt
+from tailrace.proto.fold import Turn
+from tailrace.proto.subjects import TurnKey
 from tests.checker import oracle
 from tests.checker.bounds import Bounds
 from tests.checker.history import Cancel, Fault

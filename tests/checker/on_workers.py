@@ -4,10 +4,10 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from proto.entries import Attempt, End
-from proto.fold import Turn
-from proto.ids import Seq
-from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.entries import Attempt, End
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests import promises
 from tests.checker import oracle
 from tests.checker.bounds import Bounds

@@ -2,11 +2,11 @@
 
 import msgspec
 
-from generators.simulated_claude import answer, conversation, directive
-from generators.simulated_claude.request import Message
-from proto.entries import Request
-from proto.fold import Turn
-from proto.schema import schema_of
+from tailrace.deploy.simulated_claude import answer, conversation, directive
+from tailrace.deploy.simulated_claude.request import Message
+from tailrace.proto.entries import Request
+from tailrace.proto.fold import Turn
+from tailrace.proto.schema import schema_of
 
 KINDS = ("text", "thinking", "tool_use")
 # Whatever these say, the answer may stop before its end.

@@ -10,16 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from persistence.row import Row
-from persistence.store import Store
-from proto import append, entries
-from proto.chain import Chain
-from proto.entries import Entry
-from proto.errors import EntryTooLarge, FenceLost, LogFull
-from proto.ids import NOTHING, Seq
-from proto.log import Delivery, turns
-from proto.step import Now, Steps
-from proto.subjects import TurnKey
+from tailrace.persistence.rows import Row
+from tailrace.persistence.store import Store
+from tailrace.proto import entries
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry
+from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
+from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.nats import Delivery, append, turn_log
+from tailrace.proto.nats.step import Now, Steps
+from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
 from tests.processes import Process
 
@@ -63,7 +63,7 @@ def record(recorder: Recorder) -> None:
             committing.ok()
 
     # As a patch, for the part is not to know. The turn log has it by its name; who is imported later gets ours.
-    append.append = turns.append = recorded_append  # type: ignore[attr-defined]
+    append.append = turn_log.append = recorded_append  # type: ignore[attr-defined]
     Delivery.done = recorded_done  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 

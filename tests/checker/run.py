@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from generators.simulated_claude.account import Told
-from proto import entries, subjects
-from proto.chain import START, link
-from proto.entries import Stored
-from proto.fold import NOBODY, Turn, fold
-from proto.ids import Seq, Tenant
-from proto.records import TurnRecord
-from proto.subjects import TurnKey
+from tailrace.deploy.simulated_claude.account import Told
+from tailrace.proto import entries, subjects
+from tailrace.proto.chain import START, link
+from tailrace.proto.entries import Stored
+from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
 from tests import reading
 from tests.checker import history
 from tests.checker.history import Ask, Clock, Delete, Done, Fault, Operation, Read, digest

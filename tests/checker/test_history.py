@@ -8,7 +8,7 @@ from signal import SIGKILL
 import msgspec
 import pytest
 
-from proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tests.checker import made, run
 from tests.checker.history import HISTORY, Ask, Clock, Done, Fault, Look, Read, Recorder, Recording, read
 from tests.checker.invariants import judge

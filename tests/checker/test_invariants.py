@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from proto import entries, subjects
-from proto.entries import KINDS, Attempt, Event, Unreadable
-from proto.ids import Seq, Tenant, TurnId
-from proto.subjects import GENERATORS, PERSISTENCE
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import KINDS, Attempt, Event, Unreadable
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker import made
 from tests.checker.bounds import Bounds
 from tests.checker.history import (

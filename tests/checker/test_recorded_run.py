@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proto.subjects import GENERATORS, PERSISTENCE
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker.bounds import Bounds
 from tests.checker.client import Client
 from tests.checker.history import Ack, Append, Ask, Commit, Noise

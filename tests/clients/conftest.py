@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.log import Connection
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.nats import Connection
 from tests.answering import shorten_lease, working
 from tests.clients.node import chromium
 from tests.integration.conftest import (

@@ -12,16 +12,16 @@ import httpx2
 import msgspec
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.backends import Call
-from generators.backends.claude_code import ClaudeCode, find, question
-from generators.backends.table import open_backend
-from generators.settings import Settings
-from generators.simulated_claude.server import serving
-from proto.entries import Message
-from proto.errors import BackendError, SettingsInvalid
-from proto.log import TurnLog
-from proto.schema import with_schema
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.claude_code import ClaudeCode, find, question
+from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.settings import Settings
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError, SettingsInvalid
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.schema import with_schema
 from tests import processes
 from tests.answering import ask, attempts, ended, open_streams, stats, words, working
 from tests.clients import node

@@ -14,14 +14,14 @@ import httpx2
 import pytest
 from httpx_sse import EventSource
 
-from gateway.dialects import DIALECTS
-from gateway.door.auth import LOCAL
-from gateway.sse import EVENT_NAME, MEDIA_TYPE
-from proto import events
-from proto.entries import Failure
-from proto.ids import TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.sse import EVENT_NAME, MEDIA_TYPE
+from tailrace.proto import events
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.event_stream import parse
 from tests.integration.conftest import NewGateway

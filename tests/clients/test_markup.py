@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.dialects import DIALECTS
+from tailrace.gateway.clients.registry import DIALECTS
 from tests.clients import node
 from tests.integration.conftest import Gateway
 from tests.routes import ROWS, named

@@ -10,9 +10,9 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from proto.ids import Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.clients.conftest import Takeover, told
 from tests.clients.openai_chat import (

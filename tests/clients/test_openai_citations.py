@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from proto.ids import Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.clients.openai_chat import MODEL, asked, cursor_of, resumed, sdk_of, turn_of
 from tests.integration.conftest import Gateway, House, NewGateway, forget

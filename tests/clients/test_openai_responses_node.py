@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from proto.ids import Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.answering import stats, words
 from tests.clients import node

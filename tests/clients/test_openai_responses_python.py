@@ -10,10 +10,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from proto.entries import Failure
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.clients.conftest import Takeover, told
 from tests.clients.river import ANSWERED, RHINE, River
@@ -504,7 +504,7 @@ async def test_a_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -
 
 def test_a_failure_has_a_code_that_openai_knows() -> None:
     """Its list is closed; ours stands beside it."""
-    from gateway.dialects.response import error
+    from tailrace.gateway.clients.openai.responses_object import error
 
     codes = ("backend_rate_limited", "backend_refused_request", "backend_overloaded")
     assert [error(Failure(code, "?"))["code"] for code in codes] == [

@@ -20,7 +20,7 @@ TEXT = words(200)
 LINE = "#sim words=200 rate=120"
 # Chromium takes headers that break off for all there are, and then an empty body for the whole, unless it speaks TLS.
 IN_BODY = 600
-# Cut between these two, fetch-event-source has an event's id and not the event; see gateway/sse.py.
+# Cut between these two, fetch-event-source has an event's id and not the event; see gateway/streaming/sse.py.
 END_OF_EVENT = b"\n\n"
 # How long httpx waits before it asks again; EventSource is told to by the stream.
 AGAIN_S = 0.05

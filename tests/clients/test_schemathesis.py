@@ -21,13 +21,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from gateway.problem import Envelope
-from proto.ids import Tenant
+from tailrace.gateway.error_responses import Envelope
+from tailrace.proto.ids import Tenant
 from tests import processes
 from tests.integration.conftest import KEY, House, api_keys
 from tests.processes import Process
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
+DOCUMENT = Path(__file__).parents[2] / "gateway/openapi/openapi.json"
 CASES = int(os.environ.get("SCHEMATHESIS_CASES", "8"))
 SCHEMA = schemathesis.openapi.from_path(DOCUMENT)
 OPERATIONS: dict[str, Any] = {one.ok().label: one.ok() for one in SCHEMA.get_all_operations()}  # type: ignore[union-attr]

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from gateway import again, metrics
-from gateway.door.auth import LOCAL
-from proto.ids import TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway import metrics
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.http import retry_later
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.cutting import Cut, Cutting
 from tests.integration.conftest import Gateway, NewGateway
@@ -24,7 +25,7 @@ from tests.writing import Writer
 @pytest.fixture
 async def small(monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway) -> Gateway:
     """It has room for one reader, and tells the others to come again in a second."""
-    monkeypatch.setattr(again, "AGAIN_S_MAX", 1)
+    monkeypatch.setattr(retry_later, "AGAIN_S_MAX", 1)
     return await new_gateway(nats_url, streams_max=1, api_keys="")
 
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from httpx_sse import aconnect_sse
 
-from proto.entries import Failure
-from proto.ids import Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.clients.conftest import Takeover, told
 from tests.cutting import Cut, Cutting, seeded

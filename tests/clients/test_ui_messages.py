@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from gateway.dialects.ui import UI, chunks
-from gateway.protocols import ui_message
-from proto import events
-from proto.entries import Failure, Message
-from proto.ids import Tenant, TurnId
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.ai_sdk import message
+from tailrace.gateway.clients.ai_sdk.stream import UI, chunks
+from tailrace.proto import events
+from tailrace.proto.entries import Failure, Message
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.handwritten import Handwritten, opening
 
@@ -89,7 +89,7 @@ async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
     live = [streamed(log) for log in LOGS.values()]
     late = [plain(chunks(recorded(log))) for log in LOGS.values()]
     seen = await node.run("messages.mjs", json.dumps(live + late))
-    kept = [plain(ui_message.messages([recorded(log)])[1]) for log in LOGS.values()]
+    kept = [plain(message.messages([recorded(log)])[1]) for log in LOGS.values()]
     assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
 
@@ -105,5 +105,5 @@ async def test_a_message_of_two_turns_is_one_in_the_history() -> None:
     )
     output = {"type": "tool-output-available", "toolCallId": "c1", "output": {"found": 1}}
     (seen,) = await node.run("messages.mjs", json.dumps([plain([*chunks(call), output, *chunks(after)])]))
-    _, kept = ui_message.messages([call, after])
+    _, kept = message.messages([call, after])
     assert plain(kept) == seen

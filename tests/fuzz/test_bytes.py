@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from gateway import arrival, connection
-from proto.ids import Tenant
+from tailrace.gateway.http import http_protocol, slow_body
+from tailrace.proto.ids import Tenant
 from tests import processes
 from tests.fuzz.bytes import good, handmade, mutated
 from tests.integration.conftest import KEY, House, api_keys
@@ -26,7 +26,7 @@ STATUS = re.compile(rb"(?:^|\r\n)HTTP/1\.1 (\d{3}) ")
 # What may be said of a gateway that has no room, and of the turn of a model that is away.
 ALLOWED = {503, 507}
 # Longer than the gateway waits for anything: headers, a body, the next request.
-DEADLINE_S = connection.HEADERS_TIMEOUT_S + arrival.STRETCH_S + 15
+DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + slow_body.STRETCH_S + 15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

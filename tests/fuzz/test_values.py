@@ -17,8 +17,8 @@ import pytest_asyncio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from gateway.problem import Envelope
-from proto.ids import Tenant
+from tailrace.gateway.error_responses import Envelope
+from tailrace.proto.ids import Tenant
 from tests import processes
 from tests.fuzz.bytes import TURN
 from tests.integration.conftest import KEY, House, api_keys

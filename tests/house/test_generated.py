@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.schema import generated
+from tools.generate_docs import generated
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from proto.version import VERSION
+from tailrace.proto.version import VERSION
 
 CHECKOUT = Path(__file__).parents[2]
 

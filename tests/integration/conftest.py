@@ -18,15 +18,15 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from gateway.__main__ import serve
-from gateway.settings import Settings
-from generators.simulated_claude.server import serving
-from proto import subjects
-from proto.accounts import GATEWAY
-from proto.ids import Seq, Tenant
-from proto.log import Connection, TurnLog
-from proto.subjects import STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.gateway.__main__ import serve
+from tailrace.gateway.settings import Settings
+from tailrace.proto import subjects
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import STREAM, TurnKey
 from tests import processes
 from tests.conftest import apply_streams
 from tests.processes import Process

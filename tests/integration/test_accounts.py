@@ -16,20 +16,21 @@ import structlog.testing
 from nats.aio.msg import Msg
 from structlog.typing import EventDict
 
-from deploy import nats_server, port, streams
-from deploy.nats_server import EVERYBODY, NatsServer
-from deploy.process import signal_group, spawn
-from proto import subjects
-from proto.accounts import ADMIN, GATEWAY, RIGHTS
-from proto.api_key import ApiKey
-from proto.ending import ending
-from proto.errors import LogUnavailable, Refused
-from proto.ids import Tenant
-from proto.log import Connection, Services, TurnLog, check
-from proto.log.keys import KeyChange, Keys
-from proto.log.streams import BUCKETS, EVERY_STREAM
-from proto.model_records import MODELS
-from proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
+from tailrace.deploy.cli import streams
+from tailrace.deploy.local import nats_server, ports
+from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer
+from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.proto import subjects
+from tailrace.proto.api_key import ApiKey
+from tailrace.proto.end_entry import ending
+from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.ids import Tenant
+from tailrace.proto.model_records import MODELS
+from tailrace.proto.nats import Connection, Services, TurnLog, check
+from tailrace.proto.nats.api_keys import KeyChange, Keys
+from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
+from tailrace.proto.nats.streams import BUCKETS, EVERY_STREAM
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.processes import CHECKOUT, as_user
 from tests.until import until
 from tests.writing import Writer
@@ -325,7 +326,7 @@ async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again
 
 async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
     """A NATS of one's own includes the file: `admin` sets up, each process begins, and nobody else is let in."""
-    own, _ = port.free(2)
+    own, _ = ports.free(2)
     (tmp_path / "nats-users.conf").write_text((CHECKOUT / "docs" / "nats-users.conf").read_text())
     (tmp_path / "nats.conf").write_text(
         f'listen: "127.0.0.1:{own}"\njetstream {{ store_dir: "{tmp_path}/store" }}\n'

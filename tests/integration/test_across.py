@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import httpx2
 
-from gateway.dialects import DIALECTS
+from tailrace.gateway.clients.registry import DIALECTS
 from tests.answering import words
 from tests.event_stream import EventStream, Sent
 from tests.integration.conftest import Gateway

@@ -7,14 +7,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.child import OF_ONE_MAX
-from proto.entries import Attempt
-from proto.fold import Turn
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.schema import with_schema
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.entries import Attempt
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.runtime.sandbox import OF_ONE_MAX
+from tailrace.proto.schema import with_schema
+from tailrace.proto.subjects import TurnKey
 from tests.answering import ask, ended, is_acknowledged, modes, shorten_lease, stats, working
 from tests.integration.conftest import Gateway, House, NewGateway, forget
 from tests.mortal import killed_after
@@ -95,7 +95,7 @@ async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
     body: dict[str, Any],
 ) -> None:
     """503 with Retry-After, in the envelope, and no turn; afterwards the same schema is taken."""
-    monkeypatch.setattr("gateway.__main__.CHECK_WAIT_S", 0.2)
+    monkeypatch.setattr("tailrace.gateway.__main__.CHECK_WAIT_S", 0.2)
     gateway = await new_gateway(house.nats_url)
     slow: list[asyncio.Task[httpx2.Response]] = []
     waited: list[httpx2.Response] = []

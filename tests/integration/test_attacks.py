@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from proto.ids import Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 from tests.processes import Process
 from tests.routes import ROWS, named

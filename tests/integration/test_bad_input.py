@@ -11,13 +11,13 @@ from signal import SIGCONT, SIGKILL
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway import connection
-from gateway.accept import UNCLEAR
-from proto.errors import CODES
-from proto.ids import TurnId, new_id
-from proto.log import Connection, TurnLog, fullness, streams
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.http import http_protocol as connection
+from tailrace.gateway.turns.submit import UNCLEAR
+from tailrace.proto.errors import CODES
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, fullness, streams
+from tailrace.proto.subjects import TurnKey
 from tests.frozen import freeze
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 from tests.reading import read, told
@@ -560,7 +560,7 @@ async def test_a_post_that_a_silent_server_does_not_answer_waits_no_longer_than_
     own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs is missed after seconds, and one try of an append would wait for it: the POST does not."""
-    monkeypatch.setattr("proto.log.turns.PUBLISH_TIMEOUT_S", 60)
+    monkeypatch.setattr("tailrace.proto.nats.turn_log.PUBLISH_TIMEOUT_S", 60)
     gateway = await new_gateway(own_server.url, accept_timeout_s=0.3)
     freeze(own_server)
     try:

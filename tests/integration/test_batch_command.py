@@ -10,9 +10,9 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from deploy.batch import body_of
-from deploy.process import spawn
-from proto.ids import new_id
+from tailrace.deploy.cli.batch import body_of
+from tailrace.deploy.local.spawn import spawn
+from tailrace.proto.ids import new_id
 from tests.answering import words
 from tests.cutting import Cut, Cutting
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
@@ -33,7 +33,7 @@ class Command:
 
     def __init__(self, gateway: Gateway, folder: Path, *arguments: str) -> None:
         self._said = folder / f"said-{os.urandom(4).hex()}.txt"
-        self._arguments = (sys.executable, "-m", "deploy", "batch", "--url", gateway.url, *arguments)
+        self._arguments = (sys.executable, "-m", "tailrace", "batch", "--url", gateway.url, *arguments)
 
     async def begin(self) -> None:
         environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_KEY": KEY, "NO_PROXY": "127.0.0.1"}

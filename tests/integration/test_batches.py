@@ -14,28 +14,28 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from deploy.nats_server import NatsServer
-from gateway.cancel import cancel
-from generators import batches
-from generators.__main__ import opened
-from generators.attempt import Carrier
-from generators.batches import Batches
-from generators.blobs import Blobs
-from generators.retry import Retry
-from generators.settings import Settings
-from generators.worker import BATCHES_MAX, Worker
-from proto import subjects
-from proto.batch import written
-from proto.chain import START
-from proto.entries import Batch, Progress, Request, Stored
-from proto.errors import FenceLost
-from proto.fold import Turn
-from proto.ids import Tenant, TurnId, child_id, new_id
-from proto.log import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
-from proto.log.streams import apply
-from proto.room import Room
-from proto.settlement import Settlement
-from proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators.__main__ import opened
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.batches import carrier as batches
+from tailrace.generators.batches.carrier import Batches
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.retry import Retry
+from tailrace.generators.settings import Settings
+from tailrace.generators.worker import BATCHES_MAX, Worker
+from tailrace.proto import subjects
+from tailrace.proto.batch import written
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Batch, Progress, Request, Stored
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
+from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.nats.streams import apply
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests import processes
 from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.batching import asked, children, key_of, results

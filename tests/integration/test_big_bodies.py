@@ -11,18 +11,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway import arrival
-from generators.blobs import Blobs
-from generators.continuation import call_of
-from proto import blobs, subjects
-from proto.entries import Message
-from proto.errors import BackendError
-from proto.fold import Turn
-from proto.ids import Tenant, TurnId
-from proto.log import Bodies, Connection, TurnLog, streams
-from proto.room import Room
-from proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.http import slow_body
+from tailrace.generators.continuation import call_of
+from tailrace.generators.load_blobs import Blobs
+from tailrace.proto import blobs, subjects
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Bodies, Connection, TurnLog, streams
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests import handwritten, processes
 from tests.answering import ended, words, working
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
@@ -268,7 +268,7 @@ async def test_a_sender_that_falls_silent_gives_its_room_back(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
     """It is told 408 long before its body's time is over, and the next large body is read."""
-    monkeypatch.setattr(arrival, "STRETCH_S", 0.5)
+    monkeypatch.setattr(slow_body, "STRETCH_S", 0.5)
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
     reader, writer = await begin_to_send(gateway, MB)
     large = await gateway.client.post("/v1/turns", json={"message": "x" * 600_000})

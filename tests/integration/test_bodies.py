@@ -12,14 +12,14 @@ import nats.js.errors
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from proto import subjects
-from proto.blobs import Blob
-from proto.errors import BlobUnknown, LogFull, LogUnavailable
-from proto.ids import Seq, Tenant, new_id
-from proto.log import Bodies, Connection, bodies, streams
-from proto.log.bodies import CHUNK_BYTES
-from proto.subjects import BODIES
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import subjects
+from tailrace.proto.blobs import Blob
+from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
+from tailrace.proto.ids import Seq, Tenant, new_id
+from tailrace.proto.nats import Bodies, Connection, blobs, streams
+from tailrace.proto.nats.blobs import CHUNK_BYTES
+from tailrace.proto.subjects import BODIES
 from tests.until import until
 
 # Two whole chunks and a part.
@@ -191,7 +191,7 @@ async def test_a_blob_that_is_denied_once_is_there(
     await store.put(tenant, LIFTED)
     last, denials = Bodies._last, [None]
 
-    async def asked(self: Bodies, tenant: Tenant, sha256: str) -> bodies.Mark.Message | None:
+    async def asked(self: Bodies, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
         return denials.pop() if denials else await last(self, tenant, sha256)
 
     monkeypatch.setattr(Bodies, "_last", asked)
@@ -227,12 +227,12 @@ async def test_a_store_that_is_away_is_said_so_in_bounded_time(
     own_server: NatsServer, own_connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And once it is back, it is asked again."""
-    monkeypatch.setattr(bodies, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(blobs, "TIMEOUT_S", 0.3)
     store = Bodies(own_connection)
     await store.put(tenant, LIFTED)
     await own_server.stop(SIGKILL)
     calls = (store.put(tenant, LIFTED), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
-    async with asyncio.timeout(len(calls) * 2 * bodies.TRY_TIMEOUT_S):
+    async with asyncio.timeout(len(calls) * 2 * blobs.TRY_TIMEOUT_S):
         for call in calls:
             with pytest.raises(LogUnavailable):
                 await call
@@ -255,7 +255,7 @@ async def test_what_is_condemned_is_read_until_it_is_purged(
     chunks = store.chunks(tenant, BLOB)
     await anext(chunks)
     await store.purge(tenant, BLOB.sha256, condemned)
-    async with asyncio.timeout(bodies.TIMEOUT_S / 2):
+    async with asyncio.timeout(blobs.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
             await anext(chunks)
     info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
@@ -319,7 +319,7 @@ async def test_a_doomed_blob_whose_chunks_have_expired_is_gone(
     await store.put(tenant, LIFTED)
     await store.condemn(tenant, BLOB.sha256)
     await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 0))
-    async with asyncio.timeout(bodies.TIMEOUT_S / 2):
+    async with asyncio.timeout(blobs.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
             await store.read(tenant, BLOB)
 
@@ -334,7 +334,7 @@ async def test_a_store_that_is_full_to_the_byte_can_be_emptied(short_lived: Conn
                 await short_lived.jetstream.publish(subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size)
     with pytest.raises(LogFull):
         await store._mark(
-            tenant, BLOB.sha256, bodies.Size(BLOB.bytes, is_doomed=True), Seq(await mark_seq(short_lived, tenant))
+            tenant, BLOB.sha256, blobs.Size(BLOB.bytes, is_doomed=True), Seq(await mark_seq(short_lived, tenant))
         )
     condemned = await store.condemn(tenant, BLOB.sha256)
     assert condemned is not None

@@ -9,9 +9,9 @@ from itertools import takewhile
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.log import TurnLog
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.nats import TurnLog
 from tests.answering import ask, ended, modes, words, working
 from tests.breaking import HEAD, Break, Broken, breaking
 

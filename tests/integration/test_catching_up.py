@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from gateway import live, stream
-from gateway.dialects import Frame
-from proto.entries import Stored
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.registry import Frame
+from tailrace.gateway.streaming import event_stream, fanout
+from tailrace.proto.entries import Stored
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway
 from tests.writing import Writer
 
@@ -28,15 +28,15 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey, path: str
 ) -> None:
     """Also what its reader has seen, and a state is made of: 10,000 entries at once took a quarter of a second."""
-    monkeypatch.setattr(stream, "FRAMES_MAX", AT_ONCE)
+    monkeypatch.setattr(event_stream, "FRAMES_MAX", AT_ONCE)
     writer = Writer(log, key)
     await writer.open(*["word "] * 40)
     last = writer.chain.last
     await writer.end()
     rendered: Counter[int] = Counter()
-    turns, upto = 0, live._Rendered.upto
+    turns, upto = 0, fanout._Rendered.upto
 
-    def noted(self: live._Rendered, entries: list[Stored], end: int) -> list[Frame]:
+    def noted(self: fanout._Rendered, entries: list[Stored], end: int) -> list[Frame]:
         before = len(self._frames)
         frames = upto(self, entries, end)
         rendered[turns] += len(frames) - before
@@ -48,7 +48,7 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(live._Rendered, "upto", noted)
+    monkeypatch.setattr(fanout._Rendered, "upto", noted)
     counting = asyncio.create_task(count())
     told = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()

@@ -1,6 +1,5 @@
 """The supervisor with real processes: small stand-ins that die, linger, or speak when they are told to."""
 
-import pytest
 import asyncio
 import io
 import os
@@ -10,8 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from deploy.screen import Screen
-from deploy.supervisor import Part, Supervisor
+import pytest
+
+from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.supervisor import Part, Supervisor
 from tests.until import until
 
 # Says its pid, then waits; at SIGTERM it says goodbye and leaves. Not with print: it may be in the first one still.

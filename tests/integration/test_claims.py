@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from proto.errors import LogUnavailable
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Claim, Claims, Connection
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Claim, Claims, Connection
 
 BODY = "0" * 64
 

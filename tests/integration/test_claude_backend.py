@@ -10,11 +10,11 @@ import httpx2
 import msgspec
 import pytest
 
-from generators.backends import Call
-from generators.backends.claude import Claude
-from generators.simulated_claude.server import serving
-from proto.entries import Message
-from proto.errors import BackendError
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import Claude
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError
 
 STALL_TIMEOUT_S = 0.8
 

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
-from generators.backends import Backend, Call
-from generators.backends.bedrock import Bedrock
-from generators.backends.table import open_backend
-from generators.backends.vertex import Vertex
-from generators.settings import Settings
-from proto.entries import Message
-from proto.errors import BackendError, SettingsInvalid
+from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.bedrock import Bedrock
+from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.backends.vertex import Vertex
+from tailrace.generators.settings import Settings
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError, SettingsInvalid
 from tests.answering import open_streams, stats, words
 from tests.clouds import AWS_KEY, Cloud, cloud
 
@@ -197,7 +197,7 @@ def test_a_backend_that_there_is_not_is_said_so() -> None:
 def test_who_names_litellm_is_told_of_its_own_venv(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make setup` does not bring it."""
     monkeypatch.setitem(__import__("sys").modules, "litellm", None)
-    monkeypatch.delitem(__import__("sys").modules, "generators.backends.litellm", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "tailrace.generators.backends.litellm", raising=False)
     with pytest.raises(SettingsInvalid, match="litellm is not installed: make litellm, and start it from"):
         open_backend("litellm", SETTINGS)
 
@@ -205,6 +205,6 @@ def test_who_names_litellm_is_told_of_its_own_venv(monkeypatch: pytest.MonkeyPat
 def test_a_clouds_own_library_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not use it does without it; who names it is told what to install."""
     monkeypatch.setitem(__import__("sys").modules, "botocore.exceptions", None)
-    monkeypatch.delitem(__import__("sys").modules, "generators.backends.bedrock")
+    monkeypatch.delitem(__import__("sys").modules, "tailrace.generators.backends.bedrock")
     with pytest.raises(SettingsInvalid, match=r"bedrock.*pip install 'tailrace\[bedrock\]'"):
         open_backend("bedrock", SETTINGS)

@@ -15,9 +15,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from proto.errors import LogUnavailable
-from proto.log import Connection, streams
-from proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import Connection, streams
+from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests import reading
 from tests.answering import open_streams, words
 from tests.cluster_faults import FAULTS, Fault, kill_leader

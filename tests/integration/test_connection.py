@@ -14,14 +14,14 @@ import msgspec
 import pytest
 import structlog.testing
 
-from deploy.nats_server import NatsServer
-from proto.accounts import ADMIN, GATEWAY, RIGHTS
-from proto.errors import LogUnavailable, SettingsInvalid
-from proto.log import Connection, Deliveries, check, fullness, streams
-from proto.log.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
-from proto.log.deliveries import backlog_of
-from proto.log.keys import Keys
-from proto.subjects import PERSISTENCE, STREAM
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
+from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
+from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
+from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.frozen import freeze
 from tests.processes import CHECKOUT, as_user
 from tests.until import until
@@ -69,10 +69,10 @@ async def test_a_nats_without_jetstream_is_told_what_it_lacks(own_server: NatsSe
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
-        *((("-m", role, "--check"), role) for role in RIGHTS if role != ADMIN),
-        (("-m", "deploy", "streams"), ADMIN),
-        (("-m", "deploy", "keys", "list"), ADMIN),
-        (("-m", "deploy", "usage"), ADMIN),
+        *((("-m", f"tailrace.{role}", "--check"), role) for role in RIGHTS if role != ADMIN),
+        (("-m", "tailrace", "streams"), ADMIN),
+        (("-m", "tailrace", "keys", "list"), ADMIN),
+        (("-m", "tailrace", "usage"), ADMIN),
     ],
     ids=str,
 )
@@ -121,7 +121,7 @@ async def test_who_is_refused_by_one_server_and_known_to_another_is_known(
     monkeypatch: pytest.MonkeyPatch, own_server: NatsServer
 ) -> None:
     """As while a password is changed, one server after the other."""
-    monkeypatch.setattr("proto.log.connection.sample", lambda addresses, _: addresses)
+    monkeypatch.setattr("tailrace.proto.nats.connection.sample", lambda addresses, _: addresses)
     good = as_user(own_server.url, GATEWAY)
     connection = await Connection.open(f"{good.replace('@', 'x@')},{good}", "test")
     assert (connection.is_up, connection.is_refused) == (True, False)
@@ -132,7 +132,7 @@ async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     monkeypatch: pytest.MonkeyPatch, nats_server: NatsServer
 ) -> None:
     """The sentence says what to mend, and neither token."""
-    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.5)
     with pytest.raises(LogUnavailable) as refused:
         await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.site.port}", "test")
     assert str(refused.value) == (
@@ -153,7 +153,7 @@ async def test_where_nobody_is_found_is_said_without_what_is_secret(
     monkeypatch: pytest.MonkeyPatch, url: str, where: str
 ) -> None:
     """Host and port of each server."""
-    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.1)
     with pytest.raises(LogUnavailable, match=f"^no NATS server answers at {where}: "):
         await Connection.open(url, "test")
 
@@ -205,7 +205,7 @@ async def test_a_frozen_server_is_given_up_at_once_and_tried_last(
     tmp_path: Path, own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAULTS F9: however much it has not taken, and whatever is drawn."""
-    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr("tailrace.proto.nats.connection.PING_INTERVAL_S", 0.2)
     # The worst that can be drawn: whom the connection has just lost stands last, and would stand first.
     monkeypatch.setattr("nats.aio.client.shuffle", list[object].reverse)
     other = NatsServer(tmp_path)
@@ -238,7 +238,7 @@ async def test_a_loop_that_stood_still_drops_no_connection(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answers that came meanwhile are read before the next ping is counted."""
-    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr("tailrace.proto.nats.connection.PING_INTERVAL_S", 0.02)
     connection = await Connection.open(nats_server.url, "test")
     for _ in range(3):
         await asyncio.sleep(0.05)

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.entries import Event
-from proto.ids import Tenant
-from proto.log import Connection, TurnLog
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.entries import Event
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
 from tests import reading
 from tests.answering import ask, ended, is_acknowledged, modes, open_streams, shorten_lease, stats, words, working
 from tests.integration.conftest import NewGateway

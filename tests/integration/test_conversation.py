@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.sse import HEARTBEAT
-from proto.entries import Failure, Request
-from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import Claims, Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.streaming.sse import HEARTBEAT
+from tailrace.proto.entries import Failure, Request
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Claims, Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, NewGateway
 from tests.until import until
 from tests.writing import Writer

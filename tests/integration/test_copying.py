@@ -10,14 +10,14 @@ from signal import SIGTERM
 import pytest
 import pytest_asyncio
 
-from deploy import moving
-from deploy.nats_server import NatsServer
-from deploy.options import Options
-from deploy.screen import Screen
-from proto.errors import LogUnavailable
-from proto.log import Connection, copying
-from proto.log.streams import EVERY_STREAM, apply
-from proto.subjects import STREAM
+from tailrace.deploy.local import migrate_log
+from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.options import Options
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import Connection, stream_copy
+from tailrace.proto.nats.streams import EVERY_STREAM, apply
+from tailrace.proto.subjects import STREAM
 
 BYTES_MAX = 64 * 1024**2
 
@@ -54,7 +54,7 @@ async def held(connection: Connection) -> dict[str | None, tuple[int | None, ...
 
 
 async def copy(source: Connection, target: Connection) -> None:
-    await copying.copy(source, target, replicas=1, bytes_max=BYTES_MAX)
+    await stream_copy.copy(source, target, replicas=1, bytes_max=BYTES_MAX)
 
 
 async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) -> None:
@@ -70,7 +70,7 @@ async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) 
 async def test_a_log_of_many_chunks_is_copied_byte_for_byte(ends: tuple[Connection, Connection]) -> None:
     """More than a snapshot tells in one message, and so much that nothing makes it small."""
     source, target = ends
-    said = [os.urandom(64 * 1024) for _ in range(4 * copying.CHUNK_BYTES // (64 * 1024))]
+    said = [os.urandom(64 * 1024) for _ in range(4 * stream_copy.CHUNK_BYTES // (64 * 1024))]
     for number, payload in enumerate(said):
         await source.jetstream.publish(f"turns.t.{number}.event", payload)
     await source.jetstream.delete_msg(STREAM, 6)
@@ -93,19 +93,19 @@ async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its servers go with it: one that has lost a stream half way does not always find back to it."""
-    options, out, really_copy = Options(folder=tmp_path), io.StringIO(), copying.copy
-    (old,) = moving.sites_of(options, tmp_path)
+    options, out, really_copy = Options(folder=tmp_path), io.StringIO(), stream_copy.copy
+    (old,) = migrate_log.sites_of(options, tmp_path)
     async with NatsServer(tmp_path, site=old) as server:
         await filled(server.url)
         await server.stop(SIGTERM)
 
     async def broken_off(_: Connection, target: Connection, **__: int) -> None:
-        monkeypatch.setattr(copying, "copy", really_copy)
+        monkeypatch.setattr(stream_copy, "copy", really_copy)
         await apply(target, bytes_max=BYTES_MAX)
         raise LogUnavailable("one stream of nine")
 
-    monkeypatch.setattr(copying, "copy", broken_off)
-    await moving.copy([old], options, tmp_path / "moving", Screen(out, width=2, coloured=False))
+    monkeypatch.setattr(stream_copy, "copy", broken_off)
+    await migrate_log.copy([old], options, tmp_path / "moving", Screen(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log is copied anew: one stream of nine\n"
     async with NatsServer(tmp_path / "moving") as server:
         connection = await Connection.open(server.url, "test")

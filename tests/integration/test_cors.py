@@ -71,7 +71,7 @@ async def test_what_breaks_here_can_be_read_by_a_page_that_may_ask(
     async def broken(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr("gateway.models.catalogue.Catalogue.offer", broken)
+    monkeypatch.setattr("tailrace.gateway.models.catalogue.Catalogue.offer", broken)
     for path, body in (("/v1/models", None), ("/v1/turns", {"message": "hi"})):
         method = "GET" if body is None else "POST"
         answer = await listing.client.request(method, path, json=body, headers={"origin": MAY[0]})

@@ -10,10 +10,10 @@ import anthropic
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.ids import Tenant
-from proto.log import TurnLog
-from proto.subjects import BODIES
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import BODIES
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 

@@ -13,20 +13,20 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from gateway import server
-from gateway.__main__ import build
-from gateway.app import app
-from gateway.door.auth import Door
-from gateway.door.key_ring import KeyRing
-from gateway.door.scopes import NEEDS
-from gateway.door.signature import Signature
-from gateway.door.web_token import LEEWAY_S
-from gateway.settings import Settings
-from proto.api_key import SCOPES, NewKey, Scope, new_key
-from proto.ids import Tenant, new_id
-from proto.log import Connection
-from proto.log.keys import Keys
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.__main__ import build
+from tailrace.gateway.app import app
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.auth.jwt import LEEWAY_S
+from tailrace.gateway.auth.scopes import NEEDS
+from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.http import server
+from tailrace.gateway.settings import Settings
+from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
+from tailrace.proto.ids import Tenant, new_id
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import Keys
 from tests import tokens
 from tests.conftest import apply_streams
 from tests.integration.conftest import KEY, api_keys, on_shared_loop

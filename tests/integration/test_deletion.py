@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from gateway.conversation import place_of
-from gateway.dialects import DIALECTS
-from gateway.place import Place
-from persistence.store import Store
-from proto.errors import Refused
-from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog
-from proto.records import AskTurn, TurnRecord
-from proto.resources import Delete, Left
-from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.turns.conversation import place_of
+from tailrace.gateway.turns.conversation_match import Place
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.resources import Delete, Left
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.answering import account
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.listing import posted
@@ -254,7 +254,7 @@ async def test_a_deletion_that_takes_too_long_is_to_be_repeated(
     accepted = await running(gateway, message="#sim words=100000 rate=50")
     path = f"/v1/sessions/{accepted['session']}"
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.deletion.ROUNDS_MAX", 1)
+        patched.setattr("tailrace.gateway.turns.delete.ROUNDS_MAX", 1)
         answer = await gateway.client.delete(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "session_busy")
     assert "repeat" in answer.json()["error"]["message"]
@@ -278,7 +278,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
         return place
 
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.accept.place_of", interrupted)
+        patched.setattr("tailrace.gateway.turns.submit.place_of", interrupted)
         body = {"message": "And then?", "session": session, "begin": True}
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
@@ -309,8 +309,8 @@ async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.accept.place_of", interrupted)
-        patched.setattr("gateway.accept.is_deleted", killed)
+        patched.setattr("tailrace.gateway.turns.submit.place_of", interrupted)
+        patched.setattr("tailrace.gateway.turns.submit.is_deleted", killed)
         answer = await gateway.client.post("/v1/turns", json={"message": "And then?", "session": session})
     assert answer.status_code == 500
 

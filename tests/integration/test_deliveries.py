@@ -8,13 +8,13 @@ from signal import SIGKILL
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from proto.chain import START
-from proto.ending import ending
-from proto.errors import LogMisconfigured, LogUnavailable
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, Delivery, TurnLog, streams
-from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.chain import START
+from tailrace.proto.end_entry import ending
+from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.conftest import BYTES_MAX
 from tests.handwritten import attempt, request
 from tests.until import until

@@ -5,11 +5,11 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from proto import subjects
-from proto.accounts import GATEWAY
-from proto.ids import Tenant, TurnId
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto import subjects
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, NewGateway
 from tests.processes import as_user
 from tests.reading import is_read, read, whole

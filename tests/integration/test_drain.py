@@ -9,13 +9,13 @@ from signal import SIGTERM
 import httpx2
 import pytest
 
-from gateway.__main__ import build
-from gateway.app import app
-from gateway.door.signature import Signature
-from gateway.settings import Settings
-from proto.ids import Tenant, TurnId
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.__main__ import build
+from tailrace.gateway.app import app
+from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.settings import Settings
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
 from tests.promises import judge, no_gap, no_repeat, one_end

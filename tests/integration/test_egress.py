@@ -13,8 +13,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.web import Request, Response, StreamResponse
 
-from persistence.egress import Egress
-from proto.errors import HookFailed, HookRefused
+from tailrace.persistence.webhooks.http import Egress
+from tailrace.proto.errors import HookFailed, HookRefused
 from tests.receiving import Got, Receiver, hang, status
 from tests.stopping import stop
 from tests.unit.test_destination import NO_URL, NOT_HTTPS, NOT_PUBLIC

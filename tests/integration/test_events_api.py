@@ -12,11 +12,11 @@ from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
 from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
-from gateway.stream import TAKEN_WITHIN_S
-from proto.entries import Failure
-from proto.ids import SEQ_MAX, Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.streaming.event_stream import TAKEN_WITHIN_S
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import SEQ_MAX, Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.event_stream import EventStream, parse, turns_own
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget, on_shared_loop
 from tests.promises import Connected, Story, judge, no_gap, no_repeat, one_end

@@ -9,15 +9,15 @@ import httpx2
 import jwt
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway.door.login import COOKIE
-from gateway.door.signature import Access, Signature
-from proto.api_key import NewKey, Scope, new_key
-from proto.ids import Tenant
-from proto.log import Connection, TurnLog
-from proto.log.keys import Keys
-from proto.log.secret import signing_secret
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.login import COOKIE
+from tailrace.gateway.auth.signed_tokens import Access, Signature
+from tailrace.proto.api_key import NewKey, Scope, new_key
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, NewGateway
 from tests.until import until
 from tests.writing import Writer

@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.ids import Tenant
-from proto.log import Connection, TurnLog
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
 from tests.answering import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.breaking import HEAD, Break, Broken, breaking
 from tests.event_stream import EventStream

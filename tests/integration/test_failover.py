@@ -11,12 +11,12 @@ from signal import SIGKILL
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
-from deploy.nats_server import NatsServer
-from deploy.port import free
-from generators.simulated_claude.server import serving
-from proto.ids import Tenant
-from proto.log import Connection, TurnLog
-from proto.records import AskTurn, TurnRecord
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.ports import free
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.records import AskTurn, TurnRecord
 from tests import processes, reading
 from tests.answering import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.clouds import Cloud, cloud

@@ -14,17 +14,17 @@ import nats.errors
 import pytest
 import pytest_asyncio
 
-from proto.chain import START, Chain
-from proto.ending import ending
-from proto.entries import Entry, Stored, encode
-from proto.errors import FenceLost
-from proto.fold import fold
-from proto.ids import Seq, Tenant, TurnId, new_id
-from proto.log import Claim, Claims, Connection, TurnLog
-from proto.log.secret import signing_secret
-from proto.log.ticket_uses import TicketUses
-from proto.step import Unclear
-from proto.subjects import STREAM, TurnKey
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Entry, Stored, encode
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.nats.step import Unclear
+from tailrace.proto.nats.used_tickets import TicketUses
+from tailrace.proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
 from tests.handwritten import NOON, attempt, event, opening, request, says
 from tests.until import until

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from gateway.door.signing_keys import SigningKeys
+from tailrace.gateway.auth.jwks import SigningKeys
 from tests import tokens
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_signing_keys import Issuer
@@ -153,7 +153,7 @@ async def test_while_the_issuer_breaks_nobody_new_is_let_in_and_nobody_is_locked
     eager: Gateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken, elsewhere, endless, silent: whom it has told of stays known, and a stranger is refused in time."""
-    monkeypatch.setattr("gateway.door.signing_keys.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.2)
     served, over = issuer[0], asyncio.Event()
 
     async def silent(_: asyncio.StreamWriter) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.full_disk import is_stuck
-from deploy.readiness import Answer
+from tailrace.deploy.local.full_disk import is_stuck
+from tailrace.deploy.local.readiness import Answer
 from tests.answering import words
 from tests.disk import MIB, needs_mount, small_disk
 from tests.until import until

@@ -7,10 +7,10 @@ from signal import SIGKILL
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.nats_server import NatsServer
-from proto.log import TurnLog
-from proto.subjects import TurnKey
-from proto.version import VERSION
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.version import VERSION
 from tests.answering import working
 from tests.integration.conftest import Gateway, NewGateway
 from tests.reading import is_read, read
@@ -52,7 +52,7 @@ async def test_a_house_without_its_parts_says_which_is_missing(lone_gateway: Gat
     status, parts = await ready(lone_gateway)
     assert (status, parts["ok"], parts["nats"]) == (503, False, ALL_WELL)
     for role in ("generators", "persistence"):
-        wanted = {"ok": False, "detail": f"no {role} process answers: start one with `python -m {role}`"}
+        wanted = {"ok": False, "detail": f"no {role} process answers: start one with `python -m tailrace.{role}`"}
         assert parts[role] == wanted
 
 

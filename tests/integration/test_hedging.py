@@ -16,26 +16,26 @@ import pytest
 from nats.aio.msg import Msg
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from gateway.cancel import cancel
-from generators.attempt import Carrier
-from generators.backends import Call
-from generators.blobs import Blobs
-from generators.retry import Retry
-from generators.rota import read_backends
-from generators.simulated_claude.server import serving
-from proto import subjects
-from proto.accounts import GATEWAY
-from proto.chain import START, Chain
-from proto.entries import Attempt, Entry, Hold
-from proto.errors import FenceLost, LogUnavailable
-from proto.ids import Seq, Tenant, TurnId
-from proto.log import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, Services, Slots, TurnLog
-from proto.models import model_named
-from proto.room import Room
-from proto.settlement import Settlement
-from proto.subjects import GENERATORS, STREAM, TurnKey
-from proto.usage import Usage
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.backends import Call
+from tailrace.generators.failover import read_backends
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.retry import Retry
+from tailrace.proto import subjects
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.entries import Attempt, Entry, Hold
+from tailrace.proto.errors import FenceLost, LogUnavailable
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.models import model_named
+from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, Services, Slots, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.usage import Usage
 from tests import handwritten, reading
 from tests.answering import (
     ask,

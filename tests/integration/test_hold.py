@@ -10,15 +10,15 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from gateway.__main__ import build
-from gateway.app import app
-from gateway.door.signature import Signature
-from gateway.settings import Settings
-from gateway.sse import HEARTBEAT
-from proto.ids import Tenant, TurnId
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.__main__ import build
+from tailrace.gateway.app import app
+from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.sse import HEARTBEAT
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.event_stream import EventStream, Sent, parse
 from tests.frozen import freeze
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget

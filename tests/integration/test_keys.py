@@ -11,15 +11,15 @@ import pytest
 from nats.js.api import KeyValueConfig
 from starlette.requests import Request
 
-from deploy.nats_server import NatsServer
-from gateway.door.caller import Caller
-from gateway.door.key_ring import KeyRing
-from proto.api_key import SCOPES, NewKey, new_key
-from proto.errors import LogUnavailable
-from proto.ids import Tenant
-from proto.log import Connection
-from proto.log.keys import Keys, Place
-from proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.principal import Caller
+from tailrace.proto.api_key import SCOPES, NewKey, new_key
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import Keys, Place
+from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 from tests.conftest import apply_streams
 from tests.until import until
 from tests.without_jetstream import without_jetstream

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from deploy.nats_server import URL_FILE, NatsServer, url
-from proto.errors import SettingsInvalid
+from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
+from tailrace.proto.errors import SettingsInvalid
 from tests.integration.conftest import NewGateway
 from tests.processes import CHECKOUT
 from tests.until import until
@@ -29,7 +29,7 @@ class Said(NamedTuple):
 async def keys(*arguments: str, **environ: str) -> Said:
     """`tailrace keys …` as a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy", "keys", *arguments, cwd=CHECKOUT, env=environ, stdout=PIPE, stderr=PIPE
+        sys.executable, "-m", "tailrace", "keys", *arguments, cwd=CHECKOUT, env=environ, stdout=PIPE, stderr=PIPE
     )
     out, err = await asyncio.wait_for(process.communicate(), 30)
     return Said(process.returncode or 0, out.decode(), err.decode())

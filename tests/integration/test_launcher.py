@@ -9,7 +9,7 @@ import pytest
 
 from tests.up import CHECKOUT
 
-PACKAGES = ("deploy", "gateway", "generators", "persistence", "proto")
+PACKAGES = ("tailrace", "deploy", "gateway", "generators", "persistence", "proto")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="NO MAKE: the launcher is not tested on this machine")

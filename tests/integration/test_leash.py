@@ -9,7 +9,7 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from generators.backends import leash
+from tailrace.generators.backends import process_reaper
 from tests.until import until
 
 # A grandchild that has left session and group, and hears no SIGTERM: only who is its subreaper finds it again.
@@ -17,7 +17,7 @@ HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo
 HOLDER = """
 import asyncio, os, sys
 from pathlib import Path
-from generators.backends import leash
+from tailrace.generators.backends import leash
 async def main():
     read, write = os.pipe()
     arguments = leash.command(["sh", "-c", sys.argv[1]], read, Path(sys.argv[2]))
@@ -54,7 +54,7 @@ async def test_who_is_ended_leaves_nobody_behind(tmp_path: Path) -> None:
     """SIGTERM to the leash: when it is gone, so is everybody, also who hid, and the folder."""
     folder = folder_in(tmp_path)
     read, write = os.pipe()
-    arguments = leash.command(["sh", "-c", HIDING], read, folder)
+    arguments = process_reaper.command(["sh", "-c", HIDING], read, folder)
     process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, pass_fds=(read,))
     for end in (read, write):
         os.close(end)
@@ -89,7 +89,7 @@ async def test_a_program_that_ends_by_itself_tells_how(tmp_path: Path) -> None:
     os.close(write)
     words = ["sh", "-c", f"cat /dev/fd/{read}; exit 7"]
     process = await asyncio.create_subprocess_exec(
-        *leash.command(words, read, tmp_path / "none"), stdout=PIPE, pass_fds=(read,)
+        *process_reaper.command(words, read, tmp_path / "none"), stdout=PIPE, pass_fds=(read,)
     )
     os.close(read)
     said, _ = await process.communicate()

@@ -13,22 +13,22 @@ from signal import SIGKILL
 import httpx2
 import pytest
 
-from deploy.keys import create
-from deploy.nats_server import NatsServer
-from gateway import deletion
-from gateway.door.caller import Caller
-from gateway.limits.estimate import NOTHING
-from gateway.limits.limits import Limiter
-from gateway.limits.quota import TENANT, owners, quota
-from generators.simulated_claude.server import serving
-from proto import entries, events
-from proto.api_key import SCOPES
-from proto.errors import Refused
-from proto.ids import Tenant, TurnId, new_id
-from proto.limits import NONE, Limits
-from proto.log import Connection, Counters, Slots, Tombstones, TurnLog
-from proto.settlement import Settlement, give_back
-from proto.subjects import TurnKey
+from tailrace.deploy.cli.keys import create
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.limits.cost_estimate import NOTHING
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.quotas import TENANT, owners, quota
+from tailrace.gateway.turns import delete
+from tailrace.proto import entries, events
+from tailrace.proto.api_key import SCOPES
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.limits import NONE, Limits
+from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.settlement import Settlement, give_back
+from tailrace.proto.subjects import TurnKey
 from tests.answering import ended, is_acknowledged, shorten_lease, working
 from tests.handwritten import request
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
@@ -674,7 +674,7 @@ async def test_who_deletes_what_ended_long_ago_is_given_nothing_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that was started anew has forgotten what was settled: of each counter it knows the last name alone."""
-    monkeypatch.setattr(deletion, "SETTLED_WITHIN", timedelta(0))
+    monkeypatch.setattr(delete, "SETTLED_WITHIN", timedelta(0))
     gateway = await new_gateway(own_server.url, limits_key="usd_day=5")
     first, second = [(await gateway.client.post("/v1/turns", json=SLOW)).json()["turn"] for _ in range(2)]
     counters, log = Counters(own_connection), TurnLog(own_connection)

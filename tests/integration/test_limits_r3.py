@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from proto.subjects import LIMITS, SLOTS
+from tailrace.proto.subjects import LIMITS, SLOTS
 from tests.cluster import Cluster
 from tests.integration.conftest import NewGateway
 from tests.until import until

@@ -15,14 +15,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import Guest, running
-from proto.chain import START
-from proto.entries import Message
-from proto.fold import Turn
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import Guest, running
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Message
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.answering import ask, attempts, ended, words
 from tests.handwritten import request

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from deploy.nats_server import EVERYBODY, NatsServer
-from proto.ids import Tenant
-from proto.log import Deliveries, TurnLog
-from proto.subjects import PERSISTENCE, TurnKey
+from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Deliveries, TurnLog
+from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests import processes
 from tests.integration.conftest import KEY, api_keys
 from tests.processes import Process

@@ -10,13 +10,13 @@ import httpx2
 import msgspec
 import pytest
 
-from gateway.door.login import COOKIE, GRACE_S
-from gateway.door.signature import Access, Refresh, Signature
-from proto.ids import Tenant
-from proto.log import Connection
-from proto.log.logins import Login, Logins
-from proto.log.secret import signing_secret
-from proto.subjects import SECRETS
+from tailrace.gateway.auth.login import COOKIE, GRACE_S
+from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signature
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.logins import Login, Logins
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.subjects import SECRETS
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 

@@ -10,7 +10,7 @@ import sys
 import prometheus_client
 import pytest
 
-from proto.errors import CODES
+from tailrace.proto.errors import CODES
 from tests.integration.conftest import Gateway, NewGateway
 from tests.processes import CHECKOUT
 

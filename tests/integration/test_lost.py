@@ -11,16 +11,16 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from gateway.dialects import DIALECTS
-from persistence.losses import Losses
-from persistence.store import Store
-from proto.ending import LOST
-from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog
-from proto.records import AskTurn, TurnRecord
-from proto.resources import AskStats, Stats
-from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.persistence.lost_turns import Losses
+from tailrace.persistence.store import Store
+from tailrace.proto.end_entry import LOST
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.resources import AskStats, Stats
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.persisting import Persistence
@@ -38,7 +38,7 @@ async def recorded(
     own_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Persistence]:
     """Persistence that looks often for what was lost."""
-    monkeypatch.setattr("persistence.losses.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("tailrace.persistence.lost_turns.LOOK_EVERY_S", 0.05)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         yield persistence
 
@@ -232,7 +232,7 @@ async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FAULTS F31: its sequences begin again, so an old cursor is a new turn's entry, too."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.3)
     gateway = await new_gateway(own_server.url)
     old, running, new = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(3))
     await old.open("Old", " words")

@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack, ExitStack
 import httpx2
 import pytest
 
-from gateway import connection, departure, descriptors, stream
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.http import fd_limit, http_protocol
+from tailrace.gateway.streaming import event_stream
+from tailrace.gateway.turns import on_disconnect
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.event_stream import parse
 from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import judge, no_gap, no_repeat, one_end
@@ -126,8 +128,8 @@ async def test_more_connections_than_there_may_be_are_told_so(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
     """503 with Retry-After in the envelope, to a page elsewhere, too; many more are not told. Who is in stays in."""
-    monkeypatch.setattr(descriptors, "connections_max", lambda: 3)
-    monkeypatch.setattr(connection, "TOLD_MAX", 2)
+    monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
+    monkeypatch.setattr(http_protocol, "TOLD_MAX", 2)
     page = {"origin": "https://app.example"}
     gateway = await new_gateway(nats_url, origins=page["origin"])
     with ExitStack() as stack:
@@ -180,8 +182,8 @@ async def test_who_was_sent_away_for_its_streams_age_has_not_left(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
     """A turn that is cancelled when nobody reads it is not, for it comes back; if it does not, it is."""
-    monkeypatch.setattr(stream, "BACK_WITHIN_S", 1.5)
-    monkeypatch.setattr(departure, "PRESENCE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(event_stream, "BACK_WITHIN_S", 1.5)
+    monkeypatch.setattr(on_disconnect, "PRESENCE_TIMEOUT_S", 0.01)
     gateway = await new_gateway(nats_url, stream_life_s=0.2)
     writer = Writer(log, key)
     await writer.ask(on_disconnect="cancel")
@@ -221,8 +223,8 @@ def test_a_long_text_is_cut_anywhere_but_in_an_id() -> None:
     """Who has a ticket has it written into each id: it has to be found there."""
     data = b"data: " + b"x" * 50 + b"\nid: 12345\n\n"
     for size in range(6, len(data) + 2):
-        pieces = list(stream.cut(data, size))
+        pieces = list(event_stream.cut(data, size))
         assert b"".join(pieces) == data
         assert sum(piece.count(b"\nid: ") for piece in pieces) == 1
         assert all(0 < len(piece) <= size for piece in pieces)
-    assert list(stream.cut(b"", 5)) == []
+    assert list(event_stream.cut(b"", 5)) == []

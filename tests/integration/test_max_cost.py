@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.log import Connection, TurnLog
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.nats import Connection, TurnLog
 from tests.answering import ask, ended, modes, open_streams, shorten_lease, stats, words, working
 from tests.integration.conftest import Gateway
 from tests.mortal import killed_after

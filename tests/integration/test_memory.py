@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.settings import Settings
-from proto.ids import Tenant
+from tailrace.gateway.settings import Settings
+from tailrace.proto.ids import Tenant
 from tests import processes
 from tests.integration.conftest import KEY, api_keys
 

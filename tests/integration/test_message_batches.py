@@ -12,22 +12,23 @@ import httpx2
 import msgspec
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway.cancel import cancel
-from generators import batches, submissions
-from generators.backends.message_batches import Canceled, Line, MessageBatch, MessageBatches
-from generators.batches import Batches
-from generators.blobs import Blobs
-from generators.worker import BATCHES_MAX
-from proto import batch as stored_inputs
-from proto.blobs import Blob
-from proto.entries import Attempt, Request
-from proto.errors import BackendError, FenceLost, Refused
-from proto.ids import Tenant
-from proto.log import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
-from proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
-from proto.room import Room
-from proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatches
+from tailrace.generators.batches import carrier as batches
+from tailrace.generators.batches import message_batches
+from tailrace.generators.batches.carrier import Batches
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.worker import BATCHES_MAX
+from tailrace.proto import batch as stored_inputs
+from tailrace.proto.blobs import Blob
+from tailrace.proto.entries import Attempt, Request
+from tailrace.proto.errors import BackendError, FenceLost, Refused
+from tailrace.proto.ids import Tenant
+from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
+from tailrace.proto.nats import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests import batching, processes
 from tests.answering import ask, ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.batching import children, key_of, results
@@ -49,9 +50,9 @@ async def api(own_claude: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is not sure that nothing was made looks for a moment, and not for a minute."""
-    monkeypatch.setattr(submissions, "SETTLED", timedelta(seconds=0.2))
-    monkeypatch.setattr(submissions, "LOOK_S", 0.02)
-    monkeypatch.setattr(submissions, "LOOK_MAX_S", 0.1)
+    monkeypatch.setattr(message_batches, "SETTLED", timedelta(seconds=0.2))
+    monkeypatch.setattr(message_batches, "LOOK_S", 0.02)
+    monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.1)
 
 
 def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b", **params: Any) -> list[dict[str, Any]]:
@@ -405,8 +406,8 @@ async def test_a_message_batch_that_was_deleted_there_fails_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody has its answers any more."""
-    monkeypatch.setattr(submissions, "LOOK_S", 0.5)
-    monkeypatch.setattr(submissions, "LOOK_MAX_S", 0.5)
+    monkeypatch.setattr(message_batches, "LOOK_S", 0.5)
+    monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.5)
     batch = await asked(own_gateway, inputs(2, "words=2 wait=0.1"))
     key = key_of(tenant, batch)
     async with (

@@ -5,10 +5,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.protocols.claude_code import TURNS_MAX
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.anthropic.claude_code import TURNS_MAX
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, on_shared_loop
 
 SESSION = "8d7a4b8e-3f43-4c4c-9d0c-5a3c7d0f6f10"

@@ -7,9 +7,9 @@ import anthropic
 import openai
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway.models.catalogue import ASKED_AGAIN_S
-from proto.models import models
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.models.catalogue import ASKED_AGAIN_S
+from tailrace.proto.models import models
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, on_shared_loop
 from tests.until import until

@@ -10,9 +10,9 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from deploy.nats_server import EVERYBODY, NatsServer, Site, answers, command
-from deploy.refusal import UpRefused
-from proto.accounts import RIGHTS
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer, Site, answers, command
+from tailrace.proto.nats.permissions import RIGHTS
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def test_any_name_of_a_folder_will_do(tmp_path: Path) -> None:
 
 async def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own last line is the best sentence that there is."""
-    monkeypatch.setattr("deploy.nats_server.START_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.START_S_MAX", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = NatsServer(tmp_path)
         server.site = Site(tmp_path, taken.getsockname()[1], server.site.monitor_port, {"t": "t"}, "default", 1024)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from deploy import nats_server
-from deploy.nats_server import NatsServer, config
-from proto.accounts import ADMIN, GATEWAY
-from proto.errors import LogUnavailable, SettingsInvalid
-from proto.log import Connection, check, streams
+from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.nats_server import NatsServer, config
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.nats import Connection, check, streams
+from tailrace.proto.nats.permissions import ADMIN, GATEWAY
 from tests import processes
 from tests.frozen import freeze
 from tests.until import until
@@ -54,7 +54,7 @@ async def server(tmp_path: Path, ours: Certificates, monkeypatch: pytest.MonkeyP
     """A server with users, which speaks TLS alone, and with nobody whose certificate it does not know."""
     block = f'tls {{ cert_file: "{ours.cert}", key_file: "{ours.key}", ca_file: "{ours.ca}", verify: true }}\n'
     monkeypatch.setattr(nats_server, "config", lambda site: config(site) + block)
-    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 1.0)
     async with NatsServer(tmp_path) as server:
         yield server
 
@@ -98,7 +98,7 @@ async def test_no_password_is_sent_to_who_says_that_there_is_no_tls(
     ours: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever stands between could otherwise have it by one word."""
-    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 1.0)
     heard = bytearray()
 
     async def pose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,7 +138,7 @@ async def test_nobody_waits_for_a_frozen_servers_goodbye(
     tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAULTS F9: TLS is closed by both sides, and Python waits for the other for 30 s."""
-    monkeypatch.setattr("proto.log.connection.PING_INTERVAL_S", 0.1)
+    monkeypatch.setattr("tailrace.proto.nats.connection.PING_INTERVAL_S", 0.1)
     (tmp_path / "other").mkdir()
     other = NatsServer(tmp_path / "other")
     connection = await Connection.open(",".join(url(one, ADMIN, ours) for one in (server, other)), "test")

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from persistence.__main__ import serve
-from persistence.recorder import Recorder
-from persistence.row import Row
-from persistence.settings import Settings
-from persistence.store import Store
-from proto.errors import StoreError
-from proto.ids import NOTHING, Seq, Tenant, TurnId
-from proto.log import Connection, Deliveries, Delivery, Tombstones, TurnLog
-from proto.subjects import PERSISTENCE, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence.__main__ import serve
+from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.rows import Row
+from tailrace.persistence.settings import Settings
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import StoreError
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.answering import words, working
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_persistence_recorder import folds, opened, recording, rows, shorten_lease, write

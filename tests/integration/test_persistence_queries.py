@@ -10,14 +10,14 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from deploy.nats_server import NatsServer
-from persistence.catch_up import catch_up
-from proto.entries import Message
-from proto.errors import Refused
-from proto.ids import Seq, SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, Services, TurnLog
-from proto.log.deliveries import Backlog
-from proto.records import (
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence.catch_up import catch_up
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, Services, TurnLog
+from tailrace.proto.nats.leases import Backlog
+from tailrace.proto.records import (
     Ancestry,
     AskAncestry,
     AskContext,
@@ -33,8 +33,8 @@ from proto.records import (
     TurnRecord,
     record,
 )
-from proto.resources import AskBranches, AskProject, AskProjects, AskUsage, Delete, ProjectPage, RenameSession
-from proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.resources import AskBranches, AskProject, AskProjects, AskUsage, Delete, ProjectPage, RenameSession
+from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.persisting import Persistence
 from tests.writing import Writer
 
@@ -166,7 +166,7 @@ QUESTIONS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", QUESTIONS)
 async def test_what_is_not_there_is_refused_with_its_code(persistence: Persistence, name: str) -> None:
-    """The code is a row of proto.errors.CODES; the gateway passes it on."""
+    """The code is a row of tailrace.proto.errors.CODES; the gateway passes it on."""
     question, code = QUESTIONS[name]
     assert await refusal(persistence, OURS, name, question) == code
 
@@ -258,7 +258,7 @@ async def test_a_conversation_of_too_many_turns_says_so(
     persistence: Persistence, own_log: TurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its beginning is here, and is not told at once: no more of it, but from an earlier turn."""
-    monkeypatch.setattr("persistence.queries.BRANCH_TURNS_MAX", 3)
+    monkeypatch.setattr("tailrace.persistence.queries.BRANCH_TURNS_MAX", 3)
     keys = [await write(own_log, "Light.", messages=said("Why?"), session=SESSION)]
     for _ in range(4):
         keys.append(await write(own_log, "So.", messages=said("How?"), session=SESSION, parent=keys[-1].turn))

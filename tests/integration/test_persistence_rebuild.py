@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from deploy.nats_server import NatsServer
-from proto.errors import StoreCorrupt, StoreTooNew
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, TurnLog
-from proto.records import AskSession, AskSessions, AskTurn, SessionPage, SessionRecord, TurnRecord, record
-from proto.resources import AskProject, NewProject, NewSession, ProjectRecord
-from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import StoreCorrupt, StoreTooNew
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.records import AskSession, AskSessions, AskTurn, SessionPage, SessionRecord, TurnRecord, record
+from tailrace.proto.resources import AskProject, NewProject, NewSession, ProjectRecord
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.persisting import Persistence
 from tests.until import until

@@ -11,18 +11,18 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from deploy.nats_server import NatsServer
-from persistence.recorder import Recorder
-from persistence.row import Row, row
-from persistence.store import Store
-from proto import subjects
-from proto.ending import ending
-from proto.fold import Turn
-from proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, Tombstones, TurnLog, streams
-from proto.records import AskTurn, TurnRecord, record
-from proto.step import Page, Read
-from proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.rows import Row, row
+from tailrace.persistence.store import Store
+from tailrace.proto import subjects
+from tailrace.proto.end_entry import ending
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, streams
+from tailrace.proto.nats.step import Page, Read
+from tailrace.proto.records import AskTurn, TurnRecord, record
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.persisting import Persistence
 from tests.processes import persistence as process
 from tests.until import until

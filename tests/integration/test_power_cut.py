@@ -13,12 +13,12 @@ from signal import SIGKILL
 import nats.errors
 import pytest
 
-from deploy.nats_server import NatsServer
-from deploy.options import Sync
-from proto.errors import LogError
-from proto.ids import Seq, Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.subjects import STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.options import Sync
+from tailrace.proto.errors import LogError
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
 from tests.conftest import apply_streams
 from tests.disk import Disk, disk, needs_mount

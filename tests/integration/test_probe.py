@@ -4,10 +4,10 @@ from signal import SIGCONT
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.errors import LogUnavailable
-from proto.log import Connection, Probe, streams
-from proto.subjects import STREAM
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import Connection, Probe, streams
+from tailrace.proto.subjects import STREAM
 from tests.frozen import freeze
 from tests.integration.conftest import NewGateway
 from tests.until import until
@@ -33,7 +33,7 @@ async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
     own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full is an answer, and Fullness says it; silence is not."""
-    monkeypatch.setattr("proto.log.probe.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
     await own_connection.jetstream.delete_stream(STREAM)
     await streams.apply(own_connection, bytes_max=1)
     await Probe(own_connection).store()
@@ -51,8 +51,8 @@ async def test_a_gateway_whose_log_stores_nothing_is_not_ready(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NATS answers and nothing is stored: who is sent here would only be told so. It is ready again by itself."""
-    monkeypatch.setattr("gateway.pulse.TRY_EVERY_S", 0.05)
-    monkeypatch.setattr("gateway.pulse.SILENT_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.gateway.http.log_health.TRY_EVERY_S", 0.05)
+    monkeypatch.setattr("tailrace.gateway.http.log_health.SILENT_S_MAX", 0.5)
     gateway = await new_gateway(own_server.url)
 
     async def said() -> str:

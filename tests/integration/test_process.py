@@ -28,12 +28,13 @@ def nobody() -> Iterator[str]:
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-async def run(*arguments: str, stderr: int = subprocess.PIPE, **environ: str) -> tuple[int, str, str]:
+async def run(role: str, *arguments: str, stderr: int = subprocess.PIPE, **environ: str) -> tuple[int, str, str]:
     """Status, standard output and error of a process that ends by itself."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
+        f"tailrace.{role}",
         *arguments,
         cwd=processes.CHECKOUT,
         env=inherited | {"NO_PROXY": "127.0.0.1"} | environ,
@@ -44,11 +45,11 @@ async def run(*arguments: str, stderr: int = subprocess.PIPE, **environ: str) ->
     return process.returncode or 0, said.decode(), (complained or b"").decode()
 
 
-async def on_a_terminal(*arguments: str, **environ: str) -> tuple[int, str]:
+async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int, str]:
     """Status of a process that ends by itself, and what it wrote on its terminal."""
     ours, its = pty.openpty()
     try:
-        status, _, _ = await run(*arguments, stderr=its, **environ)
+        status, _, _ = await run(role, *arguments, stderr=its, **environ)
         return status, os.read(ours, 65_536).decode()
     finally:
         os.close(ours)

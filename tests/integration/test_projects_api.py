@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proto.ids import Tenant, new_id
+from tailrace.proto.ids import Tenant, new_id
 from tests.integration.conftest import Gateway, House, NewGateway, api_keys, on_shared_loop
 from tests.listing import pages, posted
 

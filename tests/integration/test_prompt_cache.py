@@ -5,10 +5,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.ids import new_id
-from proto.log import TurnLog
-from proto.usage import CallUsage
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.usage import CallUsage
 from tests.answering import ask, ended, modes, working
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.promises import Connected

@@ -7,9 +7,9 @@ import httpx2
 import msgspec
 import pytest
 
-from proto.ids import Tenant
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import ended, words
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.processes import gateway as gateway_process

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.errors import LogUnavailable, TurnUnknown
-from proto.ids import TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.errors import LogUnavailable, TurnUnknown
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.answering import ask, is_acknowledged, open_streams, stats, working
 from tests.handwritten import says
 from tests.until import until
@@ -57,7 +57,7 @@ async def test_the_follower_of_a_purged_turn_finds_out(
     log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end may never be heard of; a reader must not be kept waiting for it for ever."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 0.05)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.05)
     await Writer(log, key).open("Light")
     follower = log.follow(key)
     assert await anext(follower)
@@ -80,7 +80,7 @@ async def test_the_follower_of_a_silent_turn_goes_on(
 
     asked = TurnLog._has
     monkeypatch.setattr(TurnLog, "_has", has)
-    monkeypatch.setattr("proto.follower.REREAD_S", 0.02)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.02)
     writer = Writer(log, key)
     await writer.open("Light")
     follower = log.follow(key)

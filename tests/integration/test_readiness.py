@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
-from deploy.port import free
-from deploy.readiness import Answer, Question, ask, parse, ready
-from deploy.refusal import UpRefused
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.ports import free
+from tailrace.deploy.local.readiness import Answer, Question, ask, parse, ready
 
 
 @asynccontextmanager
@@ -40,7 +40,7 @@ async def test_it_waits_until_the_gateway_says_200() -> None:
 
 async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway's own words name the part that is missing."""
-    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(503, '{"persistence":"no answer"}')) as port:
         with pytest.raises(UpRefused) as refusal:
             await ready("127.0.0.1", port, {})
@@ -58,7 +58,7 @@ async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
 
 async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name leads to its lines."""
-    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(200, "tailrace_ready 0.0\n")) as part, answering(http(200, "{}")) as port:
         with pytest.raises(UpRefused) as refusal:
             await ready("127.0.0.1", port, {"generator-2": Question(part, "/metrics", "tailrace_ready 1.0")})
@@ -67,7 +67,7 @@ async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch
 
 async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody to ask is an answer of its own."""
-    monkeypatch.setattr("deploy.readiness.READY_S_MAX", 0.3)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     [port] = free(1)
     with pytest.raises(UpRefused, match="no gateway answers; see its lines above"):
         await ready("127.0.0.1", port, {})

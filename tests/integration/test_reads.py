@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto import subjects
-from proto.ids import Seq, Tenant, TurnId, new_id
-from proto.log import Connection
-from proto.log.reads import AT_ONCE, PAGE_BYTES_MAX, Reads
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import subjects
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.direct_get import AT_ONCE, PAGE_BYTES_MAX, Reads
+from tailrace.proto.subjects import TurnKey
 from tests.chaos.link import Link
 from tests.until import until
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway.routes import count_tokens
-from persistence import catch_up, releases
-from persistence.store import Store
-from proto.chain import START
-from proto.entries import Message
-from proto.errors import LogFull, LogUnavailable
-from proto.ids import SessionId, Tenant, TurnId, child_id, new_id
-from proto.log import Bodies, Connection, Holds, TurnLog, holds
-from proto.model_records import AskTokenCount
-from proto.records import AskTurn, TurnRecord
-from proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.clients.anthropic import count_tokens
+from tailrace.persistence import blob_gc, catch_up
+from tailrace.persistence.store import Store
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import LogFull, LogUnavailable
+from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
+from tailrace.proto.model_records import AskTokenCount
+from tailrace.proto.nats import Bodies, Connection, Holds, TurnLog, blob_holds
+from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.answering import ended, working
 from tests.handwritten import request
 from tests.integration.conftest import Gateway, forget
@@ -305,7 +305,7 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
 
     monkeypatch.setattr(Holds, "is_held", post)
     monkeypatch.setattr(Store, "record", behind)
-    monkeypatch.setattr("persistence.__main__.catch_up", waits)
+    monkeypatch.setattr("tailrace.persistence.__main__.catch_up", waits)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         async with working(own_server.url, claude):
             first = await shown(own_gateway, picture)
@@ -336,7 +336,7 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
     try:
         await store.migrate()
         await store.release(tenant, f'["{name(picture)}"]')
-        settling = releases.Releases(store, bodies, Holds(house_log._connection), no_wait)
+        settling = blob_gc.Releases(store, bodies, Holds(house_log._connection), no_wait)
         async with holder.until_asked(tenant, "asking"):
             await holder.take(tenant, "asking", [name(picture)])
             denied_once(Holds, "is_held", False, monkeypatch)
@@ -360,7 +360,7 @@ async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
         await store.migrate()
         await store.release(tenant, f'["{name(picture)}"]')
         denied_once(Bodies, "condemn", None, monkeypatch)
-        await releases.Releases(store, bodies, Holds(house_log._connection), no_wait).settle(tenant)
+        await blob_gc.Releases(store, bodies, Holds(house_log._connection), no_wait).settle(tenant)
     finally:
         await store.close()
     assert await stored(house_log._connection, tenant) == []
@@ -404,8 +404,8 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
 ) -> None:
     """NATS goes away before its n-th request, and persistence after it: what was released stands in the database."""
     database, bodies = tmp_path / "tailrace.db", Bodies(own_log._connection)
-    monkeypatch.setattr(releases, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(releases, "WOKEN_WAIT_S", 0.001)
+    monkeypatch.setattr(blob_gc, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(blob_gc, "WOKEN_WAIT_S", 0.001)
     steps = ((Bodies, "condemn"), (Holds, "is_held"), (Store, "used"), (Bodies, "_purge"), (Store, "settle"))
     broken = range(1, 20)
     for last in broken:
@@ -468,7 +468,7 @@ async def test_a_follow_up_that_is_taken_out_takes_its_pictures_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its request comes after its parent's deletion, and no row is ever made of it (R35)."""
-    monkeypatch.setattr(releases, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(blob_gc, "LOOK_EVERY_S", 0.05)
     bodies = Bodies(own_log._connection)
     root = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
     await root.open("Light")
@@ -544,7 +544,7 @@ async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
     with pytest.raises(LogUnavailable):
         await fails(mine, tenant, LogUnavailable("unclear"))
     assert await mine.is_held(tenant, "a")
-    monkeypatch.setattr(holds, "HELD_MAX", -holds.HELD_MAX)
+    monkeypatch.setattr(blob_holds, "HELD_MAX", -blob_holds.HELD_MAX)
     assert not await mine.is_held(tenant, "a")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway import auto_key
-from proto.ids import new_id
+from tailrace.gateway.turns import auto_idempotency
+from tailrace.proto.ids import new_id
 from tests.event_stream import EventStream, Sent, turns_own
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.reading import read
@@ -87,7 +87,7 @@ async def test_a_question_that_always_fails_is_asked_all_the_same(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After so many failures nobody looks any further back."""
-    monkeypatch.setattr(auto_key, "IN_VAIN_MAX", 2)
+    monkeypatch.setattr(auto_idempotency, "IN_VAIN_MAX", 2)
     body = question("words=3 rate=0 fault=error@1") | {"on_interrupt": "fail"}
     turns = []
     for _ in range(4):

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from proto.errors import Refused, StoreBusy
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, Services
-from proto.log.services import Answer
-from proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.errors import Refused, StoreBusy
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Services
+from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.until import until
 
 TIMEOUT_S = 5

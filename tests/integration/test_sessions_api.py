@@ -2,9 +2,9 @@
 
 import pytest
 
-from proto.ids import Tenant
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, on_shared_loop
 from tests.listing import pages, posted
 from tests.until import until

@@ -9,16 +9,16 @@ from signal import SIGTERM
 import pytest
 from msgspec.structs import replace
 
-from deploy import moving
-from deploy.nats_server import SHARED, NatsServer, stored
-from deploy.options import Options
-from deploy.refusal import UpRefused
-from deploy.screen import Screen
-from proto.accounts import LOG
-from proto.errors import LogUnavailable
-from proto.log import Connection
-from proto.log.streams import apply
-from proto.subjects import GENERATORS, STREAM
+from tailrace.deploy.local import migrate_log
+from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.nats_server import SHARED, NatsServer, stored
+from tailrace.deploy.local.options import Options
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.permissions import LOG
+from tailrace.proto.nats.streams import apply
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.until import until
 
 BYTES_MAX = 64 * 1024**2
@@ -26,7 +26,7 @@ BYTES_MAX = 64 * 1024**2
 
 async def store(options: Options) -> None:
     """What a version before leaves: a request that was taken, and one that was not, in the account without a name."""
-    sites = [replace(site, is_shared=True) for site in moving.sites_of(options, options.folder)]
+    sites = [replace(site, is_shared=True) for site in migrate_log.sites_of(options, options.folder)]
     async with AsyncExitStack() as stack:
         for site in sites:
             site.folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ async def store(options: Options) -> None:
 
 async def found(options: Options) -> tuple[int, int, int]:
     """The entries that one server of today has, how many of them are waiting, and up to where they are taken."""
-    (site,) = moving.sites_of(options, options.folder)
+    (site,) = migrate_log.sites_of(options, options.folder)
     async with NatsServer(site.folder, site=site) as server:
         connection = await Connection.open(server.url, "test")
         state = (await connection.jetstream.stream_info(STREAM)).state
@@ -69,7 +69,7 @@ async def test_what_one_server_has_stored_is_the_logs_own_now(tmp_path: Path) ->
     options, out = Options(folder=tmp_path), io.StringIO()
     await store(options)
     for _ in range(2):
-        await moving.move(options, Screen(out, width=2, coloured=False))
+        await migrate_log.move(options, Screen(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log has an account of its own in NATS now\n"
     assert await found(options) == (2, 1, 1)
 
@@ -79,11 +79,11 @@ async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: 
     three, one = Options(folder=tmp_path, cluster=True), Options(folder=tmp_path)
     await store(three)
     with pytest.raises(UpRefused, match="once without --cluster"):
-        await moving.move(three, Screen(io.StringIO(), width=2, coloured=False))
+        await migrate_log.move(three, Screen(io.StringIO(), width=2, coloured=False))
     # One may have lost what it had: the others give it.
-    shutil.rmtree(moving.sites_of(three, tmp_path)[-1].store)
-    await moving.move(one, Screen(io.StringIO(), width=2, coloured=False))
-    (site,) = moving.sites_of(one, tmp_path)
+    shutil.rmtree(migrate_log.sites_of(three, tmp_path)[-1].store)
+    await migrate_log.move(one, Screen(io.StringIO(), width=2, coloured=False))
+    (site,) = migrate_log.sites_of(one, tmp_path)
     assert stored(site.store, LOG).exists()
     assert await found(one) == (2, 1, 1)
 
@@ -92,12 +92,12 @@ async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: 
 async def test_of_two_logs_none_is_taken(tmp_path: Path, cluster: bool) -> None:
     """A version before was started here once more: it found no log and began one, and either may be what is wanted."""
     options, other = (Options(folder=tmp_path, cluster=is_three) for is_three in (cluster, not cluster))
-    site = moving.sites_of(options, tmp_path)[-1]
+    site = migrate_log.sites_of(options, tmp_path)[-1]
     for account in (SHARED, LOG):
         stored(site.store, account).mkdir(parents=True)
     for wanted in (options, other):
         with pytest.raises(
             UpRefused, match=r"there are two logs: .*\$G, of an older version, and .*TAILRACE, of this one\. Move"
         ):
-            await moving.move(wanted, Screen(io.StringIO(), width=2, coloured=False))
-    assert not moving.store_of(other, tmp_path).exists()
+            await migrate_log.move(wanted, Screen(io.StringIO(), width=2, coloured=False))
+    assert not migrate_log.store_of(other, tmp_path).exists()

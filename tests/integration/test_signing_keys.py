@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.requests import Request
 
-from gateway.door.signing_keys import SigningKeys
-from gateway.door.web_token import WebTokens
-from gateway.settings import Settings
+from tailrace.gateway.auth.jwks import SigningKeys
+from tailrace.gateway.auth.jwt import WebTokens
+from tailrace.gateway.settings import Settings
 from tests import tokens
 from tests.tokens import EC_KEY, RSA_KEY
 
@@ -147,7 +147,7 @@ async def test_an_issuer_that_stalls_holds_nobody_for_long(
     issuer.tell(tokens.key_set(ec=EC_KEY))
     keys = SigningKeys(url)
     await keys.read()
-    monkeypatch.setattr("gateway.door.signing_keys.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.3)
     over = asyncio.Event()
 
     async def silent(writer: asyncio.StreamWriter) -> None:

@@ -9,8 +9,8 @@ import httpx2
 import msgspec
 import pytest
 
-from generators.simulated_claude.message_batches import MessageBatch, Request, Result
-from generators.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
+from tailrace.deploy.simulated_claude.server import serving
 from tests.answering import stats, words
 from tests.until import until
 

@@ -15,8 +15,8 @@ import httpx2
 import msgspec
 import pytest
 
-from generators.simulated_claude.account import Account, Call, Told
-from generators.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.account import Account, Call, Told
+from tailrace.deploy.simulated_claude.server import serving
 from tests.until import until
 
 TEXT = re.compile(r'"text":"([^"]+)"')
@@ -195,9 +195,9 @@ async def test_deltas_come_at_their_rate(claude: httpx2.AsyncClient) -> None:
 
 
 async def test_the_command_prints_its_address_and_ends_at_once_when_told() -> None:
-    """`python -m generators.simulated_claude`: one line when it listens; open streams do not keep it alive."""
+    """`python -m tailrace.deploy.simulated_claude`: one line when it listens; open streams do not keep it alive."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "generators.simulated_claude", stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tailrace.deploy.simulated_claude", stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

@@ -6,17 +6,17 @@ from signal import SIGKILL
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from gateway.door.caller import Caller
-from gateway.limits import open_streams
-from gateway.limits.crowd import Crowd, Room
-from gateway.limits.limits import Limiter
-from gateway.limits.open_streams import OpenStreams
-from proto.errors import LogUnavailable
-from proto.ids import Seq, Tenant, new_id
-from proto.limits import Limits
-from proto.log import Connection, Counters, Slots, TurnLog
-from proto.log.slots import Place
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.limits import stream_slots
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.reader_counts import Crowd, Room
+from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Seq, Tenant, new_id
+from tailrace.proto.limits import Limits
+from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
+from tailrace.proto.nats.slots import Place
 from tests.until import until
 
 
@@ -167,7 +167,7 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its key's nor its tenant's: who comes back at once would be refused by its own."""
-    monkeypatch.setattr(open_streams, "RENEW_EVERY_S", 0.01)
+    monkeypatch.setattr(stream_slots, "RENEW_EVERY_S", 0.01)
     slots, one = Meeting(connection), Limits(streams=1)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
     streams, caller = OpenStreams(limiter, Crowd(Room(9, 9, 9))), Caller(tenant)
@@ -177,8 +177,8 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     owners = [owner.name for owner in limiter.owners(caller)]
 
     async def are_free() -> bool:
-        held = await asyncio.gather(*(slots.held(tenant, owner, open_streams.STREAMS) for owner in owners))
+        held = await asyncio.gather(*(slots.held(tenant, owner, stream_slots.STREAMS) for owner in owners))
         return not any(held)
 
-    await until(are_free, open_streams.LIFE_S / 3)
+    await until(are_free, stream_slots.LIFE_S / 3)
     watching.cancel()

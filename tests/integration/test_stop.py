@@ -16,17 +16,17 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.account import Call
-from generators.simulated_claude.server import serving
-from proto.chain import Chain
-from proto.entries import End, Entry, Request
-from proto.errors import Refused
-from proto.fold import Turn
-from proto.ids import Tenant
-from proto.log import Connection, TurnLog
-from proto.records import AskTurn, TurnRecord
-from proto.subjects import PERSISTENCE, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.account import Call
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import End, Entry, Request
+from tailrace.proto.errors import Refused
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests import reading
 from tests.answering import account, ask, ended, is_acknowledged, open_streams, shorten_lease, stats, words, working
 from tests.integration.conftest import Gateway, NewGateway
@@ -142,7 +142,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
         return chain
 
     monkeypatch.setattr(TurnLog, "append", held_append)
-    monkeypatch.setattr("generators.outbox.JOINED_BYTES_MAX", 0)
+    monkeypatch.setattr("tailrace.generators.delta_buffer.JOINED_BYTES_MAX", 0)
     return held
 
 

@@ -9,11 +9,11 @@ import pytest
 import pytest_asyncio
 from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
-from deploy.nats_server import NatsServer
-from gateway.door.login import LOGIN_S
-from proto.errors import LogMisconfigured, LogUnavailable
-from proto.log import Connection, check, fullness, streams
-from proto.subjects import (
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.login import LOGIN_S
+from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.nats import Connection, check, fullness, streams
+from tailrace.proto.subjects import (
     BODIES,
     BUDGETS,
     CLAIMS,

@@ -8,13 +8,13 @@ from signal import SIGCONT, SIGKILL
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from proto.entries import Stored
-from proto.fold import Turn, fold
-from proto.ids import Tenant
-from proto.log import Connection, Deliveries, TurnLog
-from proto.subjects import GENERATORS, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.entries import Stored
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests import reading
 from tests.answering import (
     ask,

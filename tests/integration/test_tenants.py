@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.nats_server import NatsServer
-from deploy.process import spawn
-from proto.api_key import SCOPES, new_key
-from proto.ids import Tenant, new_id
-from proto.log import Connection
-from proto.log.keys import Keys
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.spawn import spawn
+from tailrace.proto.api_key import SCOPES, new_key
+from tailrace.proto.ids import Tenant, new_id
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import Keys
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
 from tests.processes import CHECKOUT, Process
 from tests.routes import BATCH, LONG_MESSAGE, ROWS, named
@@ -172,7 +172,7 @@ async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(
     async def started(*arguments: str) -> tuple[int, str]:
         said = tmp_path / "said.txt"
         with said.open("wb") as output:
-            process = await spawn((sys.executable, "-m", "gateway", *arguments), environ, output.fileno())
+            process = await spawn((sys.executable, "-m", "tailrace.gateway", *arguments), environ, output.fileno())
         return await asyncio.wait_for(process.wait(), 20), said.read_text()
 
     for arguments in ((), ("--check",)):

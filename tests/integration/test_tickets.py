@@ -11,11 +11,11 @@ import httpx2
 import msgspec
 import pytest
 
-from gateway.door.signature import Signature, Ticket
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.log.secret import signing_secret
-from proto.subjects import TurnKey
+from tailrace.gateway.auth.signed_tokens import Signature, Ticket
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.event_stream import turns_own
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys

@@ -2,11 +2,11 @@
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto.errors import LogUnavailable
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import Claims, Connection, Tombstones, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.writing import Writer
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from deploy.nats_server import NatsServer
-from proto import entries, subjects
-from proto.chain import START, Chain
-from proto.ending import ending
-from proto.entries import Entry, Stored, kind_of
-from proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
-from proto.fold import fold
-from proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog, streams
-from proto.log.turns import FENCE, FENCE_SUBJECT
-from proto.step import BATCH, Reached, Steps
-from proto.subjects import STREAM, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import entries, subjects
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Entry, Stored, kind_of
+from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.nats.step import BATCH, Reached, Steps
+from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
+from tailrace.proto.subjects import STREAM, TurnKey
 from tests.bench.lost import lost_acknowledgements
 from tests.frozen import freeze
 from tests.handwritten import attempt, closing, event, opening, request, says
@@ -246,7 +246,7 @@ async def test_a_follower_who_was_told_a_fork_finds_out(
     connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The feed lost an entry and told of its rival: the next entry shows it, and the follower stops."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 60)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 60)
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
@@ -268,7 +268,7 @@ async def test_an_end_that_is_a_forks_is_told_to_nobody(
     connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lost an entry and told of its rival, an end: nothing need follow that shows it, so the log is asked."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 60)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 60)
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
@@ -342,7 +342,7 @@ async def test_a_follower_who_was_told_a_fork_finds_out_also_when_nothing_follow
     connection: Connection, log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The turn was cancelled, the feed lost that and told of a late delta: after a silence the log says so."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.3)
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
@@ -453,7 +453,7 @@ async def test_a_turn_whose_request_cannot_be_read_is_unknown(
     connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Junk in the place of a request neither breaks nor holds up whoever is asked to answer it for ever."""
-    monkeypatch.setattr("proto.replay.READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tailrace.proto.nats.replay.READ_TIMEOUT_S", 0.1)
     await store(connection, key, "request", b"junk")
     with pytest.raises(TurnUnknown):
         await log.turn(key)
@@ -551,7 +551,7 @@ async def test_what_a_follower_missed_while_it_was_cut_off_is_read(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a reconnect the log is read again, whether anything is heard or not: no gap, no repeat."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 60)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 60)
     async with Wire(own_server.url) as wire:
         connection = await Connection.open(wire.url, "cut")
         chain = await begin(own_log, key, "The")
@@ -573,7 +573,7 @@ async def test_an_entry_that_the_feed_lost_is_read_after_a_silence(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last entry of a turn can be lost, and nothing follows that would show the gap."""
-    monkeypatch.setattr("proto.follower.REREAD_S", 0.3)
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.3)
     async with Wire(own_server.url) as wire:
         connection = await Connection.open(wire.url, "deaf")
         chain = await begin(own_log, key, "The sky")
@@ -645,7 +645,7 @@ async def test_an_end_that_is_a_forks_stops_nobody(
         return found
 
     monkeypatch.setattr(TurnLog, "has_end", looked)
-    monkeypatch.setattr("proto.log.turns.REREAD_S", 0.01)
+    monkeypatch.setattr("tailrace.proto.nats.turn_log.REREAD_S", 0.01)
     chain = await begin(log, key)
     mine = await log.append(key, chain, says(chain, "first"))
     fork = await store(connection, key, "event", entries.encode(says(chain, "rival")))
@@ -718,7 +718,7 @@ async def test_a_server_that_was_never_there_is_said_so(
     monkeypatch: pytest.MonkeyPatch, own_server: NatsServer
 ) -> None:
     """A process that starts without NATS ends with a sentence, and its supervisor starts it again."""
-    monkeypatch.setattr("proto.log.connection.OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.5)
     await own_server.stop(SIGKILL)
     async with asyncio.timeout(5):
         with pytest.raises(LogUnavailable, match="no NATS server answers"):

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from deploy.nats_server import NatsServer
-from proto import subjects
-from proto.entries import Message, Request
-from proto.errors import FenceLost
-from proto.ids import SessionId, Tenant, TurnId, new_id
-from proto.log import Claim, Claims, Connection, TurnLog
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import subjects
+from tailrace.proto.entries import Message, Request
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.event_stream import parse
 from tests.frozen import freeze

@@ -11,11 +11,11 @@ import httpx2
 import msgspec
 import pytest
 
-from gateway.routes.ui_chat import LATE_S, is_over
-from proto.ids import Tenant, TurnId, new_id
-from proto.log import TurnLog
-from proto.records import record
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.ai_sdk.routes import LATE_S, is_over
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.handwritten import answered
 from tests.integration.conftest import Gateway, House, NewGateway
@@ -246,7 +246,7 @@ async def test_a_chat_of_any_length_is_told_from_its_beginning_to_its_end(
     gateway: Gateway, house: House, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By as many pages as it takes, each of which may be as short as one turn; too long is what no body could say."""
-    monkeypatch.setattr("gateway.routes.ui_history.PAGE_TURNS", 1)
+    monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
     chat, told = new_id(), list[Json]()
     for number in range(1, 24):
         told.append(user(f"#sim words={number} rate=0"))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway import connection, metrics, server
-from gateway.dialects import Frame
-from gateway.stream import PIECE_BYTES_MAX, within
-from proto.ids import TurnId, new_id
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway import metrics
+from tailrace.gateway.clients.registry import Frame
+from tailrace.gateway.http import http_protocol, server
+from tailrace.gateway.streaming.event_stream import PIECE_BYTES_MAX, within
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.bench.slow import Beside, measured
 from tests.integration.conftest import KEY, Gateway, NewGateway
 from tests.reading import is_read, read, told
@@ -57,7 +58,7 @@ async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:
     """Its buffer is full and stays so: the gateway forgets it, and it can come back with its cursor."""
-    monkeypatch.setattr(connection, "UNREAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_protocol, "UNREAD_TIMEOUT_S", 0.3)
     writer, other = Writer(log, key), TurnKey(key.tenant, TurnId(new_id()))
     await writer.open("a")
     await Writer(log, other).open("a")

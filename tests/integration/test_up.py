@@ -19,21 +19,21 @@ import httpx2
 import pytest
 from standardwebhooks import Webhook
 
-from proto.accounts import RIGHTS
+from tailrace.proto.nats.permissions import RIGHTS
 from tests import processes, tokens
 from tests.receiving import Receiver
 from tests.until import until
 from tests.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
 
 KEY = "sk-ant-canary-of-the-real-key"
-# What a part that hangs has before it is killed (deploy/supervisor.py).
+# What a part that hangs has before it is killed (deploy/local/supervisor.py).
 GRACE_S = 8.0
 
 
 # Python runs it in every process: here the second generator takes its time before it begins.
 LATE = """
 import os, sys, time
-if "generators" in sys.orig_argv and os.environ["TAILRACE_GENERATOR"] == "generator-2":
+if "tailrace.generators" in sys.orig_argv and os.environ["TAILRACE_GENERATOR"] == "generator-2":
     time.sleep(1.5)
     open(os.environ["BEGUN"], "w").close()
 """
@@ -89,7 +89,7 @@ async def test_the_line_to_try_answers(up: Up) -> None:
 
 
 def webhook_secret(environ: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "deploy", "webhook-secret"]
+    command = [sys.executable, "-m", "tailrace", "webhook-secret"]
     return run(
         command, cwd=CHECKOUT, env=os.environ | environ, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -252,7 +252,7 @@ async def test_a_second_ctrl_c_stops_it_at_once(tmp_path: Path) -> None:
 # Python runs it in every process: here persistence finds wrong what `up` let pass.
 PICKY = """
 import os, sys
-if "persistence" in sys.orig_argv:
+if "tailrace.persistence" in sys.orig_argv:
     os.write(2, b"persistence: TAILRACE_DATABASE: not here\\n")
     os._exit(2)
 """

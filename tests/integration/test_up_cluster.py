@@ -13,13 +13,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from deploy import nats_cluster, nats_server
-from gateway.door.auth import LOCAL
-from proto.accounts import RIGHTS
-from proto.ids import TurnId
-from proto.log import Connection, TurnLog
-from proto.log.streams import EVERY_STREAM, consumers
-from proto.subjects import STREAM, TurnKey
+from tailrace.deploy.local import nats_cluster, nats_server
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.proto.ids import TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.proto.nats.streams import EVERY_STREAM, consumers
+from tailrace.proto.subjects import STREAM, TurnKey
 from tests.answering import words
 from tests.until import until
 from tests.up import CHECKOUT, LEAN, STOP_S_MAX, Up, is_alive, running
@@ -47,7 +47,7 @@ async def connection(up: Up) -> AsyncIterator[Connection]:
 
 
 async def restart(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy", "restart-node", name, "--data", str(folder)]
+    command = [sys.executable, "-m", "tailrace", "restart-node", name, "--data", str(folder)]
     return await asyncio.to_thread(
         subprocess.run, command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=90
     )

@@ -14,17 +14,17 @@ import httpx2
 import msgspec
 import pytest
 
-from deploy.nats_server import NatsServer
-from generators.simulated_claude.server import serving
-from persistence.migrations import migrations
-from persistence.store import Store
-from proto import entries, subjects
-from proto.entries import Event
-from proto.fold import fold
-from proto.ids import Seq, Tenant, TurnId, new_id
-from proto.log import Connection, TurnLog
-from proto.records import AskTurn, TurnRecord, record
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.persistence.migrations import migrations
+from tailrace.persistence.store import Store
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import Event
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.records import AskTurn, TurnRecord, record
+from tailrace.proto.subjects import TurnKey
 from tests import handwritten
 from tests.answering import ended, words, working
 from tests.event_stream import turns_own

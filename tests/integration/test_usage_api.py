@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proto.ids import Tenant
+from tailrace.proto.ids import Tenant
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
 from tests.processes import CHECKOUT, Process
 
@@ -75,7 +75,7 @@ async def test_a_person_reads_it_as_a_table(
 
     async def said(*arguments: str) -> list[list[str]]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "deploy", "usage", "--tenant", tenant, *arguments),
+            *(sys.executable, "-m", "tailrace", "usage", "--tenant", tenant, *arguments),
             cwd=CHECKOUT,
             env={"TAILRACE_NATS_URL": house.nats_url},
             stdout=PIPE,

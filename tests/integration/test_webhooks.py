@@ -17,17 +17,17 @@ from prometheus_client import REGISTRY
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from deploy.nats_server import NatsServer
-from persistence import hook, signature, webhooks
-from proto import entries, subjects
-from proto.ending import ending
-from proto.entries import Failure, Outcome, Stored
-from proto.errors import LogUnavailable
-from proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId, new_id
-from proto.log import Connection, Deliveries, Delivery, TurnLog, streams
-from proto.log.deliveries import backlog_of
-from proto.records import TurnRecord, record
-from proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence.webhooks import payload, sender, signature
+from tailrace.proto import entries, subjects
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Failure, Outcome, Stored
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
+from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.integration.conftest import NewGateway
 from tests.persisting import Persistence
 from tests.processes import persistence as process
@@ -261,13 +261,13 @@ async def test_a_mistake_of_ours_holds_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The edge of one webhook: whatever breaks in it is said, and the session goes on."""
-    whole, before = hook.body, given_up("broken")
+    whole, before = payload.body, given_up("broken")
 
     def breaks_once(told: TurnRecord) -> bytes:
-        monkeypatch.setattr(hook, "body", whole)
+        monkeypatch.setattr(payload, "body", whole)
         raise KeyError(told.turn)
 
-    monkeypatch.setattr(hook, "body", breaks_once)
+    monkeypatch.setattr(payload, "body", breaks_once)
     async with telling(own_server, tmp_path):
         await write(own_log, receiver.url, session="one")
         key = await write(own_log, receiver.url, session="one")
@@ -285,7 +285,7 @@ async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it has beyond its share is given up; what waits is told when it is back."""
-    monkeypatch.setattr(webhooks, "WAITING_TENANT_MAX", 2)
+    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 2)
     before = given_up("crowded")
     receiver.answer = status(500)
     async with Receiver() as other, telling(own_server, tmp_path):
@@ -313,7 +313,7 @@ async def test_a_full_house_takes_more_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What finds no room waits in the log, and loses nothing by it."""
-    monkeypatch.setattr(webhooks, "WAITING_MAX", 2)
+    monkeypatch.setattr(sender, "WAITING_MAX", 2)
     receiver.answer = status(500)
     keys = [await write(own_log, receiver.url) for _ in range(5)]
     async with telling(own_server, tmp_path):
@@ -330,12 +330,12 @@ async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
     """So many connections a tenant, and no more: its receiver is not run over either."""
     receiver.answer = hang
     async with Receiver() as other, telling(own_server, tmp_path, webhook_timeout_s=60.0):
-        for _ in range(webhooks.LINES + 3):
+        for _ in range(sender.LINES + 3):
             await write(own_log, receiver.url)
-        await until(lambda: len(receiver.got) == webhooks.LINES)
+        await until(lambda: len(receiver.got) == sender.LINES)
         await write(own_log, other.url, tenant=Tenant("theirs"))
         await until(lambda: other.got)
-        assert len(receiver.got) == webhooks.LINES
+        assert len(receiver.got) == sender.LINES
 
 
 @pytest.mark.rule("R45")
@@ -554,7 +554,7 @@ async def test_what_cannot_be_read_is_told_later_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The log hands out an end and does not answer what was asked: it is given back with all that came after it."""
-    monkeypatch.setattr(webhooks, "LOG_WAIT_S", 0.01)
+    monkeypatch.setattr(sender, "LOG_WAIT_S", 0.01)
     read = TurnLog.replay
     failed: list[TurnKey] = []
 

@@ -1,6 +1,6 @@
 """A generator, whole: a real log, the simulated Claude over HTTP, and every way in which either lets it down.
 
-It runs in the test's loop, as `python -m generators` runs it; only its waits are short. What was paid for is counted by
+It runs in the test's loop, as its process runs it; only its waits are short. What was paid for is counted by
 the simulated Claude.
 """
 
@@ -12,22 +12,22 @@ from signal import SIGKILL
 
 import pytest
 
-from deploy.nats_server import NatsServer
-from deploy.port import free
-from gateway.cancel import cancel
-from generators.__main__ import batches_of
-from generators.attempt import Carrier
-from generators.backends import Call
-from generators.blobs import Blobs
-from generators.retry import Retry
-from generators.rota import read_backends
-from generators.simulated_claude.server import serving
-from generators.worker import Worker
-from proto.entries import Attempt
-from proto.log import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
-from proto.room import Room
-from proto.settlement import Settlement
-from proto.subjects import GENERATORS, STREAM
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.ports import free
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators.__main__ import batches_of
+from tailrace.generators.attempt import Carrier
+from tailrace.generators.backends import Call
+from tailrace.generators.failover import read_backends
+from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.retry import Retry
+from tailrace.generators.worker import Worker
+from tailrace.proto.entries import Attempt
+from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.answering import (
     ask,
     attempts,

@@ -5,8 +5,8 @@ from typing import get_args
 
 import msgspec
 
-from proto import events
-from proto.entries import Event, OnInterrupt, Stored, kind_of
+from tailrace.proto import events
+from tailrace.proto.entries import Event, OnInterrupt, Stored, kind_of
 
 POLICIES: tuple[OnInterrupt, ...] = get_args(OnInterrupt)
 TOOL = 'tool=look json={"at":"river"}'

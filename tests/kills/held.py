@@ -14,12 +14,12 @@ from signal import SIGUSR1, signal
 
 import structlog
 
-from generators import outbox
-from proto.chain import Chain
-from proto.entries import Entry, Request
-from proto.fold import NOBODY, Turn
-from proto.log import Deliveries, Delivery, TurnLog
-from proto.subjects import TurnKey
+from tailrace.generators import delta_buffer
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry, Request
+from tailrace.proto.fold import NOBODY, Turn
+from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded import record
 from tests.processes import Process
@@ -91,7 +91,7 @@ def hold(gate: Gate, role: str) -> None:
     Delivery.done = held_done  # type: ignore[method-assign]
     Deliveries.next = held_next  # type: ignore[method-assign]
     if role == HOLDS:
-        outbox.JOINED_BYTES_MAX = 0
+        delta_buffer.JOINED_BYTES_MAX = 0
 
 
 def place_of(request: Request) -> tuple[int, bool] | None:

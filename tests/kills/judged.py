@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from gateway.dialects import DIALECTS
-from proto.entries import Attempt
-from proto.ids import Seq
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.entries import Attempt
+from tailrace.proto.ids import Seq
 from tests.checker.history import Read
 from tests.checker.run import NS_PER_S, Run
 from tests.kills.cell import UNACKNOWLEDGED, Cell, named

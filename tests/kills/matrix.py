@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.dialects import DIALECTS
-from proto.log import streams
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.nats import streams
 from tests.checker import invariants
 from tests.checker.bounds import Bounds
 from tests.checker.house import opened

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gateway.dialects import DIALECTS
+from tailrace.gateway.clients.registry import DIALECTS
 from tests.kills.cell import ALONE, BLOCKS, CLOSING, OF_BLOCK, OPENING, POLICIES, TOGETHER, UNACKNOWLEDGED
 from tests.kills.judged import Hit
 from tests.kills.wave import PROCESSES

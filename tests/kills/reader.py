@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import httpx2
 
-from gateway.dialects import DIALECTS
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.subjects import TurnKey
 from tests.event_stream import EventStream, Sent
 
 # Bare text has no place for a cursor: who was cut asks for all of it again.

@@ -12,10 +12,10 @@ from time import monotonic_ns
 
 import msgspec
 
-from deploy.nats_server import NatsServer
-from gateway.dialects import DIALECTS
-from proto.ids import Seq
-from proto.subjects import TurnKey
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import TurnKey
 from tests import reading
 from tests.checker.client import Client
 from tests.checker.history import Fault

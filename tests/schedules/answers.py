@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from proto import events
-from proto.entries import Request
-from proto.fold import Turn
-from proto.usage import CallUsage
+from tailrace.proto import events
+from tailrace.proto.entries import Request
+from tailrace.proto.fold import Turn
+from tailrace.proto.usage import CallUsage
 from tests.handwritten import MODEL, request
 
 FORMAT = {"output_config": {"format": {"type": "json_schema", "schema": {"type": "array"}}}}

@@ -1,15 +1,15 @@
 """Clients who ask, who cancel, and who look, each until a gateway has answered them."""
 
-from gateway.cancel import cancelled
-from proto.append import append
-from proto.chain import START, Chain
-from proto.entries import Request
-from proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
-from proto.fold import Turn
-from proto.ids import NOTHING
-from proto.replay import folded_now
-from proto.step import Steps
-from proto.subjects import TurnKey
+from tailrace.gateway.turns.cancel import cancelled
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.entries import Request
+from tailrace.proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import NOTHING
+from tailrace.proto.nats.append import append
+from tailrace.proto.nats.replay import folded_now
+from tailrace.proto.nats.step import Steps
+from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
 from tests.schedules.reader import Reading
 from tests.schedules.stream import Stream

@@ -8,25 +8,25 @@ from typing import NamedTuple
 
 import msgspec
 
-from generators.attempt import stored
-from generators.continuation import Continuation, continuation_of
-from generators.hedging import is_due, is_first
-from generators.meter import closing
-from generators.outbox import Outbox, Outgoing
-from generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
-from generators.rota import Rotas, Source
-from proto import step
-from proto.append import append
-from proto.chain import Chain
-from proto.ending import ending
-from proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
-from proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
-from proto.fold import Turn, fold
-from proto.ids import Seq
-from proto.log.turns import APPEND_TIMEOUT_S
-from proto.replay import folded_now, folded_upto
-from proto.step import Steps
-from proto.subjects import TurnKey
+from tailrace.generators.attempt import stored
+from tailrace.generators.budget import closing
+from tailrace.generators.continuation import Continuation, continuation_of
+from tailrace.generators.delta_buffer import Outbox, Outgoing
+from tailrace.generators.failover import Rotas, Source
+from tailrace.generators.hedging import is_due, is_first
+from tailrace.generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
+from tailrace.proto.chain import Chain
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
+from tailrace.proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import step
+from tailrace.proto.nats.append import append
+from tailrace.proto.nats.replay import folded_now, folded_upto
+from tailrace.proto.nats.step import Steps
+from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
+from tailrace.proto.subjects import TurnKey
 from tests.schedules import answers
 from tests.schedules.process import Process
 from tests.schedules.stream import Stream

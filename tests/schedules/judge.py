@@ -1,10 +1,10 @@
 """A schedule that was played, before the five promises, and before what only a simulator can see."""
 
-from proto.chain import START, link
-from proto.entries import Attempt, Event, Stored
-from proto.fold import Turn, fold
-from proto.ids import Seq
-from proto.subjects import TurnKey
+from tailrace.proto.chain import START, link
+from tailrace.proto.entries import Attempt, Event, Stored
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import TurnKey
 from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdict, worst
 from tests.promises import judge as judge_promises
 from tests.schedules import answers

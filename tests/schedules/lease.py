@@ -1,7 +1,7 @@
 """A model of the durable consumer that hands requests out: leases that run out, or are stolen (PROTOCOL R18)."""
 
-from proto.entries import Stored
-from proto.ids import Seq
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import Seq
 from tests.schedules.generator import Worker
 from tests.schedules.stream import Stream
 

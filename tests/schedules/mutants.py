@@ -10,16 +10,16 @@ from unittest.mock import patch
 
 import msgspec
 
-from generators.plan import Plan, plan
-from proto.chain import START, Chain, link
-from proto.entries import Attempt, End, Entry, Event, Stored
-from proto.errors import CursorUnknown, FenceLost, TurnUnknown
-from proto.fold import Turn
-from proto.ids import Seq
-from proto.join import Join
-from proto.replay import folded
-from proto.step import Confirm, Now, Page, Read, Steps
-from proto.subjects import TurnKey
+from tailrace.generators.plan import Plan, plan
+from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
+from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
+from tailrace.proto.feed_join import Join
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats.replay import folded
+from tailrace.proto.nats.step import Confirm, Now, Page, Read, Steps
+from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import Worker
 from tests.schedules.stream import Stream
 
@@ -28,7 +28,12 @@ Patches = list[Any]
 _heard, _append = Join.heard, Worker._append
 
 # Whoever goes by the chain. The judge does not: it keeps the rule as it was.
-LINKED = ("proto.append.link", "proto.fold.link", "proto.follower.link", "proto.join.link")
+LINKED = (
+    "tailrace.proto.nats.append.link",
+    "tailrace.proto.fold.link",
+    "tailrace.proto.nats.follower.link",
+    "tailrace.proto.feed_join.link",
+)
 
 
 def fence() -> Patches:
@@ -80,17 +85,17 @@ def tail_rule() -> Patches:
         page: Page = yield Read(chain.last)
         return None, max([fence, *(stored.seq for stored in page.entries)])
 
-    return [patch("proto.append.tail", blind)]
+    return [patch("tailrace.proto.nats.append.tail", blind)]
 
 
 def end_check() -> Patches:
     """An end that was acknowledged is taken for one."""
-    return [patch("proto.append.is_valid", _steps_to(True))]
+    return [patch("tailrace.proto.nats.append.is_valid", _steps_to(True))]
 
 
 def reader_end_check() -> Patches:
     """What a reader was told is never compared with the log."""
-    return [patch("proto.follower.is_valid", _steps_to(True))]
+    return [patch("tailrace.proto.nats.follower.is_valid", _steps_to(True))]
 
 
 def reader_repeats() -> Patches:
@@ -117,7 +122,7 @@ def reader_gap() -> Patches:
 
 def reader_reread() -> Patches:
     """A reader whose feed is silent believes that nothing was stored."""
-    return [patch("proto.follower.Follower._page", _steps_to([]))]
+    return [patch("tailrace.proto.nats.follower.Follower._page", _steps_to([]))]
 
 
 def cursor_rule() -> Patches:
@@ -133,7 +138,7 @@ def cursor_rule() -> Patches:
             raise CursorUnknown("the cursor was not found")
         return START
 
-    return [patch("proto.follower.chain_at", chain_at)]
+    return [patch("tailrace.proto.nats.follower.chain_at", chain_at)]
 
 
 def acknowledgement_rule() -> Patches:
@@ -163,7 +168,10 @@ def asking_twice() -> Patches:
         if not (yield Confirm()):
             raise TurnUnknown(key.turn)
 
-    return [patch("proto.replay.confirm_known", confirm_known), patch("proto.follower.confirm_known", confirm_known)]
+    return [
+        patch("tailrace.proto.nats.replay.confirm_known", confirm_known),
+        patch("tailrace.proto.nats.follower.confirm_known", confirm_known),
+    ]
 
 
 def continuation() -> Patches:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from proto.step import Steps
+from tailrace.proto.nats.step import Steps
 from tests.schedules.stream import Stream
 
 Done = Callable[[Any], None]

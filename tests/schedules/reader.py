@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from proto.entries import Stored
-from proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
-from proto.follower import Follower
-from proto.ids import NOTHING, Seq
-from proto.step import Hear, Steps
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Stored
+from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.nats.follower import Follower
+from tailrace.proto.nats.step import Hear, Steps
+from tailrace.proto.subjects import TurnKey
 from tests.promises import Connected, Frame
 from tests.schedules.process import Process
 from tests.schedules.stream import Stream, shown

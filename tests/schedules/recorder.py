@@ -1,12 +1,12 @@
 """Persistence in a schedule: each end that it is told of is folded from the log, at least up to there, and written."""
 
-from proto.entries import Stored
-from proto.errors import LogUnavailable, TurnUnknown
-from proto.fold import Turn
-from proto.ids import Seq
-from proto.records import TurnRecord, record
-from proto.replay import folded_upto
-from proto.subjects import TurnKey
+from tailrace.proto.entries import Stored
+from tailrace.proto.errors import LogUnavailable, TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats.replay import folded_upto
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
 from tests.schedules.stream import Stream
 

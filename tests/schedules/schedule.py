@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
-from proto import chain as proto_chain
-from proto import events
-from proto.chain import START
-from proto.entries import Event
-from proto.ids import Tenant, TurnId
-from proto.subjects import TurnKey
+from tailrace.proto import chain as proto_chain
+from tailrace.proto import events
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Event
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
 from tests.schedules import answers
 from tests.schedules.client import Asking, Cancelling, Looking
 from tests.schedules.faults import Faults

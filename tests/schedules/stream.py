@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from proto.entries import Attempt, End, Entry, Event, Request, Stored
-from proto.errors import LogFull, LogUnavailable
-from proto.ids import NOTHING, Seq
-from proto.step import Confirm, Page, Pause, Publish, Reached, Read, Step, Unclear
+from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
+from tailrace.proto.errors import LogFull, LogUnavailable
+from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.nats.step import Confirm, Page, Pause, Publish, Reached, Read, Step, Unclear
 from tests.handwritten import NOON
 from tests.schedules.faults import KIND_AFTER_PUBLISHES, KIND_AFTER_S, Faults
 from tests.schedules.world import Do, World

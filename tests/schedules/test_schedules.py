@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from proto.entries import Attempt
-from proto.fold import fold
+from tailrace.proto.entries import Attempt
+from tailrace.proto.fold import fold
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes
 from tests.schedules.mutants import MUTANTS

@@ -4,8 +4,8 @@ from itertools import permutations
 
 import pytest
 
-from proto.accounts import ADMIN, GATEWAY, LOG, RIGHTS, Way, account, ways_of
-from proto.subjects import EVERY_LIVE, GENERATORS, PERSISTENCE
+from tailrace.proto.nats.permissions import ADMIN, GATEWAY, LOG, RIGHTS, Way, account, ways_of
+from tailrace.proto.subjects import EVERY_LIVE, GENERATORS, PERSISTENCE
 
 
 def overlap(one: str, other: str) -> bool:

@@ -3,8 +3,8 @@
 import pytest
 from starlette.types import Scope
 
-from gateway import problem
-from gateway.again import AGAIN_S_MAX, ComeAgain, comes_back
+from tailrace.gateway import error_responses
+from tailrace.gateway.http.retry_later import AGAIN_S_MAX, ComeAgain, comes_back
 
 EVENT_SOURCE = {"accept": "text/event-stream", "last-event-id": "7"}
 
@@ -33,14 +33,14 @@ def test_an_event_source_that_comes_back_is_known_by_what_it_sends(
     """Whoever looks at a status, and a new reader, whose page can say what is wrong, are told it."""
     asked = scope(method, headers)
     assert comes_back(asked) is is_back
-    told = problem.response("gateway_full", "come again", retry_after_s=AGAIN_S_MAX, scope=asked)
+    told = error_responses.response("gateway_full", "come again", retry_after_s=AGAIN_S_MAX, scope=asked)
     assert told.status_code == (200 if is_back else 503)
 
 
 @pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_spent"])
 def test_what_will_not_be_better_soon_is_said_to_an_event_source_too(code: str) -> None:
     """It would ask for ever."""
-    assert problem.response(code, "no", scope=scope("GET", EVENT_SOURCE)).status_code >= 400
+    assert error_responses.response(code, "no", scope=scope("GET", EVENT_SOURCE)).status_code >= 400
 
 
 def test_each_is_told_a_moment_of_its_own() -> None:

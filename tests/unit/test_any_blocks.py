@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.dialects import DIALECTS, Dialect
-from gateway.dialects.response import response_of
-from gateway.protocols import ui_message
-from gateway.protocols.response_items import items_of
-from proto.entries import Message
-from proto.fold import Block, content
-from proto.ids import Tenant, TurnId
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.ai_sdk import message
+from tailrace.gateway.clients.openai.responses_input import items_of
+from tailrace.gateway.clients.openai.responses_object import response_of
+from tailrace.gateway.clients.registry import DIALECTS, Dialect
+from tailrace.proto.entries import Message
+from tailrace.proto.fold import Block, content
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import answered
 from tests.made_up import JSON, TEXTS
 
@@ -63,7 +63,7 @@ WHOLE = {name: dialect.whole for name, dialect in DIALECTS.items() if dialect.wh
 VIEWS: dict[str, Callable[[TurnRecord], object]] = {
     "input_items": lambda told: items_of(told.turn, told.input),
     "response": response_of,
-    "ui messages": lambda told: ui_message.messages([told, told]),
+    "ui messages": lambda told: message.messages([told, told]),
     **{name: partial(archived, dialect) for name, dialect in DIALECTS.items()},
     **{f"{name}, whole": whole for name, whole in WHOLE.items()},
 }

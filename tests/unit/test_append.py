@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from proto.append import append
-from proto.chain import Chain
-from proto.entries import MESSAGE_BATCHES, Attempt, Stored
-from proto.errors import FenceLost
-from proto.ids import Seq, Tenant, TurnId, new_id
-from proto.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
-from proto.subjects import TurnKey
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Stored
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats.append import append
+from tailrace.proto.nats.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON, says
 
 KEY = TurnKey(Tenant("t"), TurnId(new_id()))

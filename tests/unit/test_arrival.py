@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway import arrival
-from gateway.arrival import Arrival
-from proto.errors import Refused
+from tailrace.gateway.http import slow_body
+from tailrace.gateway.http.slow_body import Arrival
+from tailrace.proto.errors import Refused
 
 SCOPE: Scope = {"type": "http", "method": "POST", "headers": []}
 WHOLE: Message = {"type": "http.request", "body": b"", "more_body": False}
@@ -18,7 +18,7 @@ WHOLE: Message = {"type": "http.request", "body": b"", "more_body": False}
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that 100 bytes a second are 20 bytes in each stretch."""
-    monkeypatch.setattr(arrival, "STRETCH_S", 0.2)
+    monkeypatch.setattr(slow_body, "STRETCH_S", 0.2)
 
 
 async def send(_: Message) -> None: ...

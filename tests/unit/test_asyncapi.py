@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from deploy import asyncapi
-from gateway.dialects import DIALECTS
-from proto.fold import fold
-from proto.version import VERSION
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.fold import fold
+from tailrace.proto.version import VERSION
 from tests.saying import SAYS
+from tools import asyncapi
 
 DOCUMENT: dict[str, Any] = asyncapi.document(VERSION)
 

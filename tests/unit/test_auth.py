@@ -6,14 +6,14 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from gateway.door.auth import LOCAL, Door
-from gateway.door.caller import Caller
-from gateway.door.key_ring import KeyRing
-from gateway.settings import Settings
-from proto.api_key import SCOPES, new_key
-from proto.errors import Refused, SettingsInvalid
-from proto.ids import Seq, Tenant
-from proto.log.keys import KeyChange
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import LOCAL, Door
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.settings import Settings
+from tailrace.proto.api_key import SCOPES, new_key
+from tailrace.proto.errors import Refused, SettingsInvalid
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats.api_keys import KeyChange
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import DIALECTS
-from generators.batches import Tally
-from proto import batch
-from proto.chain import START, Chain, link
-from proto.entries import Attempt, Batch, End, Progress, Stored, decode, encode
-from proto.fold import fold, text_proof
-from proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.generators.batches.carrier import Tally
+from tailrace.proto import batch
+from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.entries import Attempt, Batch, End, Progress, Stored, decode, encode
+from tailrace.proto.fold import fold, text_proof
+from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON, request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ask import ASKED_LEVELS_MAX, Ask, request_of
-from gateway.models.offer import Offer
-from gateway.place import Place
-from generators.continuation import call_of
-from proto import blobs
-from proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
-from proto.depth import LEVELS_MAX, is_deeper
-from proto.entries import Batch, Message, Request, encode
-from proto.errors import Refused
-from proto.ids import SessionId
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.conversation_match import Place
+from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Ask, request_of
+from tailrace.generators.continuation import call_of
+from tailrace.proto import blobs
+from tailrace.proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
+from tailrace.proto.depth import LEVELS_MAX, is_deeper
+from tailrace.proto.entries import Batch, Message, Request, encode
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId
 from tests.handwritten import request
 
 LONG = "x" * (INLINE_BYTES_MAX + 1)

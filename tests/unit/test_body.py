@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway import body
-from gateway.ask import Ask
-from proto.errors import Refused
+from tailrace.gateway.turns import read_body
+from tailrace.gateway.turns.request_body import Ask
+from tailrace.proto.errors import Refused
 
 PLAIN = (b"content-type", b"application/json")
 
@@ -46,7 +46,7 @@ def sending(*pieces: bytes, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,),
 
 
 async def read(request: Request, bytes_max: int = 10) -> bytes:
-    return await body.read(request, bytes_max=bytes_max, timeout_s=1)
+    return await read_body.read(request, bytes_max=bytes_max, timeout_s=1)
 
 
 async def test_a_body_in_pieces_is_read_whole() -> None:
@@ -93,7 +93,7 @@ async def test_what_is_not_read_is_refused_by_its_code(request_: Request, code: 
 def test_what_is_not_the_shape_is_named(raw: bytes, code: str, named: str) -> None:
     """A field by its path; what is no JSON at all by that."""
     with pytest.raises(Refused) as refused:
-        body.decode(raw, Shape)
+        read_body.decode(raw, Shape)
     assert refused.value.code == code
     assert named in refused.value.message
 
@@ -112,7 +112,7 @@ def test_what_is_not_the_shape_is_named(raw: bytes, code: str, named: str) -> No
 def test_what_would_have_fitted_is_named(raw: bytes, message: str) -> None:
     """The fields or values of the very place; from the types alone, so that no list has to be kept."""
     with pytest.raises(Refused) as refused:
-        body.decode(raw, Shape)
+        read_body.decode(raw, Shape)
     assert refused.value.message == message
 
 
@@ -129,7 +129,7 @@ def test_who_asks_for_sampling_is_told_why_there_is_none(
 ) -> None:
     """Where there is another way; else the fields say enough."""
     with pytest.raises(Refused) as refused:
-        body.decode(b'{"%s": 1}' % field.encode(), kind)
+        read_body.decode(b'{"%s": 1}' % field.encode(), kind)
     assert f"`{field}`" in refused.value.message
     assert ("`options` passes it on" in refused.value.message) == is_explained
 
@@ -137,9 +137,9 @@ def test_who_asks_for_sampling_is_told_why_there_is_none(
 def test_what_a_client_sent_is_quoted_in_part() -> None:
     """An answer must not grow with the question."""
     with pytest.raises(Refused) as refused:
-        body.decode(b'{"' + b"x" * 100_000 + b'": 1}', Shape)
+        read_body.decode(b'{"' + b"x" * 100_000 + b'": 1}', Shape)
     quoted, _, fitting = refused.value.message.partition("; ")
-    assert (len(quoted), fitting) == (body.QUOTED_CHARS_MAX, "there are number, several, named")
+    assert (len(quoted), fitting) == (read_body.QUOTED_CHARS_MAX, "there are number, several, named")
 
 
 @pytest.mark.timeout(10)  # It was hours.
@@ -155,9 +155,9 @@ def test_what_a_client_sent_is_quoted_in_part() -> None:
 def test_what_a_client_sent_is_not_searched(before: bytes, after: bytes, hint: str) -> None:
     """Megabytes that look like a place cost no more than other megabytes, and do not hide the real place."""
     with pytest.raises(Refused) as refused:
-        body.decode(before + b"[" * 4_000_000 + after, Shape)
+        read_body.decode(before + b"[" * 4_000_000 + after, Shape)
     quoted, _, fitting = refused.value.message.partition("; there are ")
-    assert (len(quoted), fitting) == (body.QUOTED_CHARS_MAX, hint)
+    assert (len(quoted), fitting) == (read_body.QUOTED_CHARS_MAX, hint)
 
 
 NAMES = st.text(st.sampled_from('",[{\\x'), max_size=4)
@@ -180,19 +180,19 @@ def values(value: Any) -> int:
 @given(JSON_VALUES)
 def test_values_are_counted_and_what_is_in_strings_is_not(value: Any) -> None:
     """Also when there are so many marks in strings that these have to be left out."""
-    marks = '[{,"\\' * body.VALUES_MAX
-    assert body.values_in(msgspec.json.encode([value, marks])) == values([value, marks])
+    marks = '[{,"\\' * read_body.VALUES_MAX
+    assert read_body.values_in(msgspec.json.encode([value, marks])) == values([value, marks])
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"0", b'""', b'{"":0}', b'{"":""}', b'"\\\\"', b'"\\",["'], ids=range(8))
 def test_too_many_values_are_refused_before_they_are_decoded(raw: bytes) -> None:
     """Each of them is looked at by everybody whom the request passes; what they are does not matter."""
     with pytest.raises(Refused) as refused:
-        body.decode(b"[" + b",".join([raw] * (body.VALUES_MAX + 1)) + b"]", Shape)
+        read_body.decode(b"[" + b",".join([raw] * (read_body.VALUES_MAX + 1)) + b"]", Shape)
     assert refused.value.code == "body_too_large"
 
 
 def test_a_long_text_may_have_any_marks() -> None:
     """Code and JSON in a string are one value."""
-    text = '{"a": [1, 2], "b": "\\\\"}, ' * body.VALUES_MAX
-    assert body.decode(msgspec.json.encode({"text": text}), Told) == Told(text)
+    text = '{"a": [1, 2], "b": "\\\\"}, ' * read_body.VALUES_MAX
+    assert read_body.decode(msgspec.json.encode({"text": text}), Told) == Told(text)

@@ -5,15 +5,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from generators.attempt import asked
-from generators.backends import Call
-from generators.caching import marked
-from generators.continuation import call_of
-from generators.plan import Go
-from generators.simulated_claude.cache import TOKENS_MIN, Cache, Cached
-from proto.entries import CacheFor, Message, Mode
-from proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
-from proto.usage import CallUsage
+from tailrace.deploy.simulated_claude.cache import TOKENS_MIN, Cache, Cached
+from tailrace.generators.attempt import asked
+from tailrace.generators.backends import Call
+from tailrace.generators.continuation import call_of
+from tailrace.generators.plan import Go
+from tailrace.generators.prompt_cache import marked
+from tailrace.proto.entries import CacheFor, Message, Mode
+from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
+from tailrace.proto.usage import CallUsage
 from tests.handwritten import Handwritten, closing, opening, request
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}

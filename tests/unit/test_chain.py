@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto import entries
-from proto.chain import START, Chain, link
-from proto.entries import Attempt, End, Entry, Unknown, Unreadable
-from proto.ids import Seq
+from tailrace.proto import entries
+from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.entries import Attempt, End, Entry, Unknown, Unreadable
+from tailrace.proto.ids import Seq
 from tests.handwritten import raw, request
 from tests.made_up import MadeUp, logs
 

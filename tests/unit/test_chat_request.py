@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
-from gateway.ask import Ask, check
-from gateway.body import decode
-from gateway.protocols import chat_request
-from gateway.protocols.chat_parameters import FOREIGN
-from gateway.protocols.chat_request import ChatRequest
-from gateway.protocols.foreign import Asked
-from proto.entries import Message
-from proto.errors import Refused
-from proto.models import models
+from tailrace.gateway.clients.openai import chat_request
+from tailrace.gateway.clients.openai.chat_parameters import FOREIGN
+from tailrace.gateway.clients.openai.chat_request import ChatRequest
+from tailrace.gateway.clients.openai.unsupported import Asked
+from tailrace.gateway.turns.read_body import decode
+from tailrace.gateway.turns.request_body import Ask, check
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+from tailrace.proto.models import models
 from tests.made_up import JSON, TEXTS
 
 HAIKU, SONNET, OLD = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-sonnet-4-5"

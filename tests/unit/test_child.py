@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proto.child import AT_ONCE_MAX, OF_ONE_MAX, Child
-from proto.errors import Crowded, Unfinished
+from tailrace.proto.errors import Crowded, Unfinished
+from tailrace.proto.runtime.sandbox import AT_ONCE_MAX, OF_ONE_MAX, Child
 from tests.until import until
 
 LONG_S = 60.0

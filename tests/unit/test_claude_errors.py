@@ -7,7 +7,7 @@ import anthropic
 import httpx2
 import pytest
 
-from generators.backends.claude import (
+from tailrace.generators.backends.anthropic_api import (
     CODES_BY_STATUS,
     CODES_BY_TYPE,
     Reason,
@@ -16,8 +16,8 @@ from generators.backends.claude import (
     events,
     retry_after_s,
 )
-from generators.backends.sse_lines import SseLines
-from proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
+from tailrace.generators.backends.sse_decoder import SseLines
+from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 
 NOW = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")

@@ -2,12 +2,12 @@
 
 import pytest
 
-from deploy.cli import main, parser
-from deploy.port import free
-from persistence import signature
-from proto.ids import Tenant
-from proto.process import EXIT_TROUBLE, EXIT_USAGE
-from proto.version import VERSION
+from tailrace.deploy.cli.main import main, parser
+from tailrace.deploy.local.ports import free
+from tailrace.persistence.webhooks import signature
+from tailrace.proto.ids import Tenant
+from tailrace.proto.runtime.main import EXIT_TROUBLE, EXIT_USAGE
+from tailrace.proto.version import VERSION
 
 
 @pytest.mark.parametrize(

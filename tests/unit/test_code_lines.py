@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from generators.backends.code_lines import CodeLines
-from generators.backends.grammar import Grammar
-from proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
+from tailrace.generators.backends.claude_code_output import CodeLines
+from tailrace.generators.backends.event_order import Grammar
+from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:

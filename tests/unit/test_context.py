@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from persistence.context import messages
-from proto import blobs
-from proto.entries import Message, Outcome
-from proto.ids import Seq, SessionId, TurnId
-from proto.records import TurnRecord
-from proto.usage import Usage
+from tailrace.persistence.context import messages
+from tailrace.proto import blobs
+from tailrace.proto.entries import Message, Outcome
+from tailrace.proto.ids import Seq, SessionId, TurnId
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.usage import Usage
 from tests.handwritten import MODEL, NOON
 
 QUESTION = Message("user", "Why is the sky blue?")

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from generators.backends import Call
-from generators.continuation import TAIL_CHARS, Continuation, call_after, call_of, continuation_of
-from generators.plan import can_continue
-from generators.simulated_claude import event as simulated
-from generators.simulated_claude.reply import reply, understand
-from generators.simulated_claude.request import decode
-from proto import events
-from proto.entries import Event, Message, Request
-from proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
-from proto.fold import Block
-from proto.usage import CallUsage
+from tailrace.deploy.simulated_claude import event as simulated
+from tailrace.deploy.simulated_claude.reply import reply, understand
+from tailrace.deploy.simulated_claude.request import decode
+from tailrace.generators.backends import Call
+from tailrace.generators.continuation import TAIL_CHARS, Continuation, call_after, call_of, continuation_of
+from tailrace.generators.plan import can_continue
+from tailrace.proto import events
+from tailrace.proto.entries import Event, Message, Request
+from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
+from tailrace.proto.fold import Block
+from tailrace.proto.usage import CallUsage
 from tests.handwritten import Handwritten, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"

@@ -4,9 +4,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from gateway.limits.crowd import Crowd, Room, owner_of
-from proto.errors import Refused
-from proto.ids import Tenant
+from tailrace.gateway.limits.reader_counts import Crowd, Room, owner_of
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 
 ALICE, BOB = Tenant("alice"), Tenant("bob")
 

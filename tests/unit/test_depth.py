@@ -2,7 +2,7 @@
 
 import pytest
 
-from proto.depth import is_deeper
+from tailrace.proto.depth import is_deeper
 
 
 @pytest.mark.rule("R7")

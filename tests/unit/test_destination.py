@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.destination import Destination, NotAllowed, destination, is_public, private_hosts
+from tailrace.proto.ssrf import Destination, NotAllowed, destination, is_public, private_hosts
 
 NOBODYS: frozenset[str] = frozenset()
 PUBLIC = [

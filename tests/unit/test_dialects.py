@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import DIALECTS, TAILRACE, Frame
-from gateway.dialects.anthropic import ANTHROPIC
-from proto import entries, events
-from proto.entries import Entry, Failure, Mode, Outcome, Stored, Unknown
-from proto.ids import Seq, Tenant, TurnId
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
-from proto.usage import Usage
+from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
+from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Frame
+from tailrace.proto import entries, events
+from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored, Unknown
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 from tests.event_stream import parse
 from tests.handwritten import NOON, Handwritten, answered, attempt, closing, event, junk, opening, raw, request
 from tests.reading import data, rendered, told

@@ -1,7 +1,7 @@
 """What the directory lists."""
 
-from gateway.app import ROUTES
-from gateway.routes.directory import endpoints_of
+from tailrace.gateway.app import ROUTES
+from tailrace.gateway.resources.index import endpoints_of
 from tests.routes import ROWS
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from gateway.door.auth import LOCAL, Door
-from gateway.door.key_ring import KeyRing
-from gateway.download import Download
-from gateway.limits.crowd import Crowd, Room
-from gateway.limits.open_streams import OpenStreams
-from gateway.settings import Settings
-from proto.errors import BlobUnknown, LogUnavailable, Refused
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import LOCAL, Door
+from tailrace.gateway.limits.reader_counts import Crowd, Room
+from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.download import Download
+from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
 @pytest.mark.parametrize(

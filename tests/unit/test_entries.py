@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto import entries
-from proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable, decode, encode, kind_of
-from proto.ids import Seq
-from proto.usage import Usage
+from tailrace.proto import entries
+from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable, decode, encode, kind_of
+from tailrace.proto.ids import Seq
+from tailrace.proto.usage import Usage
 from tests.handwritten import raw, request
 from tests.made_up import JSON, TEXTS, any_entries
 

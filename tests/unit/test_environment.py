@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.environment import check
-from proto.errors import SettingsInvalid
+from tailrace.deploy.local.check_environment import check
+from tailrace.proto.errors import SettingsInvalid
 
 KEYS = f"acme:{hashlib.sha256(b'key').hexdigest()}"
 

@@ -7,8 +7,8 @@ import nats.errors
 import nats.js.errors
 import pytest
 
-from proto import errors
-from proto.errors import CODES, BackendError, Code, LogError, Refused, TailraceError
+from tailrace.proto import errors
+from tailrace.proto.errors import CODES, BackendError, Code, LogError, Refused, TailraceError
 
 CLASSES = [
     kind

@@ -5,8 +5,8 @@ import base64
 import msgspec
 import pytest
 
-from gateway.limits.estimate import MISFIT_TOKENS, PAGE_TOKENS, PICTURE_TOKENS, estimate_of
-from proto.entries import Message, Request
+from tailrace.gateway.limits.cost_estimate import MISFIT_TOKENS, PAGE_TOKENS, PICTURE_TOKENS, estimate_of
+from tailrace.proto.entries import Message, Request
 from tests.handwritten import request
 
 TEXT = "seven characters, seven times over, is forty-nine"

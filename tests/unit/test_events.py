@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto import events
-from proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, envelope, joined
-from proto.usage import CallUsage, Usage
+from tailrace.proto import events
+from tailrace.proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, envelope, joined
+from tailrace.proto.usage import CallUsage, Usage
 from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
 
 # From Anthropic's docs, "Streaming Messages", and "Extended thinking"; shortened.

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 
-from deploy.environment import SERVICES
-from proto.errors import SettingsInvalid
-from proto.log.connection import servers
-from proto.settings import env_name, read, type_name
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.nats.connection import servers
+from tailrace.proto.runtime.settings import env_name, read, type_name
 from tests import tokens
 
 NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]

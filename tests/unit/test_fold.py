@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto import events
-from proto.chain import START, link
-from proto.ending import ending
-from proto.entries import End, Failure, Request, Stored
-from proto.entries import Event as EventEntry
-from proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from proto.fold import NOBODY, Block, Turn, content, fold, text_proof
-from proto.ids import Seq, Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
-from proto.usage import CallUsage, Usage
+from tailrace.proto import events
+from tailrace.proto.chain import START, link
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import End, Failure, Request, Stored
+from tailrace.proto.entries import Event as EventEntry
+from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
+from tailrace.proto.fold import NOBODY, Block, Turn, content, fold, text_proof
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, answered, attempt, closing, junk, opening, raw, says
 from tests.made_up import MadeUp, logs
 

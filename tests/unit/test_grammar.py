@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from generators.backends.grammar import Grammar
-from proto.errors import BackendError
+from tailrace.generators.backends.event_order import Grammar
+from tailrace.proto.errors import BackendError
 
 BEGUN: list[dict[str, Any]] = [
     {"type": "message_start", "message": {"id": "msg_1"}},

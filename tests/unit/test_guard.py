@@ -9,15 +9,15 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from gateway import problem
-from gateway.context import caller_of
-from gateway.door.auth import Carrier, Door
-from gateway.door.caller import Caller
-from gateway.door.guard import guarded
-from gateway.door.key_ring import KeyRing
-from gateway.settings import Settings
-from proto.errors import Refused
-from proto.ids import Tenant, TurnId
+from tailrace.gateway import error_responses
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import Carrier, Door
+from tailrace.gateway.auth.guard import guarded
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.dependencies import caller_of
+from tailrace.gateway.settings import Settings
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, TurnId
 
 
 async def answer(request: Request) -> PlainTextResponse:
@@ -46,7 +46,7 @@ def door(caller: Caller | None) -> Door:
 
 async def status(path: str, url: str, caller: Caller | None, method: str = "GET") -> int:
     route = guarded(Route(path, answer, methods=["GET", "POST"]))
-    app = Starlette(routes=[route], exception_handlers={Refused: problem.refused})
+    app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
     app.state.gateway = SimpleNamespace(door=door(caller))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code

@@ -2,9 +2,9 @@
 
 import pytest
 
-from generators.hedging import is_due
-from generators.plan import Go
-from generators.rota import Source
+from tailrace.generators.failover import Source
+from tailrace.generators.hedging import is_due
+from tailrace.generators.plan import Go
 
 
 @pytest.mark.rule("R51")

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence import hook
-from proto.entries import Outcome
-from proto.ids import Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
+from tailrace.persistence.webhooks import payload
+from tailrace.proto.entries import Outcome
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered
 
 KEY = TurnKey(Tenant("ours"), TurnId("turn-1"))
@@ -22,8 +22,8 @@ def test_a_webhook_says_what_get_says_and_the_same_each_time() -> None:
     """A receiver that gets it twice gets the same bytes."""
     turn = answered("Light ", "scatters.").turn
     told = record(KEY, turn)
-    body = hook.body(told)
-    assert body == hook.body(record(KEY, turn))
+    body = payload.body(told)
+    assert body == payload.body(record(KEY, turn))
     assert msgspec.json.decode(body) == {
         "type": "turn.completed",
         "timestamp": msgspec.to_builtins(turn.ended_at),
@@ -38,7 +38,7 @@ def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
     log = Handwritten()
     log.ask()
     log.end(outcome)
-    assert msgspec.json.decode(hook.body(record(KEY, log.turn)))["type"] == f"turn.{outcome}"
+    assert msgspec.json.decode(payload.body(record(KEY, log.turn)))["type"] == f"turn.{outcome}"
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
 )
 def test_only_2xx_takes_a_webhook_and_only_410_ends_it(status: int, verdict: str) -> None:
     """Standard Webhooks: all else may be mended within the day, a receiver that is being deployed answers 404."""
-    assert hook.verdict(status) == verdict
+    assert payload.verdict(status) == verdict
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.none() | st.floats(0, 1e12))
 def test_a_wait_is_never_longer_than_its_limit(tries: int, chance: float, asked_s: float | None) -> None:
     """Neither doubling nor a receiver's wish makes it more than an hour, and some jitter."""
-    assert 0 < hook.wait_s(tries, 5.0, asked_s, chance) <= hook.WAIT_S_MAX * (1 + hook.JITTER)
+    assert 0 < payload.wait_s(tries, 5.0, asked_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
 
 
 def test_waits_double_and_heed_the_receivers_wish() -> None:
     """A wish for less than the wait is not heeded: it may be meant for clients that are fewer."""
-    assert [hook.wait_s(tries, 5.0, None, 0.5) for tries in (1, 2, 3, 4)] == [5, 10, 20, 40]
-    assert hook.wait_s(1, 5.0, 60.0, 0.5) == 60
-    assert hook.wait_s(4, 5.0, 1.0, 0.5) == 40
-    assert hook.wait_s(1, 5.0, None, 0.0) < 5 < hook.wait_s(1, 5.0, None, 1.0)
+    assert [payload.wait_s(tries, 5.0, None, 0.5) for tries in (1, 2, 3, 4)] == [5, 10, 20, 40]
+    assert payload.wait_s(1, 5.0, 60.0, 0.5) == 60
+    assert payload.wait_s(4, 5.0, 1.0, 0.5) == 40
+    assert payload.wait_s(1, 5.0, None, 0.0) < 5 < payload.wait_s(1, 5.0, None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_waits_double_and_heed_the_receivers_wish() -> None:
 )
 def test_a_retry_after_is_seconds_or_a_date(text: str | None, seconds: float | None) -> None:
     """RFC 9110 section 10.2.3; what is neither is not heeded."""
-    assert hook.retry_after_s(text, NOON) == seconds
+    assert payload.retry_after_s(text, NOON) == seconds
 
 
 @given(st.text())
 def test_any_retry_after_is_read_or_passed_over(text: str) -> None:
     """It is a stranger's."""
-    found = hook.retry_after_s(text, NOON)
+    found = payload.retry_after_s(text, NOON)
     assert found is None or found >= 0
 
 
 def test_a_webhook_is_over_when_its_end_is_too_old() -> None:
     """By the log's own time. Of an end that could not be read nobody knows."""
-    assert not hook.is_over(NOON, NOON + timedelta(seconds=60), 60)
-    assert hook.is_over(NOON, NOON + timedelta(seconds=61), 60)
-    assert not hook.is_over(None, NOON, 0)
+    assert not payload.is_over(NOON, NOON + timedelta(seconds=60), 60)
+    assert payload.is_over(NOON, NOON + timedelta(seconds=61), 60)
+    assert not payload.is_over(None, NOON, 0)

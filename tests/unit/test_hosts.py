@@ -3,9 +3,9 @@
 import pytest
 from starlette.datastructures import Headers
 
-from gateway.door.hosts import Hosts
-from gateway.settings import Settings
-from proto.errors import SettingsInvalid
+from tailrace.gateway.auth.allowed_hosts import Hosts
+from tailrace.gateway.settings import Settings
+from tailrace.proto.errors import SettingsInvalid
 
 # What no Host header is, whatever is listed.
 MALFORMED = [

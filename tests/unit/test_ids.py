@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.errors import CursorUnknown
-from proto.ids import SEQ_MAX, is_session_name, is_token, new_id, parse_cursor
+from tailrace.proto.errors import CursorUnknown
+from tailrace.proto.ids import SEQ_MAX, is_session_name, is_token, new_id, parse_cursor
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 

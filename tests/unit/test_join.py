@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.chain import START, Chain
-from proto.entries import End, Stored
-from proto.ids import Seq
-from proto.join import Join
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.entries import End, Stored
+from tailrace.proto.feed_join import Join
+from tailrace.proto.ids import Seq
 from tests.handwritten import answered, says
 from tests.made_up import MadeUp, logs
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from proto import judge
-from proto.child import AT_ONCE_MAX
-from proto.errors import Refused, Unfinished
-from proto.ids import Tenant
-from proto.judge import Judge
+from tailrace.proto.errors import Refused, Unfinished
+from tailrace.proto.ids import Tenant
+from tailrace.proto.runtime import json_schema
+from tailrace.proto.runtime.json_schema import Judge
+from tailrace.proto.runtime.sandbox import AT_ONCE_MAX
 
 LONG_S = 60.0
 ACME, BETA = Tenant("acme"), Tenant("beta")
@@ -81,7 +81,7 @@ async def test_what_is_wrong_is_told_in_a_few_words() -> None:
 )
 async def test_what_is_no_schema_is_refused(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is, and cannot be read in time."""
-    monkeypatch.setattr(judge, "JUDGEMENT_S_MAX", 1.0)
+    monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 1.0)
     with pytest.raises(Refused) as refused:
         await Judge(wait_s=LONG_S).require(schema, ACME)
     assert refused.value.code == "schema_invalid"
@@ -121,7 +121,7 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
 @pytest.mark.usefixtures("one_cpu_second")
 async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is room for a few at once, and each leaves it in time."""
-    monkeypatch.setattr(judge, "JUDGEMENT_S_MAX", 2.0)
+    monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 2.0)
     judging = Judge(wait_s=LONG_S)
     slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(AT_ONCE_MAX)]
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None

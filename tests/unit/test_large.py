@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.large import SMALL_BYTES_MAX, LargeBodies, let_go
-from proto.errors import Refused
-from proto.ids import Tenant
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies, let_go
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 
 ROOM_BYTES = 10 * SMALL_BYTES_MAX
 

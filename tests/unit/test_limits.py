@@ -2,8 +2,8 @@
 
 import pytest
 
-from proto.errors import SettingsInvalid
-from proto.limits import NONE, Limits, Rate, limits_of, over, read_limits, request_rate, token_rate
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.limits import NONE, Limits, Rate, limits_of, over, read_limits, request_rate, token_rate
 
 
 def test_a_setting_names_limits() -> None:

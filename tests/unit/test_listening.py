@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.server import listen
-from generators.simulated_claude.server import Server
+from tailrace.deploy.simulated_claude.server import Server
+from tailrace.gateway.http.server import listen
 
 LISTENING = {
     "gateway": lambda: listen("127.0.0.1", 0, 0),

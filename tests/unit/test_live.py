@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from gateway.dialects import DIALECTS, TAILRACE, Dialect, Frame
-from gateway.live import Live, Lives
-from proto.entries import Stored
-from proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
-from proto.ids import NOTHING, Seq, Tenant, TurnId
-from proto.log import TurnLog
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Dialect, Frame
+from tailrace.gateway.streaming.fanout import Live, Lives
+from tailrace.proto.entries import Stored
+from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
+from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered, opening
 from tests.until import until
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.door.login import GRACE_S, cookie, judge
-from proto.log.logins import Login
+from tailrace.gateway.auth.login import GRACE_S, cookie, judge
+from tailrace.proto.nats.logins import Login
 
 NOW = 1000.0
 

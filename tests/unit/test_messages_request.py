@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from gateway.ask import NAMED, Ask
-from gateway.protocols.messages_request import MessagesRequest, ask_of, betas_of
-from proto.entries import Message
+from tailrace.gateway.clients.anthropic.request import MessagesRequest, ask_of, betas_of
+from tailrace.gateway.turns.request_body import NAMED, Ask
+from tailrace.proto.entries import Message
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),

@@ -4,14 +4,22 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from generators.meter import Meter, closing, is_spent
-from generators.plan import Close, Complete, Go, judged, plan
-from proto import events
-from proto.ending import ending
-from proto.entries import Attempt, Event, Request
-from proto.events import BlockDelta, BlockStart, InputJsonDelta, MessageHead, MessageStart, TextDelta, ThinkingDelta
-from proto.fold import NOBODY, Turn, fold
-from proto.usage import CallUsage
+from tailrace.generators.budget import Meter, closing, is_spent
+from tailrace.generators.plan import Close, Complete, Go, judged, plan
+from tailrace.proto import events
+from tailrace.proto.end_entry import ending
+from tailrace.proto.entries import Attempt, Event, Request
+from tailrace.proto.events import (
+    BlockDelta,
+    BlockStart,
+    InputJsonDelta,
+    MessageHead,
+    MessageStart,
+    TextDelta,
+    ThinkingDelta,
+)
+from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.usage import CallUsage
 from tests.handwritten import Handwritten
 from tests.made_up import MadeUp, logs
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.models.capabilities import updated
-from gateway.models.card import Page, card, page, sheet
-from gateway.models.catalogue import known
-from gateway.models.offer import Offer
-from proto.errors import Refused
-from proto.model_records import ListedModel
-from proto.models import Supports, models
+from tailrace.gateway.models.capabilities import updated
+from tailrace.gateway.models.card import Page, card, page, sheet
+from tailrace.gateway.models.catalogue import known
+from tailrace.gateway.models.offer import Offer
+from tailrace.proto.errors import Refused
+from tailrace.proto.model_records import ListedModel
+from tailrace.proto.models import Supports, models
 
 CARDS = [card(model, None) for model in Offer().models]
 IDS = [one.id for one in CARDS]

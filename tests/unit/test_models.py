@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from proto.errors import SettingsInvalid
-from proto.models import Supports, cost_nusd, model_named, models, read_aliases, resolve
-from proto.usage import CallUsage
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.models import Supports, cost_nusd, model_named, models, read_aliases, resolve
+from tailrace.proto.usage import CallUsage
 
 
 def test_the_default_model_is_the_first_and_ids_are_keys() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import moving
-from deploy.moving import Group, Held, Seen
-from deploy.options import Options
-from deploy.screen import Screen
+from tailrace.deploy.local import migrate_log
+from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.migrate_log import Group, Held, Seen
+from tailrace.deploy.local.options import Options
 
 
 def stores(folder: Path) -> list[str]:
@@ -25,7 +25,7 @@ async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
     for name in ("nats", "cluster", kept[-1 if is_cluster else 0]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    await moving.move(Options(folder=tmp_path, cluster=is_cluster), Screen(io.StringIO(), width=1, coloured=False))
+    await migrate_log.move(Options(folder=tmp_path, cluster=is_cluster), Screen(io.StringIO(), width=1, coloured=False))
     assert stores(tmp_path) == kept
     aside = next(name for name in kept if name.endswith(".before"))
     assert (tmp_path / aside / "file").read_text() == aside.removesuffix(".before")
@@ -35,9 +35,9 @@ async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
     """The first start, and every start of the same kind."""
     out = io.StringIO()
     for options in (Options(folder=tmp_path), Options(folder=tmp_path, cluster=True)):
-        await moving.move(options, Screen(out, width=1, coloured=False))
+        await migrate_log.move(options, Screen(out, width=1, coloured=False))
     (tmp_path / "nats").mkdir()
-    await moving.move(Options(folder=tmp_path), Screen(out, width=1, coloured=False))
+    await migrate_log.move(Options(folder=tmp_path), Screen(out, width=1, coloured=False))
     assert stores(tmp_path) == ["nats"]
     assert out.getvalue() == ""
 
@@ -48,15 +48,15 @@ def test_what_a_server_has_is_what_it_says_of_each_stream() -> None:
     empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
     details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
     told = {"account_details": [{"name": "$G", "stream_detail": details}]}
-    assert moving.held_of(told) == {"TURNS": Held(3, 2, 9, 1), "SLOTS": Held(0, 0, 9, 0)}
-    assert moving.held_of({}) == {}
+    assert migrate_log.held_of(told) == {"TURNS": Held(3, 2, 9, 1), "SLOTS": Held(0, 0, 9, 0)}
+    assert migrate_log.held_of({}) == {}
 
 
 def test_how_far_a_server_is_is_what_it_says_of_each_group() -> None:
     """As `/raftz?acc=$G` tells it; one without a leader has none to name."""
     group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
     told = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
-    assert moving.groups_of(told) == {"S-1": Group("x", 4, 3, 2), "C-1": Group("", 4, 3, 2)}
+    assert migrate_log.groups_of(told) == {"S-1": Group("x", 4, 3, 2), "C-1": Group("", 4, 3, 2)}
 
 
 DONE = Group("x", 4, 4, 4)
@@ -78,16 +78,18 @@ WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": D
 )
 def test_servers_are_read_when_nothing_they_agreed_upon_is_left_to_be_told(one: Seen, *, is_settled: bool) -> None:
     """That all three have the same is not enough: just started, they may have the same nothing."""
-    assert moving.are_settled([one, one, one]) == is_settled
+    assert migrate_log.are_settled([one, one, one]) == is_settled
 
 
 def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
     """What was agreed upon last may have reached only two of them."""
-    assert not moving.are_settled([WHOLE, WHOLE, Seen({"TURNS": Held(2, 2, 8, 1)}, WHOLE.groups)])
+    assert not migrate_log.are_settled([WHOLE, WHOLE, Seen({"TURNS": Held(2, 2, 8, 1)}, WHOLE.groups)])
     behind = Group("x", 3, 3, 3)
-    assert not moving.are_settled([WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})])
+    assert not migrate_log.are_settled(
+        [WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})]
+    )
 
 
 def test_a_server_that_is_alone_is_always_settled() -> None:
     """It has nobody to agree with, and greets nobody before it has read its store."""
-    assert moving.are_settled([WHOLE._replace(groups=None)])
+    assert migrate_log.are_settled([WHOLE._replace(groups=None)])

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy import nats_cluster
-from deploy.nats_server import EVERYBODY, FILE_BYTES_MAX, Site, choose, config, room_bytes
-from deploy.options import Sync
-from proto.accounts import RIGHTS, ways_of
+from tailrace.deploy.local import nats_cluster
+from tailrace.deploy.local.nats_server import EVERYBODY, FILE_BYTES_MAX, Site, choose, config, room_bytes
+from tailrace.deploy.local.options import Sync
+from tailrace.proto.nats.permissions import RIGHTS, ways_of
 
 SITE = Site(
     Path("/data"),

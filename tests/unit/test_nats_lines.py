@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import nats_lines
-from deploy.nats_lines import FILE, NatsLines
+from tailrace.deploy.local import nats_log
+from tailrace.deploy.local.nats_log import FILE, NatsLines
 
 BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
 
@@ -30,14 +30,14 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
 )
 def test_a_person_is_told_what_is_wrong_and_not_what_always_happens(line: str, *, is_told: bool) -> None:
     """Three that start find each other only after a moment, and each says so as an error."""
-    assert nats_lines.is_told(line) == is_told
+    assert nats_log.is_told(line) == is_told
 
 
 def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was said last is always there, and what was said before it up to twice the bound."""
-    monkeypatch.setattr("deploy.nats_lines.FILE_BYTES_MAX", 40)
+    monkeypatch.setattr("tailrace.deploy.local.nats_log.FILE_BYTES_MAX", 40)
     lines = NatsLines(tmp_path)
     for number in range(100):
         lines.heard(f"line {number}")

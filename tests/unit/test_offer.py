@@ -2,10 +2,10 @@
 
 import pytest
 
-from gateway.models.offer import Offer
-from proto.errors import Refused
-from proto.model_records import ListedModel
-from proto.models import models
+from tailrace.gateway.models.offer import Offer
+from tailrace.proto.errors import Refused
+from tailrace.proto.model_records import ListedModel
+from tailrace.proto.models import models
 
 TWO = {name: ListedModel(id=name) for name in ("claude-opus-5-5", "claude-haiku-5-5")}
 

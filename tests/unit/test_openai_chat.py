@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.dialects import DIALECTS
-from gateway.dialects.chat_completion import whole
-from proto import events
-from proto.entries import Attempt, Failure, Outcome
-from proto.fold import fold
-from proto.ids import Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
-from proto.usage import CallUsage
+from tailrace.gateway.clients.openai.chat_object import whole
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, Failure, Outcome
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import CallUsage
 from tests.citing import CITATIONS, PAGE, RESULT
 from tests.event_stream import parse
 from tests.handwritten import MODEL, NOON, Handwritten, opening

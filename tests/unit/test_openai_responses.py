@@ -12,17 +12,17 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.dialects import DIALECTS, Frame
-from gateway.dialects.openai_responses import snapshot
-from gateway.dialects.response import counted, response_of
-from gateway.stream import unseen
-from proto import events
-from proto.entries import Attempt, Failure, Mode, Outcome, Stored
-from proto.fold import fold
-from proto.ids import Tenant, TurnId
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
-from proto.usage import Usage
+from tailrace.gateway.clients.openai.responses_object import counted, response_of
+from tailrace.gateway.clients.openai.responses_stream import snapshot
+from tailrace.gateway.clients.registry import DIALECTS, Frame
+from tailrace.gateway.streaming.event_stream import unseen
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 from tests.citing import CITATIONS, FILE, PAGE, RESULT
 from tests.event_stream import parse
 from tests.handwritten import Handwritten, answered, junk, opening

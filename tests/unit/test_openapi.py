@@ -8,17 +8,17 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 from starlette.requests import Request
 
-from gateway.app import ROUTES
-from gateway.dialects import DIALECTS
-from gateway.door.scopes import NEEDS
-from gateway.openapi import page as api_page
-from gateway.openapi.operations import OPERATIONS, PARAMETERS
-from gateway.routes import api
-from gateway.routes.api import document
-from persistence import hook, signature
-from proto.ids import Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
+from tailrace.gateway.app import ROUTES
+from tailrace.gateway.auth.scopes import NEEDS
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.openapi import reference_page as api_page
+from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
+from tailrace.gateway.resources import docs
+from tailrace.gateway.resources.docs import document
+from tailrace.persistence.webhooks import payload, signature
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import answered
 from tests.routes import ROWS
 
@@ -124,9 +124,9 @@ def test_the_page_has_every_route_and_runs_nothing() -> None:
 async def test_the_page_is_made_once_however_often_strangers_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes some milliseconds, in which every stream stands still, and nobody needs a key for it."""
     asked = Request({"type": "http", "method": "GET", "path": "/docs", "headers": []})
-    first = await api.docs(asked)
+    first = await docs.docs(asked)
     monkeypatch.setattr(api_page, "page", pytest.fail)
-    assert (await api.docs(asked)).body == first.body
+    assert (await docs.docs(asked)).body == first.body
 
 
 @pytest.mark.rule("S8")
@@ -145,7 +145,7 @@ def test_a_webhooks_body_is_what_the_document_says() -> None:
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/Hook"}
-    body = hook.body(record(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
+    body = payload.body(record(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.headers("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)

@@ -3,8 +3,8 @@
 import pytest
 from starlette.requests import Request
 
-from gateway.door.origin import listed, may_be_foreign
-from proto.errors import SettingsInvalid
+from tailrace.gateway.auth.cors import listed, may_be_foreign
+from tailrace.proto.errors import SettingsInvalid
 
 
 @pytest.mark.parametrize(

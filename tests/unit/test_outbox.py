@@ -1,17 +1,17 @@
 """Events that wait for the log: they join where nothing is lost by it, and keep their order."""
 
-import pytest
 import asyncio
 from datetime import timedelta
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.outbox import JOINED_BYTES_MAX, Outbox, Outgoing
-from proto import events
-from proto.chain import Chain
-from proto.events import (
+from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, Outbox, Outgoing
+from tailrace.proto import events
+from tailrace.proto.chain import Chain
+from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
     BlockStop,
@@ -22,8 +22,8 @@ from proto.events import (
     TextDelta,
     ThinkingDelta,
 )
-from proto.fold import Turn
-from proto.ids import Seq
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq
 from tests.handwritten import Handwritten, raw
 from tests.made_up import anthropic_events
 

@@ -3,8 +3,8 @@
 import pytest
 from starlette.requests import Request
 
-from gateway.pace import Pace, pace_of
-from proto.errors import Refused
+from tailrace.gateway.streaming.pacing import Pace, pace_of
+from tailrace.proto.errors import Refused
 from tests.handwritten import answered
 
 # One a second, all in the past.

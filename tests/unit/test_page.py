@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from persistence.page import END_OF_TIME, Place, bounded, read, write
-from proto.errors import Refused
+from tailrace.persistence.paging import END_OF_TIME, Place, bounded, read, write
+from tailrace.proto.errors import Refused
 
 
 @given(st.integers(0, END_OF_TIME), st.text(st.characters(exclude_categories=["Cs"])))

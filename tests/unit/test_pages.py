@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from gateway.limits.pages import PAGES_MAX, STREAM_BYTES_MAX, UNPACKED_BYTES_MAX, PageCounter, of_size
+from tailrace.gateway.limits.pdf_pages import PAGES_MAX, STREAM_BYTES_MAX, UNPACKED_BYTES_MAX, PageCounter, of_size
 
 PAGE = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] >>"
 TREE = b"%PDF-1.5\n2 0 obj\n<< /Type /Pages /Kids [3 0 R] /Count 9 >>\nendobj\n"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.options import Options
-from deploy.parts import Ground, parts
-from deploy.supervisor import Part
-from proto.accounts import RIGHTS
+from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.processes import Ground, parts
+from tailrace.deploy.local.supervisor import Part
+from tailrace.proto.nats.permissions import RIGHTS
 
 PASSWORD, KEY = "password-of", "key-of-claude"
 GROUND = Ground(

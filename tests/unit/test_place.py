@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.place import Place, after, agreed, common, gist, verbatim
-from proto.blobs import lift
-from proto.entries import Message
-from proto.ids import SessionId, TurnId
-from proto.records import Context
+from tailrace.gateway.turns.conversation_match import Place, after, agreed, common, gist, verbatim
+from tailrace.proto.blobs import lift
+from tailrace.proto.entries import Message
+from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.records import Context
 from tests.handwritten import request
 
 SESSION = SessionId("session-1")

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.places import Places
+from tailrace.proto.runtime.fair_semaphore import Places
 
 AT_ONCE = 3
 

@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.attempt import asked
-from generators.continuation import Continuation
-from generators.plan import Complete, Fail, Go, Judge, Leave, Wait, can_continue, hedge, judged, plan
-from proto import events
-from proto.entries import Failure, Mode, OnInterrupt, Outcome
-from proto.events import BlockDelta, BlockStart, BlockStop, InputJsonDelta, MessageHead, MessageStart, TextDelta
-from proto.fold import Turn, fold
-from proto.schema import with_schema
+from tailrace.generators.attempt import asked
+from tailrace.generators.continuation import Continuation
+from tailrace.generators.plan import Complete, Fail, Go, Judge, Leave, Wait, can_continue, hedge, judged, plan
+from tailrace.proto import events
+from tailrace.proto.entries import Failure, Mode, OnInterrupt, Outcome
+from tailrace.proto.events import (
+    BlockDelta,
+    BlockStart,
+    BlockStop,
+    InputJsonDelta,
+    MessageHead,
+    MessageStart,
+    TextDelta,
+)
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.schema import with_schema
 from tests.handwritten import Handwritten, attempt
 from tests.made_up import MadeUp, logs
 

@@ -5,11 +5,11 @@ import socket
 
 import pytest
 
-from deploy import port
-from deploy.options import Options
-from deploy.port import counted, free
-from deploy.refusal import UpRefused
-from deploy.up import Listening, survey
+from tailrace.deploy.local import ports
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.ports import counted, free
+from tailrace.deploy.local.up import Listening, survey
 
 
 def test_metrics_ports_count_up_from_the_one_that_is_set() -> None:
@@ -42,6 +42,6 @@ def test_no_connection_that_goes_out_is_given_a_port_that_was_found_free() -> No
 def test_what_is_found_free_is_taken_by_nobody_and_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five, two are somebody's."""
     five = free(5)
-    monkeypatch.setattr(port, "OURS", five)
+    monkeypatch.setattr(ports, "OURS", five)
     with socket.create_server(("127.0.0.1", five[0])), socket.create_server(("127.0.0.1", five[3])):
         assert sorted(free(3)) == sorted([five[1], five[2], five[4]])

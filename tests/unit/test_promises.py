@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from proto.chain import Chain
-from proto.entries import Stored
-from proto.ids import Seq, Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
-from proto.usage import Usage
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 from tests.handwritten import NOON, answered, says
 from tests.promises import (
     Connected,

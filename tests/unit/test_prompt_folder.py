@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gateway import prompts
-from gateway.ask import ASKED_LEVELS_MAX, Ask, Filled, Params
-from gateway.prompts import FILLED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
-from proto.entries import Message
-from proto.errors import Refused, SettingsInvalid
-from proto.ids import Tenant
+from tailrace.gateway.prompts import templates
+from tailrace.gateway.prompts.templates import FILLED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
+from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Ask, Filled, Params
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused, SettingsInvalid
+from tailrace.proto.ids import Tenant
 
 LONG_S = 60.0
 BOTH = """{# Sums up a text
@@ -138,7 +138,7 @@ async def test_what_cannot_be_filled_is_refused(
 )
 async def test_a_template_without_end_is_stopped(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In time and in memory; the next one is filled."""
-    monkeypatch.setattr(prompts, "FILL_S_MAX", 2.0)
+    monkeypatch.setattr(templates, "FILL_S_MAX", 2.0)
     found, values = await read(tmp_path, plain=source, good="Hi"), {"a": [0] * 9999, "n": 9}
     with pytest.raises(Refused) as refused:
         await made(found, "plain", {name: values[name] for name in found.named("plain").variables})

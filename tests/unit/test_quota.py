@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.door.caller import Caller
-from gateway.limits.limits import refusal
-from gateway.limits.quota import TENANT, Owner, What, owners, quota
-from proto.ids import Tenant, is_token
-from proto.limits import NONE, Limits
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.limits.limiter import refusal
+from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners, quota
+from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.limits import NONE, Limits
 
 ACME = Tenant("acme")
 LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, bytes_day=9)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.limits.limits import Standing
-from gateway.limits.quota import Quota, What
-from gateway.limits.rate_headers import duration, headers
+from tailrace.gateway.limits.limiter import Standing
+from tailrace.gateway.limits.quotas import Quota, What
+from tailrace.gateway.limits.rate_headers import duration, headers
 
 NOW = 1_765_000_000.0
 

@@ -4,14 +4,14 @@ from contextlib import suppress
 
 import pytest
 
-from proto.chain import Chain
-from proto.entries import Stored
-from proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
-from proto.fold import fold
-from proto.ids import Seq, Tenant, TurnId
-from proto.replay import chain_at, confirm_known, folded, folded_now
-from proto.step import Confirm, Page, Pause, Reached, Read
-from proto.subjects import TurnKey
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Stored
+from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.nats.replay import chain_at, confirm_known, folded, folded_now
+from tailrace.proto.nats.step import Confirm, Page, Pause, Reached, Read
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON, Handwritten, opening, says
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))

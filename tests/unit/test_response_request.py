@@ -10,15 +10,15 @@ import msgspec
 import pytest
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from gateway import body
-from gateway.ask import Ask
-from gateway.protocols.foreign import Asked
-from gateway.protocols.response_items import items_of, messages_of
-from gateway.protocols.response_parameters import FOREIGN
-from gateway.protocols.response_request import ResponseRequest, asked
-from proto.entries import Message
-from proto.errors import Refused
-from proto.models import models
+from tailrace.gateway.clients.openai.responses_input import items_of, messages_of
+from tailrace.gateway.clients.openai.responses_parameters import FOREIGN
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, asked
+from tailrace.gateway.clients.openai.unsupported import Asked
+from tailrace.gateway.turns import read_body
+from tailrace.gateway.turns.request_body import Ask
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+from tailrace.proto.models import models
 
 PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
 SONNET, SONNET_4_5 = models()["claude-sonnet-5-5"], models()["claude-sonnet-4-5"]
@@ -29,7 +29,7 @@ LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "pr
 
 
 def understood(model: Any = SONNET, **given: Any) -> Asked:
-    told = body.decode(json.dumps({"model": model.id, "input": "hi", **given}).encode(), ResponseRequest)
+    told = read_body.decode(json.dumps({"model": model.id, "input": "hi", **given}).encode(), ResponseRequest)
     return asked(told, model)
 
 
@@ -319,7 +319,7 @@ def test_messages_are_listed_as_the_items_that_they_were() -> None:
         "message",
     ]
     assert len({item["id"] for item in items}) == len(items)
-    again = messages_of(body.decode(json.dumps({"model": "m", "input": items}).encode(), ResponseRequest).input)
+    again = messages_of(read_body.decode(json.dumps({"model": "m", "input": items}).encode(), ResponseRequest).input)
     assert again == [Message("user", [{"type": "text", "text": "hi"}]), *messages[1:]]
 
 

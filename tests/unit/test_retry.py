@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.backends import Call
-from generators.retry import Retry
-from proto.entries import Message
-from proto.errors import CODES, BackendError
+from tailrace.generators.backends import Call
+from tailrace.generators.retry import Retry
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import CODES, BackendError
 
 CALL = Call(model="m", max_tokens=1, messages=[Message("user", "x")])
 RETRY = Retry(tries_max=4, wait_s=1.0, wait_max_s=5.0)

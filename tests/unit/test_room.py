@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.room import Room
+from tailrace.proto.runtime.byte_semaphore import Room
 
 ALL = 100
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from generators.rota import FAILED_OVER, Rota, Rotas, Source, read_backends
-from proto.errors import CODES, BackendError, SettingsInvalid
+from tailrace.generators.failover import FAILED_OVER, Rota, Rotas, Source, read_backends
+from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 
 A, B, C = (Source(name) for name in ("a", "b", "c"))
 TWO = Rotas((A, B))

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence.row import micros, moment, row, turn_record
-from proto.entries import Failure
-from proto.errors import TurnUnknown
-from proto.fold import NOBODY, text_proof
-from proto.ids import Tenant, TurnId
-from proto.records import record
-from proto.subjects import TurnKey
+from tailrace.persistence.rows import micros, moment, row, turn_record
+from tailrace.proto.entries import Failure
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.fold import NOBODY, text_proof
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import record
+from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered, opening
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))

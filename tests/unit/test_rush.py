@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway import rush
-from gateway.again import AGAIN_S_MAX, AGAIN_S_MIN
-from gateway.problem import Envelope
-from gateway.rush import BEGUN_AT_ONCE, Rush
+from tailrace.gateway.error_responses import Envelope
+from tailrace.gateway.http import admission_queue
+from tailrace.gateway.http.admission_queue import BEGUN_AT_ONCE, Rush
+from tailrace.gateway.http.retry_later import AGAIN_S_MAX, AGAIN_S_MIN
 
 
 def asking(path: str = "/v1/turns") -> Scope:
@@ -65,7 +65,7 @@ async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """503 with a Retry-After that is not everybody's: or the same crowd would be here again at the same moment."""
-    monkeypatch.setattr(rush, "WAIT_S_MAX", -1.0)
+    monkeypatch.setattr(admission_queue, "WAIT_S_MAX", -1.0)
     begun: list[str] = []
     sent: list[Any] = []
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.screen import LINE_BYTES_MAX, Screen, is_coloured, split
+from tailrace.deploy.local.console import LINE_BYTES_MAX, Screen, is_coloured, split
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 import pytest
 
-from proto.errors import SettingsInvalid
-from proto.settings import read, render, table
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime.settings import read, render, table
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from persistence import signature
-from proto.errors import SettingsInvalid
-from proto.ids import Tenant
+from tailrace.persistence.webhooks import signature
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ids import Tenant
 
 FIRST, SECOND = b"k" * 32, b"l" * 32
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")

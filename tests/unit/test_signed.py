@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.door.signature import KINDS, Access, Refresh, Signature, Ticket
-from proto.ids import Tenant, TurnId
+from tailrace.gateway.auth.signed_tokens import KINDS, Access, Refresh, Signature, Ticket
+from tailrace.proto.ids import Tenant, TurnId
 
 OURS = Signature(b"s" * 32)
 TICKET = Ticket(tenant=Tenant("t"), turn=TurnId("1"), key="key_1", has_key=True, begin_by=5, until=9, once="o")

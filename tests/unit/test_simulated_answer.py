@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.simulated_claude.answer import Block, Part, at_most, rest, stopped, whole
-from generators.simulated_claude.conversation import INTERRUPTED, Conversation, read
-from generators.simulated_claude.directive import Directive
-from generators.simulated_claude.directive import read as read_directive
-from generators.simulated_claude.request import Message
+from tailrace.deploy.simulated_claude.answer import Block, Part, at_most, rest, stopped, whole
+from tailrace.deploy.simulated_claude.conversation import INTERRUPTED, Conversation, read
+from tailrace.deploy.simulated_claude.directive import Directive
+from tailrace.deploy.simulated_claude.directive import read as read_directive
+from tailrace.deploy.simulated_claude.request import Message
 
 QUESTION = "How do I keep a *log* that survives its broker?"
 

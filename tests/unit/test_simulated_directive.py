@@ -4,9 +4,9 @@ from typing import get_args
 
 import pytest
 
-from deploy.schema import simulated_page
-from generators.simulated_claude.directive import HELP, Directive, DirectiveInvalid, Setting, read, without
-from generators.simulated_claude.fault import FAULT_KINDS, Fault
+from tailrace.deploy.simulated_claude.directive import HELP, Directive, DirectiveInvalid, Setting, read, without
+from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, Fault
+from tools.generate_docs import simulated_page
 
 
 @pytest.mark.parametrize(

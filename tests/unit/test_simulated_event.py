@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from generators.simulated_claude.event import frames, message
-from generators.simulated_claude.reply import reply, understand
-from generators.simulated_claude.request import Message, Request
+from tailrace.deploy.simulated_claude.event import frames, message
+from tailrace.deploy.simulated_claude.reply import reply, understand
+from tailrace.deploy.simulated_claude.request import Message, Request
 
 
 def asked(line: str, *, call: int = 1, max_tokens: int = 100) -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from generators.simulated_claude.fault import Break, Fault, first_break
+from tailrace.deploy.simulated_claude.fault import Break, Fault, first_break
 
 DELTAS = 400
 

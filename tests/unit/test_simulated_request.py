@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from generators.simulated_claude.model import BY_NAME
-from generators.simulated_claude.refusal import Refusal
-from generators.simulated_claude.request import decode, require_max_tokens
-from proto.models import models
+from tailrace.deploy.simulated_claude.model import BY_NAME
+from tailrace.deploy.simulated_claude.refusal import Refusal
+from tailrace.deploy.simulated_claude.request import decode, require_max_tokens
+from tailrace.proto.models import models
 
 ASK = {"role": "user", "content": "x"}
 GOOD: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 10, "messages": [ASK]}

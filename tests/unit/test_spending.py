@@ -5,8 +5,8 @@ from datetime import date
 import pytest
 from starlette.requests import Request
 
-from gateway.routes.spending import DAYS_MAX, days_of
-from proto.errors import Refused
+from tailrace.gateway.resources.usage import DAYS_MAX, days_of
+from tailrace.proto.errors import Refused
 
 TODAY = date(2026, 3, 1)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import sse
+from tailrace.gateway.streaming import sse
 from tests.event_stream import EventStream, Sent, parse
 
 LINES = st.binary(min_size=1, max_size=30).filter(lambda line: not set(line) & set(b"\r\n"))

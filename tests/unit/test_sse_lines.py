@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.backends.sse_lines import BOM, EVENT_BYTES_MAX, EventTooLong, SseLines
+from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, EventTooLong, SseLines
 
 
 def split(stream: bytes) -> list[bytes]:

@@ -11,19 +11,19 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from persistence import sql
-from persistence.database import set_aside
-from persistence.migrations import migrations
-from persistence.page import NEWEST, OLDEST, Place
-from persistence.row import MICROSECOND, Row, micros, row
-from persistence.store import Store
-from proto.ending import LOST
-from proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
-from proto.ids import Seq, SessionId, Tenant, TurnId
-from proto.records import SessionRecord, record
-from proto.resources import Delete, Doomed, Kind
-from proto.subjects import TurnKey
-from proto.usage import NUSD_PER_USD, Usage
+from tailrace.persistence import sql
+from tailrace.persistence.database import set_aside
+from tailrace.persistence.migrations import migrations
+from tailrace.persistence.paging import NEWEST, OLDEST, Place
+from tailrace.persistence.rows import MICROSECOND, Row, micros, row
+from tailrace.persistence.store import Store
+from tailrace.proto.end_entry import LOST
+from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
+from tailrace.proto.records import SessionRecord, record
+from tailrace.proto.resources import Delete, Doomed, Kind
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NUSD_PER_USD, Usage
 from tests.handwritten import NOON, Handwritten, answered
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
@@ -277,7 +277,7 @@ async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch:
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
     told = [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))]
     assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
-    monkeypatch.setattr("persistence.store.DOOMED_MAX", 3)
+    monkeypatch.setattr("tailrace.persistence.store.DOOMED_MAX", 3)
     assert [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))] == told[:3]
 
 

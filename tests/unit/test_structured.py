@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from generators.continuation import call_of
-from generators.simulated_claude.refusal import Refusal
-from generators.simulated_claude.request import refuse_schema
-from generators.structured import in_prompt, native
-from proto.errors import Refused
-from proto.schema import SCHEMA_BYTES_MAX, require_small, schema_of, with_schema
+from tailrace.deploy.simulated_claude.refusal import Refusal
+from tailrace.deploy.simulated_claude.request import refuse_schema
+from tailrace.generators.continuation import call_of
+from tailrace.generators.structured_output import in_prompt, native
+from tailrace.proto.errors import Refused
+from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small, schema_of, with_schema
 from tests.handwritten import request
 
 CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}

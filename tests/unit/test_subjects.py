@@ -2,10 +2,10 @@
 
 import pytest
 
-from proto import subjects
-from proto.entries import KINDS
-from proto.ids import Tenant, TurnId
-from proto.subjects import TurnKey
+from tailrace.proto import subjects
+from tailrace.proto.entries import KINDS
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
 
 KEY = TurnKey(Tenant("acme"), TurnId("0190-1"))
 

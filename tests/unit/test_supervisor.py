@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from deploy.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, Part, next_delay_s, stop_order
+from tailrace.deploy.local.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, Part, next_delay_s, stop_order
 
 
 def part(name: str, role: str) -> Part:

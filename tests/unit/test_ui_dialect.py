@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import Dialect
-from gateway.dialects.ui import UI, UI_REPLAY
-from gateway.protocols import ui_message
-from proto import events
-from proto.entries import Failure, Message
-from proto.ids import Tenant, TurnId
-from proto.records import TurnRecord, record
-from proto.subjects import TurnKey
+from tailrace.gateway.clients.ai_sdk import message
+from tailrace.gateway.clients.ai_sdk.stream import UI, UI_REPLAY
+from tailrace.gateway.clients.registry import Dialect
+from tailrace.proto import events
+from tailrace.proto.entries import Failure, Message
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.subjects import TurnKey
 from tests.event_stream import parse
 from tests.handwritten import MODEL, Handwritten, opening
 from tests.saying import ui as said
@@ -307,7 +307,7 @@ def test_a_history_of_many_calls_is_told_at_once() -> None:
         ]
         told = made(taken(), input=[Message("assistant", calls), Message("user", results)])
         began = time.process_time()
-        (whole,) = ui_message.messages([told])
+        (whole,) = message.messages([told])
         took_s = time.process_time() - began
         assert [part["output"] for part in whole.parts] == [f"r{number}" for number in range(count)]
         return took_s
@@ -317,7 +317,7 @@ def test_a_history_of_many_calls_is_told_at_once() -> None:
 
 def test_the_running_answer_is_not_in_the_history() -> None:
     """What it answers is: `resume: true` brings the rest."""
-    (user,) = ui_message.messages([made(taken())])
+    (user,) = message.messages([made(taken())])
     assert (user.id, user.role, user.parts) == (
         "turn-1_0",
         "user",

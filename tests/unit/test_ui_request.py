@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from gateway.ask import Ask
-from gateway.dialects import ui_result
-from gateway.protocols.ui_request import ChatRequest, ask_of, unknown
-from proto.entries import Message
-from proto.errors import Refused
+from tailrace.gateway.clients.ai_sdk import tool_result
+from tailrace.gateway.clients.ai_sdk.request import ChatRequest, ask_of, unknown
+from tailrace.gateway.turns.request_body import Ask
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
 from tests.handwritten import raw
 from tests.made_up import JSON
 
@@ -198,12 +198,12 @@ def test_fields_that_mean_nothing_here_are_named() -> None:
 @given(JSON)
 def test_a_tools_result_comes_back_as_it_was(output: object) -> None:
     """A page that is loaded anew shows what its tools have brought: a text that looks like JSON stays a text."""
-    assert ui_result.shown(ui_result.told(output)) == output
+    assert tool_result.shown(tool_result.told(output)) == output
 
 
 def test_a_text_that_a_tool_has_brought_is_told_as_it_is() -> None:
     """To the model it is no JSON."""
-    assert ui_result.told("[1]") == "[1]"
+    assert tool_result.told("[1]") == "[1]"
 
 
 def test_what_a_tool_has_brought_is_no_deeper_than_anything_else() -> None:
@@ -211,4 +211,4 @@ def test_what_a_tool_has_brought_is_no_deeper_than_anything_else() -> None:
     deep = "[" * 300 + "]" * 300
     with pytest.raises(Refused, match="what `look` has brought"):
         told({"type": "tool-look", **CALL, "state": "output-available", "output": json.loads(deep)}, role="assistant")
-    assert ui_result.shown([{"type": "text", "text": deep}]) == deep
+    assert tool_result.shown([{"type": "text", "text": deep}]) == deep

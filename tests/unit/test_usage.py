@@ -2,7 +2,7 @@
 
 import pytest
 
-from proto.usage import Usage
+from tailrace.proto.usage import Usage
 
 
 @pytest.mark.rule("R23")

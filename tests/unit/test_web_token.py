@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway.door.caller import Caller
-from gateway.door.signing_keys import parse
-from gateway.door.web_token import LEEWAY_S, WebTokens, scopes_in, tenant_named
-from gateway.settings import Settings
-from proto.api_key import SCOPES
-from proto.errors import SettingsInvalid
-from proto.ids import is_token
+from tailrace.gateway.auth.jwks import parse
+from tailrace.gateway.auth.jwt import LEEWAY_S, WebTokens, scopes_in, tenant_named
+from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.settings import Settings
+from tailrace.proto.api_key import SCOPES
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ids import is_token
 from tests import tokens
 from tests.tokens import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, SECRET, SUBJECT, by_hand, claims, token
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.welcome import welcome, who_answers
+from tailrace.deploy.local.banner import welcome, who_answers
 
 ROWS = [("gateway-1", "12", "http://x", "metrics http://y"), ("generator-1", "-", "", "metrics http://z")]
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generators.backends.grammar import Grammar
-from generators.whole_message import PIECE_CHARS, events_of
-from proto.entries import Attempt, Event, Stored
-from proto.errors import BackendError
-from proto.fold import Turn, content, fold
-from proto.ids import Seq
+from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.batches.message_events import PIECE_CHARS, events_of
+from tailrace.proto.entries import Attempt, Event, Stored
+from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import Turn, content, fold
+from tailrace.proto.ids import Seq
 from tests.handwritten import NOON, request
 
 USAGE = {"input_tokens": 7, "output_tokens": 11, "service_tier": "batch", "server_tool_use": {"web_search_requests": 1}}

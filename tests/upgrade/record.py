@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import nats
 
-from deploy.nats_server import NatsServer
+from tailrace.deploy.local.nats_server import NatsServer
 from tests.processes import CHECKOUT, Process, simulated_claude
 from tests.upgrade.recording import FOLDER, Entry, Told, write
 
@@ -45,7 +45,8 @@ BATCH = {
 DELTAS_MIN = 5
 QUICK = {"TAILRACE_CALL_WAIT_S": 0.02, "ANTHROPIC_API_KEY": "sk-test"}
 STREAMS = (
-    "import asyncio, sys; from deploy.streams import apply; asyncio.run(apply(sys.argv[1], file_bytes_max=1 << 30))"
+    "import asyncio, sys; from tailrace.deploy.cli.streams import apply;"
+    " asyncio.run(apply(sys.argv[1], file_bytes_max=1 << 30))"
 )
 
 

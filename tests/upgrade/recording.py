@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from persistence.migrations import migrations
-from proto import entries, subjects
-from proto.entries import Stored
-from proto.ids import Seq
-from proto.log import Connection
-from proto.subjects import TurnKey
+from tailrace.persistence.migrations import migrations
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import Connection
+from tailrace.proto.subjects import TurnKey
 
 FOLDER = Path(__file__).parent
 # Of what stood between the entries, and is gone: whether the log takes anything was once tried there (PROTOCOL R68).

@@ -17,8 +17,8 @@ from time import monotonic
 
 import httpx2
 
-from deploy.nats_server import NatsServer
-from proto.errors import TailraceError
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import TailraceError
 from tests import reading
 from tests.answering import words
 from tests.event_stream import EventStream, Sent

@@ -1,0 +1,82 @@
+"""API keys by hand: made, listed and revoked in the NATS that a Tailrace stands on. A key is shown once, then never."""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+from tailrace.deploy.local.banner import table
+from tailrace.proto.api_key import ApiKey, NewKey, Scope, new_key
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, check
+from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.permissions import ADMIN
+
+HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "NAME")
+
+
+async def create(
+    url: str,
+    tenant: Tenant,
+    name: str,
+    scopes: Iterable[Scope],
+    limits: dict[str, float] | None = None,
+    life_s: int | None = None,
+) -> tuple[NewKey, bool]:
+    """The new key, and whether it is the first: from then on everybody needs one. Without `life_s` it does not expire.
+
+    Raises LogMisconfigured where the bucket is missing, LogUnavailable.
+    """
+    async with opened(url) as keys:
+        is_first = not await keys.all()
+        now = int(time.time())
+        expires_at = now + life_s if life_s is not None else None
+        made = new_key(tenant, now=now, name=name, scopes=scopes, limits=limits, expires_at=expires_at)
+        await keys.create(made.record)
+        return made, is_first
+
+
+async def every(url: str) -> list[ApiKey]:
+    """The oldest first, the revoked ones too."""
+    async with opened(url) as keys:
+        return sorted(await keys.all(), key=lambda key: (key.created_at, key.id))
+
+
+async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
+    """The key that is revoked now, whether it was before, and whether none is left; None: there is none of that id."""
+    async with opened(url) as keys:
+        now = int(time.time())
+        if (revoked := await keys.revoke(key_id, now)) is None:
+            return None
+        is_last = False
+        # It is revoked, whatever cannot be looked at any more.
+        with suppress(LogUnavailable):
+            is_last = not any(key.is_good(now) for key in await keys.all())
+        return *revoked, is_last
+
+
+def shown(keys: Sequence[ApiKey]) -> str:
+    rows = [
+        (
+            *(key.id, key.tenant, ",".join(key.scopes)),
+            *(day(key.created_at), day(key.expires_at), day(key.revoked_at)),
+            key.name,
+        )
+        for key in keys
+    ]
+    return table([HEADINGS, *rows])
+
+
+def day(time_s: int | None) -> str:
+    return "-" if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Keys]:
+    connection = await Connection.open(url, "tailrace-keys", ADMIN)
+    try:
+        await check(connection)
+        yield Keys(connection)
+    finally:
+        await connection.close()

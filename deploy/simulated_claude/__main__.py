@@ -1,0 +1,36 @@
+"""The simulated Claude's command line: `--help` teaches the directives; this file never answers anything."""
+
+import argparse
+import asyncio
+import logging
+
+from tailrace.deploy.simulated_claude.directive import HELP
+from tailrace.deploy.simulated_claude.server import Server
+
+# uvicorn calls these errors; here they are a fault that was asked for, or streams that a shutdown closes.
+EXPECTED = ("ASGI callable returned without completing", "Cancel %s running task(s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tailrace.deploy.simulated_claude",
+        description="An HTTP server that speaks Anthropic's wire protocol and costs nothing.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 (default): a free one")
+    options = parser.parse_args()
+    logging.getLogger("uvicorn.error").addFilter(is_unexpected)
+    server = Server(options.host, options.port)
+    print(f"simulated Claude {server.url}", flush=True)
+    server.run([server.socket])
+
+
+def is_unexpected(record: logging.LogRecord) -> bool:
+    cause = record.exc_info[1] if record.exc_info else None
+    return not (str(record.msg).startswith(EXPECTED) or isinstance(cause, asyncio.CancelledError))
+
+
+if __name__ == "__main__":
+    main()

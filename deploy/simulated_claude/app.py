@@ -1,0 +1,257 @@
+"""The simulated Claude's HTTP routes; what is said, and what breaks, is decided before it gets here."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Send
+
+from tailrace.deploy.simulated_claude import event
+from tailrace.deploy.simulated_claude.account import Account, Told
+from tailrace.deploy.simulated_claude.cache import Cache
+from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
+from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
+from tailrace.deploy.simulated_claude.model import MODELS
+from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
+from tailrace.deploy.simulated_claude.reply import Asked, reply, understand
+from tailrace.deploy.simulated_claude.request import Request, decode, model_named, require_max_tokens
+from tailrace.deploy.simulated_claude.stats import Stats
+from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, Written
+
+BODY_BYTES_MAX = 32 * 2**20  # Anthropic's limit for a Messages request
+BATCH_BYTES_MAX = 256 * 2**20
+REFUSED_KEY = "bad-key"
+LIMITS = {"requests": 4_000, "input-tokens": 2_000_000, "output-tokens": 400_000}
+RESET_AT = "2030-01-01T00:00:00Z"
+PAGE = "<!doctype html><title>Captive portal</title><p>Please log in to this network."
+
+request_numbers = itertools.count(1)
+
+
+def app() -> Starlette:
+    """The simulated Claude as an ASGI app; `app().state.stats` is what GET /_sim/stats shows."""
+    simulated = Starlette(
+        routes=[
+            Route("/v1/messages", create_message, methods=["POST"]),
+            Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+            Route("/v1/messages/batches", create_batch, methods=["POST"]),
+            Route("/v1/messages/batches", list_batches),
+            Route("/v1/messages/batches/{id}", show_batch),
+            Route("/v1/messages/batches/{id}", delete_batch, methods=["DELETE"]),
+            Route("/v1/messages/batches/{id}/cancel", cancel_batch, methods=["POST"]),
+            Route("/v1/messages/batches/{id}/results", batch_results),
+            Route("/v1/models", list_models),
+            Route("/v1/models/{id}", show_model),
+            Route("/_sim/stats", show_stats),
+            Route("/_sim/calls", show_calls),
+            Route("/_sim/reset", reset_stats, methods=["POST"]),
+            Route("/_sim/last", show_last),
+            Route("/_sim/expire", expire_batches, methods=["POST"]),
+        ],
+        exception_handlers={Refusal: refused, HTTPException: unrouted},
+    )
+    simulated.state.stats = Stats()
+    simulated.state.account = Account()
+    simulated.state.batches = MessageBatches(simulated.state.stats)
+    simulated.state.last = None
+    simulated.state.cache = Cache()
+    return simulated
+
+
+async def create_message(http: HttpRequest) -> Response:
+    request = await read(http)
+    require_max_tokens(request)
+    asked = understand(request)
+    stats: Stats = http.app.state.stats
+    cached = http.app.state.cache.take(await http.body())
+    answered = reply(asked, stats.next_call(asked.conversation.key), cached)
+    stats.continuations += bool(asked.conversation.partial)
+    stats.continuations_mismatched += answered.is_mismatched
+    account: Account = http.app.state.account
+    call = account.begin(asked.conversation.key, asked.conversation.question, answered.part.start)
+    if answered.breaks and (instead := response_instead(asked, answered.breaks)):
+        stats.by_fault[answered.breaks.kind] += 1
+        call.close(answered.breaks.kind)
+        return instead
+    if request.stream:
+        return Written(StreamWriter(answered, asked.directed, stats, call), headers("text/event-stream"))
+    return Written(MessageWriter(answered, asked.directed, stats, call), headers("application/json"))
+
+
+def response_instead(asked: Asked, breaks: Break) -> Response | None:
+    """The whole response of a fault that comes before any answer; without a stream every status fault does."""
+    if not (breaks.is_http or (breaks.kind in ERROR_TYPES and not asked.request.stream)):
+        return None
+    if breaks.kind == "html":
+        return HTMLResponse(PAGE)
+    more = {"retry-after": f"{asked.directed.retry_after_s:g}"} if breaks.kind == "429" else {}
+    return error(Refusal(ERROR_TYPES[breaks.kind], event.error_message(breaks.kind), more))
+
+
+async def count_tokens(http: HttpRequest) -> Response:
+    return json({"input_tokens": (await read(http)).input_tokens})
+
+
+async def create_batch(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    require_short(http, BATCH_BYTES_MAX)
+    body = await http.body()
+    batch, is_answered = http.app.state.batches.create(body)
+    remember(http, body)
+    if not is_answered:
+        return Written(silent, headers("application/json"))
+    return json(batch.told(str(http.base_url)))
+
+
+async def list_batches(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    query = http.query_params
+    limit = query.get("limit", str(LIMIT))
+    page, has_more = http.app.state.batches.page(
+        int(limit) if limit.isdecimal() else 0, query.get("after_id"), query.get("before_id")
+    )
+    told = [batch.told(str(http.base_url)) for batch in page]
+    ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
+    return json({"data": told, "has_more": has_more, **ends})
+
+
+async def show_batch(http: HttpRequest) -> Response:
+    return json(batch_of(http).told(str(http.base_url)))
+
+
+async def cancel_batch(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    batch.cancel()
+    return json(batch.told(str(http.base_url)))
+
+
+async def delete_batch(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    http.app.state.batches.delete(batch.id)
+    return json({"id": batch.id, "type": "message_batch_deleted"})
+
+
+async def batch_results(http: HttpRequest) -> Response:
+    batch = batch_of(http)
+    if batch.ended_at is None:
+        raise Refusal("not_found_error", f"Batch {batch.id} has no results yet")
+    lines = (result.line() for result in batch.results)
+    return StreamingResponse(lines, headers=headers("application/x-jsonl"))
+
+
+def batch_of(http: HttpRequest) -> MessageBatch:
+    require_key(http.headers)
+    found: MessageBatch = http.app.state.batches.named(http.path_params["id"])
+    return found
+
+
+async def expire_batches(http: HttpRequest) -> Response:
+    """A day goes by for every batch that runs."""
+    http.app.state.batches.expire()
+    return json({})
+
+
+async def silent(_: Send) -> None:
+    """An answer that breaks off before its body."""
+
+
+async def list_models(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    cards = [model.card() for model in MODELS]
+    return json({"data": cards, "has_more": False, "first_id": MODELS[0].id, "last_id": MODELS[-1].id})
+
+
+async def show_model(http: HttpRequest) -> Response:
+    require_key(http.headers)
+    return json(model_named(http.path_params["id"]).card())
+
+
+async def show_stats(http: HttpRequest) -> Response:
+    return json(http.app.state.stats)
+
+
+async def show_calls(http: HttpRequest) -> Response:
+    account: Account = http.app.state.account
+    return json(Told(list(account.calls), account.forgotten))
+
+
+async def show_last(http: HttpRequest) -> Response:
+    """What the last call asked, as it came: what a gateway in between has made of it."""
+    return json(http.app.state.last)
+
+
+async def reset_stats(http: HttpRequest) -> Response:
+    http.app.state.stats.reset()
+    http.app.state.account = Account()
+    return json(http.app.state.stats)
+
+
+async def read(http: HttpRequest) -> Request:
+    require_key(http.headers)
+    require_short(http, BODY_BYTES_MAX)
+    body = await http.body()
+    request = decode(body)
+    remember(http, body)
+    return request
+
+
+def remember(http: HttpRequest, body: bytes) -> None:
+    betas, version = (http.headers.get(f"anthropic-{name}") for name in ("beta", "version"))
+    http.app.state.last = {"body": msgspec.Raw(body), "betas": betas, "version": version}
+
+
+def require_short(http: HttpRequest, most: int) -> None:
+    if int(http.headers.get("content-length", "0")) > most:
+        raise Refusal("request_too_large", "Request exceeds the maximum size")
+
+
+def require_key(given: Mapping[str, str]) -> None:
+    """Any key will do but one: current clients send a bearer token, older ones x-api-key."""
+    key = given.get("x-api-key") or given.get("authorization", "").removeprefix("Bearer ").strip()
+    if not key:
+        raise Refusal("authentication_error", "x-api-key header is required")
+    if key == REFUSED_KEY:
+        raise Refusal("authentication_error", "invalid x-api-key")
+
+
+async def refused(_: HttpRequest, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)  # noqa: S101 - Starlette's type is wider than its promise
+    return error(refusal)
+
+
+async def unrouted(_: HttpRequest, missing: Exception) -> Response:
+    return error(Refusal("not_found_error", f"Not found: {missing}"))
+
+
+def error(refusal: Refusal) -> Response:
+    sent = headers("application/json") | refusal.headers
+    if refusal.status == 429:
+        sent |= {f"anthropic-ratelimit-{name}-remaining": "0" for name in LIMITS}
+    body = error_body(refusal.type, refusal.message, sent["request-id"])
+    return Response(body, refusal.status, sent)
+
+
+def json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), headers=headers("application/json"))
+
+
+def headers(content_type: str) -> dict[str, str]:
+    """What the API sends with every response."""
+    limits = {
+        f"anthropic-ratelimit-{name}-{what}": str(limit)
+        for name, limit in LIMITS.items()
+        for what in ("limit", "remaining")
+    }
+    resets = {f"anthropic-ratelimit-{name}-reset": RESET_AT for name in LIMITS}
+    return {
+        "content-type": content_type,
+        "request-id": f"req_sim{next(request_numbers):012d}",
+        **limits,
+        **resets,
+    }

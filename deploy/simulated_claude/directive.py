@@ -1,0 +1,152 @@
+"""A `#sim …` line becomes a Directive; it never decides what happens, only what was asked for."""
+
+import re
+from typing import Literal, get_args
+
+import msgspec
+
+from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, HTTP_ONLY, Fault
+from tailrace.proto.decoding import UNREADABLE
+
+HELP = """\
+A line `#sim …` in the last user message directs the answer:
+
+  words=N        the text is exactly `w000000 w000001 …`, N words joined by one space, one word a delta
+  tag=x          the words are `x000000 x000001 …`
+  rate=R         R deltas a second (default 50); 0: as fast as the reader takes them
+  wait=S         the first delta comes after S seconds
+  files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
+  cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
+  thinking=N     a thinking block of N words comes first
+  tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
+  json={…}       the input of that tool; with a schema in `output_config`, the text
+  wrong={…}      with a schema, the text until it is told that this does not fit
+  repeat=N       whoever is asked to go on says the last N words of what there is once more
+  fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
+                   429 529 500  an HTTP error at @0 (default), an `error` event later on
+                   error        an `error` event (overloaded_error)
+                   cut          the connection is dropped
+                   stall        nothing more is sent, the connection stays open
+                   eof          a clean end without message_stop
+                   garbage      a data line that is not JSON, then the rest
+                   html         200 with a page (at @0 only)
+  fault=KIND@NxM only in the first M calls of that turn, each after N deltas of its own
+  retry_after=S  what a 429 says (default 1)
+
+Without @N a fault is at @0: before the first delta. Without xM it breaks every call that sends delta N of the whole
+answer, so a continuation that starts at N or later is left alone. GET /_sim/stats counts what was called, and
+GET /_sim/calls tells of each call: for what question, from which delta on, when it began and closed, and how.
+In a message batch, 429 and 529 of its first request refuse its creation, `cut` drops the answer to that, and 500 and
+`error` are errored results; POST /_sim/expire lets a day go by for those that run.
+"""
+LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
+NAME = re.compile(r"\s*([a-z_]+)=")
+FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7}))?")
+NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
+WORDS_MAX = 1_000_000  # what six digits can number
+
+Setting = Literal[
+    "words",
+    "tag",
+    "rate",
+    "wait",
+    "files",
+    "cites",
+    "thinking",
+    "tool",
+    "json",
+    "wrong",
+    "repeat",
+    "fault",
+    "retry_after",
+]
+
+
+class DirectiveInvalid(ValueError):
+    """A `#sim` line that cannot be read; the message says which part."""
+
+
+class Directive(msgspec.Struct, frozen=True, kw_only=True):
+    words: int | None = None  # None: readable Markdown
+    tag: str = "w"
+    rate: float = 50.0
+    wait_s: float = 0.0
+    files: int = 0
+    cites: int = 0
+    thinking: int = 0
+    tool: str = ""
+    input_json: str = '{"query":"tailrace"}'
+    wrong_json: str = ""
+    repeat: int = 0
+    retry_after_s: float = 1.0
+    faults: tuple[Fault, ...] = ()
+
+
+def read(text: str) -> Directive:
+    """The directive in `text`, the default without one; raises DirectiveInvalid."""
+    line = LINE.search(text)
+    return parse(line[1]) if line else Directive()
+
+
+def without(text: str) -> str:
+    """`text` without its directive lines: what a person would have asked."""
+    return LINE.sub("", text).strip()
+
+
+def parse(line: str) -> Directive:
+    given: dict[str, object] = {}
+    faults: list[Fault] = []
+    at = 0
+    while line[at:].strip():
+        name = NAME.match(line, at)
+        if name is None or name[1] not in get_args(Setting):
+            raise DirectiveInvalid(f"#sim: expected one of {', '.join(get_args(Setting))}= at {line[at:].strip()!r}")
+        value, at = value_at(line, name.end(), is_json=name[1] in ("json", "wrong"))
+        if name[1] == "fault":
+            faults.append(fault(value))
+        else:
+            given |= setting(name[1], value)
+    return msgspec.convert({**given, "faults": faults}, Directive)
+
+
+def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
+    if not is_json:
+        value = line[start:].split(maxsplit=1)[0] if line[start : start + 1].strip() else ""
+        return value, start + len(value)
+    for end in range(start + 1, len(line) + 1):  # JSON may hold spaces: the shortest text that is an object
+        if line[end - 1] == "}" and is_object(line[start:end]):
+            return line[start:end], end
+    raise DirectiveInvalid("#sim: json= and wrong= want a JSON object on the same line")
+
+
+def is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except UNREADABLE:
+        return False
+
+
+def setting(name: str, value: str) -> dict[str, object]:
+    if name in ("json", "wrong"):
+        return {"input_json" if name == "json" else "wrong_json": value}
+    if name in ("tag", "tool"):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+            raise DirectiveInvalid(f"#sim: {name}= wants letters and digits, got {value!r}")
+        return {name: value}
+    if not NUMBER.fullmatch(value):
+        raise DirectiveInvalid(f"#sim: {name}= wants a number, got {value!r}")
+    if name in ("words", "files", "cites", "thinking", "repeat"):
+        if not value.isdecimal() or int(value) > WORDS_MAX:
+            raise DirectiveInvalid(f"#sim: {name}= wants a whole number up to {WORDS_MAX}, got {value!r}")
+        return {name: int(value)}
+    return {name if name == "rate" else f"{name}_s": float(value)}
+
+
+def fault(value: str) -> Fault:
+    found = FAULT.fullmatch(value)
+    if found is None or found[1] not in FAULT_KINDS:
+        raise DirectiveInvalid(f"#sim: fault= wants KIND@NxM with KIND of {' '.join(FAULT_KINDS)}, got {value!r}")
+    after = int(found[2] or 0)
+    if found[1] in HTTP_ONLY and after:
+        raise DirectiveInvalid(f"#sim: {found[1]} happens at @0 only: the answer has begun by {value!r}")
+    return msgspec.convert({"kind": found[1], "after": after, "calls": found[3] and int(found[3])}, Fault)

@@ -1,0 +1,237 @@
+"""The simulated Claude's Message Batches: made, looked at, listed, cancelled, deleted, and their results as JSON lines.
+
+A batch ends once the longest of its answers has had its time. As in the API, its counts are told only then, a request
+that is not well-formed is an errored result and not a refusal, and results come in no order that anybody should trust.
+"""
+
+import asyncio
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.deploy.simulated_claude import event
+from tailrace.deploy.simulated_claude.fault import ERROR_TYPES
+from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
+from tailrace.deploy.simulated_claude.reply import Asked, Reply, reply, understand
+from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
+from tailrace.deploy.simulated_claude.stats import Stats
+from tailrace.proto.decoding import UNREADABLE
+
+REQUESTS_MAX = 100_000
+LIFE = timedelta(hours=24)
+# What is running when a batch is cancelled may still be finished.
+CANCELLING_S = 0.05
+CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LIMIT, LIMIT_MAX = 20, 1000
+
+Kind = Literal["succeeded", "errored", "canceled", "expired"]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One of a batch's. What it asks is looked at when it is processed."""
+
+    custom_id: str
+    params: msgspec.Raw
+
+
+class NewBatch(msgspec.Struct, frozen=True):
+    """The body of a creation."""
+
+    requests: list[Request]
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A line of the results: what became of one request."""
+
+    custom_id: str
+    kind: Kind
+    told: dict[str, Any] = {}
+
+    def line(self) -> bytes:
+        return msgspec.json.encode({"custom_id": self.custom_id, "result": {"type": self.kind, **self.told}}) + b"\n"
+
+
+class MessageBatch:
+    """One batch. `processed` answers a request, once."""
+
+    def __init__(self, number: int, requests: list[Request], processed: Callable[[Request], Result]) -> None:
+        self.id = f"msgbatch_sim{number:012d}"
+        self.created_at = datetime.now(UTC)
+        self.cancelled_at: datetime | None = None
+        self.ended_at: datetime | None = None
+        self.results: list[Result] = []
+        self._requests = requests
+        self._processed = processed
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self._times_s = [time_of(request) for request in requests]
+        self._timer = loop.call_later(max(self._times_s), self._end)
+
+    def cancel(self) -> None:
+        """Ends it soon. What has had its time by now is answered."""
+        if self.ended_at is not None:
+            raise Refusal(INVALID, f"Batch {self.id} has ended and cannot be canceled")
+        if self.cancelled_at is None:
+            self.cancelled_at = datetime.now(UTC)
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(CANCELLING_S, self._end, "canceled")
+
+    def expire(self) -> None:
+        """Ends it as if its day were over."""
+        if self.ended_at is None:
+            self._timer.cancel()
+            self._end("expired")
+
+    def told(self, url: str) -> dict[str, Any]:
+        """The object as the API shows it; `url` is where this server is."""
+        counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+        for result in self.results:
+            counts[result.kind] += 1
+        status = "ended" if self.ended_at else "canceling" if self.cancelled_at else "in_progress"
+        return {
+            "id": self.id,
+            "type": "message_batch",
+            "processing_status": status,
+            "request_counts": counts | ({} if self.ended_at else {"processing": len(self._requests)}),
+            "created_at": self.created_at,
+            "expires_at": self.created_at + LIFE,
+            "cancel_initiated_at": self.cancelled_at,
+            "ended_at": self.ended_at,
+            "archived_at": None,
+            "results_url": f"{url}v1/messages/batches/{self.id}/results" if self.ended_at else None,
+        }
+
+    def _end(self, rest: Kind | None = None) -> None:
+        """`rest`: what becomes of those whose time was too short. Without it all have had theirs."""
+        # A timer may come a moment early (uvloop's are whole milliseconds): its own end does not ask the clock again.
+        had_s = asyncio.get_running_loop().time() - self._began if rest else math.inf
+        self.results = [
+            Result(request.custom_id, rest) if rest and time_s > had_s else self._processed(request)
+            for request, time_s in zip(self._requests, self._times_s, strict=True)
+        ]
+        self.results.reverse()
+        self.ended_at = datetime.now(UTC)
+
+
+class MessageBatches:
+    """All that there are, by id."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._batches: dict[str, MessageBatch] = {}
+        self._made = 0
+
+    def create(self, body: bytes) -> tuple[MessageBatch, bool]:
+        """A new one, and whether it is answered: a `fault=cut` in its first request drops that. Raises Refusal."""
+        requests = read(body)
+        refused, is_cut = self._fault(requests[0])
+        if refused is not None:
+            raise refused
+        self._made += 1
+        self._stats.batches += 1
+        batch = MessageBatch(self._made, requests, self._processed)
+        self._batches[batch.id] = batch
+        return batch, not is_cut
+
+    def named(self, name: str) -> MessageBatch:
+        """Raises Refusal."""
+        if name not in self._batches:
+            raise Refusal("not_found_error", f"Batch {name} not found")
+        return self._batches[name]
+
+    def delete(self, name: str) -> None:
+        """Raises Refusal."""
+        if self.named(name).ended_at is None:
+            raise Refusal(INVALID, f"Batch {name} cannot be deleted while it is in progress")
+        del self._batches[name]
+
+    def expire(self) -> None:
+        for batch in self._batches.values():
+            batch.expire()
+
+    def page(self, limit: int, after: str | None, before: str | None) -> tuple[list[MessageBatch], bool]:
+        """Newest first, at most `limit`, and whether there are more. Raises Refusal."""
+        if not 1 <= limit <= LIMIT_MAX:
+            raise Refusal(INVALID, f"limit: must be from 1 to {LIMIT_MAX}")
+        found = list(reversed(self._batches.values()))
+        if after is not None:
+            found = found[found.index(self.named(after)) + 1 :]
+        elif before is not None:
+            found = found[: found.index(self.named(before))]
+            return found[-limit:], len(found) > limit
+        return found[:limit], len(found) > limit
+
+    def _fault(self, first: Request) -> tuple[Refusal | None, bool]:
+        """What breaks its creation: 429 and 529 refuse it, and what cuts drops the answer."""
+        try:
+            asked = asked_of(first)
+        except Refusal:
+            return None, False
+        for fault in asked.directed.faults:
+            if fault.kind in ("429", "529", "cut"):
+                key = f"{fault.kind} {asked.conversation.key}"
+                self._stats.creations[key] += 1
+                if fault.calls is not None and self._stats.creations[key] > fault.calls:
+                    continue
+                if fault.kind == "cut":
+                    return None, True
+                return Refusal(ERROR_TYPES[fault.kind], event.error_message(fault.kind), {"retry-after": "0"}), False
+        return None, False
+
+    def _processed(self, request: Request) -> Result:
+        try:
+            asked = asked_of(request)
+        except Refusal as refusal:
+            return errored(request, refusal.type, refusal.message)
+        for fault in asked.directed.faults:
+            if fault.kind in ("500", "error"):
+                return errored(request, ERROR_TYPES[fault.kind], event.error_message(fault.kind))
+        answered: Reply = reply(asked, self._stats.next_call(asked.conversation.key))
+        answered = msgspec.structs.replace(answered, breaks=None, service_tier="batch")
+        self._stats.output_tokens += answered.part.deltas
+        return Result(request.custom_id, "succeeded", {"message": msgspec.Raw(event.message(answered))})
+
+
+def read(body: bytes) -> list[Request]:
+    """The requests of a creation; raises Refusal."""
+    try:
+        requests = msgspec.json.decode(body, type=NewBatch).requests
+    except UNREADABLE as error:
+        raise Refusal(INVALID, str(error)) from error
+    if not 1 <= len(requests) <= REQUESTS_MAX:
+        raise Refusal(INVALID, f"requests: must have from 1 to {REQUESTS_MAX}")
+    names: set[str] = set()
+    for number, request in enumerate(requests):
+        if CUSTOM_ID.fullmatch(request.custom_id) is None:
+            raise Refusal(INVALID, f"requests.{number}.custom_id: should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
+        if request.custom_id in names:
+            raise Refusal(INVALID, f"requests.{number}.custom_id: must be unique")
+        names.add(request.custom_id)
+    return requests
+
+
+def asked_of(request: Request) -> Asked:
+    """What a request asks; raises Refusal."""
+    message = decode(bytes(request.params))
+    require_max_tokens(message)
+    if message.stream:
+        raise Refusal(INVALID, "stream: is not supported in a batch")
+    return understand(message)
+
+
+def time_of(request: Request) -> float:
+    """How many seconds it takes, as unstreamed."""
+    try:
+        asked = asked_of(request)
+    except Refusal:
+        return 0.0
+    rate = asked.directed.rate
+    return asked.directed.wait_s + (reply(asked, 1).part.deltas / rate if rate else 0.0)
+
+
+def errored(request: Request, kind: str, message: str) -> Result:
+    return Result(request.custom_id, "errored", {"error": msgspec.Raw(error_body(kind, message, "req_simbatch"))})

@@ -1,0 +1,78 @@
+"""Everything that one call will do, decided before its first byte; it never waits and never counts."""
+
+import hashlib
+
+import msgspec
+
+from tailrace.deploy.simulated_claude import answer, conversation, directive
+from tailrace.deploy.simulated_claude.answer import Part
+from tailrace.deploy.simulated_claude.cache import Cached
+from tailrace.deploy.simulated_claude.conversation import Conversation
+from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid
+from tailrace.deploy.simulated_claude.fault import Break, first_break
+from tailrace.deploy.simulated_claude.refusal import Refusal
+from tailrace.deploy.simulated_claude.request import Request
+
+NOTHING = Cached()
+# How those ask for it whose model has no structured outputs.
+IN_THE_PROMPT = "fits this JSON Schema"
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request, understood."""
+
+    request: Request
+    conversation: Conversation
+    directed: Directive
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    message_id: str
+    model: str
+    input_tokens: int
+    cached: Cached = NOTHING
+    part: Part
+    stop_reason: str
+    breaks: Break | None
+    service_tier: str = "standard"
+    is_managed: bool = False  # whether it was asked to manage the context, and so has to say what it did
+    is_mismatched: bool  # the partial answer was not ours: the whole one begins again
+
+
+def understand(request: Request) -> Asked:
+    """Raises Refusal when the `#sim` line cannot be read."""
+    talk = conversation.read(request.messages)
+    try:
+        return Asked(request, talk, directive.read(talk.question))
+    except DirectiveInvalid as error:
+        raise Refusal("invalid_request_error", str(error)) from error
+
+
+def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
+    """What the `call`th call (from 1) of this turn gets; of its prompt so much was `cached`."""
+    request, talk, directed = asked.request, asked.conversation, asked.directed
+    is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
+    all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)
+    remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
+    if talk.partial and remainder is not None:
+        remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
+    part = answer.at_most(all_of_it if remainder is None else remainder, request.max_tokens)
+    return Reply(
+        message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
+        model=request.model,
+        input_tokens=request.input_tokens - cached.read - cached.written,
+        cached=cached,
+        part=part,
+        stop_reason=stop_reason(part),
+        breaks=first_break(directed.faults, part.start, part.deltas, call),
+        is_managed=request.context_management is not None,
+        is_mismatched=remainder is None,
+    )
+
+
+def stop_reason(part: Part) -> str:
+    if part.is_cut_short:
+        return "max_tokens"
+    if part.stop_sequence is not None:
+        return "stop_sequence"
+    return "tool_use" if any(block.kind == "tool_use" for block in part.blocks) else "end_turn"

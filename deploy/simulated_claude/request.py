@@ -1,0 +1,154 @@
+"""The shape of a Messages request, and what Anthropic's API refuses in one; it never answers."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.deploy.simulated_claude.model import BY_NAME, Model
+from tailrace.deploy.simulated_claude.refusal import Refusal
+from tailrace.proto.decoding import UNREADABLE
+
+Role = Literal["user", "assistant", "system"]
+SAMPLING = ("temperature", "top_p", "top_k")
+FORCING = ("any", "tool")
+INVALID = "invalid_request_error"
+OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set to false"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where a picture or a document comes from: its base64, when it was sent along."""
+
+    data: str = ""
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A content block, of which only the text matters here, and what was sent along."""
+
+    type: str
+    text: str = ""
+    source: Source | str | None = None
+
+
+class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """The answer is to be JSON that fits `schema`."""
+
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True):
+    format: Format | None = None
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    type: str
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: Role
+    content: str | list[Block]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(block.text for block in self.content if block.type == "text")
+
+    @property
+    def files(self) -> list[str]:
+        blocks = [] if isinstance(self.content, str) else self.content
+        return [block.source.data for block in blocks if isinstance(block.source, Source)]
+
+    @property
+    def has_tool_result(self) -> bool:
+        return not isinstance(self.content, str) and any(b.type == "tool_result" for b in self.content)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    messages: list[Message]
+    model: str = ""
+    max_tokens: int = 0  # not required by count_tokens
+    stream: bool = False
+    system: str | list[Block] = ""
+    stop_sequences: list[str] = []
+    context_management: Any = None
+    output_config: OutputConfig = OutputConfig()
+    tool_choice: ToolChoice = ToolChoice("auto")
+    temperature: Any = msgspec.UNSET
+    top_p: Any = msgspec.UNSET
+    top_k: Any = msgspec.UNSET
+
+    @property
+    def system_text(self) -> str:
+        return self.system if isinstance(self.system, str) else " ".join(b.text for b in self.system)
+
+    @property
+    def input_tokens(self) -> int:
+        """A rough count: words."""
+        return len(self.system_text.split()) + sum(len(message.text.split()) for message in self.messages)
+
+
+def decode(body: bytes) -> Request:
+    """The request in `body`, if the API would take it; raises Refusal. max_tokens is the caller's to check."""
+    try:
+        request = msgspec.json.decode(body, type=Request)
+    except UNREADABLE as error:
+        raise Refusal(INVALID, str(error)) from error
+    refuse_messages(request.messages)
+    if request.output_config.format is not None:
+        refuse_schema(request.output_config.format.schema)
+    refuse_model(request, model_named(request.model))
+    return request
+
+
+def model_named(name: str) -> Model:
+    if name not in BY_NAME:
+        raise Refusal("not_found_error", f"model: {name}")
+    return BY_NAME[name]
+
+
+def require_max_tokens(request: Request) -> None:
+    if request.max_tokens <= 0:
+        raise Refusal(INVALID, "max_tokens: must be greater than or equal to 1")
+
+
+def refuse_messages(messages: list[Message]) -> None:
+    if not messages:
+        raise Refusal(INVALID, "messages: at least one message is required")
+    if messages[0].role != "user":
+        raise Refusal(INVALID, "messages: first message must use the `user` role")
+    for number, message in enumerate(messages):
+        is_last_assistant = number == len(messages) - 1 and message.role == "assistant"
+        if not message.content and not is_last_assistant:
+            raise Refusal(INVALID, f"messages.{number}: all messages must have non-empty content")
+        if isinstance(message.content, list) and any(b.type == "text" and not b.text for b in message.content):
+            raise Refusal(INVALID, f"messages.{number}: text content blocks must be non-empty")
+
+
+def refuse_schema(schema: Any) -> None:
+    """Structured outputs are of objects that allow no further properties, at every level."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+            raise Refusal(INVALID, f"output_config.format.schema: {OPEN_OBJECT}")
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            refuse_schema(inner)
+
+
+def refuse_model(request: Request, model: Model) -> None:
+    """What depends on the model: sampling, forced tools, and going on from a last assistant message (prefill)."""
+    for name in SAMPLING:
+        if getattr(request, name) is not msgspec.UNSET and not model.takes_sampling:
+            raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")
+    if request.tool_choice.type in FORCING and not model.takes_forced_tools:
+        raise Refusal(INVALID, f"tool_choice: {request.tool_choice.type!r} is not supported by this model")
+    last = request.messages[-1]
+    if last.role != "assistant":
+        return
+    if not model.is_prefillable:
+        raise Refusal(
+            INVALID,
+            "This model does not support assistant message prefill. The conversation must end with a user message.",
+        )
+    if last.text != last.text.rstrip():
+        raise Refusal(INVALID, "messages: final assistant content cannot end with trailing whitespace")

@@ -1,0 +1,135 @@
+"""A reply goes out at its pace, or breaks on its way; the only file that waits, and it never decides what is sent."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tailrace.deploy.simulated_claude import event
+from tailrace.deploy.simulated_claude.account import Call
+from tailrace.deploy.simulated_claude.directive import Directive
+from tailrace.deploy.simulated_claude.reply import Reply
+from tailrace.deploy.simulated_claude.stats import Stats
+
+CHUNK_BYTES = 32_768  # at rate=0 this many bytes are written at once
+Writer = Callable[[Send], Awaitable[None]]
+
+
+class Written(Response):
+    """A 200 whose body `writer` sends; when the client leaves, the writer is cancelled at once.
+
+    A writer that returns without the last part makes uvicorn drop the connection without the chunked terminator.
+    """
+
+    def __init__(self, writer: Writer, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        del self.headers["content-length"]
+        self.writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's shape
+        async def write() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self.writer(send)
+
+        writing = asyncio.ensure_future(write())
+        leaving = asyncio.ensure_future(left(receive))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        finally:
+            leaving.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+
+
+async def left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class StreamWriter:
+    """The events of a stream, one wake-up a delta at the most."""
+
+    def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
+        self.reply = reply
+        self.interval_s = 1 / directed.rate if directed.rate else 0.0
+        self.wait_s = directed.wait_s
+        self.stats = stats
+        self.call = call
+
+    async def __call__(self, send: Send) -> None:
+        self.stats.streams_open += 1
+        try:
+            await self.write_events(send)
+            await finish(self.reply, self.stats, self.call, send)
+        except asyncio.CancelledError:
+            self.stats.streams_aborted += 1
+            self.call.close("aborted")
+            raise
+        else:
+            self.call.close("whole")
+        finally:
+            self.stats.streams_open -= 1
+
+    async def write_events(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        due = now() + self.wait_s
+        unsent = bytearray()
+        for frame, is_delta in event.frames(self.reply):
+            if is_delta:
+                if (early_s := due - now()) > 0:
+                    await send(part(unsent))
+                    unsent.clear()
+                    await asyncio.sleep(early_s)
+                due += self.interval_s
+                self.stats.output_tokens += 1
+                self.call.deltas += 1
+            if frame is event.GARBAGE:
+                # Who cannot read it leaves: that is the fault's doing.
+                self.call.over = "garbage"
+            unsent += frame
+            if len(unsent) >= CHUNK_BYTES:
+                await send(part(unsent))  # waits while the client does not read
+                unsent.clear()
+                await asyncio.sleep(0)
+        await send(part(unsent))
+
+
+class MessageWriter:
+    """The whole message at once, after the time that its deltas would have taken."""
+
+    def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
+        self.reply = reply
+        self.took_s = directed.wait_s + (reply.part.deltas / directed.rate if directed.rate else 0.0)
+        self.stats = stats
+        self.call = call
+
+    async def __call__(self, send: Send) -> None:
+        try:
+            await asyncio.sleep(self.took_s)
+            body = event.message(self.reply)
+            await send(part(body if self.reply.breaks is None else body[: len(body) // 2]))
+            await finish(self.reply, self.stats, self.call, send)
+        except asyncio.CancelledError:
+            self.call.close("aborted")
+            raise
+        self.call.close("whole")
+        self.call.deltas = self.reply.part.deltas
+        self.stats.output_tokens += self.reply.part.deltas
+
+
+async def finish(reply: Reply, stats: Stats, call: Call, send: Send) -> None:
+    if reply.breaks:
+        stats.by_fault[reply.breaks.kind] += 1
+        call.over = reply.breaks.kind
+        if reply.breaks.kind == "cut":
+            return
+        if reply.breaks.kind == "stall":
+            await asyncio.Event().wait()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def part(body: bytes | bytearray) -> Message:
+    return {"type": "http.response.body", "body": bytes(body), "more_body": True}

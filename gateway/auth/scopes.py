@@ -1,0 +1,73 @@
+"""What a caller has to be allowed for each route: one table. A route without a row is nobody's."""
+
+from typing import Literal
+
+from tailrace.proto.api_key import Scope
+
+Need = Scope | Literal["public"]
+"""`public`: nobody is asked who they are."""
+
+NEEDS: dict[tuple[str, str], Need] = {
+    ("POST", "/v1/turns"): "ask",
+    ("GET", "/v1/turns/{turn}"): "read",
+    ("GET", "/v1/turns/{turn}/events"): "read",
+    ("POST", "/v1/turns/{turn}/cancel"): "ask",
+    ("DELETE", "/v1/turns/{turn}"): "manage",
+    ("POST", "/v1/turns/{turn}/tickets"): "read",
+    ("GET", "/v1/batches"): "read",
+    ("POST", "/v1/batches"): "ask",
+    ("GET", "/v1/batches/{batch}"): "read",
+    ("GET", "/v1/batches/{batch}/results"): "read",
+    ("POST", "/v1/batches/{batch}/cancel"): "ask",
+    ("GET", "/v1/blobs/{sha256}"): "read",
+    ("GET", "/v1/sessions"): "read",
+    ("POST", "/v1/sessions"): "ask",
+    ("GET", "/v1/sessions/stats"): "read",
+    ("GET", "/v1/sessions/{session}"): "read",
+    ("PATCH", "/v1/sessions/{session}"): "manage",
+    ("DELETE", "/v1/sessions/{session}"): "manage",
+    ("GET", "/v1/sessions/{session}/turns"): "read",
+    ("GET", "/v1/sessions/{session}/branches"): "read",
+    ("GET", "/v1/projects"): "read",
+    ("POST", "/v1/projects"): "manage",
+    ("GET", "/v1/projects/{project}"): "read",
+    ("DELETE", "/v1/projects/{project}"): "manage",
+    ("GET", "/v1/usage"): "read",
+    ("POST", "/v1/messages"): "ask",
+    ("POST", "/v1/messages/count_tokens"): "ask",
+    ("POST", "/v1/chat/completions"): "ask",
+    ("POST", "/v1/responses"): "ask",
+    ("GET", "/v1/responses/{response}"): "read",
+    ("GET", "/v1/responses/{response}/input_items"): "read",
+    ("POST", "/v1/responses/{response}/cancel"): "ask",
+    ("DELETE", "/v1/responses/{response}"): "manage",
+    ("POST", "/chat/stream"): "ask",
+    ("POST", "/chat"): "ask",
+    ("POST", "/ai/chat"): "ask",
+    ("POST", "/api/start-job"): "ask",
+    ("GET", "/api/stream/{job_id}"): "read",
+    ("POST", "/api/chat"): "ask",
+    ("GET", "/api/chat/{chat}/stream"): "read",
+    ("POST", "/api/chat/{chat}/stop"): "ask",
+    ("GET", "/api/chat/{chat}/messages"): "read",
+    ("GET", "/v1/models"): "read",
+    ("GET", "/v1/models/capabilities"): "read",
+    ("GET", "/v1/models/{model}"): "read",
+    ("POST", "/v1/login"): "read",
+    ("POST", "/v1/login/refresh"): "read",
+    ("POST", "/v1/logout"): "public",
+    ("GET", "/v1/prompts"): "read",
+    ("GET", "/v1/prompts/{name}"): "read",
+    ("GET", "/"): "public",
+    ("GET", "/docs"): "public",
+    ("GET", "/openapi.json"): "public",
+    ("GET", "/health"): "public",
+    ("GET", "/healthz"): "public",
+    ("GET", "/readyz"): "public",
+    ("GET", "/metrics"): "public",
+}
+
+
+def need_of(method: str, path: str) -> Need | None:
+    """What a route needs; None: it has no row, and nobody may."""
+    return NEEDS.get(("GET" if method == "HEAD" else method, path))

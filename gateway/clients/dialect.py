@@ -1,0 +1,46 @@
+"""What a dialect is: a pure function from an entry, and the dialect's own small state, to bytes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from tailrace.proto.entries import Stored
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
+
+
+class Frame(NamedTuple):
+    """What an entry looks like to a client; empty for what it does not show.
+
+    `is_break`: the dialect cannot say what happened, so the connection is broken off after it, as no end would be.
+    """
+
+    data: bytes
+    is_break: bool = False
+
+
+SILENT = Frame(b"")
+
+
+class Dialect(NamedTuple):
+    """One way of telling a turn. Every dialect can be resumed: a frame's cursor is its entry's sequence."""
+
+    name: str
+    media_type: str
+    heartbeat: bytes
+    """What is sent in silence; empty where the dialect has no legal form for it."""
+    is_self_delimited: bool
+    """Whether a stream that ends without the turn's end can be told from one that ended; else it is broken off."""
+    can_take_back: bool
+    """Whether it can say that the text so far does not count. If not, a new reader starts after the last restart."""
+    start: Callable[[TurnKey], Any]
+    """The state before the first entry."""
+    render: Callable[[Any, Stored], tuple[Frame, Any]]
+    archived: Callable[[TurnRecord, int], Frame]
+    """A turn that has left the log, whole, for a reader who was sent so many events of it while it was there."""
+    is_stateful: bool = False
+    """Whether an entry looks different by what came before it. Then a turn is rendered from its beginning."""
+    is_retry_told: bool = False
+    """Whether each connection begins with how long its reader is to wait before it comes back (`retry:`)."""
+    headers: Mapping[str, str] = {}
+    whole: Callable[[TurnRecord], bytes] | None = None
+    """A completed turn as the one JSON body that a client gets who asked for no stream; None: it has no such form."""

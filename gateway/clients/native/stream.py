@@ -1,0 +1,156 @@
+"""The dialect `tailrace`: for EventSource and fetch. No `event:` field, so `onmessage` gets all of it.
+
+{"type":"start","turn":…,"session":…,"model":…}       the turn is in the log
+{"type":"usage","cache_read_input_tokens":…,…}         how much of the prompt the model had kept, if it keeps any
+{"type":"delta","text":…}                              more of the answer
+{"type":"thinking","text":…}                           more of the model's thoughts
+{"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
+{"type":"tool_use","index":…,"partial_json":…}         more of its input
+{"type":"progress","done":…,"failed":…,"of":…,…}       how far a batch has come, with its cost
+{"type":"reset"}                                       forget the text so far: the answer begins anew
+{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, count and hash
+{"type":"error","code":…,"message":…}                  the end of a turn that failed, with the same
+"""
+
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
+from tailrace.gateway.clients.failure import LOST
+from tailrace.gateway.streaming import sse
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, End, Event, Failure, Progress, Request, Stored
+from tailrace.proto.fold import text_proof
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NUSD_PER_USD, Usage
+
+PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
+    shown = _shown(key, stored)
+    if shown is None:
+        return SILENT, key
+    return Frame(sse.frame(_encode(shown), seq=stored.seq)), key
+
+
+def archived(record: TurnRecord, _: int) -> Frame:
+    """`reset`, the text, and the end. Only the end has an `id:`; it was the last entry, and asked after gives 204."""
+    chars, sha256 = text_proof(record.text)
+    end = _end(
+        outcome=record.outcome if record.outcome != "running" else "failed",
+        stop_reason=record.stop_reason,
+        usage=record.usage,
+        usage_is_estimated=record.usage_is_estimated,
+        cost_usd=record.cost_usd,
+        fits=record.fits,
+        error=record.error,
+        text_chars=chars,
+        text_sha256=sha256,
+    )
+    text = [sse.frame(_encode({"type": "delta", "text": record.text}))] if record.text else []
+    frames = [
+        sse.frame(_encode({"type": "reset"})),
+        *text,
+        sse.frame(_encode(end), seq=record.cursor),
+    ]
+    return Frame(b"".join(frames))
+
+
+def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
+    match stored.entry:
+        case Request() as request:
+            return {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
+        case Attempt(mode="restart"):
+            return {"type": "reset"}
+        case Event(event=raw, is_hidden=is_hidden):
+            return _event(events.decode(raw), is_hidden=is_hidden)
+        case Progress(done=done, failed=failed, of=of, cost_nusd=cost_nusd):
+            cost_usd = cost_nusd / NUSD_PER_USD
+            return {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
+        case End() as end:
+            return _end(
+                outcome=end.outcome,
+                stop_reason=end.stop_reason,
+                usage=end.usage,
+                usage_is_estimated=end.usage_is_estimated,
+                cost_usd=end.cost_nusd / NUSD_PER_USD,
+                fits=end.fits,
+                error=end.error,
+                text_chars=end.text_chars,
+                text_sha256=end.text_sha256,
+            )
+        case _:
+            return None
+
+
+def _event(event: events.Event | events.Other, *, is_hidden: bool) -> dict[str, Any] | None:
+    match event:
+        case events.MessageStart(events.MessageHead(usage=usage)) if (
+            usage.cache_read_input_tokens or usage.cache_creation_input_tokens
+        ):
+            # Of each call, also one that goes on: what it cost is not hidden.
+            return {"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}
+        case _ if is_hidden:
+            return None
+        case events.BlockDelta(_, events.TextDelta(text)):
+            return {"type": "delta", "text": text}
+        case events.BlockDelta(_, events.ThinkingDelta(text)):
+            return {"type": "thinking", "text": text}
+        case events.BlockDelta(index, events.InputJsonDelta(partial_json)):
+            return {"type": "tool_use", "index": index, "partial_json": partial_json}
+        case events.BlockStart(_, {"type": "text", "text": str(text)}) if text:
+            return {"type": "delta", "text": text}
+        case events.BlockStart(index, {"type": "tool_use", "id": tool_id, "name": name}):
+            return {"type": "tool_use", "index": index, "id": tool_id, "name": name}
+        case _:
+            return None
+
+
+def _end(
+    *,
+    outcome: str,
+    stop_reason: str | None,
+    usage: Usage,
+    usage_is_estimated: bool,
+    cost_usd: float,
+    fits: bool | None,
+    error: Failure | None,
+    text_chars: int,
+    text_sha256: str,
+) -> dict[str, Any]:
+    head: dict[str, Any]
+    if outcome == "failed":
+        failure = error or LOST
+        head = {"type": "error", "code": failure.code, "message": failure.message}
+    else:
+        head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
+    judged = {} if fits is None else {"fits": fits}
+    return (
+        head
+        | judged
+        | {
+            "usage": usage,
+            "usage_is_estimated": usage_is_estimated,
+            "cost_usd": cost_usd,
+            "text_chars": text_chars,
+            "text_sha256": text_sha256,
+        }
+    )
+
+
+TAILRACE = Dialect(
+    name="tailrace",
+    media_type=sse.MEDIA_TYPE,
+    heartbeat=sse.HEARTBEAT,
+    is_self_delimited=True,
+    can_take_back=True,
+    is_retry_told=True,
+    start=lambda key: key,
+    render=render,
+    archived=archived,
+)

@@ -1,0 +1,104 @@
+"""The object `chat.completion`: a turn as OpenAI's protocol tells it whole, and what its chunks share. No stream."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.clients.openai.annotations import Annotation, of_chat
+from tailrace.proto.ids import TurnId
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.usage import Usage
+
+NEVER = datetime.fromtimestamp(0, UTC)
+# OpenAI's word for each of Anthropic's stop reasons; an answer that stopped for a newer one has stopped all the same.
+FINISH = {
+    "max_tokens": "length",
+    "max_cost": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the object and each of its chunks begin with."""
+
+    turn: TurnId
+    model: str = ""
+    asked_at: datetime = NEVER
+
+    def fields(self, kind: str) -> dict[str, Any]:
+        created = int(self.asked_at.timestamp())
+        return {"id": f"chatcmpl-{self.turn}", "object": kind, "created": created, "model": self.model}
+
+
+def head_of(record: TurnRecord) -> Head:
+    return Head(record.turn, record.model, record.asked_at)
+
+
+def whole(record: TurnRecord) -> bytes:
+    """The body for a client that asked for no stream."""
+    choice = {
+        "index": 0,
+        "message": message_of(record),
+        "logprobs": None,
+        "finish_reason": finish_reason(record.stop_reason),
+    }
+    usage = usage_of(record.usage)
+    return _encode({**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage})
+
+
+def message_of(record: TurnRecord) -> dict[str, Any]:
+    """All that was said. `content` is null when nothing was but calls; what there is none of has no field."""
+    thoughts = "".join(block["thinking"] for block in record.content if block["type"] == "thinking")
+    calls = [call for block in record.content if (call := _call(block))]
+    message: dict[str, Any] = {"role": "assistant", "content": record.text or (None if calls else ""), "refusal": None}
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    if calls:
+        message["tool_calls"] = calls
+    if annotations := _annotations(record.content):
+        message["annotations"] = annotations
+    return message
+
+
+def finish_reason(stop_reason: str | None) -> str:
+    return FINISH.get(stop_reason or "", "stop")
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Of all the turn's calls. OpenAI counts what was read from or written to a cache as part of the prompt."""
+    prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": prompt + usage.output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read_input_tokens,
+            "cache_write_tokens": usage.cache_creation_input_tokens,
+        },
+    }
+
+
+def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
+    found: list[Annotation] = []
+    start = 0
+    for block in content:
+        if block["type"] == "text":
+            end = start + len(block["text"])
+            found += of_chat(block.get("citations"), start, end)
+            start = end
+    return found
+
+
+def _call(block: dict[str, Any]) -> dict[str, Any] | None:
+    """None for what is none. What has no id or no name nobody could answer, and a stream says nothing of it."""
+    match block:
+        case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
+            arguments = _encode(given).decode()
+            return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}
+        case _:
+            return None

@@ -1,0 +1,52 @@
+"""The dialect `content`: `data: {"content":…}` and nothing else, for loops that add up what they find there.
+
+Like bare text it has no word for the end: a stream that is closed early lacks its body's last chunk. A failure is
+`data: {"error":…}`, and then that.
+"""
+
+import msgspec
+
+from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
+from tailrace.gateway.clients.failure import LOST
+from tailrace.gateway.clients.native.text import said
+from tailrace.gateway.streaming import sse
+from tailrace.proto.entries import Attempt, End, Stored
+from tailrace.proto.records import TurnRecord
+
+BEGUN_ANEW = "the answer begins anew: ask again"
+
+_encode = msgspec.json.Encoder().encode
+
+
+def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    match stored.entry:
+        case Attempt(mode="restart"):
+            return Frame(_error(BEGUN_ANEW), is_break=True), state
+        case End(outcome="failed", error=failure):
+            return Frame(_error((failure or LOST).message), is_break=True), state
+        case entry:
+            text = said(entry)
+            return (Frame(sse.frame(_encode({"content": text}), seq=stored.seq)) if text else SILENT), state
+
+
+def archived(record: TurnRecord, _: int) -> Frame:
+    text = sse.frame(_encode({"content": record.text})) if record.text else b""
+    if record.outcome in ("completed", "cancelled"):
+        return Frame(text)
+    return Frame(text + _error((record.error or LOST).message), is_break=True)
+
+
+def _error(message: str) -> bytes:
+    return sse.frame(_encode({"error": message}))
+
+
+CONTENT = Dialect(
+    name="content",
+    media_type=sse.MEDIA_TYPE,
+    heartbeat=sse.HEARTBEAT,
+    is_self_delimited=False,
+    can_take_back=False,
+    start=lambda _: None,
+    render=render,
+    archived=archived,
+)

@@ -1,0 +1,32 @@
+"""What persistence knows, asked for over NATS. The gateway itself has no database."""
+
+import msgspec
+
+from tailrace.proto.end_entry import LOST
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Services
+from tailrace.proto.records import A, AskTurn, Question, TurnRecord, answer_type
+from tailrace.proto.subjects import TurnKey
+
+
+class History:
+    """Each call raises Refused: with the code of what is not there, or persistence_unavailable."""
+
+    def __init__(self, services: Services, timeout_s: float) -> None:
+        self._services = services
+        self._timeout_s = timeout_s
+
+    async def ask(self, tenant: Tenant, question: Question[A]) -> A:
+        """The answer, or Refused with what the question says it may be refused with."""
+        asked = msgspec.json.encode(question)
+        reply = await self._services.ask(tenant, question.query, asked, timeout_s=self._timeout_s)
+        return msgspec.json.decode(reply, type=answer_type(type(question)))
+
+    async def past(self, key: TurnKey) -> TurnRecord:
+        """A turn that the log does not know any more."""
+        return past(await self.ask(key.tenant, AskTurn(key.turn)))
+
+
+def past(told: TurnRecord) -> TurnRecord:
+    """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
+    return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told

@@ -1,0 +1,96 @@
+"""What limits mean at a time: which counters of whom, how much fits into each, and when it is empty again. Pure."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from tailrace.gateway.auth.principal import Caller
+from tailrace.proto import subjects
+from tailrace.proto.ids import Tenant
+from tailrace.proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate
+from tailrace.proto.usage import NUSD_PER_USD
+
+What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
+# What the counters of a tenant are called; a key's begin otherwise.
+TENANT = "tenant"
+KEY_CHARS = 32
+DAY_S = 24 * 3600.0
+
+
+class Owner(NamedTuple):
+    """Whose limits they are: a key's, or its tenant's. `name` is its token in subjects."""
+
+    tenant: Tenant
+    name: str
+    limits: Limits
+
+    @property
+    def noun(self) -> str:
+        return "tenant" if self.name == TENANT else "key"
+
+
+class Quota(NamedTuple):
+    """A counter, and the most that it may hold until `renews_at` (Unix seconds), when another takes its place."""
+
+    what: What
+    noun: str
+    subject: str
+    most: int
+    window_s: float
+    renews_at: float
+
+
+def owners(caller: Caller, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
+    """The key first: what it is refused for, its tenant is not counted for."""
+    # What a newer version may have written beside them is its own to hold.
+    known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}
+    own = over(limits_of(known), of_keys)
+    # No name of a key becomes a part of a subject: it may have a dot or a `*` in it.
+    # Who needs no key shares one with all who need none.
+    name = "k_" + hashlib.sha256((caller.key or "").encode()).hexdigest()[:KEY_CHARS]
+    return Owner(caller.tenant, name, own), Owner(caller.tenant, TENANT, of_tenants)
+
+
+def quota(owner: Owner, what: What, now: float) -> Quota | None:
+    """None: not limited."""
+    limits = owner.limits
+    match what:
+        case "requests":
+            return _windowed(owner, what, request_rate(limits), now)
+        case "tokens":
+            return _windowed(owner, what, token_rate(limits), now)
+        case "usd_day" if limits.usd_day is not None:
+            return _daily(owner, what, round(limits.usd_day * NUSD_PER_USD), now)
+        case "usd_month" if limits.usd_month is not None:
+            return _monthly(owner, what, round(limits.usd_month * NUSD_PER_USD), now)
+        case "bytes_day" if limits.bytes_day is not None:
+            return _daily(owner, what, limits.bytes_day, now)
+        case _:
+            return None
+
+
+def _windowed(owner: Owner, what: What, rate: Rate | None, now: float) -> Quota | None:
+    if rate is None:
+        return None
+    # In whole milliseconds: every gateway is to name the same window.
+    window_ms = max(1, round(rate.window_s * 1000))
+    number = int(now * 1000) // window_ms
+    subject = subjects.limit(owner.tenant, owner.name, what, f"{window_ms}-{number}")
+    return Quota(what, owner.noun, subject, rate.most, window_ms / 1000, (number + 1) * window_ms / 1000)
+
+
+def _daily(owner: Owner, what: What, most: int, now: float) -> Quota:
+    midnight = _midnight(now)
+    subject = subjects.budget(owner.tenant, owner.name, what, f"{midnight:%Y-%m-%d}")
+    return Quota(what, owner.noun, subject, most, DAY_S, (midnight + timedelta(days=1)).timestamp())
+
+
+def _monthly(owner: Owner, what: What, most: int, now: float) -> Quota:
+    first = _midnight(now).replace(day=1)
+    after = (first + timedelta(days=32)).replace(day=1)
+    subject = subjects.budget(owner.tenant, owner.name, what, f"{first:%Y-%m}")
+    return Quota(what, owner.noun, subject, most, (after - first).total_seconds(), after.timestamp())
+
+
+def _midnight(now: float) -> datetime:
+    return datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,0 +1,32 @@
+"""The route of what is too long for the log: told to its tenant as it came."""
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.streaming.download import Download
+from tailrace.proto.blobs import Blob
+from tailrace.proto.errors import BlobUnknown
+from tailrace.proto.ids import is_token
+from tailrace.proto.nats.blobs import UNKNOWN
+
+HEADERS = {
+    "content-type": "application/octet-stream",
+    "cache-control": "no-store",
+    # What a stranger has written must never become a page of this origin.
+    "content-disposition": "attachment",
+}
+
+
+async def get(request: Request) -> ASGIApp:
+    """`GET /v1/blobs/{sha256}`: the string that a reference stands for, as UTF-8."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    sha256 = request.path_params["sha256"]
+    if not is_token(sha256):
+        raise BlobUnknown(UNKNOWN)
+    blob = Blob(sha256, await gateway.bodies.size(tenant, sha256))
+    return Download(gateway, gateway.bodies.chunks(tenant, blob), HEADERS)
+
+
+ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]

@@ -1,0 +1,49 @@
+"""The routes of models: which can be asked, and what each takes and costs."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.dependencies import offer_to
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.models.card import LIMIT_MAX, Sheets, card, page, sheet
+from tailrace.gateway.resources.paging import limit_of
+from tailrace.proto.errors import Refused
+
+LIFECYCLES = ("active", "deprecated", "retired")
+
+
+async def models(request: Request) -> Response:
+    """`GET /v1/models`: OpenAI's list and Anthropic's page in one body, with Anthropic's parameters."""
+    offer, query = await offer_to(request), request.query_params
+    wanted = lifecycles_of(request)
+    cards = [card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
+    cursors = {name: query.get(name) for name in ("after_id", "before_id")}
+    # All of them, for who names no limit: the openai SDKs know no pages here.
+    return json_response(page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
+
+
+async def model(request: Request) -> Response:
+    """`GET /v1/models/{model}`: by any of its names."""
+    offer = await offer_to(request)
+    return json_response(card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
+
+
+async def capabilities(request: Request) -> Response:
+    """`GET /v1/models/capabilities`: limits, prices, and what each model takes."""
+    offer = await offer_to(request)
+    return json_response(Sheets(data=[sheet(model, offer.listed) for model in offer.models]))
+
+
+def lifecycles_of(request: Request) -> list[str]:
+    wanted = request.query_params.getlist("lifecycle[]") or ["active", "deprecated"]
+    if not set(wanted) <= set(LIFECYCLES):
+        raise Refused("request_invalid", f"`lifecycle[]` must be one of {', '.join(LIFECYCLES)}")
+    return wanted
+
+
+ROUTES = [
+    Route("/v1/models", models, methods=["GET"]),
+    Route("/v1/models/capabilities", capabilities, methods=["GET"]),
+    Route("/v1/models/{model}", model, methods=["GET"]),
+]

@@ -1,0 +1,70 @@
+"""The routes of projects: what sessions belong to, by a name that the client gives."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.resources.deletion import deleted
+from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.sessions import check_text
+from tailrace.gateway.turns.request_body import check_name
+from tailrace.gateway.turns.respond import asked
+from tailrace.proto.ids import new_id
+from tailrace.proto.resources import AskProject, AskProjects, NewProject, ProjectRecord
+
+NAME_CHARS_MAX = 200
+DESCRIPTION_CHARS_MAX = 10_000
+
+
+class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/projects`."""
+
+    name: str
+    description: str | None = None
+    id: str | None = None
+
+
+class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
+    """Newest first."""
+
+
+async def projects(request: Request) -> Response:
+    """`GET /v1/projects`: newest first, by pages."""
+    tenant, (after, limit) = tenant_of(request), page_of(request)
+    found = await gateway_of(request).history.ask(tenant, AskProjects(after, limit))
+    return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
+
+
+async def post(request: Request) -> Response:
+    """`POST /v1/projects`: a project before its first session."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    new, _ = await asked(request, NewProjectBody)
+    check_name("id", new.id)
+    check_text("name", new.name, NAME_CHARS_MAX)
+    check_text("description", new.description, DESCRIPTION_CHARS_MAX)
+    made = await gateway.history.ask(tenant, NewProject(new.id or new_id(), new.name, new.description))
+    return json_response(made, status=201, headers={"location": f"/v1/projects/{made.id}"})
+
+
+async def project(request: Request) -> Response:
+    """`GET /v1/projects/{project}`: one, with the totals of all its sessions."""
+    tenant = tenant_of(request)
+    question = AskProject(request.path_params["project"])
+    return json_response(await gateway_of(request).history.ask(tenant, question))
+
+
+async def delete(request: Request) -> Response:
+    """`DELETE /v1/projects/{project}`: with all its sessions and their turns."""
+    tenant = tenant_of(request)
+    return await deleted(gateway_of(request), tenant, "project", request.path_params["project"])
+
+
+ROUTES = [
+    Route("/v1/projects", projects, methods=["GET"]),
+    Route("/v1/projects", post, methods=["POST"]),
+    Route("/v1/projects/{project}", project, methods=["GET"]),
+    Route("/v1/projects/{project}", delete, methods=["DELETE"]),
+]

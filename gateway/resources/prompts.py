@@ -1,0 +1,35 @@
+"""The routes of prompts: which the operator has written, and what each takes. What they say is told to nobody here."""
+
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.dependencies import gateway_of
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.prompts.templates import Prompt
+
+
+class PromptList(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Prompt]
+
+
+async def prompts(request: Request) -> Response:
+    """`GET /v1/prompts`: their names, what they are for, and the variables that they take."""
+    return json_response(PromptList(data=gateway_of(request).prompts.all()))
+
+
+async def prompt(request: Request) -> Response:
+    """`GET /v1/prompts/{name}`: one of them."""
+    return json_response(gateway_of(request).prompts.named(request.path_params["name"]))
+
+
+ROUTES = [
+    Route("/v1/prompts", prompts, methods=["GET"]),
+    Route("/v1/prompts/{name}", prompt, methods=["GET"]),
+]

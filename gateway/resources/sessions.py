@@ -1,0 +1,195 @@
+"""The routes of sessions: conversations that people name, list, look at, and delete."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.dependencies import Gateway, gateway_of, offer_to, tenant_of
+from tailrace.gateway.history_client import past
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.resources.deletion import deleted
+from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
+from tailrace.gateway.turns.respond import asked
+from tailrace.proto.depth import is_deeper
+from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.ids import SessionId, new_id
+from tailrace.proto.records import AskSession, AskSessions, AskSessionTurns, SessionRecord, TurnRecord, record
+from tailrace.proto.resources import AskBranches, AskStats, Branch, NewSession, RenameSession, UsageRecord
+from tailrace.proto.subjects import TurnKey
+
+TITLE_CHARS_MAX = 500
+# It is in every answer about its session, and those are one message each.
+SYSTEM_BYTES_MAX = 128 * 1024
+
+
+class NewSessionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/sessions`; all of it may be left out."""
+
+    id: str | None = None
+    title: str | None = None
+    model: str | None = None
+    system_prompt: str | list[dict[str, Any]] | None = None
+    project_id: str | None = None
+
+
+class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `PATCH /v1/sessions/{session}`."""
+
+    title: str | None
+
+
+class SessionList(Page[SessionRecord], frozen=True, kw_only=True):
+    """Newest first; `sessions` is the same as `data`."""
+
+    sessions: list[SessionRecord]
+
+
+class BranchList(Page[Branch], frozen=True, kw_only=True):
+    """Newest leaf first."""
+
+
+class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """The active sessions and what they have used, under the names of other servers for Claude."""
+
+    active_sessions: int
+    turns: int
+    total_tokens: int
+    total_cost: float
+    total_messages: int
+    models_in_use: list[str]
+
+
+class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
+    """`claude_sessions` are those that are being answered just now, a thousand at most."""
+
+    session_stats: ActiveSessions
+    active_claude_sessions: int
+    claude_sessions: list[SessionId]
+    by_model: list[UsageRecord]
+
+
+async def sessions(request: Request) -> Response:
+    """`GET /v1/sessions`: newest first, by pages; `?project_id=`: those of one project."""
+    tenant, (after, limit) = tenant_of(request), page_of(request)
+    question = AskSessions(after, limit, request.query_params.get("project_id"))
+    found = await gateway_of(request).history.ask(tenant, question)
+    listed, has_more = found.sessions, found.next is not None
+    return json_response(SessionList(data=listed, sessions=listed, has_more=has_more, next=found.next))
+
+
+async def post(request: Request) -> Response:
+    """`POST /v1/sessions`: a session before its first turn."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    new, _ = await asked(request, NewSessionBody)
+    _check(new, await offer_to(request))
+    session = NewSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
+    made = await gateway.history.ask(tenant, session)
+    return json_response(made, status=201, headers={"location": f"/v1/sessions/{made.session}"})
+
+
+async def session(request: Request) -> Response:
+    """`GET /v1/sessions/{session}`: one, with the totals of all its branches."""
+    tenant = tenant_of(request)
+    question = AskSession(request.path_params["session"])
+    return json_response(await gateway_of(request).history.ask(tenant, question))
+
+
+async def patch(request: Request) -> Response:
+    """`PATCH /v1/sessions/{session}`: another title."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    title = (await asked(request, RenameBody))[0].title
+    check_text("title", title, TITLE_CHARS_MAX)
+    question = RenameSession(request.path_params["session"], title)
+    return json_response(await gateway.history.ask(tenant, question))
+
+
+async def delete(request: Request) -> Response:
+    """`DELETE /v1/sessions/{session}`: with all its turns."""
+    tenant = tenant_of(request)
+    return await deleted(gateway_of(request), tenant, "session", request.path_params["session"])
+
+
+async def turns(request: Request) -> Response:
+    """`GET /v1/sessions/{session}/turns`: oldest first, by pages."""
+    tenant, (after, limit) = tenant_of(request), page_of(request)
+    gateway, question = gateway_of(request), AskSessionTurns(request.path_params["session"], after, limit)
+    found = await gateway.history.ask(tenant, question)
+    told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
+    return json_response(msgspec.structs.replace(found, turns=told))
+
+
+async def branches(request: Request) -> Response:
+    """`GET /v1/sessions/{session}/branches`: the turns that nobody has gone on from yet, each with those before it."""
+    tenant, (after, limit) = tenant_of(request), page_of(request)
+    question = AskBranches(request.path_params["session"], after, limit)
+    found = await gateway_of(request).history.ask(tenant, question)
+    return json_response(BranchList(data=found.branches, has_more=found.next is not None, next=found.next))
+
+
+async def stats(request: Request) -> Response:
+    """`GET /v1/sessions/stats`: the sessions that are active, and what they have used."""
+    tenant = tenant_of(request)
+    found = await gateway_of(request).history.ask(tenant, AskStats())
+    active = ActiveSessions(
+        active_sessions=found.active_sessions,
+        turns=sum(model.turns for model in found.by_model),
+        total_tokens=sum(model.total_tokens for model in found.by_model),
+        total_cost=sum(model.total_cost for model in found.by_model),
+        total_messages=sum(model.message_count for model in found.by_model),
+        models_in_use=[str(model.key) for model in found.by_model],
+    )
+    return json_response(
+        SessionStats(
+            session_stats=active,
+            active_claude_sessions=len(found.running),
+            claude_sessions=found.running,
+            by_model=found.by_model,
+        )
+    )
+
+
+async def _now(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
+    """A turn as it is now: the database is told of its request and its end, and of nothing in between."""
+    if told.outcome != "running":
+        return told
+    try:
+        return record(key, await gateway.log.turn(key))
+    except TurnUnknown:
+        return past(told)
+
+
+def check_text(field: str, text: str | None, chars_max: int) -> None:
+    if text is not None and not 1 <= len(text) <= chars_max:
+        raise Refused("request_invalid", f"`{field}` must have from 1 to {chars_max} characters")
+
+
+def _check(new: NewSessionBody, offer: Offer) -> None:
+    """What the types do not say; raises Refused."""
+    check_session("id", new.id)
+    check_name("project_id", new.project_id)
+    check_text("title", new.title, TITLE_CHARS_MAX)
+    if new.model is not None:
+        offer.model(new.model)
+    if is_deeper(new.system_prompt, ASKED_LEVELS_MAX):
+        raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
+    require_unclaimed(new.system_prompt)
+    if len(msgspec.json.encode(new.system_prompt)) > SYSTEM_BYTES_MAX:
+        raise Refused("request_invalid", f"`system_prompt` has more than {SYSTEM_BYTES_MAX} bytes: send it with turns")
+
+
+ROUTES = [
+    Route("/v1/sessions", sessions, methods=["GET"]),
+    Route("/v1/sessions", post, methods=["POST"]),
+    Route("/v1/sessions/stats", stats, methods=["GET"]),
+    Route("/v1/sessions/{session}", session, methods=["GET"]),
+    Route("/v1/sessions/{session}", patch, methods=["PATCH"]),
+    Route("/v1/sessions/{session}", delete, methods=["DELETE"]),
+    Route("/v1/sessions/{session}/turns", turns, methods=["GET"]),
+    Route("/v1/sessions/{session}/branches", branches, methods=["GET"]),
+]

@@ -1,0 +1,52 @@
+"""The route that makes tickets: a link to one turn's events, for who has no key."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN
+from tailrace.gateway.clients.native.routes import look
+from tailrace.gateway.dependencies import caller_of, gateway_of, turn_of
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.turns.respond import asked
+from tailrace.proto.errors import Refused
+
+
+class NewTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/turns/{turn}/tickets`. `life_s`: seconds, of one that is shared."""
+
+    is_shared: bool = False
+    life_s: int | None = None
+
+
+class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
+    """A ticket, and the address that it is for. Times are Unix seconds."""
+
+    ticket: str
+    events: str
+    begin_by: int
+    until: int
+
+
+async def post(request: Request) -> Response:
+    """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader, or to be shared."""
+    gateway, key = gateway_of(request), turn_of(request)
+    new, _ = await asked(request, NewTicket)
+    if new.life_s is not None and not new.is_shared:
+        raise Refused("request_invalid", "`life_s` is for a ticket that `is_shared`")
+    life_s = SHARED_S if new.life_s is None else new.life_s
+    if not SHARED_S_MIN <= life_s <= SHARED_S_MAX:
+        raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds")
+    await look(gateway, key)
+    caller = caller_of(request)
+    if new.is_shared:
+        token, ticket = gateway.tickets.shared(caller, key.turn, life_s)
+    else:
+        token, ticket = gateway.tickets.once(caller, key.turn)
+    events = f"/v1/turns/{key.turn}/events?ticket={token}"
+    made = MadeTicket(ticket=token, events=events, begin_by=ticket.begin_by, until=ticket.until)
+    return json_response(made)
+
+
+ROUTES = [Route("/v1/turns/{turn}/tickets", post, methods=["POST"])]

@@ -1,0 +1,74 @@
+"""The route of what was used: tokens and cost by day, model, key, session or project. It counts nothing itself."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import get_args
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.proto.errors import Refused
+from tailrace.proto.resources import AskUsage, UsageBy, UsageRecord
+
+DAYS = 30
+DAYS_MAX = 366
+
+
+class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
+    """In the order of the keys."""
+
+    by: UsageBy
+    first: date = msgspec.field(name="from")
+    last: date = msgspec.field(name="to")
+
+
+async def usage(request: Request) -> Response:
+    """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: of the turns of those days (UTC)."""
+    tenant, (after, limit) = tenant_of(request), page_of(request)
+    first, last = days_of(request, datetime.now(UTC).date())
+    question = AskUsage(_by(request), first, last, after, limit)
+    found = await gateway_of(request).history.ask(tenant, question)
+    return json_response(
+        UsageList(
+            data=found.usage, has_more=found.next is not None, next=found.next, by=question.by, first=first, last=last
+        )
+    )
+
+
+def days_of(request: Request, today: date) -> tuple[date, date]:
+    """The days asked for; up to today, and a month, where nothing is said."""
+    last = _day(request, "to", today)
+    first = _day(request, "from", last - timedelta(days=DAYS - 1))
+    if not timedelta() <= last - first < timedelta(days=DAYS_MAX):
+        raise Refused("request_invalid", f"`from` must be before `to`, and no more than {DAYS_MAX} days")
+    return first, last
+
+
+def _day(request: Request, field: str, otherwise: date) -> date:
+    text = request.query_params.get(field)
+    if text is None:
+        return otherwise
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        day = None
+    # Before 1970 there are no times in the database, and after 9998 none in Python for the day after.
+    if day is None or not text.isascii() or not 1970 <= day.year <= 9998:
+        raise Refused("request_invalid", f"`{field}` must be a day such as 2026-01-31")
+    return day
+
+
+def _by(request: Request) -> UsageBy:
+    given = request.query_params.get("by", "day")
+    for by in get_args(UsageBy):
+        if by == given:
+            known: UsageBy = by
+            return known
+    raise Refused("request_invalid", f"`by` must be one of {', '.join(get_args(UsageBy))}")
+
+
+ROUTES = [Route("/v1/usage", usage, methods=["GET"])]

@@ -1,0 +1,66 @@
+"""What a gateway's settings are wrong about by themselves, said before it starts. Nothing that it opens stays open."""
+
+import ipaddress
+import socket
+
+from tailrace.gateway.auth.allowed_hosts import Hosts
+from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.http import server
+from tailrace.gateway.prompts.templates import FILL_S_MAX, Prompts
+from tailrace.gateway.settings import Settings
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.limits import Limits, read_limits
+from tailrace.proto.models import read_aliases
+from tailrace.proto.ssrf import private_hosts
+
+
+async def check(settings: Settings) -> None:
+    """Raises SettingsInvalid, with the variable's name and what it may be."""
+    Door(settings, KeyRing())
+    Hosts(settings)
+    read_aliases(settings.model_aliases)
+    common_limits(settings)
+    networks(settings.proxies)
+    private_hosts(settings.webhook_private_hosts)
+    await Prompts(settings.prompts, wait_s=FILL_S_MAX).read()
+
+
+def check_address(settings: Settings) -> None:
+    """Whether there is such an address here, on any port, or such a socket; raises SettingsInvalid."""
+    if settings.listen_fd:
+        try:
+            socket.socket(fileno=settings.listen_fd).detach()
+        except OSError as error:
+            raise SettingsInvalid(
+                f"TAILRACE_LISTEN_FD: {settings.listen_fd} is no socket that was inherited"
+            ) from error
+    try:
+        if not settings.host:
+            raise OSError("no address")
+        server.listen(settings.host, 0, 0).close()
+    except (OSError, UnicodeError) as error:
+        raise SettingsInvalid(
+            f"TAILRACE_HOST: {settings.host!r} is no address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from error
+
+
+def common_limits(settings: Settings) -> tuple[Limits, Limits]:
+    """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
+    return (
+        read_limits("TAILRACE_LIMITS_KEY", settings.limits_key),
+        read_limits("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
+    )
+
+
+def networks(proxies: str) -> list[str]:
+    """TAILRACE_PROXIES; raises SettingsInvalid for what is neither an address nor a network."""
+    named = [name.strip() for name in proxies.split(",") if name.strip()]
+    for name in named:
+        try:
+            ipaddress.ip_network(name)
+        except ValueError as error:
+            raise SettingsInvalid(
+                f"TAILRACE_PROXIES: {name} is neither an address nor a network: 10.0.0.5, or 10.0.0.0/8"
+            ) from error
+    return named

@@ -1,0 +1,89 @@
+"""What a turn's last reader leaving means for the turn: by itself nothing; `on_disconnect` may ask for more."""
+
+import asyncio
+import re
+
+import structlog
+
+from tailrace.gateway.streaming.fanout import Lives
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.proto.entries import Request
+from tailrace.proto.errors import TailraceError
+from tailrace.proto.ids import NOTHING
+from tailrace.proto.nats import Services, TurnLog
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# How long gateways, this one among them, may take to say that they have readers of the turn.
+PRESENCE_TIMEOUT_S = 0.3
+PRESENCE_TRIES = 3
+GRACE = re.compile(r"grace:([0-9]{1,5})")
+
+
+class Departures:
+    """Watches, in `group`, what the readers who left have left behind."""
+
+    def __init__(
+        self, log: TurnLog, services: Services, lives: Lives, group: asyncio.TaskGroup, draining: asyncio.Event
+    ) -> None:
+        self._log = log
+        self._services = services
+        self._lives = lives
+        self._group = group
+        self._draining = draining
+        self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
+
+    def left(self, key: TurnKey, back_within_s: float = 0.0) -> None:
+        """A reader of an unfinished turn has gone away by itself. If one had before, its wait begins anew.
+
+        `back_within_s`: it was sent away, and is only missed after that.
+        """
+        if self._lives.is_read(key):
+            return
+        if (before := self._waiting.pop(key, None)) is not None:
+            before.cancel()
+        following = self._waiting[key] = self._group.create_task(self._follow_up(key, back_within_s))
+        following.add_done_callback(lambda done: self._forget(key, done))
+
+    def _forget(self, key: TurnKey, done: asyncio.Task[None]) -> None:
+        if self._waiting.get(key) is done:
+            del self._waiting[key]
+
+    async def _follow_up(self, key: TurnKey, back_within_s: float) -> None:
+        try:
+            wait_s = await self._wait_s(key)
+            if wait_s is None:
+                return
+            if await self._is_draining_within(max(wait_s, back_within_s)):
+                # Its readers come back to other gateways, so this one cannot say that nobody will.
+                logger.info("turn goes on unread", turn=key.turn)
+                return
+            # Silence is a no, and one gateway's moment of silence is not yet: it may be busy with a large body.
+            for _ in range(PRESENCE_TRIES):
+                if await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S):
+                    return
+            logger.info("nobody reads the turn", turn=key.turn)
+            await cancel(self._log, key)
+        except TailraceError as error:
+            logger.warning("turn goes on unread", turn=key.turn, error=str(error))
+
+    async def _wait_s(self, key: TurnKey) -> float | None:
+        """What the turn asked for. Its request may be large, and is not held while it is waited."""
+        first = await self._log.replay(key, NOTHING, limit=1)
+        return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
+
+    async def _is_draining_within(self, wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._draining.wait()
+        except TimeoutError:
+            return False
+
+
+def grace_s(on_disconnect: str) -> float | None:
+    """How long after its last reader a turn is cancelled; None for never, and for what only a newer version knows."""
+    if on_disconnect == "cancel":
+        return 0.0
+    grace = GRACE.fullmatch(on_disconnect)
+    return float(grace[1]) if grace else None

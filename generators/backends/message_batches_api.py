@@ -1,0 +1,180 @@
+"""Anthropic's Message Batches, with Anthropic's key: made, looked at, listed, cancelled, read. It never tries twice.
+
+The SDK brings address, headers and key; bodies and results are read and written here, for ten thousand messages as the
+SDK's objects are seconds of computing, and a lease is renewed in between.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+import anthropic
+import httpx2
+import msgspec
+import structlog
+
+from tailrace.generators.backends.anthropic_api import Reason, backend_error, error_of_reason
+from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.errors import BackendError
+
+logger = structlog.get_logger()
+
+PATH = "/v1/messages/batches"
+# All the bodies of a batch are taken before there is an answer.
+CREATE_TIMEOUT_S = 300.0
+# The API's longest page.
+PAGE = 1000
+
+T = TypeVar("T")
+
+
+class MessageBatch(msgspec.Struct, frozen=True):
+    """As far as we look at one. Its counts are told when it has ended; their sum is always that of its requests."""
+
+    id: str
+    created_at: datetime
+    processing_status: Literal["in_progress", "canceling", "ended"]
+    request_counts: dict[str, int]
+
+    @property
+    def requests(self) -> int:
+        return sum(self.request_counts.values())
+
+    @property
+    def has_ended(self) -> bool:
+        return self.processing_status == "ended"
+
+
+class Page(msgspec.Struct, frozen=True):
+    data: list[MessageBatch]
+    has_more: bool = False
+    last_id: str | None = None
+
+
+class Succeeded(msgspec.Struct, frozen=True, tag="succeeded"):
+    message: dict[str, Any]
+
+
+class Errored(msgspec.Struct, frozen=True, tag="errored"):
+    class Response(msgspec.Struct, frozen=True):
+        error: Reason = Reason()
+
+    error: Response = Response()
+
+    @property
+    def failure(self) -> BackendError:
+        return error_of_reason(self.error.error)
+
+
+class Canceled(msgspec.Struct, frozen=True, tag="canceled"):
+    pass
+
+
+class Expired(msgspec.Struct, frozen=True, tag="expired"):
+    pass
+
+
+Result = Succeeded | Errored | Canceled | Expired
+
+
+class Line(msgspec.Struct, frozen=True):
+    """What became of one request."""
+
+    custom_id: str
+    result: Result
+
+
+_batch = msgspec.json.Decoder(MessageBatch)
+_page = msgspec.json.Decoder(Page)
+_line = msgspec.json.Decoder(Line)
+
+
+class MessageBatches:
+    """Those of one key's workspace. Each call raises BackendError."""
+
+    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
+        self._client = client
+
+    async def create(self, requests: Mapping[str, bytes], headers: Mapping[str, str]) -> MessageBatch:
+        """A new batch of the bodies of Messages requests, by their `custom_id`.
+
+        BackendError other than `backend_rate_limited` and `backend_overloaded`, if its code is one to try again, says
+        nothing of whether there is one now.
+        """
+        named = [{"custom_id": name, "params": msgspec.Raw(params)} for name, params in requests.items()]
+        body = msgspec.json.encode({"requests": named})
+        timeout = httpx2.Timeout(CREATE_TIMEOUT_S, connect=self._connect_s)
+        sent = self._client.post(
+            PATH,
+            cast_to=httpx2.Response,
+            content=body,
+            options={"headers": {"content-type": "application/json", **headers}, "timeout": timeout},
+        )
+        return await _told(sent, _batch)
+
+    async def retrieve(self, name: str) -> MessageBatch:
+        return await _told(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
+
+    async def cancel(self, name: str) -> None:
+        """What runs may still be finished. One that has ended is left as it is."""
+        try:
+            await _told(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response), _batch)
+        except BackendError as error:
+            if error.code != "backend_refused_request":
+                raise
+
+    async def made_since(self, since: datetime) -> list[MessageBatch]:
+        """Newest first."""
+        made: list[MessageBatch] = []
+        after = ""
+        while True:
+            path = f"{PATH}?limit={PAGE}{after}"
+            page = await _told(self._client.get(path, cast_to=httpx2.Response), _page)
+            made += [batch for batch in page.data if batch.created_at >= since]
+            if not page.has_more or not page.data or page.data[-1].created_at < since:
+                return made
+            after = f"&after_id={page.data[-1].id}"
+
+    async def results(self, name: str) -> AsyncGenerator[Line, None]:
+        """Of a batch that has ended, in no order. A line that cannot be read is left out."""
+        try:
+            # Where they are is documented; an address that an answer names is not sent our key.
+            response = await self._client.get(f"{PATH}/{name}/results", cast_to=httpx2.Response, stream=True)
+            try:
+                async for line in _lines(response):
+                    try:
+                        yield _line.decode(line)
+                    except UNREADABLE as error:
+                        logger.warning("a result cannot be read", message_batch=name, error=str(error)[:200])
+            finally:
+                await response.aclose()
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            raise backend_error(error, time.time()) from error
+
+    @property
+    def _connect_s(self) -> float | None:
+        timeout = self._client.timeout
+        return timeout.connect if isinstance(timeout, httpx2.Timeout) else timeout
+
+
+async def _told(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(await (await sent).aread())
+    except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+        raise backend_error(error, time.time()) from error
+    except UNREADABLE as error:
+        raise BackendError("backend_broken", "what answers has no message batches: it is not the API") from error
+
+
+async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    """At line feeds alone: a text may have other breaks."""
+    pieces: list[bytes] = []
+    async for chunk in response.aiter_bytes():
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            yield b"".join([*pieces, piece])
+            pieces.clear()
+        pieces.append(rest)
+    if line := b"".join(pieces):
+        yield line

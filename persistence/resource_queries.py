@@ -1,0 +1,87 @@
+"""The questions about projects, branches and what was used, each with its answer. It writes nothing."""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+
+from tailrace.persistence import paging
+from tailrace.persistence.paging import Place
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.rpc import Caught, answering, paged
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.records import AskSession
+from tailrace.proto.resources import (
+    AskBranches,
+    AskProject,
+    AskProjects,
+    AskStats,
+    AskUsage,
+    BranchPage,
+    ProjectPage,
+    ProjectRecord,
+    Stats,
+    UsagePage,
+)
+
+
+class Resources:
+    """Every question names the tenant that asks. What belongs to another one is not there."""
+
+    def __init__(self, store: Store, queries: Queries) -> None:
+        self._store = store
+        self._queries = queries
+
+    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
+        """By the names under which they are asked."""
+        return dict(
+            [
+                answering(AskProject, self.project, caught_up),
+                answering(AskProjects, self.projects, caught_up),
+                answering(AskBranches, self.branches, caught_up),
+                answering(AskUsage, self.usage, caught_up),
+                answering(AskStats, self.stats, caught_up),
+            ]
+        )
+
+    async def project(self, tenant: Tenant, ask: AskProject) -> ProjectRecord:
+        found = await self._store.project(tenant, ask.project, self._queries.since)
+        if found is None:
+            raise Refused("project_not_found", "there is no such project")
+        return found
+
+    async def projects(self, tenant: Tenant, ask: AskProjects) -> ProjectPage:
+        limit = paging.bounded(ask.limit)
+        before = paging.begin(ask.after, paging.NEWEST)
+        found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
+        return ProjectPage(*paged(found, limit, lambda one: (one.created_at, one.id)))
+
+    async def branches(self, tenant: Tenant, ask: AskBranches) -> BranchPage:
+        limit = paging.bounded(ask.limit)
+        before = paging.begin(ask.after, paging.NEWEST)
+        found = await self._store.leaves(tenant, ask.session, before, limit + 1)
+        if not found:
+            await self._queries.session(tenant, AskSession(ask.session))
+        branches = [await self._store.branch_to(tenant, leaf) for leaf in found]
+        return BranchPage(*paged(branches, limit, lambda one: (one.asked_at, one.turn)))
+
+    async def usage(self, tenant: Tenant, ask: AskUsage) -> UsagePage:
+        limit = paging.bounded(ask.limit)
+        after = paging.read(ask.after).name if ask.after is not None else None
+        start, end = _midnight(ask.first), _midnight(ask.last) + timedelta(days=1)
+        found = await self._store.usage(tenant, ask.by, start, end, after, limit + 1)
+        more = len(found) > limit
+        return UsagePage(found[:limit], paging.write(Place(0, found[limit - 1].key or "")) if more else None)
+
+    async def stats(self, tenant: Tenant, _: AskStats) -> Stats:
+        since = self._queries.since
+        return Stats(
+            active_sessions=await self._store.active_sessions(tenant, since),
+            by_model=await self._store.active_usage(tenant, since),
+            running=await self._store.answering(tenant),
+        )
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)

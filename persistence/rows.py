@@ -1,0 +1,229 @@
+"""A turn as the database holds it, and back: pure, so that what comes out of SQLite can be compared with a fold."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
+from tailrace.proto.blobs import names
+from tailrace.proto.entries import Failure, Message
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnId
+from tailrace.proto.records import SessionRecord, TurnRecord, record
+from tailrace.proto.resources import Branch, ProjectRecord, UsageRecord
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NUSD_PER_USD, Usage
+
+# Floats would lose microseconds in the year 2255, and sooner when added up: times are whole numbers all the way.
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+_encoder = msgspec.json.Encoder()
+_messages = msgspec.json.Decoder(list[Message])
+_blocks = msgspec.json.Decoder(list[dict[str, Any]])
+_envelope = msgspec.json.Decoder(dict[str, Any])
+_failure = msgspec.json.Decoder(Failure)
+_system: msgspec.json.Decoder[str | list[dict[str, Any]]] = msgspec.json.Decoder(str | list[dict[str, Any]])
+_counts = msgspec.json.Decoder(BatchCounts)
+_metadata = msgspec.json.Decoder(dict[str, str])
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
+
+    `blobs` are the SHA-256 of those that the turn refers to: a line each of `blob_uses`.
+    """
+
+    tenant: str
+    turn: str
+    session: str
+    project: str | None
+    parent: str | None
+    model: str
+    outcome: str
+    input: str
+    content: str
+    text: str
+    stop_reason: str | None
+    stop_sequence: str | None
+    envelope: str
+    fits: bool | None
+    error: str | None
+    attempts: int
+    metadata: str
+    asked_at: int
+    ended_at: int | None
+    cursor: int
+    text_chars: int | None
+    text_sha256: str | None
+    input_tokens: int
+    output_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    is_estimated: bool
+    cost_nusd: int
+    messages: int
+    asked_by: str | None
+    blobs: str
+    batch: str | None
+
+
+def row(key: TurnKey, turn: Turn) -> Row:
+    """The row of a folded turn; raises TurnUnknown for a fold without a request."""
+    told = record(key, turn)
+    counts = counts_of(turn)
+    return Row(
+        tenant=key.tenant,
+        turn=told.turn,
+        session=told.session,
+        project=turn.request.project if turn.request else None,
+        parent=told.parent,
+        model=told.model,
+        outcome=told.outcome,
+        input=_json(told.input),
+        content=_json(told.content),
+        text=told.text,
+        stop_reason=told.stop_reason,
+        stop_sequence=told.stop_sequence,
+        envelope=_json(told.envelope),
+        fits=told.fits,
+        error=_json(told.error) if told.error else None,
+        attempts=told.attempts,
+        metadata=_json(told.metadata),
+        asked_at=micros(told.asked_at),
+        ended_at=micros(told.ended_at) if told.ended_at else None,
+        cursor=told.cursor,
+        text_chars=turn.end.text_chars if turn.end else None,
+        text_sha256=turn.end.text_sha256 if turn.end else None,
+        **msgspec.structs.asdict(told.usage),
+        is_estimated=told.usage_is_estimated,
+        cost_nusd=turn.end.cost_nusd if turn.end else 0,
+        messages=len(told.input) + bool(told.content),
+        asked_by=turn.request.by if turn.request else None,
+        blobs=blobs_of(turn),
+        batch=_json(counts) if counts else None,
+    )
+
+
+def blobs_of(turn: Turn) -> str:
+    return _json(sorted(names(turn.request)) if turn.request else [])
+
+
+def turn_record(row: Mapping[str, Any]) -> TurnRecord:
+    """What was told of the turn when `row` was made of it."""
+    return TurnRecord(
+        turn=row["turn"],
+        session=row["session"],
+        parent=row["parent"],
+        model=row["model"],
+        outcome=row["outcome"],
+        input=_messages.decode(row["input"]),
+        content=_blocks.decode(row["content"]),
+        text=row["text"],
+        stop_reason=row["stop_reason"],
+        stop_sequence=row["stop_sequence"],
+        envelope=_envelope.decode(row["envelope"]),
+        fits=bool(row["fits"]) if row["fits"] is not None else None,
+        error=_failure.decode(row["error"]) if row["error"] else None,
+        usage=_usage(row),
+        usage_is_estimated=bool(row["is_estimated"]),
+        cost_usd=row["cost_nusd"] / NUSD_PER_USD,
+        attempts=row["attempts"],
+        metadata=_metadata.decode(row["metadata"]),
+        asked_at=moment(row["asked_at"]),
+        ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
+        cursor=row["cursor"],
+    )
+
+
+def batch_record(row: Mapping[str, Any]) -> StoredBatch:
+    return StoredBatch(
+        batch=row["turn"],
+        session=row["session"],
+        outcome=row["outcome"],
+        counts=_counts.decode(row["batch"]),
+        error=_failure.decode(row["error"]) if row["error"] else None,
+        metadata=_metadata.decode(row["metadata"]),
+        asked_at=moment(row["asked_at"]),
+        ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
+    )
+
+
+def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
+    """`since`: what was used after it is active."""
+    return SessionRecord(
+        session=row["session"],
+        id=row["session"],
+        title=row["title"],
+        project_id=row["project"],
+        model=row["model"],
+        system_prompt=_system.decode(row["system"]) if row["system"] is not None else None,
+        created_at=moment(row["created_at"]),
+        updated_at=moment(row["updated_at"]),
+        is_active=moment(row["updated_at"]) > since,
+        **_totals(row),
+    )
+
+
+def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
+    """`since`: what was used after it is active."""
+    return ProjectRecord(
+        id=row["project"],
+        name=row["name"],
+        description=row["description"],
+        created_at=moment(row["created_at"]),
+        updated_at=moment(row["updated_at"]),
+        is_active=moment(row["updated_at"]) > since,
+        sessions=row["sessions"],
+        **_totals(row),
+    )
+
+
+def usage_record(row: Mapping[str, Any]) -> UsageRecord:
+    return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **_totals(row))
+
+
+def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:
+    return Branch(
+        turn=leaf["turn"],
+        outcome=leaf["outcome"],
+        asked_at=moment(leaf["asked_at"]),
+        length=len(turns),
+        turns=turns,
+    )
+
+
+def micros(at: datetime) -> int:
+    return (at - EPOCH) // MICROSECOND
+
+
+def moment(micros: int) -> datetime:
+    return EPOCH + micros * MICROSECOND
+
+
+def _totals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of tailrace.proto.records.Totals."""
+    usage, cost_usd = _usage(row), row["cost_nusd"] / NUSD_PER_USD
+    return {
+        "turns": row["turns"],
+        "usage": usage,
+        "cost_usd": cost_usd,
+        "message_count": row["messages"],
+        "total_tokens": sum(msgspec.structs.astuple(usage)),
+        "total_cost": cost_usd,
+    }
+
+
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(
+        row["input_tokens"],
+        row["output_tokens"],
+        row["cache_creation_input_tokens"],
+        row["cache_read_input_tokens"],
+    )
+
+
+def _json(value: object) -> str:
+    return _encoder.encode(value).decode()

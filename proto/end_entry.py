@@ -1,0 +1,29 @@
+"""The `end` that a turn's log adds up to: whoever closes a turn, generator or gateway, writes the same numbers."""
+
+from tailrace.proto.entries import End, Failure, Outcome
+from tailrace.proto.fold import Turn, text_proof
+from tailrace.proto.models import cost_nusd, model_named
+
+# Of a turn whose request has left the log, by its age, and that has no end: nobody can answer it any more.
+LOST = Failure("internal", "the turn left the log before it ended")
+
+
+def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
+    """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
+    text_chars, text_sha256 = text_proof(turn.text)
+    model = model_named(turn.request.model) if turn.request is not None else None
+    return End(
+        prev=turn.chain.last,
+        attempt=turn.attempt,
+        outcome=outcome,
+        stop_reason=turn.stop.stop_reason,
+        stop_sequence=turn.stop.stop_sequence,
+        envelope=turn.envelope or None,
+        usage=turn.usage,
+        usage_is_estimated=turn.is_usage_estimated,
+        cost_nusd=sum(cost_nusd(model, call) for call in turn.calls) if model is not None else 0,
+        fits=fits,
+        error=error,
+        text_chars=text_chars,
+        text_sha256=text_sha256,
+    )

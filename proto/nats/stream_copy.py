@@ -1,0 +1,68 @@
+"""A stream with all that it holds, sequences and consumers too, from one NATS to another: a snapshot that is restored.
+
+Nothing may write to either meanwhile. ADR-22 of nats-architecture-and-design has no more than what is used here.
+"""
+
+from typing import Any
+
+import msgspec
+import nats.errors
+
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.streams import BODIES_SHARE, EVERY_STREAM
+from tailrace.proto.subjects import BODIES
+
+CHUNK_BYTES = 128 * 1024
+ASK_TIMEOUT_S = 10.0
+STEP_TIMEOUT_S = 30.0
+NO_MORE = "204"
+
+
+async def copy(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
+    """Every stream of ours, each `replicas` times and with at most as many bytes as one of `bytes_max` would have.
+
+    `target` has nothing yet. Raises LogUnavailable: what is in the target then is no copy, and may look like one (a
+    restore that broke off leaves an empty stream), so whoever tries again needs another target.
+    """
+    for name in EVERY_STREAM:
+        try:
+            await _copy(source, target, name, replicas, int(BODIES_SHARE * bytes_max) if name == BODIES else bytes_max)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"{name} cannot be copied: {type(error).__name__}") from error
+
+
+async def _copy(source: Connection, target: Connection, name: str, replicas: int, bytes_max: int) -> None:
+    inbox = source.client.new_inbox()
+    chunks = await source.client.subscribe(inbox)
+    snapshot = await _ask(
+        source, f"$JS.API.STREAM.SNAPSHOT.{name}", {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES}
+    )
+    config = snapshot["config"] | {"num_replicas": replicas}
+    if config.get("max_bytes", -1) > 0:
+        config["max_bytes"] = min(config["max_bytes"], bytes_max)
+    restore = {"config": config, "state": snapshot["state"]}
+    to = (await _ask(target, f"$JS.API.STREAM.RESTORE.{name}", restore))["deliver_subject"]
+    while (chunk := await chunks.next_msg(timeout=STEP_TIMEOUT_S)).data:
+        _checked(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
+        if chunk.reply:
+            await source.publish(chunk.reply, b"")
+    # A last chunk that says why it is the last; behind several chunks it is no more than that.
+    if chunk.headers and chunk.headers.get("Status") != NO_MORE:
+        raise LogUnavailable(f"the snapshot of {name} broke off: {chunk.headers}")
+    held = _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))["state"]
+    # Not how many there are: what grows too old meanwhile is forgotten by the one and not yet by the other.
+    if held["last_seq"] != snapshot["state"]["last_seq"]:
+        raise LogUnavailable(f"the copy of {name} is not whole: it ends at {held['last_seq']}")
+    await chunks.unsubscribe()
+
+
+async def _ask(connection: Connection, subject: str, question: dict[str, Any]) -> dict[str, Any]:
+    return _checked(await connection.request(subject, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S))
+
+
+def _checked(reply: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = msgspec.json.decode(reply.data) if reply.data else {}
+    if (error := answer.get("error")) is not None:
+        raise LogUnavailable(f"the server refuses a copy: {error.get('description')}")
+    return answer

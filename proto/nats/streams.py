@@ -1,0 +1,362 @@
+"""What Tailrace needs to exist in NATS, declared as data: five streams, four buckets, three consumers.
+
+`apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
+an older configuration silently turns things off, so a change is a migration that somebody asks for.
+"""
+
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+
+from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.nats.connection import Connection, heed_cancellation
+from tailrace.proto.subjects import (
+    BODIES,
+    BUDGETS,
+    CLAIMS,
+    EVERY_BLOB,
+    EVERY_BUDGET,
+    EVERY_END,
+    EVERY_KEY,
+    EVERY_LIMIT,
+    EVERY_LIVE,
+    EVERY_LIVE_KEY,
+    EVERY_REQUEST,
+    EVERY_SLOT,
+    EVERY_TURN,
+    GENERATORS,
+    KEYS,
+    LIMITS,
+    LOGINS,
+    PERSISTENCE,
+    SECRETS,
+    SLOTS,
+    STREAM,
+    WEBHOOKS,
+)
+
+SCHEMA = "1"
+# Before it a client could restore streams that it may not, and a stranger fill the server's memory (CVE-2026-33222 and
+# its like); counters came with 2.12.
+SERVER_MIN = (2, 12, 6)
+RETENTION_S = 24 * 3600.0
+BYTES_MAX = 8 * 1024**3
+# A conversation that is taken up within half of it keeps its pictures.
+BODIES_RETENTION_S = 7 * 24 * 3600.0
+# Of the log's bytes, on top of them.
+BODIES_SHARE = 1 / 6
+# From when a login was refreshed last; it has an end of its own before that.
+LOGINS_KEPT_S = 30 * 24 * 3600.0
+# A killed generator's turn is with another one after this long. Renewed three times in it while the turn runs.
+GENERATOR_ACK_WAIT_S = 2.0
+PERSISTENCE_ACK_WAIT_S = 10.0
+# What a killed process had not told yet is told this much later.
+WEBHOOKS_ACK_WAIT_S = 10.0
+# A counter of an hour at most, and what is still added to it when a turn has ended.
+LIMITS_KEPT_S = 2 * 3600.0
+# A month that nobody has used for nine days is over.
+BUDGETS_KEPT_S = 40 * 24 * 3600.0
+# The server knows the names of increments by heart and, once it was started anew, by what is stored of them: therefore
+# the last of each counter are, as many as are added while a turn that was settled may still be delivered again. That is
+# some 25 kB each, and counters of days and months are many.
+INCREMENTS_KEPT = 128
+# No turn runs for so long, nor is its log kept.
+SLOTS_KEPT_S = 7 * 24 * 3600.0
+
+
+def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    return StreamConfig(
+        name=STREAM,
+        description="Tailrace: one log a turn",
+        subjects=[EVERY_TURN],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        # Full means that new turns are refused, not that old entries make way for them.
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        max_age=retention_s,
+        allow_direct=True,
+        republish=RePublish(src=EVERY_TURN, dest=EVERY_LIVE),
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    return StreamConfig(
+        name=BODIES,
+        description="Tailrace: what is too long for the log",
+        subjects=[EVERY_BLOB],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        max_age=retention_s,
+        # What is stored again takes the place of what it equals.
+        max_msgs_per_subject=1,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def counters(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
+    """Such a stream takes increments and nothing else; the last message of a subject says what it comes to."""
+    return StreamConfig(
+        name=name,
+        description="Tailrace: what was used",
+        subjects=[subjects],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        max_age=kept_s,
+        max_msgs_per_subject=INCREMENTS_KEPT,
+        # For how long an increment that is sent again, with its name, is known and not added again.
+        duplicate_window=remembered_s,
+        allow_msg_counter=True,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def slots(replicas: int) -> StreamConfig:
+    return StreamConfig(
+        name=SLOTS,
+        description="Tailrace: places that are held",
+        subjects=[EVERY_SLOT],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        max_age=SLOTS_KEPT_S,
+        max_msgs_per_subject=1,
+        allow_msg_ttl=True,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def metering(replicas: int) -> list[StreamConfig]:
+    """What limits are counted in (PROTOCOL R37)."""
+    return [
+        counters(LIMITS, EVERY_LIMIT, LIMITS_KEPT_S, LIMITS_KEPT_S, replicas),
+        counters(BUDGETS, EVERY_BUDGET, BUDGETS_KEPT_S, RETENTION_S, replicas),
+        slots(replicas),
+    ]
+
+
+def buckets(replicas: int, retention_s: float) -> list[StreamConfig]:
+    return [
+        # A claim must not outlive the turn that it points to.
+        bucket(CLAIMS, replicas, retention_s),
+        bucket(KEYS, replicas, allow_direct=True, republish=RePublish(src=EVERY_KEY, dest=EVERY_LIVE_KEY)),
+        bucket(SECRETS, replicas),
+        bucket(LOGINS, replicas, LOGINS_KEPT_S),
+    ]
+
+
+def bucket(
+    name: str,
+    replicas: int,
+    kept_s: float | None = None,
+    *,
+    allow_direct: bool = False,
+    republish: RePublish | None = None,
+) -> StreamConfig:
+    """A bucket with the last of each key, as every client of NATS knows them (ADR-8 of nats-architecture-and-design).
+
+    Without `Nats-Rollup`, which nothing here asks for: one message of whoever may write could take the place of all.
+    Without `allow_direct` the leader alone is asked: "nobody has used it" is no old answer then.
+    """
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=kept_s,
+        max_msgs_per_subject=1,
+        allow_direct=allow_direct,
+        allow_msg_ttl=True,
+        deny_delete=True,
+        republish=republish,
+        num_replicas=replicas,
+    )
+
+
+def consumers() -> list[ConsumerConfig]:
+    return [
+        ConsumerConfig(
+            durable_name=GENERATORS,
+            filter_subjects=[EVERY_REQUEST],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=GENERATOR_ACK_WAIT_S,
+            # A consumer that gives up does so in silence; attempts are counted in the log instead.
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+        ConsumerConfig(
+            durable_name=PERSISTENCE,
+            filter_subjects=[EVERY_REQUEST, EVERY_END],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=PERSISTENCE_ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+        ConsumerConfig(
+            durable_name=WEBHOOKS,
+            filter_subjects=[EVERY_END],
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=WEBHOOKS_ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+    ]
+
+
+async def apply(
+    connection: Connection,
+    *,
+    replicas: int = 1,
+    bytes_max: int = BYTES_MAX,
+    retention_s: float = RETENTION_S,
+    bodies_retention_s: float = BODIES_RETENTION_S,
+) -> None:
+    """Creates what is missing, then checks all of it. Raises LogMisconfigured, LogUnavailable."""
+    jetstream = connection.jetstream
+    try:
+        for config in (
+            stream(replicas, bytes_max, retention_s),
+            bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
+            *metering(replicas),
+            *buckets(replicas, retention_s),
+        ):
+            await _create_stream(jetstream, config)
+        for consumer in consumers():
+            await _create_consumer(jetstream, consumer)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams cannot be set up: {_why(error)}") from error
+    await check(connection)
+
+
+async def check(connection: Connection) -> None:
+    """Raises LogMisconfigured when something is missing or not as this version needs it, LogUnavailable."""
+    jetstream = connection.jetstream
+    if (server := connection.server_version) is not None and server < SERVER_MIN:
+        raise LogMisconfigured(
+            f"nats-server {'.'.join(map(str, server))} is older than {'.'.join(map(str, SERVER_MIN))}, "
+            "lacks what limits need, and has known holes: take a newer one"
+        )
+    try:
+        differing = []
+        for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S), *metering(1)):
+            found = (await jetstream.stream_info(str(ours.name))).config
+            differing += _differences(ours, found, OWNED_BY_COUNTERS if ours.allow_msg_counter else OWNED_BY_STREAM)
+        for wanted in consumers():
+            info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
+            differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
+        for name in BUCKETS:
+            await jetstream.key_value(name)
+    except nats.js.errors.NotFoundError as error:
+        raise LogMisconfigured(
+            "NATS lacks a stream or a part of one: run `tailrace streams`, or start `up`. "
+            "If there was a log before NATS had accounts: docs/RUNBOOK.md, Users of NATS"
+        ) from error
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams cannot be checked: {_why(error)}") from error
+    if differing:
+        raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+
+
+def _why(error: nats.errors.Error) -> str:
+    if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
+        return "this NATS has no JetStream: its configuration needs `jetstream { store_dir: … }`"
+    return str(error)
+
+
+async def behind(connection: Connection) -> set[str]:
+    """The servers that could not stand in for another just now: away, or with a copy that is not whole.
+
+    Consumers have copies of their own. Empty where everything has one copy. Raises LogUnavailable, also where a stream
+    or a consumer has no leader.
+    """
+    jetstream = connection.jetstream
+    try:
+        clusters = [(await jetstream.stream_info(name)).cluster for name in EVERY_STREAM]
+        for consumer in (GENERATORS, PERSISTENCE, WEBHOOKS):
+            clusters.append((await jetstream.consumer_info(STREAM, consumer)).cluster)  # noqa: PERF401
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams do not answer: {type(error).__name__}") from error
+    copies = [copy for cluster in clusters if cluster for copy in cluster.replicas or []]
+    return {str(copy.name) for copy in copies if copy.offline or not copy.current}
+
+
+async def fullness(connection: Connection) -> float:
+    """How much of its byte limit the stream uses, 0 to 1. Raises LogUnavailable."""
+    try:
+        info = await connection.jetstream.stream_info(STREAM)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+    finally:
+        heed_cancellation()
+    limit = info.config.max_bytes or 0
+    return info.state.bytes / limit if limit > 0 else 0.0
+
+
+BUCKETS = (CLAIMS, KEYS, SECRETS, LOGINS)
+EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, *(f"KV_{bucket}" for bucket in BUCKETS))
+
+# The settings that the protocol rests on. Sizes, retention and replicas are the operator's.
+OWNED_BY_STREAM = (
+    "subjects",
+    "storage",
+    "discard",
+    "allow_direct",
+    "republish",
+    "retention",
+    "max_msgs_per_subject",
+    "allow_msg_counter",
+    "allow_msg_ttl",
+    "metadata",
+)
+# How many increments are kept may differ: earlier versions kept one, and counted as well while no server was restarted.
+OWNED_BY_COUNTERS = tuple(name for name in OWNED_BY_STREAM if name != "max_msgs_per_subject")
+OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
+
+
+def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
+    def same(name: str) -> bool:
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        # A consumer with one filter comes back with the older, singular setting.
+        if name == "filter_subjects" and not theirs:
+            theirs = [found.filter_subject]
+        # The server adds metadata of its own.
+        if name == "metadata":
+            theirs = {key: (theirs or {}).get(key) for key in ours}
+        return bool(ours is None or ours == theirs)
+
+    return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not same(name)]
+
+
+async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await jetstream.stream_info(str(config.name))
+    except nats.js.errors.NotFoundError:
+        await jetstream.add_stream(config)
+
+
+async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:
+    # `add_consumer` would silently update a durable consumer that exists.
+    try:
+        await jetstream.consumer_info(STREAM, str(config.durable_name))
+    except nats.js.errors.NotFoundError:
+        await jetstream.add_consumer(STREAM, config)

@@ -1,0 +1,87 @@
+"""Settings are a frozen Struct read from the environment once; this file reads it and prints its table.
+
+Each service declares its own Struct in its `settings.py`. The environment name of a field is `TAILRACE_` and the
+field's name in capitals. `Annotated[..., Meta(description=...)]` says in one line why a field is there.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from tailrace.proto.errors import SettingsInvalid
+
+PREFIX = "TAILRACE_"
+# Names that other programs have made standard are taken as they are.
+STANDARD_NAMES = {"anthropic_api_key": "ANTHROPIC_API_KEY", "anthropic_base_url": "ANTHROPIC_BASE_URL"}
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def read(kind: type[S], environ: Mapping[str, str]) -> S:
+    """The settings of `kind` from `environ`; raises SettingsInvalid with the variable's name and what it may be."""
+    given = {f.name: environ[env_name(f.name)] for f in msgspec.structs.fields(kind) if env_name(f.name) in environ}
+    hints = get_type_hints(kind)
+    for name, text in given.items():
+        try:
+            value = getattr(convert(kind, {name: text}), name)
+        except msgspec.ValidationError as error:
+            why = str(error).removesuffix(f" - at `$.{name}`")
+            raise SettingsInvalid(f"{env_name(name)}: {why}; it is {may_be(hints[name])}") from error
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsInvalid(f"{env_name(name)}: {text} is no number that ends; it is {may_be(hints[name])}")
+    return convert(kind, given)
+
+
+def may_be(kind: object) -> str:
+    """What a setting of that type may be, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")  # type: ignore[call-overload,no-any-return]
+
+
+def convert(kind: type[S], given: Mapping[str, str]) -> S:
+    return msgspec.convert(given, type=kind, strict=False, dec_hook=from_text)
+
+
+def from_text(kind: type, text: str) -> object:
+    """What msgspec does not make of a text by itself: a path."""
+    if kind is Path:
+        return Path(text)
+    raise NotImplementedError(f"no setting can be a {kind.__name__}")
+
+
+def env_name(field: str) -> str:
+    return STANDARD_NAMES.get(field, PREFIX + field.upper())
+
+
+def table(kind: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
+    """One row a setting: environment name, type, default, meaning."""
+    plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    return [
+        (env_name(f.name), type_name(plain[f.name]), default_text(f.default), meaning(annotated[f.name]))
+        for f in msgspec.structs.fields(kind)
+    ]
+
+
+def render(kind: type[msgspec.Struct]) -> str:
+    """The table as text for `--env`."""
+    return "\n".join(f"{name}  ({type_}, default {default})\n    {why}" for name, type_, default, why in table(kind))
+
+
+def type_name(kind: object) -> str:
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    return text.replace("typing.", "").replace("Literal", "").strip("[]").replace("'", "")
+
+
+def default_text(default: object) -> str:
+    return "none" if default in ("", None) else str(default)
+
+
+def meaning(hint: object) -> str:
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, msgspec.Meta) and extra.description:
+            return extra.description
+    return ""

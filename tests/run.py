@@ -1,0 +1,42 @@
+"""Runs every test, and each failed test once more by itself: `python -m tests.run [PYTEST ARGUMENT…]`.
+
+A test that passes alone is reported as flaky, and the run is green. Exit status: that of pytest.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FAILED = ROOT / ".pytest_cache/v/cache/lastfailed"
+# More failures than this are no accident, and running them again would only cost time.
+RERUNS_MAX = 10
+
+
+def pytest(*arguments: str) -> int:
+    """Runs pytest in a process of its own, without coverage of this one; returns its exit status."""
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
+
+
+def failed_tests() -> list[str]:
+    """The node ids of the tests that failed in the last run."""
+    return sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
+
+
+def main(arguments: Sequence[str]) -> int:
+    FAILED.unlink(missing_ok=True)
+    status = pytest(*arguments)
+    failed = failed_tests()
+    if status != 1 or not 0 < len(failed) <= RERUNS_MAX:
+        return status
+    print(f"\n{len(failed)} failed; each is run once more by itself.", flush=True)
+    broken = [test for test in failed if pytest(test) != 0]
+    for test in failed:
+        print(f"{'FAILED TWICE' if test in broken else 'FLAKY: failed, then passed alone'}: {test}", flush=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
