@@ -5,28 +5,28 @@ import gc
 import sys
 
 from tailrace.gateway.app import app
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import Signature
 from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.dependencies import Gateway
-from tailrace.gateway.history_client import History
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
-from tailrace.gateway.http.log_fullness import Fullness
-from tailrace.gateway.http.log_health import Pulse
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.reader_counts import Crowd, Room
-from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
-from tailrace.gateway.streaming.fanout import Lives
-from tailrace.gateway.turns.on_disconnect import Departures
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import read_aliases
-from tailrace.proto.nats import Bodies, Claims, Connection, Counters, Holds, Services, Slots, TurnLog
+from tailrace.proto.nats import BlobPins, Bodies, Claims, Connection, Counters, Services, Slots, TurnLog
 from tailrace.proto.nats.api_keys import Keys
 from tailrace.proto.nats.logins import Logins as StoredLogins
 from tailrace.proto.nats.signing_secret import signing_secret
@@ -52,15 +52,15 @@ async def probe(settings: Settings) -> None:
     await door_of(settings)
 
 
-async def door_of(settings: Settings) -> Door:
+async def door_of(settings: Settings) -> Authenticator:
     """The door as it would be at this moment: whether there are keys stands in NATS."""
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
-        ring = KeyRing()
+        ring = ApiKeyCache()
         await ring.load(Keys(connection))
     finally:
         await connection.close()
-    door = Door(settings, ring)
+    door = Authenticator(settings, ring)
     door.require_credentials()
     return door
 
@@ -68,9 +68,9 @@ async def door_of(settings: Settings) -> Door:
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Serves HTTP until `stop` is set, which is also when open streams are closed."""
     gc.set_threshold(*GARBAGE_AFTER)
-    keys, ring = Keys(connection), KeyRing()
+    keys, ring = Keys(connection), ApiKeyCache()
     await ring.load(keys)
-    door = Door(settings, ring)
+    door = Authenticator(settings, ring)
     door.require_credentials()
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
@@ -104,19 +104,19 @@ def build(
     connection: Connection,
     group: asyncio.TaskGroup,
     draining: asyncio.Event,
-    door: Door | None = None,
+    door: Authenticator | None = None,
     *,
     signature: Signature,
 ) -> Gateway:
     turns, services = TurnLog(connection), Services(connection)
-    door = door or Door(settings, KeyRing())
+    door = door or Authenticator(settings, ApiKeyCache())
     tickets = Tickets(signature, TicketUses(connection), door.named)
     logins = Logins(signature, StoredLogins(connection), door.named)
     door.take(logins)
     door.carriers += [tickets.carrier, logins.carrier]
-    lives = Lives(turns, group, settings.linger_s)
+    lives = FanOut(turns, group, settings.linger_s)
     limits = limiter(settings, connection, turns)
-    room = Room(
+    room = ReaderLimits(
         of_all=min(settings.streams_max, fd_limit.streams_max()),
         of_tenant=settings.streams_tenant_max,
         of_address=settings.streams_address_max,
@@ -129,17 +129,17 @@ def build(
         logins=logins,
         log=turns,
         bodies=Bodies(connection),
-        holds=Holds(connection),
+        holds=BlobPins(connection),
         claims=Claims(connection),
         services=services,
-        history=History(services, settings.query_timeout_s),
+        history=HistoryClient(services, settings.query_timeout_s),
         catalogue=Catalogue(services, group, settings.query_timeout_s, read_aliases(settings.model_aliases)),
         lives=lives,
-        departures=Departures(turns, services, lives, group, draining),
-        fullness=Fullness(connection, settings.full_at),
-        pulse=Pulse(connection),
+        departures=DisconnectPolicy(turns, services, lives, group, draining),
+        fullness=LogFullness(connection, settings.full_at),
+        pulse=LogHealth(connection),
         limits=limits,
-        streams=OpenStreams(limits, Crowd(room)),
+        streams=StreamSlots(limits, ReaderCounts(room)),
         judge=Judge(wait_s=CHECK_WAIT_S),
         prompts=Prompts(settings.prompts, wait_s=CHECK_WAIT_S),
         draining=draining,

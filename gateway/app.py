@@ -15,9 +15,9 @@ from tailrace.gateway.clients.native import routes as turns
 from tailrace.gateway.clients.openai import chat_routes, responses_routes
 from tailrace.gateway.clients.tutorials import routes as tutorials
 from tailrace.gateway.dependencies import Gateway, tenant_of
-from tailrace.gateway.http.admission_queue import Rush
-from tailrace.gateway.http.large_bodies import LargeBodies
-from tailrace.gateway.http.slow_body import Arrival
+from tailrace.gateway.http.admission_queue import AdmissionQueue
+from tailrace.gateway.http.large_bodies import LargeBodyLimit
+from tailrace.gateway.http.slow_body import SlowBodyTimeout
 from tailrace.gateway.limits.rate_headers import RateHeaders
 from tailrace.gateway.resources import (
     batches,
@@ -68,12 +68,12 @@ def app(gateway: Gateway) -> Starlette:
             Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
             *cors(listed(settings.origins)),
             # A page elsewhere may see that it is sent away, or its EventSource would give up.
-            Middleware(Rush, urgent=health.PATHS),
+            Middleware(AdmissionQueue, urgent=health.PATHS),
             Middleware(error_responses.Unbroken),
             Middleware(RateHeaders, now=gateway.limits.now),
-            Middleware(Arrival, rate_min=settings.body_rate_min),
+            Middleware(SlowBodyTimeout, rate_min=settings.body_rate_min),
             Middleware(
-                LargeBodies,
+                LargeBodyLimit,
                 bytes_max=settings.large_bytes_max,
                 body_bytes_max=settings.body_bytes_max,
                 timeout_s=settings.large_timeout_s,

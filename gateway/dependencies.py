@@ -5,24 +5,24 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.authenticate import Door, unknown
+from tailrace.gateway.auth.authenticate import Authenticator, unknown
 from tailrace.gateway.auth.login import Logins
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.tickets import Tickets
-from tailrace.gateway.history_client import History
-from tailrace.gateway.http.log_fullness import Fullness
-from tailrace.gateway.http.log_health import Pulse
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.fanout import Lives
-from tailrace.gateway.turns.on_disconnect import Departures
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, is_token
-from tailrace.proto.nats import Bodies, Claims, Connection, Holds, Services, TurnLog
+from tailrace.proto.nats import BlobPins, Bodies, Claims, Connection, Services, TurnLog
 from tailrace.proto.runtime.json_schema import Judge
 from tailrace.proto.subjects import TurnKey
 
@@ -30,22 +30,22 @@ from tailrace.proto.subjects import TurnKey
 class Gateway(NamedTuple):
     settings: Settings
     connection: Connection
-    door: Door
+    door: Authenticator
     tickets: Tickets
     logins: Logins
     log: TurnLog
     bodies: Bodies
-    holds: Holds
+    holds: BlobPins
     claims: Claims
     services: Services
-    history: History
+    history: HistoryClient
     catalogue: Catalogue
-    lives: Lives
-    departures: Departures
-    fullness: Fullness
-    pulse: Pulse
+    lives: FanOut
+    departures: DisconnectPolicy
+    fullness: LogFullness
+    pulse: LogHealth
     limits: Limiter
-    streams: OpenStreams
+    streams: StreamSlots
     judge: Judge
     prompts: Prompts
     draining: asyncio.Event
@@ -56,9 +56,9 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def caller_of(request: Request) -> Caller:
+def caller_of(request: Request) -> Principal:
     """Who asks, as the guard of the route has found out. Raises Refused where nobody has been asked."""
-    caller: Caller | None = getattr(request.state, "caller", None)
+    caller: Principal | None = getattr(request.state, "caller", None)
     if caller is None:
         raise unknown()
     return caller

@@ -4,8 +4,8 @@ import ipaddress
 import socket
 
 from tailrace.gateway.auth.allowed_hosts import Hosts
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import server
 from tailrace.gateway.prompts.templates import FILL_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
@@ -17,7 +17,7 @@ from tailrace.proto.ssrf import private_hosts
 
 async def check(settings: Settings) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
-    Door(settings, KeyRing())
+    Authenticator(settings, ApiKeyCache())
     Hosts(settings)
     read_aliases(settings.model_aliases)
     common_limits(settings)

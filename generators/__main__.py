@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import Claude
 from tailrace.generators.backends.message_batches_api import MessageBatches
@@ -23,7 +23,7 @@ from tailrace.proto.errors import BackendError
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedges, Services, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import main
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS
 
 VERSION = "0.1.0"
@@ -40,7 +40,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
-    blobs = Blobs(Bodies(connection), Room(settings.large_bytes_max))
+    blobs = Blobs(Bodies(connection), ByteSemaphore(settings.large_bytes_max))
     services, hedges = Services(connection), Hedges(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
     hedging = Hedging(hedges, settlement, after_s=settings.hedge_after_s) if settings.hedge_after_s else None
@@ -49,7 +49,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         worker = Worker(
             log,
             deliveries,
-            Carrier(log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max, hedging=hedging),
+            TurnRunner(
+                log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max, hedging=hedging
+            ),
             settlement,
             batches_of(connection, name, settings.concurrency, blobs, claude),
             concurrency=settings.concurrency,

@@ -15,9 +15,9 @@ from structlog.contextvars import bound_contextvars
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.registry import ACTING
-from tailrace.generators.budget import Meter, closing
+from tailrace.generators.budget import CostMeter, closing
 from tailrace.generators.continuation import Continuation, call_after, call_of, continuation_of
-from tailrace.generators.delta_buffer import Outbox, Outgoing
+from tailrace.generators.delta_buffer import DeltaBuffer, Outgoing
 from tailrace.generators.failover import Rotas, Source
 from tailrace.generators.hedging import Hedging, is_due, is_first
 from tailrace.generators.load_blobs import Blobs
@@ -43,7 +43,7 @@ Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 
-class Carrier:
+class TurnRunner:
     """What a generator carries turns with. It holds nothing of any turn."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Carrier:
                 case Complete(fits):
                     return await self._end(key, turn, "completed", fits=fits)
                 case Close():
-                    outbox = Outbox()
+                    outbox = DeltaBuffer()
                     for event in closing(turn):
                         outbox.put(event)
                     outbox.close()
@@ -174,12 +174,12 @@ class Carrier:
         hedging = self._hedging if go.is_hedge or is_due(go, source) else None
         backend = self._backends[source.backend]
         call, continuation = asked(request, turn, go)
-        meter = Meter(request, turn, is_raced=hedging is not None)
+        meter = CostMeter(request, turn, is_raced=hedging is not None)
         model = source.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=key.tenant)
         retry = msgspec.structs.replace(self._retry, tries_max=1) if go.is_hedge else self._retry
         # Whose opening stood in the log would be the first, and perhaps say nothing more.
-        outbox = Outbox(is_held=hedging is not None)
+        outbox = DeltaBuffer(is_held=hedging is not None)
         written: list[Stored] = []
         try:
             async with asyncio.TaskGroup() as group:
@@ -208,7 +208,7 @@ class Carrier:
             metrics.BACKEND_FAILURES.labels(broken.code).inc()
         return turn, broken
 
-    async def _race(self, key: TurnKey, turn: Turn, go: Go, hedging: Hedging, outbox: Outbox, lease: str) -> None:
+    async def _race(self, key: TurnKey, turn: Turn, go: Go, hedging: Hedging, outbox: DeltaBuffer, lease: str) -> None:
         """Has another generator make the call, too, once the first token is late; raises FenceLost when it was first.
 
         Of a hedge: raises that when the other was. Either hears of it from the log alone.
@@ -237,8 +237,8 @@ class Carrier:
         saying: Callable[[Call], AsyncGenerator[bytes, None]],
         call: Call,
         continuation: Continuation | None,
-        meter: Meter,
-        outbox: Outbox,
+        meter: CostMeter,
+        outbox: DeltaBuffer,
         deadline: float,
     ) -> BackendError | None:
         """Puts what the model says into the outbox; returns the error that broke it off, if one did."""
@@ -264,7 +264,7 @@ class Carrier:
         return None
 
     async def _write(
-        self, key: TurnKey, turn: Turn, outbox: Outbox, written: list[Stored], hedge: Attempt | None = None
+        self, key: TurnKey, turn: Turn, outbox: DeltaBuffer, written: list[Stored], hedge: Attempt | None = None
     ) -> Turn:
         """Appends what is put into the outbox until it is closed and empty; returns the fold with it.
 

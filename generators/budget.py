@@ -19,7 +19,7 @@ CUT = msgspec.Raw(
 )
 
 
-class Meter:
+class CostMeter:
     """Follows one attempt, event by event as the log gets them; the fold of that log counts the same."""
 
     def __init__(self, request: Request, turn: Turn, *, is_raced: bool = False) -> None:

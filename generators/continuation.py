@@ -11,7 +11,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.generators.delta_buffer import Outgoing
 from tailrace.generators.prompt_cache import marked
-from tailrace.generators.repetition import Seam
+from tailrace.generators.repetition import RepetitionFilter
 from tailrace.generators.structured_output import shaped
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Request
@@ -68,7 +68,7 @@ def prefill(text: str) -> str:
 class Continuation:
     """Maps the events of a continuing call onto the message that readers have already seen the beginning of."""
 
-    def __init__(self, blocks: tuple[Block, ...], seam: Seam, owed: str) -> None:
+    def __init__(self, blocks: tuple[Block, ...], seam: RepetitionFilter, owed: str) -> None:
         """`blocks` are those stored. `owed` is white space that is stored, but was not told to the model."""
         self.repeated = 0
         """Characters of what is stored that the model said again, and that were left out."""
@@ -172,4 +172,4 @@ def continuation_of(request: Request, turn: Turn) -> Continuation:
     # Of white space alone no model is told: that call begins anew, and what it begins with is stored.
     is_told_whole = bool(turn.text.strip()) and not takes_prefill(request.model)
     told = turn.text if is_told_whole else prefill(turn.text)
-    return Continuation(turn.blocks, Seam(told), turn.text[len(told) :])
+    return Continuation(turn.blocks, RepetitionFilter(told), turn.text[len(told) :])

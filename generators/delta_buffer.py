@@ -51,7 +51,7 @@ class _Waiting:
         return events.encode(self.event)
 
 
-class Outbox:
+class DeltaBuffer:
     """One producer, one consumer; both in one loop.
 
     With `is_held` the opening of a message and of its first block waits for the first token: what an API says before it

@@ -8,7 +8,7 @@ from tailrace.proto.blobs import Asking, references, resolve
 from tailrace.proto.errors import BackendError, BlobUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Bodies
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
 A = TypeVar("A", bound=Asking)
 
@@ -18,7 +18,7 @@ EXPIRED = "a picture, document or long text of the request has expired: send it 
 class Blobs:
     """Holds no more of them at once than there is room for; further calls wait for their turn."""
 
-    def __init__(self, bodies: Bodies, room: Room) -> None:
+    def __init__(self, bodies: Bodies, room: ByteSemaphore) -> None:
         self._bodies = bodies
         self._room = room
 

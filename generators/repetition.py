@@ -9,7 +9,7 @@ row and the next closing brace are told, and so is half a sentence that is told 
 REPEATED_MIN = 24
 
 
-class Seam:
+class RepetitionFilter:
     """A continuing call's first text, beside the text that it goes on from: held while it may be a repetition."""
 
     def __init__(self, stored: str) -> None:

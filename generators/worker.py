@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.batches.carrier import Batches
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.ids import Tenant
@@ -40,7 +40,7 @@ class Worker:
         self,
         log: TurnLog,
         deliveries: Deliveries,
-        carrier: Carrier,
+        carrier: TurnRunner,
         settlement: Settlement,
         batches: Batches,
         *,

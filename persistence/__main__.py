@@ -22,7 +22,7 @@ from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
 from tailrace.persistence.webhooks.http import Egress
 from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
-from tailrace.proto.nats import Bodies, Connection, Deliveries, Holds, Services, Tombstones, TurnLog
+from tailrace.proto.nats import BlobPins, Bodies, Connection, Deliveries, Services, Tombstones, TurnLog
 from tailrace.proto.runtime import main
 from tailrace.proto.ssrf import private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
@@ -77,7 +77,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     caught_up = partial(catch_up, deliveries, lambda: recorder.trouble, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
     resources = Resources(store, queries)
-    releases = Releases(store, Bodies(connection), Holds(connection), caught_up)
+    releases = Releases(store, Bodies(connection), BlobPins(connection), caught_up)
     changes = Changes(store, tombstones, releases, queries, resources)
     answers = {
         name: answer

@@ -16,7 +16,7 @@ from tailrace.persistence.rpc import Caught
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import Bodies, Holds
+from tailrace.proto.nats import BlobPins, Bodies
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 
 logger = structlog.get_logger()
@@ -28,7 +28,7 @@ AT_ONCE = 16
 
 
 class Releases:
-    def __init__(self, store: Store, bodies: Bodies, holds: Holds, caught_up: Caught) -> None:
+    def __init__(self, store: Store, bodies: Bodies, holds: BlobPins, caught_up: Caught) -> None:
         self._store = store
         self._bodies = bodies
         self._holds = holds

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 
 from tailrace.persistence import paging
-from tailrace.persistence.paging import Place
+from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import Caught, answering, paged
 from tailrace.persistence.store import Store
@@ -72,7 +72,7 @@ class Resources:
         start, end = _midnight(ask.first), _midnight(ask.last) + timedelta(days=1)
         found = await self._store.usage(tenant, ask.by, start, end, after, limit + 1)
         more = len(found) > limit
-        return UsagePage(found[:limit], paging.write(Place(0, found[limit - 1].key or "")) if more else None)
+        return UsagePage(found[:limit], paging.write(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
     async def stats(self, tenant: Tenant, _: AskStats) -> Stats:
         since = self._queries.since

@@ -12,7 +12,7 @@ from tailrace.proto.decoding import UNREADABLE
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Answer
-from tailrace.proto.records import Question
+from tailrace.proto.records import Query
 
 # An answer is one message, and a server takes 1 MiB of it unless it was told otherwise: a page of long turns is short.
 PAGE_BYTES_MAX = 512 * 1024
@@ -23,7 +23,7 @@ Caught = Callable[[], Awaitable[None]]
 
 
 def answering(
-    question: type[Question[A]], ask: Callable[[Tenant, Any], Awaitable[A]], caught_up: Caught
+    question: type[Query[A]], ask: Callable[[Tenant, Any], Awaitable[A]], caught_up: Caught
 ) -> tuple[str, Answer]:
     """The name of a question, and what answers it over NATS."""
     decoder = msgspec.json.Decoder(question)
@@ -49,7 +49,7 @@ def paged(records: Sequence[T], limit: int, where: Callable[[T], tuple[datetime,
     if len(told) == len(records):
         return told, None
     at, name = where(told[-1])
-    return told, paging.write(paging.Place(micros(at), name))
+    return told, paging.write(paging.PageCursor(micros(at), name))
 
 
 def fitting(records: Sequence[T]) -> list[T]:

@@ -8,7 +8,7 @@ import msgspec
 
 from tailrace.persistence import sql
 from tailrace.persistence.database import Database
-from tailrace.persistence.paging import Place
+from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
     Row,
     batch_record,
@@ -21,7 +21,7 @@ from tailrace.persistence.rows import (
 )
 from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.entries import Failure
-from tailrace.proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnRecord
 from tailrace.proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
 from tailrace.proto.subjects import TurnKey
@@ -50,7 +50,7 @@ EMPTIED = {
 class Store(Database):
     """The turns, sessions, projects and usage of every tenant. `since`: what was used after it is active."""
 
-    async def record(self, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
+    async def record(self, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
         """Writes all of `rows` in one transaction, or none, and that they are of the log up to `reached`.
 
         Writing a turn twice changes nothing, and an older fold of it changes nothing.
@@ -163,7 +163,7 @@ class Store(Database):
         rows = await self.read(sql.BATCH, tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
-    async def batches(self, tenant: Tenant, before: Place, limit: int) -> list[StoredBatch]:
+    async def batches(self, tenant: Tenant, before: PageCursor, limit: int) -> list[StoredBatch]:
         """Those asked before `before`, newest first."""
         rows = await self.read(sql.BATCHES, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [batch_record(row) for row in rows]
@@ -173,7 +173,7 @@ class Store(Database):
         return session_record(rows[0], since) if rows else None
 
     async def sessions(
-        self, tenant: Tenant, project: str | None, before: Place, limit: int, since: datetime
+        self, tenant: Tenant, project: str | None, before: PageCursor, limit: int, since: datetime
     ) -> list[SessionRecord]:
         """Those last used before `before`, newest first; of one project, if one is named."""
         place: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
@@ -183,7 +183,7 @@ class Store(Database):
             rows = await self.read(sql.PROJECT_SESSIONS, tenant=tenant, project=project, **place)
         return [session_record(row, since) for row in rows]
 
-    async def session_turns(self, tenant: Tenant, session: str, after: Place, limit: int) -> list[TurnRecord]:
+    async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Those asked after `after`, oldest first."""
         rows = await self.read(
             sql.SESSION_TURNS, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
@@ -199,7 +199,7 @@ class Store(Database):
         rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=most)
         return [turn_record(row) for row in rows]
 
-    async def leaves(self, tenant: Tenant, session: str, before: Place, limit: int) -> list[dict[str, Any]]:
+    async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
         """The turns that no other goes on from, asked before `before`, newest first."""
         return await self.read(
             sql.LEAVES, tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
@@ -213,7 +213,7 @@ class Store(Database):
         rows = await self.read(sql.PROJECT, tenant=tenant, project=project)
         return project_record(rows[0], since) if rows else None
 
-    async def projects(self, tenant: Tenant, before: Place, limit: int, since: datetime) -> list[ProjectRecord]:
+    async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
         """Those made before `before`, newest first."""
         rows = await self.read(sql.PROJECTS, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]

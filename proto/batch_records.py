@@ -12,7 +12,7 @@ from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId
-from tailrace.proto.records import Question, TurnRecord
+from tailrace.proto.records import Query, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
@@ -62,14 +62,14 @@ class BatchTurns(msgspec.Struct, frozen=True):
     next: int
 
 
-class AskBatch(Question[StoredBatch], frozen=True):
+class AskBatch(Query[StoredBatch], frozen=True):
     """batch_not_found."""
 
     query: ClassVar[str] = "batch"
     batch: TurnId
 
 
-class AskBatches(Question[BatchPage], frozen=True):
+class AskBatches(Query[BatchPage], frozen=True):
     """cursor_invalid."""
 
     query: ClassVar[str] = "batches"
@@ -77,7 +77,7 @@ class AskBatches(Question[BatchPage], frozen=True):
     limit: int = 50
 
 
-class AskBatchTurns(Question[BatchTurns], frozen=True):
+class AskBatchTurns(Query[BatchTurns], frozen=True):
     """The turns of a batch's inputs from number `first` on, `limit` of them."""
 
     query: ClassVar[str] = "batch_turns"

@@ -8,7 +8,7 @@ comes to the same story: the first entry that continues the chain is part of it,
 import msgspec
 
 from tailrace.proto.entries import Attempt, End, Entry, Event, Progress, Request, Unknown, Unreadable
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class Chain(msgspec.Struct, frozen=True):
     All of it can be read off the last valid entry, so that a reader may start at any.
     """
 
-    last: Seq = NOTHING
+    last: Seq = BEFORE_FIRST
     attempt: int = 0
     is_ended: bool = False
 
@@ -29,7 +29,7 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     """The chain with `entry` (stored at `seq`) as its next link; None when the entry is not valid there."""
     if chain.is_ended or entry.prev != chain.last:
         return None
-    is_first = chain.last == NOTHING
+    is_first = chain.last == BEFORE_FIRST
     # Most entries by far are events, and every entry comes by here.
     match entry:
         case Event() | Progress() | End() | Unknown():

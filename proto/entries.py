@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.proto.decoding import UNREADABLE
-from tailrace.proto.ids import NOTHING, Seq, SessionId, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
 from tailrace.proto.usage import Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
@@ -31,7 +31,7 @@ class Message(msgspec.Struct, frozen=True):
     content: str | list[dict[str, Any]]
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True):
     """A counter that an `amount` was added to for the turn, or a slot that it has: then that is its sequence."""
 
     subject: str
@@ -53,7 +53,7 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who asked what: everything that a generator needs, so that it needs no database."""
 
-    prev: Seq = NOTHING
+    prev: Seq = BEFORE_FIRST
     model: str
     max_tokens: int
     messages: list[Message]
@@ -79,7 +79,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The name of the credential that asked, which is no secret."""
     max_cost_nusd: int | None = None
     """What the answer may cost: it is closed when it has."""
-    holds: list[Hold] | None = None
+    holds: list[Reservation] | None = None
     """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
     webhook: str | None = None
     """The URL that is told of the turn's end."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Stored
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 
 
 class Join:
@@ -22,7 +22,7 @@ class Join:
     def __init__(self, chain: Chain = START) -> None:
         self.chain = chain
         self.read = chain.last
-        self.behind = NOTHING
+        self.behind = BEFORE_FIRST
         self.skipped = 0
 
     @property

@@ -112,10 +112,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         return self.end.error if self.end is not None else None
 
 
-NOBODY = Turn()
+EMPTY_TURN = Turn()
 
 
-def fold(entries: Iterable[Stored], turn: Turn = NOBODY) -> Turn:
+def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
     """`turn` and then `entries`, in the order of the log. What is not valid is skipped and counted (PROTOCOL R11)."""
     folding = _Folding(turn)
     for stored in entries:

@@ -15,7 +15,7 @@ SessionId = NewType("SessionId", str)
 Seq = NewType("Seq", int)
 """The sequence of an entry in the stream: starts at 1; 0 stands for "before the first"."""
 
-NOTHING = Seq(0)
+BEFORE_FIRST = Seq(0)
 
 # What may be a token of a subject. `*`, `>` and `.` would become wildcards or further tokens (PROTOCOL R3).
 TOKEN = re.compile(r"[a-z0-9_-]{1,64}")

@@ -18,13 +18,13 @@ from tailrace.proto.usage import NUSD_PER_USD, Usage
 A = TypeVar("A", bound=msgspec.Struct)
 
 
-class Question(msgspec.Struct, Generic[A], frozen=True):
+class Query(msgspec.Struct, Generic[A], frozen=True):
     """What persistence is asked, under the name `query`; the answer is an `A`. Whose it is says the subject."""
 
     query: ClassVar[str]
 
 
-def answer_type(question: type[Question[A]]) -> type[A]:
+def answer_type(question: type[Query[A]]) -> type[A]:
     """What stands in the brackets of a question's base."""
     (base,) = vars(question)["__orig_bases__"]
     shape: type[A]
@@ -143,21 +143,21 @@ class Context(msgspec.Struct, frozen=True):
 # The questions, each with what it may be refused with.
 
 
-class AskTurn(Question[TurnRecord], frozen=True):
+class AskTurn(Query[TurnRecord], frozen=True):
     """turn_not_found."""
 
     query: ClassVar[str] = "turn"
     turn: TurnId
 
 
-class AskSession(Question[SessionRecord], frozen=True):
+class AskSession(Query[SessionRecord], frozen=True):
     """session_not_found."""
 
     query: ClassVar[str] = "session"
     session: str
 
 
-class AskSessions(Question[SessionPage], frozen=True):
+class AskSessions(Query[SessionPage], frozen=True):
     """Of one project, if one is named; cursor_invalid."""
 
     query: ClassVar[str] = "sessions"
@@ -166,7 +166,7 @@ class AskSessions(Question[SessionPage], frozen=True):
     project: str | None = None
 
 
-class AskSessionTurns(Question[TurnPage], frozen=True):
+class AskSessionTurns(Query[TurnPage], frozen=True):
     """session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "session_turns"
@@ -175,7 +175,7 @@ class AskSessionTurns(Question[TurnPage], frozen=True):
     limit: int = 50
 
 
-class AskAncestry(Question[Ancestry], frozen=True):
+class AskAncestry(Query[Ancestry], frozen=True):
     """A turn and those before it; turn_not_found."""
 
     query: ClassVar[str] = "ancestry"
@@ -183,7 +183,7 @@ class AskAncestry(Question[Ancestry], frozen=True):
     limit: int = 50
 
 
-class AskContext(Question[Context], frozen=True):
+class AskContext(Query[Context], frozen=True):
     """session_not_found, parent_not_found, session_busy.
 
     `parent` None means the session's last turn. `session` None means the parent's. A parent that is still running has
@@ -196,7 +196,7 @@ class AskContext(Question[Context], frozen=True):
     begin: bool = False
 
 
-class AskLast(Question[TurnRecord], frozen=True):
+class AskLast(Query[TurnRecord], frozen=True):
     """The session's newest turn; session_not_found when it has none."""
 
     query: ClassVar[str] = "last"

@@ -10,7 +10,7 @@ import msgspec
 
 from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import SessionId, TurnId
-from tailrace.proto.records import Question, SessionRecord, Totals
+from tailrace.proto.records import Query, SessionRecord, Totals
 
 UsageBy = Literal["day", "model", "key", "session", "project"]
 Kind = Literal["turn", "session", "project"]
@@ -91,14 +91,14 @@ class Left(msgspec.Struct, frozen=True):
     turns: list[Doomed]
 
 
-class AskProject(Question[ProjectRecord], frozen=True):
+class AskProject(Query[ProjectRecord], frozen=True):
     """project_not_found."""
 
     query: ClassVar[str] = "project"
     project: str
 
 
-class AskProjects(Question[ProjectPage], frozen=True):
+class AskProjects(Query[ProjectPage], frozen=True):
     """cursor_invalid."""
 
     query: ClassVar[str] = "projects"
@@ -106,7 +106,7 @@ class AskProjects(Question[ProjectPage], frozen=True):
     limit: int = 50
 
 
-class AskBranches(Question[BranchPage], frozen=True):
+class AskBranches(Query[BranchPage], frozen=True):
     """session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "branches"
@@ -115,7 +115,7 @@ class AskBranches(Question[BranchPage], frozen=True):
     limit: int = 50
 
 
-class AskUsage(Question[UsagePage], frozen=True):
+class AskUsage(Query[UsagePage], frozen=True):
     """Of the turns that were asked from the first day to the last, both included, in UTC; cursor_invalid."""
 
     query: ClassVar[str] = "usage"
@@ -126,13 +126,13 @@ class AskUsage(Question[UsagePage], frozen=True):
     limit: int = 50
 
 
-class AskStats(Question[Stats], frozen=True):
+class AskStats(Query[Stats], frozen=True):
     """Of the tenant who asks."""
 
     query: ClassVar[str] = "stats"
 
 
-class NewSession(Question[SessionRecord], frozen=True):
+class NewSession(Query[SessionRecord], frozen=True):
     """Before its first turn; session_exists."""
 
     query: ClassVar[str] = "new_session"
@@ -143,7 +143,7 @@ class NewSession(Question[SessionRecord], frozen=True):
     project_id: str | None = None
 
 
-class RenameSession(Question[SessionRecord], frozen=True):
+class RenameSession(Query[SessionRecord], frozen=True):
     """None takes the title away; session_not_found."""
 
     query: ClassVar[str] = "rename_session"
@@ -151,7 +151,7 @@ class RenameSession(Question[SessionRecord], frozen=True):
     title: str | None
 
 
-class NewProject(Question[ProjectRecord], frozen=True):
+class NewProject(Query[ProjectRecord], frozen=True):
     """project_exists."""
 
     query: ClassVar[str] = "new_project"
@@ -160,7 +160,7 @@ class NewProject(Question[ProjectRecord], frozen=True):
     description: str | None = None
 
 
-class Delete(Question[Left], frozen=True):
+class Delete(Query[Left], frozen=True):
     """The rows of `purged` go: the log has nothing of them any more. Then what is left of the thing that is named.
 
     A turn takes those with it that went on from it. With the last of its turns a session or project goes, too. Nothing

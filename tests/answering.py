@@ -9,7 +9,7 @@ import httpx2
 import msgspec
 import nats.js.api
 
-from tailrace.deploy.simulated_claude.account import Told
+from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.generators.__main__ import serve
 from tailrace.generators.settings import Settings
 from tailrace.proto.chain import START
@@ -96,10 +96,10 @@ async def stats(url: str) -> dict[str, int]:
         return counted
 
 
-async def account(url: str) -> Told:
+async def account(url: str) -> AccountReport:
     """Every call that the simulated Claude has taken, with its question and how it ended."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
-        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=Told)
+        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
 
 
 async def open_streams(url: str, count: int) -> None:

@@ -16,10 +16,10 @@ import httpx2
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.gateway.history_client import History
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Services, TurnLog
 from tailrace.proto.nats.direct_get import Reads
 from tailrace.proto.records import AskTurn, TurnRecord
@@ -73,7 +73,7 @@ class Listener:
             except httpx2.RemoteProtocolError:
                 pass
         is_ended = bool(events) and events[-1].data.startswith(reading.ENDS)
-        self.connected = Connected(NOTHING, tuple(reading.frames(events)), "ended" if is_ended else "cut")
+        self.connected = Connected(BEFORE_FIRST, tuple(reading.frames(events)), "ended" if is_ended else "cut")
 
     def silence_s(self, since: float) -> float:
         """The longest time without a delta that lasted until after `since`."""
@@ -99,7 +99,7 @@ class System:
         self.clients = [httpx2.AsyncClient(base_url=one.url, timeout=ANSWER_S_MAX, trust_env=False) for one in gateways]
         self.log = TurnLog(cluster.connection)
         self._reads = Reads(cluster.connection)
-        self.history = History(Services(cluster.connection), QUERY_TIMEOUT_S)
+        self.history = HistoryClient(Services(cluster.connection), QUERY_TIMEOUT_S)
 
     async def post(self, line: str, client: int = 0, **headers: str) -> tuple[Posted, TurnKey | None]:
         began = monotonic()
@@ -149,7 +149,7 @@ class System:
 
     async def attempts(self) -> int:
         """How often a generator has taken a turn, of all that there are: also one that nobody was told is stored."""
-        count, after = 0, NOTHING
+        count, after = 0, BEFORE_FIRST
         while messages := (await self._reads.page(EVERY_ATTEMPT, Seq(after + 1))).messages:
             count += len(messages)
             after = Seq(int((messages[-1].headers or {})["Nats-Sequence"]))

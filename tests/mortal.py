@@ -8,7 +8,7 @@ from signal import SIGKILL
 from typing import Any
 
 from tailrace.generators.__main__ import informant, opened
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import Messages
 from tailrace.generators.backends.message_batches_api import MessageBatches
@@ -23,7 +23,7 @@ from tailrace.proto.entries import Entry
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.answering import working
 from tests.processes import as_user
@@ -54,7 +54,7 @@ class MortalLog(TurnLog):
         return chain
 
 
-class LastCarrier(Carrier):
+class LastCarrier(TurnRunner):
     """Carries one turn; after that its process is to stop."""
 
     stop: asyncio.Event
@@ -95,10 +95,10 @@ async def carry_one(
     )
     log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    blobs = Blobs(Bodies(connection), Room(ROOM_BYTES))
+    blobs = Blobs(Bodies(connection), ByteSemaphore(ROOM_BYTES))
     async with opened(settings) as (rotas, opened_backends):
         name = f"mortal-{os.getpid()}"
-        carrier = (Carrier if is_batch else LastCarrier)(
+        carrier = (TurnRunner if is_batch else LastCarrier)(
             log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9
         )
         bodies, counters = Bodies(connection), Counters(connection)

@@ -9,7 +9,7 @@ import msgspec
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Stored
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Connection, Services, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.records import TurnRecord
@@ -25,7 +25,7 @@ ENDS = ('{"type":"done"', '{"type":"error"', '{"type":"message_stop"')
 async def read(
     client: httpx2.AsyncClient,
     turn: str,
-    cursor: int = NOTHING,
+    cursor: int = BEFORE_FIRST,
     *,
     dialect: str = "tailrace",
     most: int | None = None,
@@ -37,7 +37,7 @@ async def read(
         return await receive(response, Seq(cursor), most=most)
 
 
-async def receive(response: httpx2.Response, cursor: Seq = NOTHING, *, most: int | None = None) -> Connected:
+async def receive(response: httpx2.Response, cursor: Seq = BEFORE_FIRST, *, most: int | None = None) -> Connected:
     if response.status_code == 204:
         return Connected(cursor, (), "ended")
     assert response.status_code == 200, await response.aread()
@@ -115,7 +115,7 @@ def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tai
 async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
     """All that is stored of a turn, valid or not."""
     stored: list[Stored] = []
-    while more := await log.replay(key, stored[-1].seq if stored else NOTHING):
+    while more := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += more
     return tuple(stored)
 

@@ -42,7 +42,7 @@ class Unwritable(TailraceError):
     """Nobody takes the answers: a full disk, a pipe that was closed."""
 
 
-class Door(NamedTuple):
+class ApiClient(NamedTuple):
     """A gateway, and the key that it is asked with."""
 
     url: str
@@ -66,14 +66,14 @@ class Door(NamedTuple):
         return answer
 
 
-def door(url: str, environ: Mapping[str, str]) -> Door:
+def door(url: str, environ: Mapping[str, str]) -> ApiClient:
     """Raises SettingsInvalid."""
     if not url.startswith(("http://", "https://")):
         raise SettingsInvalid(f"{url!r} is not the address of a gateway, such as http://127.0.0.1:8000")
-    return Door(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
+    return ApiClient(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
 
 
-def run(at: Door, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
+def run(at: ApiClient, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
     """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable, Unwritable."""
     body, numbers = body_of(file, parallel, via)
     if output is not None:
@@ -95,7 +95,7 @@ def run(at: Door, file: Path, output: Path | None, parallel: int, via: Via) -> b
         raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the same again to have them") from error
 
 
-def _take(at: Door, path: str, output: Path | None) -> bool:
+def _take(at: ApiClient, path: str, output: Path | None) -> bool:
     if output is None:
         return _write(at, path, sys.stdout)
     # Whole or not there: half a file looks like all of it.
@@ -143,7 +143,7 @@ def in_file(message: str, file: Path, numbers: Sequence[int]) -> str:
     return INPUT.sub(line, message)
 
 
-def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
+def events(at: ApiClient, path: str) -> Iterator[dict[str, Any]]:
     """The events of the batch up to its end, over all connections that it takes."""
     cursor, tries = "", 0
     while True:
@@ -170,7 +170,7 @@ def events(at: Door, path: str) -> Iterator[dict[str, Any]]:
             tries = _tried(tries, ConnectionError("the stream ended before the batch did"))
 
 
-def _write(at: Door, path: str, output: TextIO) -> bool:
+def _write(at: ApiClient, path: str, output: TextIO) -> bool:
     """Writes the results, each once; whether all are completed. Raises OSError when they cannot be written."""
     is_whole = True
     for line, result in _results(at, path):
@@ -180,7 +180,7 @@ def _write(at: Door, path: str, output: TextIO) -> bool:
     return is_whole
 
 
-def _results(at: Door, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(at: ApiClient, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line with what it says, once, over all connections that it takes."""
     last, tries = None, 0
     while True:

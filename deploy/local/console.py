@@ -24,7 +24,7 @@ def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
     return out.isatty() and not environ.get("NO_COLOR")
 
 
-class Screen:
+class Console:
     """Prints to `out`. Names are padded to `width`; each gets its own colour when `coloured`."""
 
     def __init__(self, out: TextIO, *, width: int, coloured: bool) -> None:

@@ -28,7 +28,7 @@ import msgspec
 
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_cluster, nats_server
-from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import SHARED, NatsServer, Site
 from tailrace.deploy.local.options import Options
@@ -115,7 +115,7 @@ def is_shared(store: Path) -> bool:
     return before.exists()
 
 
-async def move(options: Options, screen: Screen) -> None:
+async def move(options: Options, screen: Console) -> None:
     """Returns when the log is as `options` want it, if there is one. Raises UpRefused, LogUnavailable."""
     _name(options.folder, screen)
     other = _other(options)
@@ -144,7 +144,7 @@ async def move(options: Options, screen: Screen) -> None:
     screen.say(f"what it was is kept in {aside}, and may be removed")
 
 
-def _name(folder: Path, screen: Screen) -> None:
+def _name(folder: Path, screen: Console) -> None:
     """What one server has stored of the account without a name gets the log's: a rename is all that there is to it.
 
     Of three, each one's agreements name the account as well, so that they have to be copied.
@@ -159,7 +159,7 @@ def _other(options: Options) -> Options:
     return Options(folder=options.folder, cluster=not options.cluster, sync=options.sync)
 
 
-async def copy(old: Sequence[Site], options: Options, stage: Path, screen: Screen) -> None:
+async def copy(old: Sequence[Site], options: Options, stage: Path, screen: Console) -> None:
     """Returns when there is a whole copy below `stage`, and no server runs. Raises UpRefused, LogUnavailable."""
     async with AsyncExitStack() as stack:
         source, servers = await _started(old, stack)
@@ -181,7 +181,7 @@ def _fresh(options: Options, stage: Path) -> list[Site]:
     return sites_of(options, stage)
 
 
-async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site], screen: Screen) -> None:
+async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site], screen: Console) -> None:
     """Raises LogUnavailable where that broke off."""
     async with AsyncExitStack() as stack:
         target, servers = await _started(new, stack)
@@ -210,7 +210,7 @@ async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
         await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
 
 
-async def _settled(screen: Screen, *ends: Sequence[Site], still_s_max: float = STILL_S_MAX) -> None:
+async def _settled(screen: Console, *ends: Sequence[Site], still_s_max: float = STILL_S_MAX) -> None:
     """Returns when the servers of each end are settled, and all have the same.
 
     Raises LogUnavailable when nothing has changed for `still_s_max`.

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.readiness import Question
-from tailrace.deploy.local.supervisor import Part
+from tailrace.deploy.local.readiness import HealthCheck
+from tailrace.deploy.local.supervisor import ProcessSpec
 
 # The folder that holds the package `tailrace`: the checkout, or site-packages.
 IMPORT_PATH = str(Path(__file__).parents[3])
@@ -25,7 +25,7 @@ WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
 READY = "\ntailrace_ready 1.0"
 
 
-class Ground(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True):
     """What was found out before the first process: free ports, passwords, the socket that the gateways share."""
 
     nats_urls: Mapping[str, str]  # by user: no process is told another one's
@@ -60,7 +60,7 @@ def is_simulated(environ: Mapping[str, str]) -> bool:
     return asks is not None and not environ.get("ANTHROPIC_API_KEY")
 
 
-def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[Part]:
+def parts(options: Options, ground: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
     """All but nats-server, in the order of their start.
 
     They inherit `environ`, so any setting can be given to `up`; what is the backends' goes to the generators only.
@@ -76,7 +76,7 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
     if is_simulated(environ):
         own = {name: value for name, value in own.items() if name.startswith(BACKENDS_OWN)} | simulated_settings(ground)
     persistence, *others = (
-        Part(
+        ProcessSpec(
             name=service.name,
             role=service.module,
             command=(sys.executable, "-m", f"tailrace.{service.module}"),
@@ -88,7 +88,7 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
             },
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(ground.listen_fd,) if service.module == "gateway" else (),
-            readiness=Question(port, "/metrics", READY),
+            readiness=HealthCheck(port, "/metrics", READY),
         )
         for service, port in zip(
             services(options, ground, own, environ.get(WEBHOOK_KEY, "")), ground.metrics_ports, strict=True
@@ -98,7 +98,7 @@ def parts(options: Options, ground: Ground, environ: Mapping[str, str]) -> list[
     return [persistence, *simulated, *others]
 
 
-def services(options: Options, ground: Ground, own: Mapping[str, str], webhook_key: str) -> list[Service]:
+def services(options: Options, ground: Plan, own: Mapping[str, str], webhook_key: str) -> list[Service]:
     """`own` is what only the generators are told."""
     database = str(options.folder / "tailrace.db")
     persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
@@ -117,7 +117,7 @@ def services(options: Options, ground: Ground, own: Mapping[str, str], webhook_k
     ]
 
 
-def simulated_settings(ground: Ground) -> dict[str, str]:
+def simulated_settings(ground: Plan) -> dict[str, str]:
     return {
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{ground.claude_port}",
         "ANTHROPIC_API_KEY": SIMULATED_KEY,
@@ -125,13 +125,13 @@ def simulated_settings(ground: Ground) -> dict[str, str]:
     }
 
 
-def simulated_claude(ground: Ground, environ: Mapping[str, str]) -> Part:
+def simulated_claude(ground: Plan, environ: Mapping[str, str]) -> ProcessSpec:
     module = "tailrace.deploy.simulated_claude"
-    return Part(
+    return ProcessSpec(
         name="simulated-claude",
         role=module,
         command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(ground.claude_port)),
         environ={name: value for name, value in environ.items() if name != "TAILRACE_NATS_URL"},
         where=(f"http://127.0.0.1:{ground.claude_port}",),
-        readiness=Question(ground.claude_port, "/_sim/stats"),
+        readiness=HealthCheck(ground.claude_port, "/_sim/stats"),
     )

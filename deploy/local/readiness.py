@@ -12,7 +12,7 @@ ASK_EVERY_S = 0.1
 ANSWER_S_MAX = 2.0
 
 
-class Question(NamedTuple):
+class HealthCheck(NamedTuple):
     """What a process is asked on loopback, and what is in the answer of one that is ready."""
 
     port: int
@@ -42,7 +42,7 @@ async def ask(host: str, port: int, path: str = "/readyz") -> Answer:
         return Answer(0, "")
 
 
-async def ready(host: str, port: int, parts: Mapping[str, Question]) -> None:
+async def ready(host: str, port: int, parts: Mapping[str, HealthCheck]) -> None:
     """Returns when each of `parts` is ready, and the gateway's answer is 200: any gateway's, who shares its socket.
 
     Raises UpRefused after `READY_S_MAX`, with the names of the parts that are not, or the gateway's last answer.
@@ -66,7 +66,7 @@ async def ready(host: str, port: int, parts: Mapping[str, Question]) -> None:
         raise UpRefused(f"not ready after {READY_S_MAX:g} s: {says}") from error
 
 
-async def is_ready(question: Question) -> bool:
+async def is_ready(question: HealthCheck) -> bool:
     answer = await ask("127.0.0.1", question.port, question.path)
     return answer.status == 200 and question.ready in answer.body
 

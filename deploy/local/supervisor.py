@@ -16,8 +16,8 @@ from signal import SIGKILL, SIGTERM
 
 import msgspec
 
-from tailrace.deploy.local.console import Screen
-from tailrace.deploy.local.readiness import Question
+from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
 from tailrace.proto.runtime.main import EXIT_USAGE
 
@@ -36,7 +36,7 @@ def always(_: str) -> bool:
     return True
 
 
-class Part(msgspec.Struct, frozen=True):
+class ProcessSpec(msgspec.Struct, frozen=True):
     """One process to keep: `gateway-2` is the second of the role `gateway`."""
 
     name: str
@@ -47,7 +47,7 @@ class Part(msgspec.Struct, frozen=True):
     fds: tuple[int, ...] = ()  # sockets that it inherits
     grace_s: float = 8.0  # from SIGTERM to SIGKILL
     is_told: Callable[[str], bool] = always  # of each line that it says: whether a person is
-    readiness: Question | None = None  # None: it is known otherwise
+    readiness: HealthCheck | None = None  # None: it is known otherwise
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
@@ -57,7 +57,7 @@ def next_delay_s(delay_s: float, lived_s: float) -> float:
     return min(2 * delay_s, DELAY_S_MAX)
 
 
-def stop_order(parts: Sequence[Part]) -> list[list[Part]]:
+def stop_order(parts: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
     """The start backwards; neighbours of one role stop together."""
     return [list(rank) for _, rank in groupby(reversed(parts), key=lambda part: part.role)]
 
@@ -65,7 +65,7 @@ def stop_order(parts: Sequence[Part]) -> list[list[Part]]:
 class Child:
     """One part, and the process that plays it now."""
 
-    def __init__(self, part: Part, screen: Screen, hopeless: Future[str]) -> None:
+    def __init__(self, part: ProcessSpec, screen: Console, hopeless: Future[str]) -> None:
         self.part = part
         self.screen = screen
         self.hopeless = hopeless
@@ -145,7 +145,7 @@ class Supervisor:
     `hopeless` gets the name of the first that found a setting of its own wrong: no start will cure that.
     """
 
-    def __init__(self, tasks: TaskGroup, screen: Screen) -> None:
+    def __init__(self, tasks: TaskGroup, screen: Console) -> None:
         self.tasks = tasks
         self.screen = screen
         self.hopeless: Future[str] = asyncio.get_running_loop().create_future()
@@ -153,7 +153,7 @@ class Supervisor:
         self.lives: dict[str, asyncio.Task[None]] = {}
         self.is_stopping = False
 
-    def start(self, part: Part) -> None:
+    def start(self, part: ProcessSpec) -> None:
         """Nothing, once `stop` was called: who did not hear of it yet must not start what nobody would stop."""
         if self.is_stopping:
             return

@@ -18,16 +18,16 @@ from tailrace.deploy.cli import streams
 from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server
 from tailrace.deploy.local import ports as port
 from tailrace.deploy.local.banner import welcome, who_answers
-from tailrace.deploy.local.console import Screen, is_coloured
+from tailrace.deploy.local.console import Console, is_coloured
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.full_disk import mend
 from tailrace.deploy.local.nats_log import FILE, NatsLines
 from tailrace.deploy.local.nats_server import Site
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.processes import Ground, parts
+from tailrace.deploy.local.processes import Plan, parts
 from tailrace.deploy.local.readiness import ready
-from tailrace.deploy.local.supervisor import Part, Supervisor
+from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.gateway.__main__ import door_of
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
@@ -58,7 +58,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 
 
 async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:
-    screen = Screen(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
+    screen = Console(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
     async with TaskGroup() as tasks:
         supervisor = Supervisor(tasks, screen)
         life = asyncio.create_task(live(options, environ, listener, supervisor))
@@ -122,7 +122,7 @@ async def start_log(options: Options, sites: list[Site], supervisor: Supervisor)
     """nats-server, or three of them, with the streams; what each user is told to connect to."""
     for site in sites:
         supervisor.start(
-            Part(
+            ProcessSpec(
                 name=site.name,
                 role=nats_server.NAME,
                 command=nats_server.command(site),
@@ -146,12 +146,12 @@ async def start_log(options: Options, sites: list[Site], supervisor: Supervisor)
     return urls
 
 
-def survey(options: Options, environ: Mapping[str, str], listening: Listening, nats_urls: Mapping[str, str]) -> Ground:
+def survey(options: Options, environ: Mapping[str, str], listening: Listening, nats_urls: Mapping[str, str]) -> Plan:
     """Asked for when nats-server has taken its ports, so that no other part is given one of them."""
     claude_port, *metrics_ports = port.free(2 + options.generators + options.gateways)
     if first := settings.read(ProcessSettings, environ).metrics_port:
         metrics_ports = port.counted(first, len(metrics_ports))
-    return Ground(
+    return Plan(
         nats_urls=nats_urls,
         host=port.reachable(options.host),
         port=listening.port,

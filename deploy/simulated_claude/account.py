@@ -55,7 +55,7 @@ class Account(msgspec.Struct):
         return self.calls[-1]
 
 
-class Told(msgspec.Struct, frozen=True):
+class AccountReport(msgspec.Struct, frozen=True):
     """What GET /_sim/calls answers."""
 
     calls: list[Call]

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from tailrace.deploy.simulated_claude import event
-from tailrace.deploy.simulated_claude.account import Account, Told
+from tailrace.deploy.simulated_claude.account import Account, AccountReport
 from tailrace.deploy.simulated_claude.cache import Cache
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
@@ -178,7 +178,7 @@ async def show_stats(http: HttpRequest) -> Response:
 
 async def show_calls(http: HttpRequest) -> Response:
     account: Account = http.app.state.account
-    return json(Told(list(account.calls), account.forgotten))
+    return json(AccountReport(list(account.calls), account.forgotten))
 
 
 async def show_last(http: HttpRequest) -> Response:

@@ -12,31 +12,31 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.api_key import KEY_ID, SCOPES, ApiKey, sha256_of
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import KeyChange, Keys
 
 LOOK_EVERY_S = 1.0
 
 
-class KeyRing:
+class ApiKeyCache:
     def __init__(self) -> None:
         self._made_at: datetime | None = None
-        self._last = NOTHING
+        self._last = BEFORE_FIRST
         self._known: dict[str, KeyChange] = {}
-        self._callers: dict[str, Caller] = {}
+        self._callers: dict[str, Principal] = {}
         self._watching: dict[str, set[asyncio.Event]] = {}
         self.is_used = False
         """Whether there has ever been a key here, be it revoked: then no door is open any more."""
 
-    async def verify(self, token: bytes, _: Request) -> Caller | None:
+    async def verify(self, token: bytes, _: Request) -> Principal | None:
         # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
         return self._callers.get(sha256_of(token))
 
-    def named(self, name: str) -> Caller | None:
+    def named(self, name: str) -> Principal | None:
         """Who the key of that name speaks for, unless it was revoked or has expired."""
         known = self._known.get(name)
         return (
@@ -52,7 +52,7 @@ class KeyRing:
 
     @contextmanager
     def watched(self, name: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set when the key `name` is revoked. When it expires its Caller says."""
+        """An event that is set when the key `name` is revoked. When it expires its Principal says."""
         gone = asyncio.Event()
         if self.is_gone(name):
             gone.set()
@@ -71,11 +71,11 @@ class KeyRing:
         is_same = place.made_at == self._made_at
         newer = {name for name, known in self._known.items() if is_same and known.seq > place.last}
         for name in self._known.keys() - {change.id for change in changes} - newer:
-            self._put(KeyChange(NOTHING, name, None))
+            self._put(KeyChange(BEFORE_FIRST, name, None))
         for change in changes:
             if change.id not in newer:
                 self._put(change)
-        self._made_at, self._last = place.made_at, changes[-1].seq if changes else NOTHING
+        self._made_at, self._last = place.made_at, changes[-1].seq if changes else BEFORE_FIRST
 
     async def keep_up(self, keys: Keys, connection: Connection) -> None:
         """Hears of what is stored, until it is cancelled. `load` has been called before."""
@@ -129,7 +129,7 @@ def _is_good(record: ApiKey | None) -> bool:
     return record is not None and record.is_good(time.time())
 
 
-def _caller(record: ApiKey) -> Caller:
+def _caller(record: ApiKey) -> Principal:
     # A scope that is newer than this gateway is none that it could grant.
     scopes = SCOPES & set(record.scopes)
-    return Caller(record.tenant, record.id, scopes, until=record.expires_at, limits=record.limits)
+    return Principal(record.tenant, record.id, scopes, until=record.expires_at, limits=record.limits)

@@ -1,7 +1,7 @@
 """Who asks: a request becomes a caller, or is refused. What a body or a path says never matters here.
 
 A credential stands in one of few places (carriers), and is one of few kinds (verifiers). Whoever adds one adds it to
-the lists that the Door is given; every check behind it is the same for all.
+the lists that the Authenticator is given; every check behind it is the same for all.
 """
 
 import asyncio
@@ -13,41 +13,41 @@ from typing import NamedTuple, Protocol
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.api_keys import KeyRing
+from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import listed, may_be_foreign
 from tailrace.gateway.auth.jwt import WebTokens
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.static_keys import ConfiguredKeys
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
 
 # Whose turns they are where nobody needs a key.
-LOCAL = Caller(Tenant("local"))
+LOCAL = Principal(Tenant("local"))
 ELSEWHERE = "a page of another origin may not do that: send `Content-Type: application/json`, from a server of yours"
 
 
 class Verifier(Protocol):
     """Knows one kind of credential."""
 
-    async def verify(self, token: bytes, request: Request) -> Caller | None:
+    async def verify(self, token: bytes, request: Request) -> Principal | None:
         """Who `token` speaks for; None: it is none of this kind, or good no longer.
 
         Raises LogUnavailable when nobody can say. `request` is for a kind that is good for some requests only.
         """
 
 
-class Carrier(NamedTuple):
+class CredentialSource(NamedTuple):
     """A place in a request where credentials may stand, and the kinds that are taken there."""
 
     read: Callable[[Request], list[bytes]]
     verifiers: Sequence[Verifier]
 
 
-class Door:
+class Authenticator:
     """Admits who has a credential, and everybody where none is asked for."""
 
-    def __init__(self, settings: Settings, ring: KeyRing) -> None:
+    def __init__(self, settings: Settings, ring: ApiKeyCache) -> None:
         """Raises SettingsInvalid for keys, secrets and sources of keys that cannot be read."""
         self._host = settings.host
         self._is_anonymous_allowed = settings.allow_anonymous
@@ -55,7 +55,9 @@ class Door:
         self.ring = ring
         self.tokens = WebTokens(settings)
         self._origins = listed(settings.origins)
-        self.carriers: list[Carrier] = [Carrier(_of_headers, [self._configured, self.ring, self.tokens])]
+        self.carriers: list[CredentialSource] = [
+            CredentialSource(_of_headers, [self._configured, self.ring, self.tokens])
+        ]
         """Others may be added before the first request."""
 
     def take(self, verifier: Verifier) -> None:
@@ -81,7 +83,7 @@ class Door:
                 "say TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
             )
 
-    async def caller(self, request: Request) -> Caller:
+    async def caller(self, request: Request) -> Principal:
         """Who `request` speaks for; raises Refused."""
         if self.is_open:
             if may_be_foreign(request, self._origins):
@@ -96,18 +98,18 @@ class Door:
                     return self._still_good(caller)
         raise unknown()
 
-    def named(self, key: str) -> Caller | None:
+    def named(self, key: str) -> Principal | None:
         """Who the API key of that name speaks for just now; None: there is none, it was revoked, or it has expired."""
         return self._configured.named(key) or self.ring.named(key)
 
-    def _still_good(self, caller: Caller) -> Caller:
+    def _still_good(self, caller: Principal) -> Principal:
         """Whatever carried it and whatever it was exchanged for: a credential ends with its key, and at its time."""
         if self.ring.is_gone(caller.key) or (caller.until is not None and caller.until <= time.time()):
             raise unknown()
         return caller
 
     @contextmanager
-    def ending(self, caller: Caller) -> Iterator[asyncio.Event]:
+    def ending(self, caller: Principal) -> Iterator[asyncio.Event]:
         """An event that is set when what `caller` came with is good no longer: expired, or its key revoked."""
         behind = self.named(caller.key) if caller.key is not None else None
         # What a key was exchanged for ends at its own time, or the key's.

@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import SigningKey, SigningKeys
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.decoding import UNREADABLE
@@ -70,7 +70,7 @@ class WebTokens:
         """Whether any token is taken."""
         return self._secret is not None or self._keys is not None
 
-    async def verify(self, token: bytes, _: Request) -> Caller | None:
+    async def verify(self, token: bytes, _: Request) -> Principal | None:
         header = _header(token)
         if header is None:
             return None
@@ -101,12 +101,12 @@ class WebTokens:
             return None
         return claims
 
-    def _caller(self, claims: Mapping[str, Any]) -> Caller | None:
+    def _caller(self, claims: Mapping[str, Any]) -> Principal | None:
         whose = claims.get(self._tenant_claim)
         if not isinstance(whose, str | int) or isinstance(whose, bool) or whose == "":
             return None
         subject = str(claims.get("sub", ""))
-        return Caller(
+        return Principal(
             tenant_named(str(whose)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:NAME_CHARS]}",
             scopes=SCOPES & scopes_in(claims.get(self._scopes_claim)) if self._scopes_claim else SCOPES,

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.authenticate import Carrier, unknown
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.authenticate import CredentialSource, unknown
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signature
 from tailrace.gateway.auth.tickets import Named
 from tailrace.proto.errors import LogUnavailable
@@ -44,7 +44,7 @@ class Logins:
         self._signature = signature
         self._stored = stored
         self._named = named
-        self.carrier = Carrier(of_cookie, [RefreshVerifier(signature, named)])
+        self.carrier = CredentialSource(of_cookie, [RefreshVerifier(signature, named)])
 
     async def begin(self, key: str) -> Tokens:
         """For whoever has shown the API key of that name. Raises LogUnavailable."""
@@ -87,7 +87,7 @@ class Logins:
         if (refresh := self._signature.read(token, Refresh)) is not None:
             await self._stored.end(refresh.login)
 
-    async def verify(self, token: bytes, _: Request) -> Caller | None:
+    async def verify(self, token: bytes, _: Request) -> Principal | None:
         """The caller of an access token: the API key that logged in, as it is today, for as long as the token says."""
         access = self._signature.read(token, Access)
         if access is None or time.time() > access.until:
@@ -112,7 +112,7 @@ class RefreshVerifier:
         self._signature = signature
         self._named = named
 
-    async def verify(self, token: bytes, _: Request) -> Caller | None:
+    async def verify(self, token: bytes, _: Request) -> Principal | None:
         refresh = self._signature.read(token, Refresh)
         return None if refresh is None or time.time() > refresh.until else self._named(refresh.key)
 

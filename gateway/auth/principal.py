@@ -6,7 +6,7 @@ from tailrace.proto.api_key import SCOPES, Scope
 from tailrace.proto.ids import Tenant, TurnId
 
 
-class Caller(NamedTuple):
+class Principal(NamedTuple):
     tenant: Tenant
     key: str | None = None
     """The credential's name, which is no secret: what usage is counted by. None: nobody was asked for one.

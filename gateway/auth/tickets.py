@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.auth.authenticate import Carrier, unknown
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.authenticate import CredentialSource, unknown
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Signature, Ticket
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats.used_tickets import TicketUses
@@ -31,7 +31,7 @@ BEGIN_S = 60
 ONCE_S = 3600
 SHARED_S_MIN, SHARED_S, SHARED_S_MAX = 60, 3600, 24 * 3600
 
-Named = Callable[[str], Caller | None]
+Named = Callable[[str], Principal | None]
 """Who an API key of that name speaks for; None when there is none, or no longer."""
 
 
@@ -42,19 +42,19 @@ class Tickets:
         self._signature = signature
         self._uses = uses
         self._named = named
-        self.carrier = Carrier(of_query, [self])
+        self.carrier = CredentialSource(of_query, [self])
 
-    def once(self, caller: Caller, turn: TurnId) -> tuple[str, Ticket]:
+    def once(self, caller: Principal, turn: TurnId) -> tuple[str, Ticket]:
         """For one reader, who begins within BEGIN_S."""
         now = int(time.time())
         return self._signed(caller, turn, now + BEGIN_S, now + ONCE_S, secrets.token_hex(16))
 
-    def shared(self, caller: Caller, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
+    def shared(self, caller: Principal, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
         """For any number of readers."""
         until = int(time.time()) + life_s
         return self._signed(caller, turn, until, until, "")
 
-    def _signed(self, caller: Caller, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
+    def _signed(self, caller: Principal, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
         key = self._named(caller.key) if caller.key is not None else None
         has_key = key is not None
         # It ends with what it was made by. A login's key stays when its token has ended; a JWT has none behind it.
@@ -72,7 +72,7 @@ class Tickets:
         )
         return self._signature.sign(ticket), ticket
 
-    async def verify(self, token: bytes, request: Request) -> Caller | None:
+    async def verify(self, token: bytes, request: Request) -> Principal | None:
         """The one who made the ticket, for that turn's events alone; None when it is good no longer, or not for this.
 
         Whether a one-use ticket was used is found out when its stream begins: until then it is not used up.
@@ -83,7 +83,7 @@ class Tickets:
         maker = self._named(ticket.key) if ticket.has_key and ticket.key is not None else None
         if ticket.has_key and (maker is None or maker.tenant != ticket.tenant):
             return None
-        return Caller(
+        return Principal(
             ticket.tenant,
             ticket.key,
             scopes=frozenset({"read"}),

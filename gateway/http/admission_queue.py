@@ -27,7 +27,7 @@ EXCESS = "is_excess"
 WAIT_S_MAX = 5.0
 
 
-class Rush:
+class AdmissionQueue:
     """ASGI middleware. `urgent` are paths that are never kept waiting: who looks after this gateway asks there."""
 
     def __init__(self, app: ASGIApp, urgent: AbstractSet[str]) -> None:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tailrace.gateway.turns.read_body import declared_bytes
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
 # Of bodies up to here as many are read as clients connect.
 SMALL_BYTES_MAX = 256 * 1024
@@ -37,7 +37,7 @@ async def let_go(scope: Scope) -> None:
         await leave()
 
 
-class LargeBodies:
+class LargeBodyLimit:
     """ASGI middleware. What a client does not declare counts as `body_bytes_max`."""
 
     def __init__(
@@ -45,9 +45,9 @@ class LargeBodies:
     ) -> None:
         """`bytes_max` is the room for all; `whose` says whose request it is, or raises Refused."""
         self._app = app
-        self._room = Room(bytes_max)
+        self._room = ByteSemaphore(bytes_max)
         self._share_bytes_max = max(1, bytes_max // 2)
-        self._shares: WeakValueDictionary[Tenant, Room] = WeakValueDictionary()
+        self._shares: WeakValueDictionary[Tenant, ByteSemaphore] = WeakValueDictionary()
         self._body_bytes_max = body_bytes_max
         self._timeout_s = timeout_s
         self._whose = whose
@@ -93,7 +93,7 @@ class LargeBodies:
         """Takes room of the tenant's share, and then of all; raises Refused when there is none in time."""
         declared = declared_bytes(request.headers)
         size = self._body_bytes_max if declared is None else declared
-        share = self._shares.setdefault(self._whose(request), Room(self._share_bytes_max))
+        share = self._shares.setdefault(self._whose(request), ByteSemaphore(self._share_bytes_max))
         try:
             async with asyncio.timeout(self._timeout_s):
                 await held.enter_async_context(share.taken(size))

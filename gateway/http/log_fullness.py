@@ -14,7 +14,7 @@ logger = structlog.get_logger()
 LOOK_EVERY_S = 1.0
 
 
-class Fullness:
+class LogFullness:
     """What was last seen; a look a second is enough for a limit that keeps a tenth in reserve."""
 
     def __init__(self, connection: Connection, full_at: float) -> None:

@@ -16,7 +16,7 @@ TRY_EVERY_S = 2.0
 SILENT_S_MAX = 5.0
 
 
-class Pulse:
+class LogHealth:
     """How the log was when it was tried last; at the start it is taken to be well."""
 
     def __init__(self, connection: Connection) -> None:

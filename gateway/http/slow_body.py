@@ -15,7 +15,7 @@ from tailrace.proto.errors import Refused
 STRETCH_S = 15.0
 
 
-class Arrival:
+class SlowBodyTimeout:
     """ASGI middleware. A sender below `rate_min` bytes a second is refused with `body_timeout`, where it is read."""
 
     def __init__(self, app: ASGIApp, rate_min: int) -> None:

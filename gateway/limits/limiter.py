@@ -14,16 +14,16 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.cost_estimate import NOTHING, Estimate, estimate_of
 from tailrace.gateway.limits.pdf_pages import PageCounter
 from tailrace.gateway.limits.quotas import Owner, Quota, What, owners, quota
-from tailrace.proto.entries import Hold, Request
+from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.limits import MINUTE_S, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
-from tailrace.proto.nats.slots import Slot
+from tailrace.proto.nats.slots import HeldSlot
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NUSD_PER_USD
 
@@ -70,10 +70,10 @@ class Limiter:
         self._of_keys = of_keys
         self._of_tenants = of_tenants
 
-    def owners(self, caller: Caller) -> tuple[Owner, Owner]:
+    def owners(self, caller: Principal) -> tuple[Owner, Owner]:
         return owners(caller, self._of_keys, self._of_tenants)
 
-    def admission(self, caller: Caller) -> "Admission":
+    def admission(self, caller: Principal) -> "Admission":
         return Admission(self, caller.tenant, self.owners(caller))
 
 
@@ -129,7 +129,7 @@ class Admission:
 
     async def batch(
         self, turn: TurnId, estimates: Sequence[Estimate], parallel: int
-    ) -> tuple[list[list[Hold]], list[Hold], int]:
+    ) -> tuple[list[list[Reservation]], list[Reservation], int]:
         """What limits hold for each of a batch's turns, for the batch, and how many of `parallel` may run at once.
 
         Tokens and money are counted for all of them now; each turn settles its own. Raises Refused, LogUnavailable.
@@ -140,15 +140,15 @@ class Admission:
         money = sum(estimate.nusd for estimate in estimates)
         nusd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
         each = [
-            [Hold(subject, "tokens", estimate.tokens) for subject in tokens]
-            + [Hold(subject, "nusd", estimate.nusd) for subject in nusd]
+            [Reservation(subject, "tokens", estimate.tokens) for subject in tokens]
+            + [Reservation(subject, "nusd", estimate.nusd) for subject in nusd]
             for estimate in estimates
         ]
         return each, slots, running
 
-    async def _places(self, turn: TurnId, most: int) -> tuple[list[Hold], int]:
+    async def _places(self, turn: TurnId, most: int) -> tuple[list[Reservation], int]:
         """The slots that `most` running turns have, or as many of them as there are; one at least, or Refused."""
-        slots: list[Hold] = []
+        slots: list[Reservation] = []
         for running in range(most):
             try:
                 slots += await self._run(turn)
@@ -177,9 +177,9 @@ class Admission:
     def _stands(self, limited: Quota, held: int) -> None:
         self.standings[limited.subject] = Standing(limited, max(0, limited.most - held))
 
-    async def _run(self, turn: TurnId) -> list[Hold]:
+    async def _run(self, turn: TurnId) -> list[Reservation]:
         """A slot of each owner whose running turns are limited, or none of any: then it raises Refused."""
-        taken: list[Hold] = []
+        taken: list[Reservation] = []
         for owner in self._owners:
             most = owner.limits.running
             if most is None:
@@ -197,7 +197,7 @@ class Admission:
                     retry_after_s=RUNNING_AGAIN_S,
                 )
             self._slots.append(place.seq)
-            taken.append(Hold(place.subject, "slot", place.seq))
+            taken.append(Reservation(place.subject, "slot", place.seq))
         return taken
 
     async def _sweep(self, owner: Owner) -> bool:
@@ -209,7 +209,7 @@ class Admission:
             await self._limiter.slots.free(slot.seq)
         return bool(ended)
 
-    async def _is_over(self, slot: Slot) -> bool:
+    async def _is_over(self, slot: HeldSlot) -> bool:
         key = TurnKey(self._tenant, TurnId(slot.holder))
         log = self._limiter.log
         if await log.has_end(key):

@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate
@@ -40,7 +40,7 @@ class Quota(NamedTuple):
     renews_at: float
 
 
-def owners(caller: Caller, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
+def owners(caller: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
     """The key first: what it is refused for, its tenant is not counted for."""
     # What a newer version may have written beside them is its own to hold.
     known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}

@@ -18,7 +18,7 @@ from tailrace.proto.ids import Tenant
 OWNED_BITS = 64
 
 
-class Room(NamedTuple):
+class ReaderLimits(NamedTuple):
     """The most readers of each kind."""
 
     of_all: int
@@ -26,10 +26,10 @@ class Room(NamedTuple):
     of_address: int
 
 
-class Crowd:
+class ReaderCounts:
     """`with crowd.joined(tenant, address):` while somebody is read to, or waits for it."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: ReaderLimits) -> None:
         self._room = room
         self._all = 0
         self._of: Counter[tuple[str, str]] = Counter()

@@ -12,13 +12,13 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import Owner
-from tailrace.gateway.limits.reader_counts import Crowd
+from tailrace.gateway.limits.reader_counts import ReaderCounts
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import new_id
-from tailrace.proto.nats.slots import Place
+from tailrace.proto.nats.slots import Slot
 
 logger = structlog.get_logger()
 
@@ -39,11 +39,11 @@ class Lease:
 
     def __init__(self) -> None:
         self.holder = new_id()
-        self.places: list[Place] = []
+        self.places: list[Slot] = []
 
 
-class OpenStreams:
-    def __init__(self, limiter: Limiter, crowd: Crowd) -> None:
+class StreamSlots:
+    def __init__(self, limiter: Limiter, crowd: ReaderCounts) -> None:
         self._limiter = limiter
         self._crowd = crowd
         self._open: set[Lease] = set()
@@ -105,7 +105,7 @@ class OpenStreams:
             for lease in tuple(self._open):
                 await self._renew(lease)
 
-    async def _take(self, caller: Caller | None) -> Lease:
+    async def _take(self, caller: Principal | None) -> Lease:
         lease = Lease()
         if caller is None:
             return lease

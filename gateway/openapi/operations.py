@@ -30,7 +30,7 @@ from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
 from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.batch_body import NewBatch
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.model_records import TokenCount
 from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
 from tailrace.proto.resources import ProjectRecord
@@ -115,7 +115,9 @@ GONE = {204: "At the end: there is nothing more."}
 STREAMED = {200: "The stream itself."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/turns"): Operation("turns", Ask, Accepted, 202, parameters=("key", "dialect", "pace"), also=STREAMED),
+    ("POST", "/v1/turns"): Operation(
+        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace"), also=STREAMED
+    ),
     ("GET", "/v1/turns/{turn}"): Operation("turns", answers=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),

@@ -18,11 +18,11 @@ from tailrace.gateway.clients.registry import Dialect, Frame
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.fanout import Live
+from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
-from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 
@@ -47,7 +47,7 @@ TAKEN_WITHIN_S = 0.25
 Snapshot = Callable[[TurnKey, Turn, int], bytes]
 
 
-class Stream:
+class EventStream:
     """The response. What is wrong with the request is raised before the first byte is written."""
 
     def __init__(
@@ -124,7 +124,7 @@ class Stream:
     async def begin(self, send: Send, status: int) -> None:
         await begin(send, status, self._headers)
 
-    async def _serve(self, live: Live, receive: Receive, send: Send, ended: asyncio.Event) -> float | None:
+    async def _serve(self, live: TurnFeed, receive: Receive, send: Send, ended: asyncio.Event) -> float | None:
         """Writes until the end, the drain, the reader's departure, or the end of what it may, or of the stream's life.
 
         How soon somebody has to come, if nobody is there then who would be missed otherwise.
@@ -156,14 +156,14 @@ class Stream:
         # Who has no credential any more does not come back with the same.
         return 0.0 if ended.is_set() and not is_whole else None
 
-    def _reading(self) -> AbstractAsyncContextManager[Live]:
+    def _reading(self) -> AbstractAsyncContextManager[TurnFeed]:
         return self._gateway.lives.reading(self._key, self._cursor, from_start=self._dialect.is_stateful)
 
-    def _start(self, live: Live) -> int:
+    def _start(self, live: TurnFeed) -> int:
         """The index of the first entry that may hold something for this reader."""
         return 0 if self._seen else live.start(self._cursor, self._dialect)
 
-    async def _write(self, live: Live, send: Send) -> bool:
+    async def _write(self, live: TurnFeed, send: Send) -> bool:
         """Writes frames until no more will come; whether the turn's end was among them."""
         position, unwanted = self._start(live), self._seen or 0
         heartbeat_s = self._gateway.settings.heartbeat_s
@@ -192,13 +192,13 @@ class Stream:
             if not await self._more(live, position, heartbeat_s) and self._dialect.heartbeat:
                 await send(piece(self._dialect.heartbeat, more=True))
 
-    def _most(self, live: Live, position: int) -> int:
+    def _most(self, live: TurnFeed, position: int) -> int:
         """How many frames may be written now."""
         if self._pace is None:
             return FRAMES_MAX
         return self._pace.due(live.entries, position, FRAMES_MAX, asyncio.get_running_loop().time())
 
-    async def _more(self, live: Live, position: int, heartbeat_s: float) -> bool:
+    async def _more(self, live: TurnFeed, position: int, heartbeat_s: float) -> bool:
         """Waits until there is more to write; False after `heartbeat_s` seconds of nothing."""
         if position == len(live.entries):
             return await live.changed(position, heartbeat_s)
@@ -210,15 +210,15 @@ class Stream:
         await asyncio.sleep(min(max(wait_s, 0), heartbeat_s))
         return wait_s <= heartbeat_s
 
-    async def _render(self, live: Live, end: int) -> None:
+    async def _render(self, live: TurnFeed, end: int) -> None:
         """Renders the entries before the index `end`, of which a dialect's state is made; others write meanwhile."""
         for position in range(0, end, FRAMES_MAX):
             live.frames(self._dialect, position, min(FRAMES_MAX, end - position))
             await asyncio.sleep(0)
 
-    async def _so_far(self, live: Live) -> tuple[Turn, int, int]:
+    async def _so_far(self, live: TurnFeed) -> tuple[Turn, int, int]:
         """The turn as it is now, how many events have told it, and from how many entries; others write meanwhile."""
-        turn, told, position = NOBODY, 0, 0
+        turn, told, position = EMPTY_TURN, 0, 0
         while position < len(live.entries):
             frames = live.frames(self._dialect, position, FRAMES_MAX)
             turn = fold(live.entries[position : position + len(frames)], turn)
@@ -289,7 +289,7 @@ def unseen(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
     return [], count
 
 
-async def first_word(gateway: Gateway, live: Live, ended: asyncio.Event) -> None:
+async def first_word(gateway: Gateway, live: TurnFeed, ended: asyncio.Event) -> None:
     """Returns when the model has begun to answer, or its silence has to be filled; raises Refused when it never will.
 
     So it is when the caller's credential has ended meanwhile, which is when `ended` is set.

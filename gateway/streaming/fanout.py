@@ -14,7 +14,7 @@ from tailrace.gateway import metrics
 from tailrace.gateway.clients.registry import Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
@@ -22,7 +22,7 @@ from tailrace.proto.subjects import TurnKey
 KEPT_TIMEOUT_S = 0.5
 
 
-class Live:
+class TurnFeed:
     """One turn, from the entry after `after` on, as it is written."""
 
     def __init__(self, key: TurnKey, after: Seq) -> None:
@@ -65,7 +65,7 @@ class Live:
     def start(self, cursor: Seq, dialect: Dialect) -> int:
         """The index that a reader with `cursor` starts at."""
         position = 0 if cursor == self.after else self._position(cursor)
-        if cursor == NOTHING and not dialect.can_take_back:
+        if cursor == BEFORE_FIRST and not dialect.can_take_back:
             # Who has seen nothing need not be told to forget it.
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position
@@ -134,25 +134,25 @@ class _Rendered:
         return self._frames
 
 
-class Lives:
+class FanOut:
     """The turns that are read in this process, each followed in `group`, and for `linger_s` after its last reader."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, linger_s: float) -> None:
         self._log = log
         self._group = group
         self._linger_s = linger_s
-        self._lives: dict[TurnKey, Live] = {}
-        self._following: dict[Live, asyncio.Task[None]] = {}
-        self._dropping: dict[Live, asyncio.TimerHandle] = {}
+        self._lives: dict[TurnKey, TurnFeed] = {}
+        self._following: dict[TurnFeed, asyncio.Task[None]] = {}
+        self._dropping: dict[TurnFeed, asyncio.TimerHandle] = {}
 
     @asynccontextmanager
-    async def reading(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[Live]:
+    async def reading(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
         """The turn, for a reader with `cursor`; `from_start`, with all that came before it too.
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable before it begins.
         """
         if from_start and cursor:
-            async with self.reading(key, NOTHING) as live:
+            async with self.reading(key, BEFORE_FIRST) as live:
                 await self._reach(live, cursor)
                 yield live
             return
@@ -172,7 +172,7 @@ class Lives:
         for following in self._following.values():
             following.cancel()
 
-    async def _joined(self, key: TurnKey, cursor: Seq) -> Live | None:
+    async def _joined(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
         """The turn as others read it already; None when a reader with `cursor` cannot start there."""
         while (live := self._lives.get(key)) is not None:
             try:
@@ -201,7 +201,7 @@ class Lives:
             # When the log is away, what is here is all that there is to tell.
             return True
 
-    async def _reach(self, live: Live, cursor: Seq) -> None:
+    async def _reach(self, live: TurnFeed, cursor: Seq) -> None:
         """Waits until `live` has the entry `cursor`; raises CursorUnknown for what is no entry of its turn."""
         if live.reaches(cursor):
             return
@@ -212,7 +212,7 @@ class Lives:
             await live.caught_up()
             await live.changed(len(live.entries), self._linger_s)
 
-    async def _enter(self, live: Live) -> Live:
+    async def _enter(self, live: TurnFeed) -> TurnFeed:
         live.readers += 1
         if (timer := self._dropping.pop(live, None)) is not None:
             timer.cancel()
@@ -223,33 +223,33 @@ class Lives:
             raise
         return live
 
-    def _leave(self, live: Live) -> None:
+    def _leave(self, live: TurnFeed) -> None:
         live.readers -= 1
         if not live.readers:
             # Who was cut off comes back within a second or two, and then nothing has to be read again.
             linger_s = 0 if live.is_broken else self._linger_s
             self._dropping[live] = asyncio.get_running_loop().call_later(linger_s, self._drop, live)
 
-    def _open(self, key: TurnKey, cursor: Seq) -> Live:
-        live = Live(key, cursor)
+    def _open(self, key: TurnKey, cursor: Seq) -> TurnFeed:
+        live = TurnFeed(key, cursor)
         known = self._lives.get(key)
         if known is None or cursor < known.after:
             self._lives[key] = live
         self._following[live] = self._group.create_task(self._follow(live))
         return live
 
-    async def _follow(self, live: Live) -> None:
+    async def _follow(self, live: TurnFeed) -> None:
         await live.follow(self._log)
         if live.is_broken:
             # At once: who waits for it asks again without a pause.
             self._forget(live)
 
-    def _drop(self, live: Live) -> None:
+    def _drop(self, live: TurnFeed) -> None:
         del self._dropping[live]
         self._following.pop(live).cancel()
         self._forget(live)
 
-    def _forget(self, live: Live) -> None:
+    def _forget(self, live: TurnFeed) -> None:
         if self._lives.get(live.key) is live:
             del self._lives[live.key]
 

@@ -32,7 +32,7 @@ class Held(Protocol):
         """Sends the status and the headers."""
 
 
-class Hold:
+class WaitForLog:
     """The response to a reader that comes back: `stream`, as soon as there can be one.
 
     From a gateway that drains it is a heartbeat and an end, after which the reader comes back to another: a clean end,

@@ -9,7 +9,7 @@ import hashlib
 import msgspec
 
 from tailrace.gateway.dependencies import Gateway
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.subjects import TurnKey
@@ -19,7 +19,7 @@ AUTO = "auto"
 IN_VAIN_MAX = 20
 
 
-async def key_of(gateway: Gateway, tenant: Tenant, ask: Ask) -> tuple[str | None, bytes]:
+async def key_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> tuple[str | None, bytes]:
     """The key of what is asked, and what is asked as bytes that do not depend on how it was sent.
 
     Raises LogUnavailable.

@@ -11,13 +11,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.limits.cost_estimate import Estimate
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns import store_blobs
-from tailrace.gateway.turns.conversation_match import Place
-from tailrace.gateway.turns.request_body import Ask, Params, check, new_messages, request_of
+from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.request_body import NewTurn, Params, check, new_messages, request_of
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import names
 from tailrace.proto.entries import Via
@@ -56,7 +56,7 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 async def prepared(
-    gateway: Gateway, caller: Caller, asked: NewBatch, turn: TurnId, admission: Admission
+    gateway: Gateway, caller: Principal, asked: NewBatch, turn: TurnId, admission: Admission
 ) -> entries.Request:
     """The request of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
     session = SessionId(new_id())
@@ -98,7 +98,7 @@ async def prepared(
 
 
 async def _requests(
-    gateway: Gateway, caller: Caller, asked: NewBatch, session: SessionId, admission: Admission
+    gateway: Gateway, caller: Principal, asked: NewBatch, session: SessionId, admission: Admission
 ) -> tuple[list[entries.Request], list[Estimate]]:
     settings, offer = gateway.settings, await gateway.catalogue.offer(caller.tenant)
     filled = await gateway.prompts.all_filled([given.params for given in asked.requests], caller.tenant)
@@ -118,12 +118,12 @@ async def _requests(
             if given.params.prompt is not None and (room := room - len(msgspec.json.encode(params))) < 0:
                 # A template may say a thousand times what it is given.
                 raise Refused("body_too_large", TOO_MUCH.format(most=settings.body_bytes_max))
-            ask = Ask(**msgspec.structs.asdict(params))
+            ask = NewTurn(**msgspec.structs.asdict(params))
             check(ask)
             if asked.via == "message_batches":
                 require_alike(params, first := first or params)
             named = {**(ask.metadata or {}), batch.CUSTOM_ID: given.custom_id}
-            place = Place(session=session, new=new_messages(ask))
+            place = Position(session=session, new=new_messages(ask))
             request = request_of(ask, place, settings.max_tokens, offer, by=caller.key, cache=settings.cache)
             if (schema := schema_of(request.options)) is not None:
                 require_small(schema)

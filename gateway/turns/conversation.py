@@ -4,15 +4,15 @@ import msgspec
 
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.conversation_match import Place, after, agreed, verbatim
-from tailrace.gateway.turns.request_body import Ask, new_messages
+from tailrace.gateway.turns.conversation_match import Position, after, agreed, verbatim
+from tailrace.gateway.turns.request_body import NewTurn, new_messages
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.records import AskContext, AskLast, AskSession, AskTurn, Context, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
-async def place_of(gateway: Gateway, tenant: Tenant, ask: Ask) -> Place:
+async def place_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> Position:
     """Where `ask` goes on: at its parent, or at its session's newest turn when it names none. Raises Refused.
 
     A parent of null is the beginning: of that session, as a new branch without history, or of a new session.
@@ -20,7 +20,7 @@ async def place_of(gateway: Gateway, tenant: Tenant, ask: Ask) -> Place:
     new = new_messages(ask)
     match ask.session, ask.parent:
         case None, None | msgspec.UNSET:
-            return Place(session=SessionId(new_id()), new=new)
+            return Position(session=SessionId(new_id()), new=new)
         case str(session), None:
             return after(await _beginning(gateway, tenant, session, begin=ask.begin), new)
         case session, parent:
@@ -42,7 +42,7 @@ async def _beginning(gateway: Gateway, tenant: Tenant, session: str, *, begin: b
     return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
 
 
-async def _context(gateway: Gateway, tenant: Tenant, question: AskContext, ask: Ask) -> Context:
+async def _context(gateway: Gateway, tenant: Tenant, question: AskContext, ask: NewTurn) -> Context:
     """The branch to go on from; when its last turn still runs, as `on_busy` has it."""
     while True:
         try:

@@ -14,7 +14,7 @@ from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Position(msgspec.Struct, frozen=True, kw_only=True):
     """`before` is what the session knows already, `new` what this turn adds; `model` and `system` are the session's."""
 
     session: SessionId
@@ -25,9 +25,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
 
 
-def after(context: Context, new: list[Message]) -> Place:
+def after(context: Context, new: list[Message]) -> Position:
     """The place of what is said at the end of the branch that `context` tells."""
-    return Place(
+    return Position(
         session=context.session,
         parent=context.parent,
         before=context.messages,
@@ -37,7 +37,7 @@ def after(context: Context, new: list[Message]) -> Place:
     )
 
 
-def agreed(context: Context, said: list[Message]) -> Place:
+def agreed(context: Context, said: list[Message]) -> Position:
     """The place of a conversation that a client tells from its beginning.
 
     It follows the last turn up to which it tells what the session holds; what comes after that is new. The session's
@@ -51,13 +51,13 @@ def agreed(context: Context, said: list[Message]) -> Place:
     return msgspec.structs.replace(after(context, said), parent=None, before=[])
 
 
-def verbatim(place: Place, said: list[Message]) -> Place:
+def verbatim(place: Position, said: list[Message]) -> Position:
     """`place` with what was said until there in the client's own words, and nothing that it does not say.
 
     Its marks for the prompt cache move from message to message, and what it has cleared it wants forgotten.
     """
     upto = len(said) - len(place.new)
-    return Place(session=place.session, parent=place.parent, before=said[:upto], new=said[upto:])
+    return Position(session=place.session, parent=place.parent, before=said[:upto], new=said[upto:])
 
 
 def common(held: list[Message], told: list[Message]) -> int:

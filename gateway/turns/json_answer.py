@@ -11,17 +11,17 @@ from tailrace.gateway.auth.authenticate import unknown
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
 from tailrace.gateway.streaming.event_stream import disconnected
-from tailrace.gateway.streaming.fanout import Live
+from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.records import TurnRecord, record
 from tailrace.proto.subjects import TurnKey
 
 GOES_ON = "the answer is not whole yet, and goes on: GET /v1/turns/{turn}, or send the same request with the same key"
 
 
-class Whole:
+class JsonAnswer:
     """The response. A turn that failed is raised as Refused, with its code; so is one that was cancelled."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Whole:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await let_go(scope)
         caller = caller_of(Request(scope))
-        async with self._gateway.lives.reading(self._key, NOTHING) as live:
+        async with self._gateway.lives.reading(self._key, BEFORE_FIRST) as live:
             with self._gateway.door.ending(caller) as unwanted:
                 is_left = await self._is_left(live, receive, unwanted)
             if not is_left:
@@ -46,7 +46,7 @@ class Whole:
         require_completed(told)
         await Response(self._body(told), 200, self._headers, "application/json")(scope, receive, send)
 
-    async def _is_left(self, live: Live, receive: Receive, unwanted: asyncio.Event) -> bool:
+    async def _is_left(self, live: TurnFeed, receive: Receive, unwanted: asyncio.Event) -> bool:
         """Waits for the turn's end; whether its reader went away first. Raises Refused when there is no waiting."""
         async with asyncio.TaskGroup() as group:
             ending = group.create_task(ended(live, self._gateway.settings.heartbeat_s))
@@ -68,7 +68,7 @@ class Whole:
         return True
 
 
-async def ended(live: Live, look_every_s: float) -> None:
+async def ended(live: TurnFeed, look_every_s: float) -> None:
     """Returns when no more will come."""
     while not (live.is_ended or live.is_broken):
         await live.changed(len(live.entries), look_every_s)

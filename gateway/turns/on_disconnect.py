@@ -5,11 +5,11 @@ import re
 
 import structlog
 
-from tailrace.gateway.streaming.fanout import Lives
+from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import TailraceError
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Services, TurnLog
 from tailrace.proto.subjects import TurnKey
 
@@ -21,11 +21,11 @@ PRESENCE_TRIES = 3
 GRACE = re.compile(r"grace:([0-9]{1,5})")
 
 
-class Departures:
+class DisconnectPolicy:
     """Watches, in `group`, what the readers who left have left behind."""
 
     def __init__(
-        self, log: TurnLog, services: Services, lives: Lives, group: asyncio.TaskGroup, draining: asyncio.Event
+        self, log: TurnLog, services: Services, lives: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
     ) -> None:
         self._log = log
         self._services = services
@@ -70,7 +70,7 @@ class Departures:
 
     async def _wait_s(self, key: TurnKey) -> float | None:
         """What the turn asked for. Its request may be large, and is not held while it is waited."""
-        first = await self._log.replay(key, NOTHING, limit=1)
+        first = await self._log.replay(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 
     async def _is_draining_within(self, wait_s: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.turns.conversation_match import Place
+from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
 from tailrace.proto import blobs, entries
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
@@ -61,7 +61,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What the answer may cost, in dollars: it is closed when it has."""
 
 
-class Ask(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, where, and for whom."""
 
     session: str | None = None
@@ -79,8 +79,8 @@ class Ask(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The URL that is told when the turn has ended."""
 
 
-def check(ask: Ask) -> None:
-    """What the types of `Ask` do not say; raises Refused."""
+def check(ask: NewTurn) -> None:
+    """What the types of `NewTurn` do not say; raises Refused."""
     if (ask.message is None) == (ask.messages is None):
         raise Refused("request_invalid", "send either `message`, a string, or `messages`, a list")
     new = new_messages(ask)
@@ -138,13 +138,13 @@ def require_unclaimed(told: object) -> None:
         )
 
 
-def new_messages(ask: Ask) -> list[Message]:
+def new_messages(ask: NewTurn) -> list[Message]:
     """What `ask` says, in either of its two ways."""
     return ask.messages if ask.messages is not None else [Message("user", ask.message or "")]
 
 
 def request_of(
-    ask: Ask, place: Place, max_tokens: int, offer: Offer, *, by: str | None = None, cache: Cache = "off"
+    ask: NewTurn, place: Position, max_tokens: int, offer: Offer, *, by: str | None = None, cache: Cache = "off"
 ) -> entries.Request:
     """The entry for `ask`, at its place, `by` which credential; `max_tokens` and `cache` are for who names none.
 

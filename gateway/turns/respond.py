@@ -10,14 +10,14 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.clients.registry import Dialect
 from tailrace.gateway.dependencies import caller_of, gateway_of, refuse_when_draining, tenant_of
-from tailrace.gateway.streaming.event_stream import Stream
+from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.turns import read_body
-from tailrace.gateway.turns.json_answer import Whole
-from tailrace.gateway.turns.request_body import Ask, check
+from tailrace.gateway.turns.json_answer import JsonAnswer
+from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.gateway.turns.submit import accept, claimed_key
 from tailrace.proto import entries
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.subjects import TurnKey
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -37,7 +37,7 @@ async def asked(request: Request, kind: type[B], *, is_text_taken: bool = False)
 
 
 async def accepted(
-    request: Request, ask: Ask, raw: bytes, *, idempotency_key: str | None = None
+    request: Request, ask: NewTurn, raw: bytes, *, idempotency_key: str | None = None
 ) -> tuple[TurnKey, entries.Request]:
     """Puts `ask` into the log, once for each Idempotency-Key: the turn, and what it was asked. Raises Refused.
 
@@ -53,7 +53,7 @@ async def accepted(
 
 async def answer(
     request: Request,
-    ask: Ask,
+    ask: NewTurn,
     raw: bytes,
     dialect: Dialect,
     *,
@@ -76,8 +76,10 @@ async def answer(
     request.state.turn = key.turn
     named = {**names_of(key, asked_for), **(headers or {})}
     if dialect.whole is None or is_stream:
-        return Stream(gateway, key, NOTHING, dialect, named, is_first_word_awaited=is_first_word_awaited, pace=pace)
-    return Whole(gateway, key, dialect.whole, named)
+        return EventStream(
+            gateway, key, BEFORE_FIRST, dialect, named, is_first_word_awaited=is_first_word_awaited, pace=pace
+        )
+    return JsonAnswer(gateway, key, dialect.whole, named)
 
 
 def names_of(key: TurnKey, asked_for: entries.Request) -> dict[str, str]:

@@ -9,14 +9,14 @@ import structlog
 from starlette.requests import Request
 
 from tailrace.gateway import metrics
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns import store_blobs
 from tailrace.gateway.turns.auto_idempotency import AUTO, key_of
 from tailrace.gateway.turns.conversation import place_of
 from tailrace.gateway.turns.delete import delete
-from tailrace.gateway.turns.request_body import Ask, request_of
+from tailrace.gateway.turns.request_body import NewTurn, request_of
 from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
@@ -42,8 +42,8 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 async def accept(
     gateway: Gateway,
-    caller: Caller,
-    ask: Ask,
+    caller: Principal,
+    ask: NewTurn,
     idempotency_key: str | None,
     raw: bytes,
     admission: Admission | None = None,
@@ -62,7 +62,9 @@ async def accept(
         return await accept_request(gateway, caller.tenant, prepared, idempotency_key, raw, taking)
 
 
-async def _request(gateway: Gateway, caller: Caller, ask: Ask, turn: TurnId, admission: Admission) -> entries.Request:
+async def _request(
+    gateway: Gateway, caller: Principal, ask: NewTurn, turn: TurnId, admission: Admission
+) -> entries.Request:
     """What is asked, at its place, with what limits hold for it and what is long lifted out; raises Refused."""
     place = await place_of(gateway, caller.tenant, ask)
     offer = await gateway.catalogue.offer(caller.tenant)

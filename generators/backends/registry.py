@@ -6,14 +6,15 @@ from tailrace.generators.backends import Backend
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 
-# A name is a file beside this one, and its `backend` opens it with the settings.
-NAMES = (
-    "claude",  # Anthropic, by its own API
-    "bedrock",  # Claude in Amazon Bedrock
-    "claude_code",  # Claude Code's CLI, a process for each call
-    "litellm",  # any other provider, from a venv of its own
-    "vertex",  # Claude on Google's Vertex AI
-)
+# Name to module; the module's function `backend` opens it with the settings.
+MODULES = {
+    "claude": "anthropic_api",  # Anthropic's own API
+    "bedrock": "bedrock",  # Claude in Amazon Bedrock
+    "claude_code": "claude_code",  # Claude Code's CLI, a process for each call
+    "litellm": "litellm",  # any other provider, from a venv of its own
+    "vertex": "vertex",  # Claude on Google's Vertex AI
+}
+NAMES = tuple(MODULES)
 
 # A call of theirs does more than answer: it is made once at a time.
 ACTING = frozenset({"claude_code"})
@@ -32,7 +33,7 @@ def open_backend(name: str, settings: Settings) -> Backend:
     """Raises SettingsInvalid for a name that there is not, and for what the backend misses."""
     require_known(name)
     try:
-        module = import_module(f"tailrace.generators.backends.{name}")
+        module = import_module(f"tailrace.generators.backends.{MODULES[name]}")
     except ModuleNotFoundError as error:
         make = INSTALLED_BY.get(name, "make setup")
         missing = f"{error.name} is not installed: {make}, or pip install 'tailrace[{name}]'"

@@ -24,7 +24,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
-from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.nats import Bodies, Counters, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import give_back
 from tailrace.proto.subjects import TurnKey
@@ -173,7 +173,7 @@ class Batches:
         await asyncio.sleep(0)
         try:
             await self._append(key, child, line)
-            turn = NOBODY
+            turn = EMPTY_TURN
             while True:
                 turn = await self._log.turn(child, turn)
                 if turn.end is not None:

@@ -38,7 +38,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, TurnUnknown, Unfinished
-from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
@@ -70,7 +70,7 @@ TOO_LATE = Failure("deadline_exceeded", "Anthropic did not come to it within the
 T = TypeVar("T")
 
 
-class Told(Protocol):
+class Answered(Protocol):
     """What is told of a batch while it is being answered, to whoever writes its log."""
 
     message_batch: str | None
@@ -100,7 +100,7 @@ class Submissions:
         self._room = room
         self._judge = json_schema.Judge(wait_s=JUDGE_WAIT_S)
 
-    async def answer(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Told) -> None:
+    async def answer(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> None:
         """Has all of `lines` answered. `turn` is the batch as it was before `attempt`, which is ours.
 
         Raises BackendError when they never will be, FenceLost, LogError.
@@ -115,7 +115,7 @@ class Submissions:
         await self._until_ended(name)
         await self._write_all(key, name, lines, told, is_over=False)
 
-    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], told: Told) -> bool:
+    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], told: Answered) -> bool:
         """Cancels what runs of a batch that has ended, and writes what was answered, which is paid for.
 
         Whether all of that is written: of nothing else anybody paid. Raises LogError.
@@ -183,7 +183,7 @@ class Submissions:
             # Deleted there meanwhile: not by us.
             return False
 
-    async def _created(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Told) -> str:
+    async def _created(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> str:
         bodies, headers = await self._bodies(key, lines)
         for tries in itertools.count():
             # Whoever stood still meanwhile has lost the batch, and another has it answered.
@@ -239,7 +239,9 @@ class Submissions:
                 return
             await asyncio.sleep(wait_s(tries))
 
-    async def _write_all(self, key: TurnKey, name: str, lines: Sequence[bytes], told: Told, *, is_over: bool) -> None:
+    async def _write_all(
+        self, key: TurnKey, name: str, lines: Sequence[bytes], told: Answered, *, is_over: bool
+    ) -> None:
         """Writes each result as its turn. `is_over`: what was not answered was never asked, and is nobody's turn."""
         left: dict[str, int] = {batch.child(key, number).turn: number for number in range(len(lines))}
 
@@ -350,7 +352,7 @@ class Writer:
         self._log = log
         self._key = key
         self._chain: Chain = START
-        self.turn: Turn = NOBODY
+        self.turn: Turn = EMPTY_TURN
 
     @property
     def last(self) -> Seq:

@@ -1,6 +1,6 @@
 """The only door to NATS: a connection, and a file for each thing that is kept there or asked for."""
 
-from tailrace.proto.nats.blob_holds import Holds
+from tailrace.proto.nats.blob_holds import BlobPins
 from tailrace.proto.nats.blobs import Bodies
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.counters import Counters
@@ -15,6 +15,7 @@ from tailrace.proto.nats.turn_log import TurnLog
 from tailrace.proto.nats.write_probe import Probe
 
 __all__ = [
+    "BlobPins",
     "Bodies",
     "Claim",
     "Claims",
@@ -24,7 +25,6 @@ __all__ = [
     "Delivery",
     "Hedge",
     "Hedges",
-    "Holds",
     "Probe",
     "Services",
     "Slots",

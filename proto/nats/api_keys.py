@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import UNREADABLE
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, heed_cancellation
 from tailrace.proto.nats.direct_get import Reads, is_below, stored_on
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
@@ -37,7 +37,7 @@ class KeyChange(NamedTuple):
     record: ApiKey | None
 
 
-class Place(NamedTuple):
+class KeyPosition(NamedTuple):
     """How far the bucket has got. Another `made_at` is another bucket, whose numbers mean something else."""
 
     made_at: datetime | None
@@ -88,18 +88,18 @@ class Keys:
         _, changes = await self.whole()
         return [change.record for change in changes if change.record is not None]
 
-    async def whole(self) -> tuple[Place, list[KeyChange]]:
+    async def whole(self) -> tuple[KeyPosition, list[KeyChange]]:
         """All that is stored, and where that was. Raises LogUnavailable."""
         for _ in range(TRIES):
             place = await self.place()
-            changes = await self.after(NOTHING)
+            changes = await self.after(BEFORE_FIRST)
             # The leader has counted them. Who was read may be behind it (PROTOCOL R14).
             if len(changes) >= place.stored:
                 return place, changes
             await asyncio.sleep(STALE_WAIT_S)
         raise LogUnavailable("the keys cannot be read: no server has all of them yet")
 
-    async def place(self) -> Place:
+    async def place(self) -> KeyPosition:
         """How far the bucket has got, as its leader says. Raises LogUnavailable."""
         try:
             info = await self._connection.jetstream.stream_info(KEYS_STREAM)
@@ -107,7 +107,7 @@ class Keys:
             raise LogUnavailable(f"the keys cannot be read: {type(error).__name__}") from error
         finally:
             heed_cancellation()
-        return Place(info.created, Seq(info.state.last_seq), info.state.messages)
+        return KeyPosition(info.created, Seq(info.state.last_seq), info.state.messages)
 
     async def after(self, seq: Seq) -> list[KeyChange]:
         """What is stored after `seq`, oldest first; maybe not the latest yet. Raises LogUnavailable."""

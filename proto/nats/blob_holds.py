@@ -1,4 +1,4 @@
-"""Holds: which blobs somebody is about to refer to, so that a deletion leaves them alone. It knows none of them.
+"""BlobPins: which blobs somebody is about to refer to, so that a deletion leaves them alone. It knows none of them.
 
 A request is in the log a moment after its blobs were found to be there. Whoever purges a blob condemns it first, and
 looks for holds after that; whoever refers to one holds it first, and looks at its mark after that. So one of the two
@@ -27,7 +27,7 @@ HELD_MAX = timedelta(minutes=10)
 PASSED_MAX = 100
 
 
-class Hold(msgspec.Struct, frozen=True):
+class BlobPin(msgspec.Struct, frozen=True):
     """One, as the bucket's leader shows it."""
 
     class Message(msgspec.Struct, frozen=True):
@@ -37,10 +37,10 @@ class Hold(msgspec.Struct, frozen=True):
     message: Message
 
 
-_hold = msgspec.json.Decoder(Hold)
+_hold = msgspec.json.Decoder(BlobPin)
 
 
-class Holds:
+class BlobPins:
     """Safe to share in a process. Each call raises LogUnavailable when NATS does not answer."""
 
     def __init__(self, connection: Connection) -> None:
@@ -48,7 +48,7 @@ class Holds:
         self._holders: set[tuple[Tenant, str]] = set()
 
     async def take(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
-        """Holds the blobs of these SHA-256 for `holder`, say a turn that is about to be asked. In its `until_asked`."""
+        """Pins the blobs of these SHA-256 for `holder`, say a turn that is about to be asked. In its `until_asked`."""
         names = [subjects.hold(tenant, holder, sha256) for sha256 in blobs]
         if not names:
             return

@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
@@ -92,7 +92,7 @@ class Bodies:
                 if marked is not None and not await self._ends_soon(marked):
                     break
                 # "There is none" is no fence: it is true again after others have stored and purged the blob.
-                seen = marked.seq if marked else await self._mark(tenant, sha256, Size(0), NOTHING)
+                seen = marked.seq if marked else await self._mark(tenant, sha256, Size(0), BEFORE_FIRST)
                 if seen is not None and await self._store(tenant, sha256, content, seen):
                     break
             else:
@@ -174,7 +174,7 @@ class Bodies:
         return await self._publish(subjects.blob(tenant, sha256), payload, {EXPECTED: str(seen)}) or None
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
-        """Stored twice is stored once: what is unclear is simply sent again. NOTHING when the fence did not hold."""
+        """Stored twice is stored once: what is unclear is simply sent again. 0 when the fence did not hold."""
 
         def stored(reply: Msg) -> Seq | None:
             answer = pub_ack.decode(reply.data)
@@ -182,7 +182,7 @@ class Bodies:
                 return answer.seq
             if answer.error.err_code in pub_ack.FULL_CODES:
                 raise LogFull(FULL)
-            return NOTHING if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES else None
+            return BEFORE_FIRST if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES else None
 
         return await self._ask(subject, payload, stored, headers)
 

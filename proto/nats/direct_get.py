@@ -16,7 +16,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.step import BATCH
-from tailrace.proto.runtime.fair_semaphore import Places
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import STREAM, whose
 
 # A frozen follower never answers, and another one would have: ask again soon. Whichever server we are connected to may
@@ -90,7 +90,7 @@ class Reads:
         self._subscription: Subscription | None = None
         self._made = 0
         self._opening = asyncio.Lock()
-        self._places = Places(AT_ONCE)
+        self._places = FairSemaphore(AT_ONCE)
 
     async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
         """Up to `batch` messages on `subject` from sequence `first` on, or fewer long ones; raises LogUnavailable.

@@ -10,7 +10,7 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import Join
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.replay import STALE_WAIT_S, chain_at, confirm_known, is_valid, settled
 from tailrace.proto.nats.step import Hear, Now, Page, Pause, Read, Steps
 from tailrace.proto.subjects import TurnKey
@@ -48,7 +48,7 @@ class Follower:
         """
         chain = yield from chain_at(self._key, self._after, self._now)
         join = self._join = Join(chain)
-        valid = yield from settled(self._key, join, self._now, is_first=self._after == NOTHING)
+        valid = yield from settled(self._key, join, self._now, is_first=self._after == BEFORE_FIRST)
         # A fork may go on to an end of its own, and skip nothing.
         is_doubtful = self._after and (join.skipped or join.chain.is_ended)
         if is_doubtful and not (yield from is_valid(self._key, self._after, START, self._now)):

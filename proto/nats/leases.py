@@ -15,7 +15,7 @@ from nats.js.api import StreamState
 from tailrace.proto import subjects
 from tailrace.proto.batch import is_batch
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, heed_cancellation
 from tailrace.proto.subjects import STREAM, TurnKey
 
@@ -163,7 +163,7 @@ class Deliveries:
         """
         floor = (await self.backlog()).floor
         later = await asyncio.gather(*(self._next_after(seq, subject) for subject in self._filters))
-        return await self.last() >= seq and not any(NOTHING < one <= floor for one in later)
+        return await self.last() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
 
     async def first(self) -> Seq:
         """The first sequence that the stream still has; the next one when it is empty. Raises LogUnavailable."""
@@ -193,14 +193,14 @@ class Deliveries:
             raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
 
     async def _next_after(self, seq: Seq, subject: str) -> Seq:
-        """The next entry after `seq`, by the stream's leader; NOTHING: there is none."""
+        """The next entry after `seq`, by the stream's leader; BEFORE_FIRST: there is none."""
         try:
             message = await self._jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
         except nats.js.errors.NotFoundError:
-            return NOTHING
+            return BEFORE_FIRST
         except nats.errors.Error as error:
             raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
-        return Seq(message.seq or NOTHING)
+        return Seq(message.seq or BEFORE_FIRST)
 
 
 class Backlog(NamedTuple):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 # Codes of nats-server. 10077: the stream's limit; 10023, 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)
@@ -19,7 +19,7 @@ class Ack(msgspec.Struct):
         err_code: int = 0
         description: str = ""
 
-    seq: Seq = NOTHING
+    seq: Seq = BEFORE_FIRST
     error: Error | None = None
 
 

@@ -9,8 +9,8 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import Join
-from tailrace.proto.fold import NOBODY, Turn, fold
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.step import Confirm, Now, Page, Pause, Reached, Read, Steps
 from tailrace.proto.subjects import TurnKey
 
@@ -22,7 +22,7 @@ STALE_MAX_S = 5.0
 WOKEN_WAIT_S = 0.1
 
 
-def folded(key: TurnKey, so_far: Turn = NOBODY, *, now: Now) -> Steps[Turn]:
+def folded(key: TurnKey, so_far: Turn = EMPTY_TURN, *, now: Now) -> Steps[Turn]:
     """`so_far` and all that is stored after it. Raises TurnUnknown when the log has none of it, LogUnavailable."""
     turn = so_far
     deadline = now() + READ_TIMEOUT_S
@@ -48,7 +48,7 @@ def folded_upto(key: TurnKey, reached: Seq, *, now: Now) -> Steps[Turn]:
     return (yield from _read_on(key, turn, reached, now))
 
 
-def folded_now(key: TurnKey, so_far: Turn = NOBODY, *, now: Now) -> Steps[Turn]:
+def folded_now(key: TurnKey, so_far: Turn = EMPTY_TURN, *, now: Now) -> Steps[Turn]:
     """`so_far` and all that was stored after it when this was asked: whoever was told more before is not told less.
 
     Raises TurnUnknown when the log has none of it, LogUnavailable.
@@ -58,7 +58,7 @@ def folded_now(key: TurnKey, so_far: Turn = NOBODY, *, now: Now) -> Steps[Turn]:
         # Nothing follows it, and it can be told also while nobody leads the stream.
         return turn
     reached: Seq = yield Reached()
-    if reached == NOTHING:
+    if reached == BEFORE_FIRST:
         yield from confirm_known(key)
     return (yield from _read_on(key, turn, reached, now))
 
@@ -83,7 +83,7 @@ def settled(key: TurnKey, join: Join, now: Now, *, is_first: bool = False) -> St
     while True:
         page: Page = yield Read(join.read)
         valid += join.replayed(page.entries)
-        if is_first and join.chain.last == NOTHING:
+        if is_first and join.chain.last == BEFORE_FIRST:
             yield from confirm_known(key)
         elif page.is_last and not join.has_gap:
             return valid
@@ -104,7 +104,7 @@ def is_valid(key: TurnKey, seq: Seq, sure: Chain, now: Now) -> Steps[bool]:
 
 def chain_at(key: TurnKey, cursor: Seq, now: Now) -> Steps[Chain]:
     """The chain as it was when `cursor` was its last entry. Raises CursorUnknown, LogUnavailable."""
-    if cursor == NOTHING:
+    if cursor == BEFORE_FIRST:
         return START
     deadline = now() + STALE_MAX_S
     while True:
@@ -124,7 +124,7 @@ def chain_at(key: TurnKey, cursor: Seq, now: Now) -> Steps[Chain]:
 
 def confirm_known(key: TurnKey) -> Steps[None]:
     """Raises TurnUnknown, LogUnavailable."""
-    if not (yield from _stands(NOTHING)):
+    if not (yield from _stands(BEFORE_FIRST)):
         raise TurnUnknown(f"the log has no turn {key.turn}")
 
 

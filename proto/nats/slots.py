@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import Reads
@@ -25,7 +25,7 @@ EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 LIFE = "Nats-TTL"
 
 
-class Slot(NamedTuple):
+class HeldSlot(NamedTuple):
     subject: str
     seq: Seq
     holder: str
@@ -33,7 +33,7 @@ class Slot(NamedTuple):
     """When it was taken, or renewed, by the server's clock."""
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """A slot that one has taken."""
 
     subject: str
@@ -47,24 +47,24 @@ class Slots:
         self._connection = connection
         self._reads = Reads(connection, SLOTS)
 
-    async def held(self, tenant: Tenant, owner: str, what: str) -> list[Slot]:
+    async def held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Those that are taken; a moment old. Raises LogUnavailable."""
-        found: list[Slot] = []
+        found: list[HeldSlot] = []
         while True:
-            first = Seq(max((slot.seq for slot in found), default=NOTHING) + 1)
+            first = Seq(max((slot.seq for slot in found), default=BEFORE_FIRST) + 1)
             page = await self._reads.page(subjects.slots(tenant, owner, what), first)
             for message in page.messages:
                 headers = message.headers or {}
                 at = datetime.fromisoformat(headers["Nats-Time-Stamp"])
                 found.append(
-                    Slot(headers["Nats-Subject"], Seq(int(headers["Nats-Sequence"])), message.data.decode(), at)
+                    HeldSlot(headers["Nats-Subject"], Seq(int(headers["Nats-Sequence"])), message.data.decode(), at)
                 )
             if page.is_last:
                 return found
 
     async def take(
         self, tenant: Tenant, owner: str, what: str, most: int, holder: str, *, life_s: int | None = None
-    ) -> Place | None:
+    ) -> Slot | None:
         """One of `most` places, now `holder`'s; None when all are taken. Raises LogUnavailable.
 
         With `life_s` it has it for so many seconds, unless it is renewed.
@@ -76,15 +76,15 @@ class Slots:
             if not free or len(taken) >= most:
                 return None
             subject = subjects.slot(tenant, owner, what, random.choice(free))  # noqa: S311  # no secret
-            seq = await self._put(subject, holder, NOTHING, life_s)
+            seq = await self._put(subject, holder, BEFORE_FIRST, life_s)
             if seq is not None:
-                return Place(subject, seq)
+                return Slot(subject, seq)
         raise LogUnavailable("so many others take places that none can be taken: try again")
 
-    async def renew(self, place: Place, holder: str, life_s: int) -> Place | None:
+    async def renew(self, place: Slot, holder: str, life_s: int) -> Slot | None:
         """The place for another life; None when it was given up meanwhile. Raises LogUnavailable."""
         seq = await self._put(place.subject, holder, place.seq, life_s)
-        return Place(place.subject, seq) if seq is not None else None
+        return Slot(place.subject, seq) if seq is not None else None
 
     async def free(self, seq: Seq) -> None:
         """Gives up what is held under `seq`, if it still is. Raises LogUnavailable."""

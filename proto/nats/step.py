@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from tailrace.proto.entries import Entry, Stored
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 T = TypeVar("T")
 
@@ -49,11 +49,11 @@ class Read(msgspec.Struct, frozen=True):
 class Confirm(msgspec.Struct, frozen=True):
     """Whether the stream's leader has the turn's request, or its entry at `seq`: a bool; raises LogUnavailable."""
 
-    seq: Seq = NOTHING
+    seq: Seq = BEFORE_FIRST
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """The turn's last entry, by the stream's leader: a Seq, NOTHING when it has none; raises LogUnavailable."""
+    """The turn's last entry, by the stream's leader: a Seq, BEFORE_FIRST when it has none; raises LogUnavailable."""
 
 
 class Pause(msgspec.Struct, frozen=True):

@@ -19,8 +19,8 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogError, LogFull, LogUnavailable, TurnUnknown
-from tailrace.proto.fold import NOBODY, Turn
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.fold import EMPTY_TURN, Turn
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.connection import Connection
@@ -55,7 +55,7 @@ class TurnLog:
         """
         return await self.take(key, append(key, chain, entry, now=_now, timeout_s=timeout_s))
 
-    async def replay(self, key: TurnKey, after: Seq = NOTHING, limit: int = BATCH) -> list[Stored]:
+    async def replay(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
         """The stored entries of a turn after `after`, oldest first, valid or not, at most `limit`.
 
         An empty list means "nothing yet", not "ended" and not "unknown": only an End entry says the one, and one read
@@ -63,7 +63,7 @@ class TurnLog:
         """
         return (await self._page(key, Read(after, limit))).entries
 
-    async def turn(self, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
+    async def turn(self, key: TurnKey, so_far: Turn = EMPTY_TURN) -> Turn:
         """`so_far` and all that was stored after it when this was asked, folded (PROTOCOL R72).
 
         Raises TurnUnknown when the log has none of it, LogUnavailable: a turn that has not ended wants a leader.
@@ -77,7 +77,7 @@ class TurnLog:
         """
         return await self.take(key, folded_upto(key, reached, now=_now))
 
-    async def follow(self, key: TurnKey, after: Seq = NOTHING) -> AsyncGenerator[list[Stored], None]:
+    async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[Stored], None]:
         """The valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.
 
         The first list is what was stored already (it may be empty); it comes once that is known. After the end there
@@ -207,21 +207,21 @@ class TurnLog:
 
     async def _has(self, key: TurnKey, kind: str) -> bool:
         """Asks the stream's leader; raises LogUnavailable. An old one that wakes up may deny what is there."""
-        return await self._found({"last_by_subj": subjects.entry(key, kind)}) != NOTHING
+        return await self._found({"last_by_subj": subjects.entry(key, kind)}) != BEFORE_FIRST
 
     async def _stands(self, key: TurnKey, seq: Seq) -> bool:
         """Asks the stream's leader for the turn's entry at `seq`, as `_has` does."""
         return await self._found({"seq": seq, "next_by_subj": subjects.entries(key)}) == seq
 
     async def _found(self, query: dict[str, object]) -> Seq:
-        """Where what is asked for stands; NOTHING: nowhere. Raises LogUnavailable."""
+        """Where what is asked for stands; BEFORE_FIRST: nowhere. Raises LogUnavailable."""
         reply = await self._connection.request(
             f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
         )
         found = _decode(reply.data)
         if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
-        return found.message.seq if found.message is not None else NOTHING
+        return found.message.seq if found.message is not None else BEFORE_FIRST
 
 
 class _Found(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Room for large things in memory: so many bytes at once, first come, first served. It never looks into them."""
+"""A semaphore of bytes, for large bodies in memory: first come, first served."""
 
 import asyncio
 from collections import deque
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Room:
+class ByteSemaphore:
     """`async with room.taken(size):` waits until there is room; what is larger than all of it waits for all of it."""
 
     def __init__(self, bytes_max: int) -> None:

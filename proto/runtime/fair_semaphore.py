@@ -1,7 +1,4 @@
-"""Places, so many at once, of which each tenant has its turn: whoever waits with a hundred keeps nobody else waiting.
-
-It never looks at what is done in them.
-"""
+"""A semaphore with round-robin fairness between tenants."""
 
 import asyncio
 from collections import deque
@@ -9,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Places:
+class FairSemaphore:
     """`async with places.taken(whose):` waits for one. Of one tenant: first come, first served."""
 
     def __init__(self, at_once: int) -> None:

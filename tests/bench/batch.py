@@ -19,7 +19,7 @@ import msgspec
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.entries import Progress, Request
-from tailrace.proto.ids import NOTHING, Tenant, TurnId, child_id
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, child_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
@@ -98,7 +98,7 @@ async def _asked(log: TurnLog, key: TurnKey) -> int:
 
 
 async def _progress(log: TurnLog, key: TurnKey) -> list[Progress]:
-    found, last = [], NOTHING
+    found, last = [], BEFORE_FIRST
     while page := await log.replay(key, last):
         found += [stored.entry for stored in page if isinstance(stored.entry, Progress)]
         last = page[-1].seq

@@ -17,7 +17,7 @@ import uvloop
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
@@ -64,7 +64,7 @@ async def main() -> None:
         writing = [group.create_task(write(log, turn)) for turn in turns]
         await asyncio.sleep(1)
         paths = [f"/v1/turns/{turns[number % TURNS].turn}/events" for number in range(count)]
-        firsts = [await connect(ports[0], path, NOTHING) for path in paths]
+        firsts = [await connect(ports[0], path, BEFORE_FIRST) for path in paths]
         await asyncio.wait_for(asyncio.gather(*(reader.first_at for reader in firsts)), 60)
         killed_at = time.perf_counter()
         gateways[0].signal(SIGKILL)

@@ -36,7 +36,7 @@ import uvloop
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
-from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
@@ -198,7 +198,7 @@ async def metric(url: str, name: str) -> int:
 
 
 async def come(
-    stack: AsyncExitStack, port: int, turn: TurnKey, count: int, cursor: Seq = NOTHING
+    stack: AsyncExitStack, port: int, turn: TurnKey, count: int, cursor: Seq = BEFORE_FIRST
 ) -> list[socket.socket]:
     """So many who have asked for what there is of a turn after `cursor`, and have read nothing of it yet."""
     clients = []
@@ -225,7 +225,7 @@ async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
     loop, path = asyncio.get_running_loop(), f"/v1/turns/{key.turn}/events"
     readers: list[Reader] = []
     for number in range(count):
-        _, reader = await loop.create_connection(lambda: Reader(path, NOTHING, Seq(2**62)), "127.0.0.1", port)
+        _, reader = await loop.create_connection(lambda: Reader(path, BEFORE_FIRST, Seq(2**62)), "127.0.0.1", port)
         readers.append(reader)
         if number % AT_ONCE == AT_ONCE - 1:
             await until(lambda: all(one.status == 200 for one in readers), 60)
@@ -233,7 +233,7 @@ async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
     return readers
 
 
-def ask(port: int, turn: TurnKey, cursor: Seq = NOTHING) -> socket.socket:
+def ask(port: int, turn: TurnKey, cursor: Seq = BEFORE_FIRST) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect(("127.0.0.1", port))

@@ -24,7 +24,7 @@ import uvloop
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.ids import NOTHING, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
@@ -227,7 +227,7 @@ class Others:
 
         loop, path = asyncio.get_running_loop(), f"/v1/turns/{self.key.turn}/events"
         others = [
-            (await loop.create_connection(lambda: Other(path, NOTHING, Seq(2**62)), "127.0.0.1", self._port))[0]
+            (await loop.create_connection(lambda: Other(path, BEFORE_FIRST, Seq(2**62)), "127.0.0.1", self._port))[0]
             for _ in range(OTHERS)
         ]
         try:

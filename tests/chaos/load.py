@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
 from tests.chaos.question import question
 from tests.chaos.system import System
@@ -47,7 +47,7 @@ class Load:
         if number % CANCELLED_OF == CANCELLED_OF // 2:
             first = await asker.read(key, most=LEFT_AFTER_FRAMES, life_s=CUT_AFTER_S)
             await asker.cancel(key)
-            reads.append(read(asker, key, chance, first.frames[-1].seq if first.frames else NOTHING))
+            reads.append(read(asker, key, chance, first.frames[-1].seq if first.frames else BEFORE_FIRST))
         await asyncio.gather(*reads)
         await asker.look(key)
         for client in (asker, *clients):
@@ -65,7 +65,7 @@ class Load:
             await asyncio.sleep(chance.uniform(0, AWAY_S_MAX))
 
 
-async def read(client: Client, key: TurnKey, chance: random.Random, cursor: Seq = NOTHING) -> None:
+async def read(client: Client, key: TurnKey, chance: random.Random, cursor: Seq = BEFORE_FIRST) -> None:
     """To the end, over as many connections as it takes, each of which is cut after a while; between them he looks."""
     over = ""
     while over != "ended":

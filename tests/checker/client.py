@@ -8,7 +8,7 @@ from time import monotonic_ns
 import httpx2
 import msgspec
 
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests import reading
 from tests.checker.history import HISTORY, Ask, Cancel, Delete, Look, Read, Recorder, digest
@@ -27,7 +27,7 @@ class Client:
         self._recorder = Recorder(folder / HISTORY, name)
         self._gateways = gateways
         self._asked = 0
-        self.seen: Seq = NOTHING
+        self.seen: Seq = BEFORE_FIRST
         """The last entry of any turn that it was told of in our own dialect."""
         self._tenant = tenant
 
@@ -54,7 +54,7 @@ class Client:
             return TurnKey(self._tenant, turn)
 
     async def read(
-        self, key: TurnKey, cursor: Seq = NOTHING, *, most: int | None = None, life_s: float | None = None
+        self, key: TurnKey, cursor: Seq = BEFORE_FIRST, *, most: int | None = None, life_s: float | None = None
     ) -> Read:
         """One connection in our own dialect, which is left after `most` frames, and cut after `life_s` seconds."""
         with self._recorder.recording(Read(tenant=key.tenant, turn=key.turn, cursor=cursor)) as begun:
@@ -91,7 +91,7 @@ class Client:
                 told(frames=tuple(frames[kept]), arrived=tuple(arrived[kept]), over=over, status=status)
             return begun.operation
 
-    async def read_on(self, key: TurnKey, cursor: Seq = NOTHING) -> list[Read]:
+    async def read_on(self, key: TurnKey, cursor: Seq = BEFORE_FIRST) -> list[Read]:
         """To the end, over as many connections as it takes, each at the next gateway."""
         reads: list[Read] = []
         while not reads or reads[-1].over != "ended":

@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 from nats.aio.msg import Msg
 
-from tailrace.deploy.simulated_claude.account import Told
+from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
@@ -81,6 +81,6 @@ def _rows(database: Path) -> Iterator[Row]:
             yield Row(Tenant(one["tenant"]), turn_record({name: one[name] for name in one.keys()}))  # noqa: SIM118
 
 
-async def _account(url: str) -> Told:
+async def _account(url: str) -> AccountReport:
     async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
-        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=Told)
+        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)

@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.promises import Frame
 
@@ -67,7 +67,7 @@ class Read(Done, frozen=True, kw_only=True, omit_defaults=True):
     """One connection of a reader. `frames` are what has an `id:`; in a dialect without ids it is `text` alone."""
 
     dialect: str = "tailrace"
-    cursor: Seq = NOTHING
+    cursor: Seq = BEFORE_FIRST
     frames: tuple[Frame, ...] = ()
     arrived: tuple[int, ...] = ()
     """When each of them came."""
@@ -79,7 +79,7 @@ class Read(Done, frozen=True, kw_only=True, omit_defaults=True):
 class Look(Done, frozen=True, kw_only=True, omit_defaults=True):
     """A GET of the turn as far as it is; `cursor` is the last entry that the answer knows of, `text` what it tells."""
 
-    cursor: Seq = NOTHING
+    cursor: Seq = BEFORE_FIRST
     text: str | None = None
     status: int | None = None
 
@@ -98,9 +98,9 @@ class Append(Done, frozen=True, kw_only=True, omit_defaults=True):
     """A worker's append; with an outcome `ok` it was acknowledged as stored at `seq`."""
 
     kind: str = ""
-    prev: Seq = NOTHING
+    prev: Seq = BEFORE_FIRST
     sha256: str = ""
-    seq: Seq = NOTHING
+    seq: Seq = BEFORE_FIRST
 
 
 class Commit(Done, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,7 +113,7 @@ class Ack(Done, frozen=True, kw_only=True, omit_defaults=True):
     """A worker's acknowledgement of a delivery: of which entry, to which consumer."""
 
     consumer: str = ""
-    seq: Seq = NOTHING
+    seq: Seq = BEFORE_FIRST
 
 
 class Fault(Done, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.deploy.simulated_claude.account import Call, Told
+from tailrace.deploy.simulated_claude.account import AccountReport, Call
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Message, Stored
 from tailrace.proto.fold import fold
@@ -100,7 +100,7 @@ def _rest(log: list[Logged]) -> Rest:
         Call(2, _call_key(CANCELLED), QUESTIONS[CANCELLED], 0, ns(24), ns(36), "aborted", 3),
     ]
     queues = {GENERATORS: Queue(0, 0), PERSISTENCE: Queue(0, 0)}
-    return Rest(account=Told(calls, 0), queues=queues, collected=ns(log[-1].seq + 100))
+    return Rest(account=AccountReport(calls, 0), queues=queues, collected=ns(log[-1].seq + 100))
 
 
 def _call_key(key: TurnKey) -> str:

@@ -16,7 +16,7 @@ from tailrace.proto import entries
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Delivery, append, turn_log
 from tailrace.proto.nats.step import Now, Steps
 from tailrace.proto.subjects import TurnKey
@@ -55,7 +55,7 @@ def record(recorder: Recorder) -> None:
             await done(self)
             acknowledging.ok()
 
-    async def recorded_commit(self: Store, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
+    async def recorded_commit(self: Store, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
         with recorder.recording(
             Commit(rows={f"{row.tenant} {row.turn}": Seq(row.cursor) for row in rows})
         ) as committing:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tailrace.deploy.simulated_claude.account import Told
+from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Stored
-from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -70,7 +70,7 @@ class Rest(msgspec.Struct, frozen=True, kw_only=True):
     """What else there is, as far as somebody looked; `nodes` is how many servers hold the log."""
 
     nodes: int = 1
-    account: Told | None = None
+    account: AccountReport | None = None
     queues: dict[str, Queue] | None = None
     collected: int = 0
     """When: by then everything has had its time."""
@@ -207,7 +207,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         readers = tuple(self.readers.get(key, ()))
         stored = tuple(self.turns[key].stored) if key in self.turns else ()
         return Seen(
-            folded=self.folds.get(key, NOBODY),
+            folded=self.folds.get(key, EMPTY_TURN),
             posted={key: True},
             readers=readers,
             log={key: stored},

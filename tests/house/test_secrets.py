@@ -37,7 +37,7 @@ SAMPLES = {
 
 def tracked() -> list[str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, check=True)
-    return [name for name in listed.stdout.decode().split("\0") if name]
+    return [name for name in listed.stdout.decode().split("\0") if (CHECKOUT / name).is_file()]
 
 
 def secrets(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.__main__ import opened
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.batches import carrier as batches
 from tailrace.generators.batches.carrier import Batches
 from tailrace.generators.load_blobs import Blobs
@@ -34,7 +34,7 @@ from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.streams import apply
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests import processes
 from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
@@ -602,7 +602,7 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
     async with opened(settings) as (rotas, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        carrier = Carrier(own_log, Blobs(bodies, Room(1)), backends, rotas, retry, name="g", attempts_max=2)
+        carrier = TurnRunner(own_log, Blobs(bodies, ByteSemaphore(1)), backends, rotas, retry, name="g", attempts_max=2)
         deliveries = await Deliveries.open(own_connection, GENERATORS)
         settlement = Settlement(counters, Slots(own_connection))
         worker = Worker(own_log, deliveries, carrier, settlement, early, concurrency=1, deadline_s=9, grace_s=0)

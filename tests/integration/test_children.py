@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.deploy.local.console import Screen
-from tailrace.deploy.local.supervisor import Part, Supervisor
+from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tests.until import until
 
 # Says its pid, then waits; at SIGTERM it says goodbye and leaves. Not with print: it may be in the first one still.
@@ -45,7 +45,7 @@ class Watch:
         self.out = out
 
     def start(self, name: str, code: str, *, role: str = "", grace_s: float = 8.0) -> None:
-        self.supervisor.start(Part(name, role or name, (sys.executable, "-c", code), {}, grace_s=grace_s))
+        self.supervisor.start(ProcessSpec(name, role or name, (sys.executable, "-c", code), {}, grace_s=grace_s))
 
     def lines(self) -> list[str]:
         return self.out.getvalue().splitlines()
@@ -59,7 +59,7 @@ class Watch:
 async def watched() -> AsyncIterator[Watch]:
     out = io.StringIO()
     async with TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, Screen(out, width=4, coloured=False))
+        supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
         try:
             yield Watch(supervisor, out)
         finally:
@@ -106,7 +106,7 @@ async def test_a_part_that_is_killed_is_named_with_its_signal_and_replaced() -> 
 async def test_a_command_that_cannot_be_started_is_tried_again() -> None:
     """A machine without a free process for a moment is no reason to give up."""
     async with watched() as watch:
-        watch.supervisor.start(Part("a", "a", ("/nowhere/at/all",), {}))
+        watch.supervisor.start(ProcessSpec("a", "a", ("/nowhere/at/all",), {}))
         await until(lambda: len(watch.lines()) >= 4)
         assert "a cannot be started: [Errno 2]" in watch.lines()[2]
         assert watch.lines()[3].endswith("next start in 0.2 s")

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local import migrate_log
-from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Options
 from tailrace.proto.errors import LogUnavailable
@@ -105,7 +105,7 @@ async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
         raise LogUnavailable("one stream of nine")
 
     monkeypatch.setattr(stream_copy, "copy", broken_off)
-    await migrate_log.copy([old], options, tmp_path / "moving", Screen(out, width=2, coloured=False))
+    await migrate_log.copy([old], options, tmp_path / "moving", Console(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log is copied anew: one stream of nine\n"
     async with NatsServer(tmp_path / "moving") as server:
         connection = await Connection.open(server.url, "test")

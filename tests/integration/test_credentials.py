@@ -16,8 +16,8 @@ import pytest_asyncio
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import Door
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.auth.signed_tokens import Signature
@@ -86,7 +86,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
     async with NatsServer(tmp_path_factory.mktemp("doors")) as nats:
         await apply_streams(nats.url)
         connection = await Connection.open(nats.url, "test")
-        stored, ring = Keys(connection), KeyRing()
+        stored, ring = Keys(connection), ApiKeyCache()
         keys = {scope: new_key(TENANT, now=1, scopes=[scope]) for scope in SCOPES}
         revoked = new_key(TENANT, now=1, scopes=SCOPES)
         for key in (*keys.values(), revoked):
@@ -102,7 +102,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
         listening = server.listen("127.0.0.1", 0, 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
-            door = Door(settings, ring)
+            door = Authenticator(settings, ring)
             gateway = build(settings, connection, group, draining, door, signature=Signature(b"s" * 32))
             serving = group.create_task(server.serve(app(gateway), listening, stop))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:

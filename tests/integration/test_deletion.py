@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.turns.conversation import place_of
-from tailrace.gateway.turns.conversation_match import Place
+from tailrace.gateway.turns.conversation_match import Position
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
@@ -270,7 +270,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
     first = await posted(gateway)
     session, asked = first["session"], place_of
 
-    async def interrupted(*question: Any) -> Place:
+    async def interrupted(*question: Any) -> Position:
         place = await asked(*question)
         assert await status(gateway, first["links"]["self"]) == 200
         path = {"sessions": f"/v1/sessions/{session}", "turns": first["links"]["self"]}[kind]
@@ -300,7 +300,7 @@ async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it
     first = await posted(gateway)
     session, asked = first["session"], place_of
 
-    async def interrupted(*question: Any) -> Place:
+    async def interrupted(*question: Any) -> Position:
         place = await asked(*question)
         assert (await gateway.client.delete(first["links"]["self"])).status_code == 200
         return place

@@ -19,21 +19,21 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.failover import read_backends
 from tailrace.generators.load_blobs import Blobs
 from tailrace.generators.retry import Retry
 from tailrace.proto import subjects
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import Attempt, Entry, Hold
+from tailrace.proto.entries import Attempt, Entry, Reservation
 from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.models import model_named
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, Services, Slots, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tailrace.proto.usage import Usage
 from tests import handwritten, reading
@@ -451,7 +451,7 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
     counters = Counters(own_connection)
     tokens = subjects.limit(Tenant("tenant"), "tenant", "tokens", "60000-1")
     nusd = subjects.budget(Tenant("tenant"), "tenant", "usd_day", "2026-11-20")
-    held = [Hold(tokens, "tokens", 500), Hold(nusd, "nusd", 10**9)]
+    held = [Reservation(tokens, "tokens", 500), Reservation(nusd, "nusd", 10**9)]
     for hold in held:
         await counters.add(hold.subject, hold.amount)
     async with two_working(own_server.url, claude):
@@ -477,7 +477,7 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
 async def test_what_a_loser_used_is_added_once(connection: Connection, tenant: Tenant, key: TurnKey) -> None:
     """However often it is said."""
     subject = subjects.limit(tenant, "tenant", "tokens", "60000-1")
-    request = handwritten.request(holds=[Hold(subject, "tokens", 500)])
+    request = handwritten.request(holds=[Reservation(subject, "tokens", 500)])
     settlement = Settlement(Counters(connection), Slots(connection))
     for _ in range(3):
         await settlement.add(request, f"{key.turn}.1", Usage(input_tokens=7, output_tokens=1), 0)
@@ -598,9 +598,9 @@ async def test_what_works_in_a_folder_is_not_asked_twice_at_once(
     own_connection: Connection, own_log: TurnLog, late: Late
 ) -> None:
     """Two of Claude Code would work on the same files, whoever's list of backends has it."""
-    carrier = Carrier(
+    carrier = TurnRunner(
         own_log,
-        Blobs(Bodies(own_connection), Room(1)),
+        Blobs(Bodies(own_connection), ByteSemaphore(1)),
         {"claude_code": Unasked()},
         read_backends("claude_code"),
         Retry(tries_max=1, wait_s=0, wait_max_s=0),

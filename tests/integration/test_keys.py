@@ -12,13 +12,13 @@ from nats.js.api import KeyValueConfig
 from starlette.requests import Request
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import Keys, Place
+from tailrace.proto.nats.api_keys import KeyPosition, Keys
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 from tests.conftest import apply_streams
 from tests.until import until
@@ -38,7 +38,7 @@ def keys(own_connection: Connection) -> Keys:
 
 
 @asynccontextmanager
-async def kept_up(ring: KeyRing, keys: Keys, connection: Connection) -> AsyncIterator[KeyRing]:
+async def kept_up(ring: ApiKeyCache, keys: Keys, connection: Connection) -> AsyncIterator[ApiKeyCache]:
     keeping = asyncio.create_task(ring.keep_up(keys, connection))
     try:
         yield ring
@@ -49,15 +49,15 @@ async def kept_up(ring: KeyRing, keys: Keys, connection: Connection) -> AsyncIte
 
 
 @pytest.fixture
-async def ring(keys: Keys, own_connection: Connection) -> AsyncIterator[KeyRing]:
+async def ring(keys: Keys, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
     """A ring that keeps up, as in a gateway."""
-    ring = KeyRing()
+    ring = ApiKeyCache()
     await ring.load(keys)
     async with kept_up(ring, keys, own_connection):
         yield ring
 
 
-async def found(ring: KeyRing, key: NewKey) -> Caller | None:
+async def found(ring: ApiKeyCache, key: NewKey) -> Principal | None:
     return await ring.verify(key.secret.encode(), ASKING)
 
 
@@ -93,7 +93,7 @@ async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_conne
     made = [a_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
     await keys.revoke(made[7].record.id, 1)
-    ring = KeyRing()
+    ring = ApiKeyCache()
     await ring.load(keys)
     callers = [await found(ring, key) for key in made]
     assert [caller.tenant if caller else None for caller in callers] == [
@@ -103,13 +103,13 @@ async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_conne
 
 
 @pytest.mark.rule("R38")
-async def test_a_key_is_heard_of_and_so_is_its_end(ring: KeyRing, keys: Keys) -> None:
+async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: Keys) -> None:
     """What its record says is the caller's; whoever watches it is told once it is revoked."""
     key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
     assert await found(ring, key) is None
     await keys.create(key.record)
     await until(lambda: found(ring, key))
-    assert await found(ring, key) == Caller(
+    assert await found(ring, key) == Principal(
         ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0}
     )
     with ring.watched(key.record.id) as gone:
@@ -128,7 +128,7 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
     """A ring that hears nothing, as of a bucket that republishes nothing, is a second behind and no more."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
-    ring, key = KeyRing(), a_key()
+    ring, key = ApiKeyCache(), a_key()
     await ring.load(keys)
     async with kept_up(ring, keys, own_connection):
         await keys.create(key.record)
@@ -139,7 +139,7 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
 
 @pytest.mark.rule("R38")
 async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_again(
-    own_server: NatsServer, ring: KeyRing, keys: Keys
+    own_server: NatsServer, ring: ApiKeyCache, keys: Keys
 ) -> None:
     """A broker that falls over locks nobody out; what happened meanwhile is heard of when it is back."""
     key, other = a_key(), a_key()
@@ -162,7 +162,7 @@ async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_ag
 
 @pytest.mark.rule("R38")
 async def test_keys_of_a_bucket_that_is_gone_are_gone(
-    own_server: NatsServer, ring: KeyRing, keys: Keys, own_connection: Connection
+    own_server: NatsServer, ring: ApiKeyCache, keys: Keys, own_connection: Connection
 ) -> None:
     """Made anew, its numbers begin at 1 again: a ring that went by them alone would believe the old ones for ever."""
     old, young = a_key(), a_key()
@@ -181,7 +181,7 @@ async def test_keys_of_a_bucket_that_is_gone_are_gone(
 
 @pytest.mark.rule("R38")
 async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
-    ring: KeyRing, keys: Keys, own_connection: Connection
+    ring: ApiKeyCache, keys: Keys, own_connection: Connection
 ) -> None:
     """`nats kv del KEYS …`: whoever holds the broker may do so."""
     key = a_key()
@@ -203,7 +203,7 @@ async def test_a_record_that_nobody_can_read_opens_nothing(
     await bucket.put("key_0123456789abcdef", payload)
     await bucket.put("key_0000000000000000", msgspec.json.encode(moved.record))
     await keys.create(key.record)
-    ring = KeyRing()
+    ring = ApiKeyCache()
     await ring.load(keys)
     assert await found(ring, key) is not None
     assert await found(ring, moved) is None
@@ -213,7 +213,7 @@ async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys
     """And those that it knows are."""
     key = a_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
-    ring = KeyRing()
+    ring = ApiKeyCache()
     await ring.load(keys)
     caller = await found(ring, key)
     assert caller is not None
@@ -245,12 +245,12 @@ async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_conne
 
 
 async def test_while_nats_has_no_answer_it_is_asked_no_more_often(
-    own_server: NatsServer, own_connection: Connection, keys: Keys, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+    own_server: NatsServer, own_connection: Connection, keys: Keys, ring: ApiKeyCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back without its log, and away again: what fails at once and is asked again at once lets nothing else run."""
     place, failed = Keys.place, 0
 
-    async def counted(asked: Keys) -> Place:
+    async def counted(asked: Keys) -> KeyPosition:
         nonlocal failed
         try:
             return await place(asked)

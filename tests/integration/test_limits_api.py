@@ -16,7 +16,7 @@ import pytest
 from tailrace.deploy.cli.keys import create
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.cost_estimate import NOTHING
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import TENANT, owners, quota
@@ -109,7 +109,7 @@ def limiter_of(connection: Connection, limits: Limits, now: float) -> Limiter:
 async def spent(connection: Connection, tenant: Tenant, limits: Limits) -> int:
     """What the day's counter of the fixtures' key holds, in nano-dollars."""
     name = f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"
-    limited = quota(owners(Caller(tenant, name), limits, NONE)[0], "usd_day", time.time())
+    limited = quota(owners(Principal(tenant, name), limits, NONE)[0], "usd_day", time.time())
     assert limited is not None
     return await Counters(connection).add(limited.subject, 0)
 
@@ -156,10 +156,10 @@ async def test_a_batch_keeps_no_place_of_its_key_beside_none_of_its_tenant(
     """It would be held as long as the batch runs, and nothing would run in it."""
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
-    async with limiter.admission(Caller(tenant)) as admission:
+    async with limiter.admission(Principal(tenant)) as admission:
         _, holds, running = await admission.batch(TurnId(new_id()), [NOTHING] * 3, 3)
         admission.keep()
-    held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Caller(tenant))]
+    held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 
 
@@ -247,7 +247,7 @@ async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
     connection: Connection, tenant: Tenant
 ) -> None:
     """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
-    caller, limits = Caller(tenant), Limits(running=1)
+    caller, limits = Principal(tenant), Limits(running=1)
     (owner, _) = owners(caller, limits, NONE)
     assert await Slots(connection).take(tenant, owner.name, "running", 1, new_id()) is not None
     now, later = (limiter_of(connection, limits, time.time() + after_s) for after_s in (0, 90))
@@ -612,7 +612,7 @@ async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
             assert read.status_code == 200
             # Longer than a place lives that nobody renews.
             slots = Slots(own_connection)
-            (owner, _) = owners(Caller(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), NONE, NONE)
+            (owner, _) = owners(Principal(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), NONE, NONE)
             assert owner.name != TENANT
             (first,) = await slots.held(tenant, owner.name, "streams")
 

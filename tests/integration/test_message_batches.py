@@ -27,7 +27,7 @@ from tailrace.proto.errors import BackendError, FenceLost, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
 from tailrace.proto.nats import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests import batching, processes
 from tests.answering import ask, ended, is_acknowledged, shorten_lease, stats, words, working
@@ -489,7 +489,7 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
         name="frozen",
         places=1,
         message_batches=frozen,
-        blobs=Blobs(bodies, Room(1)),
+        blobs=Blobs(bodies, ByteSemaphore(1)),
     )
     carrying = asyncio.create_task(carrier.carry(key))
     await frozen.is_there.wait()
@@ -549,7 +549,7 @@ async def test_results_that_break_off_are_read_again(
         name="g",
         places=1,
         message_batches=door,
-        blobs=Blobs(bodies, Room(1)),
+        blobs=Blobs(bodies, ByteSemaphore(1)),
     )
     turn = await carrier.carry(key_of(tenant, batch))
     assert (turn.outcome, door.times) == ("completed", 2)

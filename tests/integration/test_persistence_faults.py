@@ -23,7 +23,7 @@ from tailrace.persistence.rows import Row
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreError
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.answering import words, working
@@ -296,7 +296,7 @@ def remount(disk: Path, how: str) -> None:
 class Dying(Store):
     """A store that does not come to its transaction."""
 
-    async def record(self, _: Sequence[Row], __: Seq = NOTHING) -> None:
+    async def record(self, _: Sequence[Row], __: Seq = BEFORE_FIRST) -> None:
         self.reached.set()
         await asyncio.Event().wait()
 

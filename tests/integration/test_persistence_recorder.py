@@ -18,7 +18,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import ending
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, streams
 from tailrace.proto.nats.step import Page, Read
 from tailrace.proto.records import AskTurn, TurnRecord, record
@@ -105,7 +105,7 @@ async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Sto
 class Stuck(Store):
     """A store that has committed and does not come back until it is let."""
 
-    async def record(self, rows: Sequence[Row], reached: Seq = NOTHING) -> None:
+    async def record(self, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
         await super().record(rows, reached)
         self.committed.set()
         await self.let.wait()
@@ -319,7 +319,7 @@ async def test_a_read_that_is_behind_is_not_recorded_as_the_end(
         async def _page(self, key: TurnKey, read: Read) -> Page:
             nonlocal behind
             page = await super()._page(key, read)
-            if read.after != NOTHING:
+            if read.after != BEFORE_FIRST:
                 return page
             behind += 1
             return Page(page.entries[:1], is_last=True)

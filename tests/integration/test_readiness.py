@@ -9,7 +9,7 @@ import pytest
 
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import free
-from tailrace.deploy.local.readiness import Answer, Question, ask, parse, ready
+from tailrace.deploy.local.readiness import Answer, HealthCheck, ask, parse, ready
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
     """A gateway says 200 as soon as one generator answers: the second one is asked itself."""
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
     async with answering(waiting, waiting, done) as part, answering(http(200, "{}")) as port:
-        question = Question(part, "/metrics", "tailrace_ready 1.0")
+        question = HealthCheck(part, "/metrics", "tailrace_ready 1.0")
         await ready("127.0.0.1", port, {"generator-2": question})
         assert await ask("127.0.0.1", part) == Answer(200, "tailrace_ready 1.0")
 
@@ -61,7 +61,7 @@ async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(200, "tailrace_ready 0.0\n")) as part, answering(http(200, "{}")) as port:
         with pytest.raises(UpRefused) as refusal:
-            await ready("127.0.0.1", port, {"generator-2": Question(part, "/metrics", "tailrace_ready 1.0")})
+            await ready("127.0.0.1", port, {"generator-2": HealthCheck(part, "/metrics", "tailrace_ready 1.0")})
     assert str(refusal.value) == "not ready after 0.3 s: nothing of generator-2; see the lines above"
 
 

@@ -20,7 +20,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.model_records import AskTokenCount
-from tailrace.proto.nats import Bodies, Connection, Holds, TurnLog, blob_holds
+from tailrace.proto.nats import BlobPins, Bodies, Connection, TurnLog, blob_holds
 from tailrace.proto.records import AskTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.answering import ended, working
@@ -203,7 +203,7 @@ async def test_what_is_asked_while_its_picture_is_deleted_has_it(
     async def deletion() -> None:
         assert await delete(gateway, first) == 200
 
-    method = {"holding": (Holds, "take"), "looking": (Bodies, "put"), "asking": (TurnLog, "append")}[step]
+    method = {"holding": (BlobPins, "take"), "looking": (Bodies, "put"), "asking": (TurnLog, "append")}[step]
     with monkeypatch.context() as patched:
         before(*method, deletion, patched)
         second = await shown(gateway, picture)
@@ -240,7 +240,7 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
 
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize(
-    "step", [(Bodies, "condemn"), (Holds, "is_held"), (Store, "used"), (Bodies, "purge"), (Store, "settle")]
+    "step", [(Bodies, "condemn"), (BlobPins, "is_held"), (Store, "used"), (Bodies, "purge"), (Store, "settle")]
 )
 async def test_what_is_asked_between_two_steps_of_a_deletion_has_its_picture(
     own_server: NatsServer,
@@ -286,10 +286,10 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
 ) -> None:
     """Who deletes waits for the database once more, after it has condemned: without that, this one is never seen."""
     asked: list[dict[str, Any]] = []
-    waited, is_held, record, caught_up = asyncio.Event(), Holds.is_held, Store.record, catch_up.catch_up
+    waited, is_held, record, caught_up = asyncio.Event(), BlobPins.is_held, Store.record, catch_up.catch_up
     waited.set()
 
-    async def post(self: Holds, tenant: Tenant, sha256: str) -> bool:
+    async def post(self: BlobPins, tenant: Tenant, sha256: str) -> bool:
         if not asked:
             waited.clear()
             asked.append((await own_gateway.client.post("/v1/turns", json={"messages": showing(picture)})).json())
@@ -303,7 +303,7 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
         waited.set()
         await caught_up(*given)
 
-    monkeypatch.setattr(Holds, "is_held", post)
+    monkeypatch.setattr(BlobPins, "is_held", post)
     monkeypatch.setattr(Store, "record", behind)
     monkeypatch.setattr("tailrace.persistence.__main__.catch_up", waits)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
@@ -330,16 +330,16 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A leader that has just woken up knows nothing of what came while it slept: one no proves nothing (R14)."""
-    bodies, holder = Bodies(house_log._connection), Holds(house_log._connection)
+    bodies, holder = Bodies(house_log._connection), BlobPins(house_log._connection)
     await bodies.put(tenant, {name(picture): picture.encode()})
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
         await store.release(tenant, f'["{name(picture)}"]')
-        settling = blob_gc.Releases(store, bodies, Holds(house_log._connection), no_wait)
+        settling = blob_gc.Releases(store, bodies, BlobPins(house_log._connection), no_wait)
         async with holder.until_asked(tenant, "asking"):
             await holder.take(tenant, "asking", [name(picture)])
-            denied_once(Holds, "is_held", False, monkeypatch)
+            denied_once(BlobPins, "is_held", False, monkeypatch)
             await settling.settle(tenant)
             assert await is_there(gateway, picture)
             assert await store.released(tenant) == [name(picture)]
@@ -360,7 +360,7 @@ async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
         await store.migrate()
         await store.release(tenant, f'["{name(picture)}"]')
         denied_once(Bodies, "condemn", None, monkeypatch)
-        await blob_gc.Releases(store, bodies, Holds(house_log._connection), no_wait).settle(tenant)
+        await blob_gc.Releases(store, bodies, BlobPins(house_log._connection), no_wait).settle(tenant)
     finally:
         await store.close()
     assert await stored(house_log._connection, tenant) == []
@@ -406,7 +406,7 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
     database, bodies = tmp_path / "tailrace.db", Bodies(own_log._connection)
     monkeypatch.setattr(blob_gc, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(blob_gc, "WOKEN_WAIT_S", 0.001)
-    steps = ((Bodies, "condemn"), (Holds, "is_held"), (Store, "used"), (Bodies, "_purge"), (Store, "settle"))
+    steps = ((Bodies, "condemn"), (BlobPins, "is_held"), (Store, "used"), (Bodies, "_purge"), (Store, "settle"))
     broken = range(1, 20)
     for last in broken:
         content = b64encode(os.urandom(90_000))
@@ -515,7 +515,7 @@ async def test_a_database_of_before_learns_who_refers_to_what(
         assert await stored(own_log._connection, tenant) == []
 
 
-async def fails(holder: Holds, tenant: Tenant, error: Exception) -> None:
+async def fails(holder: BlobPins, tenant: Tenant, error: Exception) -> None:
     async with holder.until_asked(tenant, "mine"):
         await holder.take(tenant, "mine", ["a"])
         raise error
@@ -524,7 +524,7 @@ async def fails(holder: Holds, tenant: Tenant, error: Exception) -> None:
 @pytest.mark.rule("R34")
 async def test_a_hold_is_somebodys_and_ends_with_what_they_do(connection: Connection, tenant: Tenant) -> None:
     """Of one tenant, one blob; another holder's stays; who takes nothing lets go of nothing."""
-    mine, theirs = Holds(connection), Holds(connection)
+    mine, theirs = BlobPins(connection), BlobPins(connection)
     async with mine.until_asked(tenant, "mine"):
         assert not await mine.is_held(tenant, "a")
         await mine.take(tenant, "mine", ["a", "b"])
@@ -540,7 +540,7 @@ async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
     connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log may store what was asked later; after ten minutes it will not, and the hold is void."""
-    mine = Holds(connection)
+    mine = BlobPins(connection)
     with pytest.raises(LogUnavailable):
         await fails(mine, tenant, LogUnavailable("unclear"))
     assert await mine.is_held(tenant, "a")
@@ -550,7 +550,7 @@ async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
 
 async def test_what_is_refused_holds_nothing(connection: Connection, tenant: Tenant) -> None:
     """Nothing of it is in the log, nor will be."""
-    mine = Holds(connection)
+    mine = BlobPins(connection)
     with pytest.raises(LogFull):
         await fails(mine, tenant, LogFull("full"))
     assert not await mine.is_held(tenant, "a")

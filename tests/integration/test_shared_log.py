@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tailrace.deploy.local import migrate_log
-from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import SHARED, NatsServer, stored
 from tailrace.deploy.local.options import Options
@@ -69,7 +69,7 @@ async def test_what_one_server_has_stored_is_the_logs_own_now(tmp_path: Path) ->
     options, out = Options(folder=tmp_path), io.StringIO()
     await store(options)
     for _ in range(2):
-        await migrate_log.move(options, Screen(out, width=2, coloured=False))
+        await migrate_log.move(options, Console(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log has an account of its own in NATS now\n"
     assert await found(options) == (2, 1, 1)
 
@@ -79,10 +79,10 @@ async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: 
     three, one = Options(folder=tmp_path, cluster=True), Options(folder=tmp_path)
     await store(three)
     with pytest.raises(UpRefused, match="once without --cluster"):
-        await migrate_log.move(three, Screen(io.StringIO(), width=2, coloured=False))
+        await migrate_log.move(three, Console(io.StringIO(), width=2, coloured=False))
     # One may have lost what it had: the others give it.
     shutil.rmtree(migrate_log.sites_of(three, tmp_path)[-1].store)
-    await migrate_log.move(one, Screen(io.StringIO(), width=2, coloured=False))
+    await migrate_log.move(one, Console(io.StringIO(), width=2, coloured=False))
     (site,) = migrate_log.sites_of(one, tmp_path)
     assert stored(site.store, LOG).exists()
     assert await found(one) == (2, 1, 1)
@@ -99,5 +99,5 @@ async def test_of_two_logs_none_is_taken(tmp_path: Path, cluster: bool) -> None:
         with pytest.raises(
             UpRefused, match=r"there are two logs: .*\$G, of an older version, and .*TAILRACE, of this one\. Move"
         ):
-            await migrate_log.move(wanted, Screen(io.StringIO(), width=2, coloured=False))
+            await migrate_log.move(wanted, Console(io.StringIO(), width=2, coloured=False))
     assert not migrate_log.store_of(other, tmp_path).exists()

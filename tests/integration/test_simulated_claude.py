@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.deploy.simulated_claude.account import Account, Call, Told
+from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.server import serving
 from tests.until import until
 
@@ -247,7 +247,7 @@ async def test_its_account_tells_of_every_call(claude: httpx2.AsyncClient) -> No
     assert before < times[0] < times[-1] < monotonic_ns()
     assert len({call.key for call in told.calls}) == 5
     await claude.post("/_sim/reset")
-    assert await account(claude, lambda _: True) == Told([], 0)
+    assert await account(claude, lambda _: True) == AccountReport([], 0)
 
 
 async def test_its_account_says_that_a_client_left_because_of_what_nobody_can_read(claude: httpx2.AsyncClient) -> None:
@@ -288,7 +288,7 @@ def test_an_account_that_is_too_long_says_how_much_it_has_forgotten() -> None:
     assert ([call.number for call in kept.calls], kept.forgotten) == ([4, 5], 3)
 
 
-async def account(claude: httpx2.AsyncClient, is_there: Callable[[Call], bool]) -> Told | None:
+async def account(claude: httpx2.AsyncClient, is_there: Callable[[Call], bool]) -> AccountReport | None:
     """What it tells of its calls, once all of them are as they are to be."""
-    told = msgspec.json.decode((await claude.get("/_sim/calls")).content, type=Told)
+    told = msgspec.json.decode((await claude.get("/_sim/calls")).content, type=AccountReport)
     return told if all(map(is_there, told.calls)) else None

@@ -7,16 +7,16 @@ from signal import SIGKILL
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.reader_counts import Crowd, Room
-from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
-from tailrace.proto.nats.slots import Place
+from tailrace.proto.nats.slots import Slot
 from tests.until import until
 
 
@@ -152,7 +152,7 @@ class Meeting(Slots):
         super().__init__(connection)
         self.is_renewed, self.is_given_up = asyncio.Event(), asyncio.Event()
 
-    async def renew(self, place: Place, holder: str, life_s: int) -> Place | None:
+    async def renew(self, place: Slot, holder: str, life_s: int) -> Slot | None:
         renewed = await super().renew(place, holder, life_s)
         self.is_renewed.set()
         await self.is_given_up.wait()
@@ -170,7 +170,7 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     monkeypatch.setattr(stream_slots, "RENEW_EVERY_S", 0.01)
     slots, one = Meeting(connection), Limits(streams=1)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
-    streams, caller = OpenStreams(limiter, Crowd(Room(9, 9, 9))), Caller(tenant)
+    streams, caller = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)
     watching = asyncio.create_task(streams.watch())
     async with streams.counted({"state": {"caller": caller}}):
         await slots.is_renewed.wait()

@@ -17,7 +17,7 @@ from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Entry, Stored, kind_of
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.nats.step import BATCH, Reached, Steps
 from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
@@ -97,7 +97,7 @@ async def follow() -> AsyncIterator[Any]:
     """Starts followers, and ends them with the test."""
     followers: list[Follower] = []
 
-    def start(log: TurnLog, key: TurnKey, after: Seq = NOTHING) -> Follower:
+    def start(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> Follower:
         followers.append(Follower(log, key, after))
         return followers[-1]
 
@@ -445,7 +445,7 @@ async def test_the_leader_says_which_entry_of_a_turn_is_the_last(log: TurnLog, k
     assert await log.take(key, asked()) == writer.chain.last
     await writer.end()
     assert await log.take(key, asked()) == writer.chain.last
-    assert await log.take(TurnKey(key.tenant, TurnId(new_id())), asked()) == NOTHING
+    assert await log.take(TurnKey(key.tenant, TurnId(new_id())), asked()) == BEFORE_FIRST
 
 
 @pytest.mark.rule("R14")

@@ -23,7 +23,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Failure, Outcome, Stored
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
 from tailrace.proto.nats.leases import backlog_of
 from tailrace.proto.records import TurnRecord, record
@@ -558,7 +558,7 @@ async def test_what_cannot_be_read_is_told_later_in_order(
     read = TurnLog.replay
     failed: list[TurnKey] = []
 
-    async def fails_at_times(log: TurnLog, key: TurnKey, after: Seq = NOTHING, limit: int = 512) -> list[Stored]:
+    async def fails_at_times(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512) -> list[Stored]:
         if len(failed) < 3 and key == keys[len(failed)]:
             failed.append(key)
             raise LogUnavailable("the log does not answer")

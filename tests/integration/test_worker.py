@@ -17,7 +17,7 @@ from tailrace.deploy.local.ports import free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.__main__ import batches_of
-from tailrace.generators.attempt import Carrier
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.failover import read_backends
 from tailrace.generators.load_blobs import Blobs
@@ -26,7 +26,7 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.answering import (
     ask,
@@ -413,10 +413,10 @@ class Broken:
 @pytest.mark.rule("F27")
 async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
-    blobs = Blobs(Bodies(own_connection), Room(1))
+    blobs = Blobs(Bodies(own_connection), ByteSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     rotas = read_backends("broken")
-    carrier = Carrier(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
+    carrier = TurnRunner(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     settlement = Settlement(Counters(own_connection), Slots(own_connection))
     batches = batches_of(own_connection, "g", 1, blobs, None)

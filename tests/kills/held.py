@@ -17,7 +17,7 @@ import structlog
 from tailrace.generators import delta_buffer
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Request
-from tailrace.proto.fold import NOBODY, Turn
+from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Recorder
@@ -54,7 +54,7 @@ def hold(gate: Gate, role: str) -> None:
     left: dict[TurnKey, int] = {}
     unacknowledged: set[TurnKey] = set()
 
-    async def held_turn(self: TurnLog, key: TurnKey, so_far: Turn = NOBODY) -> Turn:
+    async def held_turn(self: TurnLog, key: TurnKey, so_far: Turn = EMPTY_TURN) -> Turn:
         found = await turn(self, key, so_far)
         place = place_of(found.request) if found.request and not found.attempt and role == HOLDS else None
         if place is not None and key not in left:

@@ -5,7 +5,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import NOTHING
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.replay import folded_now
 from tailrace.proto.nats.step import Steps
@@ -77,7 +77,7 @@ class Looking(Process):
         self.reader = reader
         self.less: list[str] = []
         """When he was told less than he had been before."""
-        self._had = NOTHING
+        self._had = BEFORE_FIRST
 
     def look(self) -> None:
         if not self.is_busy:

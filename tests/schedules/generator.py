@@ -11,7 +11,7 @@ import msgspec
 from tailrace.generators.attempt import stored
 from tailrace.generators.budget import closing
 from tailrace.generators.continuation import Continuation, continuation_of
-from tailrace.generators.delta_buffer import Outbox, Outgoing
+from tailrace.generators.delta_buffer import DeltaBuffer, Outgoing
 from tailrace.generators.failover import Rotas, Source
 from tailrace.generators.hedging import is_due, is_first
 from tailrace.generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
@@ -137,7 +137,7 @@ class Worker(Process):
                 case Complete(fits):
                     return (yield from self._end(turn, "completed", fits=fits))
                 case Close():
-                    outbox = Outbox()
+                    outbox = DeltaBuffer()
                     for event in closing(turn):
                         outbox.put(event)
                     turn = yield from self._write(turn, outbox, iter(()), None)
@@ -196,7 +196,7 @@ class Worker(Process):
             yield from self._wait_for_token(turn.chain.last, go)
         hedge_ = taken if go.is_hedge else None
         turn = yield from self._write(
-            turn, Outbox(is_held=is_raced), iter(said), continuation, hedge_, is_held=is_raced
+            turn, DeltaBuffer(is_held=is_raced), iter(said), continuation, hedge_, is_held=is_raced
         )
         self._is_attempting = False
         self._raced = None
@@ -218,7 +218,7 @@ class Worker(Process):
     def _write(
         self,
         turn: Turn,
-        outbox: Outbox,
+        outbox: DeltaBuffer,
         said: Iterator[bytes],
         continuation: Continuation | None,
         hedge: Attempt | None = None,
@@ -283,7 +283,7 @@ class Worker(Process):
                 return with_it
 
 
-def _taken(outbox: Outbox) -> Outgoing | None:
+def _taken(outbox: DeltaBuffer) -> Outgoing | None:
     """What the outbox gives at once: it has something, or is closed."""
     try:
         outbox.take().send(None)

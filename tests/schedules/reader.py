@@ -6,7 +6,7 @@ from typing import Any
 
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.step import Hear, Steps
 from tailrace.proto.subjects import TurnKey
@@ -31,7 +31,7 @@ class Reading(Process):
         """When he was told that a turn is unknown whose request had been acknowledged."""
         self.is_known: Callable[[], bool] = lambda: False
         self._cuts = cuts
-        self._cursor: Seq = NOTHING
+        self._cursor: Seq = BEFORE_FIRST
         self._frames: list[Frame] = []
         self._follower: Follower | None = None
         self._heard: deque[Stored] = deque()
@@ -128,7 +128,7 @@ class Reading(Process):
                 # What he was told last was a fork's. His story is void, and he begins anew.
                 self._leave("cut")
                 self.broken.append(self.told)
-                self.told, self.connections, self._cursor = [], [], NOTHING
+                self.told, self.connections, self._cursor = [], [], BEFORE_FIRST
             case TurnUnknown() | LogUnavailable():
                 self._leave("cut")
                 if isinstance(how, TurnUnknown) and self._was_known:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import NOTHING, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.step import Confirm, Page, Pause, Publish, Reached, Read, Step, Unclear
 from tests.handwritten import NOON
 from tests.schedules.faults import KIND_AFTER_PUBLISHES, KIND_AFTER_S, Faults
@@ -42,7 +42,7 @@ class Stream:
         self.world = world
         self.faults = faults
         self.stored: list[Stored] = []
-        self.tail: Seq = NOTHING
+        self.tail: Seq = BEFORE_FIRST
         self.publishes = 0
         self.is_fenced = True
         self.has_end = False
@@ -162,7 +162,7 @@ class Stream:
         world = self.world
         if world.chance() < 0.5:
             return PUBLISH_TIMEOUT_S, Unclear("no leader", is_answered=False)
-        unheard = [NOTHING, *(stored.seq for stored in self.stored)][-UNHEARD_MAX:]
+        unheard = [BEFORE_FIRST, *(stored.seq for stored in self.stored)][-UNHEARD_MAX:]
         if fence not in unheard:
             return 0.001, Unclear("10071")
         seq = self.store(entry)
@@ -209,8 +209,8 @@ class Stream:
         if self._asks_who_woke():
             self.done.append("old leader")
             seen_s = self._slept_since_s
-        found = self._page(Seq(max(step.seq - 1, NOTHING)), 1, seen_s).entries
-        return 0.001, found != [] and step.seq in (NOTHING, found[0].seq)
+        found = self._page(Seq(max(step.seq - 1, BEFORE_FIRST)), 1, seen_s).entries
+        return 0.001, found != [] and step.seq in (BEFORE_FIRST, found[0].seq)
 
     def _reached(self, _: Reached) -> Answer:
         seen_s = self.world.now_s
@@ -223,7 +223,7 @@ class Stream:
             self.done.append("old leader")
             seen_s = self._slept_since_s
         last = bisect_right(self._times, seen_s)
-        return 0.001, self._seqs[last - 1] if last else NOTHING
+        return 0.001, self._seqs[last - 1] if last else BEFORE_FIRST
 
     def _asks_who_woke(self) -> bool:
         return self.world.now_s < self._woken_until_s and not self.is_kind and self.world.chance() < 0.5

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http import slow_body
-from tailrace.gateway.http.slow_body import Arrival
+from tailrace.gateway.http.slow_body import SlowBodyTimeout
 from tailrace.proto.errors import Refused
 
 SCOPE: Scope = {"type": "http", "method": "POST", "headers": []}
@@ -59,7 +59,7 @@ async def received(receive: Receive, *, rate_min: int = 100, pause_s: float = 0)
             await asyncio.sleep(pause_s)
 
     async with asyncio.timeout(5):
-        await Arrival(route, rate_min)(SCOPE, receive, send)
+        await SlowBodyTimeout(route, rate_min)(SCOPE, receive, send)
     return size
 
 
@@ -107,4 +107,4 @@ async def test_who_is_answered_without_being_read_is_only_listened_to() -> None:
         assert not done
         listening.cancel()
 
-    await Arrival(route, 100)(SCOPE, silence, send)
+    await SlowBodyTimeout(route, 100)(SCOPE, silence, send)

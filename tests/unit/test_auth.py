@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import LOCAL, Door
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.errors import Refused, SettingsInvalid
@@ -23,14 +23,14 @@ def asking(*headers: tuple[bytes, bytes]) -> Request:
     return Request({"type": "http", "method": "GET", "headers": list(headers)})
 
 
-def door(**given: object) -> Door:
-    return Door(Settings(**given), KeyRing())  # type: ignore[arg-type]
+def door(**given: object) -> Authenticator:
+    return Authenticator(Settings(**given), ApiKeyCache())  # type: ignore[arg-type]
 
 
 async def test_a_key_is_its_tenants() -> None:
     """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
     keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
-    alice, bob = Caller(Tenant("alice"), f"env_{HASH[:12]}"), Caller(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
+    alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
     assert await keys.caller(asking((b"x-api-key", b"secret"))) == alice
     assert await keys.caller(asking((b"authorization", b"Bearer other"))) == bob
 
@@ -96,7 +96,7 @@ def test_loopback_needs_none_until_there_is_one(host: str, allow_anonymous: bool
     assert not used(open_door).is_open
 
 
-def used(a_door: Door) -> Door:
+def used(a_door: Authenticator) -> Authenticator:
     """As where a key was made, and revoked again."""
     key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
     revoked = msgspec.structs.replace(key, revoked_at=2)
@@ -129,25 +129,25 @@ def test_keys_that_cannot_be_read_stop_the_start(api_keys: str) -> None:
 class Exchanged:
     """A kind of credential that looks after nothing but itself."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Principal) -> None:
         self._caller = caller
 
-    async def verify(self, _token: bytes, _request: Request) -> Caller | None:
+    async def verify(self, _token: bytes, _request: Request) -> Principal | None:
         return self._caller
 
 
 @pytest.mark.parametrize(
     ("caller", "is_good"),
     [
-        (Caller(Tenant("alice"), "key_ffffffffffffffff"), False),
-        (Caller(Tenant("alice"), until=1.0), False),
-        (Caller(Tenant("alice"), "key_ffffffffffffffff", until=4e9), False),
-        (Caller(Tenant("alice"), until=4e9), True),
-        (Caller(Tenant("alice"), f"env_{HASH[:12]}"), True),
-        (Caller(Tenant("alice"), "jwt_ffffffffffffffff"), True),
+        (Principal(Tenant("alice"), "key_ffffffffffffffff"), False),
+        (Principal(Tenant("alice"), until=1.0), False),
+        (Principal(Tenant("alice"), "key_ffffffffffffffff", until=4e9), False),
+        (Principal(Tenant("alice"), until=4e9), True),
+        (Principal(Tenant("alice"), f"env_{HASH[:12]}"), True),
+        (Principal(Tenant("alice"), "jwt_ffffffffffffffff"), True),
     ],
 )
-async def test_what_a_key_was_exchanged_for_ends_with_it_whoever_verifies_it(caller: Caller, is_good: bool) -> None:
+async def test_what_a_key_was_exchanged_for_ends_with_it_whoever_verifies_it(caller: Principal, is_good: bool) -> None:
     """One check for all kinds: a key that is not there any more, and a time that is over."""
     keys = door(api_keys=f"bob:{OTHER_HASH}")
     keys.take(Exchanged(caller))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tailrace.gateway.turns import read_body
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 
 PLAIN = (b"content-type", b"application/json")
@@ -119,8 +119,8 @@ def test_what_would_have_fitted_is_named(raw: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "kind", "is_explained"),
     [
-        *((name, Ask, True) for name in ("temperature", "top_p", "top_k")),
-        ("presence", Ask, False),
+        *((name, NewTurn, True) for name in ("temperature", "top_p", "top_k")),
+        ("presence", NewTurn, False),
         ("temperature", Shape, False),
     ],
 )

@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.chat_parameters import FOREIGN
 from tailrace.gateway.clients.openai.chat_request import ChatRequest
 from tailrace.gateway.clients.openai.unsupported import Asked
 from tailrace.gateway.turns.read_body import decode
-from tailrace.gateway.turns.request_body import Ask, check
+from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
@@ -58,7 +58,7 @@ def text(said: str, **further: object) -> dict[str, Any]:
 
 def test_a_question_is_the_same_question() -> None:
     """Nothing is asked that was not, and each question without a session begins one."""
-    assert asked() == Asked(Ask(messages=[Message("user", "hi")], model=HAIKU), [])
+    assert asked() == Asked(NewTurn(messages=[Message("user", "hi")], model=HAIKU), [])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_has_a_place_of_its_own() -> None:
         "project_id": "p",
     }
     policies = {"on_busy": "branch", "on_interrupt": "fail", "on_disconnect": "cancel"}
-    assert asked(**given, **policies).ask == Ask(
+    assert asked(**given, **policies).ask == NewTurn(
         messages=[Message("user", "hi")],
         model=HAIKU,
         max_tokens=9,

@@ -4,14 +4,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from tailrace.gateway.limits.reader_counts import Crowd, Room, owner_of
+from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits, owner_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
 ALICE, BOB = Tenant("alice"), Tenant("bob")
 
 
-def refusal(crowd: Crowd, tenant: Tenant, address: str) -> tuple[str, bool]:
+def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, bool]:
     """The code, and whether it says when to come again."""
     with pytest.raises(Refused) as refused, crowd.joined(tenant, address):
         pass
@@ -21,15 +21,15 @@ def refusal(crowd: Crowd, tenant: Tenant, address: str) -> tuple[str, bool]:
 @pytest.mark.parametrize(
     ("room", "tenant", "address", "code"),
     [
-        (Room(2, 9, 9), BOB, "10.0.0.9", "gateway_full"),
-        (Room(9, 2, 9), ALICE, "10.0.0.9", "streams_open"),
-        (Room(9, 9, 2), BOB, "10.0.0.1", "streams_open"),
+        (ReaderLimits(2, 9, 9), BOB, "10.0.0.9", "gateway_full"),
+        (ReaderLimits(9, 2, 9), ALICE, "10.0.0.9", "streams_open"),
+        (ReaderLimits(9, 9, 2), BOB, "10.0.0.1", "streams_open"),
     ],
     ids=["all", "tenant", "address"],
 )
-def test_each_kind_has_its_most(room: Room, tenant: Tenant, address: str, code: str) -> None:
+def test_each_kind_has_its_most(room: ReaderLimits, tenant: Tenant, address: str, code: str) -> None:
     """The third is refused, and let in as soon as one has left; nobody else is meant, unless it is all."""
-    crowd = Crowd(room)
+    crowd = ReaderCounts(room)
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
         first.enter_context(crowd.joined(ALICE, "10.0.0.1"))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import LOCAL, Door
-from tailrace.gateway.limits.reader_counts import Crowd, Room
-from tailrace.gateway.limits.stream_slots import OpenStreams
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
+from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
@@ -22,8 +22,8 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 )
 async def test_what_is_away_in_the_middle_cuts_the_body_short(why: Exception) -> None:
     """Its last chunk is missing, so that nobody takes it for the whole; and no traceback is written."""
-    streams: Any = OpenStreams(SimpleNamespace(), Crowd(Room(1, 1, 1)))  # type: ignore[arg-type]
-    gateway: Any = SimpleNamespace(streams=streams, door=Door(Settings(), KeyRing()))
+    streams: Any = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
+    gateway: Any = SimpleNamespace(streams=streams, door=Authenticator(Settings(), ApiKeyCache()))
     sent: list[Message] = []
 
     async def pieces() -> AsyncGenerator[bytes, None]:

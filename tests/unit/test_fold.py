@@ -13,7 +13,7 @@ from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import End, Failure, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from tailrace.proto.fold import NOBODY, Block, Turn, content, fold, text_proof
+from tailrace.proto.fold import EMPTY_TURN, Block, Turn, content, fold, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record
 from tailrace.proto.subjects import TurnKey
@@ -51,8 +51,8 @@ def test_a_whole_turn() -> None:
 @pytest.mark.rule("R25")
 def test_nothing_stored_is_nobody() -> None:
     """An empty log is the turn before it was asked for: running, and without a request."""
-    assert fold([]) == NOBODY
-    assert (NOBODY.outcome, NOBODY.request, NOBODY.text) == ("running", None, "")
+    assert fold([]) == EMPTY_TURN
+    assert (EMPTY_TURN.outcome, EMPTY_TURN.request, EMPTY_TURN.text) == ("running", None, "")
 
 
 @pytest.mark.rule("R20")
@@ -263,7 +263,7 @@ def test_a_whole_turn_may_be_folded_in_two_at_any_entry() -> None:
 @given(logs(), st.data())
 def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st.DataObject) -> None:
     """However a log is cut into pieces, and however often, the turn is the same in all of its fields."""
-    turn, rest = NOBODY, log.stored
+    turn, rest = EMPTY_TURN, log.stored
     while rest:
         count = data.draw(st.integers(1, len(rest)))
         turn, rest = fold(rest[:count], turn), rest[count:]

@@ -10,10 +10,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from tailrace.gateway import error_responses
-from tailrace.gateway.auth.api_keys import KeyRing
-from tailrace.gateway.auth.authenticate import Carrier, Door
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
 from tailrace.gateway.auth.guard import guarded
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.dependencies import caller_of
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
@@ -27,24 +27,24 @@ async def answer(request: Request) -> PlainTextResponse:
 class Takes:
     """A kind of credential that is always good."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Principal) -> None:
         self._caller = caller
 
-    async def verify(self, _token: bytes, _request: Request) -> Caller | None:
+    async def verify(self, _token: bytes, _request: Request) -> Principal | None:
         return self._caller
 
 
-def door(caller: Caller | None) -> Door:
+def door(caller: Principal | None) -> Authenticator:
     """Open, or one that lets `caller` in for anything that is sent as `?ticket=`."""
-    made = Door(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), KeyRing())
+    made = Authenticator(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), ApiKeyCache())
     if caller is not None:
         made.carriers.append(
-            Carrier(lambda request: [b"x"] if "ticket" in request.query_params else [], [Takes(caller)])
+            CredentialSource(lambda request: [b"x"] if "ticket" in request.query_params else [], [Takes(caller)])
         )
     return made
 
 
-async def status(path: str, url: str, caller: Caller | None, method: str = "GET") -> int:
+async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
     route = guarded(Route(path, answer, methods=["GET", "POST"]))
     app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
     app.state.gateway = SimpleNamespace(door=door(caller))
@@ -52,8 +52,8 @@ async def status(path: str, url: str, caller: Caller | None, method: str = "GET"
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 
 
-@pytest.mark.parametrize("caller", [None, Caller(Tenant("alice"), "key_1")])
-async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Caller | None) -> None:
+@pytest.mark.parametrize("caller", [None, Principal(Tenant("alice"), "key_1")])
+async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Principal | None) -> None:
     """Whoever forgets the row has made a route that is refused, not one that is open; so it is with a method."""
     assert await status("/v1/forgotten", "/v1/forgotten?ticket=x", caller) == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "POST") == 403
@@ -74,7 +74,7 @@ async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Caller | None) -
 )
 async def test_who_may_see_one_turn_sees_no_other_and_nothing_else(path: str, url: str, expected: int) -> None:
     """Whatever the route calls what it names: only the turn of that name is that turn."""
-    caller = Caller(Tenant("alice"), "key_1", turn=TurnId("mine"))
+    caller = Principal(Tenant("alice"), "key_1", turn=TurnId("mine"))
     assert await status(path, f"{url}?ticket=x", caller) == expected
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies, let_go
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodyLimit, let_go
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
@@ -24,8 +24,8 @@ async def receive() -> Message:
 async def send(_: Message) -> None: ...
 
 
-def large_bodies(route: ASGIApp, timeout_s: float = 1) -> LargeBodies:
-    return LargeBodies(
+def large_bodies(route: ASGIApp, timeout_s: float = 1) -> LargeBodyLimit:
+    return LargeBodyLimit(
         route, ROOM_BYTES, 2 * SMALL_BYTES_MAX, timeout_s, whose=lambda request: Tenant(request.headers["tenant"])
     )
 

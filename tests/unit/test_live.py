@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 
 from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Dialect, Frame
-from tailrace.gateway.streaming.fanout import Live, Lives
+from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import NOTHING, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered, opening
@@ -35,7 +35,7 @@ class Told:
             raise LogUnavailable("?")
         return not self.is_purged
 
-    async def follow(self, _: TurnKey, after: Seq = NOTHING) -> AsyncIterator[list[Stored]]:
+    async def follow(self, _: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncIterator[list[Stored]]:
         queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
         self.told.append(queue)
         self.after.append(after)
@@ -50,8 +50,8 @@ class Told:
             self.told[number].put_nowait(one)
 
 
-async def live_with(told: Told, *heard: list[Stored] | LogError | None, after: Seq = NOTHING) -> Live:
-    live = Live(KEY, after)
+async def live_with(told: Told, *heard: list[Stored] | LogError | None, after: Seq = BEFORE_FIRST) -> TurnFeed:
+    live = TurnFeed(KEY, after)
     async with asyncio.TaskGroup() as group:
         group.create_task(live.follow(cast("TurnLog", told)))
         await told.tell(*heard, None)
@@ -73,7 +73,7 @@ def restarted() -> list[Stored]:
 async def test_a_reader_whose_time_is_up_as_something_comes_is_told_of_it() -> None:
     """The loop may run both before the reader: it was once broken off, for it was not waiting any more."""
     log = answered("a").stored
-    live = Live(KEY, NOTHING)
+    live = TurnFeed(KEY, BEFORE_FIRST)
     changed = asyncio.create_task(live.changed(0, 0))
     await asyncio.sleep(0)
     # The time is up in the loop's next turn, and then this comes; the reader goes on in the one after that.
@@ -84,7 +84,7 @@ async def test_a_reader_whose_time_is_up_as_something_comes_is_told_of_it() -> N
 
 async def test_a_reader_whose_time_is_up_is_not_waited_for() -> None:
     """Whoever leaves, leaves nothing behind."""
-    live = Live(KEY, NOTHING)
+    live = TurnFeed(KEY, BEFORE_FIRST)
     assert not await live.changed(0, 0)
     leaving = asyncio.create_task(live.changed(0, 60))
     await asyncio.sleep(0)
@@ -100,7 +100,7 @@ async def test_a_reader_starts_after_its_cursor() -> None:
     live = await live_with(Told(), stored[2:4], stored[4:], after=stored[1].seq)
     assert [live.reaches(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
     assert not live.reaches(Seq(stored[-1].seq + 1))
-    assert not live.reaches(NOTHING)
+    assert not live.reaches(BEFORE_FIRST)
     assert [live.start(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
 
 
@@ -108,9 +108,9 @@ async def test_who_has_seen_nothing_starts_after_the_last_restart_where_it_could
     """Bare text says the new answer alone; tailrace tells the old one and takes it back."""
     stored = restarted()
     live = await live_with(Told(), stored)
-    start = live.start(NOTHING, TEXT)
+    start = live.start(BEFORE_FIRST, TEXT)
     assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
-    assert live.start(NOTHING, TAILRACE) == 0
+    assert live.start(BEFORE_FIRST, TAILRACE) == 0
     assert live.start(stored[3].seq, TEXT) == 4
 
 
@@ -134,7 +134,7 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
 
 async def test_a_waiting_reader_is_woken_by_entries_by_the_end_and_by_trouble() -> None:
     """And by nothing else: silence is a time-out."""
-    stored, told, live = answered("a").stored, Told(), Live(KEY, NOTHING)
+    stored, told, live = answered("a").stored, Told(), TurnFeed(KEY, BEFORE_FIRST)
     async with asyncio.TaskGroup() as group:
         group.create_task(live.follow(cast("TurnLog", told)))
         await told.tell(stored[:2])
@@ -173,9 +173,9 @@ async def test_readers_of_one_turn_share_one_following() -> None:
     """Also one who comes back within the linger, from anywhere that is known here."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         await_told = group.create_task(told.tell(stored))
-        async with lives.reading(KEY, NOTHING) as first:
+        async with lives.reading(KEY, BEFORE_FIRST) as first:
             await await_told
             async with lives.reading(KEY, stored[1].seq) as second:
                 assert (second is first, first.readers, lives.is_read(KEY)) == (True, 2, True)
@@ -183,14 +183,14 @@ async def test_readers_of_one_turn_share_one_following() -> None:
         async with lives.reading(KEY, stored[2].seq) as again:
             assert again is first
         lives.close()
-    assert told.after == [NOTHING]
+    assert told.after == [BEFORE_FIRST]
 
 
 async def test_who_comes_from_further_back_is_followed_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored[3:]))
         async with lives.reading(KEY, stored[2].seq) as late:
 
@@ -199,26 +199,26 @@ async def test_who_comes_from_further_back_is_followed_from_there() -> None:
                 await told.tell(stored)
 
             group.create_task(tell_early())
-            async with lives.reading(KEY, NOTHING) as early, lives.reading(KEY, stored[4].seq) as third:
+            async with lives.reading(KEY, BEFORE_FIRST) as early, lives.reading(KEY, stored[4].seq) as third:
                 assert (early is late, third is early) == (False, True)
                 assert (late.readers, early.readers) == (1, 2)
         lives.close()
-    assert told.after == [stored[2].seq, NOTHING]
+    assert told.after == [stored[2].seq, BEFORE_FIRST]
 
 
 async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
     """Who comes with a good one while a wrong one is being looked up is not told that his is wrong: a 400 is final."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
 
-        async def come(cursor: Seq) -> Live:
+        async def come(cursor: Seq) -> TurnFeed:
             async with lives.reading(KEY, cursor) as live:
                 return live
 
         wrong = group.create_task(refused(come(Seq(999))))
         await until(lambda: told.told)
-        good = [group.create_task(come(NOTHING)) for _ in range(2)]
+        good = [group.create_task(come(BEFORE_FIRST)) for _ in range(2)]
         await asyncio.sleep(0)
         await told.tell(CursorUnknown("?"))
         await until(lambda: len(told.told) == 2)
@@ -226,10 +226,10 @@ async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
         await wrong
         assert await good[0] is await good[1]
         lives.close()
-    assert told.after == [Seq(999), NOTHING]
+    assert told.after == [Seq(999), BEFORE_FIRST]
 
 
-async def refused(coming: Awaitable[Live]) -> None:
+async def refused(coming: Awaitable[TurnFeed]) -> None:
     with pytest.raises(CursorUnknown):
         await coming
 
@@ -238,9 +238,9 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     """Then nothing is left of it: no following, no entries, no timer."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=0.01)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=0.01)
         group.create_task(told.tell(stored))
-        async with lives.reading(KEY, NOTHING):
+        async with lives.reading(KEY, BEFORE_FIRST):
             pass
         await until(lambda: not lives._lives and not lives._following and not lives._dropping)
 
@@ -249,11 +249,11 @@ async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -
     """It was deleted: whoever has it open may read on, and whoever comes then is told what the log says."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored, None))
-        async with lives.reading(KEY, NOTHING) as first:
+        async with lives.reading(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
-            async with lives.reading(KEY, NOTHING) as second:
+            async with lives.reading(KEY, BEFORE_FIRST) as second:
                 assert second is first
             told.is_purged = True
             group.create_task(tell_more(told, TurnUnknown("?")))
@@ -268,12 +268,12 @@ async def test_a_turn_that_has_ended_is_told_while_the_log_is_away() -> None:
     """What is here is better than nothing, and nobody can say that it is gone."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored, None))
-        async with lives.reading(KEY, NOTHING) as first:
+        async with lives.reading(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
             told.is_away = True
-            async with lives.reading(KEY, NOTHING) as second:
+            async with lives.reading(KEY, BEFORE_FIRST) as second:
                 assert second is first
         lives.close()
 
@@ -289,9 +289,9 @@ async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
     """Or whoever guesses ids would fill the memory."""
     told = Told()
     async with asyncio.TaskGroup() as group:
-        lives = Lives(cast("TurnLog", told), group, linger_s=10)
+        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(TurnUnknown("?")))
         with pytest.raises(TurnUnknown):
-            async with lives.reading(KEY, NOTHING):
+            async with lives.reading(KEY, BEFORE_FIRST):
                 pass
         await until(lambda: not lives._lives and not lives._following and not lives._dropping)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, ask_of, betas_of
-from tailrace.gateway.turns.request_body import NAMED, Ask
+from tailrace.gateway.turns.request_body import NAMED, NewTurn
 from tailrace.proto.entries import Message
 
 JSON = st.recursive(
@@ -23,14 +23,14 @@ BODY = {
 }
 
 
-def asked(body: dict[str, object], **headers: str) -> Ask:
+def asked(body: dict[str, object], **headers: str) -> NewTurn:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return ask_of(msgspec.convert(body, MessagesRequest), body, Headers(raw=raw))
 
 
 def test_a_question_is_told_as_it_came_in_a_place_of_its_own() -> None:
     """Without a session it begins one; the conversation that it tells is all that the model is told."""
-    assert asked(BODY) == Ask(
+    assert asked(BODY) == NewTurn(
         model="claude-opus-5-5",
         max_tokens=100,
         messages=[Message("user", "hi"), Message("system", "Be brief.")],

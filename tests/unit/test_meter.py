@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from tailrace.generators.budget import Meter, closing, is_spent
+from tailrace.generators.budget import CostMeter, closing, is_spent
 from tailrace.generators.plan import Close, Complete, Go, judged, plan
 from tailrace.proto import events
 from tailrace.proto.end_entry import ending
@@ -18,7 +18,7 @@ from tailrace.proto.events import (
     TextDelta,
     ThinkingDelta,
 )
-from tailrace.proto.fold import NOBODY, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.usage import CallUsage
 from tests.handwritten import Handwritten
 from tests.made_up import MadeUp, logs
@@ -41,12 +41,12 @@ def heard(*said: events.Event, max_cost_nusd: int | None = None, takes: int = 1)
 @given(logs())
 def test_a_meter_never_says_less_than_the_log_adds_up_to(log: MadeUp) -> None:
     """Over attempts that broke off, whatever was said, also what fits no block, and no backend lets through."""
-    turn, meter = NOBODY, None
+    turn, meter = EMPTY_TURN, None
     for stored in log.valid:
         turn = fold([stored], turn)
         match stored.entry:
             case Attempt() if turn.request is not None:
-                meter = Meter(msgspec.structs.replace(turn.request, max_cost_nusd=DOLLAR), turn)
+                meter = CostMeter(msgspec.structs.replace(turn.request, max_cost_nusd=DOLLAR), turn)
             case Event(event=raw) if meter is not None:
                 meter.add(raw)
             case _:
@@ -63,7 +63,7 @@ def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
         log.take()
         request = log.turn.request
         assert request is not None
-        meter = Meter(request, log.turn)
+        meter = CostMeter(request, log.turn)
         said: list[events.Event] = [
             START,
             BlockStart(0, {"type": "thinking", "thinking": ""}),
@@ -144,7 +144,7 @@ def test_without_a_price_or_a_limit_nothing_is_spent() -> None:
     assert turn.request is not None
     unknown = msgspec.structs.replace(turn.request, model="nobody")
     assert not is_spent(msgspec.structs.replace(turn, request=unknown))
-    assert not Meter(unknown, turn).is_passed
+    assert not CostMeter(unknown, turn).is_passed
     assert not is_spent(heard(START))
 
 
@@ -155,7 +155,7 @@ def test_what_was_left_out_is_paid_for_as_well() -> None:
     log.take()
     log.hear(START, BlockStart(0, {"type": "text"}))
     assert log.turn.request is not None
-    meter = Meter(log.turn.request, log.turn)
+    meter = CostMeter(log.turn.request, log.turn)
     piece = events.encode(BlockDelta(0, TextDelta("1234567")))
     meter.add(piece, left_out=70)
     log.store(Event(prev=log.chain.last, attempt=1, event=piece, left_out=70))

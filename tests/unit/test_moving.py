@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local import migrate_log
-from tailrace.deploy.local.console import Screen
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.migrate_log import Group, Held, Seen
 from tailrace.deploy.local.options import Options
 
@@ -25,7 +25,9 @@ async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
     for name in ("nats", "cluster", kept[-1 if is_cluster else 0]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    await migrate_log.move(Options(folder=tmp_path, cluster=is_cluster), Screen(io.StringIO(), width=1, coloured=False))
+    await migrate_log.move(
+        Options(folder=tmp_path, cluster=is_cluster), Console(io.StringIO(), width=1, coloured=False)
+    )
     assert stores(tmp_path) == kept
     aside = next(name for name in kept if name.endswith(".before"))
     assert (tmp_path / aside / "file").read_text() == aside.removesuffix(".before")
@@ -35,9 +37,9 @@ async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
     """The first start, and every start of the same kind."""
     out = io.StringIO()
     for options in (Options(folder=tmp_path), Options(folder=tmp_path, cluster=True)):
-        await migrate_log.move(options, Screen(out, width=1, coloured=False))
+        await migrate_log.move(options, Console(out, width=1, coloured=False))
     (tmp_path / "nats").mkdir()
-    await migrate_log.move(Options(folder=tmp_path), Screen(out, width=1, coloured=False))
+    await migrate_log.move(Options(folder=tmp_path), Console(out, width=1, coloured=False))
     assert stores(tmp_path) == ["nats"]
     assert out.getvalue() == ""
 

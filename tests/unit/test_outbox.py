@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, Outbox, Outgoing
+from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, DeltaBuffer, Outgoing
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.events import (
@@ -32,7 +32,7 @@ def text(piece: str, index: int = 0) -> BlockDelta:
     return BlockDelta(index, TextDelta(piece))
 
 
-async def taken(outbox: Outbox) -> list[Outgoing]:
+async def taken(outbox: DeltaBuffer) -> list[Outgoing]:
     """All that is left, to the close."""
     left = []
     while (event := await outbox.take()) is not None:
@@ -42,7 +42,7 @@ async def taken(outbox: Outbox) -> list[Outgoing]:
 
 async def through(*what: Event) -> list[Event | events.Other]:
     """What comes out when all of `what` has to wait."""
-    outbox = Outbox()
+    outbox = DeltaBuffer()
     for one in what:
         outbox.put(events.encode(one))
     outbox.close()
@@ -75,7 +75,7 @@ async def test_nothing_else_joins() -> None:
 
 async def test_what_did_not_wait_passes_byte_for_byte() -> None:
     """The log holds what the model sent, also where this version cannot read it."""
-    outbox = Outbox()
+    outbox = DeltaBuffer()
     for what in ({"type": "newer", "b": 1, "a": 2}, {"type": "content_block_stop", "index": 0, "more": "x"}):
         outbox.put(raw(what), is_hidden=True)
         assert await outbox.take() == Outgoing(raw(what), is_hidden=True)
@@ -101,7 +101,7 @@ async def test_a_delta_above_the_cap_is_not_cut() -> None:
 
 async def test_whoever_waits_is_woken_by_an_event_and_by_the_close() -> None:
     """The writer sleeps while the model is silent, and ends with it."""
-    outbox = Outbox()
+    outbox = DeltaBuffer()
     writing = asyncio.create_task(taken(outbox))
     await asyncio.sleep(0)
     outbox.put(raw({"type": "ping"}))
@@ -113,7 +113,7 @@ async def test_whoever_waits_is_woken_by_an_event_and_by_the_close() -> None:
 
 async def test_what_was_put_before_the_close_is_still_taken() -> None:
     """A model's stream that breaks off loses nothing of what it had said."""
-    outbox = Outbox()
+    outbox = DeltaBuffer()
     outbox.put(events.encode(text("last words")))
     outbox.close()
     assert await taken(outbox) == [Outgoing(events.encode(text("last words")))]
@@ -124,7 +124,7 @@ async def test_what_was_put_before_the_close_is_still_taken() -> None:
 @given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
 async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]]) -> None:
     """However many events are taken between the puts, the fold of what comes out is that of what went in."""
-    outbox, out = Outbox(), []
+    outbox, out = DeltaBuffer(), []
     for event, is_taken in put:
         outbox.put(events.encode(event))
         if is_taken:
@@ -147,8 +147,8 @@ def told(heard: list[Event]) -> Turn:
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
 
 
-def held(*what: Event) -> Outbox:
-    outbox = Outbox(is_held=True)
+def held(*what: Event) -> DeltaBuffer:
+    outbox = DeltaBuffer(is_held=True)
     for one in what:
         outbox.put(events.encode(one))
     return outbox

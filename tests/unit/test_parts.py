@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.processes import Ground, parts
-from tailrace.deploy.local.supervisor import Part
+from tailrace.deploy.local.processes import Plan, parts
+from tailrace.deploy.local.supervisor import ProcessSpec
 from tailrace.proto.nats.permissions import RIGHTS
 
 PASSWORD, KEY = "password-of", "key-of-claude"
-GROUND = Ground(
+GROUND = Plan(
     nats_urls={user: f"nats://{user}:{PASSWORD}-{user}@127.0.0.1:4222" for user in RIGHTS},
     host="127.0.0.1",
     port=8000,
@@ -21,7 +21,7 @@ GROUND = Ground(
 OPTIONS = Options(folder=Path("/data"), generators=2, gateways=2)
 
 
-def made(environ: dict[str, str]) -> dict[str, Part]:
+def made(environ: dict[str, str]) -> dict[str, ProcessSpec]:
     return {part.name: part for part in parts(OPTIONS, GROUND, environ)}
 
 
@@ -140,6 +140,6 @@ def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
 
 def test_an_address_of_the_sixth_version_is_put_in_brackets() -> None:
     """`http://::1:8000` is not a URL."""
-    assert Ground(nats_urls={}, host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
+    assert Plan(nats_urls={}, host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
         "http://[::1]:8000"
     )

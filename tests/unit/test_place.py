@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.turns.conversation_match import Place, after, agreed, common, gist, verbatim
+from tailrace.gateway.turns.conversation_match import Position, after, agreed, common, gist, verbatim
 from tailrace.proto.blobs import lift
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, TurnId
@@ -19,8 +19,8 @@ CONTEXT = Context(SESSION, TurnId("t2"), HELD, system="Be brief.", model="claude
 NEW = Message("user", "q3")
 
 
-def at(parent: str | None, before: list[Message], new: list[Message]) -> Place:
-    return Place(
+def at(parent: str | None, before: list[Message], new: list[Message]) -> Position:
+    return Position(
         session=SESSION,
         parent=TurnId(parent) if parent else None,
         before=before,
@@ -102,7 +102,7 @@ def test_a_conversation_told_word_for_word_is_told_so_to_the_model() -> None:
     marked = {"type": "text", "text": "q1", "cache_control": {"type": "ephemeral"}}
     context = Context(SESSION, TurnId("t1"), [Message("user", [marked]), HELD[1]], system="Be brief.", turns=TURNS[:1])
     told = [*HELD[:2], NEW]
-    assert verbatim(agreed(context, told), told) == Place(
+    assert verbatim(agreed(context, told), told) == Position(
         session=SESSION, parent=TurnId("t1"), before=HELD[:2], new=[NEW]
     )
 

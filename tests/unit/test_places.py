@@ -1,4 +1,4 @@
-"""Places of which each tenant has its turn: never more than there are, and none is lost."""
+"""FairSemaphore of which each tenant has its turn: never more than there are, and none is lost."""
 
 import asyncio
 import random
@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack, suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.proto.runtime.fair_semaphore import Places
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 AT_ONCE = 3
 
 
 async def test_who_waits_with_many_is_let_in_in_turn_with_the_others() -> None:
     """Of a hundred that waited first, one is let in before each of another tenant's."""
-    places, entered = Places(1), list[str]()
+    places, entered = FairSemaphore(1), list[str]()
 
     async def enter(whose: str) -> None:
         async with places.taken(whose):
@@ -33,7 +33,7 @@ async def test_who_waits_with_many_is_let_in_in_turn_with_the_others() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=20), st.randoms(use_true_random=False))
 def test_any_crowd_leaves_all_of_them_free(crowd: list[tuple[str, bool]], chance: random.Random) -> None:
     """Whoever comes and whoever is cancelled, there are never more inside than places, and at last all are free."""
-    places, inside = Places(AT_ONCE), 0
+    places, inside = FairSemaphore(AT_ONCE), 0
 
     async def enter(whose: str) -> None:
         nonlocal inside

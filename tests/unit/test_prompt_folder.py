@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.gateway.prompts import templates
 from tailrace.gateway.prompts.templates import FILLED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Ask, Filled, Params
+from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Filled, NewTurn, Params
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -29,8 +29,8 @@ async def read(folder: Path, **sources: str) -> Prompts:
     return found
 
 
-async def made(found: Prompts, name: str, variables: dict[str, Any], **given: Any) -> Ask:
-    return await found.filled(Ask(**given, prompt=Filled(name=name, variables=variables)), Tenant("acme"))
+async def made(found: Prompts, name: str, variables: dict[str, Any], **given: Any) -> NewTurn:
+    return await found.filled(NewTurn(**given, prompt=Filled(name=name, variables=variables)), Tenant("acme"))
 
 
 async def test_a_folder_is_its_prompts(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ async def test_a_prompt_becomes_what_is_asked(tmp_path: Path) -> None:
         tmp_path, both=BOTH, role="{% block system %}Be {{ how }}.{% endblock %}", plain="Hi {{ who }}\n"
     )
     ask = await made(found, "both", {"sentences": 2, "text": "Long."}, model="m")
-    assert ask == Ask(model="m", system="You write in English.", message="Sum this up in 2 sentences:\nLong.")
-    assert await made(found, "role", {"how": "brief"}, message="Hi") == Ask(system="Be brief.", message="Hi")
-    assert await made(found, "plain", {"who": "you"}, system="S") == Ask(system="S", message="Hi you")
+    assert ask == NewTurn(model="m", system="You write in English.", message="Sum this up in 2 sentences:\nLong.")
+    assert await made(found, "role", {"how": "brief"}, message="Hi") == NewTurn(system="Be brief.", message="Hi")
+    assert await made(found, "plain", {"who": "you"}, system="S") == NewTurn(system="S", message="Hi you")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import refusal
 from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners, quota
 from tailrace.proto.ids import Tenant, is_token
@@ -58,14 +58,18 @@ def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float
 
 def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
     """Its hash is, and two keys have two."""
-    names = [owners(Caller(ACME, key), NONE, NONE)[0].name for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")]
+    names = [
+        owners(Principal(ACME, key), NONE, NONE)[0].name for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
+    ]
     assert len(set(names)) == len(names)
     assert all(is_token(name) and name != TENANT for name in names)
 
 
 def test_a_caller_is_a_key_and_then_its_tenant() -> None:
     """With the key's own limits where its record has them."""
-    key, tenant = owners(Caller(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9))
+    key, tenant = owners(
+        Principal(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9)
+    )
     assert (key.limits, tenant.limits) == (Limits(requests=5, running=2), Limits(running=9))
     assert (key.noun, tenant.noun, tenant.name) == ("key", "tenant", TENANT)
 

@@ -15,7 +15,7 @@ from tailrace.gateway.clients.openai.responses_parameters import FOREIGN
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, asked
 from tailrace.gateway.clients.openai.unsupported import Asked
 from tailrace.gateway.turns import read_body
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
@@ -33,7 +33,7 @@ def understood(model: Any = SONNET, **given: Any) -> Asked:
     return asked(told, model)
 
 
-def ask(model: Any = SONNET, **given: Any) -> Ask:
+def ask(model: Any = SONNET, **given: Any) -> NewTurn:
     return understood(model, **given).ask
 
 

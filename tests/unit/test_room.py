@@ -1,4 +1,4 @@
-"""Room for large things: never more than there is, first come, first served, and nothing is lost of it."""
+"""ByteSemaphore for large things: never more than there is, first come, first served, and nothing is lost of it."""
 
 import asyncio
 import random
@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.proto.runtime.byte_semaphore import Room
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
 ALL = 100
 
 
 async def test_what_fits_enters_and_what_does_not_waits() -> None:
     """Until enough was given back, and no longer."""
-    room = Room(ALL)
+    room = ByteSemaphore(ALL)
     first, second = await room.take(60), await room.take(40)
     waiting = asyncio.create_task(room.take(50))
     room.give_back(second)
@@ -27,7 +27,7 @@ async def test_what_fits_enters_and_what_does_not_waits() -> None:
 
 async def test_what_is_larger_than_all_of_it_gets_all_of_it() -> None:
     """It waits for the others and then goes alone; what would never fit would wait for ever."""
-    room = Room(ALL)
+    room = ByteSemaphore(ALL)
     async with room.taken(1):
         waiting = asyncio.create_task(room.take(ALL + 1))
         await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def test_what_is_larger_than_all_of_it_gets_all_of_it() -> None:
 
 async def test_no_small_one_passes_by_a_large_one() -> None:
     """Or the large one would wait for as long as small ones come."""
-    room = Room(ALL)
+    room = ByteSemaphore(ALL)
     taken = await room.take(60)
     large = asyncio.create_task(room.take(80))
     await asyncio.sleep(0)
@@ -50,7 +50,7 @@ async def test_no_small_one_passes_by_a_large_one() -> None:
 
 async def test_who_leaves_the_queue_lets_the_next_one_in() -> None:
     """A client that went away holds nobody up."""
-    room = Room(ALL)
+    room = ByteSemaphore(ALL)
     await room.take(60)
     large = asyncio.create_task(room.take(80))
     await asyncio.sleep(0)
@@ -62,7 +62,7 @@ async def test_who_leaves_the_queue_lets_the_next_one_in() -> None:
 
 async def test_who_is_let_in_and_leaves_at_the_same_moment_gives_back() -> None:
     """A cancellation that meets the permission loses nothing."""
-    room = Room(ALL)
+    room = ByteSemaphore(ALL)
     taken = await room.take(ALL)
     waiting = asyncio.create_task(room.take(10))
     await asyncio.sleep(0)
@@ -77,14 +77,14 @@ async def test_who_is_let_in_and_leaves_at_the_same_moment_gives_back() -> None:
 def test_any_crowd_leaves_all_of_it_free(crowd: list[tuple[int, bool]], chance: random.Random) -> None:
     """Whoever comes and whoever is cancelled, there is never less than nothing, and at last all of it."""
 
-    async def enter(room: Room, size: int) -> None:
+    async def enter(room: ByteSemaphore, size: int) -> None:
         async with room.taken(size):
             assert room.free >= 0
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
 
     async def run() -> int:
-        room = Room(ALL)
+        room = ByteSemaphore(ALL)
         tasks = [asyncio.create_task(enter(room, size)) for size, _ in crowd]
         for task, (_, is_cancelled) in zip(tasks, crowd, strict=True):
             await asyncio.sleep(0)

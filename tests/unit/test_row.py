@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tailrace.persistence.rows import micros, moment, row, turn_record
 from tailrace.proto.entries import Failure
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.fold import NOBODY, text_proof
+from tailrace.proto.fold import EMPTY_TURN, text_proof
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record
 from tailrace.proto.subjects import TurnKey
@@ -51,7 +51,7 @@ def test_a_row_holds_what_the_end_says_of_the_text() -> None:
 def test_a_turn_without_a_request_has_no_row() -> None:
     """There is nobody it could belong to."""
     with pytest.raises(TurnUnknown):
-        row(KEY, NOBODY)
+        row(KEY, EMPTY_TURN)
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC

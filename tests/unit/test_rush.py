@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.error_responses import Envelope
 from tailrace.gateway.http import admission_queue
-from tailrace.gateway.http.admission_queue import BEGUN_AT_ONCE, Rush
+from tailrace.gateway.http.admission_queue import BEGUN_AT_ONCE, AdmissionQueue
 from tailrace.gateway.http.retry_later import AGAIN_S_MAX, AGAIN_S_MIN
 
 
@@ -36,7 +36,7 @@ async def test_a_crowd_is_let_in_a_few_at_a_time_and_in_its_order() -> None:
             happened.append("delta")
             await asyncio.sleep(0)
 
-    crowd = Rush(app, frozenset())
+    crowd = AdmissionQueue(app, frozenset())
     await asyncio.gather(stream(), *(crowd(asking(str(n)), receive, send) for n in range(100)))
     assert [one for one in happened if one != "delta"] == list(range(100))
     runs = "".join("d" if one == "delta" else "r" for one in happened).strip("d").split("d")
@@ -50,7 +50,7 @@ async def test_one_alone_does_not_wait() -> None:
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
         begun.append(scope["path"])
 
-    crowd = Rush(app, frozenset())
+    crowd = AdmissionQueue(app, frozenset())
     waiting = [asyncio.ensure_future(crowd(asking(f"/{n}"), receive, send)) for n in range(20)]
     await asyncio.sleep(0)
     waiting[15].cancel()
@@ -75,7 +75,7 @@ async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_fo
     async def note(message: Message) -> None:
         sent.append(message)
 
-    crowd = Rush(app, frozenset({"/healthz"}))
+    crowd = AdmissionQueue(app, frozenset({"/healthz"}))
     first = asyncio.ensure_future(crowd(asking("/first"), receive, send))
     await asyncio.sleep(0)
     for _ in range(50):

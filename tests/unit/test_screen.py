@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.deploy.local.console import LINE_BYTES_MAX, Screen, is_coloured, split
+from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, is_coloured, split
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_it_does_not_matter_in_which_pieces_lines_arrive(lines: list[bytes], siz
 def test_every_line_carries_its_speakers_name_in_a_column() -> None:
     """Names are padded to one width, so that lines of different processes stand below each other."""
     out = io.StringIO()
-    screen = Screen(out, width=11, coloured=False)
+    screen = Console(out, width=11, coloured=False)
     screen.say("serving", "gateway-1")
     screen.say("ready", "nats-server")
     screen.show("ready http://127.0.0.1:8000")
@@ -61,7 +61,7 @@ def test_colours_are_for_terminals_that_want_them() -> None:
     assert not is_coloured(Terminal(), {"NO_COLOR": "1"})
     assert is_coloured(Terminal(), {})
     out = Terminal()
-    Screen(out, width=9, coloured=True).say("serving", "gateway-1")
+    Console(out, width=9, coloured=True).say("serving", "gateway-1")
     assert out.getvalue() == "\x1b[36mgateway-1 | \x1b[0mserving\n"
 
 
@@ -72,4 +72,4 @@ def test_a_screen_that_nobody_reads_any_more_stops_nothing() -> None:
         def write(self, _: str) -> int:
             raise BrokenPipeError
 
-    Screen(Closed(), width=1, coloured=False).say("serving")
+    Console(Closed(), width=1, coloured=False).say("serving")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.repetition import REPEATED_MIN, Seam, tail
+from tailrace.generators.repetition import REPEATED_MIN, RepetitionFilter, tail
 
 STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
@@ -14,7 +14,7 @@ VERSE = "Never let anybody tell you that the sea is calm today."
 
 def told(stored: str, *pieces: str) -> tuple[str, int]:
     """All that is told of a call's first text, and how much was left out."""
-    seam, text, left_out = Seam(stored), "", 0
+    seam, text, left_out = RepetitionFilter(stored), "", 0
     for piece in pieces:
         more, repeated = seam.take(piece)
         text, left_out = text + more, left_out + repeated
@@ -66,10 +66,10 @@ def test_what_may_be_meant_is_told(stored: str, text: str, size: int) -> None:
 
 def test_what_is_told_is_told_at_once() -> None:
     """Text waits only as long as it may be a repetition."""
-    seam = Seam(STORED)
+    seam = RepetitionFilter(STORED)
     assert seam.take("Waves") == ("Waves", 0)
     assert seam.take(" are") == (" are", 0)
-    held = Seam(STORED)
+    held = RepetitionFilter(STORED)
     assert held.take("waves are") == ("", 0)
     assert held.take(" small") == ("waves are small", 0)
     assert held.take(" short waves") == (" short waves", 0)

@@ -14,7 +14,7 @@ import pytest_asyncio
 from tailrace.persistence import sql
 from tailrace.persistence.database import set_aside
 from tailrace.persistence.migrations import migrations
-from tailrace.persistence.paging import NEWEST, OLDEST, Place
+from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import MICROSECOND, Row, micros, row
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST
@@ -190,7 +190,7 @@ async def test_sessions_come_newest_first_page_by_page(store: Store) -> None:
     """Every session stands on one page, and the order is that of the last change."""
     await store.record([asked(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
     first = await store.sessions(OURS, None, NEWEST, 3, NOON)
-    rest = await store.sessions(OURS, None, Place(micros(first[-1].updated_at), first[-1].session), 3, NOON)
+    rest = await store.sessions(OURS, None, PageCursor(micros(first[-1].updated_at), first[-1].session), 3, NOON)
     assert [one.session for one in first + rest] == [f"session-{n}" for n in (5, 4, 3, 2, 1)]
 
 
@@ -198,7 +198,9 @@ async def test_turns_of_a_session_come_oldest_first_page_by_page(store: Store) -
     """Turns that were asked in the same microsecond are told apart by their name."""
     await store.record([asked(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]])
     first = await store.session_turns(OURS, SessionId("session-1"), OLDEST, 3)
-    rest = await store.session_turns(OURS, SessionId("session-1"), Place(micros(first[-1].asked_at), first[-1].turn), 3)
+    rest = await store.session_turns(
+        OURS, SessionId("session-1"), PageCursor(micros(first[-1].asked_at), first[-1].turn), 3
+    )
     assert [one.turn for one in first + rest] == ["turn-b", "turn-c", "turn-a", "turn-d"]
     assert await store.last_turn(OURS, "session-1") == "turn-d"
 

@@ -4,11 +4,11 @@ from itertools import accumulate
 
 import pytest
 
-from tailrace.deploy.local.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, Part, next_delay_s, stop_order
+from tailrace.deploy.local.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, ProcessSpec, next_delay_s, stop_order
 
 
-def part(name: str, role: str) -> Part:
-    return Part(name=name, role=role, command=("true",), environ={})
+def part(name: str, role: str) -> ProcessSpec:
+    return ProcessSpec(name=name, role=role, command=("true",), environ={})
 
 
 def test_the_wait_before_a_start_doubles_up_to_its_bound() -> None:

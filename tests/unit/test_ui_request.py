@@ -10,7 +10,7 @@ from hypothesis import given
 
 from tailrace.gateway.clients.ai_sdk import tool_result
 from tailrace.gateway.clients.ai_sdk.request import ChatRequest, ask_of, unknown
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tests.handwritten import raw
@@ -22,7 +22,7 @@ SIGNED = {"anthropic": {"signature": "sig"}}
 CALL = {"toolCallId": "c1", "input": {"q": 1}}
 
 
-def ask(*messages: dict[str, Any], **given: Any) -> Ask:
+def ask(*messages: dict[str, Any], **given: Any) -> NewTurn:
     return ask_of(msgspec.json.decode(raw({"messages": messages, **given}), type=ChatRequest))
 
 
@@ -156,7 +156,7 @@ def test_a_denied_call_has_a_result_that_says_so() -> None:
 def test_a_chat_is_a_session_and_says_all_of_it() -> None:
     """`useChat` names it `id`; who asks in a busy chat has done with what runs there."""
     asked = ask(USER, id="chat-1", model="claude-haiku-5-5", project_id="p")
-    assert asked == Ask(
+    assert asked == NewTurn(
         messages=[Message("user", "hi")],
         session="chat-1",
         begin=True,

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import parse
 from tailrace.gateway.auth.jwt import LEEWAY_S, WebTokens, scopes_in, tenant_named
-from tailrace.gateway.auth.principal import Caller
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.errors import SettingsInvalid
@@ -31,7 +31,7 @@ def verifier(**given: object) -> WebTokens:
     return WebTokens(Settings(**tokens.settings(**given)))
 
 
-async def caller(text: bytes, **given: object) -> Caller | None:
+async def caller(text: bytes, **given: object) -> Principal | None:
     return await verifier(**given).verify(text, ASKING)
 
 

@@ -19,7 +19,7 @@ import msgspec
 from tailrace.gateway.clients.ai_sdk.file import block_of
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import told
-from tailrace.gateway.turns.request_body import Ask, OnBusy
+from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Message, OnInterrupt
 from tailrace.proto.errors import Refused
@@ -82,7 +82,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cost: float | None = None
 
 
-def ask_of(chat: ChatRequest) -> Ask:
+def ask_of(chat: ChatRequest) -> NewTurn:
     """The question; raises Refused."""
     if chat.id is not None and chat.session_id not in (None, chat.id):
         raise Refused("request_invalid", "`id` and `session_id` name two conversations: send one of them")
@@ -91,7 +91,7 @@ def ask_of(chat: ChatRequest) -> Ask:
     if chat.messages and chat.messages[-1].role == "assistant":
         # Its tools have answered: the client adds what comes to this message.
         metadata[MESSAGE] = chat.messages[-1].id
-    return Ask(
+    return NewTurn(
         messages=[message for number, one in enumerate(chat.messages) for message in messages(one, number)],
         model=chat.model,
         system=chat.system,

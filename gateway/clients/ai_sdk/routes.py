@@ -21,13 +21,13 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import Stream, begin
+from tailrace.gateway.streaming.event_stream import EventStream, begin
 from tailrace.gateway.streaming.sse import count_of
-from tailrace.gateway.streaming.wait_for_log import Hold
+from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.respond import answer, asked
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import NOTHING, Tenant, TurnId, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, is_token
 from tailrace.proto.records import AskLast, AskTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
@@ -63,12 +63,12 @@ async def stream(request: Request) -> ASGIApp:
     index = start_index(request)
     if index is not None and index > 0 and request.method == "GET":
         # To the workflow transport every status but 200 is final, as it is to an EventSource.
-        return Hold(gateway, FromChunk(gateway, tenant, name, index), UI)
+        return WaitForLog(gateway, FromChunk(gateway, tenant, name, index), UI)
     refuse_when_draining(gateway)
     if index is not None:
         return await from_chunk(gateway, tenant, name, index)
     key = await resumable(gateway, tenant, name)
-    return Response(status_code=204) if key is None else Stream(gateway, key, NOTHING, UI_REPLAY)
+    return Response(status_code=204) if key is None else EventStream(gateway, key, BEFORE_FIRST, UI_REPLAY)
 
 
 async def stop(request: Request) -> Response:
@@ -114,7 +114,7 @@ class FromChunk:
         await begin(send, status, {"content-type": UI.media_type, **sse.HEADERS, **UI.headers})
 
 
-async def from_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> Stream:
+async def from_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> EventStream:
     """The stream from the chunk `index` on, from the end when it is negative; raises Refused, LogUnavailable."""
     key = await named(gateway, tenant, name)
     count, is_ended = await told(gateway, key)
@@ -122,7 +122,7 @@ async def from_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) ->
     if is_ended and seen >= count:
         raise Refused("cursor_invalid", f"the stream ends before `startIndex`: it has {count} chunks")
     headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
-    return Stream(gateway, key, NOTHING, UI, headers, seen=seen)
+    return EventStream(gateway, key, BEFORE_FIRST, UI, headers, seen=seen)
 
 
 async def named(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey:
@@ -160,7 +160,7 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
 async def told(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
     """How many chunks a turn has by now, and whether that is all."""
     try:
-        async with gateway.lives.reading(key, NOTHING, from_start=True) as live:
+        async with gateway.lives.reading(key, BEFORE_FIRST, from_start=True) as live:
             frames = live.frames(UI, 0, len(live.entries))
             return sum(chunks(frame.data) for frame in frames), live.is_ended
     except TurnUnknown:

@@ -42,7 +42,7 @@ OPENING_CHUNKS = 3
 _encode = msgspec.json.Encoder().encode
 
 
-class Told(msgspec.Struct, frozen=True):
+class StreamState(msgspec.Struct, frozen=True):
     """The blocks that are open, by their index. `is_replay`: for who has not been told the message's steps before."""
 
     turn: TurnId
@@ -50,7 +50,7 @@ class Told(msgspec.Struct, frozen=True):
     open: Mapping[int, Part] = {}
 
 
-def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
+def render(told: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
     chunks, told = _entry(told, stored)
     is_end = isinstance(stored.entry, End)
     return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), told
@@ -86,7 +86,7 @@ def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
     return metadata.get(MESSAGE, f"msg_{turn}")
 
 
-def _entry(told: Told, stored: Stored) -> tuple[list[Chunk], Told]:
+def _entry(told: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]:
     match stored.entry:
         case Request() as request:
             begun = {"turn": told.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
@@ -96,7 +96,7 @@ def _entry(told: Told, stored: Stored) -> tuple[list[Chunk], Told]:
                 opening = [start, *_earlier(request.messages), *opening[1:]]
             return opening, told
         case Attempt(mode="restart"):
-            return [RESET], Told(told.turn, told.is_replay)
+            return [RESET], StreamState(told.turn, told.is_replay)
         case Event(event=raw, is_hidden=False):
             return _event(told, events.decode(raw))
         case End() as end:
@@ -108,7 +108,7 @@ def _entry(told: Told, stored: Stored) -> tuple[list[Chunk], Told]:
             return [], told
 
 
-def _event(told: Told, event: events.Event | events.Other) -> tuple[list[Chunk], Told]:
+def _event(told: StreamState, event: events.Event | events.Other) -> tuple[list[Chunk], StreamState]:
     match event:
         case events.BlockStart(index, block):
             chunks, part = opened(index, block)
@@ -123,8 +123,8 @@ def _event(told: Told, event: events.Event | events.Other) -> tuple[list[Chunk],
             return [], told
 
 
-def _with(told: Told, parts: Mapping[int, Part]) -> Told:
-    return Told(told.turn, told.is_replay, parts)
+def _with(told: StreamState, parts: Mapping[int, Part]) -> StreamState:
+    return StreamState(told.turn, told.is_replay, parts)
 
 
 def _opening(turn: TurnId, metadata: Mapping[str, str], begun: dict[str, Any]) -> list[Chunk]:
@@ -207,7 +207,7 @@ UI = Dialect(
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=False,
     can_take_back=True,
-    start=lambda key: Told(key.turn),
+    start=lambda key: StreamState(key.turn),
     render=render,
     archived=archived,
     is_stateful=True,
@@ -215,8 +215,8 @@ UI = Dialect(
 )
 
 
-def _replay(key: TurnKey) -> Told:
-    return Told(key.turn, is_replay=True)
+def _replay(key: TurnKey) -> StreamState:
+    return StreamState(key.turn, is_replay=True)
 
 
 UI_REPLAY = UI._replace(name="ui-replay", start=_replay)

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 
 from tailrace.gateway.dependencies import Gateway
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.subjects import TurnKey
@@ -32,7 +32,7 @@ def session_of(request: Request) -> str | None:
     return name if is_session_name(name) else None
 
 
-async def key_of(gateway: Gateway, tenant: Tenant, ask: Ask, raw: bytes) -> str:
+async def key_of(gateway: Gateway, tenant: Tenant, ask: NewTurn, raw: bytes) -> str:
     """The idempotency key of `ask`, which came as `raw`: that of the turn which it means, or else of a new one.
 
     No client can send such a key itself: it has a space. Raises LogUnavailable.

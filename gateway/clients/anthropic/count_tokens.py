@@ -33,10 +33,10 @@ class Prompt(msgspec.Struct, frozen=True):
     model: str
 
 
-class Told(msgspec.Struct, frozen=True):
+class TokenCount(msgspec.Struct, frozen=True):
     """As much of it as may be long, when it is too long for one message."""
 
-    messages: list[messages_request.Told]
+    messages: list[messages_request.MessageParam]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
@@ -72,7 +72,7 @@ async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount, holder
 
     Raises Refused, LogFull, LogUnavailable.
     """
-    prompt = read_body.decode(bytes(question.body), Told)
+    prompt = read_body.decode(bytes(question.body), TokenCount)
     told = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
     if is_deeper(told, ASKED_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 
 
-class Told(Message, frozen=True, forbid_unknown_fields=True):
+class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
     """A message. What it has besides would be lost on its way to the model: better to say so."""
 
 
@@ -23,7 +23,7 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     max_tokens: int
-    messages: list[Told]
+    messages: list[MessageParam]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     stream: bool = False
@@ -31,12 +31,12 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Tailrace's own: what the answer may cost, in dollars. The model is not told of it."""
 
 
-def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> Ask:
+def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> NewTurn:
     """The question; `fields` is the whole body.
 
     The model is told these messages and no others: `cache_control` and a prompt cache want them as they are.
     """
-    return Ask(
+    return NewTurn(
         model=request.model,
         max_tokens=request.max_tokens,
         messages=[Message(told.role, told.content) for told in request.messages],

@@ -14,15 +14,15 @@ from tailrace.gateway.clients.registry import DIALECTS, Dialect
 from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import Stream
+from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
-from tailrace.gateway.streaming.wait_for_log import Hold
+from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, asked
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import NOTHING, Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.records import TurnRecord, record
 from tailrace.proto.subjects import TurnKey
 
@@ -40,7 +40,7 @@ async def post(request: Request) -> Response | ASGIApp:
     # Who it is comes first, and a stranger is not told what there is.
     tenant_of(request)
     dialect, pace = dialect_of(request), pace_of(request)
-    ask, raw = await asked(request, Ask)
+    ask, raw = await asked(request, NewTurn)
     check_webhook(ask.webhook, gateway_of(request).settings)
     if ask.prompt is not None:
         ask = await gateway_of(request).prompts.filled(ask, tenant_of(request))
@@ -49,7 +49,7 @@ async def post(request: Request) -> Response | ASGIApp:
         key, asked_for = await accepted(request, ask, raw)
     path = f"/v1/turns/{key.turn}"
     if is_stream:
-        return Stream(gateway_of(request), key, NOTHING, dialect, {"location": path}, pace=pace)
+        return EventStream(gateway_of(request), key, BEFORE_FIRST, dialect, {"location": path}, pace=pace)
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     told = Accepted(turn=key.turn, session=asked_for.session, links=links)
     return json_response(told, status=202, headers={"location": path, "tailrace-turn": key.turn})
@@ -70,9 +70,9 @@ def stream_of(
     gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str, pace: Pace | None = None
 ) -> ASGIApp:
     """The stream for a reader with `cursor`; who comes back is held while there can be none. Raises Refused."""
-    stream = Stream(gateway, key, cursor, dialect, pace=pace)
+    stream = EventStream(gateway, key, cursor, dialect, pace=pace)
     if cursor and dialect.is_self_delimited and method == "GET":
-        return Hold(gateway, stream, dialect)
+        return WaitForLog(gateway, stream, dialect)
     # New readers, and clients of other dialects, ask again by themselves after a 503.
     refuse_when_draining(gateway)
     return stream

@@ -13,7 +13,7 @@ from tailrace.gateway.clients.openai.chat_messages import AssistantMessage, Chat
 from tailrace.gateway.clients.openai.chat_parameters import FOREIGN
 from tailrace.gateway.clients.openai.common import Choice, Effort
 from tailrace.gateway.clients.openai.unsupported import Asked, ignored
-from tailrace.gateway.turns.request_body import Ask, OnBusy
+from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
@@ -123,7 +123,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def asked(chat: ChatRequest, model: Model) -> Asked:
     """What `chat` asks of `model`; raises Refused, with the name of what cannot be asked."""
     sampling, unsampled = common.sampling(chat.temperature, chat.top_p, model)
-    ask = Ask(
+    ask = NewTurn(
         messages=conversation_of(chat.messages),
         # Who tells an answer tells the conversation; who tells none tells what is new in it.
         is_whole=any(isinstance(message, AssistantMessage) for message in chat.messages),

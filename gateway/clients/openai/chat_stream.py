@@ -32,7 +32,7 @@ _encode = msgspec.json.Encoder().encode
 Delta = dict[str, Any]
 
 
-class Told(msgspec.Struct, frozen=True):
+class StreamState(msgspec.Struct, frozen=True):
     """What the client knows by now. `tools` are the blocks of its tool calls, by the index that it knows them under."""
 
     head: Head
@@ -49,17 +49,17 @@ class Told(msgspec.Struct, frozen=True):
     annotations: tuple[Annotation, ...] = ()
 
 
-def start(key: TurnKey, *, is_counted: bool) -> Told:
-    return Told(Head(key.turn), is_counted)
+def start(key: TurnKey, *, is_counted: bool) -> StreamState:
+    return StreamState(Head(key.turn), is_counted)
 
 
-def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
+def render(told: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
     match stored.entry:
         case Request(model=model):
             return SILENT, msgspec.structs.replace(told, head=Head(told.head.turn, model, stored.at))
         case Attempt(mode="restart"):
             failure = Failure("backend_broken", BEGUN_ANEW.format(turn=told.head.turn))
-            return Frame(_error(failure), is_break=True), Told(told.head, told.is_counted)
+            return Frame(_error(failure), is_break=True), StreamState(told.head, told.is_counted)
         case Event(event=raw, is_hidden=False):
             delta, told = _heard(told, events.decode(raw))
             return (Frame(_chunk(told, delta, stored.seq)) if delta else SILENT), told
@@ -73,7 +73,7 @@ def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
 
 def archived(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
     message = chat_object.message_of(record)
-    told = Told(chat_object.head_of(record), is_counted, annotations=tuple(message.get("annotations", ())))
+    told = StreamState(chat_object.head_of(record), is_counted, annotations=tuple(message.get("annotations", ())))
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
@@ -84,7 +84,7 @@ def archived(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
     return Frame(said + _error(of_record(record)))
 
 
-def _heard(told: Told, event: events.Event | events.Other) -> tuple[Delta | None, Told]:
+def _heard(told: StreamState, event: events.Event | events.Other) -> tuple[Delta | None, StreamState]:
     """What a client is told of an event, and what it knows then."""
     match event:
         case events.MessageStart():
@@ -114,15 +114,15 @@ def _heard(told: Told, event: events.Event | events.Other) -> tuple[Delta | None
             return None, told
 
 
-def _text(told: Told, text: str) -> tuple[Delta | None, Told]:
+def _text(told: StreamState, text: str) -> tuple[Delta | None, StreamState]:
     return ({"content": text} if text else None), msgspec.structs.replace(told, chars=told.chars + len(text))
 
 
-def _arguments(told: Told, block: int, piece: str) -> Delta:
+def _arguments(told: StreamState, block: int, piece: str) -> Delta:
     return {"tool_calls": [{"index": told.tools.index(block), "function": {"arguments": piece}}]}
 
 
-def _completed(told: Told, stop_reason: str | None, usage: Usage, seq: int) -> bytes:
+def _completed(told: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> bytes:
     finish = finish_reason(stop_reason)
     # All at once, as OpenAI does: its SDKs do not add up lists of what has no index.
     cited = _chunk(told, {"annotations": told.annotations}) if told.annotations else b""
@@ -132,7 +132,7 @@ def _completed(told: Told, stop_reason: str | None, usage: Usage, seq: int) -> b
     return cited + _chunk(told, {}, None, finish) + sse.frame(_encode(counted)) + DONE
 
 
-def _chunk(told: Told, delta: Delta, seq: int | None = None, finish: str | None = None) -> bytes:
+def _chunk(told: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     chunk = {**told.head.fields("chat.completion.chunk"), "choices": [choice]}
     if told.is_counted:

@@ -14,7 +14,7 @@ from tailrace.gateway.clients.openai.responses_input import InputItem, messages_
 from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.clients.openai.responses_parameters import FOREIGN
 from tailrace.gateway.clients.openai.unsupported import Asked, ignored
-from tailrace.gateway.turns.request_body import Ask, OnBusy
+from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
@@ -117,7 +117,7 @@ def asked(told: ResponseRequest, model: Model) -> Asked:
     if text.verbosity not in (None, "medium"):
         in_vain.append("text.verbosity")
     session, messages = _session(told), messages_of(told.input)
-    ask = Ask(
+    ask = NewTurn(
         messages=messages,
         system=system_of(told.input, told.instructions),
         model=model.id,

@@ -20,14 +20,14 @@ from tailrace.gateway.clients.session_headers import with_headers
 from tailrace.gateway.dependencies import gateway_of, no_turn, offer_to, refuse_when_draining, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import limit_of
-from tailrace.gateway.streaming.event_stream import Stream
-from tailrace.gateway.streaming.wait_for_log import Hold
+from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import delete
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, answer, asked, names_of
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import NOTHING, TurnId, is_token, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token, parse_cursor
 from tailrace.proto.records import record
 from tailrace.proto.subjects import TurnKey
 
@@ -55,7 +55,7 @@ async def post(request: Request) -> ASGIApp:
     )
 
 
-async def begun(request: Request, ask: Ask, raw: bytes, headers: dict[str, str]) -> Response:
+async def begun(request: Request, ask: NewTurn, raw: bytes, headers: dict[str, str]) -> Response:
     """The response as it is once it is accepted: most often `queued`."""
     key, asked_for = await accepted(request, ask, raw)
     named = {"tailrace-turn": key.turn, **names_of(key, asked_for), **headers}
@@ -74,11 +74,11 @@ async def get(request: Request) -> ASGIApp:
     after = request.query_params.get("starting_after")
     if after is None:
         taken = snapshot if flag(request, "snapshot") else None
-        return Stream(gateway, key, NOTHING, OPENAI_RESPONSES, snapshot=taken)
+        return EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, snapshot=taken)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot has all that was said")
-    stream = Stream(gateway, key, NOTHING, OPENAI_RESPONSES, seen=parse_cursor(after) + 1)
-    return Hold(gateway, stream, OPENAI_RESPONSES) if request.method == "GET" else stream
+    stream = EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, seen=parse_cursor(after) + 1)
+    return WaitForLog(gateway, stream, OPENAI_RESPONSES) if request.method == "GET" else stream
 
 
 async def post_cancel(request: Request) -> Response:

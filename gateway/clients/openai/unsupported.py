@@ -7,7 +7,7 @@ is what would. A value that asks for nothing is taken without a word. The tables
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 
 IGNORED, REFUSED = False, True
@@ -25,7 +25,7 @@ class Foreign(NamedTuple):
 class Asked(NamedTuple):
     """The question, and the names of what was asked in vain."""
 
-    ask: Ask
+    ask: NewTurn
     ignored: list[str]
 
 

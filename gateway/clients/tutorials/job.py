@@ -24,23 +24,23 @@ from tailrace.proto.usage import Usage
 _encode = msgspec.json.Encoder().encode
 
 
-class Told(NamedTuple):
+class JobState(NamedTuple):
     """The answer so far, and whose it is."""
 
     job: TurnId
     so_far: Pieces = Pieces()
 
 
-def start(key: TurnKey) -> Told:
-    return Told(key.turn)
+def start(key: TurnKey) -> JobState:
+    return JobState(key.turn)
 
 
-def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
+def render(told: JobState, stored: Stored) -> tuple[Frame, JobState]:
     match stored.entry:
         case Request():
             return _frame("progress", told.job, {"status": "queued", "text": ""}, stored.seq), told
         case Attempt(mode="restart"):
-            return _frame("reset", told.job, {}, stored.seq), Told(told.job)
+            return _frame("reset", told.job, {}, stored.seq), JobState(told.job)
         case End() as end:
             return _end(told.job, end.outcome, told.so_far.text(), end.usage, end.error, stored.seq), told
         case entry:
@@ -48,7 +48,7 @@ def render(told: Told, stored: Stored) -> tuple[Frame, Told]:
             if not text:
                 return SILENT, told
             progress = {"status": "running", "text": text}
-            return _frame("progress", told.job, progress, stored.seq), Told(told.job, told.so_far.plus(text))
+            return _frame("progress", told.job, progress, stored.seq), JobState(told.job, told.so_far.plus(text))
 
 
 def archived(record: TurnRecord, _: int) -> Frame:

@@ -23,7 +23,7 @@ from tailrace.gateway.clients.tutorials.delta import DELTA
 from tailrace.gateway.clients.tutorials.job import JOB
 from tailrace.gateway.dependencies import gateway_of, tenant_of, turn_named
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.request_body import Ask
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, answer, asked
 from tailrace.gateway.turns.submit import claimed_key
 from tailrace.proto.entries import Message
@@ -86,7 +86,7 @@ class Started(msgspec.Struct, frozen=True):
 async def chat_stream(request: Request) -> ASGIApp:
     """`POST /chat/stream`: one question, its answer in the dialect `delta`; a failure is told in the stream."""
     prompt, raw = await asked(request, Prompt)
-    ask = Ask(message=prompt.message, max_tokens=prompt.max_tokens, system=prompt.system)
+    ask = NewTurn(message=prompt.message, max_tokens=prompt.max_tokens, system=prompt.system)
     return await answer(request, ask, raw, DELTA, is_streamed=True, is_first_word_awaited=False)
 
 
@@ -103,7 +103,7 @@ async def chat(request: Request) -> ASGIApp:
     # Sessions are listed, and their names stand in headers: none of that may tell the cookie.
     session = f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
     # Two tabs have one cookie: what one of them asks ends no answer in the other.
-    ask = Ask(message=said.message, session=session, begin=True, on_busy="branch")
+    ask = NewTurn(message=said.message, session=session, begin=True, on_busy="branch")
     secure = "; Secure" if request.url.scheme == "https" else ""
     cookie = f"{COOKIE}={name}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
     # The same words with the same Idempotency-Key are another question in another conversation.
@@ -137,7 +137,9 @@ async def start_job(request: Request) -> Response:
     job, raw = await asked(request, Job)
     if (job.prompt is None) == (job.message is None):
         raise Refused("request_invalid", "send `prompt`, a string")
-    ask = Ask(message=job.prompt or job.message or "", model=job.model, system=job.system, max_tokens=job.max_tokens)
+    ask = NewTurn(
+        message=job.prompt or job.message or "", model=job.model, system=job.system, max_tokens=job.max_tokens
+    )
     key, asked_for = await accepted(request, ask, raw)
     stream = f"/api/stream/{key.turn}"
     started = Started(job_id=key.turn, session=asked_for.session, stream=stream)
@@ -149,11 +151,11 @@ async def job_stream(request: Request) -> ASGIApp:
     return stream_of(gateway_of(request), turn_named(request, "job_id"), cursor_of(request), JOB, request.method)
 
 
-def spoken(lines: list[Line]) -> Ask:
+def spoken(lines: list[Line]) -> NewTurn:
     """A conversation in OpenAI's words: what its system says goes before it."""
     system = "\n\n".join(line.content for line in lines if line.role == "system")
     messages = [Message(line.role, line.content) for line in lines if line.role != "system"]
-    return Ask(messages=messages, system=system or None)
+    return NewTurn(messages=messages, system=system or None)
 
 
 ROUTES = [
