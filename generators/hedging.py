@@ -1,6 +1,6 @@
 """When another generator is asked to make a call beside one that is late, and where the loser's bill goes.
 
-It reads no answer and writes no entry: whose token was first is decided where tokens are stored (ADR 27).
+It reads no answer and writes no entry: whose token was first is decided where tokens are stored (ADR 20).
 """
 
 import structlog

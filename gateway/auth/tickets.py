@@ -3,7 +3,7 @@
 One that many may use is a link to share. One that is used once is for an EventSource, which can send no key and comes
 back with the same URL: whoever has seen that URL (a log, a screen, a history) has the ticket, too. What he has not seen
 is the stream that it began. So its ids carry a proof, an EventSource sends the last id back, and that goes on, while
-the ticket alone is worth nothing any more (docs/adr/0016-a-ticket-and-what-it-began.md).
+the ticket alone is worth nothing any more (docs/adr/0016-single-use-tickets-for-eventsource.md).
 """
 
 import hmac

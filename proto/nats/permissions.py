@@ -3,7 +3,7 @@ the server.
 
 The log has an account of its own, and so has each role; what a role may ask of another account is imported there, and
 nothing else leads out. nats-server sends an answer to whatever subject its question names, and asks for nobody's right
-to it: in an account of its own that reaches nobody (ADR 30). The user's rights say the same once more, for a mistake is
+to it: in an account of its own that reaches nobody (ADR 23). The user's rights say the same once more, for a mistake is
 then refused and said, and not met with silence.
 
 A new subject has its row here or is refused, which the first test notices.
