@@ -30,17 +30,17 @@ class Dialect(NamedTuple):
     """What is sent in silence; empty where the dialect has no legal form for it."""
     is_self_delimited: bool
     """Whether a stream that ends without the turn's end can be told from one that ended; else it is broken off."""
-    can_take_back: bool
+    can_reset: bool
     """Whether it can say that the text so far does not count. If not, a new reader starts after the last restart."""
     start: Callable[[TurnKey], Any]
     """The state before the first entry."""
     render: Callable[[Any, Stored], tuple[Frame, Any]]
-    archived: Callable[[TurnRecord, int], Frame]
+    render_record: Callable[[TurnRecord, int], Frame]
     """A turn that has left the log, whole, for a reader who was sent so many events of it while it was there."""
     is_stateful: bool = False
     """Whether an entry looks different by what came before it. Then a turn is rendered from its beginning."""
-    is_retry_told: bool = False
+    sends_retry: bool = False
     """Whether each connection begins with how long its reader is to wait before it comes back (`retry:`)."""
     headers: Mapping[str, str] = {}
-    whole: Callable[[TurnRecord], bytes] | None = None
+    render_json: Callable[[TurnRecord], bytes] | None = None
     """A completed turn as the one JSON body that a client gets who asked for no stream; None: it has no such form."""

@@ -79,7 +79,7 @@ class EventStream:
         self._pace = pace
         self._is_within = False
         """Whether what was sent last was not all of a frame."""
-        self._is_retry_untold = dialect.is_retry_told
+        self._is_retry_untold = dialect.sends_retry
         self._headers = {
             "content-type": dialect.media_type,
             "tailrace-turn": key.turn,
@@ -240,11 +240,11 @@ class EventStream:
         if self._cursor == record.cursor:
             await self._empty(send, 204)
             return
-        if self._cursor and not self._dialect.can_take_back:
+        if self._cursor and not self._dialect.can_reset:
             # It would be sent again what it has, and has no word for "forget that".
             raise CursorUnknown("this turn has left the log: ask without a cursor, for all of it")
         await self.begin(send, 200)
-        frame = self._dialect.archived(record, self._seen or 0)
+        frame = self._dialect.render_record(record, self._seen or 0)
         await self._send(send, frame.data)
         if frame.is_break:
             await asyncio.sleep(TAKEN_WITHIN_S)

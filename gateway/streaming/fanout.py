@@ -65,7 +65,7 @@ class TurnFeed:
     def start(self, cursor: Seq, dialect: Dialect) -> int:
         """The index that a reader with `cursor` starts at."""
         position = 0 if cursor == self.after else self._position(cursor)
-        if cursor == BEFORE_FIRST and not dialect.can_take_back:
+        if cursor == BEFORE_FIRST and not dialect.can_reset:
             # Who has seen nothing need not be told to forget it.
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position

@@ -69,17 +69,17 @@ async def answer(
     `/v1/turns/{turn}/events?dialect=…`.
     """
     gateway, pace = gateway_of(request), pace_of(request)
-    is_stream = is_streamed or dialect.whole is None
+    is_stream = is_streamed or dialect.render_json is None
     async with gateway.streams.reserved(request) if is_stream else nullcontext():
         key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
     # An error that this turn comes to names it, too.
     request.state.turn = key.turn
     named = {**names_of(key, asked_for), **(headers or {})}
-    if dialect.whole is None or is_stream:
+    if dialect.render_json is None or is_stream:
         return EventStream(
             gateway, key, BEFORE_FIRST, dialect, named, is_first_word_awaited=is_first_word_awaited, pace=pace
         )
-    return JsonAnswer(gateway, key, dialect.whole, named)
+    return JsonAnswer(gateway, key, dialect.render_json, named)
 
 
 def names_of(key: TurnKey, asked_for: entries.Request) -> dict[str, str]:

@@ -62,7 +62,7 @@ def _problem(run: Run, turn: Turn) -> str:
 def _misread(run: Run, reader: Reader) -> str:
     stored, dialect = run.turns[reader.key].stored, DIALECTS[reader.dialect]
     restarts = [one.seq for one in stored if isinstance(one.entry, Attempt) and one.entry.mode == "restart"]
-    is_forgotten = restarts and not dialect.can_take_back and dialect.name != TOLD_BY_ITSELF
+    is_forgotten = restarts and not dialect.can_reset and dialect.name != TOLD_BY_ITSELF
     since = restarts[-1] if is_forgotten else Seq(0)
     due = b"".join(frame.sent for frame in rendered(reader.key, stored, dialect.name) if frame.seq > since)
     if not reader.is_whole:

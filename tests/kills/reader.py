@@ -88,7 +88,7 @@ class Reader:
 
     def _is_told_anew(self) -> bool:
         """Whether the last that was kept says so."""
-        return not DIALECTS[self.dialect].can_take_back and ANEW in self.kept.decode().rpartition("data: ")[2]
+        return not DIALECTS[self.dialect].can_reset and ANEW in self.kept.decode().rpartition("data: ")[2]
 
     def _cursor_of(self, sent: Sent) -> int | None:
         if sent.id is not None or not sent.data.startswith("{"):

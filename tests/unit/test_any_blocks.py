@@ -40,7 +40,7 @@ def blocks(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def archived(dialect: Dialect, told: TurnRecord) -> str:
-    return dialect.archived(told, 0).data.decode()
+    return dialect.render_record(told, 0).data.decode()
 
 
 BLOCKS = blocks(JSON | blocks(JSON) | st.lists(JSON | blocks(JSON), max_size=2))
@@ -59,7 +59,7 @@ RECORDS = st.builds(
     st.lists(ANSWERS, max_size=4),
     st.sampled_from(["completed", "failed", "running"]),
 )
-WHOLE = {name: dialect.whole for name, dialect in DIALECTS.items() if dialect.whole is not None}
+WHOLE = {name: dialect.render_json for name, dialect in DIALECTS.items() if dialect.render_json is not None}
 VIEWS: dict[str, Callable[[TurnRecord], object]] = {
     "input_items": lambda told: items_of(told.turn, told.input),
     "response": response_of,

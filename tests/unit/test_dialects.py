@@ -214,8 +214,8 @@ def test_a_messages_id_leads_to_its_turn_in_anthropic() -> None:
     """Whichever call of the model told it: in the stream, as one body, and from the database."""
     (start,) = parse(frame("anthropic", event(START.chain, opening()[0])).data)
     record = archived(answered("hi"))
-    (first, *_) = parse(DIALECTS["anthropic"].archived(record, 0).data)
-    whole = ANTHROPIC.whole
+    (first, *_) = parse(DIALECTS["anthropic"].render_record(record, 0).data)
+    whole = ANTHROPIC.render_json
     assert whole is not None
     ids = [json.loads(start.data)["message"]["id"], json.loads(first.data)["message"]["id"]]
     assert [*ids, json.loads(whole(record))["id"]] == ["msg_turn-1"] * 3
@@ -290,7 +290,7 @@ def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
     """Promise 4, for any turn; from after the last restart on where a dialect cannot take back."""
     dialect = DIALECTS[name]
     last = max((one.seq for one in log.stored if is_restart(one)), default=0)
-    seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_take_back or one.seq > last]
+    seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
     assert SAYS[name](b"".join(seen)) == log.turn.text
 
 
@@ -298,7 +298,7 @@ def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
 @given(log=turns())
 def test_an_archived_turn_says_the_same(name: str, log: Handwritten) -> None:
     """What has left the log is told from the database, whole; a job says it when it is complete, and else nothing."""
-    told_whole = DIALECTS[name].archived(record(KEY, log.turn), 0).data
+    told_whole = DIALECTS[name].render_record(record(KEY, log.turn), 0).data
     is_told = name != "job" or log.turn.outcome in ("completed", "cancelled")
     assert SAYS[name](told_whole) == (log.turn.text if is_told else "")
 
@@ -334,7 +334,7 @@ def archived(log: Handwritten) -> TurnRecord:
 @given(turns().filter(lambda log: log.chain.is_ended))
 def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> None:
     """Promise 4: text, usage, outcome, count and hash; the end with the same id."""
-    sent = parse(TAILRACE.archived(archived(log), 0).data)
+    sent = parse(TAILRACE.render_record(archived(log), 0).data)
     live = rendered(KEY, log.stored)
     assert told(one.raw for one in sent) == told(one.sent for one in live)
     assert data(sent[-1].raw) == data(live[-1].sent)
@@ -348,7 +348,7 @@ def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> N
 def test_half_an_answer_from_the_database_is_broken_off_in_bare_text(outcome: Any, *, is_break: bool) -> None:
     """As it was when it came from the log: nobody may take it for a whole one."""
     half = msgspec.structs.replace(archived(failing()), outcome=outcome)
-    assert DIALECTS["text"].archived(half, 0) == Frame(b"half", is_break)
+    assert DIALECTS["text"].render_record(half, 0) == Frame(b"half", is_break)
 
 
 def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
@@ -356,8 +356,8 @@ def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
     log = Handwritten()
     log.ask()
     running = archived(log)
-    end = data(parse(TAILRACE.archived(running, 0).data)[-1].raw)
-    error = json.loads(parse(DIALECTS["anthropic"].archived(running, 0).data)[-1].data)["error"]
+    end = data(parse(TAILRACE.render_record(running, 0).data)[-1].raw)
+    error = json.loads(parse(DIALECTS["anthropic"].render_record(running, 0).data)[-1].data)["error"]
     assert (end["type"], end["code"], error["type"]) == ("error", "internal", "api_error")
 
 
@@ -366,12 +366,12 @@ def test_a_cancelled_turn_from_the_database_ends_as_from_the_log_in_anthropic() 
     cancelled = entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256="")
     kept = msgspec.structs.replace(archived(failing()), outcome="cancelled", error=None)
     (wanted,) = parse(frame("anthropic", cancelled).data)
-    assert parse(DIALECTS["anthropic"].archived(kept, 0).data)[-1].data == wanted.data
+    assert parse(DIALECTS["anthropic"].render_record(kept, 0).data)[-1].data == wanted.data
 
 
 def test_an_archived_message_opens_with_every_count() -> None:
     """As the API's own `message_start` has them."""
     log = Handwritten()
     log.ask()
-    start = json.loads(parse(DIALECTS["anthropic"].archived(archived(log), 0).data)[0].data)
+    start = json.loads(parse(DIALECTS["anthropic"].render_record(archived(log), 0).data)[0].data)
     assert start["message"]["usage"] == msgspec.structs.asdict(Usage())

@@ -218,7 +218,7 @@ def test_what_is_not_whole_is_an_error(outcome: Outcome, failure: Failure | None
     log = begun()
     log.hear(*text(0, "half"))
     log.end(outcome, failure)
-    kept = DIALECTS[CHAT].archived(record(KEY, log.turn), 0)
+    kept = DIALECTS[CHAT].render_record(record(KEY, log.turn), 0)
     for told in (rendered(KEY, log.stored, CHAT)[-1].sent, kept.data):
         error = json.loads(parse(told)[-1].data)["error"]
         assert {**error, "message": "…"} == {"message": "…", "type": type_, "param": None, "code": code}
@@ -292,7 +292,7 @@ def same(message: dict[str, Any]) -> dict[str, Any]:
 def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
     """Promise 4, tool calls and thoughts included."""
     told = record(KEY, log.turn)
-    kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].archived(told, 0).data) if "{" in event.data]
+    kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
     streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
     archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
     completion = json.loads(whole(told))

@@ -167,7 +167,7 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 @given(answers())
 def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
     """Its pydantic models, and nothing beside their fields."""
-    whole = data(DIALECT.archived(record(KEY, log.turn), 0).data)
+    whole = data(DIALECT.render_record(record(KEY, log.turn), 0).data)
     for event in [*told(log.stored), *whole, *data(snapshot(KEY, log.turn, len(told(log.stored))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
@@ -196,7 +196,7 @@ def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) 
 def test_the_sdks_accumulator_reads_what_a_new_reader_is_sent(log: Handwritten) -> None:
     """From the log, and from the database: the fold's text, and a response that is complete when the turn is."""
     live = seen_anew(log)
-    for sent in (live, data(DIALECT.archived(record(KEY, log.turn), 0).data)) if live else ():
+    for sent in (live, data(DIALECT.render_record(record(KEY, log.turn), 0).data)) if live else ():
         whole = read(sent)._completed_response
         text = "".join(event["delta"] for event in sent if event["type"] == "response.output_text.delta")
         assert text == log.turn.text
@@ -257,7 +257,7 @@ def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritt
 @given(answers(), st.integers(1, 50))
 def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handwritten, seen: int) -> None:
     """Nothing is said twice: no delta, and numbers from where it had come to."""
-    sent = data(DIALECT.archived(record(KEY, log.turn), seen).data)
+    sent = data(DIALECT.render_record(record(KEY, log.turn), seen).data)
     assert [event["sequence_number"] for event in sent] == list(range(seen, seen + len(sent)))
     assert {event["type"].rpartition(".")[2] for event in sent[:-1]} <= {"done"}
     whole = [event["text"] for event in sent if event["type"] == "response.output_text.done"]
@@ -296,7 +296,7 @@ def test_what_claude_cites_are_annotations() -> None:
 def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[str]) -> None:
     """A client that drops by number what it has seen (the SDK's `.stream`) does not drop the end."""
     log = answered(*texts)
-    numbers = [event["sequence_number"] for event in data(DIALECT.archived(record(KEY, log.turn), 0).data)]
+    numbers = [event["sequence_number"] for event in data(DIALECT.render_record(record(KEY, log.turn), 0).data)]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
 
@@ -445,7 +445,7 @@ def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
     """Nobody will ever end it."""
     log = Handwritten()
     log.ask()
-    end = data(DIALECT.archived(looked(log), 0).data)[-1]
+    end = data(DIALECT.render_record(looked(log), 0).data)[-1]
     assert (end["type"], end["response"]["error"]["code"]) == ("response.failed", "server_error")
 
 

@@ -288,9 +288,9 @@ def test_a_count_is_the_same_at_every_read(log: Handwritten, count: int) -> None
 def test_who_comes_back_after_a_day_forgets_what_it_cannot_place(log: Handwritten, seen: int) -> None:
     """The database has no deltas: an opening goes on where it was, and the answer is told once more, after a reset."""
     told = record(KEY, log.turn)
-    whole, rest = (chunks(UI.archived(told, count).data) for count in (0, seen))
+    whole, rest = (chunks(UI.render_record(told, count).data) for count in (0, seen))
     assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
-    assert said(UI.archived(told, seen).data) == told.text
+    assert said(UI.render_record(told, seen).data) == told.text
 
 
 def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:

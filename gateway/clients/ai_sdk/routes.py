@@ -165,7 +165,7 @@ async def told(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
             return sum(chunks(frame.data) for frame in frames), live.is_ended
     except TurnUnknown:
         record = await gateway.history.past(key)
-        return chunks(UI.archived(record, 0).data), True
+        return chunks(UI.render_record(record, 0).data), True
 
 
 def chunks(data: bytes) -> int:

@@ -56,7 +56,7 @@ def render(told: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
     return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), told
 
 
-def archived(record: TurnRecord, seen: int) -> Frame:
+def render_record(record: TurnRecord, seen: int) -> Frame:
     """Who has seen more than the opening forgets it: deltas were joined, so there is no telling how far that went."""
     told = chunks(record)
     rest = told[seen:] if seen <= OPENING_CHUNKS else [RESET, *told[OPENING_CHUNKS:]]
@@ -206,10 +206,10 @@ UI = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=False,
-    can_take_back=True,
+    can_reset=True,
     start=lambda key: StreamState(key.turn),
     render=render,
-    archived=archived,
+    render_record=render_record,
     is_stateful=True,
     headers={"x-vercel-ai-ui-message-stream": "v1"},
 )

@@ -40,7 +40,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
     return _frame(key.turn, stored), key
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     head = _message(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
     frames = [_named({"type": "message_start", "message": head})]
     for index, block in enumerate(record.content):
@@ -170,9 +170,9 @@ ANTHROPIC = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=_named(PING),
     is_self_delimited=False,
-    can_take_back=False,
+    can_reset=False,
     start=lambda key: key,
     render=render,
-    archived=archived,
-    whole=whole,
+    render_record=render_record,
+    render_json=whole,
 )

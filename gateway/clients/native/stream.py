@@ -38,7 +38,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
     return Frame(sse.frame(_encode(shown), seq=stored.seq)), key
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     """`reset`, the text, and the end. Only the end has an `id:`; it was the last entry, and asked after gives 204."""
     chars, sha256 = text_proof(record.text)
     end = _end(
@@ -148,9 +148,9 @@ TAILRACE = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=True,
-    can_take_back=True,
-    is_retry_told=True,
+    can_reset=True,
+    sends_retry=True,
     start=lambda key: key,
     render=render,
-    archived=archived,
+    render_record=render_record,
 )

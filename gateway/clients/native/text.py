@@ -35,7 +35,7 @@ def said(entry: Entry) -> str:
             return ""
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     return Frame(_utf8(record.text), is_break=record.outcome not in ("completed", "cancelled"))
 
 
@@ -48,8 +48,8 @@ TEXT = Dialect(
     media_type="text/plain; charset=utf-8",
     heartbeat=b"",
     is_self_delimited=False,
-    can_take_back=False,
+    can_reset=False,
     start=lambda _: None,
     render=render,
-    archived=archived,
+    render_record=render_record,
 )

@@ -71,7 +71,7 @@ def render(told: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
             return SILENT, told
 
 
-def archived(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
+def render_record(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
     message = chat_object.message_of(record)
     told = StreamState(chat_object.head_of(record), is_counted, annotations=tuple(message.get("annotations", ())))
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
@@ -154,12 +154,12 @@ def _dialect(name: str, *, is_counted: bool) -> Dialect:
         heartbeat=sse.HEARTBEAT,
         # Its SDKs take a stream that just ends for a whole one, with or without `[DONE]`.
         is_self_delimited=False,
-        can_take_back=False,
+        can_reset=False,
         start=lambda key: start(key, is_counted=is_counted),
         render=render,
-        archived=lambda record, seen: archived(record, seen, is_counted=is_counted),
+        render_record=lambda record, seen: render_record(record, seen, is_counted=is_counted),
         is_stateful=True,
-        whole=chat_object.whole,
+        render_json=chat_object.whole,
     )
 
 

@@ -74,7 +74,7 @@ def render(telling: Telling, stored: Stored) -> tuple[Frame, Telling]:
             return SILENT, telling
 
 
-def archived(record: TurnRecord, seen: int) -> Frame:
+def render_record(record: TurnRecord, seen: int) -> Frame:
     """All of it; for who has seen some of it, what is done. Its parts have other numbers than they had in the log.
 
     A delta here is many of those, so the number after it is as much higher as it has characters. It is then not below
@@ -240,10 +240,10 @@ OPENAI_RESPONSES = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=False,
-    can_take_back=False,
+    can_reset=False,
     start=start,
     render=render,
-    archived=archived,
+    render_record=render_record,
     is_stateful=True,
-    whole=lambda record: _encode(response_of(record)),
+    render_json=lambda record: _encode(response_of(record)),
 )

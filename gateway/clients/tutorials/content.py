@@ -29,7 +29,7 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
             return (Frame(sse.frame(_encode({"content": text}), seq=stored.seq)) if text else SILENT), state
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     text = sse.frame(_encode({"content": record.text})) if record.text else b""
     if record.outcome in ("completed", "cancelled"):
         return Frame(text)
@@ -45,8 +45,8 @@ CONTENT = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=False,
-    can_take_back=False,
+    can_reset=False,
     start=lambda _: None,
     render=render,
-    archived=archived,
+    render_record=render_record,
 )

@@ -35,7 +35,7 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
             return (Frame(_frame({"type": "delta", "text": text}, stored.seq)) if text else SILENT), state
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     text = _frame({"type": "delta", "text": record.text}) if record.text else b""
     if record.outcome == "completed":
         return Frame(text + _frame({"type": "done"}, record.cursor))
@@ -58,8 +58,8 @@ DELTA = Dialect(
     heartbeat=sse.HEARTBEAT,
     # There is a word for the end, and the tutorials' loops do not wait for it: they end where the body does.
     is_self_delimited=False,
-    can_take_back=False,
+    can_reset=False,
     start=lambda _: None,
     render=render,
-    archived=archived,
+    render_record=render_record,
 )

@@ -51,7 +51,7 @@ def render(told: JobState, stored: Stored) -> tuple[Frame, JobState]:
             return _frame("progress", told.job, progress, stored.seq), JobState(told.job, told.so_far.plus(text))
 
 
-def archived(record: TurnRecord, _: int) -> Frame:
+def render_record(record: TurnRecord, _: int) -> Frame:
     """Its end says all of it."""
     outcome: Outcome = "failed" if record.outcome == "running" else record.outcome
     return _end(record.turn, outcome, record.text, record.usage, record.error, record.cursor)
@@ -74,9 +74,9 @@ JOB = Dialect(
     media_type=sse.MEDIA_TYPE,
     heartbeat=sse.HEARTBEAT,
     is_self_delimited=True,
-    can_take_back=True,
+    can_reset=True,
     start=start,
     render=render,
-    archived=archived,
+    render_record=render_record,
     is_stateful=True,
 )
