@@ -51,7 +51,7 @@ def response(
     """The error `code` of proto.errors.CODES, in the envelope; to an EventSource in `scope` that it is soon over."""
     metrics.REFUSED.labels(code).inc()
     row = CODES[code]
-    if scope is not None and row.is_retried and comes_back(scope):
+    if scope is not None and row.is_retryable and comes_back(scope):
         return ComeAgain(retry_after_s or RETRY_AFTER_S)
     # What is not there may be there the next moment, and is somebody's business in either case.
     extra = {"cache-control": "no-store", **(headers or {})}

@@ -27,7 +27,7 @@ from tailrace.generators.structured_output import corrected
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from tailrace.proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, Unfinished
+from tailrace.proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, SandboxFailed
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
@@ -140,7 +140,7 @@ class TurnRunner:
             return step
         try:
             misfit = await self._judge.misfit(step.schema, turn.text, key.tenant)
-        except Unfinished as error:
+        except SandboxFailed as error:
             logger.warning("answer not judged", error=str(error))
             metrics.JUDGED.labels("unjudged").inc()
             return Complete()

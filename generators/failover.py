@@ -58,7 +58,7 @@ class Rota(msgspec.Struct, frozen=True):
         if error.code not in FAILED_OVER or (error.code == "backend_refused_request" and not has_begun):
             return None
         failed, *others = self.sources
-        is_kept = has_begun and CODES[error.code].is_retried
+        is_kept = has_begun and CODES[error.code].is_retryable
         left = (*others, failed) if is_kept else tuple(others)
         return Rota(left, self.unasked - 1) if left else None
 

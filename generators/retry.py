@@ -46,7 +46,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def again_in_s(self, error: Exception, tries: int, chance: float) -> float | None:
         """Seconds until the next call after `tries` have failed, the last with `error`; None: there is none."""
-        if not isinstance(error, BackendError) or not CODES[error.code].is_retried or tries >= self.tries_max:
+        if not isinstance(error, BackendError) or not CODES[error.code].is_retryable or tries >= self.tries_max:
             return None
         asked_s = error.retry_after_s or 0.0
         # Who is told to come back in an hour should hear so, and not wait an hour in silence.

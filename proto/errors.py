@@ -1,46 +1,46 @@
-"""Every error that crosses a process or reaches a client: one tree of exceptions, one table of stable codes.
+"""Errors that cross a process boundary or reach a client: the exception tree and the table of error codes.
 
     TailraceError
-     +- SettingsInvalid            a setting is wrong: the process does not start
-     +- Refused                    a request that is refused: its code says how
-     +- Unfinished                 what works on a stranger's schema or template was too slow, or broke
-     |   +- Crowded                it was not even begun: others' were in the way for too long
-     +- LogError                   the door to NATS
-     |   +- LogUnavailable         no answer from the log in time, or no stream: try again later
-     |   +- LogFull                the stream's limit is reached; running turns have a reserve
-     |   +- LogMisconfigured       a stream or consumer is missing, or set up otherwise than we need
-     |   +- EntryTooLarge          payload and headers exceed what the server takes
+     +- SettingsInvalid            a setting is invalid: the process does not start
+     +- Refused                    the request is rejected: `code` gives the reason
+     +- SandboxFailed              the subprocess for a client's schema or template was too slow or crashed
+     |   +- SandboxBusy            all subprocess slots were taken for too long: retry
+     +- LogError                   NATS
+     |   +- LogUnavailable         no answer from the log in time, or no stream: retry later
+     |   +- LogFull                the stream's byte limit is reached; running turns have a reserve
+     |   +- LogMisconfigured       a stream or consumer is missing or has the wrong configuration
+     |   +- EntryTooLarge          payload and headers exceed the server's limit
      |   +- FenceLost              another writer owns the turn: stop at once, acknowledge nothing
-     |   +- TurnUnknown            no entry of that turn is in the log
-     |   +- CursorUnknown          that sequence is not an entry of that turn
-     |   +- BlobUnknown            what was lifted out of a request is not there, or has expired
-     +- StoreError                 the door to the database
-     |   +- StoreBusy              another program holds it: nothing is wrong, try again soon
-     |   +- StoreUnwritable        full, read-only, or a disk that fails: nothing is acknowledged until it is mended
-     |   +- StoreRefused           a row that it cannot hold, today or ever: the others can be written without it
-     |   +- StoreCorrupt           damaged, gone, or no database: a new one is made from the log
-     |   +- StoreTooNew            a newer version has written it: this one does not touch it
-     +- HookError                  a webhook that did not reach its receiver
-     |   +- HookFailed             this time: no connection, no answer
-     |   +- HookRefused            ever: nobody is sent to where its URL leads
-     +- BackendError               the model did not answer as it should: its code says how, and whether to try again
+     |   +- TurnUnknown            the log has no entry of that turn
+     |   +- CursorUnknown          the cursor is not the sequence of an entry of that turn
+     |   +- BlobUnknown            the blob does not exist or has expired
+     +- StoreError                 the database
+     |   +- StoreBusy              another program has locked it: retry soon
+     |   +- StoreUnwritable        disk full, read-only or failing: acknowledge nothing until it is repaired
+     |   +- StoreRefused           the database cannot store this row, now or later: write the other rows
+     |   +- StoreCorrupt           damaged, missing or not a database: rebuild it from the log
+     |   +- StoreTooNew            written by a newer version: do not touch it
+     +- WebhookError               a webhook was not delivered
+     |   +- WebhookFailed          no connection or no answer this time: retry
+     |   +- WebhookRefused         the URL or its address is not allowed: never retry
+     +- BackendError               the model call failed: `code` gives the reason and whether to retry
 
-A foreign exception stops at its door and becomes one of these, `from` the original.
+Each module that uses a foreign library catches its exceptions and raises one of these `from` the original.
 """
 
 import msgspec
 
 
 class TailraceError(Exception):
-    """The root: nothing raises it itself."""
+    """Root of the tree. Never raised itself."""
 
 
 class SettingsInvalid(TailraceError):
-    """A setting is wrong; the message names the variable and what it may be."""
+    """A setting is invalid. The message names the environment variable and its valid values."""
 
 
 class Refused(TailraceError):
-    """A request that is refused. `code` is a row of CODES; the message says what to do."""
+    """A request that is rejected with `code`, a key of CODES. The message says what is wrong and what to do."""
 
     def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -49,16 +49,16 @@ class Refused(TailraceError):
         self.retry_after_s = retry_after_s
 
 
-class Unfinished(TailraceError):
-    """A process that works on what strangers have written was too slow, or broke; the message says which."""
+class SandboxFailed(TailraceError):
+    """The subprocess that evaluates a client's schema or template was too slow or crashed. The message says which."""
 
 
-class Crowded(Unfinished):
-    """There was no room to begin in time. Nothing is wrong with the work: later there may be."""
+class SandboxBusy(SandboxFailed):
+    """No subprocess slot was free in time. The input was not evaluated; a later call may succeed."""
 
 
 class LogError(TailraceError):
-    """Something at the door to NATS."""
+    """An error from NATS. `code` is the key of CODES that a client receives."""
 
     code = "log_unavailable"
 
@@ -68,27 +68,27 @@ class LogUnavailable(LogError):
 
 
 class LogFull(LogError):
-    """The stream's byte limit, or the store's, is reached."""
+    """The byte limit of the stream or of the server's storage is reached."""
 
     code = "log_full"
 
 
 class LogMisconfigured(LogError):
-    """A stream or consumer is missing or differs from what this version needs; the message says what to run."""
+    """A stream or consumer is missing or has the wrong configuration. The message names the command to run."""
 
 
 class EntryTooLarge(LogError):
-    """Payload and headers together are larger than the server takes."""
+    """Payload and headers together exceed the server's limit."""
 
     code = "body_too_large"
 
 
 class FenceLost(LogError):
-    """Another writer has appended to the turn. Whoever gets this stops writing it at once."""
+    """Another writer has appended to the turn. The caller must stop writing the turn at once."""
 
 
 class TurnUnknown(LogError):
-    """The log holds no entry of the turn."""
+    """The log has no entry of the turn."""
 
     code = "turn_not_found"
 
@@ -100,56 +100,56 @@ class CursorUnknown(LogError):
 
 
 class BlobUnknown(LogError):
-    """There is no such blob of that tenant, or it has expired."""
+    """The tenant has no such blob, or it has expired."""
 
     code = "blob_not_found"
 
 
 class StoreError(TailraceError):
-    """Something at the door to the database. A client hears persistence_unavailable."""
+    """An error from the database. Clients receive `persistence_unavailable`."""
 
 
 class StoreBusy(StoreError):
-    """Another program holds the database, and held it for longer than `busy_timeout_s`."""
+    """Another program has held the database's lock for longer than `busy_timeout_s`."""
 
 
 class StoreUnwritable(StoreError):
-    """The database or its disk is full, read-only or failing. Somebody has to mend it; the log waits meanwhile."""
+    """The database or its disk is full, read-only or failing. An operator must repair it; the log keeps the turns."""
 
 
 class StoreRefused(StoreError):
-    """A value has no place in the database: a number beyond 64 bits, text that is no UTF-8. Nothing was written."""
+    """The database cannot store a value: an integer beyond 64 bits, text that is not UTF-8. Nothing was written."""
 
 
 class StoreCorrupt(StoreError):
-    """The file is damaged, gone, or no database. It is moved aside, and a new one is made from the log."""
+    """The file is damaged, missing or not a database. It is moved aside and rebuilt from the log."""
 
 
 class StoreTooNew(StoreError):
-    """A newer version has changed the database's shape; this one would not understand what it reads."""
+    """A newer version has migrated the database. This version does not understand its schema."""
 
 
-class HookError(TailraceError):
-    """A webhook that did not reach its receiver. No client hears of it."""
+class WebhookError(TailraceError):
+    """A webhook was not delivered. Clients never receive this error."""
 
 
-class HookFailed(HookError):
-    """No connection, or no answer in time: the next try may be luckier."""
+class WebhookFailed(WebhookError):
+    """No connection, or no answer in time. A retry may succeed."""
 
 
-class HookRefused(HookError):
-    """Its URL, or the address that it leads to, is none that may be called."""
+class WebhookRefused(WebhookError):
+    """The webhook's URL, or the address that it resolves to, is not allowed."""
 
 
-# Whatever answers in the model's place may repeat all that it was sent. The log takes no end of that size, so the turn
-# would be asked again and again.
+# A backend's error message may echo the whole request. The log refuses an `end` entry of that size, and without an
+# `end` the turn would be attempted again and again.
 BACKEND_MESSAGE_CHARS_MAX = 2000
 
 
 class BackendError(TailraceError):
-    """The model did not answer as it should. `code` is a row of CODES, which says whether to try again.
+    """The model call failed. `code` is a key of CODES, which says whether to retry.
 
-    `retry_after_s` is the server's own wish in seconds, None when it said nothing.
+    `retry_after_s` is the delay that the backend asked for, or None.
     """
 
     def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
@@ -160,79 +160,392 @@ class BackendError(TailraceError):
 
 
 class Code(msgspec.Struct, frozen=True):
-    """A row of the table: the HTTP status, Anthropic's error type, whether the same call may succeed later."""
+    """A row of the error table: HTTP status, Anthropic's error type, and the text of docs/ERRORS.md."""
 
     status: int
     type: str
-    is_retried: bool = False
+    meaning: str
+    advice: str
+    is_retryable: bool = False
+    """Whether the same request may succeed later."""
 
 
-# The types are Anthropic's (docs: "API errors"), so that clients which know those know ours.
+# The types are Anthropic's (docs: "API errors"), so that clients that handle Anthropic's errors handle these too.
 INVALID = "invalid_request_error"
+AUTHENTICATION = "authentication_error"
+BILLING = "billing_error"
+PERMISSION = "permission_error"
+NOT_FOUND = "not_found_error"
+TOO_LARGE = "request_too_large"
+RATE_LIMIT = "rate_limit_error"
+API = "api_error"
+TIMEOUT = "timeout_error"
+OVERLOADED = "overloaded_error"
+
 CODES: dict[str, Code] = {
-    # what a request may be refused for
-    "http_invalid": Code(400, INVALID),
-    "json_invalid": Code(400, INVALID),
-    "request_invalid": Code(400, INVALID),
-    "model_unknown": Code(400, INVALID),
-    "schema_invalid": Code(400, INVALID),
-    "prompt_invalid": Code(400, INVALID),
-    "cursor_invalid": Code(400, INVALID),
-    "dialect_unknown": Code(400, INVALID),
-    "idempotency_key_invalid": Code(400, INVALID),
-    "preflight_refused": Code(400, INVALID),
-    "credential_invalid": Code(401, "authentication_error"),
-    # 402 and not 429: clients ask again by themselves after a 429, and a budget does not renew within seconds.
-    "budget_spent": Code(402, "billing_error"),
-    "scope_missing": Code(403, "permission_error"),
-    "host_refused": Code(403, "permission_error"),
-    "origin_refused": Code(403, "permission_error"),
-    "route_not_found": Code(404, "not_found_error"),
-    "turn_not_found": Code(404, "not_found_error"),
-    "batch_not_found": Code(404, "not_found_error"),
-    "session_not_found": Code(404, "not_found_error"),
-    "project_not_found": Code(404, "not_found_error"),
-    "parent_not_found": Code(404, "not_found_error"),
-    "model_not_found": Code(404, "not_found_error"),
-    "blob_not_found": Code(404, "not_found_error"),
-    "prompt_not_found": Code(404, "not_found_error"),
-    "method_not_allowed": Code(405, INVALID),
-    "session_busy": Code(409, INVALID),
-    "session_exists": Code(409, INVALID),
-    "project_exists": Code(409, INVALID),
-    # 410 and not 409: clients ask again by themselves after a 409, and this answer will never come.
-    "turn_cancelled": Code(410, INVALID),
-    "headers_timeout": Code(408, INVALID, is_retried=True),
-    "body_timeout": Code(408, INVALID, is_retried=True),
-    # What a conversation refers to: sent again, it is there again.
-    "blob_expired": Code(410, INVALID),
-    "body_too_large": Code(413, "request_too_large"),
-    "content_type_unsupported": Code(415, INVALID),
-    "idempotency_key_reused": Code(422, INVALID),
-    "headers_too_large": Code(431, INVALID),
-    "rate_limited": Code(429, "rate_limit_error", is_retried=True),
-    "turns_running": Code(429, "rate_limit_error", is_retried=True),
-    "streams_open": Code(429, "rate_limit_error", is_retried=True),
-    "internal": Code(500, "api_error"),
-    "log_unavailable": Code(503, "api_error", is_retried=True),
-    "log_full": Code(503, "overloaded_error", is_retried=True),
-    "persistence_unavailable": Code(503, "api_error", is_retried=True),
-    "generators_unavailable": Code(503, "api_error", is_retried=True),
-    "draining": Code(503, "overloaded_error", is_retried=True),
-    "gateway_full": Code(503, "overloaded_error", is_retried=True),
-    "bodies_waiting": Code(503, "overloaded_error", is_retried=True),
-    "checks_waiting": Code(503, "overloaded_error", is_retried=True),
-    # what a turn may fail with: the model's side
-    "backend_rate_limited": Code(429, "rate_limit_error", is_retried=True),
-    "backend_overloaded": Code(529, "overloaded_error", is_retried=True),
-    "backend_unreachable": Code(502, "api_error", is_retried=True),
-    "backend_failed": Code(502, "api_error", is_retried=True),
-    "backend_stalled": Code(504, "timeout_error", is_retried=True),
-    "backend_broken": Code(502, "api_error", is_retried=True),
-    "backend_refused_key": Code(502, "authentication_error"),
-    "backend_refused_request": Code(400, INVALID),
-    # what a turn may fail with: our side
-    "interrupted": Code(500, "api_error"),
-    "attempts_exhausted": Code(500, "api_error"),
-    "deadline_exceeded": Code(504, "timeout_error"),
+    # Rejected requests.
+    "http_invalid": Code(
+        400,
+        INVALID,
+        "The request violates HTTP (RFC 9112): a malformed request line, no or two Host headers, an unknown "
+        "transfer coding.",
+        "Use a standard HTTP client, or fix the proxy in front.",
+    ),
+    "json_invalid": Code(
+        400,
+        INVALID,
+        "The body is not JSON (RFC 8259), or is nested too deeply.",
+        "Send valid JSON in UTF-8.",
+    ),
+    "request_invalid": Code(
+        400,
+        INVALID,
+        "A field, header or query parameter is missing, unknown or has a value that is not allowed.",
+        "Change what the message names; /docs describes each field.",
+    ),
+    "model_unknown": Code(
+        400,
+        INVALID,
+        "No model has this name.",
+        "Choose a model from GET /v1/models.",
+    ),
+    "schema_invalid": Code(
+        400,
+        INVALID,
+        "The JSON Schema is invalid, too large, or takes too long to evaluate.",
+        "Fix or simplify the schema; the message says what is wrong with it.",
+    ),
+    "prompt_invalid": Code(
+        400,
+        INVALID,
+        "The prompt template cannot be rendered with these variables.",
+        "Send the variables that GET /v1/prompts lists.",
+    ),
+    "cursor_invalid": Code(
+        400,
+        INVALID,
+        "The cursor is not an event id of this turn, or not the `next` of this list.",
+        "Send the cursor back exactly as you received it, or start without one.",
+    ),
+    "dialect_unknown": Code(
+        400,
+        INVALID,
+        "No event format has this name.",
+        "Choose one of the formats that the message lists.",
+    ),
+    "idempotency_key_invalid": Code(
+        400,
+        INVALID,
+        "The Idempotency-Key header is empty, too long, repeated, or not allowed on this route.",
+        "Send one key of 1 to 200 visible ASCII characters, such as a UUID.",
+    ),
+    "preflight_refused": Code(
+        400,
+        INVALID,
+        "The CORS preflight asks for an origin, method or header that is not allowed.",
+        "Add the page's origin to TAILRACE_ORIGINS.",
+    ),
+    "credential_invalid": Code(
+        401,
+        AUTHENTICATION,
+        "The credential is missing, unknown, expired or revoked.",
+        "Send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+    ),
+    # 402 and not 429: clients repeat a request after a 429 by themselves, and a budget does not renew within seconds.
+    "budget_exceeded": Code(
+        402,
+        BILLING,
+        "The turn may cost more than what is left of the day's or month's budget.",
+        "Wait until the budget renews, send a smaller `max_tokens` or `max_cost`, or raise the limit.",
+    ),
+    "scope_missing": Code(
+        403,
+        PERMISSION,
+        "The credential lacks the scope that this route needs.",
+        "Use a credential with the scope that the message names.",
+    ),
+    "host_refused": Code(
+        403,
+        PERMISSION,
+        "The Host header names a host that this server does not serve.",
+        "Add the host to TAILRACE_HOSTS.",
+    ),
+    "origin_refused": Code(
+        403,
+        PERMISSION,
+        "A web page of another origin sent the request from a browser.",
+        "Add the page's origin to TAILRACE_ORIGINS, or send an API key in a header.",
+    ),
+    "route_not_found": Code(
+        404,
+        NOT_FOUND,
+        "No route has this path.",
+        "GET / lists the routes.",
+    ),
+    "turn_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The turn does not exist, was deleted, or belongs to another tenant.",
+        "Check the turn's id and the credential.",
+    ),
+    "batch_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The batch does not exist, was deleted, or belongs to another tenant.",
+        "Check the batch's id and the credential.",
+    ),
+    "session_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The session does not exist, was deleted, or belongs to another tenant.",
+        "Check the session's id; POST a turn without `session_id` to start a new one.",
+    ),
+    "project_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The project does not exist, was deleted, or belongs to another tenant.",
+        "Check the project's id and the credential.",
+    ),
+    "parent_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The turn to continue from does not exist in this session, or was deleted.",
+        "Send the id of an existing turn as the parent, or none.",
+    ),
+    "model_not_found": Code(
+        404,
+        NOT_FOUND,
+        "No model has the id in the path.",
+        "GET /v1/models lists the models.",
+    ),
+    "blob_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The blob does not exist or has expired.",
+        "Send the original content again with the request.",
+    ),
+    "prompt_not_found": Code(
+        404,
+        NOT_FOUND,
+        "No prompt template has this name.",
+        "GET /v1/prompts lists the templates.",
+    ),
+    "method_not_allowed": Code(
+        405,
+        INVALID,
+        "The route does not support this method.",
+        "Use a method of the Allow header.",
+    ),
+    "headers_timeout": Code(
+        408,
+        INVALID,
+        "The request's headers did not arrive in time.",
+        "Send the request again; check the network.",
+        is_retryable=True,
+    ),
+    "body_timeout": Code(
+        408,
+        INVALID,
+        "The request's body did not arrive in time.",
+        "Send the request again; check the network.",
+        is_retryable=True,
+    ),
+    "session_busy": Code(
+        409,
+        INVALID,
+        "The turn to continue from, or a turn to be deleted, is still running.",
+        "Wait for its end, cancel it, or continue from another turn (`parent`).",
+    ),
+    "session_exists": Code(
+        409,
+        INVALID,
+        "A session of this name exists.",
+        "Choose another name, or use the existing session.",
+    ),
+    "project_exists": Code(
+        409,
+        INVALID,
+        "A project of this id exists.",
+        "Choose another id, or use the existing project.",
+    ),
+    # 410 and not 409: clients repeat a request after a 409 by themselves, and this answer will never exist.
+    "turn_cancelled": Code(
+        410,
+        INVALID,
+        "The turn was cancelled before it had a complete answer.",
+        "GET /v1/turns/{turn} returns the text so far; POST a new turn for a new answer.",
+    ),
+    "blob_expired": Code(
+        410,
+        INVALID,
+        "A picture, document or long text of the conversation has expired.",
+        "Send the messages with their full content again.",
+    ),
+    "body_too_large": Code(
+        413,
+        TOO_LARGE,
+        "The body, one of its parts, or the conversation is larger than the limit in the message.",
+        "Send less, or split the request.",
+    ),
+    "content_type_unsupported": Code(
+        415,
+        INVALID,
+        "The body is not JSON, or is compressed.",
+        "Send it uncompressed with `Content-Type: application/json`.",
+    ),
+    "idempotency_key_reused": Code(
+        422,
+        INVALID,
+        "The Idempotency-Key was used with another body.",
+        "Use a new key for a new request.",
+    ),
+    "rate_limited": Code(
+        429,
+        RATE_LIMIT,
+        "The key or tenant has used up its requests, tokens or bytes of this period.",
+        "Retry after the seconds in Retry-After.",
+        is_retryable=True,
+    ),
+    "too_many_turns": Code(
+        429,
+        RATE_LIMIT,
+        "As many turns of the key or tenant are running as its limit allows.",
+        "Wait for a turn to end, then retry.",
+        is_retryable=True,
+    ),
+    "too_many_streams": Code(
+        429,
+        RATE_LIMIT,
+        "As many streams of the key, tenant or client address are open as the limit allows.",
+        "Close a stream, then retry.",
+        is_retryable=True,
+    ),
+    "headers_too_large": Code(
+        431,
+        INVALID,
+        "The request has too many headers, or too many bytes of them.",
+        "Send fewer or smaller headers; check cookies.",
+    ),
+    "internal": Code(
+        500,
+        API,
+        "A bug in Tailrace (its logs have the traceback), or a turn that left the log before it ended.",
+        "Report it with the response's `request-id`.",
+    ),
+    "log_unavailable": Code(
+        503,
+        API,
+        "NATS does not answer.",
+        "Retry after Retry-After. Operator: check nats-server.",
+        is_retryable=True,
+    ),
+    "log_full": Code(
+        503,
+        OVERLOADED,
+        "The log's storage limit is reached. Running turns continue; new ones are rejected.",
+        "Retry later. Operator: see RUNBOOK.md.",
+        is_retryable=True,
+    ),
+    "persistence_unavailable": Code(
+        503,
+        API,
+        "The history service or its database does not answer.",
+        "Retry after Retry-After. Operator: check the persistence process.",
+        is_retryable=True,
+    ),
+    "generators_unavailable": Code(
+        503,
+        API,
+        "No generator answers.",
+        "Retry after Retry-After. Operator: start a generator.",
+        is_retryable=True,
+    ),
+    "draining": Code(
+        503,
+        OVERLOADED,
+        "This gateway is shutting down.",
+        "Retry at once; another gateway answers.",
+        is_retryable=True,
+    ),
+    "server_busy": Code(
+        503,
+        OVERLOADED,
+        "The gateway has no free stream, no memory for another large body, or no free worker for a schema or template.",
+        "Retry after Retry-After. Operator: if it lasts for minutes, add a gateway.",
+        is_retryable=True,
+    ),
+    # Failed turns: the model's side.
+    "backend_rate_limited": Code(
+        429,
+        RATE_LIMIT,
+        "The model provider's rate limit was reached, also after retries.",
+        "Retry later, or raise the limit at the provider.",
+        is_retryable=True,
+    ),
+    "backend_overloaded": Code(
+        529,
+        OVERLOADED,
+        "The model provider is overloaded, also after retries.",
+        "Retry later.",
+        is_retryable=True,
+    ),
+    "backend_unreachable": Code(
+        502,
+        API,
+        "No connection to the model provider.",
+        "Retry later. Operator: check the network and the provider's base URL.",
+        is_retryable=True,
+    ),
+    "backend_failed": Code(
+        502,
+        API,
+        "The model provider answered with a server error.",
+        "Retry later.",
+        is_retryable=True,
+    ),
+    "backend_stalled": Code(
+        504,
+        TIMEOUT,
+        "The model sent nothing for too long.",
+        "Retry later.",
+        is_retryable=True,
+    ),
+    "backend_broken": Code(
+        502,
+        API,
+        "The model's answer broke off, or is not a valid answer of the API.",
+        "Retry later. Operator: check that the base URL leads to the API.",
+        is_retryable=True,
+    ),
+    "backend_refused_key": Code(
+        502,
+        AUTHENTICATION,
+        "The model provider rejected the generator's credentials, or its account has no credit.",
+        "Operator: set a valid key, for example ANTHROPIC_API_KEY, and restart the generators.",
+    ),
+    "backend_refused_request": Code(
+        400,
+        INVALID,
+        "The model provider rejected the request.",
+        "Change the request; the message is the provider's.",
+    ),
+    # Failed turns: Tailrace's side.
+    "interrupted": Code(
+        500,
+        API,
+        "The answer broke off, and the turn has `on_interrupt: fail`.",
+        "POST the turn again.",
+    ),
+    "attempts_exhausted": Code(
+        500,
+        API,
+        "The answer broke off in as many attempts as are allowed.",
+        "POST the turn again.",
+    ),
+    "deadline_exceeded": Code(
+        504,
+        TIMEOUT,
+        "The answer or batch was not finished before its deadline.",
+        "Ask for a shorter answer, or raise the deadline.",
+    ),
 }

@@ -97,15 +97,17 @@ def metric_row(metric: MetricWrapperBase) -> str:
 
 def errors_page() -> str:
     rows = [
-        f"| `{code}` | {row.status} | `{row.type}` | {'yes' if row.is_retried else 'no'} |"
+        f"| `{code}` | {row.status} | `{row.type}` | {'yes' if row.is_retryable else 'no'} "
+        f"| {row.meaning} | {row.advice} |"
         for code, row in CODES.items()
     ]
     head = (
-        f"# Errors\n\n{WRITTEN_BY} Codes are stable. Every error of the API is\n"
-        '`{"type": "error", "error": {"message", "type", "code", "param"}}`; a turn that failed has\n'
-        '`{"code", "message"}`.\n'
+        f"# Errors\n\n{WRITTEN_BY} Codes are stable. The body of every error response is\n"
+        '`{"type": "error", "error": {"message", "type", "code", "param"}}`; the `error` of a failed turn is\n'
+        '`{"code", "message"}`. "Retry" says whether the same request may succeed later.\n'
     )
-    return "\n".join([head, "| code | status | type | may succeed later |", "|---|---|---|---|", *rows, ""])
+    columns = ("code", "status", "type", "retry", "meaning", "what to do")
+    return "\n".join([head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows, ""])
 
 
 def simulated_page() -> str:

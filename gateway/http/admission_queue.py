@@ -68,4 +68,4 @@ class AdmissionQueue:
 
 
 def _refusal(message: str, scope: Scope, headers: dict[str, str] | None = None) -> Response:
-    return error_responses.response("gateway_full", message, retry_after_s=again_s(), headers=headers, scope=scope)
+    return error_responses.response("server_busy", message, retry_after_s=again_s(), headers=headers, scope=scope)

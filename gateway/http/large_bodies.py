@@ -100,4 +100,4 @@ class LargeBodyLimit:
                 await held.enter_async_context(self._room.taken(min(size, self._share_bytes_max)))
         except TimeoutError as error:
             message = "too many large requests are being read at this moment: send it again"
-            raise Refused("bodies_waiting", message) from error
+            raise Refused("server_busy", message) from error

@@ -192,7 +192,7 @@ class Admission:
                     await self._limiter.slots.free(Seq(slot.amount))
                     self._slots.remove(Seq(slot.amount))
                 raise Refused(
-                    "turns_running",
+                    "too_many_turns",
                     f"{most} turns of this {owner.noun} are running, and no more may: wait for one to end",
                     retry_after_s=RUNNING_AGAIN_S,
                 )
@@ -224,7 +224,7 @@ def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
     if limited.what in ("usd_day", "usd_month"):
         # 402, and no Retry-After: the SDKs repeat a 429, and nothing changes until then.
         return Refused(
-            "budget_spent",
+            "budget_exceeded",
             f"the budget of this {limited.noun} for the {PERIOD[limited.what]} is {_usd(limited.most)}: "
             f"{_usd(held)} are spent or held for turns that run, and this turn may cost {_usd(amount)}. "
             f"It renews at {at}; a smaller `max_tokens` or a `max_cost` holds less",

@@ -40,11 +40,11 @@ class ReaderCounts:
         room, kinds = self._room, (("tenant", tenant), ("address", owner_of(address)))
         if self._all >= room.of_all:
             message = f"{room.of_all} streams are open here, and no more may be: come again"
-            raise Refused("gateway_full", message, retry_after_s=again_s())
+            raise Refused("server_busy", message, retry_after_s=again_s())
         for kind, most, noun in zip(kinds, room[1:], ("of this tenant", "from this address"), strict=True):
             if self._of[kind] >= most:
                 message = f"{most} streams {noun} are open here, and no more may be: close one"
-                raise Refused("streams_open", message, retry_after_s=again_s())
+                raise Refused("too_many_streams", message, retry_after_s=again_s())
         self._all += 1
         self._of.update(kinds)
         try:

@@ -128,7 +128,7 @@ class StreamSlots:
         place = await self._limiter.slots.take(owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=LIFE_S)
         if place is None:
             raise Refused(
-                "streams_open",
+                "too_many_streams",
                 f"{most} streams of this {owner.noun} are open, and no more may be: close one",
                 retry_after_s=AGAIN_S,
             )

@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Filled, Params
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.errors import Crowded, Refused, SettingsInvalid, Unfinished
+from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.sandbox import Child
 
@@ -70,7 +70,7 @@ class Prompts:
         sources = sources_in(Path(self._folder))
         try:
             described = await self._said([*sources.values()], None, _Described, "")
-        except Unfinished as error:
+        except SandboxFailed as error:
             raise SettingsInvalid(f"TAILRACE_PROMPTS: {self._folder} cannot be read: {error}") from error
         for (file, source), told in zip(sources.items(), described, strict=True):
             if told.error is not None:
@@ -133,9 +133,9 @@ class Prompts:
         fillings = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
         try:
             made = await self._said(sources, fillings, Made, whose)
-        except Crowded as error:
-            raise Refused("checks_waiting", f"`{names[0]}` was not filled: {error}. Send it again") from error
-        except Unfinished as error:
+        except SandboxBusy as error:
+            raise Refused("server_busy", f"`{names[0]}` was not filled: {error}. Send it again") from error
+        except SandboxFailed as error:
             return [unfilled(prompt, error) for prompt in wanted]
         return [
             text if text.error is None else unfilled(prompt, text.error)

@@ -56,7 +56,7 @@ class WaitForLog:
             try:
                 await self._stream(scope, receive, response)
             except (LogError, Refused) as error:
-                if not CODES[error.code].is_retried:
+                if not CODES[error.code].is_retryable:
                     if not response.is_begun:
                         raise
                     break

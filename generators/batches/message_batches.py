@@ -37,7 +37,7 @@ from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
-from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, TurnUnknown, Unfinished
+from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, SandboxFailed, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Tombstones, TurnLog
@@ -322,7 +322,7 @@ class Submissions:
             return None
         try:
             return await self._judge.misfit(schema, turn.text, child.tenant) is None
-        except Unfinished as error:
+        except SandboxFailed as error:
             logger.warning("answer not judged", turn=child.turn, error=str(error))
             return None
 

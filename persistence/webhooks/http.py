@@ -15,7 +15,7 @@ from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 
 from tailrace.persistence.webhooks.payload import retry_after_s
-from tailrace.proto.errors import HookFailed, HookRefused
+from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tailrace.proto.ssrf import NotAllowed, destination, is_public
 from tailrace.proto.version import VERSION
 
@@ -45,23 +45,23 @@ class Egress:
         await self._own.close()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """What the server answers. Raises HookRefused for where nobody may be sent, HookFailed for everything else."""
+        """Returns the server's answer. Raises WebhookRefused if `url` is not allowed, else WebhookFailed."""
         try:
             session = self._own if destination(url, self._private).is_private else self._public
         except NotAllowed as error:
-            raise HookRefused(f"its URL {error}") from error
+            raise WebhookRefused(f"its URL {error}") from error
         try:
             async with session.post(url, headers=headers, data=body, allow_redirects=False) as response:
                 asked_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
                 return Answer(response.status, asked_s)
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublicError):
-                raise HookRefused("its host leads to an address that is not public") from error
-            raise HookFailed(type(error).__name__) from error
+                raise WebhookRefused("its host leads to an address that is not public") from error
+            raise WebhookFailed(type(error).__name__) from error
         except TimeoutError as error:
-            raise HookFailed(f"no answer within {self._timeout_s:g} s") from error
+            raise WebhookFailed(f"no answer within {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise HookFailed(type(error).__name__) from error
+            raise WebhookFailed(type(error).__name__) from error
 
     def _session(self, context: ssl.SSLContext, opens: aiohttp.SocketFactoryType) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(

@@ -22,7 +22,7 @@ from tailrace.persistence.settings import Settings
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.persistence.webhooks.http import Answer, Egress
 from tailrace.proto.entries import Request
-from tailrace.proto.errors import HookFailed, HookRefused, LogUnavailable, SettingsInvalid, TurnUnknown
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, is_token
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
@@ -172,10 +172,10 @@ class Webhooks:
             except TurnUnknown:
                 logger.debug("turn was deleted, and is told to nobody", turn=key.turn)
                 return
-            except HookRefused as error:
+            except WebhookRefused as error:
                 _give_up(key, "refused", str(error))
                 return
-            except (HookFailed, LogUnavailable) as error:
+            except (WebhookFailed, LogUnavailable) as error:
                 why = str(error)
             else:
                 why, asked_s = f"it answered {answer.status}", answer.retry_after_s

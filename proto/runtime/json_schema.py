@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.proto.errors import Crowded, Refused, Unfinished
+from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.sandbox import Child
 
@@ -32,19 +32,19 @@ class Judge:
         """Raises Refused for what is no JSON Schema, or takes too long to be read."""
         try:
             verdict = await self._verdict(schema, b"", whose)
-        except Crowded as error:
-            raise Refused("checks_waiting", f"the JSON Schema was not looked at: {error}. Send it again") from error
-        except Unfinished as error:
+        except SandboxBusy as error:
+            raise Refused("server_busy", f"the JSON Schema was not looked at: {error}. Send it again") from error
+        except SandboxFailed as error:
             raise Refused("schema_invalid", f"the JSON Schema cannot be used: {error}") from error
         if verdict.invalid is not None:
             raise Refused("schema_invalid", f"that is no JSON Schema: {verdict.invalid}")
 
     async def misfit(self, schema: dict[str, Any], text: str, whose: Tenant) -> str | None:
-        """Why `text` is not JSON that fits `schema`; None when it is. Raises Unfinished when nobody can say."""
+        """Why `text` is not JSON that fits `schema`; None when it is. Raises SandboxFailed when nobody can say."""
         # No text at all is no JSON, as a blank is none.
         verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ", whose)
         if verdict.invalid is not None:
-            raise Unfinished(f"that is no JSON Schema: {verdict.invalid}")
+            raise SandboxFailed(f"that is no JSON Schema: {verdict.invalid}")
         return verdict.misfit
 
     async def _verdict(self, schema: dict[str, Any], text: bytes, whose: Tenant) -> Verdict:

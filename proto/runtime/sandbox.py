@@ -11,7 +11,7 @@ from pathlib import Path
 from signal import SIGXCPU
 from weakref import WeakValueDictionary
 
-from tailrace.proto.errors import Crowded, Unfinished
+from tailrace.proto.errors import SandboxBusy, SandboxFailed
 
 # Of computing, each; as a program's argument, for it is the program that sets its limit.
 CPU_S_MAX = 3
@@ -38,9 +38,9 @@ class Child:
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def said(self, told: bytes, within_s: float, whose: str) -> bytes:
-        """What it says to `told`, for the tenant `whose`; raises Unfinished when it takes longer, or breaks.
+        """What it says to `told`, for the tenant `whose`; raises SandboxFailed when it takes longer, or breaks.
 
-        Raises Crowded when it could not be begun.
+        Raises SandboxBusy when it could not be begun.
         """
         async with self._place(whose):
             try:
@@ -53,20 +53,20 @@ class Child:
                     env={},
                 )
             except OSError as error:
-                raise Unfinished(f"no process could be started: {error}") from error
+                raise SandboxFailed(f"no process could be started: {error}") from error
             try:
                 async with asyncio.timeout(within_s):
                     said, _ = await process.communicate(told)
             except TimeoutError as error:
-                raise Unfinished(f"it takes more than {within_s:.0f} s") from error
+                raise SandboxFailed(f"it takes more than {within_s:.0f} s") from error
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
         if process.returncode == -SIGXCPU:
-            raise Unfinished("it takes more computing than it may")
+            raise SandboxFailed("it takes more computing than it may")
         if process.returncode:
-            raise Unfinished(f"what works on it broke with status {process.returncode}")
+            raise SandboxFailed(f"what works on it broke with status {process.returncode}")
         return said
 
     @asynccontextmanager
@@ -79,5 +79,5 @@ class Child:
                     await held.enter_async_context(share)
                     await held.enter_async_context(self._room)
             except TimeoutError as error:
-                raise Crowded(f"others' were in the way for {self._wait_s:g} s") from error
+                raise SandboxBusy(f"others' were in the way for {self._wait_s:g} s") from error
             yield

@@ -49,7 +49,7 @@ async def taking_the_place(gateway: Gateway, path: str) -> AsyncIterator[None]:
 
 
 def refusals() -> float:
-    return float(metrics.REFUSED.labels("gateway_full")._value.get())
+    return float(metrics.REFUSED.labels("server_busy")._value.get())
 
 
 async def one_refusal_after(count: float) -> None:

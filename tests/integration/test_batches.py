@@ -296,7 +296,7 @@ async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
     assert request.batch.parallel == 2
     assert [hold.unit for hold in request.holds or ()] == ["slot", "slot"]
     refused = await gateway.client.post("/v1/turns", json={"message": "one more"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "turns_running")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
     async with working(own_server.url, own_claude, stall_timeout_s=3600):
 
         async def are_running() -> bool:

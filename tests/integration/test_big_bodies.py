@@ -258,7 +258,7 @@ async def test_no_more_large_bodies_are_read_than_there_is_room_for(nats_url: st
 
     answer = await until(refused)
     assert answer is not None
-    assert (answer.json()["error"]["code"], "retry-after" in answer.headers) == ("bodies_waiting", True)
+    assert (answer.json()["error"]["code"], "retry-after" in answer.headers) == ("server_busy", True)
     assert (await gateway.client.post("/v1/turns", json={"message": "small"})).status_code == 202
     writer.transport.abort()
     assert (await gateway.client.post("/v1/turns", json=large)).status_code == 202

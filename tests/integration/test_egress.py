@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.web import Request, Response, StreamResponse
 
 from tailrace.persistence.webhooks.http import Egress
-from tailrace.proto.errors import HookFailed, HookRefused
+from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.receiving import Got, Receiver, hang, status
 from tests.stopping import stop
 from tests.unit.test_destination import NO_URL, NOT_HTTPS, NOT_PUBLIC
@@ -115,7 +115,7 @@ async def test_nobody_is_sent_to_what_may_not_be_named(url: str) -> None:
     """Also when such a URL stands in the log already: it is judged again, and not even its name is looked up."""
     names = Names("127.0.0.1")
     async with egress(frozenset(), names) as door:
-        with pytest.raises(HookRefused):
+        with pytest.raises(WebhookRefused):
             await door.post(url, HEADERS, b"{}")
     assert names.asked == []
 
@@ -126,7 +126,7 @@ async def test_a_name_that_leads_to_a_private_address_reaches_nobody(receiver: R
     """DNS rebinding: whatever the name meant when it was given, the address is judged at the socket."""
     names = Names(address)
     async with egress(LOOPBACK, names) as door:
-        with pytest.raises(HookRefused, match="not public"):
+        with pytest.raises(WebhookRefused, match="not public"):
             await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}")
     assert names.asked == ["hooks.test"]
     assert receiver.got == []
@@ -140,7 +140,7 @@ async def test_a_name_is_looked_up_once_for_each_call(receiver: Receiver) -> Non
             assert await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
             assert len(names.asked) == times
         names.addresses = ()
-        with pytest.raises(HookFailed):
+        with pytest.raises(WebhookFailed):
             await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
 
 
@@ -197,7 +197,7 @@ async def test_a_receiver_that_says_nothing_is_left(receiver: Receiver) -> None:
     """Within the time that the operator gives it."""
     receiver.answer = hang
     async with egress(timeout_s=0.2) as door:
-        with pytest.raises(HookFailed, match=r"no answer within 0\.2 s"):
+        with pytest.raises(WebhookFailed, match=r"no answer within 0\.2 s"):
             await door.post(receiver.url, HEADERS, b"{}")
 
 
@@ -216,7 +216,7 @@ async def test_a_receiver_that_says_nothing_is_left(receiver: Receiver) -> None:
 async def test_what_is_no_answer_is_a_failure(raw: bytes) -> None:
     """Whoever answers is a stranger: nothing that it says may break us."""
     async with answering(raw) as url, egress(timeout_s=2) as door:
-        with pytest.raises(HookFailed):
+        with pytest.raises(WebhookFailed):
             await door.post(url, HEADERS, b"{}")
 
 
@@ -225,7 +225,7 @@ async def test_a_receiver_that_is_away_is_a_failure() -> None:
     async with answering(b"") as url:
         pass
     async with egress() as door:
-        with pytest.raises(HookFailed):
+        with pytest.raises(WebhookFailed):
             await door.post(url, HEADERS, b"{}")
 
 
@@ -246,6 +246,6 @@ async def test_whoever_cannot_prove_its_name_is_told_nothing(
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with Receiver(tls(certificate)) as receiver, egress(frozenset({host}), Names("127.0.0.1")) as door:
-        with pytest.raises(HookFailed, match="Certificate"):
+        with pytest.raises(WebhookFailed, match="Certificate"):
             await door.post(f"https://{host}:{receiver.port}/", HEADERS, b"{}")
         assert receiver.got == []

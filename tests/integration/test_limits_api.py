@@ -51,9 +51,9 @@ ENOUGH = 7
 RACES = [
     ("requests=1, burst=7", 429, "rate_limited"),
     (f"tokens={ENOUGH * TOKENS}", 429, "rate_limited"),
-    (f"running={ENOUGH}", 429, "turns_running"),
-    (f"usd_day={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_spent"),
-    (f"usd_month={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_spent"),
+    (f"running={ENOUGH}", 429, "too_many_turns"),
+    (f"usd_day={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_exceeded"),
+    (f"usd_month={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_exceeded"),
 ]
 IDS = [limits.split("=")[0] for limits, _, _ in RACES]
 
@@ -171,7 +171,7 @@ async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str
     gateways = await three(nats_url, new_gateway, limits_key=limits, limits_tenant="requests=4, burst=200")
     assert statuses(await raced(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
     refused = await gateways[0].client.post("/v1/turns", json=SLOW)
-    assert code(refused) == "turns_running"
+    assert code(refused) == "too_many_turns"
     # The one that is told this has taken one of each, and has given it back by then.
     assert f'"requests";r={100 - ENOUGH};' in refused.headers["ratelimit"]
     assert f'"tokens";r={(100 - ENOUGH) * TOKENS};' in refused.headers["ratelimit"]
@@ -239,7 +239,7 @@ async def test_a_turn_that_has_ended_has_no_place_whoever_ended_it(nats_url: str
     for _ in range(3):
         accepted = await gateway.client.post("/v1/turns", json=SLOW)
         assert accepted.status_code == 202
-        assert code(await gateway.client.post("/v1/turns", json=SLOW)) == "turns_running"
+        assert code(await gateway.client.post("/v1/turns", json=SLOW)) == "too_many_turns"
         await gateway.client.post(accepted.json()["links"]["cancel"])
 
 
@@ -394,7 +394,7 @@ async def test_asking_and_cancelling_over_and_over_spends_the_budget(
         cancelled = (await gateway.client.post(links["cancel"])).json()
         assert cancelled["outcome"] == "cancelled"
         costs.append(cancelled["cost_usd"])
-    assert (answer.status_code, code(answer)) == (402, "budget_spent")
+    assert (answer.status_code, code(answer)) == (402, "budget_exceeded")
     assert costs
     assert 0 < sum(costs) <= 0.1
     # What each was held for is settled, though it was not its generator that ended it.
@@ -538,7 +538,7 @@ async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_ga
     streamed = {"accept": "text/event-stream"}
     async with gateway.client.stream("GET", accepted["links"]["events"]):
         refused = await gateway.client.post("/v1/turns", json=SLOW, headers=streamed)
-        assert (refused.status_code, code(refused)) == (429, "streams_open")
+        assert (refused.status_code, code(refused)) == (429, "too_many_streams")
         told = (await gateway.client.post("/v1/turns", json=SLOW)).headers["ratelimit"]
         assert '"requests";r=7;' in told
 
@@ -556,7 +556,7 @@ async def test_a_download_of_results_takes_the_place_of_a_stream(
     async with gateway.client.stream("GET", turn["links"]["events"]) as stream:
         assert stream.status_code == 200
         refused = await gateway.client.get(results)
-        assert (refused.status_code, code(refused)) == (429, "streams_open")
+        assert (refused.status_code, code(refused)) == (429, "too_many_streams")
         assert int(refused.headers["retry-after"]) > 0
 
     async def is_let_in() -> bool:

@@ -43,9 +43,9 @@ def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("streams_max", (503, "gateway_full", True)),
-        ("streams_tenant_max", (429, "streams_open", True)),
-        ("streams_address_max", (429, "streams_open", True)),
+        ("streams_max", (503, "server_busy", True)),
+        ("streams_tenant_max", (429, "too_many_streams", True)),
+        ("streams_address_max", (429, "too_many_streams", True)),
     ],
 )
 async def test_one_gateway_takes_so_many_readers(
@@ -143,7 +143,7 @@ async def test_more_connections_than_there_may_be_are_told_so(
                 return False
             # Without its word for the page an EventSource would be at its end.
             assert response.headers["access-control-allow-origin"] == page["origin"]
-            assert (refusal(response), response.headers["connection"]) == ((503, "gateway_full", True), "close")
+            assert (refusal(response), response.headers["connection"]) == ((503, "server_busy", True), "close")
             return True
 
         await until(is_full)

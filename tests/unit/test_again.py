@@ -33,11 +33,11 @@ def test_an_event_source_that_comes_back_is_known_by_what_it_sends(
     """Whoever looks at a status, and a new reader, whose page can say what is wrong, are told it."""
     asked = scope(method, headers)
     assert comes_back(asked) is is_back
-    told = error_responses.response("gateway_full", "come again", retry_after_s=AGAIN_S_MAX, scope=asked)
+    told = error_responses.response("server_busy", "come again", retry_after_s=AGAIN_S_MAX, scope=asked)
     assert told.status_code == (200 if is_back else 503)
 
 
-@pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_spent"])
+@pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_exceeded"])
 def test_what_will_not_be_better_soon_is_said_to_an_event_source_too(code: str) -> None:
     """It would ask for ever."""
     assert error_responses.response(code, "no", scope=scope("GET", EVENT_SOURCE)).status_code >= 400

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.proto.errors import Crowded, Unfinished
+from tailrace.proto.errors import SandboxBusy, SandboxFailed
 from tailrace.proto.runtime.sandbox import AT_ONCE_MAX, OF_ONE_MAX, Child
 from tests.until import until
 
@@ -40,7 +40,7 @@ async def test_one_that_does_nothing_is_killed(tmp_path: Path) -> None:
     """Also one that costs no CPU, has not read what it was told, and whose pid is known."""
     said = tmp_path / "pid"
     child = program(tmp_path, f"open({str(said)!r}, 'w').write(str(os.getpid()))", "time.sleep(3600)")
-    with pytest.raises(Unfinished, match="more than"):
+    with pytest.raises(SandboxFailed, match="more than"):
         await child.said(b"x" * 10_000_000, 1.0, "acme")
     with pytest.raises(ProcessLookupError):
         os.kill(int(said.read_text()), 0)
@@ -64,14 +64,14 @@ async def test_one_that_nobody_waits_for_is_killed(tmp_path: Path) -> None:
 async def test_one_that_breaks_has_said_nothing(tmp_path: Path, line: str) -> None:
     """Half an answer is none."""
     child = program(tmp_path, "sys.stdout.write('half')", "sys.stdout.flush()", line)
-    with pytest.raises(Unfinished, match="status"):
+    with pytest.raises(SandboxFailed, match="status"):
         await child.said(b"", LONG_S, "acme")
 
 
 async def test_one_that_computes_too_long_says_so(tmp_path: Path) -> None:
     """By its own limit, which does not count what others on the machine compute."""
     child = program(tmp_path, "import resource", "resource.setrlimit(resource.RLIMIT_CPU, (1, 2))", "while True: pass")
-    with pytest.raises(Unfinished, match="computing"):
+    with pytest.raises(SandboxFailed, match="computing"):
         await child.said(b"", LONG_S, "acme")
 
 
@@ -113,7 +113,7 @@ async def test_who_waits_for_a_place_does_not_wait_for_ever(tmp_path: Path, tena
     slow = [asyncio.create_task(child.said(b"", LONG_S, f"tenant-{number % tenants}")) for number in range(most)]
     await until(lambda: begun(tmp_path) == most)
     for number in range(tenants):
-        with pytest.raises(Crowded, match="in the way"):
+        with pytest.raises(SandboxBusy, match="in the way"):
             await child.said(b"quick", LONG_S, f"tenant-{number}")
     assert begun(tmp_path) == most
     for one in slow:

@@ -21,9 +21,9 @@ def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, boo
 @pytest.mark.parametrize(
     ("room", "tenant", "address", "code"),
     [
-        (ReaderLimits(2, 9, 9), BOB, "10.0.0.9", "gateway_full"),
-        (ReaderLimits(9, 2, 9), ALICE, "10.0.0.9", "streams_open"),
-        (ReaderLimits(9, 9, 2), BOB, "10.0.0.1", "streams_open"),
+        (ReaderLimits(2, 9, 9), BOB, "10.0.0.9", "server_busy"),
+        (ReaderLimits(9, 2, 9), ALICE, "10.0.0.9", "too_many_streams"),
+        (ReaderLimits(9, 9, 2), BOB, "10.0.0.1", "too_many_streams"),
     ],
     ids=["all", "tenant", "address"],
 )
@@ -35,7 +35,7 @@ def test_each_kind_has_its_most(room: ReaderLimits, tenant: Tenant, address: str
         first.enter_context(crowd.joined(ALICE, "10.0.0.1"))
         stack.enter_context(crowd.joined(ALICE, "10.0.0.1"))
         assert refusal(crowd, tenant, address) == (code, True)
-        if code == "streams_open":
+        if code == "too_many_streams":
             stack.enter_context(crowd.joined(BOB, "10.0.0.2"))
         first.close()
         stack.enter_context(crowd.joined(tenant, address))

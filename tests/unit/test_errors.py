@@ -1,4 +1,4 @@
-"""The tree of errors and the table of codes: drawn, complete, and sensible."""
+"""The exception tree and the table of error codes."""
 
 import inspect
 import re
@@ -31,8 +31,8 @@ ANTHROPIC_TYPES = {
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_error_is_drawn_in_the_tree(kind: type[Exception]) -> None:
-    """The tree at the top of the file shows each class, below its parent."""
+def test_docstring_tree_shows_every_exception_class(kind: type[Exception]) -> None:
+    """The tree in the module docstring lists each class, indented below its parent."""
     lines = re.findall(r"^([ |+-]+)([A-Z]\w+)", str(errors.__doc__), re.MULTILINE)
     drawn = {name: len(indent) for indent, name in lines}
     parent = kind.__mro__[1].__name__
@@ -40,31 +40,39 @@ def test_every_error_is_drawn_in_the_tree(kind: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("kind", [one for one in CLASSES if issubclass(one, LogError)])
-def test_every_error_of_the_log_has_a_code_of_the_table(kind: type[LogError]) -> None:
-    """Whoever meets one at the edge can answer with its row; FenceLost never leaves a process."""
+def test_every_log_error_has_a_code(kind: type[LogError]) -> None:
+    """The gateway can answer every LogError with a row of CODES."""
     assert kind.code in CODES
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_code_has_anthropics_type_for_its_status(code: str) -> None:
-    """Clients which know Anthropic's errors know ours."""
+def test_every_code_has_anthropics_error_type_for_its_status(code: str) -> None:
+    """Clients that handle Anthropic's errors handle these."""
     row = CODES[code]
     assert row.status in ANTHROPIC_TYPES[row.type]
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_may_be_tried_again_has_a_status_that_says_so(code: str) -> None:
-    """408, 429 and 5xx may succeed later; another 4xx never does."""
+def test_retryable_codes_have_a_retryable_status(code: str) -> None:
+    """Only 408, 429 and 5xx are retryable."""
     row: Code = CODES[code]
-    assert not row.is_retried or row.status in (408, 429) or row.status >= 500
+    assert not row.is_retryable or row.status in (408, 429) or row.status >= 500
 
 
 @pytest.mark.parametrize("kind", [Refused, BackendError])
-def test_a_refusal_says_its_code_its_sentence_and_when_to_come_back(kind: type[Refused | BackendError]) -> None:
-    """The three things that an answer is made of."""
+def test_refused_and_backend_error_keep_code_message_and_delay(kind: type[Refused | BackendError]) -> None:
+    """An error response is made of these three fields."""
     refused = kind("log_full", "the log is full", retry_after_s=2.0)
     assert (refused.code, refused.message, refused.retry_after_s) == ("log_full", "the log is full", 2.0)
     assert str(refused) == "the log is full"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_a_meaning_and_advice(code: str) -> None:
+    """docs/ERRORS.md prints both as sentences in a table cell."""
+    for text in (CODES[code].meaning, CODES[code].advice):
+        assert text.endswith(".")
+        assert "|" not in text
 
 
 NATS_ERRORS = [
@@ -76,6 +84,6 @@ NATS_ERRORS = [
 
 
 @pytest.mark.parametrize("kind", NATS_ERRORS)
-def test_every_error_of_nats_stops_at_the_door(kind: type[Exception]) -> None:
-    """The door catches the root of its client's errors: one that does not come from there would pass through."""
+def test_every_nats_exception_has_the_root_that_proto_nats_catches(kind: type[Exception]) -> None:
+    """proto.nats catches nats.errors.Error: an exception with another root would escape as it is."""
     assert issubclass(kind, nats.errors.Error)

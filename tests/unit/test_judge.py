@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.proto.errors import Refused, Unfinished
+from tailrace.proto.errors import Refused, SandboxFailed
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime import json_schema
 from tailrace.proto.runtime.json_schema import Judge
@@ -114,7 +114,7 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
     slow = asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME))
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     assert not slow.done()
-    with pytest.raises(Unfinished):
+    with pytest.raises(SandboxFailed):
         await slow
 
 
@@ -126,7 +126,7 @@ async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.Mon
     slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(AT_ONCE_MAX)]
     assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     for one in slow:
-        with pytest.raises(Unfinished):
+        with pytest.raises(SandboxFailed):
             await one
 
 
@@ -160,5 +160,5 @@ async def test_a_pattern_that_is_tried_in_many_ways_ends(pattern: str) -> None:
     async with asyncio.timeout(10):
         try:
             await Judge(wait_s=LONG_S).misfit({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
-        except Unfinished:
+        except SandboxFailed:
             return

@@ -52,7 +52,7 @@ class Scripted:
 def test_what_may_succeed_later_is_tried_again_and_nothing_else(code: str) -> None:
     """The table of codes decides, and only it."""
     again_in_s = RETRY.again_in_s(BackendError(code, "x"), tries=1, chance=0.0)
-    assert (again_in_s is not None) == CODES[code].is_retried
+    assert (again_in_s is not None) == CODES[code].is_retryable
 
 
 def test_a_mistake_of_ours_is_not_tried_again() -> None:

@@ -8,7 +8,7 @@ from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 A, B, C = (Source(name) for name in ("a", "b", "c"))
 TWO = Rotas((A, B))
 # Errors by what they say about the one who failed.
-PASSING = [code for code in FAILED_OVER if CODES[code].is_retried]
+PASSING = [code for code in FAILED_OVER if CODES[code].is_retryable]
 BAD_REQUEST = "backend_refused_request"
 
 

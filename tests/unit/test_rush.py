@@ -85,7 +85,7 @@ async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_fo
     assert begun == ["/healthz", "/first"]
     starts, bodies = sent[::2], sent[1::2]
     assert {start["status"] for start in starts} == {503}
-    assert msgspec.json.decode(bodies[0]["body"], type=Envelope).error.code == "gateway_full"
+    assert msgspec.json.decode(bodies[0]["body"], type=Envelope).error.code == "server_busy"
     again = {int(dict(start["headers"])[b"retry-after"]) for start in starts}
     assert len(again) > 3
     assert min(again) >= AGAIN_S_MIN
