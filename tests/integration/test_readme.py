@@ -1,9 +1,10 @@
-"""README.md is run, block by block, as a newcomer would."""
+"""The commands and the Python examples of README.md, run against `tailrace up`."""
 
 import asyncio
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -12,19 +13,25 @@ import pytest
 from tests.event_stream import parse, turns_own
 from tests.up import CHECKOUT, running
 
-IN_README = "http://127.0.0.1:8000"
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README_URL = "http://127.0.0.1:8000"
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FIRST, REST = "first.txt", "rest.txt"
 
 
+def blocks(language: str, url: str) -> list[str]:
+    """Returns the code blocks of README.md in this language, with the URL of a gateway that runs."""
+    found = BLOCK.findall((CHECKOUT / "README.md").read_text())
+    return [code.replace(README_URL, url) for name, code in found if name == language]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="NO CURL: the README's session is not tested on this machine")
-async def test_the_session_of_the_readme_gives_the_whole_answer_in_two_pieces(tmp_path: Path) -> None:
-    """Cut off and come back with the last id: both pieces together are what the log holds, every frame once."""
-    blocks = BLOCK.findall((CHECKOUT / "README.md").read_text())
-    assert len(blocks) == 3
+async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: Path) -> None:
+    """The two parts that curl received are together the whole stream of the turn, each event once."""
     with running(tmp_path, "--port", "0") as up:
         url = await up.ready()
-        script = "\n".join(blocks).replace(IN_README, url).rstrip() + f" > {REST}\necho turn $TURN\n"
+        commands = blocks("sh", url)
+        assert len(commands) == 3
+        script = "\n".join(commands).rstrip() + f" > {REST}\necho turn $TURN\n"
         command = ["bash", "-c", script]
         done = await asyncio.to_thread(
             subprocess.run, command, cwd=tmp_path, capture_output=True, text=True, timeout=40, check=True
@@ -33,7 +40,14 @@ async def test_the_session_of_the_readme_gives_the_whole_answer_in_two_pieces(tm
         first, rest = (tmp_path / FIRST).read_bytes(), (tmp_path / REST).read_bytes()
         async with httpx2.AsyncClient(base_url=url) as client:
             whole = (await client.get(f"/v1/turns/{turn}/events")).content
-    # What curl was cut off in the middle of an event is not an event, and comes again.
+        examples = blocks("python", url)
+        assert len(examples) == 2
+        for code in examples:
+            printed = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=True
+            )
+            assert len(printed.stdout.split()) > 20
+    # An event that curl received only in part does not count: the next response sends it again.
     complete = first[: first.rfind(b"\n\n") + 2]
     assert 0 < len(complete) < len(whole)
     assert parse(turns_own(complete)) + parse(turns_own(rest)) == parse(turns_own(whole))
