@@ -1,25 +1,32 @@
-# One sentence a target: `make help`. Needs Python 3.11 or newer, and make; nothing else.
+# `make help` lists the targets. Needs Python 3.11 or newer and make.
 
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
-# Written when the installed packages are those of requirements.lock.
-INSTALLED := .venv/installed
-# The command that help texts and errors speak of, from any folder. -P: it takes no module from there.
+# Written when the packages of requirements.lock are installed: what the product needs to run.
+RUNTIME := .venv/installed
+# Written when the packages of requirements-dev.lock are installed as well: tests, linters, client libraries.
+INSTALLED := .venv/installed-dev
+# The `tailrace` command of this checkout, callable from any folder. -P: it imports nothing from that folder.
 LAUNCHER := .venv/bin/tailrace
 
 # Written when the clients in JavaScript are those of their package-lock.json.
 CLIENTS := tests/clients/js/node_modules/installed
 
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
+
 .DEFAULT_GOAL := help
-.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos rules bench schema clean
+.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos rules wheel bench schema clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-setup: $(INSTALLED) $(LAUNCHER) ## install what requirements.lock names into .venv; does nothing while that is unchanged
+setup: $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
-run: setup ## start the whole system; ARGS='--help' shows what can be chosen
-	@exec $(PYTHON) -m tailrace up $(ARGS)
+run: $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
+	@exec $(LAUNCHER) up --data .tailrace $(ARGS)
+
+wheel: setup ## build the wheel and the source archive into dist/
+	.venv/bin/uv build --quiet --out-dir dist .
 
 clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
 
@@ -46,13 +53,14 @@ litellm: setup ## install LiteLLM, for the backend of that name, into a venv of 
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-litellm.lock
 
-lock: setup ## write requirements.lock and requirements-litellm.lock anew from pyproject.toml
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra dev -o requirements.lock pyproject.toml
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes --extra litellm -o requirements-litellm.lock pyproject.toml
+lock: setup ## write the lock files anew from pyproject.toml
+	$(LOCK) -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
+	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 
 # No part of `test`, which needs no network. Strict: what could not be looked up is no pass.
 audit: setup ## ask the public advisories about every package that is locked; needs the network
-	for lock in requirements.lock requirements-litellm.lock; do \
+	for lock in requirements-dev.lock requirements-litellm.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
@@ -83,21 +91,32 @@ clean: ## remove .venv and the caches; what is in .tailrace stays
 	rm -rf .venv .venv-litellm tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock
+# A venv with the newest Python that is found.
+.venv/bin/python:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
 	done; \
-	test -n "$$found" || { echo "Tailrace needs Python 3.11 or newer, and finds none: install one and try again." >&2; exit 1; }; \
-	test -x $(PYTHON) || $$found -m venv .venv || { rm -rf .venv; \
+	test -n "$$found" || { echo "Tailrace needs Python 3.11 or newer: install one and try again." >&2; exit 1; }; \
+	$$found -m venv .venv || { rm -rf .venv; \
 		echo "$$found cannot make a venv: install its venv package (Debian: apt install python3-venv)." >&2; exit 1; }
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+
+INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes
+
+$(RUNTIME): requirements.lock | .venv/bin/python
+	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once)." >&2
+	@$(INSTALL) -r requirements.lock
 	@touch $@
 
-$(LAUNCHER): Makefile $(INSTALLED)
+$(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
+	@echo "Installing the development tools into .venv (about 700 MB, once)." >&2
+	@$(INSTALL) -r requirements-dev.lock
+	@touch $(RUNTIME) $@
+
+$(LAUNCHER): Makefile | .venv/bin/python
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
 	@chmod +x $@
 
-# It takes half a minute, so only when what it installs has changed: a newer venv alone changes nothing.
+# Reinstalled only when the npm lock file changes: it takes half a minute.
 $(CLIENTS): tests/clients/js/package-lock.json | $(INSTALLED)
 	$(PYTHON) -m tests.clients.install
 	@touch $@

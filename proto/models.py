@@ -78,7 +78,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def models() -> dict[str, Model]:
     """Every model by id, the default one first."""
-    text = files("proto").joinpath("models.json").read_bytes()
+    text = files("tailrace.proto").joinpath("models.json").read_bytes()
     return {model.id: model for model in msgspec.json.decode(text, type=list[Model])}
 
 

@@ -68,6 +68,7 @@ def parts(options: Options, ground: Plan, environ: Mapping[str, str]) -> list[Pr
     own = {name: value for name, value in environ.items() if name.startswith(GENERATORS_OWN)}
     inherited = {
         "TAILRACE_LOG_FORMAT": "console",
+        "TAILRACE_CLAUDE_CODE_ROOT": str(options.folder / "projects"),
         **{name: value for name, value in environ.items() if name not in own and name != WEBHOOK_KEY},
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # a line is seen when it is said

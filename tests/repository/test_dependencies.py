@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for, docs/DEPENDENCIES.md explains, and requirements.lock pins."""
+"""What pyproject.toml asks for, docs/DEPENDENCIES.md explains, and requirements.lock and requirements-dev.lock pin."""
 
 import re
 import tomllib
@@ -9,28 +9,41 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 
 
-def asked_for() -> set[str]:
+def required(extra: str | None = None) -> set[str]:
+    """The names of the packages that pyproject.toml asks for, with those of an extra."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
     return {re.split(r"[\[=<>~ ]", line)[0] for line in wanted}
+
+
+def locked(lock: str) -> set[str]:
+    """The names of the packages that a lock file pins with hashes."""
+    pinned = re.findall(
+        r"^([a-z0-9-]+)(?:\[[a-z]+\])?==.* \\\n    --hash=sha256:", (CHECKOUT / lock).read_text(), re.MULTILINE
+    )
+    return set(pinned)
 
 
 def test_every_dependency_is_explained() -> None:
     """Nobody adds a package without a line on what it is for."""
     rows = re.findall(r"^\| ([a-z][^|]*) \|", (CHECKOUT / "docs/DEPENDENCIES.md").read_text(), re.MULTILINE)
     explained = {name for row in rows for name in re.sub(r"\(.*\)", "", row).replace(",", "").split()}
-    assert explained - {"package"} == asked_for()
+    assert explained - {"package"} == required("dev")
 
 
 @pytest.mark.rule("S17")
 def test_every_dependency_is_locked_with_its_hashes() -> None:
-    """`make setup` installs what was tried, byte for byte."""
-    lock = (CHECKOUT / "requirements.lock").read_text()
-    locked = set(re.findall(r"^([a-z0-9-]+)(?:\[[a-z]+\])?==.* \\\n    --hash=sha256:", lock, re.MULTILINE))
-    assert asked_for() - locked == set()
+    """`make run` and `make test` install only packages whose hashes are known."""
+    assert required() - locked("requirements.lock") == set()
+    assert required("dev") - locked("requirements-dev.lock") == set()
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-litellm.lock"])
+def test_the_product_installs_no_development_tool() -> None:
+    """`make run` installs what the product needs, and no client library, test runner or linter."""
+    assert locked("requirements.lock") & (required("dev") - required()) == set()
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "requirements-litellm.lock"])
 def test_a_lock_names_no_address(lock: str) -> None:
     """Where packages come from is the machine's setting, not ours."""
     assert "://" not in (CHECKOUT / lock).read_text()

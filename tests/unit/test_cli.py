@@ -1,5 +1,7 @@
 """The `tailrace` command's arguments."""
 
+from pathlib import Path
+
 import pytest
 
 from tailrace.deploy.cli.main import main, parser
@@ -80,8 +82,22 @@ def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_options_it_listens_on_loopback_and_keeps_what_it_acknowledged() -> None:
     """The defaults are the safe ones: nobody else reaches it, and a power cut takes nothing."""
     given = parser().parse_args(["up"])
-    assert (given.host, given.port, str(given.data)) == ("127.0.0.1", 8000, ".tailrace")
+    assert (given.host, given.port) == ("127.0.0.1", 8000)
     assert (given.generators, given.gateways, given.sync) == (2, 1, "always")
+
+
+def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installed `tailrace` works from any folder; a checkout keeps what `make run` began there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parser().parse_args(["up"]).data.is_relative_to(tmp_path)
+    assert parser().parse_args(["up"]).data.name == "tailrace"
+    (tmp_path / ".tailrace").mkdir()
+    assert parser().parse_args(["up"]).data == Path(".tailrace")
+    assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
 
 
 def test_a_tenants_webhook_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""The wheel: what it contains, and that a Tailrace installed from it answers a turn."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.processes import CHECKOUT
+
+UV = Path(sys.executable).parent / "uv"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from its source archive, as `uv build` does by default."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [str(UV), "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*command, "--out-dir", str(folder), str(CHECKOUT)], check=True, timeout=60)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment in which `tailrace` comes from the wheel, its dependencies from this venv."""
+    target = tmp_path / "site"
+    command = [str(UV), "pip", "install", "--quiet", "--offline", "--no-deps", "--python", sys.executable]
+    subprocess.run([*command, "--target", str(target), str(wheel)], check=True, timeout=60)
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
+    return inherited | {
+        "PYTHONPATH": str(target),
+        "PYTHONSAFEPATH": "1",
+        "NO_PROXY": "127.0.0.1",
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+
+
+def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
+    """A top-level `proto` or `gateway` would shadow a package of the same name in the user's environment."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"tailrace", "tailrace-0.1.0.dist-info"}
+    for packaged in ("proto/models.json", "gateway/openapi/openapi.json", "persistence/migrations/0001_turns.sql"):
+        assert f"tailrace/{packaged}" in names
+
+
+def test_the_command_runs_from_any_folder(installed: dict[str, str], tmp_path: Path) -> None:
+    """The current folder may hold packages of the same names."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tailrace").mkdir(parents=True)
+    (elsewhere / "tailrace/__init__.py").touch()
+    command = [sys.executable, "-m", "tailrace", "--version"]
+    done = subprocess.run(
+        command, cwd=elsewhere, env=installed, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (0, "tailrace 0.1.0\n"), done.stderr
+
+
+def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_directory(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    """From an empty folder, without a setting and without a checkout."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "tailrace", "up", "--port", "0"]
+    up = subprocess.Popen(
+        command, cwd=empty, env=installed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert up.stdout is not None
+        url = next(line.split()[-1] for line in up.stdout if line.strip().startswith("ready http"))
+        with httpx2.Client(base_url=url, timeout=20, trust_env=False) as client:
+            headers = {"accept": "text/event-stream"}
+            answer = client.post("/v1/turns", json={"message": "Hi.\n#sim words=3"}, headers=headers)
+        assert "w000002" in answer.text
+        assert (tmp_path / "data/tailrace/tailrace.db").exists()
+        assert list(empty.iterdir()) == []
+    finally:
+        up.terminate()
+        up.communicate(timeout=20)
+    assert up.returncode == 0
