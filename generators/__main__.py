@@ -10,12 +10,12 @@ from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import Claude
 from tailrace.generators.backends.message_batches_api import MessageBatches
 from tailrace.generators.backends.registry import open_backend
-from tailrace.generators.batches.carrier import Batches
-from tailrace.generators.failover import Rotas, read_backends
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.failover import BackendOrders, parse_backends
 from tailrace.generators.hedging import Hedging
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
-from tailrace.generators.rpc import Questions
+from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, unique_name
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats as door
@@ -40,7 +40,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
-    blobs = Blobs(Bodies(connection), ByteSemaphore(settings.large_bytes_max))
+    blobs = BlobLoader(Bodies(connection), ByteSemaphore(settings.large_bytes_max))
     services, hedges = Services(connection), Hedges(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
     hedging = Hedging(hedges, settlement, after_s=settings.hedge_after_s) if settings.hedge_after_s else None
@@ -53,12 +53,12 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
                 log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max, hedging=hedging
             ),
             settlement,
-            batches_of(connection, name, settings.concurrency, blobs, claude),
+            build_batch_runner(connection, name, settings.concurrency, blobs, claude),
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
         )
-        answers = Questions(claude, MessageBatches(claude.client), blobs).answers if claude else {}
+        answers = ModelRpc(claude, MessageBatches(claude.client), blobs).answers if claude else {}
         service = await services.answer(GENERATORS, VERSION, answers)
         await services.report_health(GENERATORS, worker.report)
         if hedging is not None:
@@ -71,9 +71,11 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
                 await service.stop()
 
 
-def batches_of(connection: Connection, name: str, concurrency: int, blobs: Blobs, claude: Claude | None) -> Batches:
+def build_batch_runner(
+    connection: Connection, name: str, concurrency: int, blobs: BlobLoader, claude: Claude | None
+) -> BatchRunner:
     """Who carries batches: half of the slots at most are their turns', and the rest is everybody's."""
-    return Batches(
+    return BatchRunner(
         TurnLog(connection),
         Bodies(connection),
         Tombstones(connection),
@@ -101,9 +103,9 @@ async def probe(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[tuple[Rotas, dict[str, Backend]]]:
+async def opened(settings: Settings) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
     """The lists of backends, and each that they name. Raises SettingsInvalid."""
-    rotas = read_backends(settings.backends)
+    rotas = parse_backends(settings.backends)
     async with AsyncExitStack() as stack:
         backends = {}
         for name in rotas.backends:

@@ -16,12 +16,23 @@ from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.registry import ACTING
 from tailrace.generators.budget import CostMeter, closing
-from tailrace.generators.continuation import Continuation, call_after, call_of, continuation_of
+from tailrace.generators.continuation import Continuation, build_call, build_continuation_call, map_continuation
 from tailrace.generators.delta_buffer import DeltaBuffer, Outgoing
-from tailrace.generators.failover import Rotas, Source
+from tailrace.generators.failover import BackendOrders, Source
 from tailrace.generators.hedging import Hedging, is_due, is_first
-from tailrace.generators.load_blobs import Blobs
-from tailrace.generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.plan import (
+    Acknowledge,
+    CheckSchema,
+    Complete,
+    CutOff,
+    Fail,
+    LeaveToBatch,
+    MakeAttempt,
+    hedge,
+    plan,
+    plan_after_check,
+)
 from tailrace.generators.retry import Retry
 from tailrace.generators.structured_output import corrected
 from tailrace.proto.chain import Chain
@@ -34,6 +45,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime import json_schema
 from tailrace.proto.subjects import TurnKey
 
+Action = Acknowledge | LeaveToBatch | Complete | CutOff | Fail | MakeAttempt
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
@@ -49,9 +61,9 @@ class TurnRunner:
     def __init__(
         self,
         log: TurnLog,
-        blobs: Blobs,
+        blobs: BlobLoader,
         backends: Mapping[str, Backend],
-        rotas: Rotas,
+        rotas: BackendOrders,
         retry: Retry,
         *,
         name: str,
@@ -93,18 +105,18 @@ class TurnRunner:
         return await self._to_the_end(key, turn, deadline_of(turn, deadline_s), first=hedge(turn))
 
     async def _to_the_end(
-        self, key: TurnKey, turn: Turn, deadline: float, lease: str = "", *, first: Go | None = None
+        self, key: TurnKey, turn: Turn, deadline: float, lease: str = "", *, first: MakeAttempt | None = None
     ) -> Turn:
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         cause, rota = "", self._rotas.of(turn.request.model, turn.backend)
         while True:
             step, first = first or await self._next(key, turn), None
             match step:
-                case Leave() | Wait():
+                case Acknowledge() | LeaveToBatch():
                     return turn
                 case Complete(fits):
                     return await self._end(key, turn, "completed", fits=fits)
-                case Close():
+                case CutOff():
                     outbox = DeltaBuffer()
                     for event in closing(turn):
                         outbox.put(event)
@@ -112,9 +124,9 @@ class TurnRunner:
                     turn = await self._write(key, turn, outbox, [])
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
-                case Go() if asyncio.get_running_loop().time() >= deadline:
+                case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
-                case Go() as go:
+                case MakeAttempt() as go:
                     # Also for the lines of retry and the backend, which know of no turn.
                     with bound_contextvars(turn=key.turn, attempt=go.attempt):
                         turn, broken = await self._attempt(key, turn, go, rota.now, deadline, lease)
@@ -130,13 +142,13 @@ class TurnRunner:
                     if after.now != rota.now:
                         metrics.FAILOVERS.labels(after.now.backend).inc()
                     rota, cause = after, f"; the last time: {broken.message}"
-                    if rota.is_asked_again:
+                    if rota.is_repeat:
                         await self._retry.pause(go.attempt, broken)
 
-    async def _next(self, key: TurnKey, turn: Turn) -> Leave | Wait | Complete | Close | Fail | Go:
+    async def _next(self, key: TurnKey, turn: Turn) -> Action:
         """What to do with the turn. An answer that has to fit a schema is judged first."""
         step = plan(turn, self._attempts_max)
-        if not isinstance(step, Judge):
+        if not isinstance(step, CheckSchema):
             return step
         try:
             misfit = await self._judge.misfit(step.schema, turn.text, key.tenant)
@@ -145,10 +157,10 @@ class TurnRunner:
             metrics.JUDGED.labels("unjudged").inc()
             return Complete()
         metrics.JUDGED.labels("fits" if misfit is None else "misfit").inc()
-        return judged(turn, misfit, self._attempts_max)
+        return plan_after_check(turn, misfit, self._attempts_max)
 
     async def _attempt(
-        self, key: TurnKey, turn: Turn, go: Go, source: Source, deadline: float, lease: str
+        self, key: TurnKey, turn: Turn, go: MakeAttempt, source: Source, deadline: float, lease: str
     ) -> tuple[Turn, BackendError | None]:
         """The fold after an attempt, and what broke the answer off before it was whole.
 
@@ -208,7 +220,9 @@ class TurnRunner:
             metrics.BACKEND_FAILURES.labels(broken.code).inc()
         return turn, broken
 
-    async def _race(self, key: TurnKey, turn: Turn, go: Go, hedging: Hedging, outbox: DeltaBuffer, lease: str) -> None:
+    async def _race(
+        self, key: TurnKey, turn: Turn, go: MakeAttempt, hedging: Hedging, outbox: DeltaBuffer, lease: str
+    ) -> None:
         """Has another generator make the call, too, once the first token is late; raises FenceLost when it was first.
 
         Of a hedge: raises that when the other was. Either hears of it from the log alone.
@@ -247,7 +261,7 @@ class TurnRunner:
             # would be refused by its own entry.
             async with (
                 asyncio.timeout_at(deadline),
-                self._blobs.resolved(key.tenant, call) as whole,
+                self._blobs.load(key.tenant, call) as whole,
                 aclosing(saying(whole)) as answer,
             ):
                 while not meter.is_passed and (raw := await anext(answer, None)) is not None:
@@ -323,11 +337,11 @@ def deadline_of(turn: Turn, deadline_s: float) -> float:
     return asyncio.get_running_loop().time() + deadline_s - turn.worked_s
 
 
-def asked(request: Request, turn: Turn, go: Go) -> tuple[Call, Continuation | None]:
+def asked(request: Request, turn: Turn, go: MakeAttempt) -> tuple[Call, Continuation | None]:
     """The call to make, and where its events belong if they continue what is there."""
     if go.mode == "continue":
-        return corrected(call_after(request, turn), turn), continuation_of(request, turn)
-    return corrected(call_of(request), turn), None
+        return corrected(build_continuation_call(request, turn), turn), map_continuation(request, turn)
+    return corrected(build_call(request), turn), None
 
 
 def stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:

@@ -27,7 +27,7 @@ GO_ON = (
 TAIL_CHARS = 200
 
 
-def call_of(request: Request) -> Call:
+def build_call(request: Request) -> Call:
     """The call that answers `request` from the beginning."""
     call = Call(
         model=request.model,
@@ -43,9 +43,9 @@ def call_of(request: Request) -> Call:
     return marked(shaped(call), request.cache, request.history)
 
 
-def call_after(request: Request, turn: Turn) -> Call:
+def build_continuation_call(request: Request, turn: Turn) -> Call:
     """The call that goes on with the answer that `turn` holds a part of."""
-    call = call_of(request)
+    call = build_call(request)
     if not turn.text.strip():
         return call
     if takes_prefill(request.model):
@@ -167,8 +167,8 @@ def shown(event: events.Event) -> Outgoing:
     return Outgoing(events.encode(event))
 
 
-def continuation_of(request: Request, turn: Turn) -> Continuation:
-    """The mapping that belongs to `call_after(request, turn)`."""
+def map_continuation(request: Request, turn: Turn) -> Continuation:
+    """The mapping that belongs to `build_continuation_call(request, turn)`."""
     # Of white space alone no model is told: that call begins anew, and what it begins with is stored.
     is_told_whole = bool(turn.text.strip()) and not takes_prefill(request.model)
     told = turn.text if is_told_whole else prefill(turn.text)

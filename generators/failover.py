@@ -12,7 +12,7 @@ from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 from tailrace.proto.models import model_named, models
 
 # What another backend may not have. Whatever else breaks an attempt, a deadline say, would break the next one, too.
-FAILED_OVER = frozenset(
+FAILOVER_CODES = frozenset(
     {
         "backend_rate_limited",
         "backend_overloaded",
@@ -33,11 +33,11 @@ class Source(msgspec.Struct, frozen=True):
     model_id: str | None = None
 
 
-class Rota(msgspec.Struct, frozen=True):
+class BackendOrder(msgspec.Struct, frozen=True):
     """Who is asked now stands first, then those who follow. At least one."""
 
     sources: tuple[Source, ...]
-    unasked: int
+    untried: int
     """How many of them have not been asked yet: the first ones."""
 
     @property
@@ -45,25 +45,25 @@ class Rota(msgspec.Struct, frozen=True):
         return self.sources[0]
 
     @property
-    def is_asked_again(self) -> bool:
+    def is_repeat(self) -> bool:
         """Whether who is asked now has failed this turn before."""
-        return self.unasked <= 0
+        return self.untried <= 0
 
-    def after(self, error: BackendError, *, has_begun: bool) -> "Rota | None":
+    def after(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
         """The list after an attempt that broke off with `error`; None when nobody could do better.
 
         `has_begun`: somebody's answer to this turn has been shown. Before that a request that is refused is a bad one,
         and whom all the calls of an attempt could not reach is not asked again.
         """
-        if error.code not in FAILED_OVER or (error.code == "backend_refused_request" and not has_begun):
+        if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None
         failed, *others = self.sources
         is_kept = has_begun and CODES[error.code].is_retryable
         left = (*others, failed) if is_kept else tuple(others)
-        return Rota(left, self.unasked - 1) if left else None
+        return BackendOrder(left, self.untried - 1) if left else None
 
 
-class Rotas(msgspec.Struct, frozen=True):
+class BackendOrders(msgspec.Struct, frozen=True):
     """The setting `backends`: a list for all models, and those of models that have their own."""
 
     common: tuple[Source, ...]
@@ -75,15 +75,15 @@ class Rotas(msgspec.Struct, frozen=True):
         lists = (self.common, *self.own.values())
         return list(dict.fromkeys(source.backend for sources in lists for source in sources))
 
-    def of(self, model: str, last: str = "") -> Rota:
+    def of(self, model: str, last: str = "") -> BackendOrder:
         """The list for a turn that asks for `model`, beginning with `last`, whose attempt was the turn's last one."""
         known = model_named(model)
         sources = self.own.get(known.id if known else model, self.common)
         begin = next((place for place, source in enumerate(sources) if source.backend == last), 0)
-        return Rota((*sources[begin:], *sources[:begin]), len(sources))
+        return BackendOrder((*sources[begin:], *sources[:begin]), len(sources))
 
 
-def read_backends(text: str) -> Rotas:
+def parse_backends(text: str) -> BackendOrders:
     """The setting `backends`, `BACKEND, BACKEND…; MODEL = BACKEND:ITS NAME, …; …`. Raises SettingsInvalid.
 
     What backends there are is not checked here.
@@ -96,7 +96,7 @@ def read_backends(text: str) -> Rotas:
         if model is None or model.id in own:
             raise invalid(f"{row!r} is not MODEL = BACKEND, … with another one of {', '.join(models())}")
         own[model.id] = read_list(listed)
-    return Rotas(read_list(common), own)
+    return BackendOrders(read_list(common), own)
 
 
 def read_list(text: str) -> tuple[Source, ...]:

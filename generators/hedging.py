@@ -8,7 +8,7 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.backends.registry import ACTING
 from tailrace.generators.failover import Source
-from tailrace.generators.plan import Go
+from tailrace.generators.plan import MakeAttempt
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
@@ -21,7 +21,7 @@ from tailrace.proto.usage import NUSD_PER_USD, CallUsage
 logger = structlog.get_logger()
 
 
-def is_due(go: Go, source: Source) -> bool:
+def is_due(go: MakeAttempt, source: Source) -> bool:
     """Whether this attempt may be raced by another: a turn's first one, so that no turn has two hedges."""
     return go.attempt == 1 and source.backend not in ACTING
 
@@ -53,18 +53,18 @@ class Hedging:
             metrics.HEDGES.labels("nobody").inc()
         return is_taken
 
-    async def lost(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+    async def lost(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
         """The attempt `go` was not the first to have a token, or somebody has ended the turn before it had one."""
         if go.is_hedge:
             metrics.HEDGES.labels("lost").inc()
         await self._pay(key, request, go, usage)
 
-    async def failed(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+    async def failed(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
         """The hedge `go` broke off before it had a token."""
         metrics.HEDGES.labels("failed").inc()
         await self._pay(key, request, go, usage)
 
-    async def _pay(self, key: TurnKey, request: Request, go: Go, usage: CallUsage) -> None:
+    async def _pay(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
         """Counts what a call is known to have used that no entry tells of: once, in the limits and the metrics."""
         if not any(usage.counts):
             return

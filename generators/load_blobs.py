@@ -15,7 +15,7 @@ A = TypeVar("A", bound=Asking)
 EXPIRED = "a picture, document or long text of the request has expired: send it again"
 
 
-class Blobs:
+class BlobLoader:
     """Holds no more of them at once than there is room for; further calls wait for their turn."""
 
     def __init__(self, bodies: Bodies, room: ByteSemaphore) -> None:
@@ -23,7 +23,7 @@ class Blobs:
         self._room = room
 
     @asynccontextmanager
-    async def resolved(self, tenant: Tenant, call: A) -> AsyncIterator[A]:
+    async def load(self, tenant: Tenant, call: A) -> AsyncIterator[A]:
         """`call` with its pictures, documents and long texts; raises BackendError when one is gone, LogUnavailable."""
         blobs = references(call)
         if not blobs:

@@ -13,11 +13,11 @@ from tailrace.proto.fold import Block, Turn
 from tailrace.proto.schema import schema_of
 
 
-class Leave(msgspec.Struct, frozen=True):
+class Acknowledge(msgspec.Struct, frozen=True):
     """The turn has ended: acknowledge."""
 
 
-class Wait(msgspec.Struct, frozen=True):
+class LeaveToBatch(msgspec.Struct, frozen=True):
     """Another writes the answer: whoever carries the turn's batch."""
 
 
@@ -27,12 +27,12 @@ class Complete(msgspec.Struct, frozen=True):
     fits: bool | None = None
 
 
-class Close(msgspec.Struct, frozen=True):
+class CutOff(msgspec.Struct, frozen=True):
     """The answer has cost what it may: it is made whole as it is."""
 
 
-class Judge(msgspec.Struct, frozen=True):
-    """The answer is whole, and it is to be seen whether it fits `schema`; then `judged` says what comes next."""
+class CheckSchema(msgspec.Struct, frozen=True):
+    """The answer is complete: check it against `schema`, then call `plan_after_check`."""
 
     schema: dict[str, Any]
 
@@ -43,7 +43,7 @@ class Fail(msgspec.Struct, frozen=True):
     failure: Failure
 
 
-class Go(msgspec.Struct, frozen=True):
+class MakeAttempt(msgspec.Struct, frozen=True):
     """Make an attempt."""
 
     attempt: int
@@ -54,7 +54,7 @@ class Go(msgspec.Struct, frozen=True):
     """Beside the attempt before it, which is late: whoever has a token first has the turn."""
 
 
-Plan = Leave | Wait | Complete | Close | Judge | Fail | Go
+Plan = Acknowledge | LeaveToBatch | Complete | CutOff | CheckSchema | Fail | MakeAttempt
 
 # The answer is not the one that has to fit: a tool's result comes first, or the rest of it.
 UNFINISHED = ("tool_use", "pause_turn")
@@ -66,46 +66,46 @@ CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 def plan(turn: Turn, attempts_max: int) -> Plan:
     """The next step of `turn`, of which at most `attempts_max` attempts are made."""
     if turn.end is not None:
-        return Leave()
+        return Acknowledge()
     if turn.request is not None and turn.request.via == "message_batches":
-        return Wait()
+        return LeaveToBatch()
     schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
-        return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else Judge(schema)
+        return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema)
     if turn.message is not None and is_spent(turn):
-        return Close()
-    if tries(turn) >= attempts_max:
-        return Fail(Failure("attempts_exhausted", f"the answer was broken off {tries(turn)} times"))
+        return CutOff()
+    if counted_attempts(turn) >= attempts_max:
+        return Fail(Failure("attempts_exhausted", f"the answer was broken off {counted_attempts(turn)} times"))
     attempt = turn.attempt + 1
     if turn.message is None:
         # Nobody has been shown anything: there is nothing to continue, and nothing to take back.
-        return Go(attempt, "fresh")
+        return MakeAttempt(attempt, "fresh")
     match turn.request.on_interrupt if turn.request else "continue":
         case "fail" if turn.blocks:
             return Fail(Failure("interrupted", "the answer was broken off, and the turn asked not to go on from there"))
         case "restart" if turn.blocks:
-            return Go(attempt, "restart")
+            return MakeAttempt(attempt, "restart")
         case _:
             # Whoever is made to say JSON that fits a schema says it from its beginning.
             is_continued = can_continue(turn.blocks) and (schema is None or not turn.blocks)
-            return Go(attempt, "continue" if is_continued else "restart")
+            return MakeAttempt(attempt, "continue" if is_continued else "restart")
 
 
-def judged(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | Go:
+def plan_after_check(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | MakeAttempt:
     """What follows a whole answer that fits its schema or, because of `misfit`, does not: it is asked again once."""
     if misfit is None:
         return Complete(fits=True)
-    is_final = turn.misfit is not None or tries(turn) >= attempts_max or turn.stop.stop_reason not in WANTED
+    is_final = turn.misfit is not None or counted_attempts(turn) >= attempts_max or turn.stop.stop_reason not in WANTED
     is_final |= is_spent(turn)
-    return Complete(fits=False) if is_final else Go(turn.attempt + 1, "restart", misfit)
+    return Complete(fits=False) if is_final else MakeAttempt(turn.attempt + 1, "restart", misfit)
 
 
-def hedge(turn: Turn) -> Go:
+def hedge(turn: Turn) -> MakeAttempt:
     """The attempt that is made beside the one that `turn`, of which nothing was shown, waits for."""
-    return Go(turn.attempt + 1, "fresh", is_hedge=True)
+    return MakeAttempt(turn.attempt + 1, "fresh", is_hedge=True)
 
 
-def tries(turn: Turn) -> int:
+def counted_attempts(turn: Turn) -> int:
     """The attempts that count. One that took the turn from another, which was only late, is no further one."""
     return turn.attempt - turn.hedges
 

@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.decoding import UNREADABLE
 from tailrace.proto.errors import BackendError, Refused
 from tailrace.proto.ids import Tenant
@@ -44,8 +44,8 @@ class Cancelling(Protocol):
         ...
 
 
-class Questions:
-    def __init__(self, informant: Informant, message_batches: Cancelling, blobs: Blobs) -> None:
+class ModelRpc:
+    def __init__(self, informant: Informant, message_batches: Cancelling, blobs: BlobLoader) -> None:
         self._informant = informant
         self._message_batches = message_batches
         self._blobs = blobs
@@ -71,7 +71,7 @@ class Questions:
         try:
             if not question.is_lifted:
                 return await self._informant.count_tokens(body, question.betas)
-            async with self._blobs.resolved(tenant, msgspec.json.decode(body, type=LongPrompt)) as prompt:
+            async with self._blobs.load(tenant, msgspec.json.decode(body, type=LongPrompt)) as prompt:
                 return await self._informant.count_tokens(with_prompt(body, prompt), question.betas)
         except BackendError as error:
             raise refused(error) from error

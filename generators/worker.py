@@ -11,7 +11,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt import TurnRunner
-from tailrace.generators.batches.carrier import Batches
+from tailrace.generators.batches.runner import BatchRunner
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, Hedge, TurnLog
@@ -42,7 +42,7 @@ class Worker:
         deliveries: Deliveries,
         carrier: TurnRunner,
         settlement: Settlement,
-        batches: Batches,
+        batches: BatchRunner,
         *,
         concurrency: int,
         deadline_s: float,

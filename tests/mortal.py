@@ -13,8 +13,8 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import Messages
 from tailrace.generators.backends.message_batches_api import MessageBatches
 from tailrace.generators.batches import message_batches
-from tailrace.generators.batches.carrier import Batches
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
 from tailrace.generators.worker import Worker
@@ -54,7 +54,7 @@ class MortalLog(TurnLog):
         return chain
 
 
-class LastCarrier(TurnRunner):
+class LastTurnRunner(TurnRunner):
     """Carries one turn; after that its process is to stop."""
 
     stop: asyncio.Event
@@ -66,7 +66,7 @@ class LastCarrier(TurnRunner):
             self.stop.set()
 
 
-class LastBatches(Batches):
+class LastBatchRunner(BatchRunner):
     """Carries one batch, with the turns that it has asked; after that its process is to stop."""
 
     stop: asyncio.Event
@@ -95,14 +95,14 @@ async def carry_one(
     )
     log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    blobs = Blobs(Bodies(connection), ByteSemaphore(ROOM_BYTES))
+    blobs = BlobLoader(Bodies(connection), ByteSemaphore(ROOM_BYTES))
     async with opened(settings) as (rotas, opened_backends):
         name = f"mortal-{os.getpid()}"
-        carrier = (TurnRunner if is_batch else LastCarrier)(
+        carrier = (TurnRunner if is_batch else LastTurnRunner)(
             log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9
         )
         bodies, counters = Bodies(connection), Counters(connection)
-        batches = LastBatches(
+        batches = LastBatchRunner(
             log,
             bodies,
             Tombstones(connection),
@@ -115,7 +115,7 @@ async def carry_one(
         )
         stop = asyncio.Event()
         for last in (carrier, batches):
-            if isinstance(last, LastCarrier | LastBatches):
+            if isinstance(last, LastTurnRunner | LastBatchRunner):
                 last.stop = stop
         deliveries = await Deliveries.open(connection, GENERATORS)
         settlement = Settlement(counters, Slots(connection))

@@ -9,7 +9,7 @@ import tailrace.persistence.settings
 from tailrace.deploy.local.options import Options
 from tailrace.gateway import startup_checks
 from tailrace.generators.backends.registry import require_known
-from tailrace.generators.failover import read_backends
+from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
@@ -30,7 +30,7 @@ async def check(environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name}: there is no such setting{nearest(name, known)}; docs/SETTINGS.md lists all")
     for _, kind in SERVICES:
         settings.read(kind, environ)
-    for name in read_backends(settings.read(tailrace.generators.settings.Settings, environ).backends).backends:
+    for name in parse_backends(settings.read(tailrace.generators.settings.Settings, environ).backends).backends:
         require_known(name)
     sender.check(settings.read(tailrace.persistence.settings.Settings, environ))
     # Whether strangers may reach it is asked when NATS runs: that is where keys are.

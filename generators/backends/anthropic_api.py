@@ -18,8 +18,8 @@ import httpx2
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.event_order import Grammar
-from tailrace.generators.backends.sse_decoder import EventTooLong, SseLines
+from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.sse_decoder import EventTooLong, SseDecoder
 from tailrace.generators.settings import Settings, require_sound
 from tailrace.proto.decoding import UNREADABLE
 from tailrace.proto.errors import BackendError, SettingsInvalid
@@ -85,7 +85,7 @@ class Messages:
 
     async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See Backend.answer."""
-        lines, grammar = SseLines(), Grammar()
+        lines, grammar = SseDecoder(), EventOrder()
         try:
             async with self._stream(call) as response:
                 require_event_stream(response.headers)
@@ -207,7 +207,7 @@ def require_event_stream(headers: Mapping[str, str]) -> None:
         raise BackendError("backend_broken", f"the model's address answered with {content_type}, not with events")
 
 
-def events(lines: SseLines, chunk: bytes) -> Iterator[tuple[str, bytes]]:
+def events(lines: SseDecoder, chunk: bytes) -> Iterator[tuple[str, bytes]]:
     """Type and data of each event that `chunk` completes, but for pings; raises BackendError at an `error` event."""
     try:
         for data in lines.feed(chunk):

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call, process_reaper
-from tailrace.generators.backends.claude_code_output import CodeLines
-from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
+from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.settings import Settings, require_sound
 from tailrace.generators.structured_output import in_prompt, with_told
 from tailrace.proto.entries import Message
@@ -56,7 +56,7 @@ class ClaudeCode:
         """See Backend.answer."""
         call = by_prompt(call)
         refuse_unable(call)
-        lines, grammar = CodeLines(), Grammar()
+        lines, grammar = ClaudeCodeOutput(), EventOrder()
         async with self._running(call) as process:
             while not lines.is_over:
                 for kind, event in lines.read(await self._line(process, lines)):
@@ -65,7 +65,7 @@ class ClaudeCode:
 
     async def close(self) -> None: ...
 
-    async def _line(self, process: Process, lines: CodeLines) -> bytes:
+    async def _line(self, process: Process, lines: ClaudeCodeOutput) -> bytes:
         assert process.stdout is not None  # noqa: S101
         try:
             # While a tool works, only the turn's deadline counts.

@@ -38,7 +38,7 @@ read_line = msgspec.json.Decoder(Line).decode
 fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class CodeLines:
+class ClaudeCodeOutput:
     """One answer, line by line."""
 
     def __init__(self) -> None:

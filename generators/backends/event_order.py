@@ -14,7 +14,7 @@ from tailrace.proto.errors import BackendError
 KNOWN = frozenset({"message_start", "content_block_start", "content_block_stop", "message_delta"})
 
 
-class Grammar:
+class EventOrder:
     """One call's answer so far, as far as it decides what may come next."""
 
     def __init__(self) -> None:

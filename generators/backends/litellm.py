@@ -14,8 +14,8 @@ from litellm.llms.anthropic.pass_through.adapters.transformation import Anthropi
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import code_of, events, retry_after_s
-from tailrace.generators.backends.event_order import Grammar
-from tailrace.generators.backends.sse_decoder import SseLines
+from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError
 
@@ -49,7 +49,7 @@ class LiteLLM:
     async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See Backend.answer."""
         refuse_unable(call)
-        lines, grammar, adapter = SseLines(), Grammar(), AnthropicAdapter()
+        lines, grammar, adapter = SseDecoder(), EventOrder(), AnthropicAdapter()
         asked, names = adapter.translate_completion_input_params_with_tool_mapping(body_of(call))
         try:
             chunks = await litellm.acompletion(

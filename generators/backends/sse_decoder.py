@@ -12,7 +12,7 @@ class EventTooLong(ValueError):
     """More than EVENT_BYTES_MAX without the end of an event."""
 
 
-class SseLines:
+class SseDecoder:
     """Feed it what arrives; it gives the data of each event that is now complete."""
 
     __slots__ = ("_data", "_data_bytes", "_is_after_cr", "_is_first", "_line")

@@ -30,8 +30,8 @@ from tailrace.generators.backends.message_batches_api import (
     Succeeded,
 )
 from tailrace.generators.batches.message_events import events_of
-from tailrace.generators.continuation import call_of
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.continuation import build_call
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import UNFINISHED
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
@@ -82,14 +82,14 @@ class Answered(Protocol):
     def add(self, end: End | None) -> None: ...
 
 
-class Submissions:
+class MessageBatchSubmitter:
     """`room` returns once the log takes more."""
 
     def __init__(
         self,
         log: TurnLog,
         tombstones: Tombstones,
-        blobs: Blobs,
+        blobs: BlobLoader,
         door: MessageBatches,
         room: Callable[[], Awaitable[None]],
     ) -> None:
@@ -155,7 +155,7 @@ class Submissions:
         first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
         ours: set[str] = {batch.child(key, number).turn for number in range(count)}
         others: set[str] = set()
-        for tries in itertools.count():
+        for counted_attempts in itertools.count():
             is_settled = datetime.now(UTC) >= last
             made = await self._patiently(lambda: self._door.made_since(first))
             maybe = [
@@ -168,7 +168,7 @@ class Submissions:
                     others.add(one.id)
             if is_settled and all(one.has_ended for one in maybe):
                 return None
-            await asyncio.sleep(wait_s(tries))
+            await asyncio.sleep(wait_s(counted_attempts))
         raise AssertionError("it is looked for until it is known")
 
     async def _is_of(self, made: MessageBatch, ours: set[str]) -> bool:
@@ -185,7 +185,7 @@ class Submissions:
 
     async def _created(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> str:
         bodies, headers = await self._bodies(key, lines)
-        for tries in itertools.count():
+        for counted_attempts in itertools.count():
             # Whoever stood still meanwhile has lost the batch, and another has it answered.
             await self._require_ours(key, attempt)
             told.is_unclear = True
@@ -206,7 +206,7 @@ class Submissions:
                 told.is_unclear = False
                 if error.code in REFUSED:
                     raise
-                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+                await asyncio.sleep(max(wait_s(counted_attempts), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
             else:
                 logger.info("message batch", turn=key.turn, message_batch=made.id, of=len(lines))
                 return made.id
@@ -218,7 +218,7 @@ class Submissions:
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
             request = batch.read(line)
-            async with self._blobs.resolved(key.tenant, call_of(request)) as call:
+            async with self._blobs.load(key.tenant, build_call(request)) as call:
                 bodies[batch.child(key, number).turn] = body_of(call, model=call.model)
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
@@ -234,10 +234,10 @@ class Submissions:
             raise FenceLost(f"{key.turn} is carried by another, or has ended")
 
     async def _until_ended(self, name: str) -> None:
-        for tries in itertools.count():
+        for counted_attempts in itertools.count():
             if (await self._patiently(lambda: self._door.retrieve(name))).has_ended:
                 return
-            await asyncio.sleep(wait_s(tries))
+            await asyncio.sleep(wait_s(counted_attempts))
 
     async def _write_all(
         self, key: TurnKey, name: str, lines: Sequence[bytes], told: Answered, *, is_over: bool
@@ -334,14 +334,14 @@ class Submissions:
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` comes to, asked until it does: what is there is paid for. Raises BackendError if it is not."""
-        for tries in itertools.count():
+        for counted_attempts in itertools.count():
             try:
                 return await ask()
             except BackendError as error:
                 if error.code == "backend_refused_request":
                     raise
                 logger.warning("message batches do not answer", code=error.code, error=error.message)
-                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+                await asyncio.sleep(max(wait_s(counted_attempts), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
         raise AssertionError("it is asked until it is answered or refused")
 
 
@@ -371,5 +371,5 @@ def priced(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"usage": usage | {"service_tier": "batch"}} if isinstance(usage, dict) else message
 
 
-def wait_s(tries: int) -> float:
-    return min(LOOK_S * 2.0 ** min(tries, 16), LOOK_MAX_S)
+def wait_s(counted_attempts: int) -> float:
+    return min(LOOK_S * 2.0 ** min(counted_attempts, 16), LOOK_MAX_S)

@@ -18,9 +18,9 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.__main__ import opened
 from tailrace.generators.attempt import TurnRunner
-from tailrace.generators.batches import carrier as batches
-from tailrace.generators.batches.carrier import Batches
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.batches import runner as batches
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
 from tailrace.generators.worker import BATCHES_MAX, Worker
@@ -575,7 +575,7 @@ async def test_batches_wait_for_their_turn(
     assert (await stats(own_claude))["calls"] == 3 * len(asked_for)
 
 
-class Early(Batches):
+class Early(BatchRunner):
     """A carrier that is told that its batch has ended before it can read so."""
 
     times = 0
@@ -602,7 +602,9 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
     async with opened(settings) as (rotas, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        carrier = TurnRunner(own_log, Blobs(bodies, ByteSemaphore(1)), backends, rotas, retry, name="g", attempts_max=2)
+        carrier = TurnRunner(
+            own_log, BlobLoader(bodies, ByteSemaphore(1)), backends, rotas, retry, name="g", attempts_max=2
+        )
         deliveries = await Deliveries.open(own_connection, GENERATORS)
         settlement = Settlement(counters, Slots(own_connection))
         worker = Worker(own_log, deliveries, carrier, settlement, early, concurrency=1, deadline_s=9, grace_s=0)
@@ -632,7 +634,7 @@ async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None
         tombstones, counters = Tombstones(connection), Counters(connection)
         with capture_logs() as logged:
             carrying = asyncio.create_task(
-                Batches(log, bodies, tombstones, counters, is_empty, name="g", places=1).carry(key)
+                BatchRunner(log, bodies, tombstones, counters, is_empty, name="g", places=1).carry(key)
             )
             await until(lambda: any("full" in told["event"] for told in logged))
         carrying.cancel()

@@ -13,8 +13,8 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import slow_body
-from tailrace.generators.continuation import call_of
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.continuation import build_call
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import blobs, subjects
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -335,21 +335,21 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
     """The next large call waits for the one before it; a call without blobs waits for nobody."""
     bodies, room = Bodies(connection), ByteSemaphore(MB)
     data = random_base64(700_000)
-    call = call_of(handwritten.request(messages=[Message("user", [picture(data)])]))
+    call = build_call(handwritten.request(messages=[Message("user", [picture(data)])]))
     entry, lifted = blobs.lift(call)
     await bodies.put(tenant, lifted)
-    checkroom = Blobs(bodies, room)
+    checkroom = BlobLoader(bodies, room)
 
     async def ask() -> Any:
-        async with checkroom.resolved(tenant, entry) as whole:
+        async with checkroom.load(tenant, entry) as whole:
             return whole
 
-    async with checkroom.resolved(tenant, entry) as first:
+    async with checkroom.load(tenant, entry) as first:
         waiting = asyncio.create_task(ask())
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
-        async with checkroom.resolved(tenant, call_of(handwritten.request())) as small:
-            assert small == call_of(handwritten.request())
+        async with checkroom.load(tenant, build_call(handwritten.request())) as small:
+            assert small == build_call(handwritten.request())
     assert [first, await waiting] == [call, call]
     assert room.free == MB
 
@@ -357,18 +357,18 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
 async def test_a_text_takes_room_as_often_as_it_is_told(connection: Connection, tenant: Tenant) -> None:
     """It is one blob, and stands in the call seven times."""
     bodies, room = Bodies(connection), ByteSemaphore(MB)
-    call = call_of(handwritten.request(messages=[Message("user", [picture("x" * 100_000)] * 7)]))
+    call = build_call(handwritten.request(messages=[Message("user", [picture("x" * 100_000)] * 7)]))
     entry, lifted = blobs.lift(call)
     await bodies.put(tenant, lifted)
-    async with Blobs(bodies, room).resolved(tenant, entry) as whole:
+    async with BlobLoader(bodies, room).load(tenant, entry) as whole:
         assert (len(lifted), whole, room.free) == (1, call, MB - 700_000)
 
 
 async def test_room_is_given_back_when_a_blob_is_gone(connection: Connection, tenant: Tenant) -> None:
     """Or a few expired pictures would stop all large calls."""
     room = ByteSemaphore(MB)
-    entry, _ = blobs.lift(call_of(handwritten.request(messages=[Message("user", [picture(random_base64(MB))])])))
+    entry, _ = blobs.lift(build_call(handwritten.request(messages=[Message("user", [picture(random_base64(MB))])])))
     with pytest.raises(BackendError) as gone:
-        async with Blobs(Bodies(connection), room).resolved(tenant, entry):
+        async with BlobLoader(Bodies(connection), room).load(tenant, entry):
             pass
     assert (gone.value.code, room.free) == ("blob_expired", MB)

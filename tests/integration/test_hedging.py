@@ -21,8 +21,8 @@ from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
-from tailrace.generators.failover import read_backends
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.failover import parse_backends
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.proto import subjects
 from tailrace.proto.chain import START, Chain
@@ -600,9 +600,9 @@ async def test_what_works_in_a_folder_is_not_asked_twice_at_once(
     """Two of Claude Code would work on the same files, whoever's list of backends has it."""
     carrier = TurnRunner(
         own_log,
-        Blobs(Bodies(own_connection), ByteSemaphore(1)),
+        BlobLoader(Bodies(own_connection), ByteSemaphore(1)),
         {"claude_code": Unasked()},
-        read_backends("claude_code"),
+        parse_backends("claude_code"),
         Retry(tries_max=1, wait_s=0, wait_max_s=0),
         name="g",
         attempts_max=5,

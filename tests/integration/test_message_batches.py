@@ -15,10 +15,10 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatches
-from tailrace.generators.batches import carrier as batches
 from tailrace.generators.batches import message_batches
-from tailrace.generators.batches.carrier import Batches
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.batches import runner as batches
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.worker import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
@@ -480,7 +480,7 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
     key = key_of(tenant, batch)
     frozen = Frozen(api)
     bodies = Bodies(own_connection)
-    carrier = Batches(
+    carrier = BatchRunner(
         own_log,
         bodies,
         Tombstones(own_connection),
@@ -489,7 +489,7 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
         name="frozen",
         places=1,
         message_batches=frozen,
-        blobs=Blobs(bodies, ByteSemaphore(1)),
+        blobs=BlobLoader(bodies, ByteSemaphore(1)),
     )
     carrying = asyncio.create_task(carrier.carry(key))
     await frozen.is_there.wait()
@@ -540,7 +540,7 @@ async def test_results_that_break_off_are_read_again(
     batch = await asked(own_gateway, inputs(40))
     bodies = Bodies(own_connection)
     door = Forgetful(api)
-    carrier = Batches(
+    carrier = BatchRunner(
         own_log,
         bodies,
         Tombstones(own_connection),
@@ -549,7 +549,7 @@ async def test_results_that_break_off_are_read_again(
         name="g",
         places=1,
         message_batches=door,
-        blobs=Blobs(bodies, ByteSemaphore(1)),
+        blobs=BlobLoader(bodies, ByteSemaphore(1)),
     )
     turn = await carrier.carry(key_of(tenant, batch))
     assert (turn.outcome, door.times) == ("completed", 2)
@@ -565,7 +565,7 @@ async def test_without_anthropics_key_such_a_batch_fails(
     """In a sentence that says what is missing."""
     batch = await asked(own_gateway, inputs(2))
     bodies, counters = Bodies(own_connection), Counters(own_connection)
-    carrier = Batches(
+    carrier = BatchRunner(
         own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
     )
     turn = await carrier.carry(key_of(tenant, batch))

@@ -16,11 +16,11 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.__main__ import batches_of
+from tailrace.generators.__main__ import build_batch_runner
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
-from tailrace.generators.failover import read_backends
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.failover import parse_backends
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt
@@ -413,13 +413,13 @@ class Broken:
 @pytest.mark.rule("F27")
 async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
-    blobs = Blobs(Bodies(own_connection), ByteSemaphore(1))
+    blobs = BlobLoader(Bodies(own_connection), ByteSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    rotas = read_backends("broken")
+    rotas = parse_backends("broken")
     carrier = TurnRunner(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     settlement = Settlement(Counters(own_connection), Slots(own_connection))
-    batches = batches_of(own_connection, "g", 1, blobs, None)
+    batches = build_batch_runner(own_connection, "g", 1, blobs, None)
     worker = Worker(own_log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=9, grace_s=0)
     running = asyncio.create_task(worker.run(asyncio.Event()))
     key = await ask(own_log, "words=3")

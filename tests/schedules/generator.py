@@ -10,11 +10,22 @@ import msgspec
 
 from tailrace.generators.attempt import stored
 from tailrace.generators.budget import closing
-from tailrace.generators.continuation import Continuation, continuation_of
+from tailrace.generators.continuation import Continuation, map_continuation
 from tailrace.generators.delta_buffer import DeltaBuffer, Outgoing
-from tailrace.generators.failover import Rotas, Source
+from tailrace.generators.failover import BackendOrders, Source
 from tailrace.generators.hedging import is_due, is_first
-from tailrace.generators.plan import Close, Complete, Fail, Go, Judge, Leave, Wait, hedge, judged, plan
+from tailrace.generators.plan import (
+    Acknowledge,
+    CheckSchema,
+    Complete,
+    CutOff,
+    Fail,
+    LeaveToBatch,
+    MakeAttempt,
+    hedge,
+    plan,
+    plan_after_check,
+)
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
@@ -34,7 +45,7 @@ from tests.schedules.stream import Stream
 ATTEMPTS_MAX = 4
 FULL_WAIT_S = 1.0
 HEDGE_AFTER_S = 0.2
-ROTAS = Rotas((Source("claude"), Source("bedrock")))
+ORDERS = BackendOrders((Source("claude"), Source("bedrock")))
 # What a model's stream breaks off with; the last one is final for a turn that nobody has begun to answer.
 BREAKS = ("backend_unreachable", "backend_overloaded", "backend_broken", "backend_refused_request")
 
@@ -126,24 +137,24 @@ class Worker(Process):
             raise FenceLost("it is not waited for any more")
         return (yield from self._to_the_end(turn, first=hedge(turn)))
 
-    def _to_the_end(self, turn: Turn, first: Go | None = None) -> Steps[Turn]:
+    def _to_the_end(self, turn: Turn, first: MakeAttempt | None = None) -> Steps[Turn]:
         assert turn.request is not None
-        rota = ROTAS.of(turn.request.model, turn.backend)
+        rota = ORDERS.of(turn.request.model, turn.backend)
         while True:
             next_, first = first or self._next(turn), None
             match next_:
-                case Leave():
+                case Acknowledge():
                     return turn
                 case Complete(fits):
                     return (yield from self._end(turn, "completed", fits=fits))
-                case Close():
+                case CutOff():
                     outbox = DeltaBuffer()
                     for event in closing(turn):
                         outbox.put(event)
                     turn = yield from self._write(turn, outbox, iter(()), None)
                 case Fail(failure):
                     return (yield from self._end(turn, "failed", failure))
-                case Go() as go:
+                case MakeAttempt() as go:
                     turn, broken = yield from self._attempt(turn, go, rota.now)
                     if turn.attempt < go.attempt:
                         # A hedge that came to nothing.
@@ -155,15 +166,15 @@ class Worker(Process):
                         return (yield from self._end(turn, "failed", Failure(broken.code, broken.message)))
                     rota = after
 
-    def _next(self, turn: Turn) -> Leave | Complete | Close | Fail | Go:
+    def _next(self, turn: Turn) -> Acknowledge | Complete | CutOff | Fail | MakeAttempt:
         next_ = plan(turn, ATTEMPTS_MAX)
-        if isinstance(next_, Judge):
-            return judged(turn, answers.misfit(self.script, turn), ATTEMPTS_MAX)
+        if isinstance(next_, CheckSchema):
+            return plan_after_check(turn, answers.misfit(self.script, turn), ATTEMPTS_MAX)
         # None of these turns is in a batch of another's.
-        assert not isinstance(next_, Wait)
+        assert not isinstance(next_, LeaveToBatch)
         return next_
 
-    def _attempt(self, turn: Turn, go: Go, source: Source) -> Steps[tuple[Turn, BackendError | None]]:
+    def _attempt(self, turn: Turn, go: MakeAttempt, source: Source) -> Steps[tuple[Turn, BackendError | None]]:
         request = turn.request
         assert request is not None
         taken = Attempt(
@@ -179,7 +190,7 @@ class Worker(Process):
             chain = yield from self._append(turn.chain, taken)
             turn = fold([stored(chain, turn, taken)], turn)
         is_raced = self.stream.faults.is_hedged and (go.is_hedge or is_due(go, source))
-        continuation = continuation_of(request, turn) if go.mode == "continue" else None
+        continuation = map_continuation(request, turn) if go.mode == "continue" else None
         said = answers.call(self.script, turn, go.mode)
         self.calls += 1
         self.hedges += go.is_hedge
@@ -202,7 +213,7 @@ class Worker(Process):
         self._raced = None
         return turn, broken
 
-    def _wait_for_token(self, late: Seq, go: Go) -> Steps[None]:
+    def _wait_for_token(self, late: Seq, go: MakeAttempt) -> Steps[None]:
         """As long as the model takes to begin; after a while another is asked to make the call, too."""
         world = self.world
         wait_s = world.chance() * 3 * HEDGE_AFTER_S

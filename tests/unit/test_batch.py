@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.generators.batches.carrier import Tally
+from tailrace.generators.batches.runner import BatchTally
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, Batch, End, Progress, Stored, decode, encode
@@ -101,7 +101,7 @@ def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -
     """Each holder counts from the beginning, and tells no number twice; the last one tells all of it."""
     told: list[Progress] = []
     for is_last in (False, False, True):
-        tally = Tally(told[-1] if told else None, len(ends))
+        tally = BatchTally(told[-1] if told else None, len(ends))
         upto = len(ends) if is_last else data.draw(st.integers(0, len(ends)))
         for end in ends[:upto]:
             tally.add(end)
@@ -138,7 +138,7 @@ def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
 
 def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
     """Whoever takes the batch over after that knows of it."""
-    tally = Tally(None, 2)
+    tally = BatchTally(None, 2)
     assert not tally.is_unclear
     tally.submitted("msgbatch_1")
     taken = Chain(Seq(2), 1)
@@ -148,7 +148,7 @@ def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
     tally.add(None)
     assert (more := tally.news(taken)) is not None
     assert (more.failed, more.message_batch) == (1, "msgbatch_1")
-    again = Tally(told, 2, was_begun=True)
+    again = BatchTally(told, 2, was_begun=True)
     assert (again.message_batch, again.is_unclear, again.news(taken)) == ("msgbatch_1", False, None)
     # Whoever had it before may have died right after it was made.
-    assert Tally(None, 2, was_begun=True).is_unclear
+    assert BatchTally(None, 2, was_begun=True).is_unclear

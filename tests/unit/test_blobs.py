@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, NewTurn, request_of
-from tailrace.generators.continuation import call_of
+from tailrace.generators.continuation import build_call
 from tailrace.proto import blobs
 from tailrace.proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
@@ -82,7 +82,7 @@ def test_what_was_lifted_and_resolved_is_what_was_asked(asked: Request) -> None:
     """Whatever was asked, the model is asked just that."""
     entry, lifted = lift(asked)
     texts = {sha256: content.decode() for sha256, content in lifted.items()}
-    assert resolve(call_of(entry), texts) == call_of(in_blocks(asked))
+    assert resolve(build_call(entry), texts) == build_call(in_blocks(asked))
 
 
 @pytest.mark.rule("R33")

@@ -12,7 +12,13 @@ from tailrace.deploy.simulated_claude import event as simulated
 from tailrace.deploy.simulated_claude.reply import reply, understand
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
-from tailrace.generators.continuation import TAIL_CHARS, Continuation, call_after, call_of, continuation_of
+from tailrace.generators.continuation import (
+    TAIL_CHARS,
+    Continuation,
+    build_call,
+    build_continuation_call,
+    map_continuation,
+)
 from tailrace.generators.plan import can_continue
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
@@ -52,8 +58,8 @@ def begun(asked: Request, heard: list[events.Event]) -> Handwritten:
 
 def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
     """A second attempt continues the log with what the model says then, or with `answer`."""
-    continuation = continuation_of(asked, log.turn)
-    answer = said(call_after(asked, log.turn)) if answer is None else answer
+    continuation = map_continuation(asked, log.turn)
+    answer = said(build_continuation_call(asked, log.turn)) if answer is None else answer
     log.take("continue")
     place(log, continuation, answer)
 
@@ -71,7 +77,7 @@ def place(log: Handwritten, continuation: Continuation, answer: list[events.Even
 def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> None:
     """At every event, and inside of every word: same text, same blocks, same stop reason; usage is of both calls."""
     asked = request(model=model, messages=[Message("user", f"#sim {line}")])
-    whole = said(call_of(asked))
+    whole = said(build_call(asked))
     uninterrupted = begun(asked, whole).turn
     broken = [heard for heard in broken_off(whole[:-1]) if can_continue(begun(asked, heard).turn.blocks)]
     assert len(broken) > 3
@@ -88,7 +94,7 @@ def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> N
 def test_readers_see_one_message_begin() -> None:
     """The opening of the second call counts for the usage, and is hidden; everything else is shown."""
     asked = request(messages=[Message("user", "#sim words=3")])
-    log = begun(asked, said(call_of(asked))[:3])
+    log = begun(asked, said(build_call(asked))[:3])
     first = log.turn
     go_on(log, asked)
     openings = [
@@ -105,10 +111,10 @@ def test_readers_see_one_message_begin() -> None:
 def test_a_continuation_may_break_off_too() -> None:
     """Broken off twice, at any two places, it is still the same text in one block."""
     asked = request(messages=[Message("user", "#sim words=2")])
-    whole = said(call_of(asked))
+    whole = said(build_call(asked))
     for heard in broken_off(whole[:-2]):
         once = begun(asked, heard)
-        for again in broken_off(said(call_after(asked, once.turn))[:-2]):
+        for again in broken_off(said(build_continuation_call(asked, once.turn))[:-2]):
             log = begun(asked, heard)
             go_on(log, asked, again)
             go_on(log, asked)
@@ -195,7 +201,7 @@ def test_white_space_at_the_seam_of_a_prefill_is_told_once(stored: str, answer: 
     """The API refuses a prefill that ends in white space, so the model may begin with what is stored already."""
     asked = request(model=PREFILLED)
     log = begun(asked, [opening(), *text_block(0, stored)[:-1]])
-    assert call_after(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
+    assert build_continuation_call(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
     go_on(log, asked, [opening(), *text_block(0, *answer), STOP])
     assert log.turn.text == text
 
@@ -205,7 +211,7 @@ def test_white_space_alone_is_asked_for_anew_and_told_once(model: str) -> None:
     """No API takes back a message of white space: the call begins again, and its beginning is stored already."""
     asked = request(model=model)
     log = begun(asked, [opening(), *text_block(0, "\n\n")[:-1]])
-    assert call_after(asked, log.turn) == call_of(asked)
+    assert build_continuation_call(asked, log.turn) == build_call(asked)
     go_on(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
     assert log.turn.text == "\n\none"
 
@@ -213,7 +219,7 @@ def test_white_space_alone_is_asked_for_anew_and_told_once(model: str) -> None:
 def test_a_later_model_is_told_where_it_broke_off() -> None:
     """Models after 4.5 refuse a prefill: they get what they said, and a user message that quotes its end."""
     log = begun(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
-    *before, partial, go = call_after(request(), log.turn).messages
+    *before, partial, go = build_continuation_call(request(), log.turn).messages
     assert before == request().messages
     assert partial == Message("assistant", [{"type": "text", "text": 'He said: "wait'}])
     assert go.role == "user"
@@ -223,7 +229,9 @@ def test_a_later_model_is_told_where_it_broke_off() -> None:
 def test_only_the_end_of_a_long_text_is_quoted() -> None:
     """Enough to find the place by; the whole of it stands in the message before."""
     long = " ".join(f"w{number:06d}" for number in range(500))
-    *_, partial, go = call_after(request(), begun(request(), [opening(), *text_block(0, long)]).turn).messages
+    *_, partial, go = build_continuation_call(
+        request(), begun(request(), [opening(), *text_block(0, long)]).turn
+    ).messages
     assert partial.content == [{"type": "text", "text": long}]
     assert f'ended with: "{long[-TAIL_CHARS:]}"' in str(go.content)
     assert len(str(go.content)) < 2 * TAIL_CHARS + 100
@@ -232,15 +240,15 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
 def test_a_block_without_words_is_not_given_back() -> None:
     """The API refuses text that is empty or nothing but white space."""
     log = begun(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
-    assert call_after(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
+    assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_the_rest_of_the_request_is_asked_again(model: str) -> None:
     """Model, limit, system and tools are those of the turn, however often it is taken up."""
     asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
-    call = call_after(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
-    assert msgspec.structs.replace(call, messages=list(asked.messages)) == call_of(asked)
+    call = build_continuation_call(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
+    assert msgspec.structs.replace(call, messages=list(asked.messages)) == build_call(asked)
 
 
 REPEATING = "words=12 repeat=5"
@@ -251,7 +259,7 @@ REPEATING = "words=12 repeat=5"
 def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
     """At every event and inside of every word: with enough of them to be sure the text is the uninterrupted one."""
     asked = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
-    whole = said(call_of(asked))
+    whole = said(build_call(asked))
     uninterrupted = begun(asked, whole).turn
     sewn = [heard for heard in broken_off(whole[:-1]) if len(begun(asked, heard).turn.text.split()) > 5]
     assert len(sewn) > 40

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from tailrace.generators.attempt import asked
 from tailrace.generators.continuation import Continuation
-from tailrace.generators.plan import Complete, Fail, Go, Judge, Leave, Wait, can_continue, hedge, judged, plan
+from tailrace.generators.plan import (
+    Acknowledge,
+    CheckSchema,
+    Complete,
+    Fail,
+    LeaveToBatch,
+    MakeAttempt,
+    can_continue,
+    hedge,
+    plan,
+    plan_after_check,
+)
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode, OnInterrupt, Outcome
 from tailrace.proto.events import (
@@ -54,13 +65,13 @@ def begun(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue",
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_turn_of_which_nothing_was_shown_starts_fresh(policy: OnInterrupt) -> None:
     """There is nothing to continue and nothing to take back, whether or not a generator died over it."""
-    assert [plan(begun([], policy, n).turn, 5) for n in range(3)] == [Go(n, "fresh") for n in (1, 2, 3)]
+    assert [plan(begun([], policy, n).turn, 5) for n in range(3)] == [MakeAttempt(n, "fresh") for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_opening_alone_is_continued_whatever_the_policy(policy: OnInterrupt) -> None:
     """Readers have seen a message begin, and no word of it: going on takes nothing back."""
-    assert plan(begun([START], policy).turn, 5) == Go(2, "continue")
+    assert plan(begun([START], policy).turn, 5) == MakeAttempt(2, "continue")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +88,7 @@ def test_an_opening_alone_is_continued_whatever_the_policy(policy: OnInterrupt) 
 )
 def test_text_and_whole_thoughts_are_continued(heard: list[events.Event]) -> None:
     """A model can take up its text in the middle of a word."""
-    assert plan(begun([START, *heard]).turn, 5) == Go(2, "continue")
+    assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "continue")
 
 
 @pytest.mark.parametrize(
@@ -94,14 +105,14 @@ def test_text_and_whole_thoughts_are_continued(heard: list[events.Event]) -> Non
 )
 def test_what_a_model_cannot_take_up_begins_anew(heard: list[events.Event]) -> None:
     """Half a thought, half a tool call, a whole one without its result, and blocks that nobody knows yet."""
-    assert plan(begun([START, *heard]).turn, 5) == Go(2, "restart")
+    assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "restart")
 
 
 @pytest.mark.rule("R19")
 @pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
 def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Event]) -> None:
     """`on_interrupt`: restart takes back even what could be continued, fail keeps it and ends."""
-    assert plan(begun([START, *heard], "restart").turn, 5) == Go(2, "restart")
+    assert plan(begun([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
     failed = plan(begun([START, *heard], "fail").turn, 5)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "interrupted"
@@ -111,7 +122,7 @@ def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Even
 @pytest.mark.parametrize("policy", ["continue", "restart"])
 def test_attempts_are_bounded(heard: list[events.Event], policy: OnInterrupt) -> None:
     """A turn that breaks every generator ends, after `attempts_max` of them."""
-    assert isinstance(plan(begun(heard, policy, attempts=2).turn, 3), Go)
+    assert isinstance(plan(begun(heard, policy, attempts=2).turn, 3), MakeAttempt)
     failed = plan(begun(heard, policy, attempts=3).turn, 3)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "attempts_exhausted"
@@ -141,13 +152,13 @@ def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None 
 def test_an_answer_with_a_schema_is_judged_and_asked_again_once() -> None:
     """Whoever takes the turn over counts from the log how often that was."""
     first = shaped([START, *closed("text"), STOPPED])
-    assert plan(first, 5) == Judge(SCHEMA)
-    assert judged(first, None, 5) == Complete(fits=True)
-    assert judged(first, "no", 5) == Go(2, "restart", "no")
-    assert judged(first, "no", 1) == Complete(fits=False)
+    assert plan(first, 5) == CheckSchema(SCHEMA)
+    assert plan_after_check(first, None, 5) == Complete(fits=True)
+    assert plan_after_check(first, "no", 5) == MakeAttempt(2, "restart", "no")
+    assert plan_after_check(first, "no", 1) == Complete(fits=False)
     second = shaped([START, *closed("text"), STOPPED], misfit="no")
-    assert plan(second, 5) == Judge(SCHEMA)
-    assert judged(second, "no again", 5) == Complete(fits=False)
+    assert plan(second, 5) == CheckSchema(SCHEMA)
+    assert plan_after_check(second, "no again", 5) == Complete(fits=False)
 
 
 @pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "newer"])
@@ -155,8 +166,8 @@ def test_who_would_say_no_more_is_not_asked_again(stop_reason: str) -> None:
     """It is judged all the same."""
     stopped = events.MessageDelta(events.StopReason(stop_reason))
     turn = shaped([START, *closed("text"), stopped])
-    assert plan(turn, 5) == Judge(SCHEMA)
-    assert judged(turn, "no", 5) == Complete(fits=False)
+    assert plan(turn, 5) == CheckSchema(SCHEMA)
+    assert plan_after_check(turn, "no", 5) == Complete(fits=False)
 
 
 @pytest.mark.parametrize("stop_reason", ["tool_use", "pause_turn"])
@@ -170,9 +181,9 @@ def test_what_is_no_answer_yet_is_not_judged(stop_reason: str) -> None:
 def test_json_is_begun_anew_and_not_in_its_middle(misfit: str | None) -> None:
     """Where nothing was said yet, going on takes nothing back."""
     attempts = 2 if misfit is None else 3
-    assert plan(shaped([START, *opened("text")], misfit=misfit), 5) == Go(attempts, "restart")
-    assert plan(shaped([START], misfit=misfit), 5) == Go(attempts, "continue")
-    assert plan(shaped([], misfit=misfit), 5) == Go(attempts, "fresh")
+    assert plan(shaped([START, *opened("text")], misfit=misfit), 5) == MakeAttempt(attempts, "restart")
+    assert plan(shaped([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
+    assert plan(shaped([], misfit=misfit), 5) == MakeAttempt(attempts, "fresh")
 
 
 @pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])
@@ -185,7 +196,7 @@ def test_every_attempt_after_a_misfit_is_told_of_it(mode: Mode) -> None:
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
     log.hear(START)
     assert log.turn.request is not None
-    call, _ = asked(log.turn.request, log.turn, Go(3, mode))
+    call, _ = asked(log.turn.request, log.turn, MakeAttempt(3, mode))
     question, said, why = call.messages
     assert (question.role, said.role, said.content, why.role) == ("user", "assistant", "some", "user")
     assert "no" in str(why.content)
@@ -197,7 +208,7 @@ def test_an_ended_turn_is_left_alone(heard: list[events.Event], outcome: Outcome
     """Nothing follows an end, however it came and whoever wrote it."""
     log = begun(heard, attempts=5)
     log.end(outcome)
-    assert plan(log.turn, 5) == Leave()
+    assert plan(log.turn, 5) == Acknowledge()
 
 
 @pytest.mark.rule("R19")
@@ -213,8 +224,8 @@ def test_every_prefix_of_every_log_has_a_next_step(made_up: MadeUp, attempts_max
 
 def check(turn: Turn, attempts_max: int) -> None:
     go = plan(turn, attempts_max)
-    assert isinstance(go, Leave) == (turn.end is not None)
-    if not isinstance(go, Go):
+    assert isinstance(go, Acknowledge) == (turn.end is not None)
+    if not isinstance(go, MakeAttempt):
         return
     assert turn.request is not None
     assert go.attempt == turn.attempt + 1 <= attempts_max + turn.hedges
@@ -230,9 +241,9 @@ def test_what_message_batches_answer_is_waited_for() -> None:
     """Whoever is handed such a turn asks nobody; once it has its end, it is acknowledged like any other."""
     handed = Handwritten()
     handed.ask(via="message_batches")
-    assert plan(handed.turn, 5) == Wait()
+    assert plan(handed.turn, 5) == LeaveToBatch()
     handed.end("cancelled")
-    assert plan(handed.turn, 5) == Leave()
+    assert plan(handed.turn, 5) == Acknowledge()
 
 
 @pytest.mark.rule("R51")
@@ -240,11 +251,11 @@ def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
     """A turn whose first token was late is not to fail for it sooner than another."""
     log = begun([])
     go = hedge(log.turn)
-    assert go == Go(2, "fresh", is_hedge=True)
+    assert go == MakeAttempt(2, "fresh", is_hedge=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *opened("text"))
     assert log.turn.hedges == 1
-    assert plan(log.turn, 2) == Go(3, "continue")
+    assert plan(log.turn, 2) == MakeAttempt(3, "continue")
     assert isinstance(plan(log.turn, 1), Fail)
     log.take("continue")
     assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer was broken off 2 times"))
@@ -255,5 +266,5 @@ def test_a_misfit_after_a_hedge_is_asked_again() -> None:
     log = begun([])
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *closed("text"), STOPPED)
-    assert judged(log.turn, "too long", 2) == Go(3, "restart", "too long")
-    assert judged(log.turn, "too long", 1) == Complete(fits=False)
+    assert plan_after_check(log.turn, "too long", 2) == MakeAttempt(3, "restart", "too long")
+    assert plan_after_check(log.turn, "too long", 1) == Complete(fits=False)

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.generators.backends.claude_code_output import CodeLines
-from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
+from tailrace.generators.backends.event_order import EventOrder
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 
 
@@ -41,7 +41,7 @@ ROUND = [begin(5), *text(0, "I look. "), *TOOL, *finish("tool_use", 7), {"type":
 
 def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events, each of which the grammar takes."""
-    told, grammar = CodeLines(), Grammar()
+    told, grammar = ClaudeCodeOutput(), EventOrder()
     events = []
     for line in lines:
         for kind, raw in told.read(msgspec.json.encode(line)):
@@ -64,7 +64,7 @@ def test_several_rounds_are_one_message() -> None:
 def test_a_block_that_broke_off_stays_open() -> None:
     """Claude Code closes it by itself; closed, nobody could go on in the middle of its last word."""
     lines = [begin(), *text(0, "Half a wo"), *finish(None, 1)]
-    told = CodeLines()
+    told = ClaudeCodeOutput()
     kinds = [kind for line in lines for kind, _ in told.read(msgspec.json.encode(line))]
     assert kinds == ["message_start", "content_block_start", "content_block_delta"]
     with pytest.raises(BackendError):
@@ -83,7 +83,7 @@ def test_a_task_that_it_gave_away_is_not_the_answer() -> None:
 
 def test_silence_is_a_tools_until_its_result_comes() -> None:
     """A build may take minutes; a model that says nothing for so long is broken."""
-    told = CodeLines()
+    told = ClaudeCodeOutput()
     awaits = [told.awaits_model]
     for line in [*ROUND, begin()]:
         told.read(msgspec.json.encode(line))
@@ -123,4 +123,4 @@ def test_a_result_without_an_answer_is_a_failure(result: dict[str, Any]) -> None
 def test_what_is_no_line_of_it_breaks_the_answer_and_nothing_else(line: bytes) -> None:
     """One error of ours, whatever a program prints."""
     with pytest.raises(BackendError, match="cannot be read"):
-        CodeLines().read(line)
+        ClaudeCodeOutput().read(line)

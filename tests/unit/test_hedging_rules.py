@@ -4,7 +4,7 @@ import pytest
 
 from tailrace.generators.failover import Source
 from tailrace.generators.hedging import is_due
-from tailrace.generators.plan import Go
+from tailrace.generators.plan import MakeAttempt
 
 
 @pytest.mark.rule("R51")
@@ -14,4 +14,4 @@ from tailrace.generators.plan import Go
 )
 def test_a_turns_first_attempt_is_hedged_unless_it_acts(number: int, backend: str, is_raced: bool) -> None:
     """So no turn has two hedges, whoever carries it; and what works in a folder works there alone."""
-    assert is_due(Go(number, "fresh"), Source(backend)) == is_raced
+    assert is_due(MakeAttempt(number, "fresh"), Source(backend)) == is_raced

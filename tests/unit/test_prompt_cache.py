@@ -8,8 +8,8 @@ import pytest
 from tailrace.deploy.simulated_claude.cache import TOKENS_MIN, Cache, Cached
 from tailrace.generators.attempt import asked
 from tailrace.generators.backends import Call
-from tailrace.generators.continuation import call_of
-from tailrace.generators.plan import Go
+from tailrace.generators.continuation import build_call
+from tailrace.generators.plan import MakeAttempt
 from tailrace.generators.prompt_cache import marked
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
@@ -90,8 +90,8 @@ def test_a_clients_own_marks_win(given: dict[str, Any]) -> None:
 
 def test_nothing_is_marked_that_nobody_asked_for() -> None:
     """What is written costs more than what is not."""
-    assert call_of(request(system=LONG)) == call_of(request(system=LONG, cache=None))
-    assert "cache_control" not in msgspec.json.encode(call_of(request(system=LONG))).decode()
+    assert build_call(request(system=LONG)) == build_call(request(system=LONG, cache=None))
+    assert "cache_control" not in msgspec.json.encode(build_call(request(system=LONG))).decode()
 
 
 def test_auto_marks_what_is_long_enough() -> None:
@@ -114,8 +114,8 @@ def test_a_continuation_has_its_marks_where_the_first_call_had_them(model: str, 
     log.hear(*opening())
     log.say("half")
     assert log.turn.request is not None
-    first = call_of(log.turn.request)
-    second, _ = asked(log.turn.request, log.turn, Go(2, mode))
+    first = build_call(log.turn.request)
+    second, _ = asked(log.turn.request, log.turn, MakeAttempt(2, mode))
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2

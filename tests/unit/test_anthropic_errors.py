@@ -16,7 +16,7 @@ from tailrace.generators.backends.anthropic_api import (
     events,
     retry_after_s,
 )
-from tailrace.generators.backends.sse_decoder import SseLines
+from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 
 NOW = 1_800_000_000.0
@@ -222,4 +222,4 @@ def test_a_long_complaint_has_an_end() -> None:
 def test_an_event_that_is_no_utf8_breaks_the_answer(data: bytes) -> None:
     """Of a proxy that writes Latin-1, say: an error of the model's side, and none of ours."""
     with pytest.raises(BackendError, match="cannot be read"):
-        list(events(SseLines(), b"data: %b\n\n" % data))
+        list(events(SseDecoder(), b"data: %b\n\n" % data))

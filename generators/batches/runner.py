@@ -16,8 +16,8 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.attempt import appended, stored
 from tailrace.generators.backends.message_batches_api import MessageBatches
-from tailrace.generators.batches.message_batches import Submissions
-from tailrace.generators.load_blobs import Blobs
+from tailrace.generators.batches.message_batches import MessageBatchSubmitter
+from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
@@ -44,7 +44,7 @@ STALE_WAIT_S = 0.02
 STOPPED_AT_ONCE = 16
 
 
-class Batches:
+class BatchRunner:
     """`places`: how many turns all the batches of this process have in the queue at once, so that others are let by."""
 
     def __init__(
@@ -58,16 +58,16 @@ class Batches:
         name: str,
         places: int,
         message_batches: MessageBatches | None = None,
-        blobs: Blobs | None = None,
+        blobs: BlobLoader | None = None,
     ) -> None:
         self._log = log
         self._bodies = bodies
         self._tombstones = tombstones
         self._counters = counters
         self._fullness = fullness
-        self._submissions: Submissions | None = None
+        self._submissions: MessageBatchSubmitter | None = None
         if message_batches is not None and blobs is not None:
-            self._submissions = Submissions(log, tombstones, blobs, message_batches, self._room)
+            self._submissions = MessageBatchSubmitter(log, tombstones, blobs, message_batches, self._room)
         self._name = name
         self._places = asyncio.Semaphore(places)
 
@@ -85,7 +85,7 @@ class Batches:
         except BlobUnknown:
             failure = Failure("blob_expired", "the inputs of the batch have expired")
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
-        tally = Tally(turn.progress, len(lines), was_begun=turn.attempt > 0)
+        tally = BatchTally(turn.progress, len(lines), was_begun=turn.attempt > 0)
         if turn.end is None:
             try:
                 turn = await self._run(key, turn, asked, lines, tally)
@@ -102,7 +102,7 @@ class Batches:
             await self._stop(key, lines, is_told=is_told)
         return turn
 
-    async def _leave(self, key: TurnKey, turn: Turn, tally: "Tally") -> None:
+    async def _leave(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
         """Cancels a message batch that nobody reads: the batch's new holder has another, or it was deleted."""
         mine = tally.message_batch
         if self._submissions is None or mine is None:
@@ -112,7 +112,7 @@ class Batches:
             with suppress(BackendError):
                 await self._submissions.cancel(mine)
 
-    async def _run(self, key: TurnKey, turn: Turn, asked: Batch, lines: Sequence[bytes], tally: "Tally") -> Turn:
+    async def _run(self, key: TurnKey, turn: Turn, asked: Batch, lines: Sequence[bytes], tally: "BatchTally") -> Turn:
         assert turn.asked_at is not None  # noqa: S101
         taken = Attempt(
             prev=turn.chain.last, attempt=turn.attempt + 1, generator=self._name, backend=BACKEND, mode="fresh"
@@ -145,7 +145,7 @@ class Batches:
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
     async def _ask(
-        self, key: TurnKey, numbers: Iterator[int], lines: Sequence[bytes], tally: "Tally", *, is_first: bool
+        self, key: TurnKey, numbers: Iterator[int], lines: Sequence[bytes], tally: "BatchTally", *, is_first: bool
     ) -> None:
         """One of the `parallel`: asks the next input once the one before it has ended."""
         for number in numbers:
@@ -156,7 +156,9 @@ class Batches:
                 is_gone = not is_first and await self._tombstones.stands(child)
                 tally.add(None if is_gone else await self._answered(key, child, lines[number]))
 
-    async def _hand_on(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: "Tally") -> None:
+    async def _hand_on(
+        self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: "BatchTally"
+    ) -> None:
         if self._submissions is None:
             raise BackendError("backend_refused_request", NO_MESSAGE_BATCHES)
         await self._submissions.answer(key, turn, attempt, lines, tally)
@@ -207,7 +209,7 @@ class Batches:
         if not await self._log.is_known(child):
             raise TurnUnknown(f"the log has no turn {child.turn}")
 
-    async def _tell(self, key: TurnKey, chain: Chain, tally: "Tally") -> Chain:
+    async def _tell(self, key: TurnKey, chain: Chain, tally: "BatchTally") -> Chain:
         """Appends how far the batch has come until all have ended; what ends meanwhile is joined in the next."""
         while not tally.is_whole:
             await tally.changed.wait()
@@ -253,7 +255,7 @@ def is_handed_on(turn: Turn) -> bool:
     return turn.request is not None and turn.request.via == "message_batches"
 
 
-class Tally:
+class BatchTally:
     """How many of a batch's turns have ended, counted anew by each who takes it over; told only when it is more.
 
     And under which id Anthropic's Message Batches have it, if they do.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from tailrace.generators.budget import CostMeter, closing, is_spent
-from tailrace.generators.plan import Close, Complete, Go, judged, plan
+from tailrace.generators.plan import Complete, CutOff, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.end_entry import ending
 from tailrace.proto.entries import Attempt, Event, Request
@@ -87,7 +87,7 @@ def test_an_answer_that_has_cost_what_it_may_is_closed(chars: int, is_closed: bo
     """Thirty tokens for a hundred characters and five, at 10,000 each, and what was asked before."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
     turn = msgspec.structs.replace(turn, request=limited(turn, INPUT + 30 * 10_000))
-    assert (plan(turn, 5) == Close()) is is_closed
+    assert (plan(turn, 5) == CutOff()) is is_closed
     assert is_spent(turn) is is_closed
 
 
@@ -126,16 +126,16 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
 def test_a_taken_over_turn_that_has_cost_what_it_may_makes_no_call() -> None:
     """Also when there is no attempt left: it is an answer that was cut, and none that failed."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nusd=INPUT)
-    assert plan(turn, 5) == plan(turn, 1) == Close()
-    assert isinstance(plan(heard(START, max_cost_nusd=INPUT + 1), 5), Go)
-    assert isinstance(plan(heard(max_cost_nusd=1), 5), Go)
+    assert plan(turn, 5) == plan(turn, 1) == CutOff()
+    assert isinstance(plan(heard(START, max_cost_nusd=INPUT + 1), 5), MakeAttempt)
+    assert isinstance(plan(heard(max_cost_nusd=1), 5), MakeAttempt)
 
 
 def test_an_answer_is_not_asked_for_again_when_its_money_is_spent() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
-    assert isinstance(judged(heard(*whole), "no JSON", 5), Go)
-    assert judged(heard(*whole, max_cost_nusd=INPUT), "no JSON", 5) == Complete(fits=False)
+    assert isinstance(plan_after_check(heard(*whole), "no JSON", 5), MakeAttempt)
+    assert plan_after_check(heard(*whole, max_cost_nusd=INPUT), "no JSON", 5) == Complete(fits=False)
 
 
 def test_without_a_price_or_a_limit_nothing_is_spent() -> None:

@@ -2,19 +2,19 @@
 
 import pytest
 
-from tailrace.generators.failover import FAILED_OVER, Rota, Rotas, Source, read_backends
+from tailrace.generators.failover import FAILOVER_CODES, BackendOrder, BackendOrders, Source, parse_backends
 from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 
 A, B, C = (Source(name) for name in ("a", "b", "c"))
-TWO = Rotas((A, B))
+TWO = BackendOrders((A, B))
 # Errors by what they say about the one who failed.
-PASSING = [code for code in FAILED_OVER if CODES[code].is_retryable]
+PASSING = [code for code in FAILOVER_CODES if CODES[code].is_retryable]
 BAD_REQUEST = "backend_refused_request"
 
 
-def failed(rota: Rota, *codes: str, has_begun: bool) -> list[str] | None:
+def failed(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None:
     """Who is asked after those failures, first who is next; None when nobody is."""
-    left: Rota | None = rota
+    left: BackendOrder | None = rota
     for code in codes:
         assert left is not None, "nobody was there to fail"
         left = left.after(BackendError(code, "x"), has_begun=has_begun)
@@ -23,10 +23,10 @@ def failed(rota: Rota, *codes: str, has_begun: bool) -> list[str] | None:
 
 def test_every_code_of_a_backend_is_failed_over_and_no_other() -> None:
     """A new code has to be thought about: here, or by whoever reads that this fails."""
-    assert {code for code in CODES if code.startswith("backend_")} == FAILED_OVER
+    assert {code for code in CODES if code.startswith("backend_")} == FAILOVER_CODES
 
 
-@pytest.mark.parametrize("code", sorted(FAILED_OVER - {BAD_REQUEST}))
+@pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST}))
 def test_before_an_answer_each_backend_has_one_attempt(code: str) -> None:
     """All the calls of an attempt could not reach it: it is not asked again, and the last one's failure is final."""
     rota = TWO.of("claude-sonnet-5-5")
@@ -65,23 +65,23 @@ def test_a_second_that_is_of_no_use_is_worse_than_none_for_nobody(code: str) -> 
 
 def test_only_who_has_failed_before_is_waited_for() -> None:
     """Somebody new is asked at once: it is not he who is overloaded."""
-    rota: Rota | None = TWO.of("m")
+    rota: BackendOrder | None = TWO.of("m")
     waits = []
     for _ in range(4):
         assert rota is not None
         rota = rota.after(BackendError("backend_overloaded", "x"), has_begun=True)
         assert rota is not None
-        waits.append(rota.is_asked_again)
+        waits.append(rota.is_repeat)
     assert waits == [False, True, True, True]
-    alone = Rotas((A,)).of("m").after(BackendError("backend_overloaded", "x"), has_begun=True)
+    alone = BackendOrders((A,)).of("m").after(BackendError("backend_overloaded", "x"), has_begun=True)
     assert alone is not None
-    assert alone.is_asked_again
+    assert alone.is_repeat
 
 
 @pytest.mark.rule("R50")
 def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
     """It may be the generator that died, and not the backend. One that is not in the list any more is not asked."""
-    rotas = Rotas((A, B, C))
+    rotas = BackendOrders((A, B, C))
     assert [source.backend for source in rotas.of("m", "b").sources] == ["b", "c", "a"]
     assert [source.backend for source in rotas.of("m", "gone").sources] == ["a", "b", "c"]
 
@@ -89,11 +89,11 @@ def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
 @pytest.mark.parametrize(
     ("text", "rotas"),
     [
-        ("claude", Rotas((Source("claude"),))),
-        (" claude , bedrock ;", Rotas((Source("claude"), Source("bedrock")))),
+        ("claude", BackendOrders((Source("claude"),))),
+        (" claude , bedrock ;", BackendOrders((Source("claude"), Source("bedrock")))),
         (
             "claude; claude-opus-5-5 = bedrock:us.anthropic.x:1, claude ; claude-haiku-5-5-latest=vertex",
-            Rotas(
+            BackendOrders(
                 (Source("claude"),),
                 {
                     "claude-opus-5-5": (Source("bedrock", "us.anthropic.x:1"), Source("claude")),
@@ -103,14 +103,14 @@ def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
         ),
     ],
 )
-def test_lists_of_backends_are_read(text: str, rotas: Rotas) -> None:
+def test_lists_of_backends_are_read(text: str, rotas: BackendOrders) -> None:
     """One for all models, then those of models that have their own, each backend maybe with its name for it."""
-    assert read_backends(text) == rotas
+    assert parse_backends(text) == rotas
 
 
 def test_a_model_has_its_own_list_or_the_common_one() -> None:
     """By any of its names; all that are named anywhere are opened."""
-    rotas = read_backends("claude; claude-opus-5-5 = bedrock, vertex")
+    rotas = parse_backends("claude; claude-opus-5-5 = bedrock, vertex")
     assert [source.backend for source in rotas.of("claude-opus-5-5-latest").sources] == ["bedrock", "vertex"]
     assert [source.backend for source in rotas.of("claude-sonnet-5-5").sources] == ["claude"]
     assert rotas.backends == ["claude", "bedrock", "vertex"]
@@ -133,4 +133,4 @@ def test_a_model_has_its_own_list_or_the_common_one() -> None:
 def test_what_is_no_list_is_refused(text: str) -> None:
     """By the setting's name, before anything starts."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_BACKENDS: "):
-        read_backends(text)
+        parse_backends(text)

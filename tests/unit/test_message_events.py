@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.batches.message_events import PIECE_CHARS, events_of
 from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.errors import BackendError
@@ -60,7 +60,7 @@ def test_a_block_comes_out_as_it_went_in(block: dict[str, Any]) -> None:
 def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[str, Any]]) -> None:
     """Its events follow the grammar, and folded they are the message, with its usage and why it ended."""
     events = events_of(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
-    grammar = Grammar()
+    grammar = EventOrder()
     for event in events:
         grammar.require(msgspec.json.decode(event)["type"], bytes(event))
     turn = folded(events)

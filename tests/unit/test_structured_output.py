@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import refuse_schema
-from tailrace.generators.continuation import call_of
+from tailrace.generators.continuation import build_call
 from tailrace.generators.structured_output import in_prompt, native
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small, schema_of, with_schema
@@ -75,7 +75,7 @@ def test_a_schema_of_many_references_is_looked_through_once() -> None:
 def test_a_model_that_has_them_is_made_to_fit() -> None:
     """The schema stands where the API has it, and the other options with it."""
     options = with_schema({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, OPEN)
-    call = call_of(request(options=options, system="Be brief."))
+    call = build_call(request(options=options, system="Be brief."))
     assert call.options == {
         "thinking": {"type": "adaptive"},
         "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": CLOSED}},
@@ -87,7 +87,7 @@ def test_a_model_that_has_them_is_made_to_fit() -> None:
 def test_another_is_told_in_its_prompt(system: Any) -> None:
     """What it was told besides stays; so do the other options."""
     options = with_schema({"output_config": {"effort": "low"}}, OPEN)
-    call = call_of(request(model="claude-fable-5-2", options=options, system=system))
+    call = build_call(request(model="claude-fable-5-2", options=options, system=system))
     assert call.options == {"output_config": {"effort": "low"}}
     told = str(call.system)
     assert "JSON Schema" in told
@@ -99,7 +99,7 @@ def test_a_format_of_the_beta_goes_as_it_came() -> None:
     """It is found, and judged by, and nobody touches it."""
     options = {"output_format": {"type": "json_schema", "schema": CLOSED}}
     assert schema_of(options) == CLOSED
-    assert call_of(request(options=options)).options == options
+    assert build_call(request(options=options)).options == options
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_format_of_the_beta_goes_as_it_came() -> None:
 )
 def test_who_has_none_is_told_in_its_prompt_whatever_its_model_has(options: dict[str, Any]) -> None:
     """The schema leaves the options, from either place; the others stay, and so does what the prompt said."""
-    call = in_prompt(call_of(request(options=options, system="Be brief.")))
+    call = in_prompt(build_call(request(options=options, system="Be brief.")))
     assert schema_of(call.options) is None
     config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
     assert call.options == {"thinking": {"type": "adaptive"}} | config

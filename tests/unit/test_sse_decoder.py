@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, EventTooLong, SseLines
+from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, EventTooLong, SseDecoder
 
 
 def split(stream: bytes) -> list[bytes]:
-    return SseLines().feed(stream)
+    return SseDecoder().feed(stream)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def split(stream: bytes) -> list[bytes]:
 def test_a_stream_splits_as_the_standard_says(stream: bytes, events: list[bytes]) -> None:
     """WHATWG, "Parsing an event stream": comments, several data lines, a byte order mark, an end that is missing."""
     assert split(stream) == events
-    splitter = SseLines()
+    splitter = SseDecoder()
     assert [event for byte in stream for event in splitter.feed(bytes([byte]))] == events
 
 
@@ -48,7 +48,7 @@ def test_cuts_and_line_ends_do_not_matter(lines: list[tuple[bytes, bytes]], bom:
     """A network cuts anywhere, in a CRLF and in a character too, and now and then delivers nothing."""
     stream = bom + b"".join(line + end for line, end in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    splitter = SseLines()
+    splitter = SseDecoder()
     events: list[bytes] = []
     for start, end in pairwise([0, *cuts, len(stream)]):
         events += splitter.feed(stream[start:end])
@@ -58,7 +58,7 @@ def test_cuts_and_line_ends_do_not_matter(lines: list[tuple[bytes, bytes]], bom:
 @pytest.mark.parametrize("filler", [b"x" * 65_536, b"data: " + b"x" * 65_536 + b"\n"])
 def test_an_event_without_an_end_is_refused(filler: bytes) -> None:
     """A stream that never ends its line must not fill the memory, nor one that never ends its event."""
-    splitter = SseLines()
+    splitter = SseDecoder()
     for _ in range(EVENT_BYTES_MAX // len(filler) - 1):
         splitter.feed(filler)
     with pytest.raises(EventTooLong):

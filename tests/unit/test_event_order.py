@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.generators.backends.event_order import Grammar
+from tailrace.generators.backends.event_order import EventOrder
 from tailrace.proto.errors import BackendError
 
 BEGUN: list[dict[str, Any]] = [
@@ -29,7 +29,7 @@ def nested(levels: int) -> Any:
     return [nested(levels - 1)] if levels else 0
 
 
-def hear(grammar: Grammar, *said: dict[str, Any]) -> None:
+def hear(grammar: EventOrder, *said: dict[str, Any]) -> None:
     for event in said:
         grammar.require(event["type"], msgspec.json.encode(event))
 
@@ -37,13 +37,13 @@ def hear(grammar: Grammar, *said: dict[str, Any]) -> None:
 @pytest.mark.rule("R6")
 def test_an_answer_as_documented_is_taken() -> None:
     """Blocks one after the other, deltas of their types, and among them what is newer than this version."""
-    hear(Grammar(), *BEGUN, *REST)
+    hear(EventOrder(), *BEGUN, *REST)
 
 
 @pytest.mark.rule("R7")
 def test_an_event_deeper_than_the_decoder_goes_is_a_broken_answer() -> None:
     """One that is newer than this version, too: what writers store, readers can read."""
-    grammar = Grammar()
+    grammar = EventOrder()
     hear(grammar, *BEGUN)
     with pytest.raises(BackendError, match="does not fit"):
         grammar.require("newer", b'{"type":"newer","deep":' + b"[" * 100_000)
@@ -53,7 +53,7 @@ def test_an_event_deeper_than_the_decoder_goes_is_a_broken_answer() -> None:
 @pytest.mark.parametrize("text", [b"\\ud800", b"\xff"])
 def test_text_that_nobody_can_read_is_taken_like_what_is_newer(text: bytes) -> None:
     """The fold and every dialect pass it over alike, and half a character does not cost the answer."""
-    grammar = Grammar()
+    grammar = EventOrder()
     hear(grammar, *BEGUN)
     delta = b'{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"%b"}}' % text
     grammar.require("content_block_delta", delta)
@@ -64,7 +64,7 @@ def test_text_that_nobody_can_read_is_taken_like_what_is_newer(text: bytes) -> N
 def test_nothing_comes_before_the_beginning(event: dict[str, Any]) -> None:
     """An answer that does not begin is not whole, whatever it says, and be it only that it is over."""
     with pytest.raises(BackendError, match="does not fit"):
-        hear(Grammar(), event)
+        hear(EventOrder(), event)
 
 
 @pytest.mark.rule("R6")
@@ -91,7 +91,7 @@ def test_nothing_comes_before_the_beginning(event: dict[str, Any]) -> None:
 )
 def test_what_does_not_fit_the_answer_so_far_is_a_broken_answer(event: dict[str, Any]) -> None:
     """A dialect would tell it and the fold would not, or nobody could read it: it is not stored."""
-    grammar = Grammar()
+    grammar = EventOrder()
     hear(grammar, *BEGUN)
     with pytest.raises(BackendError, match="does not fit") as broken:
         hear(grammar, event)
