@@ -8,7 +8,7 @@ import msgspec
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import cost_nusd, model_named
+from tailrace.proto.models import cost_nano_usd, model_named
 from tailrace.proto.usage import CallUsage, estimated
 
 # Its output is not counted: what was said is estimated, as of every call that broke off (PROTOCOL R23).
@@ -24,19 +24,19 @@ class CostMeter:
 
     def __init__(self, request: Request, turn: Turn, *, is_raced: bool = False) -> None:
         """`turn` is the fold with the attempt in it. What one that `is_raced` was told may never come into the log."""
-        self._is_read = is_raced or request.max_cost_nusd is not None
-        self._most = request.max_cost_nusd
+        self._is_read = is_raced or request.max_cost_nano_usd is not None
+        self._most = request.max_cost_nano_usd
         self._model = model_named(request.model)
-        self._before = sum(cost_nusd(self._model, call) for call in turn.calls_before) if self._model else 0
+        self._before = sum(cost_nano_usd(self._model, call) for call in turn.calls_before) if self._model else 0
         self._usage = CallUsage()
         self._said_chars = 0
 
     @property
-    def cost_nusd(self) -> int:
+    def cost_nano_usd(self) -> int:
         """0 for a model without a price."""
         if self._model is None:
             return 0
-        return self._before + cost_nusd(self._model, self.usage)
+        return self._before + cost_nano_usd(self._model, self.usage)
 
     @property
     def usage(self) -> CallUsage:
@@ -46,7 +46,7 @@ class CostMeter:
     @property
     def is_passed(self) -> bool:
         """Whether the call is to be closed."""
-        return self._most is not None and self.cost_nusd >= self._most
+        return self._most is not None and self.cost_nano_usd >= self._most
 
     def add(self, raw: msgspec.Raw, left_out: int = 0) -> None:
         if not self._is_read:
@@ -71,10 +71,12 @@ class CostMeter:
 
 def is_spent(turn: Turn) -> bool:
     """Whether a turn has cost what it may: no call is made for it any more."""
-    if turn.request is None or turn.request.max_cost_nusd is None:
+    if turn.request is None or turn.request.max_cost_nano_usd is None:
         return False
     model = model_named(turn.request.model)
-    return model is not None and sum(cost_nusd(model, call) for call in turn.calls) >= turn.request.max_cost_nusd
+    return (
+        model is not None and sum(cost_nano_usd(model, call) for call in turn.calls) >= turn.request.max_cost_nano_usd
+    )
 
 
 def closing(turn: Turn) -> list[msgspec.Raw]:

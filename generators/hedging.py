@@ -12,11 +12,11 @@ from tailrace.generators.plan import MakeAttempt
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
-from tailrace.proto.models import cost_nusd, model_named
+from tailrace.proto.models import cost_nano_usd, model_named
 from tailrace.proto.nats import Hedge, Hedges
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, CallUsage
+from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
 
 logger = structlog.get_logger()
 
@@ -69,9 +69,9 @@ class Hedging:
         if not any(usage.counts):
             return
         model = model_named(request.model)
-        nusd = cost_nusd(model, usage) if model is not None else 0
-        metrics.HEDGE_COST.inc(nusd / NUSD_PER_USD)
+        nano_usd = cost_nano_usd(model, usage) if model is not None else 0
+        metrics.HEDGE_COST.inc(nano_usd / NANO_USD_PER_USD)
         try:
-            await self._settlement.add(request, f"{key.turn}.{go.attempt}", usage, nusd)
+            await self._settlement.add(request, f"{key.turn}.{go.attempt}", usage, nano_usd)
         except LogUnavailable as error:
             logger.warning("what a lost call used is not counted", turn=key.turn, error=str(error))

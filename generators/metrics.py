@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from tailrace.proto.entries import End
-from tailrace.proto.usage import NUSD_PER_USD
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that this process carries now")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
@@ -44,6 +44,6 @@ def ended(end: End) -> None:
     ENDS.labels(end.outcome).inc()
     if end.error is not None:
         FAILURES.labels(end.error.code).inc()
-    COST.inc(end.cost_nusd / NUSD_PER_USD)
+    COST.inc(end.cost_nano_usd / NANO_USD_PER_USD)
     for kind in end.usage.__struct_fields__:
         USAGE.labels(kind).inc(getattr(end.usage, kind))

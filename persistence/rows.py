@@ -14,7 +14,7 @@ from tailrace.proto.ids import TurnId
 from tailrace.proto.records import SessionRecord, TurnRecord, record
 from tailrace.proto.resources import Branch, ProjectRecord, UsageRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # Floats would lose microseconds in the year 2255, and sooner when added up: times are whole numbers all the way.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -99,7 +99,7 @@ def row(key: TurnKey, turn: Turn) -> Row:
         text_sha256=turn.end.text_sha256 if turn.end else None,
         **msgspec.structs.asdict(told.usage),
         is_estimated=told.usage_is_estimated,
-        cost_nusd=turn.end.cost_nusd if turn.end else 0,
+        cost_nusd=turn.end.cost_nano_usd if turn.end else 0,
         messages=len(told.input) + bool(told.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=blobs_of(turn),
@@ -129,7 +129,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         error=_failure.decode(row["error"]) if row["error"] else None,
         usage=_usage(row),
         usage_is_estimated=bool(row["is_estimated"]),
-        cost_usd=row["cost_nusd"] / NUSD_PER_USD,
+        cost_usd=row["cost_nusd"] / NANO_USD_PER_USD,
         attempts=row["attempts"],
         metadata=_metadata.decode(row["metadata"]),
         asked_at=moment(row["asked_at"]),
@@ -205,7 +205,7 @@ def moment(micros: int) -> datetime:
 
 def _totals(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of tailrace.proto.records.Totals."""
-    usage, cost_usd = _usage(row), row["cost_nusd"] / NUSD_PER_USD
+    usage, cost_usd = _usage(row), row["cost_nusd"] / NANO_USD_PER_USD
     return {
         "turns": row["turns"],
         "usage": usage,

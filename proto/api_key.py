@@ -10,10 +10,12 @@ import msgspec
 
 from tailrace.proto.ids import Tenant
 
-Scope = Literal["ask", "read", "manage"]
-"""What a credential may do: ask for turns and cancel them; read what is there; rename and delete."""
+Scope = Literal["write", "read", "manage"]
+"""What a credential may do: create and cancel turns; read; rename and delete."""
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+# Key records and tokens that were made before version 0.1.0 use the old name.
+OLD_SCOPES: dict[str, Scope] = {"ask": "write"}
 
 # What a person, and a scanner for leaked secrets, knows a key by.
 PREFIX = "tr_"
@@ -72,6 +74,11 @@ def new_key(
         expires_at=expires_at,
     )
     return NewKey(secret, record)
+
+
+def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
+    """Returns the known scopes among `names`. An unknown name grants nothing."""
+    return SCOPES & {OLD_SCOPES.get(name, name) for name in names}
 
 
 def sha256_of(key: bytes) -> str:

@@ -23,7 +23,7 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     parallel: int
     done: int = 0
     failed: int = 0
-    cost_nusd: int = 0
+    cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     via: Via = "messages"
     message_batch: str | None = None
 
@@ -96,7 +96,7 @@ def counts_of(turn: Turn) -> BatchCounts | None:
         parallel=asked.parallel,
         done=progress.done if progress else 0,
         failed=progress.failed if progress else 0,
-        cost_nusd=progress.cost_nusd if progress else 0,
+        cost_nano_usd=progress.cost_nano_usd if progress else 0,
         via=turn.request.via,
         message_batch=progress.message_batch if progress else None,
     )

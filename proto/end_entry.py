@@ -2,7 +2,7 @@
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.models import cost_nusd, model_named
+from tailrace.proto.models import cost_nano_usd, model_named
 
 # Of a turn whose request has left the log, by its age, and that has no end: nobody can answer it any more.
 LOST = Failure("internal", "the turn left the log before it ended")
@@ -21,7 +21,7 @@ def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: 
         envelope=turn.envelope or None,
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
-        cost_nusd=sum(cost_nusd(model, call) for call in turn.calls) if model is not None else 0,
+        cost_nano_usd=sum(cost_nano_usd(model, call) for call in turn.calls) if model is not None else 0,
         fits=fits,
         error=error,
         text_chars=text_chars,

@@ -77,7 +77,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_disconnect: str = "continue"
     by: str | None = None
     """The name of the credential that asked, which is no secret."""
-    max_cost_nusd: int | None = None
+    max_cost_nano_usd: int | None = msgspec.field(default=None, name="max_cost_nusd")
     """What the answer may cost: it is closed when it has."""
     holds: list[Reservation] | None = None
     """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
@@ -125,7 +125,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: int
     failed: int
     of: int
-    cost_nusd: int = 0
+    cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     """Of those that have ended."""
     message_batch: str | None = None
     """The id under which Anthropic's Message Batches have it."""
@@ -152,7 +152,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: Usage = Usage()
     usage_is_estimated: bool = False
     """A call broke off before the model had counted its output."""
-    cost_nusd: int = 0
+    cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     fits: bool | None = None
     """Whether the answer fits the schema that it was asked to fit; None: there is none, or nobody could say."""
     error: Failure | None = None

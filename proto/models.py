@@ -22,11 +22,11 @@ BATCH_SHARE = 2
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
     """Nano-dollars a token. `cache_write` is for five minutes, `cache_write_1h` for an hour."""
 
-    input_nusd: int
-    output_nusd: int
-    cache_write_nusd: int
-    cache_write_1h_nusd: int
-    cache_read_nusd: int
+    input_nano_usd: int
+    output_nano_usd: int
+    cache_write_nano_usd: int
+    cache_write_1h_nano_usd: int
+    cache_read_nano_usd: int
 
 
 class LongPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,20 +115,20 @@ def read_aliases(text: str) -> dict[str, str]:
     return aliases
 
 
-def cost_nusd(model: Model, call: CallUsage) -> int:
+def cost_nano_usd(model: Model, call: CallUsage) -> int:
     """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices."""
     prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
     long = model.long_prompt
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
     kept_1h = call.cache_creation_1h_input_tokens
-    nusd = (
-        call.input_tokens * prices.input_nusd
-        + call.output_tokens * prices.output_nusd
-        + (call.cache_creation_input_tokens - kept_1h) * prices.cache_write_nusd
-        + kept_1h * prices.cache_write_1h_nusd
-        + call.cache_read_input_tokens * prices.cache_read_nusd
+    nano_usd = (
+        call.input_tokens * prices.input_nano_usd
+        + call.output_tokens * prices.output_nano_usd
+        + (call.cache_creation_input_tokens - kept_1h) * prices.cache_write_nano_usd
+        + kept_1h * prices.cache_write_1h_nano_usd
+        + call.cache_read_input_tokens * prices.cache_read_nano_usd
     )
     if call.is_fast:
-        nusd *= model.fast_times
+        nano_usd *= model.fast_times
     # Half of it, and no fraction of a nano-dollar is given away.
-    return -(-nusd // BATCH_SHARE) if call.is_batch else nusd
+    return -(-nano_usd // BATCH_SHARE) if call.is_batch else nano_usd

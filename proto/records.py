@@ -13,7 +13,7 @@ from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, content
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -225,7 +225,7 @@ def record(key: TurnKey, turn: Turn) -> TurnRecord:
         error=turn.error,
         usage=end.usage if end else turn.usage,
         usage_is_estimated=end.usage_is_estimated if end else turn.is_usage_estimated,
-        cost_usd=end.cost_nusd / NUSD_PER_USD if end else 0.0,
+        cost_usd=end.cost_nano_usd / NANO_USD_PER_USD if end else 0.0,
         attempts=turn.attempt,
         metadata=request.metadata or {},
         asked_at=turn.asked_at,

@@ -72,4 +72,4 @@ def estimated(counted: CallUsage, said_chars: int) -> CallUsage:
     return msgspec.structs.replace(counted, output_tokens=output_tokens)
 
 
-NUSD_PER_USD = 1_000_000_000
+NANO_USD_PER_USD = 1_000_000_000

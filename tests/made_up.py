@@ -144,7 +144,7 @@ def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
             is_hidden=st.booleans(),
         ),
         "progress": st.builds(
-            entries.Progress, prev=seq, attempt=number, done=COUNTS, failed=COUNTS, of=COUNTS, cost_nusd=COUNTS
+            entries.Progress, prev=seq, attempt=number, done=COUNTS, failed=COUNTS, of=COUNTS, cost_nano_usd=COUNTS
         ),
         "end": st.builds(
             End,
@@ -154,7 +154,7 @@ def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
             stop_reason=texts,
             stop_sequence=texts,
             usage=USAGES,
-            cost_nusd=st.integers(0, 10**15),
+            cost_nano_usd=st.integers(0, 10**15),
             error=st.none() | st.builds(entries.Failure, TEXTS, TEXTS),
             text_chars=COUNTS,
             text_sha256=TEXTS,

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 from tailrace.deploy.local.banner import table
-from tailrace.proto.api_key import ApiKey, NewKey, Scope, new_key
+from tailrace.proto.api_key import OLD_SCOPES, ApiKey, NewKey, Scope, new_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, check
@@ -59,7 +59,7 @@ async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
 def shown(keys: Sequence[ApiKey]) -> str:
     rows = [
         (
-            *(key.id, key.tenant, ",".join(key.scopes)),
+            *(key.id, key.tenant, ",".join(OLD_SCOPES.get(scope, scope) for scope in key.scopes)),
             *(day(key.created_at), day(key.expires_at), day(key.revoked_at)),
             key.name,
         )

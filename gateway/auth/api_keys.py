@@ -13,7 +13,7 @@ from datetime import datetime
 from starlette.requests import Request
 
 from tailrace.gateway.auth.principal import Principal
-from tailrace.proto.api_key import KEY_ID, SCOPES, ApiKey, sha256_of
+from tailrace.proto.api_key import KEY_ID, ApiKey, scopes_of, sha256_of
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Connection
@@ -130,6 +130,4 @@ def _is_good(record: ApiKey | None) -> bool:
 
 
 def _caller(record: ApiKey) -> Principal:
-    # A scope that is newer than this gateway is none that it could grant.
-    scopes = SCOPES & set(record.scopes)
-    return Principal(record.tenant, record.id, scopes, until=record.expires_at, limits=record.limits)
+    return Principal(record.tenant, record.id, scopes_of(record.scopes), until=record.expires_at, limits=record.limits)

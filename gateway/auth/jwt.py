@@ -18,7 +18,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.jwks import SigningKey, SigningKeys
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
-from tailrace.proto.api_key import SCOPES
+from tailrace.proto.api_key import SCOPES, scopes_of
 from tailrace.proto.decoding import UNREADABLE
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
@@ -109,7 +109,7 @@ class WebTokens:
         return Principal(
             tenant_named(str(whose)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:NAME_CHARS]}",
-            scopes=SCOPES & scopes_in(claims.get(self._scopes_claim)) if self._scopes_claim else SCOPES,
+            scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, FOR_EVER)),
         )
 

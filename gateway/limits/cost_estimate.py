@@ -13,7 +13,7 @@ import msgspec
 from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, of_size
 from tailrace.proto.blobs import blob_of
 from tailrace.proto.entries import Request
-from tailrace.proto.models import cost_nusd, model_named
+from tailrace.proto.models import cost_nano_usd, model_named
 from tailrace.proto.schema import schema_of
 from tailrace.proto.usage import CHARS, TOKENS, CallUsage
 
@@ -29,7 +29,7 @@ LOST_TOKENS = 1
 
 class Estimate(NamedTuple):
     tokens: int
-    nusd: int
+    nano_usd: int
 
 
 NOTHING = Estimate(0, 0)
@@ -55,13 +55,13 @@ def estimate_of(request: Request, counter: PageCounter | None = None, *, is_hedg
     tokens = sum(sum(call.counts) for call in (*calls, *beside))
     if model is None:
         return Estimate(tokens, 0)
-    nusd = sum(cost_nusd(model, call) for call in calls)
-    if request.max_cost_nusd is not None:
+    nano_usd = sum(cost_nano_usd(model, call) for call in calls)
+    if request.max_cost_nano_usd is not None:
         # An answer is closed when it has cost that; what the model was told is paid for by then, and a call that is
         # made before it is spent is told all of it.
-        *before, last = (cost_nusd(model, msgspec.structs.replace(call, output_tokens=0)) for call in calls)
-        nusd = min(nusd, request.max_cost_nusd + last if before else max(request.max_cost_nusd, last))
-    return Estimate(tokens, nusd + sum(cost_nusd(model, call) for call in beside))
+        *before, last = (cost_nano_usd(model, msgspec.structs.replace(call, output_tokens=0)) for call in calls)
+        nano_usd = min(nano_usd, request.max_cost_nano_usd + last if before else max(request.max_cost_nano_usd, last))
+    return Estimate(tokens, nano_usd + sum(cost_nano_usd(model, call) for call in beside))
 
 
 def _call(request: Request, told: "_Told", answered: int) -> CallUsage:

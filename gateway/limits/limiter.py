@@ -25,7 +25,7 @@ from tailrace.proto.limits import MINUTE_S, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 # A turn that has a slot, and that the log does not know after this long, was never asked: its gateway died before.
 ASKED_WITHIN = timedelta(seconds=60)
@@ -137,11 +137,11 @@ class Admission:
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
         # Before money: of many at once, those who find no place would have the budget look spent to those who do.
         slots, running = await self._places(turn, parallel)
-        money = sum(estimate.nusd for estimate in estimates)
-        nusd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
+        money = sum(estimate.nano_usd for estimate in estimates)
+        nano_usd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
         each = [
             [Reservation(subject, "tokens", estimate.tokens) for subject in tokens]
-            + [Reservation(subject, "nusd", estimate.nusd) for subject in nusd]
+            + [Reservation(subject, "nusd", estimate.nano_usd) for subject in nano_usd]
             for estimate in estimates
         ]
         return each, slots, running
@@ -258,5 +258,5 @@ def _counted(amount: int, limited: Quota) -> str:
     return f"{amount} {PER[limited.what]}{'' if amount == 1 else 's'}"
 
 
-def _usd(nusd: int) -> str:
-    return f"${nusd / NUSD_PER_USD:.4f}".rstrip("0").rstrip(".")
+def _usd(nano_usd: int) -> str:
+    return f"${nano_usd / NANO_USD_PER_USD:.4f}".rstrip("0").rstrip(".")

@@ -8,7 +8,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate
-from tailrace.proto.usage import NUSD_PER_USD
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
 # What the counters of a tenant are called; a key's begin otherwise.
@@ -60,9 +60,9 @@ def quota(owner: Owner, what: What, now: float) -> Quota | None:
         case "tokens":
             return _windowed(owner, what, token_rate(limits), now)
         case "usd_day" if limits.usd_day is not None:
-            return _daily(owner, what, round(limits.usd_day * NUSD_PER_USD), now)
+            return _daily(owner, what, round(limits.usd_day * NANO_USD_PER_USD), now)
         case "usd_month" if limits.usd_month is not None:
-            return _monthly(owner, what, round(limits.usd_month * NUSD_PER_USD), now)
+            return _monthly(owner, what, round(limits.usd_month * NANO_USD_PER_USD), now)
         case "bytes_day" if limits.bytes_day is not None:
             return _daily(owner, what, limits.bytes_day, now)
         case _:

@@ -16,7 +16,7 @@ from tailrace.proto.models import Model, Prices, Supports
 UNKNOWN_DAY = date(1970, 1, 1)
 LIMIT_MAX = 1000
 # Nano-dollars a token are thousandths of a dollar a million tokens.
-NUSD_PER_USD_A_MILLION = 1000
+NANO_USD_PER_USD_A_MILLION = 1000
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,11 +145,11 @@ def page(cards: Sequence[Card], *, after_id: str | None, before_id: str | None, 
 
 def usd(prices: Prices) -> dict[str, float]:
     return {
-        "input": prices.input_nusd / NUSD_PER_USD_A_MILLION,
-        "output": prices.output_nusd / NUSD_PER_USD_A_MILLION,
-        "cache_write_5m": prices.cache_write_nusd / NUSD_PER_USD_A_MILLION,
-        "cache_write_1h": prices.cache_write_1h_nusd / NUSD_PER_USD_A_MILLION,
-        "cache_read": prices.cache_read_nusd / NUSD_PER_USD_A_MILLION,
+        "input": prices.input_nano_usd / NANO_USD_PER_USD_A_MILLION,
+        "output": prices.output_nano_usd / NANO_USD_PER_USD_A_MILLION,
+        "cache_write_5m": prices.cache_write_nano_usd / NANO_USD_PER_USD_A_MILLION,
+        "cache_write_1h": prices.cache_write_1h_nano_usd / NANO_USD_PER_USD_A_MILLION,
+        "cache_read": prices.cache_read_nano_usd / NANO_USD_PER_USD_A_MILLION,
     }
 
 

@@ -34,7 +34,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
 from tailrace.proto.records import TurnRecord, record
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # So many of its turns are read from the log at once.
 READ_AT_ONCE = 32
@@ -268,7 +268,7 @@ def batch_record(told: StoredBatch) -> BatchRecord:
         parallel=counts.parallel,
         via=counts.via,
         message_batch=counts.message_batch,
-        cost_usd=counts.cost_nusd / NUSD_PER_USD,
+        cost_usd=counts.cost_nano_usd / NANO_USD_PER_USD,
         error=told.error,
         metadata=told.metadata,
         asked_at=told.asked_at,

@@ -14,7 +14,7 @@ from tailrace.proto.entries import CacheFor, Message, OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_session_name
 from tailrace.proto.schema import with_schema
-from tailrace.proto.usage import NUSD_PER_USD
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 Cache = CacheFor | Literal["off"]
 OnBusy = Literal["reject", "interrupt", "branch"]
@@ -176,6 +176,6 @@ def request_of(
         on_disconnect=ask.on_disconnect,
         webhook=ask.webhook,
         # 0 would be passed before a call has begun, and each of them would be closed with nothing said.
-        max_cost_nusd=max(1, round(ask.max_cost * NUSD_PER_USD)) if ask.max_cost is not None else None,
+        max_cost_nano_usd=max(1, round(ask.max_cost * NANO_USD_PER_USD)) if ask.max_cost is not None else None,
         by=by,
     )

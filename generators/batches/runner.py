@@ -267,7 +267,7 @@ class BatchTally:
         self._told_id = self.message_batch = told.message_batch if told else None
         self.is_unclear = was_begun and self.message_batch is None
         self._of = of
-        self._done = self._failed = self._cost_nusd = 0
+        self._done = self._failed = self._cost_nano_usd = 0
         self.changed = asyncio.Event()
 
     @property
@@ -278,7 +278,7 @@ class BatchTally:
         is_done = end is not None and end.outcome == "completed"
         self._done += is_done
         self._failed += not is_done
-        self._cost_nusd += end.cost_nusd if end is not None else 0
+        self._cost_nano_usd += end.cost_nano_usd if end is not None else 0
         self.changed.set()
 
     def submitted(self, message_batch: str) -> None:
@@ -296,6 +296,6 @@ class BatchTally:
             done=self._done,
             failed=self._failed,
             of=self._of,
-            cost_nusd=self._cost_nusd,
+            cost_nano_usd=self._cost_nano_usd,
             message_batch=self.message_batch,
         )

@@ -23,19 +23,19 @@ class Settlement:
         """Puts what an ended turn used in the place of what was held for it. Raises LogUnavailable: settle it again."""
         if turn.request is None or turn.end is None:
             return
-        used = {"tokens": rated(turn.end.usage), "nusd": turn.end.cost_nusd}
+        used = {"tokens": rated(turn.end.usage), "nusd": turn.end.cost_nano_usd}
         for hold in turn.request.holds or ():
             if hold.unit == "slot":
                 await self._slots.free(Seq(hold.amount))
             else:
                 await self._counters.add_once(hold.subject, used[hold.unit] - hold.amount, key.turn)
 
-    async def add(self, request: Request, name: str, usage: Usage, nusd: int) -> None:
+    async def add(self, request: Request, name: str, usage: Usage, nano_usd: int) -> None:
         """Adds what was used for a turn beside all that its log tells of, once for each `name`.
 
         Raises LogUnavailable.
         """
-        used = {"tokens": rated(usage), "nusd": nusd}
+        used = {"tokens": rated(usage), "nusd": nano_usd}
         for hold in request.holds or ():
             if hold.unit != "slot":
                 await self._counters.add_once(hold.subject, used[hold.unit], name)

@@ -312,7 +312,7 @@ async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
         await gateway.client.post(batch["links"]["cancel"])
         await until(lambda: is_acknowledged(own_connection))
         ends = [(await own_log.turn(key)).end for key in children(tenant, batch)[:2]]
-        used = sum(end.cost_nusd for end in ends if end is not None)
+        used = sum(end.cost_nano_usd for end in ends if end is not None)
         assert await counters.add(held.subject, 0) == used < held.amount
     again = await gateway.client.post("/v1/turns", json={"message": "one more"})
     assert again.status_code == 202
@@ -669,12 +669,12 @@ async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_d
     end = (await own_log.turn(first)).end
     assert end is not None
     subject, counters = await held(own_log, first), Counters(own_connection)
-    assert await counters.add(subject, 0) > end.cost_nusd > 0
+    assert await counters.add(subject, 0) > end.cost_nano_usd > 0
     async with processes.persistence(tmp_path, own_server.url):
         gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
     assert not await own_log.is_known(first)
-    assert await counters.add(subject, 0) == end.cost_nusd
+    assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its places are free.
     slots = await asked(gateway, inputs(2), parallel=2)
     request = (await own_log.turn(TurnKey(tenant, TurnId(slots["batch"])))).request
@@ -706,4 +706,4 @@ async def test_what_is_given_back_and_what_is_settled_is_counted_once(
         await until(lambda: is_acknowledged(own_connection))
     calls = (await stats(own_claude))["calls"]
     # What each call that was made has cost, whole or cut off; and of nothing that was never asked.
-    assert 0 < await Counters(own_connection).add(subject, 0) <= calls * end.cost_nusd
+    assert 0 < await Counters(own_connection).add(subject, 0) <= calls * end.cost_nano_usd

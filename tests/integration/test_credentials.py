@@ -138,7 +138,7 @@ async def test_what_is_no_credential_is_refused_alike_everywhere(
 @pytest.mark.parametrize("route", CLOSED, ids=IDS)
 async def test_two_credentials_are_none(doors: Doors, route: tuple[str, str]) -> None:
     """Good ones, of one kind or two, in one header or two: another server in the way might take the other one."""
-    key, token = doors.of_key["ask"], doors.of_token["read"]
+    key, token = doors.of_key["write"], doors.of_token["read"]
     for one, other in [(key, key), (key, token), (token, token)]:
         for pair in [
             carried("authorization", one) + carried("x-api-key", other),

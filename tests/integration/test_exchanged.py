@@ -27,7 +27,7 @@ JWT = {"jwt_secret": SECRET, "jwt_issuer": "https://issuer.example", "jwt_audien
 
 
 def key_of(tenant: Tenant, *scopes: Scope) -> NewKey:
-    return new_key(tenant, now=int(time.time()), scopes=list(scopes or ("ask", "read", "manage")))
+    return new_key(tenant, now=int(time.time()), scopes=list(scopes or ("write", "read", "manage")))
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -154,7 +154,7 @@ async def test_nothing_may_more_than_the_key_it_was_made_with(
 ) -> None:
     """A key that only reads logs in as one that only reads; one that may not read gets neither a ticket nor a login."""
     gateway = await new_gateway(own_server.url)
-    reader, asker = key_of(running.tenant, "read"), key_of(running.tenant, "ask")
+    reader, asker = key_of(running.tenant, "read"), key_of(running.tenant, "write")
     for key in (reader, asker):
         await stored(own_connection, gateway, key)
     login = await client.post(f"{gateway.url}/v1/login", headers=bearer(reader.secret))

@@ -450,8 +450,8 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
     """Its prompt was paid for: the counters of the limits hold both calls, the `end` only the one that it tells."""
     counters = Counters(own_connection)
     tokens = subjects.limit(Tenant("tenant"), "tenant", "tokens", "60000-1")
-    nusd = subjects.budget(Tenant("tenant"), "tenant", "usd_day", "2026-11-20")
-    held = [Reservation(tokens, "tokens", 500), Reservation(nusd, "nusd", 10**9)]
+    nano_usd = subjects.budget(Tenant("tenant"), "tenant", "usd_day", "2026-11-20")
+    held = [Reservation(tokens, "tokens", 500), Reservation(nano_usd, "nusd", 10**9)]
     for hold in held:
         await counters.add(hold.subject, hold.amount)
     async with two_working(own_server.url, claude):
@@ -470,8 +470,8 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
     await until(are_counted)
     model = model_named(handwritten.MODEL)
     assert model is not None
-    loser_nusd = prompt_tokens * model.prices.input_nusd + model.prices.output_nusd
-    assert await counters.add(nusd, 0) == turn.end.cost_nusd + loser_nusd
+    loser_nano_usd = prompt_tokens * model.prices.input_nano_usd + model.prices.output_nano_usd
+    assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd
 
 
 async def test_what_a_loser_used_is_added_once(connection: Connection, tenant: Tenant, key: TurnKey) -> None:

@@ -73,7 +73,7 @@ async def test_what_is_stored_of_a_key_does_not_tell_it(keys: Keys, own_connecti
         "id": key.record.id,
         "sha256": key.record.sha256,
         "tenant": "alice",
-        "scopes": ["ask", "manage", "read"],
+        "scopes": ["manage", "read", "write"],
         "created_at": key.record.created_at,
     }
     assert key.secret not in repr(key.record)
@@ -218,6 +218,16 @@ async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys
     caller = await found(ring, key)
     assert caller is not None
     assert caller.scopes == {"read"}
+
+
+async def test_the_old_scope_name_ask_in_a_stored_record_grants_write(keys: Keys) -> None:
+    key = a_key()
+    await keys.create(msgspec.structs.replace(key.record, scopes=["ask"]))
+    ring = ApiKeyCache()
+    await ring.load(keys)
+    caller = await found(ring, key)
+    assert caller is not None
+    assert caller.scopes == {"write"}
 
 
 async def test_revoking_is_done_once(keys: Keys, own_connection: Connection) -> None:

@@ -61,7 +61,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
         assert (await gateway.client.get("/v1/blobs/none", headers={"authorization": ""})).status_code == 401
     listed = await keys("list", **environ)
     row = next(line for line in listed.out.splitlines() if key_id in line)
-    assert row.split()[:3] == [key_id, "acme", "ask,manage,read"]
+    assert row.split()[:3] == [key_id, "acme", "manage,read,write"]
     assert row.split()[-4:] == ["-", "-", "web", "shop"]
     assert secret not in listed.out
     revoked = await keys("revoke", key_id, **environ)

@@ -45,15 +45,15 @@ OTHER_KEY = "another-key-of-the-same-tenant"
 # What a turn of `SLOW` is held for: 20 characters are 6 tokens, and 94 more may be answered, by Haiku 5.5.
 SLOW: dict[str, object] = {"message": "#sim words=9 wait=60", "max_tokens": 94, "model": "claude-haiku-5-5"}
 TOKENS = 100
-NUSD = 6 * 100 + 94 * 500
+NANO_USD = 6 * 100 + 94 * 500
 ENOUGH = 7
 # `burst=7` and one a minute: 7 in each seven minutes.
 RACES = [
     ("requests=1, burst=7", 429, "rate_limited"),
     (f"tokens={ENOUGH * TOKENS}", 429, "rate_limited"),
     (f"running={ENOUGH}", 429, "too_many_turns"),
-    (f"usd_day={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_exceeded"),
-    (f"usd_month={(ENOUGH + 0.5) * NUSD / 1e9}", 402, "budget_exceeded"),
+    (f"usd_day={(ENOUGH + 0.5) * NANO_USD / 1e9}", 402, "budget_exceeded"),
+    (f"usd_month={(ENOUGH + 0.5) * NANO_USD / 1e9}", 402, "budget_exceeded"),
 ]
 IDS = [limits.split("=")[0] for limits, _, _ in RACES]
 
@@ -145,7 +145,7 @@ async def test_who_finds_no_place_makes_no_budget_look_spent(
     nats_url: str, new_gateway: NewGateway, path: str, body: Mapping[str, object]
 ) -> None:
     """A 402 is repeated by nobody: fifty at once, with money for those few that may run, are told to come again."""
-    limits = f"running={ENOUGH}, usd_day={(ENOUGH + 0.5) * NUSD / 1e9}"
+    limits = f"running={ENOUGH}, usd_day={(ENOUGH + 0.5) * NANO_USD / 1e9}"
     gateways = await three(nats_url, new_gateway, limits_key=limits)
     assert statuses(await at_once(gateways, path, body)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
 
@@ -293,7 +293,7 @@ async def test_what_was_held_is_settled_with_what_was_used(
         accepted = (await gateway.client.post("/v1/turns", json=body)).json()
         assert "turn" in accepted, accepted
         await gateway.client.get(accepted["links"]["events"])
-        cost = (await TurnLog(connection).turn(TurnKey(tenant, accepted["turn"]))).end.cost_nusd  # type: ignore[union-attr]
+        cost = (await TurnLog(connection).turn(TurnKey(tenant, accepted["turn"]))).end.cost_nano_usd  # type: ignore[union-attr]
 
         async def is_settled(expected: int = turns * cost) -> bool:
             return await spent(connection, tenant, Limits(usd_day=0.05)) == expected
@@ -319,7 +319,7 @@ async def test_a_turn_is_settled_once_however_often_it_is_delivered(
     assert turn.end is not None
     settlement = Settlement(Counters(connection), Slots(connection))
     await asyncio.gather(*(settlement.settle(key, turn) for _ in range(5)))
-    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
+    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nano_usd
     await connection.close()
 
 
@@ -342,7 +342,7 @@ async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_h
     told = [events.decode(one.entry.event) for one in await own_log.replay(key) if isinstance(one.entry, entries.Event)]
     prompts = [one.message.usage.input_tokens or 0 for one in told if isinstance(one, events.MessageStart)]
     assert (len(prompts), turn.end.usage.input_tokens) == (2, sum(prompts))
-    assert await spent(own_connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd
+    assert await spent(own_connection, tenant, Limits(usd_day=1)) == turn.end.cost_nano_usd
     left = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
     assert left.startswith('"requests";r=7;')
 
@@ -364,7 +364,7 @@ async def test_an_input_is_settled_or_given_back_and_never_both(
     assert turn.end is not None
     await Settlement(counters, Slots(connection)).settle(key, turn)
     await give_back(Tombstones(connection), counters, key, entries.encode(turn.request))
-    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nusd > 0
+    assert await spent(connection, tenant, Limits(usd_day=1)) == turn.end.cost_nano_usd > 0
     await connection.close()
 
 

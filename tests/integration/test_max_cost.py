@@ -11,8 +11,8 @@ from tests.integration.conftest import Gateway
 from tests.mortal import killed_after
 
 # By Sonnet 5.5 a word of eight characters costs 23,000 nano-dollars: some forty of them, and what was asked.
-NUSD = 1_000_000
-BODY = {"message": "#sim words=2000 rate=0", "model": "claude-sonnet-5-5", "max_cost": NUSD / 1e9}
+NANO_USD = 1_000_000
+BODY = {"message": "#sim words=2000 rate=0", "model": "claude-sonnet-5-5", "max_cost": NANO_USD / 1e9}
 
 
 @pytest.mark.rule("R41")
@@ -22,7 +22,7 @@ async def test_a_turn_stops_at_what_it_may_cost_and_keeps_its_text(gateway: Gate
     stream = await gateway.client.get(accepted["links"]["events"])
     turn = (await gateway.client.get(accepted["links"]["self"])).json()
     assert (turn["outcome"], turn["stop_reason"], turn["usage_is_estimated"]) == ("completed", "max_cost", True)
-    assert NUSD <= round(turn["cost_usd"] * 1e9) <= 1.1 * NUSD
+    assert NANO_USD <= round(turn["cost_usd"] * 1e9) <= 1.1 * NANO_USD
     assert words(2000).startswith(turn["text"])
     assert 10 <= turn["text"].count(" ") <= 60
     assert '"stop_reason":"max_cost"' in stream.text
@@ -42,13 +42,13 @@ async def test_the_call_is_closed_and_nothing_more_is_paid_for(
 ) -> None:
     """The model would have gone on for an hour."""
     async with working(own_server.url, own_claude):
-        key = await ask(own_log, "words=9000 rate=100", max_cost_nusd=NUSD)
+        key = await ask(own_log, "words=9000 rate=100", max_cost_nano_usd=NANO_USD)
         turn = await ended(own_log, key)
         await open_streams(own_claude, 0)
     assert (turn.outcome, turn.stop.stop_reason, turn.attempt) == ("completed", "max_cost", 1)
     assert (await stats(own_claude))["calls"] == 1
     assert turn.end is not None
-    assert turn.end.cost_nusd >= NUSD
+    assert turn.end.cost_nano_usd >= NANO_USD
 
 
 @pytest.mark.timeout(60)
@@ -59,7 +59,7 @@ async def test_a_turn_whose_generator_died_on_its_money_is_closed_by_another_wit
     await shorten_lease(own_connection, 0.2)
     for appends in (2, 3, 5, 8):
         calls = (await stats(own_claude))["calls"]
-        key = await ask(own_log, "words=900 rate=0 thinking=2", max_cost_nusd=NUSD)
+        key = await ask(own_log, "words=900 rate=0 thinking=2", max_cost_nano_usd=NANO_USD)
         await killed_after(appends, own_server.url, own_claude)
         left = await own_log.turn(key)
         async with working(own_server.url, own_claude):

@@ -335,8 +335,8 @@ async def test_limits_are_held_and_settled_at_half_the_price(
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
     subject = held.subject
-    assert answered.end.cost_nusd < held.amount
-    assert await counters.add(subject, 0) == answered.end.cost_nusd > 0
+    assert answered.end.cost_nano_usd < held.amount
+    assert await counters.add(subject, 0) == answered.end.cost_nano_usd > 0
 
 
 WRONG = {

@@ -299,7 +299,9 @@ async def test_a_row_that_the_database_cannot_hold_keeps_no_other_waiting(
     before, here = count("turns_left_out"), [await write(own_log, "Light")]
     broken = Writer(own_log, new_key())
     await broken.open("Light")
-    await broken.store(msgspec.structs.replace(ending(await own_log.turn(broken.key), "completed"), cost_nusd=2**63))
+    await broken.store(
+        msgspec.structs.replace(ending(await own_log.turn(broken.key), "completed"), cost_nano_usd=2**63)
+    )
     here.append(await write(own_log, "scatters"))
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store, recording(own_log, deliveries, store):

@@ -178,7 +178,7 @@ async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: He
             assert turn.end.outcome == "cancelled"
             is_begun, is_counted = count > ENTRIES.index("message_start"), "message_delta" in ENTRIES[:count]
             has_said = any("delta " in name for name in ENTRIES[:count])
-            assert (turn.end.usage.input_tokens > 0, turn.end.cost_nusd > 0) == (is_begun, is_begun)
+            assert (turn.end.usage.input_tokens > 0, turn.end.cost_nano_usd > 0) == (is_begun, is_begun)
             assert turn.end.usage_is_estimated == (has_said and not is_counted)
             assert (turn.end.usage.output_tokens > 1) == has_said
             calls = await ground.calls(f"h{count}")

@@ -18,8 +18,8 @@ from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON, request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
-END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nusd=5, text_chars=0, text_sha256="")
-FAILED = End(prev=Seq(1), attempt=1, outcome="failed", cost_nusd=2, text_chars=0, text_sha256="")
+END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nano_usd=5, text_chars=0, text_sha256="")
+FAILED = End(prev=Seq(1), attempt=1, outcome="failed", cost_nano_usd=2, text_chars=0, text_sha256="")
 
 
 @pytest.mark.rule("R63")
@@ -90,7 +90,7 @@ def test_progress_is_a_link_of_its_attempt() -> None:
 
 def test_an_entry_of_progress_is_these_bytes() -> None:
     """PROTOCOL R5."""
-    entry = Progress(prev=Seq(2), attempt=1, done=3, failed=1, of=9, cost_nusd=7)
+    entry = Progress(prev=Seq(2), attempt=1, done=3, failed=1, of=9, cost_nano_usd=7)
     assert encode(entry) == b'{"prev":2,"attempt":1,"done":3,"failed":1,"of":9,"cost_nusd":7}'
     assert decode("progress", encode(entry)) == entry
 
@@ -113,7 +113,7 @@ def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -
     counts = [one.done + one.failed for one in told]
     assert counts == sorted(set(counts))
     assert (told[-1].done, told[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
-    assert told[-1].cost_nusd == 5 * ends.count(END) + 2 * ends.count(FAILED)
+    assert told[-1].cost_nano_usd == 5 * ends.count(END) + 2 * ends.count(FAILED)
 
 
 @pytest.mark.rule("R64")

@@ -29,9 +29,9 @@ START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_t
 INPUT = 100 * 2000
 
 
-def heard(*said: events.Event, max_cost_nusd: int | None = None, takes: int = 1) -> Turn:
+def heard(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
     log = Handwritten()
-    log.ask(max_cost_nusd=max_cost_nusd)
+    log.ask(max_cost_nano_usd=max_cost_nano_usd)
     for _ in range(takes):
         log.take()
     log.hear(*said)
@@ -46,19 +46,19 @@ def test_a_meter_never_says_less_than_the_log_adds_up_to(log: MadeUp) -> None:
         turn = fold([stored], turn)
         match stored.entry:
             case Attempt() if turn.request is not None:
-                meter = CostMeter(msgspec.structs.replace(turn.request, max_cost_nusd=DOLLAR), turn)
+                meter = CostMeter(msgspec.structs.replace(turn.request, max_cost_nano_usd=DOLLAR), turn)
             case Event(event=raw) if meter is not None:
                 meter.add(raw)
             case _:
                 continue
         assert meter is not None
-        assert meter.cost_nusd >= ending(turn, "completed").cost_nusd
+        assert meter.cost_nano_usd >= ending(turn, "completed").cost_nano_usd
 
 
 def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
     """So a generator, and whoever folds after it, agree when it is enough."""
     log = Handwritten()
-    log.ask(max_cost_nusd=DOLLAR)
+    log.ask(max_cost_nano_usd=DOLLAR)
     for _ in range(2):
         log.take()
         request = log.turn.request
@@ -78,7 +78,7 @@ def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
         for event in said:
             log.hear(event)
             meter.add(msgspec.Raw(events.encode(event)))
-            assert meter.cost_nusd == ending(log.turn, "completed").cost_nusd > 0
+            assert meter.cost_nano_usd == ending(log.turn, "completed").cost_nano_usd > 0
 
 
 @pytest.mark.rule("R41")
@@ -91,9 +91,9 @@ def test_an_answer_that_has_cost_what_it_may_is_closed(chars: int, is_closed: bo
     assert is_spent(turn) is is_closed
 
 
-def limited(turn: Turn, max_cost_nusd: int) -> Request:
+def limited(turn: Turn, max_cost_nano_usd: int) -> Request:
     assert turn.request is not None
-    return msgspec.structs.replace(turn.request, max_cost_nusd=max_cost_nusd)
+    return msgspec.structs.replace(turn.request, max_cost_nano_usd=max_cost_nano_usd)
 
 
 @pytest.mark.rule("R41")
@@ -106,9 +106,9 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
         BlockStart(1, {"type": "tool_use", "id": "t", "name": "look", "input": {}}),
         BlockDelta(1, InputJsonDelta('{"wh')),
     ]
-    turn = heard(*said, max_cost_nusd=1)
+    turn = heard(*said, max_cost_nano_usd=1)
     log = Handwritten()
-    log.ask(max_cost_nusd=1)
+    log.ask(max_cost_nano_usd=1)
     log.take()
     log.hear(*said)
     for raw in closing(turn):
@@ -125,22 +125,22 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
 @pytest.mark.rule("R41")
 def test_a_taken_over_turn_that_has_cost_what_it_may_makes_no_call() -> None:
     """Also when there is no attempt left: it is an answer that was cut, and none that failed."""
-    turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nusd=INPUT)
+    turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
     assert plan(turn, 5) == plan(turn, 1) == CutOff()
-    assert isinstance(plan(heard(START, max_cost_nusd=INPUT + 1), 5), MakeAttempt)
-    assert isinstance(plan(heard(max_cost_nusd=1), 5), MakeAttempt)
+    assert isinstance(plan(heard(START, max_cost_nano_usd=INPUT + 1), 5), MakeAttempt)
+    assert isinstance(plan(heard(max_cost_nano_usd=1), 5), MakeAttempt)
 
 
 def test_an_answer_is_not_asked_for_again_when_its_money_is_spent() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
     assert isinstance(plan_after_check(heard(*whole), "no JSON", 5), MakeAttempt)
-    assert plan_after_check(heard(*whole, max_cost_nusd=INPUT), "no JSON", 5) == Complete(fits=False)
+    assert plan_after_check(heard(*whole, max_cost_nano_usd=INPUT), "no JSON", 5) == Complete(fits=False)
 
 
 def test_without_a_price_or_a_limit_nothing_is_spent() -> None:
     """A model that nobody knows the price of is never cut."""
-    turn = heard(START, max_cost_nusd=1)
+    turn = heard(START, max_cost_nano_usd=1)
     assert turn.request is not None
     unknown = msgspec.structs.replace(turn.request, model="nobody")
     assert not is_spent(msgspec.structs.replace(turn, request=unknown))
@@ -151,7 +151,7 @@ def test_without_a_price_or_a_limit_nothing_is_spent() -> None:
 def test_what_was_left_out_is_paid_for_as_well() -> None:
     """A continuation's thoughts and repeated words: no reader is told them, and the model has said them."""
     log = Handwritten()
-    log.ask(max_cost_nusd=DOLLAR)
+    log.ask(max_cost_nano_usd=DOLLAR)
     log.take()
     log.hear(START, BlockStart(0, {"type": "text"}))
     assert log.turn.request is not None

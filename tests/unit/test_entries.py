@@ -39,7 +39,7 @@ WRITTEN: dict[str, tuple[bytes, Entry]] = {
             attempt=1,
             outcome="failed",
             usage=Usage(output_tokens=7),
-            cost_nusd=70000,
+            cost_nano_usd=70000,
             error=entries.Failure("interrupted", "m"),
             text_chars=0,
             text_sha256="e3",

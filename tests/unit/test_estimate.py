@@ -72,7 +72,7 @@ MARKED_1H = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral
 
 
 @pytest.mark.parametrize(
-    ("kept", "price_nusd"),
+    ("kept", "price_nano_usd"),
     [
         (request(messages=[Message("user", TEXT * 100)], max_tokens=1), 2000),
         (request(messages=[Message("user", TEXT * 100)], max_tokens=1, cache="5m"), 2500),
@@ -85,11 +85,11 @@ MARKED_1H = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral
     ],
     ids=["not", "5m", "auto", "1h", "marked", "marked 1h", "tool", "options"],
 )
-def test_what_is_to_be_kept_is_held_at_the_price_of_keeping_it(kept: Request, price_nusd: int) -> None:
+def test_what_is_to_be_kept_is_held_at_the_price_of_keeping_it(kept: Request, price_nano_usd: int) -> None:
     """Sonnet 5.5: 1.25 times as much for five minutes, twice for an hour; who asks for it, turn or client, pays it."""
     estimate = estimate_of(kept)
     assert estimate.tokens > 1
-    assert estimate.nusd == (estimate.tokens - 1) * price_nusd + 10_000
+    assert estimate.nano_usd == (estimate.tokens - 1) * price_nano_usd + 10_000
 
 
 def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
@@ -99,16 +99,16 @@ def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
     asked = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
     once = 14 + -(-len("typeobjectproperties" + TEXT + "typestring") * 2 // 7)
     assert estimate_of(asked).tokens == (once + 100) + (once + 100 + MISFIT_TOKENS + 100)
-    assert estimate_of(asked).nusd == (2 * once + 100 + MISFIT_TOKENS) * 2000 + 200 * 10_000
+    assert estimate_of(asked).nano_usd == (2 * once + 100 + MISFIT_TOKENS) * 2000 + 200 * 10_000
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted, via="message_batches")
     assert estimate_of(batched).tokens == once + 100
 
 
 def test_a_call_that_may_be_made_twice_at_once_is_held_with_both_prompts() -> None:
     """Who loses was told all of it, at the same prices, and closes with the first word; nobody hedges a batch's."""
-    asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nusd=1)
+    asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
     alone, hedged = estimate_of(asked), estimate_of(asked, is_hedged=True)
-    assert (hedged.tokens - alone.tokens, hedged.nusd - alone.nusd) == (14 + 1, 14 * 4000 + 10_000)
+    assert (hedged.tokens - alone.tokens, hedged.nano_usd - alone.nano_usd) == (14 + 1, 14 * 4000 + 10_000)
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches")
     assert estimate_of(batched, is_hedged=True) == estimate_of(batched)
 
@@ -123,18 +123,18 @@ def test_a_fast_answer_is_held_at_what_it_costs() -> None:
     """Opus 4.6 costs six times as much then, others twice."""
     slow = request(model="claude-opus-4-6", max_tokens=100)
     fast = request(model="claude-opus-4-6", max_tokens=100, options={"speed": "fast"})
-    assert estimate_of(fast).nusd == 6 * estimate_of(slow).nusd > 0
+    assert estimate_of(fast).nano_usd == 6 * estimate_of(slow).nano_usd > 0
 
 
 def test_money_is_at_the_models_prices_and_no_more_than_the_turn_may_cost() -> None:
     """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100)
-    assert estimate_of(asked).nusd == 14 * 2000 + 100 * 10_000
-    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nusd=50_000)
-    assert estimate_of(cut).nusd == 50_000
-    assert estimate_of(request(model="nobody", max_tokens=100)).nusd == 0
+    assert estimate_of(asked).nano_usd == 14 * 2000 + 100 * 10_000
+    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=50_000)
+    assert estimate_of(cut).nano_usd == 50_000
+    assert estimate_of(request(model="nobody", max_tokens=100)).nano_usd == 0
     # What the model is told is paid for before it says a word that could be cut.
-    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nusd=5)
-    assert estimate_of(cut).nusd == 14 * 2000
+    cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=5)
+    assert estimate_of(cut).nano_usd == 14 * 2000
     halved = estimate_of(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))
-    assert (halved.nusd, halved.tokens) == (estimate_of(asked).nusd // 2, estimate_of(asked).tokens)
+    assert (halved.nano_usd, halved.tokens) == (estimate_of(asked).nano_usd // 2, estimate_of(asked).tokens)

@@ -123,7 +123,7 @@ def test_an_end_proves_its_text_usage_and_cost() -> None:
     assert (end.text_chars, end.text_sha256) == text_proof("Grüße, 世界 🌍")
     assert end.text_chars == 11
     assert end.usage == Usage(10, 2)
-    assert end.cost_nusd == 10 * 2000 + 2 * 10000
+    assert end.cost_nano_usd == 10 * 2000 + 2 * 10000
     assert end.stop_reason == "end_turn"
 
 
@@ -166,7 +166,7 @@ def test_each_call_is_priced_by_its_own_prompt() -> None:
         log.take(mode)
         log.hear(*opening(input_tokens=60_000), *closing(output_tokens=1))
     assert log.turn.usage == Usage(120_000, 2)
-    assert ending(log.turn, "completed").cost_nusd == 2 * (60_000 * 100 + 500)
+    assert ending(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
 
 
 @pytest.mark.rule("R24")
@@ -183,7 +183,7 @@ def test_a_failed_turn_says_why() -> None:
     log.ask(model="claude-unheard-of")
     log.end("failed", Failure("model_unknown", "no such model"))
     assert log.turn.error == Failure("model_unknown", "no such model")
-    assert ending(log.turn, "failed").cost_nusd == 0
+    assert ending(log.turn, "failed").cost_nano_usd == 0
 
 
 BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [

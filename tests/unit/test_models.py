@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.models import Supports, cost_nusd, model_named, models, read_aliases, resolve
+from tailrace.proto.models import Supports, cost_nano_usd, model_named, models, read_aliases, resolve
 from tailrace.proto.usage import CallUsage
 
 
@@ -93,7 +93,7 @@ def test_a_million_tokens_cost_what_the_price_list_says(
 ) -> None:
     """Input, output, cache write and cache read, in dollars for a million tokens, asked for a thousand at a time."""
     used = [CallUsage(1_000), CallUsage(0, 1_000), CallUsage(0, 0, 1_000), CallUsage(0, 0, 0, 1_000)]
-    assert [1_000 * cost_nusd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
+    assert [1_000 * cost_nano_usd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
 
 
 @pytest.mark.rule("R23")
@@ -101,22 +101,22 @@ def test_a_cost_is_the_sum_of_its_four_kinds() -> None:
     """One of each kind costs the four prices together, exactly."""
     for model in models().values():
         of = model.prices
-        prices = (of.input_nusd, of.output_nusd, of.cache_write_nusd, of.cache_read_nusd)
-        assert cost_nusd(model, CallUsage(1, 1, 1, 1)) == sum(prices)
+        prices = (of.input_nano_usd, of.output_nano_usd, of.cache_write_nano_usd, of.cache_read_nano_usd)
+        assert cost_nano_usd(model, CallUsage(1, 1, 1, 1)) == sum(prices)
 
 
 @pytest.mark.rule("R23")
 def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
     """From one token more than the limit on, cached ones counted with the others, and the output too."""
     haiku = models()["claude-haiku-5-5"]
-    assert cost_nusd(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
-    assert cost_nusd(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
-    assert cost_nusd(haiku, CallUsage(1, 200_000)) == 100 + 200_000 * 500
+    assert cost_nano_usd(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
+    assert cost_nano_usd(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
+    assert cost_nano_usd(haiku, CallUsage(1, 200_000)) == 100 + 200_000 * 500
 
 
 @pytest.mark.rule("R23")
 @pytest.mark.parametrize(
-    ("told", "nusd"),
+    ("told", "nano_usd"),
     [
         ({}, 1000 * 5000 + 10 * 4000),
         ({"cache_creation": {"ephemeral_5m_input_tokens": 600, "ephemeral_1h_input_tokens": 400}}, 6_240_000),
@@ -129,14 +129,14 @@ def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
         ({"cache_creation": {"ephemeral_1h_input_tokens": -5}}, 5_040_000),
     ],
 )
-def test_a_call_costs_what_its_usage_says_of_it(told: dict[str, Any], nusd: int) -> None:
+def test_a_call_costs_what_its_usage_says_of_it(told: dict[str, Any], nano_usd: int) -> None:
     """Opus 5.5: what is kept for an hour is dearer, a batch half, fast mode twice."""
     call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **told)
-    assert cost_nusd(models()["claude-opus-5-5"], call) == nusd
+    assert cost_nano_usd(models()["claude-opus-5-5"], call) == nano_usd
 
 
 def test_half_of_an_odd_price_is_rounded_up() -> None:
     """No fraction of a nano-dollar is given away; and older models' fast mode costs six times as much."""
     odd = CallUsage(input_tokens=1, cache_creation_input_tokens=1, service_tier="batch")
-    assert cost_nusd(models()["claude-haiku-5-5"], odd) == 113
-    assert cost_nusd(models()["claude-opus-4-6"], CallUsage(output_tokens=1, speed="fast")) == 150_000
+    assert cost_nano_usd(models()["claude-haiku-5-5"], odd) == 113
+    assert cost_nano_usd(models()["claude-opus-4-6"], CallUsage(output_tokens=1, speed="fast")) == 150_000

@@ -135,7 +135,7 @@ def test_what_is_kept_for_an_hour_costs_more() -> None:
         log.hear(BlockDelta(0, TextDelta("x")), *closing(1))
         log.end()
         assert log.turn.end is not None
-        costs[cache] = log.turn.end.cost_nusd
+        costs[cache] = log.turn.end.cost_nano_usd
     assert costs == {"5m": 2_500_000 + 1_000 + 10_000, "1h": 4_000_000 + 1_000 + 10_000}
 
 

@@ -23,7 +23,7 @@ from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record
 from tailrace.proto.resources import Delete, Doomed, Kind
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.handwritten import NOON, Handwritten, answered
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
@@ -183,7 +183,7 @@ async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
         turns[0].asked_at,
         ended,
     )
-    assert found.cost_usd == sum(turn.end.cost_nusd for turn in turns if turn.end) / NUSD_PER_USD > 0
+    assert found.cost_usd == sum(turn.end.cost_nano_usd for turn in turns if turn.end) / NANO_USD_PER_USD > 0
 
 
 async def test_sessions_come_newest_first_page_by_page(store: Store) -> None:

@@ -20,7 +20,7 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Reques
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # In a request's metadata: what the client calls the message that the answer goes on with.
 MESSAGE = "ui_message"
@@ -101,7 +101,7 @@ def _entry(told: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]
             return _event(told, events.decode(raw))
         case End() as end:
             cut = [chunk for part in told.open.values() for chunk in closed(part)]
-            cost_usd = end.cost_nusd / NUSD_PER_USD
+            cost_usd = end.cost_nano_usd / NANO_USD_PER_USD
             ended = _ended(end.outcome, end.usage, cost_usd, usage_is_estimated=end.usage_is_estimated)
             return [*cut, *_finish(end.outcome, end.stop_reason, end.error, ended)], told
         case _:

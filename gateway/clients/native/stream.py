@@ -24,7 +24,7 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Progress, Reque
 from tailrace.proto.fold import text_proof
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NUSD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
@@ -69,8 +69,8 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return {"type": "reset"}
         case Event(event=raw, is_hidden=is_hidden):
             return _event(events.decode(raw), is_hidden=is_hidden)
-        case Progress(done=done, failed=failed, of=of, cost_nusd=cost_nusd):
-            cost_usd = cost_nusd / NUSD_PER_USD
+        case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
+            cost_usd = cost_nano_usd / NANO_USD_PER_USD
             return {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
         case End() as end:
             return _end(
@@ -78,7 +78,7 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
                 stop_reason=end.stop_reason,
                 usage=end.usage,
                 usage_is_estimated=end.usage_is_estimated,
-                cost_usd=end.cost_nusd / NUSD_PER_USD,
+                cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
                 fits=end.fits,
                 error=end.error,
                 text_chars=end.text_chars,
