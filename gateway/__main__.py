@@ -25,7 +25,7 @@ from tailrace.gateway.startup_checks import check, check_address, common_limits,
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.models import read_aliases
+from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, Bodies, Claims, Connection, Counters, Services, Slots, TurnLog
 from tailrace.proto.nats.api_keys import Keys
 from tailrace.proto.nats.logins import Logins as StoredLogins
@@ -133,7 +133,7 @@ def build(
         claims=Claims(connection),
         services=services,
         history=HistoryClient(services, settings.query_timeout_s),
-        catalogue=Catalogue(services, group, settings.query_timeout_s, read_aliases(settings.model_aliases)),
+        catalogue=Catalogue(services, group, settings.query_timeout_s, parse_aliases(settings.model_aliases)),
         lives=lives,
         departures=DisconnectPolicy(turns, services, lives, group, draining),
         fullness=LogFullness(connection, settings.full_at),

@@ -2,10 +2,10 @@
 
 import msgspec
 
-from tailrace.proto.end_entry import LOST
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Services
-from tailrace.proto.records import A, AskTurn, Query, TurnRecord, answer_type
+from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 from tailrace.proto.subjects import TurnKey
 
 
@@ -24,9 +24,9 @@ class HistoryClient:
 
     async def past(self, key: TurnKey) -> TurnRecord:
         """A turn that the log does not know any more."""
-        return past(await self.ask(key.tenant, AskTurn(key.turn)))
+        return past(await self.ask(key.tenant, GetTurn(key.turn)))
 
 
 def past(told: TurnRecord) -> TurnRecord:
     """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
-    return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told
+    return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told

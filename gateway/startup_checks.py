@@ -10,19 +10,19 @@ from tailrace.gateway.http import server
 from tailrace.gateway.prompts.templates import FILL_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.limits import Limits, read_limits
-from tailrace.proto.models import read_aliases
-from tailrace.proto.ssrf import private_hosts
+from tailrace.proto.limits import Limits, parse_limits_setting
+from tailrace.proto.models import parse_aliases
+from tailrace.proto.ssrf import parse_private_hosts
 
 
 async def check(settings: Settings) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
     Authenticator(settings, ApiKeyCache())
     Hosts(settings)
-    read_aliases(settings.model_aliases)
+    parse_aliases(settings.model_aliases)
     common_limits(settings)
     networks(settings.proxies)
-    private_hosts(settings.webhook_private_hosts)
+    parse_private_hosts(settings.webhook_private_hosts)
     await Prompts(settings.prompts, wait_s=FILL_S_MAX).read()
 
 
@@ -48,8 +48,8 @@ def check_address(settings: Settings) -> None:
 def common_limits(settings: Settings) -> tuple[Limits, Limits]:
     """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
     return (
-        read_limits("TAILRACE_LIMITS_KEY", settings.limits_key),
-        read_limits("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
+        parse_limits_setting("TAILRACE_LIMITS_KEY", settings.limits_key),
+        parse_limits_setting("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
     )
 
 

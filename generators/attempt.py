@@ -36,7 +36,7 @@ from tailrace.generators.plan import (
 from tailrace.generators.retry import Retry
 from tailrace.generators.structured_output import corrected
 from tailrace.proto.chain import Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
 from tailrace.proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, SandboxFailed
 from tailrace.proto.fold import Turn, fold
@@ -311,7 +311,7 @@ class TurnRunner:
     ) -> Turn:
         if turn.end is not None:
             return turn
-        end = ending(turn, outcome, error, fits=fits)
+        end = build_end(turn, outcome, error, fits=fits)
         chain = await self._append(key, turn.chain, end)
         metrics.ended(end)
         return fold([stored(chain, turn, end)], turn)

@@ -8,8 +8,8 @@ import msgspec
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import cost_nano_usd, model_named
-from tailrace.proto.usage import CallUsage, estimated
+from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.usage import CallUsage, estimate_usage
 
 # Its output is not counted: what was said is estimated, as of every call that broke off (PROTOCOL R23).
 CUT = msgspec.Raw(
@@ -26,7 +26,7 @@ class CostMeter:
         """`turn` is the fold with the attempt in it. What one that `is_raced` was told may never come into the log."""
         self._is_read = is_raced or request.max_cost_nano_usd is not None
         self._most = request.max_cost_nano_usd
-        self._model = model_named(request.model)
+        self._model = find_model(request.model)
         self._before = sum(cost_nano_usd(self._model, call) for call in turn.calls_before) if self._model else 0
         self._usage = CallUsage()
         self._said_chars = 0
@@ -41,7 +41,7 @@ class CostMeter:
     @property
     def usage(self) -> CallUsage:
         """Of the attempt's call, as far as the model has told, and what that broke off is estimated to be."""
-        return estimated(self._usage, self._said_chars)
+        return estimate_usage(self._usage, self._said_chars)
 
     @property
     def is_passed(self) -> bool:
@@ -73,7 +73,7 @@ def is_spent(turn: Turn) -> bool:
     """Whether a turn has cost what it may: no call is made for it any more."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
         return False
-    model = model_named(turn.request.model)
+    model = find_model(turn.request.model)
     return (
         model is not None and sum(cost_nano_usd(model, call) for call in turn.calls) >= turn.request.max_cost_nano_usd
     )

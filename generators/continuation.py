@@ -16,7 +16,7 @@ from tailrace.generators.structured_output import shaped
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.fold import Block, Turn, content
-from tailrace.proto.models import model_named
+from tailrace.proto.models import find_model
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide asks for a user message like this instead.
 GO_ON = (
@@ -56,7 +56,7 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
 
 
 def takes_prefill(name: str) -> bool:
-    model = model_named(name)
+    model = find_model(name)
     return model is not None and model.supports.prefill is True
 
 

@@ -37,7 +37,7 @@ class _Waiting:
         self.left_out = left_out
 
     def join(self, other: "_Waiting") -> bool:
-        both = events.joined(self.event, other.event)
+        both = events.join_deltas(self.event, other.event)
         if both is None or self.size + other.size > JOINED_BYTES_MAX:
             return False
         self.event, self.raw, self.size = both, None, self.size + other.size
@@ -47,7 +47,7 @@ class _Waiting:
     def encoded(self) -> msgspec.Raw:
         if self.raw is not None:
             return self.raw
-        assert not isinstance(self.event, events.Other)  # noqa: S101  # what was joined is a delta
+        assert not isinstance(self.event, events.UnknownEvent)  # noqa: S101  # what was joined is a delta
         return events.encode(self.event)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
-from tailrace.proto.models import model_named, models
+from tailrace.proto.models import find_model, models
 
 # What another backend may not have. Whatever else breaks an attempt, a deadline say, would break the next one, too.
 FAILOVER_CODES = frozenset(
@@ -77,7 +77,7 @@ class BackendOrders(msgspec.Struct, frozen=True):
 
     def of(self, model: str, last: str = "") -> BackendOrder:
         """The list for a turn that asks for `model`, beginning with `last`, whose attempt was the turn's last one."""
-        known = model_named(model)
+        known = find_model(model)
         sources = self.own.get(known.id if known else model, self.common)
         begin = next((place for place, source in enumerate(sources) if source.backend == last), 0)
         return BackendOrder((*sources[begin:], *sources[:begin]), len(sources))
@@ -92,7 +92,7 @@ def parse_backends(text: str) -> BackendOrders:
     own: dict[str, tuple[Source, ...]] = {}
     for row in filter(None, rows):
         name, _, listed = (part.strip() for part in row.partition("="))
-        model = model_named(name)
+        model = find_model(name)
         if model is None or model.id in own:
             raise invalid(f"{row!r} is not MODEL = BACKEND, … with another one of {', '.join(models())}")
         own[model.id] = read_list(listed)

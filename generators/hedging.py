@@ -12,7 +12,7 @@ from tailrace.generators.plan import MakeAttempt
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
-from tailrace.proto.models import cost_nano_usd, model_named
+from tailrace.proto.models import cost_nano_usd, find_model
 from tailrace.proto.nats import Hedge, Hedges
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
@@ -68,7 +68,7 @@ class Hedging:
         """Counts what a call is known to have used that no entry tells of: once, in the limits and the metrics."""
         if not any(usage.counts):
             return
-        model = model_named(request.model)
+        model = find_model(request.model)
         nano_usd = cost_nano_usd(model, usage) if model is not None else 0
         metrics.HEDGE_COST.inc(nano_usd / NANO_USD_PER_USD)
         try:

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from tailrace.proto.blobs import Asking, references, resolve
+from tailrace.proto.blobs import Prompt, references, resolve
 from tailrace.proto.errors import BackendError, BlobUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Bodies
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
-A = TypeVar("A", bound=Asking)
+A = TypeVar("A", bound=Prompt)
 
 EXPIRED = "a picture, document or long text of the request has expired: send it again"
 

@@ -11,7 +11,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.proto.blobs import references
 from tailrace.proto.entries import CacheFor, Message
-from tailrace.proto.usage import CHARS, TOKENS
+from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS
 
 # Below this no model keeps anything; most want two to four times as much, and pass over the marks until then.
 TOKENS_MIN = 1024
@@ -67,4 +67,4 @@ def is_marked(call: Call) -> bool:
 def tokens_in(call: Call) -> int:
     """About how many tokens its prompt has, as Anthropic counts English."""
     said = msgspec.json.encode([call.tools, call.system, call.messages])
-    return (len(said) + sum(blob.bytes for blob in references(call))) * TOKENS // CHARS
+    return (len(said) + sum(blob.bytes for blob in references(call))) * ESTIMATE_TOKENS // ESTIMATE_CHARS

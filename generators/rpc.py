@@ -6,18 +6,18 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import (
     CANCEL_MESSAGE_BATCH,
     COUNT_TOKENS,
     MODELS,
-    AskCancel,
-    AskTokenCount,
+    CancelMessageBatch,
+    CountTokens,
     ListedModels,
-    LongPrompt,
-    with_prompt,
+    PromptFields,
+    replace_prompt,
 )
 from tailrace.proto.nats.rpc import Answer
 
@@ -66,18 +66,18 @@ class ModelRpc:
             raise refused(error) from error
 
     async def _count_tokens(self, tenant: Tenant, asked: bytes) -> bytes:
-        question = read(asked, AskTokenCount)
+        question = read(asked, CountTokens)
         body = bytes(question.body)
         try:
             if not question.is_lifted:
                 return await self._informant.count_tokens(body, question.betas)
-            async with self._blobs.load(tenant, msgspec.json.decode(body, type=LongPrompt)) as prompt:
-                return await self._informant.count_tokens(with_prompt(body, prompt), question.betas)
+            async with self._blobs.load(tenant, msgspec.json.decode(body, type=PromptFields)) as prompt:
+                return await self._informant.count_tokens(replace_prompt(body, prompt), question.betas)
         except BackendError as error:
             raise refused(error) from error
 
     async def _cancel_message_batch(self, _: Tenant, asked: bytes) -> bytes:
-        named = read(asked, AskCancel).message_batch
+        named = read(asked, CancelMessageBatch).message_batch
         try:
             await self._message_batches.cancel(named)
         except BackendError as error:
@@ -89,7 +89,7 @@ def read(asked: bytes, kind: type[T]) -> T:
     """Raises Refused."""
     try:
         return msgspec.json.decode(asked, type=kind)
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise Refused("request_invalid", f"the question is not an {kind.__name__}") from error
 
 

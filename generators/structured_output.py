@@ -13,7 +13,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import model_named
+from tailrace.proto.models import find_model
 from tailrace.proto.schema import schema_of
 
 Schema = dict[str, Any]
@@ -42,7 +42,7 @@ def shaped(call: Call) -> Call:
     schema = schema_of(call.options)
     if schema is None or not isinstance(call.options, dict) or "output_format" in call.options:
         return call
-    model = model_named(call.model)
+    model = find_model(call.model)
     config = call.options["output_config"]
     is_native = model is not None and model.supports.structured_outputs is True
     said = native(schema) if is_native else None

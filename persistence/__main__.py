@@ -24,7 +24,7 @@ from tailrace.persistence.webhooks.http import Egress
 from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
 from tailrace.proto.nats import BlobPins, Bodies, Connection, Deliveries, Services, Tombstones, TurnLog
 from tailrace.proto.runtime import main
-from tailrace.proto.ssrf import private_hosts
+from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
 from tailrace.proto.version import VERSION
 
@@ -103,7 +103,7 @@ async def _telling(
     if not (keys := signature.keys(settings.webhook_key)):
         yield
         return
-    private = private_hosts(settings.webhook_private_hosts)
+    private = parse_private_hosts(settings.webhook_private_hosts)
     deliveries = await Deliveries.open(connection, WEBHOOKS)
     async with Egress(private, timeout_s=settings.webhook_timeout_s) as egress:
         sender = webhooks.Webhooks(

@@ -6,11 +6,11 @@ from tailrace.persistence import paging
 from tailrace.persistence.rpc import Caught, answering, fitting, paged
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
-    AskBatch,
-    AskBatches,
-    AskBatchTurns,
     BatchPage,
     BatchTurns,
+    GetBatch,
+    ListBatches,
+    ListBatchTurns,
     NumberedTurn,
     StoredBatch,
 )
@@ -30,25 +30,25 @@ class Batches:
         """By the names under which they are asked."""
         return dict(
             [
-                answering(AskBatch, self.batch, caught_up),
-                answering(AskBatches, self.batches, caught_up),
-                answering(AskBatchTurns, self.turns, caught_up),
+                answering(GetBatch, self.batch, caught_up),
+                answering(ListBatches, self.batches, caught_up),
+                answering(ListBatchTurns, self.turns, caught_up),
             ]
         )
 
-    async def batch(self, tenant: Tenant, ask: AskBatch) -> StoredBatch:
+    async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
         found = await self._store.batch(TurnKey(tenant, ask.batch))
         if found is None:
             raise Refused("batch_not_found", "there is no such batch")
         return found
 
-    async def batches(self, tenant: Tenant, ask: AskBatches) -> BatchPage:
+    async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
         limit = paging.bounded(ask.limit)
         before = paging.begin(ask.after, paging.NEWEST)
         found = await self._store.batches(tenant, before, limit + 1)
         return BatchPage(*paged(found, limit, lambda one: (one.asked_at, one.batch)))
 
-    async def turns(self, tenant: Tenant, ask: AskBatchTurns) -> BatchTurns:
+    async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
         first, limit = max(0, ask.first), paging.bounded(ask.limit)
         turns: list[NumberedTurn] = []
         for number in range(first, first + limit):

@@ -13,8 +13,16 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Tombstones
 from tailrace.proto.nats.rpc import Answer
-from tailrace.proto.records import AskSession, AskTurn, SessionRecord
-from tailrace.proto.resources import AskProject, Delete, Left, NewProject, NewSession, ProjectRecord, RenameSession
+from tailrace.proto.records import GetSession, GetTurn, SessionRecord
+from tailrace.proto.resources import (
+    CreateProject,
+    CreateSession,
+    DeleteResource,
+    GetProject,
+    ProjectRecord,
+    Remaining,
+    RenameSession,
+)
 from tailrace.proto.subjects import TurnKey
 
 
@@ -34,28 +42,28 @@ class Changes:
         """By the names under which they are asked."""
         return dict(
             [
-                answering(NewSession, self.new_session, caught_up),
+                answering(CreateSession, self.new_session, caught_up),
                 answering(RenameSession, self.rename_session, caught_up),
-                answering(NewProject, self.new_project, caught_up),
-                answering(Delete, partial(self.delete, caught_up), caught_up),
+                answering(CreateProject, self.new_project, caught_up),
+                answering(DeleteResource, partial(self.delete, caught_up), caught_up),
             ]
         )
 
-    async def new_session(self, tenant: Tenant, new: NewSession) -> SessionRecord:
+    async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         if not await self._store.new_session(tenant, new, datetime.now(UTC)):
             raise Refused("session_exists", "there is a session of that name already")
-        return await self._queries.session(tenant, AskSession(new.session))
+        return await self._queries.session(tenant, GetSession(new.session))
 
     async def rename_session(self, tenant: Tenant, new: RenameSession) -> SessionRecord:
         await self._store.rename_session(tenant, new.session, new.title)
-        return await self._queries.session(tenant, AskSession(new.session))
+        return await self._queries.session(tenant, GetSession(new.session))
 
-    async def new_project(self, tenant: Tenant, new: NewProject) -> ProjectRecord:
+    async def new_project(self, tenant: Tenant, new: CreateProject) -> ProjectRecord:
         if not await self._store.new_project(tenant, new, datetime.now(UTC)):
             raise Refused("project_exists", "there is a project of that id already")
-        return await self._resources.project(tenant, AskProject(new.project))
+        return await self._resources.project(tenant, GetProject(new.project))
 
-    async def delete(self, caught_up: Caught, tenant: Tenant, what: Delete) -> Left:
+    async def delete(self, caught_up: Caught, tenant: Tenant, what: DeleteResource) -> Remaining:
         if what.purged:
             # Before it is asked what went on from them: what is stored until then is found here, and what is stored
             # later finds the tombstone. So nobody need be alive in between (ADR 15).
@@ -68,17 +76,17 @@ class Changes:
         doomed = await self._store.doomed(tenant, what)
         if what.kind == "turn" and not {one.turn for one in doomed} <= set(what.purged):
             # Somebody has just gone on from them: without their rows, nobody would find what goes with them.
-            return Left(doomed)
+            return Remaining(doomed)
         await self._store.delete(tenant, what)
         await self._releases.settle(tenant)
-        return Left(await self._store.doomed(tenant, what))
+        return Remaining(await self._store.doomed(tenant, what))
 
-    async def _confirm_known(self, tenant: Tenant, what: Delete) -> None:
+    async def _confirm_known(self, tenant: Tenant, what: DeleteResource) -> None:
         """Raises Refused. Later, nothing is left of a thing that is deleted."""
         match what.kind:
             case "turn":
-                await self._queries.turn(tenant, AskTurn(TurnId(what.name)))
+                await self._queries.turn(tenant, GetTurn(TurnId(what.name)))
             case "session":
-                await self._queries.session(tenant, AskSession(what.name))
+                await self._queries.session(tenant, GetSession(what.name))
             case "project":
-                await self._resources.project(tenant, AskProject(what.name))
+                await self._resources.project(tenant, GetProject(what.name))

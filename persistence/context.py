@@ -57,7 +57,7 @@ def _quoted(value: Any) -> Any:
     match value:
         case list():
             return [_quoted(one) for one in value]
-        case dict() if blobs.blob_of(value) is not None:
+        case dict() if blobs.parse_reference(value) is not None:
             return {**value, "is_reference": False}
         case dict():
             return {name: _quoted(one) for name, one in value.items()}

@@ -9,7 +9,7 @@ import asyncio
 import structlog
 
 from tailrace.persistence.store import Store
-from tailrace.proto.end_entry import LOST
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -43,7 +43,7 @@ class Losses:
             return
         self._next = now + LOOK_EVERY_S
         try:
-            lost = await self._store.lose(await self._deliveries.first(), LOST) + await self._denied()
+            lost = await self._store.lose(await self._deliveries.first(), LOST_FAILURE) + await self._denied()
         except (LogUnavailable, StoreBusy, StoreUnwritable) as error:
             logger.debug("nobody knows what was lost", why=str(error))
             return
@@ -66,6 +66,6 @@ class Losses:
         known = await asyncio.gather(*(is_known(key) for key in asked))
         lost = [key for key, stands in zip(asked, known, strict=True) if not stands]
         if lost:
-            await self._store.lose_turns(lost, LOST)
+            await self._store.lose_turns(lost, LOST_FAILURE)
         self._unasked = self._unasked[AT_A_LOOK:]
         return len(lost)

@@ -11,14 +11,14 @@ from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats.rpc import Answer
 from tailrace.proto.records import (
     Ancestry,
-    AskAncestry,
-    AskContext,
-    AskLast,
-    AskSession,
-    AskSessions,
-    AskSessionTurns,
-    AskTurn,
     Context,
+    GetAncestry,
+    GetContext,
+    GetLastTurn,
+    GetSession,
+    GetTurn,
+    ListSessions,
+    ListSessionTurns,
     SessionPage,
     SessionRecord,
     TurnPage,
@@ -43,13 +43,13 @@ class Queries:
         """By the names under which they are asked."""
         return dict(
             [
-                answering(AskTurn, self.turn, caught_up),
-                answering(AskSession, self.session, caught_up),
-                answering(AskSessions, self.sessions, caught_up),
-                answering(AskSessionTurns, self.session_turns, caught_up),
-                answering(AskAncestry, self.ancestry, caught_up),
-                answering(AskContext, self.context, caught_up),
-                answering(AskLast, self.last, caught_up),
+                answering(GetTurn, self.turn, caught_up),
+                answering(GetSession, self.session, caught_up),
+                answering(ListSessions, self.sessions, caught_up),
+                answering(ListSessionTurns, self.session_turns, caught_up),
+                answering(GetAncestry, self.ancestry, caught_up),
+                answering(GetContext, self.context, caught_up),
+                answering(GetLastTurn, self.last, caught_up),
             ]
         )
 
@@ -58,33 +58,33 @@ class Queries:
         """What was used after it is active."""
         return datetime.now(UTC) - self._idle
 
-    async def turn(self, tenant: Tenant, ask: AskTurn) -> TurnRecord:
+    async def turn(self, tenant: Tenant, ask: GetTurn) -> TurnRecord:
         found = await self._store.turn(TurnKey(tenant, ask.turn))
         if found is None:
             raise Refused("turn_not_found", "there is no such turn")
         return found
 
-    async def session(self, tenant: Tenant, ask: AskSession) -> SessionRecord:
+    async def session(self, tenant: Tenant, ask: GetSession) -> SessionRecord:
         found = await self._store.session(tenant, ask.session, self.since)
         if found is None:
             raise no_session()
         return found
 
-    async def sessions(self, tenant: Tenant, ask: AskSessions) -> SessionPage:
+    async def sessions(self, tenant: Tenant, ask: ListSessions) -> SessionPage:
         limit = paging.bounded(ask.limit)
         before = paging.begin(ask.after, paging.NEWEST)
         found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
         return SessionPage(*paged(found, limit, lambda one: (one.updated_at, one.session)))
 
-    async def session_turns(self, tenant: Tenant, ask: AskSessionTurns) -> TurnPage:
+    async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
         limit = paging.bounded(ask.limit)
         after = paging.begin(ask.after, paging.OLDEST)
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
-            await self.session(tenant, AskSession(ask.session))
+            await self.session(tenant, GetSession(ask.session))
         return TurnPage(*paged(found, limit, lambda one: (one.asked_at, one.turn)))
 
-    async def ancestry(self, tenant: Tenant, ask: AskAncestry) -> Ancestry:
+    async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:
         limit = paging.bounded(ask.limit)
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
@@ -92,13 +92,13 @@ class Queries:
         told = fitting(branch[: -limit - 1 : -1])
         return Ancestry(told, told[-1].parent if len(told) < len(branch) else None)
 
-    async def last(self, tenant: Tenant, ask: AskLast) -> TurnRecord:
+    async def last(self, tenant: Tenant, ask: GetLastTurn) -> TurnRecord:
         last = await self._store.last_turn(tenant, ask.session)
         if last is None:
             raise no_session()
-        return await self.turn(tenant, AskTurn(last))
+        return await self.turn(tenant, GetTurn(last))
 
-    async def context(self, tenant: Tenant, ask: AskContext) -> Context:
+    async def context(self, tenant: Tenant, ask: GetContext) -> Context:
         if ask.parent is not None:
             return await self._after(tenant, ask.session, TurnId(ask.parent))
         if ask.session is None:
@@ -125,7 +125,7 @@ class Queries:
         if branch[0].parent is not None:
             # A conversation without its beginning is another conversation, and nobody would notice.
             raise Refused("parent_not_found", "the beginning of this conversation is not in the database any more")
-        return _context(await self.session(tenant, AskSession(branch[-1].session)), parent, branch)
+        return _context(await self.session(tenant, GetSession(branch[-1].session)), parent, branch)
 
 
 def no_session() -> Refused:

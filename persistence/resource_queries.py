@@ -11,14 +11,14 @@ from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Answer
-from tailrace.proto.records import AskSession
+from tailrace.proto.records import GetSession
 from tailrace.proto.resources import (
-    AskBranches,
-    AskProject,
-    AskProjects,
-    AskStats,
-    AskUsage,
     BranchPage,
+    GetProject,
+    GetStats,
+    GetUsage,
+    ListBranches,
+    ListProjects,
     ProjectPage,
     ProjectRecord,
     Stats,
@@ -37,36 +37,36 @@ class Resources:
         """By the names under which they are asked."""
         return dict(
             [
-                answering(AskProject, self.project, caught_up),
-                answering(AskProjects, self.projects, caught_up),
-                answering(AskBranches, self.branches, caught_up),
-                answering(AskUsage, self.usage, caught_up),
-                answering(AskStats, self.stats, caught_up),
+                answering(GetProject, self.project, caught_up),
+                answering(ListProjects, self.projects, caught_up),
+                answering(ListBranches, self.branches, caught_up),
+                answering(GetUsage, self.usage, caught_up),
+                answering(GetStats, self.stats, caught_up),
             ]
         )
 
-    async def project(self, tenant: Tenant, ask: AskProject) -> ProjectRecord:
+    async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
         found = await self._store.project(tenant, ask.project, self._queries.since)
         if found is None:
             raise Refused("project_not_found", "there is no such project")
         return found
 
-    async def projects(self, tenant: Tenant, ask: AskProjects) -> ProjectPage:
+    async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:
         limit = paging.bounded(ask.limit)
         before = paging.begin(ask.after, paging.NEWEST)
         found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
         return ProjectPage(*paged(found, limit, lambda one: (one.created_at, one.id)))
 
-    async def branches(self, tenant: Tenant, ask: AskBranches) -> BranchPage:
+    async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
         limit = paging.bounded(ask.limit)
         before = paging.begin(ask.after, paging.NEWEST)
         found = await self._store.leaves(tenant, ask.session, before, limit + 1)
         if not found:
-            await self._queries.session(tenant, AskSession(ask.session))
+            await self._queries.session(tenant, GetSession(ask.session))
         branches = [await self._store.branch_to(tenant, leaf) for leaf in found]
         return BranchPage(*paged(branches, limit, lambda one: (one.asked_at, one.turn)))
 
-    async def usage(self, tenant: Tenant, ask: AskUsage) -> UsagePage:
+    async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
         limit = paging.bounded(ask.limit)
         after = paging.read(ask.after).name if ask.after is not None else None
         start, end = _midnight(ask.first), _midnight(ask.last) + timedelta(days=1)
@@ -74,7 +74,7 @@ class Resources:
         more = len(found) > limit
         return UsagePage(found[:limit], paging.write(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
-    async def stats(self, tenant: Tenant, _: AskStats) -> Stats:
+    async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
         since = self._queries.since
         return Stats(
             active_sessions=await self._store.active_sessions(tenant, since),

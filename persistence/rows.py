@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
-from tailrace.proto.blobs import names
+from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId
-from tailrace.proto.records import SessionRecord, TurnRecord, record
+from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import Branch, ProjectRecord, UsageRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
@@ -72,7 +72,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def row(key: TurnKey, turn: Turn) -> Row:
     """The row of a folded turn; raises TurnUnknown for a fold without a request."""
-    told = record(key, turn)
+    told = record_from_fold(key, turn)
     counts = counts_of(turn)
     return Row(
         tenant=key.tenant,
@@ -108,7 +108,7 @@ def row(key: TurnKey, turn: Turn) -> Row:
 
 
 def blobs_of(turn: Turn) -> str:
-    return _json(sorted(names(turn.request)) if turn.request else [])
+    return _json(sorted(blobs_needed(turn.request)) if turn.request else [])
 
 
 def turn_record(row: Mapping[str, Any]) -> TurnRecord:

@@ -8,7 +8,7 @@ import msgspec
 
 from tailrace.persistence import paging
 from tailrace.persistence.rows import micros
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Answer
@@ -31,7 +31,7 @@ def answering(
     async def answer(tenant: Tenant, asked: bytes) -> bytes:
         try:
             decoded = decoder.decode(asked)
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise Refused("request_invalid", f"the question is not a {question.__name__}") from error
         await caught_up()
         return msgspec.json.encode(await ask(tenant, decoded))

@@ -23,7 +23,16 @@ from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnRecord
-from tailrace.proto.resources import Branch, Delete, Doomed, NewProject, NewSession, ProjectRecord, UsageBy, UsageRecord
+from tailrace.proto.resources import (
+    Branch,
+    CreateProject,
+    CreateSession,
+    DeleteResource,
+    ProjectRecord,
+    TurnToDelete,
+    UsageBy,
+    UsageRecord,
+)
 from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
@@ -88,7 +97,7 @@ class Store(Database):
                 sql.LOSE_TURN, [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
             )
 
-    async def new_session(self, tenant: Tenant, new: NewSession, at: datetime) -> bool:
+    async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
         """False when there is one of that name, which is then as it was."""
         columns = {
             "tenant": tenant,
@@ -108,14 +117,14 @@ class Store(Database):
         async with self.transaction() as writer:
             await writer.execute(sql.RENAME_SESSION, {"tenant": tenant, "session": session, "title": title})
 
-    async def new_project(self, tenant: Tenant, new: NewProject, at: datetime) -> bool:
+    async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """False when there is one of that id, which is then as it was."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
         async with self.transaction() as writer:
             made = await writer.execute(sql.NEW_PROJECT, columns)
             return made.rowcount > 0
 
-    async def delete(self, tenant: Tenant, what: Delete) -> None:
+    async def delete(self, tenant: Tenant, what: DeleteResource) -> None:
         """Deletes the rows of `what.purged`, and a session or project that has no turns then.
 
         What they referred to is released.
@@ -149,11 +158,11 @@ class Store(Database):
         async with self.transaction() as writer:
             await writer.executemany(sql.FORGET_BLOB, [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
-    async def doomed(self, tenant: Tenant, what: Delete) -> list[Doomed]:
+    async def doomed(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Turns that go with what is named, at most `DOOMED_MAX`; a turn's follow-ups before it."""
         bounds = {"limit": DOOMED_MAX, "depth_max": BRANCH_TURNS_MAX}
         rows = await self.read(DOOMED[what.kind], tenant=tenant, name=what.name, **bounds)
-        return [Doomed(row["turn"], is_running=row["outcome"] == "running") for row in rows]
+        return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
         rows = await self.read(sql.TURN, tenant=key.tenant, turn=key.turn)

@@ -65,7 +65,7 @@ def new_key(
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     record = ApiKey(
         id=f"key_{secrets.token_hex(ID_BYTES)}",
-        sha256=sha256_of(secret.encode()),
+        sha256=hash_key(secret.encode()),
         tenant=tenant,
         scopes=sorted(scopes),
         created_at=now,
@@ -81,6 +81,6 @@ def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
     return SCOPES & {OLD_SCOPES.get(name, name) for name in names}
 
 
-def sha256_of(key: bytes) -> str:
+def hash_key(key: bytes) -> str:
     """What a key is found by: of the whole of it, so that equal beginnings mean nothing."""
     return hashlib.sha256(key).hexdigest()

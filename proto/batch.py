@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request
 from tailrace.proto.ids import child_id
 from tailrace.proto.subjects import TurnKey
@@ -28,26 +28,26 @@ _head = msgspec.json.Decoder(_Head)
 _encode = msgspec.json.Encoder().encode_lines
 
 
-def written(requests: Iterable[Request]) -> bytes:
+def encode_inputs(requests: Iterable[Request]) -> bytes:
     return _encode(list(requests))
 
 
-def lines(inputs: bytes) -> list[bytes]:
+def split_inputs(inputs: bytes) -> list[bytes]:
     """JSON has no line break of its own, so each line is one request."""
     return inputs.rstrip(b"\n").split(b"\n")
 
 
-def child(batch: TurnKey, index: int) -> TurnKey:
+def child_key(batch: TurnKey, index: int) -> TurnKey:
     return TurnKey(batch.tenant, child_id(batch.turn, index))
 
 
-def read(line: bytes) -> Request:
+def decode_input(line: bytes) -> Request:
     return _request.decode(line)
 
 
-def asked(batch: TurnKey, line: bytes) -> Request:
+def child_request(batch: TurnKey, line: bytes) -> Request:
     """The request of that line as it is appended. The batch is its parent: who deletes it deletes its turns."""
-    return msgspec.structs.replace(read(line), parent=batch.turn)
+    return msgspec.structs.replace(decode_input(line), parent=batch.turn)
 
 
 def custom_id(request: Request) -> str:
@@ -58,5 +58,5 @@ def is_batch(payload: bytes) -> bool:
     """Whether the bytes of a request are a batch's."""
     try:
         return bytes(_head.decode(payload).batch) not in (b"", b"null")
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return False

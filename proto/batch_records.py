@@ -62,14 +62,14 @@ class BatchTurns(msgspec.Struct, frozen=True):
     next: int
 
 
-class AskBatch(Query[StoredBatch], frozen=True):
+class GetBatch(Query[StoredBatch], frozen=True):
     """batch_not_found."""
 
     query: ClassVar[str] = "batch"
     batch: TurnId
 
 
-class AskBatches(Query[BatchPage], frozen=True):
+class ListBatches(Query[BatchPage], frozen=True):
     """cursor_invalid."""
 
     query: ClassVar[str] = "batches"
@@ -77,7 +77,7 @@ class AskBatches(Query[BatchPage], frozen=True):
     limit: int = 50
 
 
-class AskBatchTurns(Query[BatchTurns], frozen=True):
+class ListBatchTurns(Query[BatchTurns], frozen=True):
     """The turns of a batch's inputs from number `first` on, `limit` of them."""
 
     query: ClassVar[str] = "batch_turns"

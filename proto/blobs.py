@@ -13,7 +13,7 @@ import msgspec
 
 from tailrace.proto.entries import Message, Request
 
-KEY = "tailrace:blob"
+REFERENCE_KEY = "tailrace:blob"
 INLINE_BYTES_MAX = 64 * 1024
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -27,7 +27,7 @@ class Blob(NamedTuple):
     bytes: int
 
 
-class Asking(Protocol):
+class Prompt(Protocol):
     """What may hold blobs: a request, and the call that is made for it."""
 
     @property
@@ -38,7 +38,7 @@ class Asking(Protocol):
     def tools(self) -> list[dict[str, Any]] | None: ...
 
 
-A = TypeVar("A", bound=Asking)
+A = TypeVar("A", bound=Prompt)
 
 
 def lift(asking: A) -> tuple[A, dict[str, bytes]]:
@@ -64,13 +64,13 @@ def resolve(asking: A, texts: Mapping[str, str]) -> A:
     return _mapped(asking, lambda text: text, lambda blob: texts[blob.sha256])
 
 
-def references(asking: Asking) -> list[Blob]:
+def references(asking: Prompt) -> list[Blob]:
     """The blobs that `asking` refers to, each as often as it does: so often it will stand in the call."""
-    found = (blob_of(each) for each in _objects([_contents(asking), asking.system, asking.tools]))
+    found = (parse_reference(each) for each in _objects([_contents(asking), asking.system, asking.tools]))
     return [blob for blob in found if blob is not None]
 
 
-def names(request: Request) -> set[str]:
+def blobs_needed(request: Request) -> set[str]:
     """The SHA-256 of every blob that `request` needs until its turn has ended; a batch's, those of its inputs, too."""
     found = {blob.sha256 for blob in references(request)}
     if (batch := request.batch) is not None:
@@ -78,28 +78,28 @@ def names(request: Request) -> set[str]:
     return found
 
 
-def is_claimed(value: object) -> bool:
+def has_reserved_key(value: object) -> bool:
     """Whether an object somewhere in `value`, which came from outside, has the key that only references may have."""
-    return any(KEY in each for each in _objects(value))
+    return any(REFERENCE_KEY in each for each in _objects(value))
 
 
 def reference(blob: Blob) -> dict[str, Any]:
-    return {KEY: blob.sha256, "bytes": blob.bytes}
+    return {REFERENCE_KEY: blob.sha256, "bytes": blob.bytes}
 
 
-def blob_of(value: Mapping[str, Any]) -> Blob | None:
+def parse_reference(value: Mapping[str, Any]) -> Blob | None:
     """The blob that `value` refers to, if it is a reference: nothing more and nothing less than `lift` makes."""
-    sha256, size = value.get(KEY), value.get("bytes")
+    sha256, size = value.get(REFERENCE_KEY), value.get("bytes")
     if len(value) != 2 or not isinstance(sha256, str) or not isinstance(size, int):
         return None
     return Blob(sha256, size) if SHA256.fullmatch(sha256) and size > INLINE_BYTES_MAX else None
 
 
-def brief(text: str | Mapping[str, Any]) -> str:
+def comparison_key(text: str | Mapping[str, Any]) -> str:
     """What a text is compared by: itself, or the name of the blob that it is, or would be."""
     if isinstance(text, str):
         return hashlib.sha256(text.encode()).hexdigest() if is_long(text) else text
-    blob = blob_of(text)
+    blob = parse_reference(text)
     return blob.sha256 if blob is not None else ""
 
 
@@ -117,7 +117,7 @@ def _mapped(asking: A, leaf: Callable[[str], object], refer: Callable[[Blob], ob
                 return leaf(value)
             case list():
                 return [mapped(one) for one in value]
-            case dict() if (blob := blob_of(value)) is not None:
+            case dict() if (blob := parse_reference(value)) is not None:
                 return refer(blob)
             case dict():
                 return {name: mapped(one) for name, one in value.items()}
@@ -140,7 +140,7 @@ def _blocks(content: Content | None) -> Content | None:
     return content
 
 
-def _contents(asking: Asking) -> list[Content]:
+def _contents(asking: Prompt) -> list[Content]:
     return [message.content for message in asking.messages]
 
 

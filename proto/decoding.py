@@ -4,4 +4,4 @@ A ValueError is what msgspec says of syntax and shape (DecodeError), Python of t
 base64 of letters that it does not have. What nests too deep is none. Anybody can send any of them.
 """
 
-UNREADABLE = (ValueError, RecursionError)
+DECODE_ERRORS = (ValueError, RecursionError)

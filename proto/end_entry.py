@@ -2,16 +2,16 @@
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.models import cost_nano_usd, model_named
+from tailrace.proto.models import cost_nano_usd, find_model
 
 # Of a turn whose request has left the log, by its age, and that has no end: nobody can answer it any more.
-LOST = Failure("internal", "the turn left the log before it ended")
+LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
 
-def ending(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
+def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
     """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
     text_chars, text_sha256 = text_proof(turn.text)
-    model = model_named(turn.request.model) if turn.request is not None else None
+    model = find_model(turn.request.model) if turn.request is not None else None
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
 from tailrace.proto.usage import Usage
 
@@ -210,6 +210,6 @@ def decode(kind: str, payload: bytes) -> Entry:
     """The entry in `payload`: the kind first, then the body, so that newer kinds pass through older readers."""
     try:
         entry: Entry = _decoders.get(kind, _unknown).decode(payload)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return Unreadable()
     return entry

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.usage import CallUsage, Usage
 
@@ -108,7 +108,7 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
     usage: UsageSoFar = UsageSoFar()
 
 
-class Other(msgspec.Struct, frozen=True):
+class UnknownEvent(msgspec.Struct, frozen=True):
     """An event, or a delta, that this version does not know: kept, passed on, not looked into."""
 
 
@@ -119,15 +119,15 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
-def decode(raw: bytes | msgspec.Raw) -> Event | Other:
+def decode(raw: bytes | msgspec.Raw) -> Event | UnknownEvent:
     """The event in `raw`; `Other` when its kind, or its delta's, is newer than this version, or cannot be read."""
     try:
         return _decoder.decode(raw)
-    except UNREADABLE:
-        return Other()
+    except DECODE_ERRORS:
+        return UnknownEvent()
 
 
-def fits(delta: Delta, block_type: str) -> bool:
+def fits_block(delta: Delta, block_type: str) -> bool:
     """Whether a block of that type can say `delta`."""
     match delta:
         case TextDelta() | CitationsDelta():
@@ -142,7 +142,7 @@ def encode(event: Event) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(event))
 
 
-def joined(first: Event | Other, second: Event | Other) -> BlockDelta | None:
+def join_deltas(first: Event | UnknownEvent, second: Event | UnknownEvent) -> BlockDelta | None:
     """The one delta that says what `first` and then `second` say; None when they do not join."""
     match first, second:
         case BlockDelta(i, TextDelta(a)), BlockDelta(j, TextDelta(b)) if i == j:
@@ -164,7 +164,7 @@ def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     told: dict[str, Any] = {}
     try:
         fields = _fields.decode(raw)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return {}
     match fields:
         case {"type": "message_start", "message": {"usage": dict(usage)}}:

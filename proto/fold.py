@@ -13,10 +13,10 @@ import msgspec
 
 from tailrace.proto import events
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
-from tailrace.proto.usage import CallUsage, Usage, estimated
+from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 
 # The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
@@ -92,7 +92,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def calls(self) -> tuple[CallUsage, ...]:
         """The usage of each call. The output of one that broke off, or is not done, is estimated (PROTOCOL R23)."""
-        return (*self.calls_before, estimated(self.usage_call, self.said_chars))
+        return (*self.calls_before, estimate_usage(self.usage_call, self.said_chars))
 
     @property
     def usage(self) -> Usage:
@@ -150,7 +150,7 @@ def _input(block: Block) -> object:
         return block.start.get("input", {})
     try:
         told = msgspec.json.decode(block.text)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return {}
     return {} if is_deeper(told, INPUT_LEVELS_MAX) else told
 
@@ -233,7 +233,7 @@ class _Folding:
             case _:
                 pass
 
-    def event(self, event: events.Event | events.Other) -> None:
+    def event(self, event: events.Event | events.UnknownEvent) -> None:
         match event:
             case events.MessageStart(message):
                 self.usage_call, self.said_chars = message.usage, 0
@@ -242,7 +242,7 @@ class _Folding:
                 self.blocks.append(_Open(Block(str(block.get("type", "")), block, text)))
                 self.said_chars += len(text)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
-                if events.fits(delta, self.blocks[index].block.type):
+                if events.fits_block(delta, self.blocks[index].block.type):
                     self.delta(self.blocks[index], delta)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 self.blocks[index].is_closed = True
@@ -264,7 +264,7 @@ class _Folding:
 
     def count_call(self) -> None:
         """The current call is over, whole or not."""
-        self.calls_before += (estimated(self.usage_call, self.said_chars),)
+        self.calls_before += (estimate_usage(self.usage_call, self.said_chars),)
         self.was_estimated |= self.said_chars > 0
         self.usage_call, self.said_chars = CallUsage(), 0
 

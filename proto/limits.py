@@ -9,10 +9,10 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 
-Some = Annotated[int, Meta(ge=1, le=10**12)]
+PositiveInt = Annotated[int, Meta(ge=1, le=10**12)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 MINUTE_S = 60.0
 # Counters of a window are kept for longer than it lasts; see tailrace.proto.nats.streams.
@@ -22,11 +22,11 @@ WINDOW_S_MAX = 3600.0
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """None: no limit."""
 
-    requests: Some | None = None
+    requests: PositiveInt | None = None
     """Turns asked a minute."""
-    burst: Some | None = None
+    burst: PositiveInt | None = None
     """How many of those at once; `requests` when it is not said."""
-    tokens: Some | None = None
+    tokens: PositiveInt | None = None
     """Tokens a minute: what is asked, and the most that may be answered; once the turn has ended, what it used."""
     running: Annotated[int, Meta(ge=1, le=4096)] | None = None
     """Turns that have not ended."""
@@ -36,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     """Dollars for the turns that are asked on one day (UTC)."""
     usd_month: Usd | None = None
     """Dollars for the turns that are asked in one calendar month (UTC)."""
-    bytes_day: Some | None = None
+    bytes_day: PositiveInt | None = None
     """Bytes of pictures, documents and long texts that are stored on one day (UTC)."""
 
     @property
@@ -46,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
 
 NAMES = Limits.__struct_fields__
-NONE = Limits()
+UNLIMITED = Limits()
 
 
 class Rate(NamedTuple):
@@ -69,7 +69,7 @@ def token_rate(limits: Limits) -> Rate | None:
     return Rate(limits.tokens, MINUTE_S) if limits.tokens is not None else None
 
 
-def limits_of(given: Mapping[str, float]) -> Limits:
+def parse_limits(given: Mapping[str, float]) -> Limits:
     """What a record or a setting says; raises ValueError with what is wrong."""
     try:
         # JSON knows one kind of number: 60.0 is a count, too.
@@ -81,13 +81,13 @@ def limits_of(given: Mapping[str, float]) -> Limits:
         raise ValueError(f"{said}; there are {', '.join(NAMES)}") from error
 
 
-def over(own: Limits, common: Limits) -> Limits:
+def merge_limits(own: Limits, common: Limits) -> Limits:
     """A key's own limits where it has them, and else the common ones."""
     said = {name: limit for name in NAMES if (limit := getattr(own, name)) is not None}
     return msgspec.structs.replace(common, **said)
 
 
-def read_limits(variable: str, text: str) -> Limits:
+def parse_limits_setting(variable: str, text: str) -> Limits:
     """The setting `variable`, `NAME=NUMBER,…`; raises SettingsInvalid."""
     given: dict[str, float] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
@@ -96,11 +96,11 @@ def read_limits(variable: str, text: str) -> Limits:
             raise SettingsInvalid(f"{variable}: {name!r} stands there twice")
         try:
             given[name] = msgspec.json.decode(number, type=float)
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; there are {', '.join(NAMES)}") from error
     if "burst" in given and "requests" not in given:
         raise SettingsInvalid(f"{variable}: burst says how many of `requests` may come at once: name those, too")
     try:
-        return limits_of(given)
+        return parse_limits(given)
     except ValueError as error:
         raise SettingsInvalid(f"{variable}: {error}") from error

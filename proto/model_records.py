@@ -35,7 +35,7 @@ class TokenCount(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
-class AskTokenCount(msgspec.Struct, frozen=True, omit_defaults=True):
+class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
     """`body` is a Messages request, `betas` the value of its anthropic-beta. Anthropic's own answer."""
 
     body: msgspec.Raw
@@ -44,13 +44,13 @@ class AskTokenCount(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the body has references in the place of long strings (R33); else it goes to the API as it came."""
 
 
-class AskCancel(msgspec.Struct, frozen=True):
+class CancelMessageBatch(msgspec.Struct, frozen=True):
     """The id of one of Anthropic's Message Batches, whose batch here is being deleted. The answer is empty."""
 
     message_batch: str
 
 
-class LongPrompt(msgspec.Struct, frozen=True, omit_defaults=True):
+class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):
     """As much of a Messages request as may be long."""
 
     messages: list[Message]
@@ -58,7 +58,7 @@ class LongPrompt(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: list[dict[str, Any]] | None = None
 
 
-def with_prompt(body: bytes, prompt: LongPrompt) -> bytes:
+def replace_prompt(body: bytes, prompt: PromptFields) -> bytes:
     """The Messages request in `body`, which asks about `prompt` instead."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     return msgspec.json.encode(fields | msgspec.json.decode(msgspec.json.encode(prompt), type=dict[str, msgspec.Raw]))

@@ -16,7 +16,7 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.usage import CallUsage
 
 # Of Anthropic's Message Batches: one half of every price.
-BATCH_SHARE = 2
+BATCH_PRICE_DIVISOR = 2
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_nano_usd: int
 
 
-class LongPrompt(msgspec.Struct, frozen=True, kw_only=True):
+class LongPromptPrices(msgspec.Struct, frozen=True, kw_only=True):
     """What all tokens of a call cost whose prompt, cached or not, has more than `over_tokens`."""
 
     over_tokens: int
@@ -69,7 +69,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens_max: int
     output_tokens_max: int
     prices: Prices
-    long_prompt: LongPrompt | None = None
+    long_prompt: LongPromptPrices | None = None
     fast_times: int = 2
     """How many times as much a call of `speed` fast costs."""
     supports: Supports
@@ -87,17 +87,17 @@ def _named() -> dict[str, Model]:
     return {name: model for model in models().values() for name in (model.id, *model.aliases)}
 
 
-def model_named(name: str) -> Model | None:
+def find_model(name: str) -> Model | None:
     """The model of that id or alias."""
     return _named().get(name)
 
 
-def resolve(name: str, aliases: Mapping[str, str]) -> Model | None:
+def resolve_model(name: str, aliases: Mapping[str, str]) -> Model | None:
     """The model that a client means: one of Claude's own names, or a foreign one that was given a meaning."""
-    return model_named(name) or model_named(aliases.get(name, ""))
+    return find_model(name) or find_model(aliases.get(name, ""))
 
 
-def read_aliases(text: str) -> dict[str, str]:
+def parse_aliases(text: str) -> dict[str, str]:
     """The setting `model_aliases`, `NAME=MODEL,…`; raises SettingsInvalid.
 
     One of Claude's own names cannot be given another meaning: who asks for a model gets it, or an error.
@@ -105,11 +105,11 @@ def read_aliases(text: str) -> dict[str, str]:
     aliases: dict[str, str] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
         name, _, target = (part.strip() for part in pair.partition("="))
-        if not name or model_named(target) is None:
+        if not name or find_model(target) is None:
             raise SettingsInvalid(
                 f"TAILRACE_MODEL_ALIASES: {pair!r} is not NAME=MODEL with one of {', '.join(models())}"
             )
-        if model_named(name) is not None or name in aliases:
+        if find_model(name) is not None or name in aliases:
             raise SettingsInvalid(f"TAILRACE_MODEL_ALIASES: {name!r} is the name of a model already")
         aliases[name] = target
     return aliases
@@ -131,4 +131,4 @@ def cost_nano_usd(model: Model, call: CallUsage) -> int:
     if call.is_fast:
         nano_usd *= model.fast_times
     # Half of it, and no fraction of a nano-dollar is given away.
-    return -(-nano_usd // BATCH_SHARE) if call.is_batch else nano_usd
+    return -(-nano_usd // BATCH_PRICE_DIVISOR) if call.is_batch else nano_usd

@@ -62,7 +62,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The last entry that this record knows of: a stream that starts after it misses nothing."""
 
 
-class Hook(msgspec.Struct, frozen=True):
+class WebhookPayload(msgspec.Struct, frozen=True):
     """The body of a webhook, in Standard Webhooks' shape: `data` is what `GET /v1/turns/{turn}` tells.
 
     The type is `turn.completed`, `turn.cancelled` or `turn.failed`.
@@ -143,21 +143,21 @@ class Context(msgspec.Struct, frozen=True):
 # The questions, each with what it may be refused with.
 
 
-class AskTurn(Query[TurnRecord], frozen=True):
+class GetTurn(Query[TurnRecord], frozen=True):
     """turn_not_found."""
 
     query: ClassVar[str] = "turn"
     turn: TurnId
 
 
-class AskSession(Query[SessionRecord], frozen=True):
+class GetSession(Query[SessionRecord], frozen=True):
     """session_not_found."""
 
     query: ClassVar[str] = "session"
     session: str
 
 
-class AskSessions(Query[SessionPage], frozen=True):
+class ListSessions(Query[SessionPage], frozen=True):
     """Of one project, if one is named; cursor_invalid."""
 
     query: ClassVar[str] = "sessions"
@@ -166,7 +166,7 @@ class AskSessions(Query[SessionPage], frozen=True):
     project: str | None = None
 
 
-class AskSessionTurns(Query[TurnPage], frozen=True):
+class ListSessionTurns(Query[TurnPage], frozen=True):
     """session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "session_turns"
@@ -175,7 +175,7 @@ class AskSessionTurns(Query[TurnPage], frozen=True):
     limit: int = 50
 
 
-class AskAncestry(Query[Ancestry], frozen=True):
+class GetAncestry(Query[Ancestry], frozen=True):
     """A turn and those before it; turn_not_found."""
 
     query: ClassVar[str] = "ancestry"
@@ -183,7 +183,7 @@ class AskAncestry(Query[Ancestry], frozen=True):
     limit: int = 50
 
 
-class AskContext(Query[Context], frozen=True):
+class GetContext(Query[Context], frozen=True):
     """session_not_found, parent_not_found, session_busy.
 
     `parent` None means the session's last turn. `session` None means the parent's. A parent that is still running has
@@ -196,14 +196,14 @@ class AskContext(Query[Context], frozen=True):
     begin: bool = False
 
 
-class AskLast(Query[TurnRecord], frozen=True):
+class GetLastTurn(Query[TurnRecord], frozen=True):
     """The session's newest turn; session_not_found when it has none."""
 
     query: ClassVar[str] = "last"
     session: str
 
 
-def record(key: TurnKey, turn: Turn) -> TurnRecord:
+def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
     """A folded turn as a record; raises TurnUnknown for a fold without a request."""
     request = turn.request
     if request is None or turn.asked_at is None:

@@ -78,27 +78,27 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     running: list[SessionId]
 
 
-class Doomed(msgspec.Struct, frozen=True):
+class TurnToDelete(msgspec.Struct, frozen=True):
     """A turn that goes when what was named goes."""
 
     turn: TurnId
     is_running: bool
 
 
-class Left(msgspec.Struct, frozen=True):
+class Remaining(msgspec.Struct, frozen=True):
     """What of a deletion is not done yet; nothing means that it is."""
 
-    turns: list[Doomed]
+    turns: list[TurnToDelete]
 
 
-class AskProject(Query[ProjectRecord], frozen=True):
+class GetProject(Query[ProjectRecord], frozen=True):
     """project_not_found."""
 
     query: ClassVar[str] = "project"
     project: str
 
 
-class AskProjects(Query[ProjectPage], frozen=True):
+class ListProjects(Query[ProjectPage], frozen=True):
     """cursor_invalid."""
 
     query: ClassVar[str] = "projects"
@@ -106,7 +106,7 @@ class AskProjects(Query[ProjectPage], frozen=True):
     limit: int = 50
 
 
-class AskBranches(Query[BranchPage], frozen=True):
+class ListBranches(Query[BranchPage], frozen=True):
     """session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "branches"
@@ -115,7 +115,7 @@ class AskBranches(Query[BranchPage], frozen=True):
     limit: int = 50
 
 
-class AskUsage(Query[UsagePage], frozen=True):
+class GetUsage(Query[UsagePage], frozen=True):
     """Of the turns that were asked from the first day to the last, both included, in UTC; cursor_invalid."""
 
     query: ClassVar[str] = "usage"
@@ -126,13 +126,13 @@ class AskUsage(Query[UsagePage], frozen=True):
     limit: int = 50
 
 
-class AskStats(Query[Stats], frozen=True):
+class GetStats(Query[Stats], frozen=True):
     """Of the tenant who asks."""
 
     query: ClassVar[str] = "stats"
 
 
-class NewSession(Query[SessionRecord], frozen=True):
+class CreateSession(Query[SessionRecord], frozen=True):
     """Before its first turn; session_exists."""
 
     query: ClassVar[str] = "new_session"
@@ -151,7 +151,7 @@ class RenameSession(Query[SessionRecord], frozen=True):
     title: str | None
 
 
-class NewProject(Query[ProjectRecord], frozen=True):
+class CreateProject(Query[ProjectRecord], frozen=True):
     """project_exists."""
 
     query: ClassVar[str] = "new_project"
@@ -160,7 +160,7 @@ class NewProject(Query[ProjectRecord], frozen=True):
     description: str | None = None
 
 
-class Delete(Query[Left], frozen=True):
+class DeleteResource(Query[Remaining], frozen=True):
     """The rows of `purged` go: the log has nothing of them any more. Then what is left of the thing that is named.
 
     A turn takes those with it that went on from it. With the last of its turns a session or project goes, too. Nothing

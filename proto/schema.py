@@ -33,7 +33,7 @@ def with_schema(options: Mapping[str, Any] | None, schema: dict[str, Any]) -> di
     return given | {"output_config": config | {"format": {"type": "json_schema", "schema": schema}}}
 
 
-def require_small(schema: dict[str, Any]) -> None:
+def require_small_schema(schema: dict[str, Any]) -> None:
     """Raises Refused for a schema beyond SCHEMA_BYTES_MAX."""
     if len(msgspec.json.encode(schema)) > SCHEMA_BYTES_MAX:
         raise Refused("schema_invalid", f"the JSON Schema has more than {SCHEMA_BYTES_MAX} bytes")

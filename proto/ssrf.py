@@ -47,11 +47,11 @@ class Destination(NamedTuple):
     is_private: bool
 
 
-class NotAllowed(ValueError):
+class UrlNotAllowed(ValueError):
     """The message says why, and follows the name of what holds the URL."""
 
 
-def private_hosts(text: str) -> frozenset[str]:
+def parse_private_hosts(text: str) -> frozenset[str]:
     """The hosts of the setting: names and addresses, joined by commas. Raises SettingsInvalid."""
     hosts = frozenset(host.strip().strip("[]").lower() for host in text.split(",") if host.strip())
     for host in hosts:
@@ -62,30 +62,30 @@ def private_hosts(text: str) -> frozenset[str]:
     return hosts
 
 
-def destination(url: str, private: frozenset[str]) -> Destination:
+def check_url(url: str, private: frozenset[str]) -> Destination:
     """Where `url` leads; raises NotAllowed."""
     if len(url) > URL_CHARS_MAX:
-        raise NotAllowed(f"is longer than {URL_CHARS_MAX} characters")
+        raise UrlNotAllowed(f"is longer than {URL_CHARS_MAX} characters")
     found = URL.fullmatch(url)
     if found is None:
-        raise NotAllowed(
+        raise UrlNotAllowed(
             "is no URL like https://HOST/PATH: in lower case up to the path, without user and password, without #…, "
             "and with what is special percent-encoded"
         )
     scheme, host = found["scheme"], found["host"].strip("[]")
     port = int(found["port"] or PORTS[scheme])
     if not 0 < port < 65536:
-        raise NotAllowed(f"names the port {port}, which there cannot be")
+        raise UrlNotAllowed(f"names the port {port}, which there cannot be")
     if host in private:
         return Destination(host, is_private=True)
     if scheme != "https":
-        raise NotAllowed(f"must begin with https://, but for hosts that {SETTING} names")
+        raise UrlNotAllowed(f"must begin with https://, but for hosts that {SETTING} names")
     if port < PORT_MIN and port not in PORTS.values():
-        raise NotAllowed(
+        raise UrlNotAllowed(
             f"names the port {port}: below {PORT_MIN} there are 443 and 80, but for hosts that {SETTING} names"
         )
     if host.rstrip(".") == "localhost" or (_is_literal(host) and not is_public(host)):
-        raise NotAllowed(f"leads to an address that is not public: only hosts that {SETTING} names may")
+        raise UrlNotAllowed(f"leads to an address that is not public: only hosts that {SETTING} names may")
     return Destination(host, is_private=False)
 
 

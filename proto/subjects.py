@@ -102,16 +102,16 @@ def tombstone(key: TurnKey) -> str:
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
 
 
-def hold(tenant: Tenant, holder: str, sha256: str) -> str:
+def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:
     """Where it stands that somebody is about to refer to a blob; in the same bucket (PROTOCOL R34)."""
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.{_token(sha256)}"
 
 
-def holds_by(tenant: Tenant, holder: str) -> str:
+def blob_pins_by(tenant: Tenant, holder: str) -> str:
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.*"
 
 
-def holds_of(tenant: Tenant, sha256: str) -> str:
+def blob_pins_of(tenant: Tenant, sha256: str) -> str:
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.*.{_token(sha256)}"
 
 
@@ -155,7 +155,7 @@ def parse(subject: str) -> tuple[TurnKey, str]:
     return TurnKey(Tenant(tenant), TurnId(turn)), kind
 
 
-def whose(subject: str) -> str:
+def tenant_of(subject: str) -> str:
     """The tenant that a subject is of; of what is no tenant's, the bucket."""
     return subject.split(".", 2)[1]
 

@@ -60,15 +60,15 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
 
 
 # Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7.
-TOKENS, CHARS = 2, 7
+ESTIMATE_TOKENS, ESTIMATE_CHARS = 2, 7
 
 
-def estimated(counted: CallUsage, said_chars: int) -> CallUsage:
+def estimate_usage(counted: CallUsage, said_chars: int) -> CallUsage:
     """The usage of a call that broke off `said_chars` characters after the model last counted its output.
 
     What was said was paid for, and the model is not there any more to say how much it was.
     """
-    output_tokens = max(counted.output_tokens, -(-said_chars * TOKENS // CHARS))
+    output_tokens = max(counted.output_tokens, -(-said_chars * ESTIMATE_TOKENS // ESTIMATE_CHARS))
     return msgspec.structs.replace(counted, output_tokens=output_tokens)
 
 

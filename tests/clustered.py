@@ -22,7 +22,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Services, TurnLog
 from tailrace.proto.nats.direct_get import Reads
-from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests import processes, reading
 from tests.answering import stats, words
@@ -174,7 +174,7 @@ class System:
     async def _record(self, key: TurnKey) -> TurnRecord | None:
         # Its own consumer may have just lost its leader, or have one that has not caught up: it says "try again".
         with suppress(Refused):
-            return await self.history.ask(key.tenant, AskTurn(key.turn))
+            return await self.history.ask(key.tenant, GetTurn(key.turn))
         return None
 
     async def verdict(self, listener: Listener) -> tuple[Turn, Verdict]:

@@ -7,7 +7,7 @@ import msgspec
 
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq, SessionId
@@ -83,7 +83,7 @@ class Handwritten:
             self.store(says(self.chain, text, index))
 
     def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Stored:
-        return self.store(ending(self.turn, outcome, error))
+        return self.store(build_end(self.turn, outcome, error))
 
 
 def answered(*texts: str, step: int = 1) -> Handwritten:

@@ -14,7 +14,7 @@ import msgspec
 from tailrace.proto.entries import Outcome, Stored
 from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import Seq
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
@@ -207,7 +207,7 @@ def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
     """The part of `one_story` that is about SQLite."""
     if history.records is None or key not in history.records:
         return Verdict(None, f"{key.turn}: nobody saw its row")
-    row, folded = history.records[key], record(key, turn)
+    row, folded = history.records[key], record_from_fold(key, turn)
     differing = [name for name in TurnRecord.__struct_fields__ if getattr(row, name) != getattr(folded, name)]
     if differing:
         name = differing[0]

@@ -2,7 +2,7 @@
 
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
@@ -61,4 +61,4 @@ class Writer:
     async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
         if outcome == "completed":
             await self.hear(*handwritten.closing(5))
-        return await self.store(ending(await self.log.turn(self.key), outcome, error))
+        return await self.store(build_end(await self.log.turn(self.key), outcome, error))

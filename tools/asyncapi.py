@@ -14,7 +14,7 @@ import msgspec
 from tailrace.gateway.clients.registry import DIALECTS, Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
@@ -139,7 +139,7 @@ def example() -> list[Stored]:
             events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=20)),
         ],
     )
-    _append(log, ending(fold(log), "completed", None))
+    _append(log, build_end(fold(log), "completed", None))
     return log
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import Refused, SettingsInvalid, TailraceError
 
@@ -29,7 +29,7 @@ TRY_AGAIN_S = 1.0
 TELL_AFTER = 2
 BAR_CHARS = 30
 # An answer that did not come, or not all of it.
-BROKEN = (OSError, http.client.HTTPException, *UNREADABLE)
+BROKEN = (OSError, http.client.HTTPException, *DECODE_ERRORS)
 # How a gateway names an input, and what is wrong within it.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
@@ -123,7 +123,7 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
         if line.strip():
             try:
                 requests.append(msgspec.json.decode(line))
-            except UNREADABLE as error:
+            except DECODE_ERRORS as error:
                 raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
             numbers.append(number)
     if not requests:
@@ -231,7 +231,7 @@ def _refusal(status: int, said: bytes) -> Refused:
         error = msgspec.json.decode(said)["error"]
         said_here = "; the key is taken from TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
         return Refused(str(error["code"]), str(error["message"]) + said_here)
-    except (*UNREADABLE, KeyError, TypeError):
+    except (*DECODE_ERRORS, KeyError, TypeError):
         return Refused("internal", f"the gateway answered {status}")
 
 

@@ -22,7 +22,7 @@ from tailrace.proto.api_key import SCOPES
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import Tenant, is_token
-from tailrace.proto.limits import NAMES, read_limits
+from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.resources import UsageBy
 from tailrace.proto.runtime.logging_setup import configure
 from tailrace.proto.runtime.main import EXIT_TROUBLE, EXIT_USAGE
@@ -356,7 +356,7 @@ def life(text: str) -> int:
 
 def limits(text: str) -> dict[str, float]:
     try:
-        given: dict[str, float] = msgspec.to_builtins(read_limits("--limits", text))
+        given: dict[str, float] = msgspec.to_builtins(parse_limits_setting("--limits", text))
     except SettingsInvalid as error:
         # argparse names the option itself.
         raise argparse.ArgumentTypeError(str(error).removeprefix("--limits: ")) from error

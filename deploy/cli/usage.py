@@ -9,7 +9,7 @@ from tailrace.deploy.local.banner import table
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Services
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.resources import AskUsage, UsageBy, UsagePage, UsageRecord
+from tailrace.proto.resources import GetUsage, UsageBy, UsagePage, UsageRecord
 
 TIMEOUT_S = 10.0
 PAGE = 200
@@ -22,9 +22,9 @@ async def used(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -
     try:
         services = Services(connection)
         found: list[UsageRecord] = []
-        question = AskUsage(by, first, last, limit=PAGE)
+        question = GetUsage(by, first, last, limit=PAGE)
         while True:
-            answer = await services.ask(tenant, AskUsage.query, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
+            answer = await services.ask(tenant, GetUsage.query, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
             page = msgspec.json.decode(answer, type=UsagePage)
             found += page.usage
             if page.next is None:

@@ -20,7 +20,7 @@ from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch
 from tailrace.deploy.simulated_claude.model import MODELS
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import Asked, reply, understand
-from tailrace.deploy.simulated_claude.request import Request, decode, model_named, require_max_tokens
+from tailrace.deploy.simulated_claude.request import Request, decode, find_model, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, Written
 
@@ -169,7 +169,7 @@ async def list_models(http: HttpRequest) -> Response:
 
 async def show_model(http: HttpRequest) -> Response:
     require_key(http.headers)
-    return json(model_named(http.path_params["id"]).card())
+    return json(find_model(http.path_params["id"]).card())
 
 
 async def show_stats(http: HttpRequest) -> Response:

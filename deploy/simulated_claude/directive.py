@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import msgspec
 
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, HTTP_ONLY, Fault
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 
 HELP = """\
 A line `#sim …` in the last user message directs the answer:
@@ -122,7 +122,7 @@ def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
 def is_object(text: str) -> bool:
     try:
         return isinstance(msgspec.json.decode(text), dict)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return False
 
 

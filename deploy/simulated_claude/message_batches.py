@@ -19,7 +19,7 @@ from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import Asked, Reply, reply, understand
 from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 
 REQUESTS_MAX = 100_000
 LIFE = timedelta(hours=24)
@@ -200,7 +200,7 @@ def read(body: bytes) -> list[Request]:
     """The requests of a creation; raises Refusal."""
     try:
         requests = msgspec.json.decode(body, type=NewBatch).requests
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise Refusal(INVALID, str(error)) from error
     if not 1 <= len(requests) <= REQUESTS_MAX:
         raise Refusal(INVALID, f"requests: must have from 1 to {REQUESTS_MAX}")

@@ -6,7 +6,7 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.model import BY_NAME, Model
 from tailrace.deploy.simulated_claude.refusal import Refusal
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 
 Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -91,16 +91,16 @@ def decode(body: bytes) -> Request:
     """The request in `body`, if the API would take it; raises Refusal. max_tokens is the caller's to check."""
     try:
         request = msgspec.json.decode(body, type=Request)
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
     if request.output_config.format is not None:
         refuse_schema(request.output_config.format.schema)
-    refuse_model(request, model_named(request.model))
+    refuse_model(request, find_model(request.model))
     return request
 
 
-def model_named(name: str) -> Model:
+def find_model(name: str) -> Model:
     if name not in BY_NAME:
         raise Refusal("not_found_error", f"model: {name}")
     return BY_NAME[name]

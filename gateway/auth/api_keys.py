@@ -13,7 +13,7 @@ from datetime import datetime
 from starlette.requests import Request
 
 from tailrace.gateway.auth.principal import Principal
-from tailrace.proto.api_key import KEY_ID, ApiKey, scopes_of, sha256_of
+from tailrace.proto.api_key import KEY_ID, ApiKey, hash_key, scopes_of
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Connection
@@ -34,7 +34,7 @@ class ApiKeyCache:
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
         # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
-        return self._callers.get(sha256_of(token))
+        return self._callers.get(hash_key(token))
 
     def named(self, name: str) -> Principal | None:
         """Who the key of that name speaks for, unless it was revoked or has expired."""

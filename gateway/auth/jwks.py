@@ -19,7 +19,7 @@ import jwt
 import msgspec
 import structlog
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 
 logger = structlog.get_logger()
@@ -87,14 +87,14 @@ class SigningKeys:
         try:
             text = await asyncio.to_thread(_fetch if _is_url(self._source) else _load, self._source)
             self._keys = parse(text)
-        except (OSError, HTTPException, *UNREADABLE) as error:
+        except (OSError, HTTPException, *DECODE_ERRORS) as error:
             logger.warning("signing keys cannot be read", error=type(error).__name__, known=len(self._keys))
         finally:
             self._reading = None
 
 
 def parse(text: bytes) -> dict[str | None, SigningKey]:
-    """The keys of a JWKS that can check a signature, by name; under None the only one. Raises UNREADABLE."""
+    """The keys of a JWKS that can check a signature, by name; under None the only one. Raises DECODE_ERRORS."""
     keys: dict[str | None, SigningKey] = {}
     for told in msgspec.json.decode(text, type=KeySet).keys:
         key = _key(told)

@@ -19,7 +19,7 @@ from tailrace.gateway.auth.jwks import SigningKey, SigningKeys
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, scopes_of
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
 
@@ -134,7 +134,7 @@ def _header(token: bytes) -> Header | None:
     encoded = token.partition(b".")[0]
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)), type=Header)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return None
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import Tenant, TurnId
 
 
@@ -68,7 +68,7 @@ class Signature:
         fields = said.removeprefix(KINDS[kind])
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(fields + b"=" * (-len(fields) % 4)), type=kind)
-        except UNREADABLE:
+        except DECODE_ERRORS:
             # Ours, of a version that had other fields.
             return None
 

@@ -6,7 +6,7 @@ from tailrace.proto.errors import CODES
 from tailrace.proto.records import TurnRecord
 
 CANCELLED = Failure("turn_cancelled", "the turn was cancelled")
-LOST = end_entry.LOST
+LOST = end_entry.LOST_FAILURE
 
 
 def of_record(record: TurnRecord) -> Failure:

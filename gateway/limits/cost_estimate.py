@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, of_size
-from tailrace.proto.blobs import blob_of
+from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
-from tailrace.proto.models import cost_nano_usd, model_named
+from tailrace.proto.models import cost_nano_usd, find_model
 from tailrace.proto.schema import schema_of
-from tailrace.proto.usage import CHARS, TOKENS, CallUsage
+from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS, CallUsage
 
 # platform.claude.com, "Vision": what has more is scaled down to that; for models before Opus 4.7 to a third of it.
 PICTURE_TOKENS = 4784
@@ -40,7 +40,7 @@ def estimate_of(request: Request, counter: PageCounter | None = None, *, is_hedg
 
     `counter` is one for all that comes with one body.
     """
-    model = model_named(request.model)
+    model = find_model(request.model)
     told = _told(request, counter or PageCounter())
     if model is not None:
         # What is longer is refused, and costs nothing.
@@ -106,7 +106,7 @@ def _told(request: Request, counter: PageCounter) -> _Told:
                 waiting.append(more)
             case {"type": "base64" | "url" | "file"}:
                 tokens += PICTURE_TOKENS
-            case dict(fields) if (blob := blob_of(fields)) is not None:
+            case dict(fields) if (blob := parse_reference(fields)) is not None:
                 # Elsewhere than in the source of a picture or a document, it was a text.
                 chars += blob.bytes
             case dict(fields):
@@ -118,7 +118,7 @@ def _told(request: Request, counter: PageCounter) -> _Told:
             case number:
                 # Or `true`: 100,000 of them are as many tokens, and more.
                 chars += len(str(number))
-    return _Told(-(-chars * TOKENS // CHARS) + tokens, any(marks), "1h" in marks)
+    return _Told(-(-chars * ESTIMATE_TOKENS // ESTIMATE_CHARS) + tokens, any(marks), "1h" in marks)
 
 
 def _mark(fields: Mapping[str, Any]) -> str | None:
@@ -136,7 +136,7 @@ def _pages(source: dict[str, Any], counter: PageCounter) -> int:
     match source.get("data"):
         case str(base64):
             return counter.pages(base64)
-        case dict(fields) if (blob := blob_of(fields)) is not None:
+        case dict(fields) if (blob := parse_reference(fields)) is not None:
             # Of an earlier turn.
             return of_size(blob.bytes)
         case _:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import NAMES, Limits, Rate, limits_of, over, request_rate, token_rate
+from tailrace.proto.limits import NAMES, Limits, Rate, merge_limits, parse_limits, request_rate, token_rate
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
@@ -44,7 +44,7 @@ def owners(caller: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owne
     """The key first: what it is refused for, its tenant is not counted for."""
     # What a newer version may have written beside them is its own to hold.
     known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}
-    own = over(limits_of(known), of_keys)
+    own = merge_limits(parse_limits(known), of_keys)
     # No name of a key becomes a part of a subject: it may have a dot or a `*` in it.
     # Who needs no key shares one with all who need none.
     name = "k_" + hashlib.sha256((caller.key or "").encode()).hexdigest()[:KEY_CHARS]

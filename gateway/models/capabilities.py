@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.models import Supports
 
 
@@ -44,7 +44,7 @@ def updated(supports: Supports, capabilities: bytes) -> Supports:
     """`supports`, and over it what `capabilities`, Anthropic's JSON, says. What cannot be read says nothing."""
     try:
         told = msgspec.json.decode(capabilities, type=Capabilities | None) or Capabilities()
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return supports
     thinking = told.thinking.types if told.thinking is not None else None
     said = {

@@ -10,11 +10,11 @@ import msgspec
 import structlog
 
 from tailrace.gateway.models.offer import Listed, Offer
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import TailraceError
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import MODELS, ListedModel, ListedModels
-from tailrace.proto.models import model_named
+from tailrace.proto.models import find_model
 from tailrace.proto.nats import Services
 from tailrace.proto.subjects import GENERATORS
 
@@ -65,7 +65,7 @@ class Catalogue:
         try:
             reply = await self._services.ask(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return known(msgspec.json.decode(reply, type=ListedModels).data)
-        except (TailraceError, *UNREADABLE) as error:
+        except (TailraceError, *DECODE_ERRORS) as error:
             logger.info("models come from the data file alone", error=str(error))
             return None
 
@@ -75,5 +75,5 @@ def known(listed: list[ListedModel]) -> Listed | None:
 
     None when there is not one: then it was not Anthropic's API that listed them.
     """
-    found = {model.id: one for one in listed if (model := model_named(one.id)) is not None}
+    found = {model.id: one for one in listed if (model := find_model(one.id)) is not None}
     return found or None

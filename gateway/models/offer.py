@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tailrace.proto.errors import Refused
 from tailrace.proto.model_records import ListedModel
-from tailrace.proto.models import Model, models, resolve
+from tailrace.proto.models import Model, models, resolve_model
 
 Listed = Mapping[str, ListedModel]
 """What Anthropic lists, by our own ids."""
@@ -31,7 +31,7 @@ class Offer(NamedTuple):
     def model(self, name: str | None, code: str = "model_unknown") -> Model:
         """The model of that name, the default one without; raises Refused, as `code`, with the names that there are."""
         there = self.models
-        found = resolve(name, self.aliases) if name is not None else there[0]
+        found = resolve_model(name, self.aliases) if name is not None else there[0]
         if found is None or found not in there:
             names = ", ".join(model.id for model in there)
             raise Refused(

@@ -16,7 +16,7 @@ from tailrace.gateway.auth.scopes import NEEDS, Need
 from tailrace.gateway.error_responses import Envelope
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from tailrace.proto.errors import CODES
-from tailrace.proto.records import Hook
+from tailrace.proto.records import WebhookPayload
 
 VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
@@ -37,7 +37,7 @@ Json = dict[str, Any]
 
 def document(routes: Sequence[Route], version: str) -> Json:
     """The document of `routes`; raises KeyError for one that gateway/operations.py does not tell of."""
-    kinds = {kind for told in OPERATIONS.values() for kind in told.kinds} | {Envelope, Hook}
+    kinds = {kind for told in OPERATIONS.values() for kind in told.kinds} | {Envelope, WebhookPayload}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     # Some routes answer with an object that is another protocol's, or a few fields of their own.
@@ -51,7 +51,7 @@ def document(routes: Sequence[Route], version: str) -> Json:
         "openapi": VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "webhooks": {"turn": {"post": _webhook(schema_of[Hook])}},
+        "webhooks": {"turn": {"post": _webhook(schema_of[WebhookPayload])}},
         "components": {
             "schemas": components,
             "responses": {

@@ -25,14 +25,14 @@ from tailrace.gateway.turns.respond import asked
 from tailrace.gateway.turns.submit import accept_request, claimed_key
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
-from tailrace.proto.batch_records import AskBatch, AskBatches, AskBatchTurns, StoredBatch, stored_batch
+from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
-from tailrace.proto.end_entry import LOST
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
@@ -115,7 +115,7 @@ async def batches(request: Request) -> Response:
     """`GET /v1/batches`: all that there are, newest first."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     after, limit = page_of(request)
-    found = await gateway.history.ask(tenant, AskBatches(after, limit))
+    found = await gateway.history.ask(tenant, ListBatches(after, limit))
     told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, batch.batch), batch) for batch in found.batches))
     return json_response(
         BatchList(data=[batch_record(one) for one in told], has_more=bool(found.next), next=found.next)
@@ -157,7 +157,7 @@ async def _past(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerato
     first = numbers.start
     while first < numbers.stop:
         limit = min(READ_AT_ONCE, numbers.stop - first)
-        page = await gateway.history.ask(key.tenant, AskBatchTurns(key.turn, first, limit))
+        page = await gateway.history.ask(key.tenant, ListBatchTurns(key.turn, first, limit))
         turns = {one.index: one.turn for one in page.turns}
         told = (
             result(number, turns[number]) if number in turns else BatchResult(index=number, custom_id="")
@@ -174,15 +174,15 @@ async def _results(
     unasked: list[bytes] | None = None
     for first in range(0, len(numbers), READ_AT_ONCE):
         some = numbers[first : first + READ_AT_ONCE]
-        turns = await asyncio.gather(*(_turn(gateway, batch.child(key, number)) for number in some))
+        turns = await asyncio.gather(*(_turn(gateway, batch.child_key(key, number)) for number in some))
         told = []
         for number, turn in zip(some, turns, strict=True):
             if turn is not None and turn.end is not None:
-                told.append(result(number, record(batch.child(key, number), turn)))
+                told.append(result(number, record_from_fold(batch.child_key(key, number), turn)))
             elif turn is None and is_over:
                 # Only then: the inputs are as long as a body may be.
                 unasked = await _inputs(gateway, key, of) if unasked is None else unasked
-                name = batch.custom_id(batch.read(unasked[number])) if unasked else ""
+                name = batch.custom_id(batch.decode_input(unasked[number])) if unasked else ""
                 told.append(BatchResult(index=number, custom_id=name))
         yield b"".join(encode(line) + b"\n" for line in told)
 
@@ -198,7 +198,7 @@ async def _turn(gateway: Gateway, key: TurnKey) -> Turn | None:
 async def _inputs(gateway: Gateway, key: TurnKey, of: entries.Batch) -> list[bytes]:
     """None of them, once they have expired."""
     try:
-        return batch.lines(await gateway.bodies.read(key.tenant, Blob(of.sha256, of.bytes)))
+        return batch.split_inputs(await gateway.bodies.read(key.tenant, Blob(of.sha256, of.bytes)))
     except BlobUnknown:
         return []
 
@@ -234,7 +234,7 @@ async def batch_of(request: Request) -> tuple[TurnKey, StoredBatch, Turn | None]
     try:
         turn = await gateway_of(request).log.turn(key)
     except TurnUnknown:
-        return key, past(await gateway_of(request).history.ask(key.tenant, AskBatch(key.turn))), None
+        return key, past(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
@@ -253,7 +253,7 @@ async def _now(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredBatch
 
 def past(told: StoredBatch) -> StoredBatch:
     """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
-    return msgspec.structs.replace(told, outcome="failed", error=LOST) if told.outcome == "running" else told
+    return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told
 
 
 def batch_record(told: StoredBatch) -> BatchRecord:

@@ -13,7 +13,7 @@ from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.request_body import check_name
 from tailrace.gateway.turns.respond import asked
 from tailrace.proto.ids import new_id
-from tailrace.proto.resources import AskProject, AskProjects, NewProject, ProjectRecord
+from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
 
 NAME_CHARS_MAX = 200
 DESCRIPTION_CHARS_MAX = 10_000
@@ -34,7 +34,7 @@ class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
 async def projects(request: Request) -> Response:
     """`GET /v1/projects`: newest first, by pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
-    found = await gateway_of(request).history.ask(tenant, AskProjects(after, limit))
+    found = await gateway_of(request).history.ask(tenant, ListProjects(after, limit))
     return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
 
 
@@ -45,14 +45,14 @@ async def post(request: Request) -> Response:
     check_name("id", new.id)
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
-    made = await gateway.history.ask(tenant, NewProject(new.id or new_id(), new.name, new.description))
+    made = await gateway.history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
     return json_response(made, status=201, headers={"location": f"/v1/projects/{made.id}"})
 
 
 async def project(request: Request) -> Response:
     """`GET /v1/projects/{project}`: one, with the totals of all its sessions."""
     tenant = tenant_of(request)
-    question = AskProject(request.path_params["project"])
+    question = GetProject(request.path_params["project"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 

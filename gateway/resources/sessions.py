@@ -19,8 +19,15 @@ from tailrace.gateway.turns.respond import asked
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, new_id
-from tailrace.proto.records import AskSession, AskSessions, AskSessionTurns, SessionRecord, TurnRecord, record
-from tailrace.proto.resources import AskBranches, AskStats, Branch, NewSession, RenameSession, UsageRecord
+from tailrace.proto.records import (
+    GetSession,
+    ListSessions,
+    ListSessionTurns,
+    SessionRecord,
+    TurnRecord,
+    record_from_fold,
+)
+from tailrace.proto.resources import Branch, CreateSession, GetStats, ListBranches, RenameSession, UsageRecord
 from tailrace.proto.subjects import TurnKey
 
 TITLE_CHARS_MAX = 500
@@ -77,7 +84,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 async def sessions(request: Request) -> Response:
     """`GET /v1/sessions`: newest first, by pages; `?project_id=`: those of one project."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
-    question = AskSessions(after, limit, request.query_params.get("project_id"))
+    question = ListSessions(after, limit, request.query_params.get("project_id"))
     found = await gateway_of(request).history.ask(tenant, question)
     listed, has_more = found.sessions, found.next is not None
     return json_response(SessionList(data=listed, sessions=listed, has_more=has_more, next=found.next))
@@ -88,7 +95,7 @@ async def post(request: Request) -> Response:
     gateway, tenant = gateway_of(request), tenant_of(request)
     new, _ = await asked(request, NewSessionBody)
     _check(new, await offer_to(request))
-    session = NewSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
+    session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
     made = await gateway.history.ask(tenant, session)
     return json_response(made, status=201, headers={"location": f"/v1/sessions/{made.session}"})
 
@@ -96,7 +103,7 @@ async def post(request: Request) -> Response:
 async def session(request: Request) -> Response:
     """`GET /v1/sessions/{session}`: one, with the totals of all its branches."""
     tenant = tenant_of(request)
-    question = AskSession(request.path_params["session"])
+    question = GetSession(request.path_params["session"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 
@@ -118,7 +125,7 @@ async def delete(request: Request) -> Response:
 async def turns(request: Request) -> Response:
     """`GET /v1/sessions/{session}/turns`: oldest first, by pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
-    gateway, question = gateway_of(request), AskSessionTurns(request.path_params["session"], after, limit)
+    gateway, question = gateway_of(request), ListSessionTurns(request.path_params["session"], after, limit)
     found = await gateway.history.ask(tenant, question)
     told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
     return json_response(msgspec.structs.replace(found, turns=told))
@@ -127,7 +134,7 @@ async def turns(request: Request) -> Response:
 async def branches(request: Request) -> Response:
     """`GET /v1/sessions/{session}/branches`: the turns that nobody has gone on from yet, each with those before it."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
-    question = AskBranches(request.path_params["session"], after, limit)
+    question = ListBranches(request.path_params["session"], after, limit)
     found = await gateway_of(request).history.ask(tenant, question)
     return json_response(BranchList(data=found.branches, has_more=found.next is not None, next=found.next))
 
@@ -135,7 +142,7 @@ async def branches(request: Request) -> Response:
 async def stats(request: Request) -> Response:
     """`GET /v1/sessions/stats`: the sessions that are active, and what they have used."""
     tenant = tenant_of(request)
-    found = await gateway_of(request).history.ask(tenant, AskStats())
+    found = await gateway_of(request).history.ask(tenant, GetStats())
     active = ActiveSessions(
         active_sessions=found.active_sessions,
         turns=sum(model.turns for model in found.by_model),
@@ -159,7 +166,7 @@ async def _now(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
     if told.outcome != "running":
         return told
     try:
-        return record(key, await gateway.log.turn(key))
+        return record_from_fold(key, await gateway.log.turn(key))
     except TurnUnknown:
         return past(told)
 

@@ -12,7 +12,7 @@ from tailrace.gateway.dependencies import gateway_of, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.resources import AskUsage, UsageBy, UsageRecord
+from tailrace.proto.resources import GetUsage, UsageBy, UsageRecord
 
 DAYS = 30
 DAYS_MAX = 366
@@ -30,7 +30,7 @@ async def usage(request: Request) -> Response:
     """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: of the turns of those days (UTC)."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    question = AskUsage(_by(request), first, last, after, limit)
+    question = GetUsage(_by(request), first, last, after, limit)
     found = await gateway_of(request).history.ask(tenant, question)
     return json_response(
         UsageList(

@@ -19,11 +19,11 @@ from tailrace.gateway.turns import store_blobs
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import NewTurn, Params, check, new_messages, request_of
 from tailrace.proto import batch, entries
-from tailrace.proto.blobs import names
+from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import SessionId, TurnId, new_id
-from tailrace.proto.schema import require_small, schema_of
+from tailrace.proto.schema import require_small_schema, schema_of
 from tailrace.proto.subjects import TurnKey
 
 INPUTS_MAX = 10_000
@@ -75,13 +75,13 @@ async def prepared(
         except EntryTooLarge as error:
             raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored") from error
         lines.append(line)
-    inputs = batch.written(lines)
+    inputs = batch.encode_inputs(lines)
     # Elsewhere, as in blobs.py.
     sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
     await admission.stored(len(inputs))
     await gateway.holds.take(caller.tenant, turn, [sha256])
     await gateway.bodies.put(caller.tenant, {sha256: inputs})
-    referred = sorted({name for line in lines for name in names(line)})
+    referred = sorted({name for line in lines for name in blobs_needed(line)})
     first = lines[0]
     return entries.Request(
         model=first.model,
@@ -126,7 +126,7 @@ async def _requests(
             place = Position(session=session, new=new_messages(ask))
             request = request_of(ask, place, settings.max_tokens, offer, by=caller.key, cache=settings.cache)
             if (schema := schema_of(request.options)) is not None:
-                require_small(schema)
+                require_small_schema(schema)
                 # Mostly all have the same, and each is judged by a process of its own.
                 if (told := msgspec.json.encode(schema)) not in judged:
                     await gateway.judge.require(schema, caller.tenant)

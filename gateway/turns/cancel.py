@@ -6,7 +6,7 @@ from contextlib import suppress
 import structlog
 
 from tailrace.gateway import metrics
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import TurnLog
@@ -44,7 +44,7 @@ def cancelled(key: TurnKey, now: Now) -> Steps[tuple[Turn, bool]]:
     while turn.end is None:
         # Lost to whoever has written meanwhile: more of the answer, or its end.
         with suppress(FenceLost):
-            end = ending(turn, "cancelled")
+            end = build_end(turn, "cancelled")
             yield from append(key, turn.chain, end, now=now, timeout_s=CANCEL_TIMEOUT_S)
             is_ours = True
         # Read, not made up: when it ended is the log's to say, and every answer says the same.

@@ -8,7 +8,7 @@ from tailrace.gateway.turns.conversation_match import Position, after, agreed, v
 from tailrace.gateway.turns.request_body import NewTurn, new_messages
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
-from tailrace.proto.records import AskContext, AskLast, AskSession, AskTurn, Context, TurnRecord
+from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
@@ -25,7 +25,7 @@ async def place_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> Position:
             return after(await _beginning(gateway, tenant, session, begin=ask.begin), new)
         case session, parent:
             named = None if parent is msgspec.UNSET else parent
-            context = await _context(gateway, tenant, AskContext(session, named, ask.begin), ask)
+            context = await _context(gateway, tenant, GetContext(session, named, ask.begin), ask)
             if not ask.is_whole:
                 return after(context, new)
             return verbatim(agreed(context, new), new) if ask.is_verbatim else agreed(context, new)
@@ -34,7 +34,7 @@ async def place_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> Position:
 async def _beginning(gateway: Gateway, tenant: Tenant, session: str, *, begin: bool) -> Context:
     """A branch of a session with nothing before it; nobody begins one of what is not there, or not theirs."""
     try:
-        found = await gateway.history.ask(tenant, AskSession(session))
+        found = await gateway.history.ask(tenant, GetSession(session))
     except Refused as refused:
         if refused.code == "session_not_found" and begin:
             return Context(SessionId(session), None, [])
@@ -42,7 +42,7 @@ async def _beginning(gateway: Gateway, tenant: Tenant, session: str, *, begin: b
     return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
 
 
-async def _context(gateway: Gateway, tenant: Tenant, question: AskContext, ask: NewTurn) -> Context:
+async def _context(gateway: Gateway, tenant: Tenant, question: GetContext, ask: NewTurn) -> Context:
     """The branch to go on from; when its last turn still runs, as `on_busy` has it."""
     while True:
         try:
@@ -56,7 +56,7 @@ async def _context(gateway: Gateway, tenant: Tenant, question: AskContext, ask: 
         elif running.parent is None:
             return await _beginning(gateway, tenant, running.session, begin=False)
         else:
-            question = AskContext(question.session, running.parent)
+            question = GetContext(question.session, running.parent)
 
 
 async def _cancel(gateway: Gateway, key: TurnKey) -> None:
@@ -67,9 +67,9 @@ async def _cancel(gateway: Gateway, key: TurnKey) -> None:
         raise Refused("session_busy", "the turn to go on from has no end: go on from another (`parent`)") from error
 
 
-async def _running(gateway: Gateway, tenant: Tenant, question: AskContext) -> TurnRecord:
+async def _running(gateway: Gateway, tenant: Tenant, question: GetContext) -> TurnRecord:
     """The turn that the question wants to go on from."""
     if question.parent is not None:
-        return await gateway.history.ask(tenant, AskTurn(TurnId(question.parent)))
+        return await gateway.history.ask(tenant, GetTurn(TurnId(question.parent)))
     assert question.session is not None  # noqa: S101  # who names neither is refused as such
-    return await gateway.history.ask(tenant, AskLast(question.session))
+    return await gateway.history.ask(tenant, GetLastTurn(question.session))

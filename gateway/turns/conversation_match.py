@@ -73,19 +73,19 @@ def common(held: list[Message], told: list[Message]) -> int:
 def gist(message: Message) -> tuple[str, str, tuple[str, ...]]:
     """Who says what, whatever the protocol makes of it: the text, which files, which tool calls it makes or answers."""
     if isinstance(message.content, str):
-        return message.role, blobs.brief(message.content).strip(), ()
+        return message.role, blobs.comparison_key(message.content).strip(), ()
     texts, calls = [], []
     for block in message.content:
         match block:
             case {"type": "text", "text": str(text) | dict(text)}:
-                texts.append(blobs.brief(text))
+                texts.append(blobs.comparison_key(text))
             case {"type": "tool_use", "id": str(call)} | {"type": "tool_result", "tool_use_id": str(call)}:
                 calls.append(call)
             case {
                 "type": "image" | "document" as kind,
                 "source": {"data": str(file) | dict(file)} | {"url": str(file)},
             }:
-                calls += [kind, blobs.brief(file)]
+                calls += [kind, blobs.comparison_key(file)]
             case {"type": "image" | "document" as kind}:
                 calls.append(kind)
             case _:

@@ -15,10 +15,10 @@ from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
+from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import Tombstones
 from tailrace.proto.nats.settlement import Settlement, give_back
-from tailrace.proto.resources import Delete, Doomed, Kind
+from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
 # Each is up to a thousand turns. Who asks on in a session as fast as it is deleted does not keep this here for ever.
@@ -39,7 +39,7 @@ async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int
     gone: set[TurnId] = set()
     purged: list[TurnId] = []
     for _ in range(ROUNDS_MAX):
-        left = await gateway.history.ask(tenant, Delete(kind, name, tuple(purged)))
+        left = await gateway.history.ask(tenant, DeleteResource(kind, name, tuple(purged)))
         if not left.turns:
             return len(gone)
         purged = await _purged(gateway, tenant, left.turns)
@@ -47,7 +47,7 @@ async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int
     raise Refused("session_busy", "more was asked while it was being deleted: repeat this when nobody asks any more")
 
 
-async def _purged(gateway: Gateway, tenant: Tenant, doomed: list[Doomed]) -> list[TurnId]:
+async def _purged(gateway: Gateway, tenant: Tenant, doomed: list[TurnToDelete]) -> list[TurnId]:
     """Those that the log has forgotten now. None, when one was running: persistence is to hear of its end before."""
     was_running = False
     for turn in doomed:
@@ -102,13 +102,13 @@ async def _settle(gateway: Gateway, key: TurnKey) -> None:
 async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
     """What is held for inputs of a batch that were never asked."""
     try:
-        lines = batch.lines(await gateway.bodies.read(key.tenant, inputs))
+        lines = batch.split_inputs(await gateway.bodies.read(key.tenant, inputs))
     except BlobUnknown:
         return
     tombstones = Tombstones(gateway.connection)
 
     async def look(number: int) -> None:
-        child = batch.child(key, number)
+        child = batch.child_key(key, number)
         if not await gateway.log.is_known(child):
             await give_back(tombstones, gateway.limits.counters, child, lines[number])
 
@@ -119,6 +119,6 @@ async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
 
 async def _stop_message_batch(gateway: Gateway, key: TurnKey, name: str) -> None:
     """Has what Anthropic has of a batch cancelled: once the log has forgotten it, nobody knows that it runs."""
-    asked = msgspec.json.encode(AskCancel(name))
+    asked = msgspec.json.encode(CancelMessageBatch(name))
     timeout_s = gateway.settings.query_timeout_s
     await gateway.services.ask(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)

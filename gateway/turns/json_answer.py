@@ -15,7 +15,7 @@ from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 GOES_ON = "the answer is not whole yet, and goes on: GET /v1/turns/{turn}, or send the same request with the same key"
@@ -39,7 +39,7 @@ class JsonAnswer:
             with self._gateway.door.ending(caller) as unwanted:
                 is_left = await self._is_left(live, receive, unwanted)
             if not is_left:
-                told = record(self._key, fold(live.entries))
+                told = record_from_fold(self._key, fold(live.entries))
         if is_left:
             self._gateway.departures.left(self._key)
             return

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from tailrace.gateway.auth.cors import JSON, media_type
 from tailrace.gateway.turns.validation_hints import fitting
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused
 
 B = TypeVar("B")
@@ -71,7 +71,7 @@ def decode(body: bytes, kind: type[B]) -> B:
         if "options" in names and SAMPLING.search(problem) is not None:
             hint += ". The current models refuse sampling; `options` passes it on to those that take it"
         raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint) from error
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise Refused("json_invalid", "the body is not JSON as RFC 8259 has it, or is nested too deeply") from error
 
 

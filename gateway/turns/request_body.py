@@ -130,11 +130,11 @@ def check_session(field: str, name: str | None) -> None:
 
 def require_unclaimed(told: object) -> None:
     """Raises Refused for a reference to a blob in what a client has told."""
-    if blobs.is_claimed(told):
+    if blobs.has_reserved_key(told):
         raise Refused(
             "request_invalid",
-            f"`{blobs.KEY}` is what Tailrace says of a string that it has lifted out: send the string itself, "
-            "which GET /v1/blobs/{sha256} tells",
+            f"The key `{blobs.REFERENCE_KEY}` is reserved: Tailrace stores it in place of a long string. "
+            "Send the string itself; GET /v1/blobs/{sha256} returns it.",
         )
 
 

@@ -22,8 +22,8 @@ from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim
-from tailrace.proto.records import AskTurn
-from tailrace.proto.schema import require_small, schema_of
+from tailrace.proto.records import GetTurn
+from tailrace.proto.schema import require_small_schema, schema_of
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -70,7 +70,7 @@ async def _request(
     offer = await gateway.catalogue.offer(caller.tenant)
     asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
     if (schema := schema_of(asked.options)) is not None:
-        require_small(schema)
+        require_small_schema(schema)
         await gateway.judge.require(schema, caller.tenant)
     asked = await admission.turn(turn, asked)
     return await store_blobs.check_in(gateway, TurnKey(caller.tenant, turn), asked, admission)
@@ -179,7 +179,7 @@ async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
     """
     try:
         if not await gateway.log.has_end(parent):
-            await gateway.history.ask(parent.tenant, AskTurn(parent.turn))
+            await gateway.history.ask(parent.tenant, GetTurn(parent.turn))
     except LogUnavailable:
         return False
     except Refused as refused:

@@ -2,7 +2,7 @@
 
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
-from tailrace.proto.ssrf import NotAllowed, destination, private_hosts
+from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 
 
 def check_webhook(url: str | None, settings: Settings) -> None:
@@ -16,6 +16,6 @@ def check_webhook(url: str | None, settings: Settings) -> None:
             "TAILRACE_WEBHOOKS as well",
         )
     try:
-        destination(url, private_hosts(settings.webhook_private_hosts))
-    except NotAllowed as error:
+        check_url(url, parse_private_hosts(settings.webhook_private_hosts))
+    except UrlNotAllowed as error:
         raise Refused("request_invalid", f"`webhook` {error}") from error

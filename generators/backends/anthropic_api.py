@@ -21,7 +21,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.sse_decoder import EventTooLong, SseDecoder
 from tailrace.generators.settings import Settings, require_sound
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
 
@@ -154,7 +154,7 @@ class Claude(Messages):
             return listed(await response.read())
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise BackendError("backend_broken", "what answers lists no models: it is not the API") from error
 
     async def count_tokens(self, body: bytes, betas: str) -> bytes:
@@ -167,7 +167,7 @@ class Claude(Messages):
             require_count(counted)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise BackendError("backend_broken", "what answers counts no tokens: it is not the API") from error
         return counted
 
@@ -216,7 +216,7 @@ def events(lines: SseDecoder, chunk: bytes) -> Iterator[tuple[str, bytes]]:
                 raise error_of_reason(error_of(data).error)
             if kind != "ping":
                 yield kind, data
-    except (EventTooLong, *UNREADABLE) as error:
+    except (EventTooLong, *DECODE_ERRORS) as error:
         raise BackendError("backend_broken", "the model sent an event that cannot be read") from error
 
 

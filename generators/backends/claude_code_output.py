@@ -9,7 +9,7 @@ import msgspec
 
 from tailrace.generators.backends.anthropic_api import code_of
 from tailrace.proto import events
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 from tailrace.proto.usage import Usage
 
@@ -60,7 +60,7 @@ class ClaudeCodeOutput:
         """The events in `line`, mostly none or one. Raises BackendError when it says that the answer broke off."""
         try:
             said = read_line(line)
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise BackendError("backend_broken", "Claude Code printed a line that cannot be read") from error
         if said.parent_tool_use_id is not None:
             return []

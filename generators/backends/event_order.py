@@ -7,7 +7,7 @@ they would tell differently, so it must not be stored: the answer is broken.
 import msgspec
 
 from tailrace.proto import events
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.errors import BackendError
 
@@ -37,13 +37,13 @@ class EventOrder:
                 self._next += 1
                 return is_next
             case events.BlockDelta(index, delta):
-                return events.fits(delta, self._open.get(index, ""))
+                return events.fits_block(delta, self._open.get(index, ""))
             case events.BlockStop(index):
                 return self._open.pop(index, None) is not None
             case events.MessageDelta(delta):
                 # What has a reason to have stopped is whole, and half a block is not.
                 return delta.stop_reason is None or not self._open
-            case events.Other():
+            case events.UnknownEvent():
                 # What is newer than this version passes. What it should know, and cannot read, does not.
                 return kind not in KNOWN and not is_too_deep(raw)
             case _:
@@ -56,6 +56,6 @@ def is_too_deep(raw: bytes) -> bool:
         return is_deeper(msgspec.json.decode(raw), LEVELS_MAX - 1)
     except RecursionError:
         return True
-    except UNREADABLE:
+    except DECODE_ERRORS:
         # Text that is no UTF-8, or half a surrogate pair: everybody passes that event over alike.
         return False

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from tailrace.generators.backends.anthropic_api import Reason, backend_error, error_of_reason
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 
 logger = structlog.get_logger()
@@ -145,7 +145,7 @@ class MessageBatches:
                 async for line in _lines(response):
                     try:
                         yield _line.decode(line)
-                    except UNREADABLE as error:
+                    except DECODE_ERRORS as error:
                         logger.warning("a result cannot be read", message_batch=name, error=str(error)[:200])
             finally:
                 await response.aclose()
@@ -163,7 +163,7 @@ async def _told(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[
         return decoder.decode(await (await sent).aread())
     except (anthropic.AnthropicError, httpx2.HTTPError) as error:
         raise backend_error(error, time.time()) from error
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise BackendError("backend_broken", "what answers has no message batches: it is not the API") from error
 
 

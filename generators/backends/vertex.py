@@ -11,7 +11,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import Messages, body_of, timeout
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
-from tailrace.proto.models import model_named
+from tailrace.proto.models import find_model
 
 # Vertex wants in the body what the API wants in a header. It is what the SDK says, which a test compares.
 API_VERSION = "2026-10-21"
@@ -38,7 +38,7 @@ class Vertex(Messages):
 
     def model_id(self, model: str) -> str:
         """Google's docs: a model that has a date in its name has it behind an @."""
-        known = model_named(model)
+        known = find_model(model)
         dated = (DATED.match(name) for name in (model, *(known.aliases if known else ())))
         return next((f"{match[1]}@{match[2]}" for match in dated if match), model)
 

@@ -35,7 +35,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import UNFINISHED
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, SandboxFailed, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
@@ -153,7 +153,7 @@ class MessageBatchSubmitter:
         """
         assert turn.asked_at is not None  # noqa: S101
         first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
-        ours: set[str] = {batch.child(key, number).turn for number in range(count)}
+        ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
         others: set[str] = set()
         for counted_attempts in itertools.count():
             is_settled = datetime.now(UTC) >= last
@@ -217,9 +217,9 @@ class MessageBatchSubmitter:
         bodies: dict[str, bytes] = {}
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
-            request = batch.read(line)
+            request = batch.decode_input(line)
             async with self._blobs.load(key.tenant, build_call(request)) as call:
-                bodies[batch.child(key, number).turn] = body_of(call, model=call.model)
+                bodies[batch.child_key(key, number).turn] = body_of(call, model=call.model)
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             if request.api_version:
@@ -243,11 +243,13 @@ class MessageBatchSubmitter:
         self, key: TurnKey, name: str, lines: Sequence[bytes], told: Answered, *, is_over: bool
     ) -> None:
         """Writes each result as its turn. `is_over`: what was not answered was never asked, and is nobody's turn."""
-        left: dict[str, int] = {batch.child(key, number).turn: number for number in range(len(lines))}
+        left: dict[str, int] = {batch.child_key(key, number).turn: number for number in range(len(lines))}
 
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
-            told.add(await self._written(batch.child(key, number), batch.asked(key, lines[number]), name, result))
+            told.add(
+                await self._written(batch.child_key(key, number), batch.child_request(key, lines[number]), name, result)
+            )
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._room()
@@ -286,7 +288,7 @@ class MessageBatchSubmitter:
             )
             outcome, failure = await self._say(writer, result)
             fits = await self._fits(request, writer.turn, child) if outcome == "completed" else None
-            end = ending(writer.turn, outcome, failure, fits=fits)
+            end = build_end(writer.turn, outcome, failure, fits=fits)
             await writer.add(end)
         except FenceLost:
             # Cancelled or deleted by somebody who was quicker.

@@ -21,7 +21,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
@@ -81,7 +81,7 @@ class BatchRunner:
         asked = turn.request.batch
         assert asked is not None  # noqa: S101  # the delivery said so
         try:
-            lines = batch.lines(await self._bodies.read(key.tenant, Blob(asked.sha256, asked.bytes)))
+            lines = batch.split_inputs(await self._bodies.read(key.tenant, Blob(asked.sha256, asked.bytes)))
         except BlobUnknown:
             failure = Failure("blob_expired", "the inputs of the batch have expired")
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
@@ -151,7 +151,7 @@ class BatchRunner:
         for number in numbers:
             async with self._places:
                 await self._room()
-                child = batch.child(key, number)
+                child = batch.child_key(key, number)
                 # What was deleted meanwhile does not come back.
                 is_gone = not is_first and await self._tombstones.stands(child)
                 tally.add(None if is_gone else await self._answered(key, child, lines[number]))
@@ -194,7 +194,7 @@ class BatchRunner:
     async def _append(self, key: TurnKey, child: TurnKey, line: bytes) -> None:
         # Lost: by this process or another, before. It is the same turn.
         with suppress(FenceLost):
-            await appended(self._to_its_end, child, START, batch.asked(key, line))
+            await appended(self._to_its_end, child, START, batch.child_request(key, line))
 
     async def _to_its_end(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
         """Appends. What is given up meanwhile may be stored, and who stops the batch is to find it."""
@@ -223,7 +223,7 @@ class BatchRunner:
         raise FenceLost(f"{key.turn} was ended by somebody else")
 
     async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
-        end = ending(turn, outcome, error)
+        end = build_end(turn, outcome, error)
         chain = await appended(self._log.append, key, turn.chain, end)
         metrics.ENDS.labels(outcome).inc()
         return fold([stored(chain, turn, end)], turn)
@@ -235,7 +235,7 @@ class BatchRunner:
         """
         for first in range(0, len(lines), STOPPED_AT_ONCE):
             numbers = range(first, min(first + STOPPED_AT_ONCE, len(lines)))
-            await asyncio.gather(*(self._stop_one(batch.child(key, n), lines[n], is_told=is_told) for n in numbers))
+            await asyncio.gather(*(self._stop_one(batch.child_key(key, n), lines[n], is_told=is_told) for n in numbers))
 
     async def _stop_one(self, child: TurnKey, line: bytes, *, is_told: bool) -> None:
         """One that runs is cancelled, and settles its own."""
@@ -243,7 +243,7 @@ class BatchRunner:
             turn = await self._log.turn(child)
             while turn.end is None:
                 with suppress(FenceLost):
-                    await self._log.append(child, turn.chain, ending(turn, "cancelled"))
+                    await self._log.append(child, turn.chain, build_end(turn, "cancelled"))
                 turn = await self._log.turn(child, turn)
         except TurnUnknown:
             if is_told:

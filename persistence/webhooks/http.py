@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 
 from tailrace.persistence.webhooks.payload import retry_after_s
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
-from tailrace.proto.ssrf import NotAllowed, destination, is_public
+from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.proto.version import VERSION
 
 
@@ -47,8 +47,8 @@ class Egress:
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Returns the server's answer. Raises WebhookRefused if `url` is not allowed, else WebhookFailed."""
         try:
-            session = self._own if destination(url, self._private).is_private else self._public
-        except NotAllowed as error:
+            session = self._own if check_url(url, self._private).is_private else self._public
+        except UrlNotAllowed as error:
             raise WebhookRefused(f"its URL {error}") from error
         try:
             async with session.post(url, headers=headers, data=body, allow_redirects=False) as response:

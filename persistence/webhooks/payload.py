@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.proto.records import Hook, TurnRecord
+from tailrace.proto.records import TurnRecord, WebhookPayload
 
 # A receiver that has come back after hours is told within one.
 WAIT_S_MAX = 3600.0
@@ -19,7 +19,7 @@ Verdict = Literal["taken", "again", "unwanted"]
 def body(told: TurnRecord) -> bytes:
     """The same bytes each time that a turn is told."""
     links = {"self": f"/v1/turns/{told.turn}"}
-    return msgspec.json.encode(Hook(f"turn.{told.outcome}", told.ended_at or told.asked_at, told, links))
+    return msgspec.json.encode(WebhookPayload(f"turn.{told.outcome}", told.ended_at or told.asked_at, told, links))
 
 
 def verdict(status: int) -> Verdict:

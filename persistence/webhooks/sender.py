@@ -26,8 +26,8 @@ from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, 
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, is_token
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
-from tailrace.proto.records import record
-from tailrace.proto.ssrf import NotAllowed, destination, private_hosts
+from tailrace.proto.records import record_from_fold
+from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -196,7 +196,7 @@ class Webhooks:
             await asyncio.sleep(wait_s)
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
-        body = payload.body(record(key, turn))
+        body = payload.body(record_from_fold(key, turn))
         secrets = [signature.secret(operators, key.tenant) for operators in self._keys]
         return await self._egress.post(url, signature.headers(key.turn, int(time.time()), body, secrets), body)
 
@@ -224,7 +224,7 @@ class Webhooks:
 def check(settings: Settings) -> None:
     """Raises SettingsInvalid for webhooks that nobody could sign or send."""
     signature.keys(settings.webhook_key)
-    tenants_urls(settings.webhook_urls, private_hosts(settings.webhook_private_hosts))
+    tenants_urls(settings.webhook_urls, parse_private_hosts(settings.webhook_private_hosts))
 
 
 def tenants_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
@@ -235,8 +235,8 @@ def tenants_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
         if not is_token(tenant):
             raise SettingsInvalid("TAILRACE_WEBHOOK_URLS: expected TENANT=URL, TENANT of a-z 0-9 _ -")
         try:
-            destination(url, private)
-        except NotAllowed as error:
+            check_url(url, private)
+        except UrlNotAllowed as error:
             raise SettingsInvalid(f"TAILRACE_WEBHOOK_URLS: the URL of {tenant} {error}") from error
         urls[Tenant(tenant)] = url
     return urls

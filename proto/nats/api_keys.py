@@ -16,7 +16,7 @@ from nats.aio.subscription import Subscription
 from nats.js.kv import KeyValue
 
 from tailrace.proto.api_key import ApiKey
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, heed_cancellation
@@ -75,7 +75,7 @@ class Keys:
             except nats.js.errors.KeyWrongLastSequenceError:
                 # Somebody else has just done something to it.
                 continue
-            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, *UNREADABLE):
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, *DECODE_ERRORS):
                 # What nobody can read opens nothing.
                 return None
             except nats.errors.Error as error:
@@ -139,7 +139,7 @@ def _change(message: Msg) -> KeyChange:
     key_id = stored_on(message).rpartition(".")[2]
     try:
         record = _decoder.decode(message.data)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         # Of a deletion, which has no payload, or of nobody that we know.
         record = None
     # A name that is not the record's own would be revoked in vain.

@@ -49,7 +49,7 @@ class BlobPins:
 
     async def take(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
         """Pins the blobs of these SHA-256 for `holder`, say a turn that is about to be asked. In its `until_asked`."""
-        names = [subjects.hold(tenant, holder, sha256) for sha256 in blobs]
+        names = [subjects.blob_pin(tenant, holder, sha256) for sha256 in blobs]
         if not names:
             return
         self._holders.add((tenant, holder))
@@ -78,7 +78,7 @@ class BlobPins:
         """Whether anybody is about to refer to the blob: asked of the bucket's leader, who is never behind."""
         seq = 1
         for _ in range(PASSED_MAX):
-            query = msgspec.json.encode({"seq": seq, "next_by_subj": subjects.holds_of(tenant, sha256)})
+            query = msgspec.json.encode({"seq": seq, "next_by_subj": subjects.blob_pins_of(tenant, sha256)})
             reply = await self._connection.request(
                 f"$JS.API.STREAM.MSG.GET.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S
             )
@@ -97,7 +97,7 @@ class BlobPins:
         if (tenant, holder) not in self._holders:
             return
         self._holders.discard((tenant, holder))
-        query = msgspec.json.encode({"filter": subjects.holds_by(tenant, holder)})
+        query = msgspec.json.encode({"filter": subjects.blob_pins_by(tenant, holder)})
         # Whoever asked has been answered, or refused: a hold that stays is no reason to tell them otherwise.
         with suppress(LogUnavailable):
             await self._connection.request(f"$JS.API.STREAM.PURGE.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S)

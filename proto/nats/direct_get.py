@@ -17,7 +17,7 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.step import BATCH
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import STREAM, whose
+from tailrace.proto.subjects import STREAM, tenant_of
 
 # A frozen follower never answers, and another one would have: ask again soon. Whichever server we are connected to may
 # pass a try on to that one: of three, a third of the tries go there. A busy one answers later.
@@ -104,7 +104,7 @@ class Reads:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(PLACE_WAIT_S):
-                    await held.enter_async_context(self._places.taken(whose(subject)))
+                    await held.enter_async_context(self._places.taken(tenant_of(subject)))
             except TimeoutError as error:
                 raise LogUnavailable("the log cannot be read: too many others read it") from error
             answers = await self._answered(query)

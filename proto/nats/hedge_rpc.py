@@ -11,7 +11,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from tailrace.proto import subjects
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId, is_token, new_id
 from tailrace.proto.nats.connection import Connection
@@ -83,7 +83,7 @@ class Hedges:
         async def given(message: Msg) -> None:
             try:
                 hedge = msgspec.json.decode(message.data, type=Hedge)
-            except UNREADABLE:
+            except DECODE_ERRORS:
                 logger.warning("a hedge that cannot be read")
                 return
             await message.respond(TAKEN if taker.take(hedge) else b"")

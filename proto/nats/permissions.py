@@ -14,19 +14,27 @@ from typing import NamedTuple
 
 import msgspec
 
-from tailrace.proto.batch_records import AskBatch, AskBatches, AskBatchTurns
+from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
 from tailrace.proto.ids import is_token
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, COUNT_TOKENS, MODELS
-from tailrace.proto.records import AskAncestry, AskContext, AskLast, AskSession, AskSessions, AskSessionTurns, AskTurn
+from tailrace.proto.records import (
+    GetAncestry,
+    GetContext,
+    GetLastTurn,
+    GetSession,
+    GetTurn,
+    ListSessions,
+    ListSessionTurns,
+)
 from tailrace.proto.resources import (
-    AskBranches,
-    AskProject,
-    AskProjects,
-    AskStats,
-    AskUsage,
-    Delete,
-    NewProject,
-    NewSession,
+    CreateProject,
+    CreateSession,
+    DeleteResource,
+    GetProject,
+    GetStats,
+    GetUsage,
+    ListBranches,
+    ListProjects,
     RenameSession,
 )
 from tailrace.proto.subjects import (
@@ -78,9 +86,19 @@ OF_GENERATORS = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BAT
 OF_PERSISTENCE = tuple(
     every_query(question.query)
     for question in (
-        *(AskTurn, AskSession, AskSessions, AskSessionTurns, AskAncestry, AskContext, AskLast),
-        *(AskProject, AskProjects, AskBranches, AskUsage, AskStats, NewSession, RenameSession, NewProject, Delete),
-        *(AskBatch, AskBatches, AskBatchTurns),
+        *(GetTurn, GetSession, ListSessions, ListSessionTurns, GetAncestry, GetContext, GetLastTurn),
+        *(
+            GetProject,
+            ListProjects,
+            ListBranches,
+            GetUsage,
+            GetStats,
+            CreateSession,
+            RenameSession,
+            CreateProject,
+            DeleteResource,
+        ),
+        *(GetBatch, ListBatches, ListBatchTurns),
     )
 )
 # How `nats micro ls` finds who answers questions.

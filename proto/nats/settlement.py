@@ -48,7 +48,7 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
     """
     # One that was deleted has settled its own.
     if not await tombstones.stands(child):
-        for hold in batch.read(line).holds or ():
+        for hold in batch.decode_input(line).holds or ():
             await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 

@@ -20,7 +20,7 @@ from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Sync
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.api_key import sha256_of
+from tailrace.proto.api_key import hash_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
@@ -186,7 +186,7 @@ async def opened(
         nats_url = as_user(server.url, GATEWAY)
         settings: dict[str, object] = {"TAILRACE_NATS_URL": nats_url}
         if limits:
-            keys = ",".join(f"{tenant}:{sha256_of(key)}" for tenant, key in KEYS.items())
+            keys = ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())
             settings |= {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
         house.gateways = [make("gateway", folder, **settings, TAILRACE_PORT=number) for number in ports.free(gateways)]
         house.persistence = make(

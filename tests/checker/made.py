@@ -10,7 +10,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Message, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests import reading
 from tests.answering import words
@@ -44,7 +44,10 @@ def run() -> Run:
     """Sequences are seconds since noon, by both clocks: entry 7 was stored at 7 s."""
     answered, cancelled = _answered(), _cancelled()
     log = _log({ANSWERED: answered, CANCELLED: cancelled})
-    rows = [Row(TENANT, record(key, fold(stored))) for key, stored in ((ANSWERED, answered), (CANCELLED, cancelled))]
+    rows = [
+        Row(TENANT, record_from_fold(key, fold(stored)))
+        for key, stored in ((ANSWERED, answered), (CANCELLED, cancelled))
+    ]
     return Run(operations=_operations(log, answered), log=log, rows=rows, rest=_rest(log))
 
 

@@ -12,7 +12,7 @@ from tailrace.gateway.clients.ai_sdk.stream import UI, chunks
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.handwritten import Handwritten, opening
@@ -76,7 +76,7 @@ def streamed(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
 
 
 def recorded(log: Handwritten, turn: str = "t1") -> TurnRecord:
-    return record(TurnKey(ALICE, TurnId(turn)), log.turn)
+    return record_from_fold(TurnKey(ALICE, TurnId(turn)), log.turn)
 
 
 def plain(value: object) -> Any:

@@ -22,7 +22,7 @@ from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer
 from tailrace.deploy.local.spawn import signal_group, spawn
 from tailrace.proto import subjects
 from tailrace.proto.api_key import ApiKey
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import MODELS
@@ -270,7 +270,7 @@ async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsS
     await Keys(other).hear(hear)
     writer = Writer(TurnLog(anybody), key)
     await writer.ask()
-    false = ending(await writer.log.turn(key), "cancelled")
+    false = build_end(await writer.log.turn(key), "cancelled")
     async with aclosing(TurnLog(other).follow(key)) as entries:
         await anext(entries)
         await one.subscribe("readers.acme.x", answer)

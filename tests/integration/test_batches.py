@@ -25,7 +25,7 @@ from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
 from tailrace.generators.worker import BATCHES_MAX, Worker
 from tailrace.proto import subjects
-from tailrace.proto.batch import written
+from tailrace.proto.batch import encode_inputs
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Batch, Progress, Request, Stored
 from tailrace.proto.errors import FenceLost
@@ -618,7 +618,7 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
 
 async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None:
     """What the log has refused is not stored: the batch is given up at once, and another asks the input later."""
-    key, line = TurnKey(Tenant("tenant"), TurnId(new_id())), written([request(system="x" * 60_000)])
+    key, line = TurnKey(Tenant("tenant"), TurnId(new_id())), encode_inputs([request(system="x" * 60_000)])
     sha256 = hashlib.sha256(line).hexdigest()
 
     async def is_empty() -> float:

@@ -15,8 +15,8 @@ from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
-from tailrace.proto.records import AskTurn, TurnRecord
-from tailrace.proto.resources import Delete, Left
+from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.resources import DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.answering import account
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -182,7 +182,7 @@ async def test_what_was_deleted_does_not_come_back_with_persistence(
             await gateway.client.delete(f"/v1/turns/{gone.turn}")
             for key, there in ((gone, False), (stays, True)):
                 assert (await status(gateway, f"/v1/turns/{key.turn}") == 200) == there
-            assert (await persistence.ask(tenant, "turn", AskTurn(stays.turn), TurnRecord)).text == "Light"
+            assert (await persistence.ask(tenant, "turn", GetTurn(stays.turn), TurnRecord)).text == "Light"
 
 
 @pytest.mark.rule("R35")
@@ -199,7 +199,7 @@ async def test_a_delivery_of_a_turn_that_is_gone_is_acknowledged_and_recorded_as
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         await until(deliveries.is_drained)
         with pytest.raises(Refused, match="no such turn"):
-            await persistence.ask(tenant, "turn", AskTurn(key.turn), TurnRecord)
+            await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
 
 
 @pytest.mark.rule("R35")
@@ -331,7 +331,7 @@ async def test_what_is_asked_between_the_last_look_and_the_last_row_is_taken_out
     late: list[TurnKey] = []
     store_delete = Store.delete
 
-    async def delete(self: Store, tenant: Tenant, what: Delete) -> None:
+    async def delete(self: Store, tenant: Tenant, what: DeleteResource) -> None:
         late.append(TurnKey(tenant, TurnId(new_id())))
         await Writer(own_log, late[0]).ask(session=SESSION, parent=root.turn)
         await until(lambda: is_out_of_log(own_log._connection, late[0].turn))
@@ -339,12 +339,12 @@ async def test_what_is_asked_between_the_last_look_and_the_last_row_is_taken_out
 
     monkeypatch.setattr(Store, "delete", delete)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
-        await persistence.ask(tenant, "turn", AskTurn(root.turn), TurnRecord)
+        await persistence.ask(tenant, "turn", GetTurn(root.turn), TurnRecord)
         await own_log.purge(root)
-        left = await persistence.ask(tenant, "delete", Delete("turn", root.turn, (root.turn,)), Left)
+        left = await persistence.ask(tenant, "delete", DeleteResource("turn", root.turn, (root.turn,)), Remaining)
         assert left.turns == []
         with pytest.raises(Refused, match="no such turn"):
-            await persistence.ask(tenant, "turn", AskTurn(late[0].turn), TurnRecord)
+            await persistence.ask(tenant, "turn", GetTurn(late[0].turn), TurnRecord)
 
 
 @pytest.mark.rule("R35")
@@ -356,7 +356,7 @@ async def test_a_follow_up_of_what_the_database_has_lost_is_kept(
     leaf = await write(own_log, tenant, parent=root.turn)
     await own_log.purge(root)
     async with Persistence(own_server.url, tmp_path / "new.db") as persistence:
-        told = await persistence.ask(tenant, "turn", AskTurn(leaf.turn), TurnRecord)
+        told = await persistence.ask(tenant, "turn", GetTurn(leaf.turn), TurnRecord)
     assert told.parent == root.turn
 
 
@@ -388,7 +388,7 @@ async def test_a_follow_up_of_what_was_deleted_and_asked_anew_is_kept(
         await anew.begin("Light")
         await anew.end()
         leaf = await write(own_log, tenant, parent=root.turn)
-        told = await persistence.ask(tenant, "turn", AskTurn(leaf.turn), TurnRecord)
+        told = await persistence.ask(tenant, "turn", GetTurn(leaf.turn), TurnRecord)
     assert told.parent == root.turn
 
 
@@ -409,11 +409,11 @@ async def test_a_turn_that_was_gone_on_from_while_it_was_purged_stays_until_that
     root = await write(own_log, tenant)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         leaf = await write(own_log, tenant, parent=root.turn)
-        question = Delete("turn", root.turn, (root.turn,))
-        left = await persistence.ask(tenant, "delete", question, Left)
+        question = DeleteResource("turn", root.turn, (root.turn,))
+        left = await persistence.ask(tenant, "delete", question, Remaining)
         assert [one.turn for one in left.turns] == [leaf.turn, root.turn]
-        question = Delete("turn", root.turn, (leaf.turn, root.turn))
-        assert (await persistence.ask(tenant, "delete", question, Left)).turns == []
+        question = DeleteResource("turn", root.turn, (leaf.turn, root.turn))
+        assert (await persistence.ask(tenant, "delete", question, Remaining)).turns == []
 
 
 def left_out() -> float:

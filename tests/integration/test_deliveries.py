@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
@@ -147,7 +147,7 @@ async def test_persistence_is_given_requests_and_ends_only(
     key = await ask(log, tenant)
     turn = await log.turn(key)
     chain = await log.append(key, turn.chain, attempt(turn.chain))
-    await log.append(key, chain, ending(await log.turn(key), "failed"))
+    await log.append(key, chain, build_end(await log.turn(key), "failed"))
     taken: list[Delivery] = []
     while len(taken) < 2:
         taken += await recorder.next(most=10)

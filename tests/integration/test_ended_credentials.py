@@ -279,7 +279,7 @@ async def downloads(
     headers = {"authorization": f"Bearer {api_key.secret}"}
     asked = (await keyed.client.post("/v1/batches", json=body, headers=headers)).json()
     for number in range(96):
-        writer = Writer(own_log, batch.child(TurnKey(tenant, TurnId(asked["batch"])), number))
+        writer = Writer(own_log, batch.child_key(TurnKey(tenant, TurnId(asked["batch"])), number))
         await writer.open("y" * (LONG_BYTES // 96))
         await writer.end()
     return {"blob": f"/v1/blobs/{sha256}", "results": asked["links"]["results"]}

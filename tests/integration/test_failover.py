@@ -16,7 +16,7 @@ from tailrace.deploy.local.ports import free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.records import GetTurn, TurnRecord
 from tests import processes, reading
 from tests.answering import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.clouds import Cloud, cloud
@@ -185,7 +185,7 @@ async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
         await first.stop(SIGKILL)
         turn = await ended(own_log, key)
         seen = reading.reader("there", key, await reader)
-        record = await persistence.ask(tenant, "turn", AskTurn(key.turn), TurnRecord)
+        record = await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
         history = await reading.history(own_log, key, seen, records={key: record})
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "continue")]

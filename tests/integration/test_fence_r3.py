@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Stored, encode
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import fold
@@ -68,7 +68,7 @@ class Contest:
             rounds -= 1
             chain = await self.round(chain, [says(chain, f" {name}{chain.last}") for name in "ab"])
         turn = await log.turn(self.key)
-        await self.round(chain, [ending(turn, "completed"), ending(turn, "cancelled")])
+        await self.round(chain, [build_end(turn, "completed"), build_end(turn, "cancelled")])
 
     async def round(self, chain: Chain, rivals: list[Entry]) -> Chain:
         appends = [log.append(self.key, chain, entry) for log, entry in zip(self.writers, rivals, strict=True)]

@@ -29,7 +29,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Attempt, Entry, Reservation
 from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.models import model_named
+from tailrace.proto.models import find_model
 from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, Services, Slots, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
@@ -468,7 +468,7 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
         return await counters.add(tokens, 0) == 2 * prompt_tokens + answer_tokens + 1
 
     await until(are_counted)
-    model = model_named(handwritten.MODEL)
+    model = find_model(handwritten.MODEL)
     assert model is not None
     loser_nano_usd = prompt_tokens * model.prices.input_nano_usd + model.prices.output_nano_usd
     assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd

@@ -25,7 +25,7 @@ from tailrace.proto import entries, events
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.limits import NONE, Limits
+from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import TurnKey
@@ -103,13 +103,13 @@ def code(answer: httpx2.Response) -> str:
 
 def limiter_of(connection: Connection, limits: Limits, now: float) -> Limiter:
     """As a gateway has it, with a clock that stands still."""
-    return Limiter(Counters(connection), Slots(connection), TurnLog(connection), limits, NONE, lambda: now)
+    return Limiter(Counters(connection), Slots(connection), TurnLog(connection), limits, UNLIMITED, lambda: now)
 
 
 async def spent(connection: Connection, tenant: Tenant, limits: Limits) -> int:
     """What the day's counter of the fixtures' key holds, in nano-dollars."""
     name = f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"
-    limited = quota(owners(Principal(tenant, name), limits, NONE)[0], "usd_day", time.time())
+    limited = quota(owners(Principal(tenant, name), limits, UNLIMITED)[0], "usd_day", time.time())
     assert limited is not None
     return await Counters(connection).add(limited.subject, 0)
 
@@ -248,7 +248,7 @@ async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
 ) -> None:
     """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
     caller, limits = Principal(tenant), Limits(running=1)
-    (owner, _) = owners(caller, limits, NONE)
+    (owner, _) = owners(caller, limits, UNLIMITED)
     assert await Slots(connection).take(tenant, owner.name, "running", 1, new_id()) is not None
     now, later = (limiter_of(connection, limits, time.time() + after_s) for after_s in (0, 90))
     with pytest.raises(Refused, match="are running"):
@@ -612,7 +612,9 @@ async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
             assert read.status_code == 200
             # Longer than a place lives that nobody renews.
             slots = Slots(own_connection)
-            (owner, _) = owners(Principal(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), NONE, NONE)
+            (owner, _) = owners(
+                Principal(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), UNLIMITED, UNLIMITED
+            )
             assert owner.name != TENANT
             (first,) = await slots.held(tenant, owner.name, "streams")
 

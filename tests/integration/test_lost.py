@@ -15,11 +15,11 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.persistence.lost_turns import Losses
 from tailrace.persistence.store import Store
-from tailrace.proto.end_entry import LOST
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
-from tailrace.proto.records import AskTurn, TurnRecord
-from tailrace.proto.resources import AskStats, Stats
+from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -66,9 +66,13 @@ async def test_whoever_asks_for_a_turn_that_was_lost_is_told_that_it_has_failed(
     """At once, as a turn and as a response, whether anybody has noticed it in the database or not."""
     gateway, key = lost
     turn = await got(gateway, f"/v1/turns/{key.turn}")
-    assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == ("failed", LOST.code, LOST.message)
+    assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == (
+        "failed",
+        LOST_FAILURE.code,
+        LOST_FAILURE.message,
+    )
     response = await got(gateway, f"/v1/responses/resp_{key.turn}")
-    assert (response["status"], response["error"]["message"]) == ("failed", LOST.message)
+    assert (response["status"], response["error"]["message"]) == ("failed", LOST_FAILURE.message)
     assert response["usage"] is not None
     cancelled = await gateway.client.post(f"/v1/responses/resp_{key.turn}/cancel")
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
@@ -87,7 +91,7 @@ async def test_every_dialect_says_that_a_turn_was_lost(lost: tuple[Gateway, Turn
             assert response.status_code == 200
             async for piece in response.aiter_raw():
                 body += piece
-    assert LOST.message in body.decode()
+    assert LOST_FAILURE.message in body.decode()
 
 
 async def test_a_lost_answer_is_not_resumed(lost: tuple[Gateway, TurnKey]) -> None:
@@ -110,7 +114,7 @@ async def test_the_database_says_of_every_list_that_a_turn_was_lost(lost: tuple[
     await until(lambda: is_noticed(gateway))
     listed = (await got(gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
     assert [(one["outcome"], one["error"]) for one in listed] == [
-        ("failed", {"code": LOST.code, "message": LOST.message})
+        ("failed", {"code": LOST_FAILURE.code, "message": LOST_FAILURE.message})
     ]
     assert (await got(gateway, "/v1/sessions/stats"))["claude_sessions"] == []
     answer = await gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
@@ -151,7 +155,7 @@ async def test_nothing_is_lost_while_the_log_has_it(
 
 
 async def outcome(persistence: Persistence, key: TurnKey) -> str:
-    return (await persistence.ask(key.tenant, "turn", AskTurn(key.turn), TurnRecord)).outcome
+    return (await persistence.ask(key.tenant, "turn", GetTurn(key.turn), TurnRecord)).outcome
 
 
 async def is_lost(persistence: Persistence, key: TurnKey) -> bool:
@@ -175,7 +179,7 @@ async def test_a_database_that_is_restored_beside_another_log_has_nothing_runnin
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
         await until(lambda: is_lost(after, restored.key))
         assert await outcome(after, known.key) == "running"
-        assert (await after.ask(tenant, "stats", AskStats(), Stats)).running == [SESSION]
+        assert (await after.ask(tenant, "stats", GetStats(), Stats)).running == [SESSION]
 
 
 @pytest.mark.rule("R27")
@@ -242,7 +246,7 @@ async def test_a_log_that_was_made_anew_tells_nobody_anothers_words(
     reader = asyncio.create_task(read(gateway.client, running.key.turn))
     await until(lambda: is_read(own_log, running.key))
     told_before = await got(gateway, f"/v1/turns/{old.key.turn}")
-    await recorded.ask(tenant, "turn", AskTurn(running.key.turn), TurnRecord)
+    await recorded.ask(tenant, "turn", GetTurn(running.key.turn), TurnRecord)
     await own_connection.jetstream.delete_stream(STREAM)
     await apply_streams(own_server.url)
     await new.open("New")

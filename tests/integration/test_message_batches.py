@@ -25,7 +25,7 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Attempt, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, AskCancel
+from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
@@ -616,7 +616,7 @@ async def test_a_generator_is_asked_to_cancel(
     async with working(own_server.url, own_claude):
 
         async def is_answered(name: str) -> bool:
-            asked = msgspec.json.encode(AskCancel(name))
+            asked = msgspec.json.encode(CancelMessageBatch(name))
             with suppress(Refused):
                 return await services.ask(tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=5, role=GENERATORS) == b""
             return False
@@ -691,8 +691,10 @@ async def test_who_deletes_a_message_batch_is_not_given_back_what_anthropic_may_
     inner = (await own_log.turn(key)).request
     assert inner is not None
     assert inner.batch is not None
-    lines = stored_inputs.lines(await Bodies(own_connection).read(tenant, Blob(inner.batch.sha256, inner.batch.bytes)))
-    (hold,) = list(stored_inputs.read(lines[0]).holds or ())
+    lines = stored_inputs.split_inputs(
+        await Bodies(own_connection).read(tenant, Blob(inner.batch.sha256, inner.batch.bytes))
+    )
+    (hold,) = list(stored_inputs.decode_input(lines[0]).holds or ())
     held = await Counters(own_connection).add(hold.subject, 0)
     assert held > 0
     async with working(own_server.url, own_claude):

@@ -19,21 +19,29 @@ from tailrace.proto.nats import Connection, Deliveries, Services, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.records import (
     Ancestry,
-    AskAncestry,
-    AskContext,
-    AskLast,
-    AskSession,
-    AskSessions,
-    AskSessionTurns,
-    AskTurn,
     Context,
+    GetAncestry,
+    GetContext,
+    GetLastTurn,
+    GetSession,
+    GetTurn,
+    ListSessions,
+    ListSessionTurns,
     SessionPage,
     SessionRecord,
     TurnPage,
     TurnRecord,
-    record,
+    record_from_fold,
 )
-from tailrace.proto.resources import AskBranches, AskProject, AskProjects, AskUsage, Delete, ProjectPage, RenameSession
+from tailrace.proto.resources import (
+    DeleteResource,
+    GetProject,
+    GetUsage,
+    ListBranches,
+    ListProjects,
+    ProjectPage,
+    RenameSession,
+)
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.persisting import Persistence
 from tests.writing import Writer
@@ -71,12 +79,12 @@ async def test_what_was_appended_is_in_the_answer_at_once(persistence: Persisten
     """Whoever was told that a turn has ended, or was asked, finds it so: 200 times, without a pause."""
     for _ in range(100):
         writer = await ask(own_log)
-        question = AskTurn(writer.key.turn)
+        question = GetTurn(writer.key.turn)
         assert (await persistence.ask(OURS, "turn", question, TurnRecord)).outcome == "running"
         await writer.begin("Light")
         await writer.end()
         told = await persistence.ask(OURS, "turn", question, TurnRecord)
-        assert told == record(writer.key, await own_log.turn(writer.key))
+        assert told == record_from_fold(writer.key, await own_log.turn(writer.key))
 
 
 async def test_a_question_is_answered_while_turns_keep_coming(
@@ -88,7 +96,7 @@ async def test_a_question_is_answered_while_turns_keep_coming(
     try:
         for _ in range(10):
             key = await write(own_log, "Light")
-            assert (await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)).outcome == "completed"
+            assert (await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)).outcome == "completed"
     finally:
         for turn in turns:
             turn.cancel()
@@ -149,18 +157,18 @@ async def test_a_question_that_waits_keeps_no_other_waiting(own_connection: Conn
 
 
 QUESTIONS: dict[str, tuple[Any, str]] = {
-    "turn": (AskTurn(TurnId("nobody")), "turn_not_found"),
-    "session": (AskSession("nobody"), "session_not_found"),
-    "session_turns": (AskSessionTurns("nobody"), "session_not_found"),
-    "sessions": (AskSessions(after="invented"), "cursor_invalid"),
-    "context": (AskContext(session="nobody"), "session_not_found"),
-    "last": (AskLast("nobody"), "session_not_found"),
-    "branches": (AskBranches("nobody"), "session_not_found"),
-    "project": (AskProject("nobody"), "project_not_found"),
-    "projects": (AskProjects(after="invented"), "cursor_invalid"),
-    "usage": (AskUsage("day", date(2026, 1, 1), date(2026, 1, 2), after="invented"), "cursor_invalid"),
+    "turn": (GetTurn(TurnId("nobody")), "turn_not_found"),
+    "session": (GetSession("nobody"), "session_not_found"),
+    "session_turns": (ListSessionTurns("nobody"), "session_not_found"),
+    "sessions": (ListSessions(after="invented"), "cursor_invalid"),
+    "context": (GetContext(session="nobody"), "session_not_found"),
+    "last": (GetLastTurn("nobody"), "session_not_found"),
+    "branches": (ListBranches("nobody"), "session_not_found"),
+    "project": (GetProject("nobody"), "project_not_found"),
+    "projects": (ListProjects(after="invented"), "cursor_invalid"),
+    "usage": (GetUsage("day", date(2026, 1, 1), date(2026, 1, 2), after="invented"), "cursor_invalid"),
     "rename_session": (RenameSession("nobody", "a title"), "session_not_found"),
-    "delete": (Delete("session", "nobody"), "session_not_found"),
+    "delete": (DeleteResource("session", "nobody"), "session_not_found"),
 }
 
 
@@ -181,16 +189,16 @@ async def test_another_tenants_history_is_not_there(persistence: Persistence, ow
     """Knowing an id helps nobody: the answer is that of an id that was never given out."""
     key = await write(own_log, "Light", session=SESSION)
     asked: list[tuple[str, Any, str]] = [
-        ("turn", AskTurn(key.turn), "turn_not_found"),
-        ("session", AskSession(SESSION), "session_not_found"),
-        ("session_turns", AskSessionTurns(SESSION), "session_not_found"),
-        ("context", AskContext(session=SESSION), "session_not_found"),
-        ("context", AskContext(parent=key.turn), "parent_not_found"),
+        ("turn", GetTurn(key.turn), "turn_not_found"),
+        ("session", GetSession(SESSION), "session_not_found"),
+        ("session_turns", ListSessionTurns(SESSION), "session_not_found"),
+        ("context", GetContext(session=SESSION), "session_not_found"),
+        ("context", GetContext(parent=key.turn), "parent_not_found"),
     ]
     assert [await refusal(persistence, THEIRS, name, question) for name, question, _ in asked] == [
         code for *_, code in asked
     ]
-    assert await persistence.ask(THEIRS, "sessions", AskSessions(), SessionPage) == SessionPage([], None)
+    assert await persistence.ask(THEIRS, "sessions", ListSessions(), SessionPage) == SessionPage([], None)
 
 
 async def test_a_branch_is_told_without_the_other_ones(persistence: Persistence, own_log: TurnLog) -> None:
@@ -211,9 +219,9 @@ async def test_a_branch_is_told_without_the_other_ones(persistence: Persistence,
         [*start, *said("When?"), Message("assistant", "Right.")],
         [(root.turn, 2), (right.turn, 4)],
     )
-    assert await persistence.ask(OURS, "context", AskContext(parent=left.turn), Context) == of_left
-    assert await persistence.ask(OURS, "context", AskContext(SESSION, left.turn), Context) == of_left
-    assert await persistence.ask(OURS, "context", AskContext(session=SESSION), Context) == of_right
+    assert await persistence.ask(OURS, "context", GetContext(parent=left.turn), Context) == of_left
+    assert await persistence.ask(OURS, "context", GetContext(SESSION, left.turn), Context) == of_left
+    assert await persistence.ask(OURS, "context", GetContext(session=SESSION), Context) == of_right
 
 
 async def test_a_turn_and_those_before_it_are_told_by_pages(persistence: Persistence, own_log: TurnLog) -> None:
@@ -226,22 +234,22 @@ async def test_a_turn_and_those_before_it_are_told_by_pages(persistence: Persist
     pages: list[list[TurnId]] = []
     after: TurnId | None = line[0]
     while after is not None:
-        page = await persistence.ask(OURS, "ancestry", AskAncestry(after, 2), Ancestry)
+        page = await persistence.ask(OURS, "ancestry", GetAncestry(after, 2), Ancestry)
         pages, after = [*pages, [turn.turn for turn in page.turns]], page.next
     assert pages == [line[0:2], line[2:4], line[4:]]
-    whole = await persistence.ask(OURS, "ancestry", AskAncestry(line[0], 5), Ancestry)
+    whole = await persistence.ask(OURS, "ancestry", GetAncestry(line[0], 5), Ancestry)
     assert ([turn.turn for turn in whole.turns], whole.next) == (line, None)
     for tenant, turn in ((OURS, TurnId("never")), (THEIRS, line[0])):
-        assert await refusal(persistence, tenant, "ancestry", AskAncestry(turn)) == "turn_not_found"
+        assert await refusal(persistence, tenant, "ancestry", GetAncestry(turn)) == "turn_not_found"
 
 
 async def test_a_page_of_long_turns_before_a_turn_is_short(persistence: Persistence, own_log: TurnLog) -> None:
     """An answer is one message: what does not fit is told by the next."""
     root = await write(own_log, "x" * 400_000, messages=said("Why?"), session=SESSION)
     leaf = await write(own_log, "y" * 400_000, messages=said("How?"), session=SESSION, parent=root.turn)
-    first = await persistence.ask(OURS, "ancestry", AskAncestry(leaf.turn), Ancestry)
+    first = await persistence.ask(OURS, "ancestry", GetAncestry(leaf.turn), Ancestry)
     assert ([turn.turn for turn in first.turns], first.next) == ([leaf.turn], root.turn)
-    second = await persistence.ask(OURS, "ancestry", AskAncestry(root.turn), Ancestry)
+    second = await persistence.ask(OURS, "ancestry", GetAncestry(root.turn), Ancestry)
     assert ([turn.turn for turn in second.turns], second.next) == ([root.turn], None)
 
 
@@ -250,7 +258,7 @@ async def test_what_earlier_turns_said_is_told_once(persistence: Persistence, ow
     root = await write(own_log, "Light.", messages=said("Why?"), session=SESSION)
     whole = [*said("Why?"), Message("assistant", "Light."), *said("How?")]
     leaf = await write(own_log, "So.", messages=whole, history=2, session=SESSION, parent=root.turn)
-    context = await persistence.ask(OURS, "context", AskContext(parent=leaf.turn), Context)
+    context = await persistence.ask(OURS, "context", GetContext(parent=leaf.turn), Context)
     assert context.messages == [*whole, Message("assistant", "So.")]
 
 
@@ -263,15 +271,15 @@ async def test_a_conversation_of_too_many_turns_says_so(
     for _ in range(4):
         keys.append(await write(own_log, "So.", messages=said("How?"), session=SESSION, parent=keys[-1].turn))
     with pytest.raises(Refused, match="more than 3 turns") as refused:
-        await persistence.ask(OURS, "context", AskContext(parent=keys[-1].turn), Context)
+        await persistence.ask(OURS, "context", GetContext(parent=keys[-1].turn), Context)
     assert refused.value.code == "body_too_large"
-    earlier = await persistence.ask(OURS, "context", AskContext(parent=keys[-2].turn), Context)
+    earlier = await persistence.ask(OURS, "context", GetContext(parent=keys[-2].turn), Context)
     assert len(earlier.messages) == 8
 
 
 async def test_a_session_that_is_not_there_may_begin_under_its_name(persistence: Persistence, own_log: TurnLog) -> None:
     """Clients name their chats themselves: the first question finds none, and every later one goes on."""
-    question = AskContext(SESSION, begin=True)
+    question = GetContext(SESSION, begin=True)
     assert await persistence.ask(OURS, "context", question, Context) == Context(SESSION, None, [])
     root = await write(own_log, "Light.", messages=said("Why?"), session=SESSION)
     assert (await persistence.ask(OURS, "context", question, Context)).parent == root.turn
@@ -283,8 +291,8 @@ async def test_the_first_project_that_is_named_for_a_session_is_its_project(
     """A project is there from when a turn first names it; one that is named later changes nothing."""
     for project in (None, "first", "second"):
         await write(own_log, "Light.", session=SESSION, project=project)
-    assert (await persistence.ask(OURS, "context", AskContext(SESSION), Context)).project == "first"
-    projects = await persistence.ask(OURS, "projects", AskProjects(), ProjectPage)
+    assert (await persistence.ask(OURS, "context", GetContext(SESSION), Context)).project == "first"
+    projects = await persistence.ask(OURS, "projects", ListProjects(), ProjectPage)
     assert [(one.id, one.name, one.sessions, one.turns) for one in projects.projects] == [("first", "first", 1, 3)]
 
 
@@ -292,17 +300,17 @@ async def test_the_newest_turn_of_a_session_is_told_while_it_runs(persistence: P
     """A chat that was left is found again by its name alone."""
     await write(own_log, "Light.", session=SESSION)
     running = await ask(own_log, session=SESSION)
-    last = await persistence.ask(OURS, "last", AskLast(SESSION), TurnRecord)
-    assert last == record(running.key, await own_log.turn(running.key))
+    last = await persistence.ask(OURS, "last", GetLastTurn(SESSION), TurnRecord)
+    assert last == record_from_fold(running.key, await own_log.turn(running.key))
 
 
 async def test_a_conversation_does_not_go_on_from_a_running_turn(persistence: Persistence, own_log: TurnLog) -> None:
     """There is no answer yet to go on from; an earlier turn can still be branched from."""
     root = await write(own_log, "Light.", session=SESSION)
     running = await ask(own_log, session=SESSION, parent=root.turn)
-    assert await refusal(persistence, OURS, "context", AskContext(session=SESSION)) == "session_busy"
-    assert await refusal(persistence, OURS, "context", AskContext(parent=running.key.turn)) == "session_busy"
-    assert (await persistence.ask(OURS, "context", AskContext(parent=root.turn), Context)).parent == root.turn
+    assert await refusal(persistence, OURS, "context", GetContext(session=SESSION)) == "session_busy"
+    assert await refusal(persistence, OURS, "context", GetContext(parent=running.key.turn)) == "session_busy"
+    assert (await persistence.ask(OURS, "context", GetContext(parent=root.turn), Context)).parent == root.turn
 
 
 async def test_a_parent_has_to_be_of_the_session(persistence: Persistence, own_log: TurnLog) -> None:
@@ -310,10 +318,10 @@ async def test_a_parent_has_to_be_of_the_session(persistence: Persistence, own_l
     here = await write(own_log, "Light.", session=SESSION)
     there = await write(own_log, "Light.", session=SessionId("session-2"))
     orphan = await write(own_log, "So.", session=SESSION, parent=TurnId("forgotten"))
-    for question in (AskContext(SESSION, there.turn), AskContext(SESSION, "nobody"), AskContext(parent=orphan.turn)):
+    for question in (GetContext(SESSION, there.turn), GetContext(SESSION, "nobody"), GetContext(parent=orphan.turn)):
         assert await refusal(persistence, OURS, "context", question) == "parent_not_found"
-    assert await refusal(persistence, OURS, "context", AskContext()) == "request_invalid"
-    assert (await persistence.ask(OURS, "context", AskContext(SESSION, here.turn), Context)).parent == here.turn
+    assert await refusal(persistence, OURS, "context", GetContext()) == "request_invalid"
+    assert (await persistence.ask(OURS, "context", GetContext(SESSION, here.turn), Context)).parent == here.turn
 
 
 async def test_pages_follow_one_another_to_the_end(persistence: Persistence, own_log: TurnLog) -> None:
@@ -322,25 +330,25 @@ async def test_pages_follow_one_another_to_the_end(persistence: Persistence, own
     turns: list[TurnRecord] = []
     after: str | None = None
     while True:
-        page = await persistence.ask(OURS, "session_turns", AskSessionTurns(SESSION, after, limit=2), TurnPage)
+        page = await persistence.ask(OURS, "session_turns", ListSessionTurns(SESSION, after, limit=2), TurnPage)
         turns += page.turns
         if (after := page.next) is None:
             break
     assert [turn.turn for turn in turns] == [key.turn for key in keys]
 
     await write(own_log, "Light", session=SessionId("session-2"))
-    first = await persistence.ask(OURS, "sessions", AskSessions(limit=1), SessionPage)
-    last = await persistence.ask(OURS, "sessions", AskSessions(first.next, limit=1), SessionPage)
+    first = await persistence.ask(OURS, "sessions", ListSessions(limit=1), SessionPage)
+    last = await persistence.ask(OURS, "sessions", ListSessions(first.next, limit=1), SessionPage)
     assert [one.session for one in first.sessions + last.sessions] == ["session-2", SESSION]
     assert (last.sessions[0].turns, last.next) == (5, None)
-    assert await persistence.ask(OURS, "session", AskSession(SESSION), SessionRecord) == last.sessions[0]
+    assert await persistence.ask(OURS, "session", GetSession(SESSION), SessionRecord) == last.sessions[0]
 
 
 async def test_a_page_of_long_turns_is_short(persistence: Persistence, own_log: TurnLog) -> None:
     """An answer has to fit into one message of a server that nobody has configured; one turn is always there."""
     keys = [await write(own_log, "x" * 300_000, session=SESSION) for _ in range(2)]
-    first = await persistence.ask(OURS, "session_turns", AskSessionTurns(SESSION), TurnPage)
-    rest = await persistence.ask(OURS, "session_turns", AskSessionTurns(SESSION, first.next), TurnPage)
+    first = await persistence.ask(OURS, "session_turns", ListSessionTurns(SESSION), TurnPage)
+    rest = await persistence.ask(OURS, "session_turns", ListSessionTurns(SESSION, first.next), TurnPage)
     assert [[turn.turn for turn in page.turns] for page in (first, rest)] == [[key.turn] for key in keys]
     assert rest.next is None
 

@@ -11,8 +11,16 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import StoreCorrupt, StoreTooNew
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
-from tailrace.proto.records import AskSession, AskSessions, AskTurn, SessionPage, SessionRecord, TurnRecord, record
-from tailrace.proto.resources import AskProject, NewProject, NewSession, ProjectRecord
+from tailrace.proto.records import (
+    GetSession,
+    GetTurn,
+    ListSessions,
+    SessionPage,
+    SessionRecord,
+    TurnRecord,
+    record_from_fold,
+)
+from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.persisting import Persistence
@@ -71,7 +79,7 @@ async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
     """The process says so and ends; its next start has every turn that the log still has (fault F17)."""
     keys = [await write(own_log) for _ in range(3)]
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
     spoilt = spoil(database, first)
     async with Persistence(own_server.url, database) as persistence:
         keys.append(await write(own_log))
@@ -87,7 +95,7 @@ async def test_a_database_that_was_deleted_is_made_again_from_the_log(
     """Deleted while persistence is away is the same as damaged, and as a first start."""
     keys = [await write(own_log) for _ in range(3)]
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
     delete(database)
     await has_all(own_server.url, database, own_log, keys)
 
@@ -98,7 +106,7 @@ async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
     """What SQLite writes to a file without a name is not acknowledged."""
     keys = [await write(own_log)]
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
         delete(database)
         keys.append(await write(own_log))
         with pytest.raises(StoreCorrupt, match=r"deleted or replaced .*; nothing is left of it\. The next start"):
@@ -112,7 +120,7 @@ async def test_a_database_that_is_there_is_not_made_again(
     """A restart goes on where the last life stopped: a day of turns is not folded twice."""
     async with Persistence(own_server.url, database) as persistence:
         key = await write(own_log)
-        await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     before = (await deliveries.backlog()).floor
     async with Persistence(own_server.url, database):
@@ -126,7 +134,7 @@ async def test_a_new_database_is_told_everything_again_before_it_is_one(
     """Who dies after the file was made and before it was told of has nothing in it, and is new the next time."""
     async with Persistence(own_server.url, database) as persistence:
         key = await write(own_log)
-        await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     empty(database)
     await has_all(own_server.url, database, own_log, [key])
 
@@ -142,12 +150,12 @@ async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_a
     await running.open("Light ")
     keys = [await write(own_log), running.key]
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "turn", AskTurn(keys[0].turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
     shutil.copy(database, backup)
     await running.end()
     async with Persistence(own_server.url, database) as persistence:
         keys.append(await write(own_log))
-        await persistence.ask(OURS, "turn", AskTurn(keys[-1].turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(keys[-1].turn), TurnRecord)
     shutil.copy(backup, database)
     assert await told_again(own_server.url, database) == ["restored database"]
     await has_all(own_server.url, database, own_log, keys)
@@ -162,7 +170,7 @@ async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_t
     for _ in range(5):
         await write(own_log)
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "sessions", AskSessions(), SessionPage)
+        await persistence.ask(OURS, "sessions", ListSessions(), SessionPage)
     (tmp_path / "another").mkdir()
     async with NatsServer(tmp_path / "another") as another:
         await apply_streams(another.url)
@@ -170,11 +178,11 @@ async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_t
         log = TurnLog(connection)
         key = await write(log)
         async with Persistence(another.url, tmp_path / "another.db") as persistence:
-            await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+            await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
         assert await told_again(another.url, database) == ["restored database"]
         async with Persistence(another.url, database) as persistence:
-            told = await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
-        assert told == record(key, await log.turn(key))
+            told = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
+        assert told == record_from_fold(key, await log.turn(key))
         assert await told_again(another.url, database) == []
         await connection.close()
 
@@ -187,7 +195,7 @@ async def test_a_database_of_this_log_is_no_backup(
     running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     asked = await running.ask()
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "turn", AskTurn(running.key.turn), TurnRecord)
+        await persistence.ask(OURS, "turn", GetTurn(running.key.turn), TurnRecord)
     await running.begin(*["and "] * 9)
     assert await told_again(own_server.url, database) == []
     await own_connection.jetstream.purge_stream(STREAM)
@@ -216,16 +224,16 @@ async def test_a_new_database_has_sessions_and_projects_and_not_what_people_call
     """The log knows which project a turn named, and no title: that is in the backup, or lost (docs/RUNBOOK.md)."""
     writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     async with Persistence(own_server.url, database) as persistence:
-        await persistence.ask(OURS, "new_project", NewProject("rivers", "Rivers"), ProjectRecord)
-        await persistence.ask(OURS, "new_session", NewSession("session-1", "The Rhine"), SessionRecord)
-        await persistence.ask(OURS, "new_session", NewSession("session-2", "The Elbe"), SessionRecord)
+        await persistence.ask(OURS, "new_project", CreateProject("rivers", "Rivers"), ProjectRecord)
+        await persistence.ask(OURS, "new_session", CreateSession("session-1", "The Rhine"), SessionRecord)
+        await persistence.ask(OURS, "new_session", CreateSession("session-2", "The Elbe"), SessionRecord)
         await writer.ask(project="rivers")
-        project = await persistence.ask(OURS, "project", AskProject("rivers"), ProjectRecord)
+        project = await persistence.ask(OURS, "project", GetProject("rivers"), ProjectRecord)
         assert (project.name, project.turns) == ("Rivers", 1)
     delete(database)
     async with Persistence(own_server.url, database) as persistence:
-        project = await persistence.ask(OURS, "project", AskProject("rivers"), ProjectRecord)
-        sessions = await persistence.ask(OURS, "sessions", AskSessions(), SessionPage)
+        project = await persistence.ask(OURS, "project", GetProject("rivers"), ProjectRecord)
+        sessions = await persistence.ask(OURS, "sessions", ListSessions(), SessionPage)
     assert (project.name, project.turns) == ("rivers", 1)
     assert [(one.session, one.title, one.project_id) for one in sessions.sessions] == [("session-1", None, "rivers")]
 
@@ -243,9 +251,9 @@ async def test_a_newer_database_ends_the_process_with_a_sentence(own_server: Nat
 
 async def has_all(nats_url: str, database: Path, log: TurnLog, keys: list[TurnKey]) -> None:
     async with Persistence(nats_url, database) as persistence:
-        told = [await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord) for key in keys]
-        assert told == [record(key, await log.turn(key)) for key in keys]
-        session = await persistence.ask(OURS, "session", AskSession(told[0].session), SessionRecord)
+        told = [await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord) for key in keys]
+        assert told == [record_from_fold(key, await log.turn(key)) for key in keys]
+        session = await persistence.ask(OURS, "session", GetSession(told[0].session), SessionRecord)
         assert session.turns == len(keys)
         assert not persistence.running.done()
         await until(persistence.is_begun)

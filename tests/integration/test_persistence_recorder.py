@@ -16,12 +16,12 @@ from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import Row, row
 from tailrace.persistence.store import Store
 from tailrace.proto import subjects
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, streams
 from tailrace.proto.nats.step import Page, Read
-from tailrace.proto.records import AskTurn, TurnRecord, record
+from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.persisting import Persistence
 from tests.processes import persistence as process
@@ -126,8 +126,8 @@ async def test_a_turn_of_the_log_is_in_the_database_as_its_fold(
     await cancelled.end("cancelled")
     await running.ask()
     async with Persistence(own_server.url, database) as persistence:
-        told = await persistence.ask(OURS, "turn", AskTurn(ended.turn), TurnRecord)
-    assert told == record(ended, await own_log.turn(ended))
+        told = await persistence.ask(OURS, "turn", GetTurn(ended.turn), TurnRecord)
+    assert told == record_from_fold(ended, await own_log.turn(ended))
     assert rows(database) == await folds(own_log, [ended, cancelled.key, running.key])
 
 
@@ -251,7 +251,7 @@ async def test_a_text_that_its_end_does_not_prove_is_recorded_and_counted(
     """The log is the truth, and somebody has to look why its end says otherwise."""
     writer = Writer(own_log, new_key())
     await writer.open("Light")
-    end = ending(await own_log.turn(writer.key), "completed")
+    end = build_end(await own_log.turn(writer.key), "completed")
     await writer.store(msgspec.structs.replace(end, text_chars=4))
     before = count("proof_mismatches")
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
@@ -300,7 +300,7 @@ async def test_a_row_that_the_database_cannot_hold_keeps_no_other_waiting(
     broken = Writer(own_log, new_key())
     await broken.open("Light")
     await broken.store(
-        msgspec.structs.replace(ending(await own_log.turn(broken.key), "completed"), cost_nano_usd=2**63)
+        msgspec.structs.replace(build_end(await own_log.turn(broken.key), "completed"), cost_nano_usd=2**63)
     )
     here.append(await write(own_log, "scatters"))
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)

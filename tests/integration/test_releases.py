@@ -19,9 +19,9 @@ from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
-from tailrace.proto.model_records import AskTokenCount
+from tailrace.proto.model_records import CountTokens
 from tailrace.proto.nats import BlobPins, Bodies, Connection, TurnLog, blob_holds
-from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.answering import ended, working
 from tests.handwritten import request
@@ -222,7 +222,7 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
     first = await shown(gateway, document)
     ask = count_tokens.asked_of_generators
 
-    async def deleted_before(gateway_: Any, tenant: Tenant, question: AskTokenCount, timeout_s: float) -> bytes:
+    async def deleted_before(gateway_: Any, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
         if question.is_lifted:
             assert await delete(gateway, first) == 200
         return await ask(gateway_, tenant, question, timeout_s)
@@ -500,11 +500,11 @@ async def test_a_database_of_before_learns_who_refers_to_what(
     async with house(own_server.url, claude, tmp_path) as persistence:
         old = await shown(own_gateway, picture)
         new = await shown(own_gateway, picture, system=rules)
-        await persistence.ask(tenant, "turn", AskTurn(TurnId(new["turn"])), TurnRecord)
+        await persistence.ask(tenant, "turn", GetTurn(TurnId(new["turn"])), TurnRecord)
         await forget(own_gateway, own_log, TurnKey(tenant, TurnId(old["turn"])))
     earlier = as_of(5, database)
     async with Persistence(own_server.url, earlier) as persistence:
-        await persistence.ask(tenant, "turn", AskTurn(TurnId(new["turn"])), TurnRecord)
+        await persistence.ask(tenant, "turn", GetTurn(TurnId(new["turn"])), TurnRecord)
         assert [row.blobs for row in rows(earlier)] == [
             f'["{name(picture)}"]',
             (await folds(own_log, [TurnKey(tenant, TurnId(new["turn"]))]))[0].blobs,

@@ -25,7 +25,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.records import AskTurn, TurnRecord
+from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests import reading
 from tests.answering import account, ask, ended, is_acknowledged, open_streams, shorten_lease, stats, words, working
@@ -79,7 +79,7 @@ class Ground(NamedTuple):
     async def _record(self, key: TurnKey) -> TurnRecord | None:
         # While much is being recorded, or NATS has just come back, it says "try again".
         with suppress(Refused):
-            return await self.persistence.ask(key.tenant, "turn", AskTurn(key.turn), TurnRecord)
+            return await self.persistence.ask(key.tenant, "turn", GetTurn(key.turn), TurnRecord)
         return None
 
     async def proved(self, key: TurnKey, connected: Connected, answers: Sequence[httpx2.Response]) -> Turn:

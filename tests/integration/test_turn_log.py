@@ -13,7 +13,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Stored, kind_of
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
@@ -48,7 +48,7 @@ async def say(log: TurnLog, key: TurnKey, chain: Chain, *texts: str) -> Chain:
 async def finish(log: TurnLog, key: TurnKey, chain: Chain) -> Chain:
     for one in closing(1):
         chain = await log.append(key, chain, event(chain, one))
-    return await log.append(key, chain, ending(await log.turn(key), "completed"))
+    return await log.append(key, chain, build_end(await log.turn(key), "completed"))
 
 
 async def store(connection: Connection, key: TurnKey, kind: str, payload: bytes, headers: Any = None) -> Seq:
@@ -153,7 +153,7 @@ async def test_the_slower_of_two_writers_is_refused_and_never_seen(log: TurnLog,
 async def test_nothing_is_appended_after_the_end(log: TurnLog, key: TurnKey) -> None:
     """A generator whose turn was cancelled finds out at its next append."""
     chain = await begin(log, key, "A")
-    end = await log.append(key, chain, ending(await log.turn(key), "cancelled"))
+    end = await log.append(key, chain, build_end(await log.turn(key), "cancelled"))
     with pytest.raises(FenceLost):
         await log.append(key, chain, says(chain, "B"))
     assert (await log.turn(key)).chain == end
@@ -272,7 +272,7 @@ async def test_an_end_that_is_a_forks_is_told_to_nobody(
     chain = await begin(log, key)
     follower = follow(log, key)
     await until(lambda: follower.lists)
-    forked = ending(await log.turn(key), "cancelled")
+    forked = build_end(await log.turn(key), "cancelled")
     await tell(connection, key, rival := Seq(chain.last + 2), forked)
     true = await say(log, key, chain, "true")
     assert await store(connection, key, "end", entries.encode(forked)) == rival
@@ -290,7 +290,7 @@ async def test_a_cursor_in_a_fork_that_has_an_end_is_refused(
     chain = await begin(log, key)
     await log.append(key, chain, says(chain, "first"))
     fork = await store(connection, key, "event", entries.encode(says(chain, "rival")))
-    end = msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork)
+    end = msgspec.structs.replace(build_end(await log.turn(key), "completed"), prev=fork)
     await store(connection, key, "end", entries.encode(end))
     with pytest.raises(CursorUnknown):
         await anext(log.follow(key, fork))
@@ -305,7 +305,9 @@ async def test_a_writer_whose_end_is_a_forks_has_not_ended_the_turn(
     await log.append(key, chain, says(chain, "first"))
     fork = Chain(await store(connection, key, "event", entries.encode(says(chain, "rival"))), 1)
     with pytest.raises(FenceLost, match="a fork's"):
-        await log.append(key, fork, msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork.last))
+        await log.append(
+            key, fork, msgspec.structs.replace(build_end(await log.turn(key), "completed"), prev=fork.last)
+        )
     assert (await log.turn(key)).outcome == "running"
 
 
@@ -349,7 +351,7 @@ async def test_a_follower_who_was_told_a_fork_finds_out_also_when_nothing_follow
     late = says(chain, "LATE")
     await tell(connection, key, Seq(chain.last + 2), late)
     await until(lambda: follower.text == "LATE")
-    await log.append(key, chain, ending(await log.turn(key), "cancelled"))
+    await log.append(key, chain, build_end(await log.turn(key), "cancelled"))
     await store(connection, key, "event", entries.encode(late))
     await until(follower.task.done)
     assert isinstance(follower.task.exception(), CursorUnknown)
@@ -620,7 +622,7 @@ async def test_the_end_of_a_turn_is_heard_of_by_who_writes_it(log: TurnLog, key:
     # The subscription is on its way before the request that follows it on the same connection.
     turn = await log.turn(key)
     assert not watching.done()
-    await log.append(key, turn.chain, ending(turn, "cancelled"))
+    await log.append(key, turn.chain, build_end(turn, "cancelled"))
     await until(watching.done)
 
 
@@ -629,7 +631,7 @@ async def test_an_end_that_came_before_anybody_listened_is_found(log: TurnLog, k
     """Between an attempt and its call a turn may be cancelled, and the feed says so once."""
     await begin(log, key)
     turn = await log.turn(key)
-    await log.append(key, turn.chain, ending(turn, "cancelled"))
+    await log.append(key, turn.chain, build_end(turn, "cancelled"))
     await asyncio.wait_for(log.until_ended(key), 2)
 
 
@@ -649,7 +651,7 @@ async def test_an_end_that_is_a_forks_stops_nobody(
     chain = await begin(log, key)
     mine = await log.append(key, chain, says(chain, "first"))
     fork = await store(connection, key, "event", entries.encode(says(chain, "rival")))
-    forked = msgspec.structs.replace(ending(await log.turn(key), "completed"), prev=fork)
+    forked = msgspec.structs.replace(build_end(await log.turn(key), "completed"), prev=fork)
     await store(connection, key, "end", entries.encode(forked))
     watching = asyncio.create_task(log.until_ended(key))
     await until(lambda: len(looks) > 3)

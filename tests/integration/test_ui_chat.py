@@ -14,7 +14,7 @@ import pytest
 from tailrace.gateway.clients.ai_sdk.routes import LATE_S, is_over
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.handwritten import answered
@@ -145,7 +145,7 @@ async def test_an_index_after_the_end_is_refused(gateway: Gateway) -> None:
 
 def test_a_page_may_come_a_little_late() -> None:
     """It has loaded its messages while the answer ran; after that the history has it, and nothing is told twice."""
-    ended = record(TurnKey(Tenant("alice"), TurnId("t")), answered("hi").turn)
+    ended = record_from_fold(TurnKey(Tenant("alice"), TurnId("t")), answered("hi").turn)
     assert ended.ended_at is not None
     seconds = [0.0, LATE_S - 1, LATE_S + 1]
     assert [is_over(ended, ended.ended_at + timedelta(seconds=after)) for after in seconds] == [False, False, True]

@@ -23,7 +23,7 @@ from tailrace.proto.entries import Event
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.records import AskTurn, TurnRecord, record
+from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests import handwritten
 from tests.answering import ended, words, working
@@ -79,7 +79,7 @@ def test_what_was_stored_folds_to_what_was_told(name: str) -> None:
     for was in recorded.told:
         turn, key = fold(recorded.log(was.turn)), recorded.key(was.turn)
         assert turn.skipped == 0
-        same(told_of(record(key, turn)), was.record)
+        same(told_of(record_from_fold(key, turn)), was.record)
 
 
 @every_recording
@@ -116,7 +116,7 @@ async def test_what_was_stored_is_recorded_as_it_was_told(
     await recorded.store(own_connection)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         for was in recorded.told:
-            row = await persistence.ask(OURS, "turn", AskTurn(TurnId(was.turn)), TurnRecord)
+            row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
             same(told_of(row), was.record, *TIMES)
 
 
@@ -126,7 +126,7 @@ async def test_what_was_recorded_is_told_after_the_upgrade(own_server: NatsServe
     recorded = recording.read(name)
     async with Persistence(own_server.url, recording.database(name, tmp_path / "tailrace.db")) as persistence:
         for was in recorded.told:
-            row = await persistence.ask(OURS, "turn", AskTurn(TurnId(was.turn)), TurnRecord)
+            row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
             same(told_of(row), was.record)
 
 
@@ -190,9 +190,9 @@ async def test_what_a_newer_version_has_begun_is_finished_told_and_recorded(
     gateway = await new_gateway(own_server.url)
     async with working(own_server.url, claude), Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         turn = await ended(own_log, key)
-        row = await persistence.ask(OURS, "turn", AskTurn(key.turn), TurnRecord)
+        row = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     assert (turn.outcome, turn.text, turn.attempt, turn.skipped) == ("completed", words(9, "newer"), 2, 0)
-    assert row == record(key, turn)
+    assert row == record_from_fold(key, turn)
     for dialect in recording.read(recording.names()[-1]).told[0].streams:
         answer = (await streamed(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect

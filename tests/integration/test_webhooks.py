@@ -20,13 +20,13 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.webhooks import payload, sender, signature
 from tailrace.proto import entries, subjects
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, Outcome, Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
 from tailrace.proto.nats.leases import backlog_of
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.integration.conftest import NewGateway
 from tests.persisting import Persistence
@@ -92,7 +92,7 @@ async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
     (got,) = receiver.got
     secret = signature.shown(signature.secret(KEY.encode(), OURS))
     assert Webhook(secret).verify(got.body, dict(got.headers)) == got.told
-    told = record(key, await own_log.turn(key))
+    told = record_from_fold(key, await own_log.turn(key))
     assert msgspec.convert(got.told["data"], TurnRecord) == told
     assert got.told["type"] == "turn.completed"
     assert got.told["links"] == {"self": f"/v1/turns/{key.turn}"}
@@ -372,7 +372,7 @@ async def test_the_end_that_is_a_fork_is_told_to_nobody(
         await writer.ask(webhook=receiver.url)
         await writer.begin("Light")
         turn = await own_log.turn(writer.key)
-        fork = msgspec.structs.replace(ending(turn, "cancelled"), prev=Seq(1))
+        fork = msgspec.structs.replace(build_end(turn, "cancelled"), prev=Seq(1))
         await own_connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
         await until(ends.is_drained)
         assert receiver.got == []

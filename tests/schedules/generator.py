@@ -27,7 +27,7 @@ from tailrace.generators.plan import (
     plan_after_check,
 )
 from tailrace.proto.chain import Chain
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, End, Entry, Event, Failure, Outcome, Stored
 from tailrace.proto.errors import BackendError, FenceLost, LogError, LogFull, TurnUnknown
 from tailrace.proto.fold import Turn, fold
@@ -279,7 +279,7 @@ class Worker(Process):
     def _end(
         self, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
     ) -> Steps[Turn]:
-        end = ending(turn, outcome, error, fits=fits)
+        end = build_end(turn, outcome, error, fits=fits)
         chain = yield from self._append(turn.chain, end)
         return fold([stored(chain, turn, end)], turn)
 

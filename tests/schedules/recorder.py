@@ -5,7 +5,7 @@ from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.replay import folded_upto
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
 from tests.schedules.stream import Stream
@@ -39,7 +39,7 @@ class Recording(Process):
             case Turn():
                 self._told.pop(0)
                 if how.end is not None or self.row is None:
-                    self.row = record(self.key, how)
+                    self.row = record_from_fold(self.key, how)
                 self.world.tell(self.name, f"writes {how.outcome}")
                 self._record()
             case LogUnavailable():

@@ -16,12 +16,12 @@ from tailrace.gateway.clients.registry import DIALECTS, Dialect
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Block, content
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import answered
 from tests.made_up import JSON, TEXTS
 
-RECORD = record(TurnKey(Tenant("alice"), TurnId("turn-1")), answered("hi").turn)
+RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), answered("hi").turn)
 TYPES = [
     *("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "tool_result"),
     *("web_search_tool_result", "newer"),

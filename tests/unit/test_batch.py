@@ -54,10 +54,10 @@ def test_whatever_is_stored_as_a_request_is_a_batchs_or_not(payload: bytes, *, i
 def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
     """A line each, whatever line breaks stand in them."""
     requests = [request(system=text, metadata={"custom_id": text}) for text in texts]
-    lines = batch.lines(batch.written(requests))
-    assert [batch.read(line) for line in lines] == requests
-    assert [batch.custom_id(batch.read(line)) for line in lines] == texts
-    assert {batch.asked(BATCH, line).parent for line in lines} == {BATCH.turn}
+    lines = batch.split_inputs(batch.encode_inputs(requests))
+    assert [batch.decode_input(line) for line in lines] == requests
+    assert [batch.custom_id(batch.decode_input(line)) for line in lines] == texts
+    assert {batch.child_request(BATCH, line).parent for line in lines} == {BATCH.turn}
 
 
 @pytest.mark.rule("R63")

@@ -13,7 +13,7 @@ from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, NewTurn, request_of
 from tailrace.generators.continuation import build_call
 from tailrace.proto import blobs
-from tailrace.proto.blobs import INLINE_BYTES_MAX, KEY, Blob, lift, references, resolve
+from tailrace.proto.blobs import INLINE_BYTES_MAX, REFERENCE_KEY, Blob, lift, references, resolve
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Batch, Message, Request, encode
 from tailrace.proto.errors import Refused
@@ -35,7 +35,7 @@ TEXTS = st.one_of(
         st.sampled_from(["", "y"]),
     ),
 )
-NAMES = st.sampled_from(["type", "text", "data", "bytes", KEY])
+NAMES = st.sampled_from(["type", "text", "data", "bytes", REFERENCE_KEY])
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), TEXTS),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
@@ -125,9 +125,9 @@ def test_a_reference_is_exactly_this() -> None:
 def test_a_request_names_all_that_it_needs(asked: Request) -> None:
     """Wherever it was lifted from; a batch needs its inputs, and what they refer to."""
     entry, lifted = lift(asked)
-    assert blobs.names(entry) == set(lifted)
+    assert blobs.blobs_needed(entry) == set(lifted)
     batch = Batch("a" * 64, 1, 1, 1, ["b" * 64])
-    assert blobs.names(msgspec.structs.replace(entry, batch=batch)) == {"a" * 64, "b" * 64, *lifted}
+    assert blobs.blobs_needed(msgspec.structs.replace(entry, batch=batch)) == {"a" * 64, "b" * 64, *lifted}
 
 
 def test_the_same_picture_twice_is_one_blob() -> None:
@@ -140,16 +140,16 @@ def test_the_same_picture_twice_is_one_blob() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        {KEY: SHA256},
-        {KEY: SHA256, "bytes": len(LONG), "type": "text"},
-        {KEY: SHA256, "bytes": str(len(LONG))},
-        {KEY: SHA256, "bytes": INLINE_BYTES_MAX},
-        {KEY: SHA256, "bytes": -1},
-        {KEY: SHA256, "bytes": True},
-        {KEY: SHA256.upper(), "bytes": len(LONG)},
-        {KEY: SHA256[:-1] + "*", "bytes": len(LONG)},
-        {KEY: SHA256 + "\n", "bytes": len(LONG)},
-        {KEY: [SHA256], "bytes": len(LONG)},
+        {REFERENCE_KEY: SHA256},
+        {REFERENCE_KEY: SHA256, "bytes": len(LONG), "type": "text"},
+        {REFERENCE_KEY: SHA256, "bytes": str(len(LONG))},
+        {REFERENCE_KEY: SHA256, "bytes": INLINE_BYTES_MAX},
+        {REFERENCE_KEY: SHA256, "bytes": -1},
+        {REFERENCE_KEY: SHA256, "bytes": True},
+        {REFERENCE_KEY: SHA256.upper(), "bytes": len(LONG)},
+        {REFERENCE_KEY: SHA256[:-1] + "*", "bytes": len(LONG)},
+        {REFERENCE_KEY: SHA256 + "\n", "bytes": len(LONG)},
+        {REFERENCE_KEY: [SHA256], "bytes": len(LONG)},
         {},
     ],
     ids=range(11),
@@ -157,15 +157,15 @@ def test_the_same_picture_twice_is_one_blob() -> None:
 def test_what_is_almost_a_reference_is_none(value: dict[str, Any]) -> None:
     """A model may say such a thing in a tool's input; it stays as it is."""
     asked = request(messages=[Message("user", [{"type": "tool_use", "input": value}])])
-    assert blobs.blob_of(value) is None
+    assert blobs.parse_reference(value) is None
     assert (references(asked), resolve(asked, {})) == ([], asked)
 
 
 def test_a_claim_is_found_wherever_it_stands() -> None:
     """Only Tailrace says what it has lifted: a client's own reference would be somebody's blob, or nobody's."""
-    assert blobs.is_claimed([[{"source": {"data": [REFERENCE]}}], None])
-    assert blobs.is_claimed({KEY: 1})
-    assert not blobs.is_claimed([[{"source": {"data": KEY}}], "tailrace:blob", None, 1])
+    assert blobs.has_reserved_key([[{"source": {"data": [REFERENCE]}}], None])
+    assert blobs.has_reserved_key({REFERENCE_KEY: 1})
+    assert not blobs.has_reserved_key([[{"source": {"data": REFERENCE_KEY}}], "tailrace:blob", None, 1])
 
 
 @pytest.mark.rule("R33")

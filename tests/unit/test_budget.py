@@ -7,7 +7,7 @@ from hypothesis import given
 from tailrace.generators.budget import CostMeter, closing, is_spent
 from tailrace.generators.plan import Complete, CutOff, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Event, Request
 from tailrace.proto.events import (
     BlockDelta,
@@ -52,7 +52,7 @@ def test_a_meter_never_says_less_than_the_log_adds_up_to(log: MadeUp) -> None:
             case _:
                 continue
         assert meter is not None
-        assert meter.cost_nano_usd >= ending(turn, "completed").cost_nano_usd
+        assert meter.cost_nano_usd >= build_end(turn, "completed").cost_nano_usd
 
 
 def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
@@ -78,7 +78,7 @@ def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
         for event in said:
             log.hear(event)
             meter.add(msgspec.Raw(events.encode(event)))
-            assert meter.cost_nano_usd == ending(log.turn, "completed").cost_nano_usd > 0
+            assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
 
 
 @pytest.mark.rule("R41")
@@ -113,7 +113,7 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
     log.hear(*said)
     for raw in closing(turn):
         event = events.decode(raw)
-        assert not isinstance(event, events.Other)
+        assert not isinstance(event, events.UnknownEvent)
         log.hear(event)
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "max_cost"

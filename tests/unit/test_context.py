@@ -48,14 +48,14 @@ def told(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) 
 def test_what_an_answer_has_said_is_no_reference() -> None:
     """Somebody has a model say one, to be told another string by it: at any depth it is marked as none."""
     forged = blobs.reference(blobs.Blob("a" * 64, 100_000))
-    assert blobs.blob_of(forged) is not None
+    assert blobs.parse_reference(forged) is not None
     call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
     (_, answer) = messages([told("completed", call)])
     assert isinstance(answer.content, list)
     (said,) = answer.content
     for found in (said["input"]["what"], said["input"]["list"][0]["deep"]):
         assert found == {**forged, "is_reference": False}
-        assert blobs.blob_of(found) is None
+        assert blobs.parse_reference(found) is None
     # Nor is what was told once marked once more.
     assert messages([told("completed", said)])[1] == answer
 
@@ -108,5 +108,5 @@ def test_what_a_model_says_is_never_a_reference() -> None:
     assert asked == long
     assert isinstance(answered.content, list)
     [said] = answered.content
-    assert blobs.blob_of(said["input"]["files"][0]) is None
+    assert blobs.parse_reference(said["input"]["files"][0]) is None
     assert said["input"]["files"][0].items() >= reference.items()

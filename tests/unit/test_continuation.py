@@ -36,7 +36,7 @@ def said(call: Call) -> list[events.Event]:
     asked = understand(decode(msgspec.json.encode(body)))
     frames = [frame for frame, _ in simulated.frames(reply(asked, 1))]
     decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
-    return [event for event in decoded if not isinstance(event, events.Other)]
+    return [event for event in decoded if not isinstance(event, events.UnknownEvent)]
 
 
 def broken_off(whole: list[events.Event]) -> Iterator[list[events.Event]]:

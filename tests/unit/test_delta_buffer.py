@@ -40,7 +40,7 @@ async def taken(outbox: DeltaBuffer) -> list[Outgoing]:
     return left
 
 
-async def through(*what: Event) -> list[Event | events.Other]:
+async def through(*what: Event) -> list[Event | events.UnknownEvent]:
     """What comes out when all of `what` has to wait."""
     outbox = DeltaBuffer()
     for one in what:
@@ -132,7 +132,9 @@ async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]
     outbox.close()
     out += await taken(outbox)
     heard = [events.decode(event[0]) for event in out if event is not None]
-    assert told([event for event in heard if not isinstance(event, events.Other)]) == told([event for event, *_ in put])
+    assert told([event for event in heard if not isinstance(event, events.UnknownEvent)]) == told(
+        [event for event, *_ in put]
+    )
 
 
 def told(heard: list[Event]) -> Turn:

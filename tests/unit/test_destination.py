@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.proto.ssrf import Destination, NotAllowed, destination, is_public, private_hosts
+from tailrace.proto.ssrf import Destination, UrlNotAllowed, check_url, is_public, parse_private_hosts
 
 NOBODYS: frozenset[str] = frozenset()
 PUBLIC = [
@@ -138,7 +138,7 @@ NOT_PUBLIC_ADDRESSES = [
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_https_url_may_be_named(url: str) -> None:
     """What receivers of webhooks look like."""
-    assert not destination(url, NOBODYS).is_private
+    assert not check_url(url, NOBODYS).is_private
 
 
 @pytest.mark.rule("S10")
@@ -155,8 +155,8 @@ def test_a_public_https_url_may_be_named(url: str) -> None:
 )
 def test_what_could_lead_elsewhere_is_refused_by_its_reason(url: str, why: str) -> None:
     """FAULTS 1, S10: what two parsers could read differently is no URL here at all."""
-    with pytest.raises(NotAllowed, match=why):
-        destination(url, NOBODYS)
+    with pytest.raises(UrlNotAllowed, match=why):
+        check_url(url, NOBODYS)
 
 
 @pytest.mark.parametrize(
@@ -170,15 +170,15 @@ def test_what_could_lead_elsewhere_is_refused_by_its_reason(url: str, why: str) 
 )
 def test_a_host_that_the_operator_named_is_private(url: str, host: str) -> None:
     """Plain HTTP, any port and any address are right for it, and for it alone."""
-    private = private_hosts(" 127.0.0.1,[::1], Hooks.internal , localhost,,")
-    assert destination(url, private) == Destination(host, is_private=True)
-    with pytest.raises(NotAllowed):
-        destination("http://127.0.0.2/", private)
+    private = parse_private_hosts(" 127.0.0.1,[::1], Hooks.internal , localhost,,")
+    assert check_url(url, private) == Destination(host, is_private=True)
+    with pytest.raises(UrlNotAllowed):
+        check_url("http://127.0.0.2/", private)
 
 
 def test_without_the_setting_nobody_is_private() -> None:
     """An empty setting is no host."""
-    assert private_hosts("") == private_hosts(" , ") == frozenset()
+    assert parse_private_hosts("") == parse_private_hosts(" , ") == frozenset()
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC_ADDRESSES)
@@ -209,8 +209,8 @@ def test_an_address_in_another_is_never_more_public_than_itself(inner: ipaddress
 def test_any_text_is_a_destination_or_refused(text: str) -> None:
     """Nothing that a client can write breaks the parser; what it takes has a host that a socket can be given."""
     try:
-        found = destination(text, NOBODYS)
-    except NotAllowed:
+        found = check_url(text, NOBODYS)
+    except UrlNotAllowed:
         return
     assert found.host
     assert found.host.isascii()

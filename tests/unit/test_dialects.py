@@ -13,7 +13,7 @@ from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Frame
 from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored, Unknown
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.event_stream import parse
@@ -298,7 +298,7 @@ def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
 @given(log=turns())
 def test_an_archived_turn_says_the_same(name: str, log: Handwritten) -> None:
     """What has left the log is told from the database, whole; a job says it when it is complete, and else nothing."""
-    told_whole = DIALECTS[name].render_record(record(KEY, log.turn), 0).data
+    told_whole = DIALECTS[name].render_record(record_from_fold(KEY, log.turn), 0).data
     is_told = name != "job" or log.turn.outcome in ("completed", "cancelled")
     assert SAYS[name](told_whole) == (log.turn.text if is_told else "")
 
@@ -328,7 +328,7 @@ def is_junk(stored: Stored) -> bool:
 
 
 def archived(log: Handwritten) -> TurnRecord:
-    return record(KEY, log.turn)
+    return record_from_fold(KEY, log.turn)
 
 
 @given(turns().filter(lambda log: log.chain.is_ended))

@@ -6,12 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.proto import events
-from tailrace.proto.events import BlockDelta, Other, StopReason, TextDelta, UsageSoFar, decode, encode, envelope, joined
+from tailrace.proto.events import (
+    BlockDelta,
+    StopReason,
+    TextDelta,
+    UnknownEvent,
+    UsageSoFar,
+    decode,
+    encode,
+    envelope,
+    join_deltas,
+)
 from tailrace.proto.usage import CallUsage, Usage
 from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
 
 # From Anthropic's docs, "Streaming Messages", and "Extended thinking"; shortened.
-DOCUMENTED: dict[str, tuple[bytes, events.Event | Other]] = {
+DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {
     "message_start": (
         (
             b'{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],'
@@ -44,37 +54,40 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | Other]] = {
         b'{"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":15}}',
         events.MessageDelta(StopReason("end_turn"), UsageSoFar(output_tokens=15)),
     ),
-    "a newer event": (b'{"type":"message_sung","message":{}}', Other()),
-    "a newer delta": (b'{"type":"content_block_delta","index":0,"delta":{"type":"song_delta","note":"c"}}', Other()),
-    "no event at all": (b'"\xff"', Other()),
+    "a newer event": (b'{"type":"message_sung","message":{}}', UnknownEvent()),
+    "a newer delta": (
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"song_delta","note":"c"}}',
+        UnknownEvent(),
+    ),
+    "no event at all": (b'"\xff"', UnknownEvent()),
     "text that is no UTF-8": (
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\xff"}}',
-        Other(),
+        UnknownEvent(),
     ),
     "a lone surrogate": (
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\\ud800"}}',
-        Other(),
+        UnknownEvent(),
     ),
     "a count that no call can reach": (
         b'{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":10000000000000000}}',
-        Other(),
+        UnknownEvent(),
     ),
     "a count below nothing": (
         b'{"type":"message_start","message":{"id":"msg_1","usage":{"input_tokens":-1}}}',
-        Other(),
+        UnknownEvent(),
     ),
     "a block of more than 64 levels": (
         b'{"type":"content_block_start","index":0,"content_block":{"a":' + b"[" * 61 + b"]" * 61 + b"}}",
-        Other(),
+        UnknownEvent(),
     ),
     "a citation of more than 64 levels": (
         b'{"type":"content_block_delta","index":0,"delta":{"type":"citations_delta","citation":{"a":'
         + b"[" * 61
         + b"]" * 61
         + b"}}}",
-        Other(),
+        UnknownEvent(),
     ),
-    "far too deep": (b'{"type":"content_block_start","index":0,"content_block":' + b"[" * 100_000, Other()),
+    "far too deep": (b'{"type":"content_block_start","index":0,"content_block":' + b"[" * 100_000, UnknownEvent()),
 }
 
 
@@ -117,7 +130,7 @@ def test_deltas_of_one_block_and_kind_join(a: str, b: str, i: int, j: int) -> No
     """The joined delta says what the two said, one after the other; of two blocks they do not join."""
     for kind in (TextDelta, events.ThinkingDelta, events.InputJsonDelta):
         expected = BlockDelta(i, kind(a + b)) if i == j else None
-        assert joined(BlockDelta(i, kind(a)), BlockDelta(j, kind(b))) == expected
+        assert join_deltas(BlockDelta(i, kind(a)), BlockDelta(j, kind(b))) == expected
 
 
 @pytest.mark.rule("R9")
@@ -131,7 +144,7 @@ def test_nothing_else_joins(first: events.Event, second: events.Event) -> None:
         and isinstance(first.delta, TextDelta | events.ThinkingDelta | events.InputJsonDelta)
         and first.index == second.index
     )
-    assert (joined(first, second) is not None) == is_joinable
+    assert (join_deltas(first, second) is not None) == is_joinable
 
 
 @pytest.mark.rule("R23")

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
-from tailrace.proto.end_entry import ending
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import End, Failure, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
 from tailrace.proto.fold import EMPTY_TURN, Block, Turn, content, fold, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, answered, attempt, closing, junk, opening, raw, says
@@ -143,14 +143,14 @@ def test_an_end_keeps_what_the_message_says_of_itself() -> None:
         managed = {"applied_edits": edits}
         log.store(heard(log, {"type": "message_delta", "delta": delta, "usage": usage, "context_management": managed}))
     log.end()
-    told = record(KEY, log.turn)
+    told = record_from_fold(KEY, log.turn)
     assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "END")
     assert told.envelope == {
         "delta": {"container": {"id": "c1"}},
         "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}},
         "context_management": {"applied_edits": []},
     }
-    assert record(KEY, answered("hi").turn).envelope == {}
+    assert record_from_fold(KEY, answered("hi").turn).envelope == {}
 
 
 def heard(log: Handwritten, what: object) -> EventEntry:
@@ -166,7 +166,7 @@ def test_each_call_is_priced_by_its_own_prompt() -> None:
         log.take(mode)
         log.hear(*opening(input_tokens=60_000), *closing(output_tokens=1))
     assert log.turn.usage == Usage(120_000, 2)
-    assert ending(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
+    assert build_end(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
 
 
 @pytest.mark.rule("R24")
@@ -183,7 +183,7 @@ def test_a_failed_turn_says_why() -> None:
     log.ask(model="claude-unheard-of")
     log.end("failed", Failure("model_unknown", "no such model"))
     assert log.turn.error == Failure("model_unknown", "no such model")
-    assert ending(log.turn, "failed").cost_nano_usd == 0
+    assert build_end(log.turn, "failed").cost_nano_usd == 0
 
 
 BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
@@ -313,12 +313,12 @@ def test_joining_deltas_changes_nothing(log: MadeUp) -> None:
     spoken: list[EventEntry | events.Event] = []
     for event in answers(log.valid):
         one = events.decode(event.event)
-        before = spoken[-1] if spoken and not isinstance(spoken[-1], EventEntry) else events.Other()
-        join = events.joined(before, one)
+        before = spoken[-1] if spoken and not isinstance(spoken[-1], EventEntry) else events.UnknownEvent()
+        join = events.join_deltas(before, one)
         if join is not None:
             spoken[-1] = join
         else:
-            spoken.append(event if isinstance(one, events.Other) or event.is_hidden else one)
+            spoken.append(event if isinstance(one, events.UnknownEvent) or event.is_hidden else one)
     assert told(respoken(log.valid, spoken)) == told(respoken(log.valid, list(answers(log.valid))))
 
 

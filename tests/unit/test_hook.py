@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tailrace.persistence.webhooks import payload
 from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered
 
@@ -21,9 +21,9 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def test_a_webhook_says_what_get_says_and_the_same_each_time() -> None:
     """A receiver that gets it twice gets the same bytes."""
     turn = answered("Light ", "scatters.").turn
-    told = record(KEY, turn)
+    told = record_from_fold(KEY, turn)
     body = payload.body(told)
-    assert body == payload.body(record(KEY, turn))
+    assert body == payload.body(record_from_fold(KEY, turn))
     assert msgspec.json.decode(body) == {
         "type": "turn.completed",
         "timestamp": msgspec.to_builtins(turn.ended_at),
@@ -38,7 +38,7 @@ def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
     log = Handwritten()
     log.ask()
     log.end(outcome)
-    assert msgspec.json.decode(payload.body(record(KEY, log.turn)))["type"] == f"turn.{outcome}"
+    assert msgspec.json.decode(payload.body(record_from_fold(KEY, log.turn)))["type"] == f"turn.{outcome}"
 
 
 @pytest.mark.parametrize(

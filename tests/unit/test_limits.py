@@ -3,16 +3,25 @@
 import pytest
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.limits import NONE, Limits, Rate, limits_of, over, read_limits, request_rate, token_rate
+from tailrace.proto.limits import (
+    UNLIMITED,
+    Limits,
+    Rate,
+    merge_limits,
+    parse_limits,
+    parse_limits_setting,
+    request_rate,
+    token_rate,
+)
 
 
 def test_a_setting_names_limits() -> None:
     """Whole numbers and dollars, in any order, with any white space; what is not named is not limited."""
     text = " requests=60,burst=10 , tokens = 100000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=1e9 "
-    assert read_limits("X", text) == Limits(
+    assert parse_limits_setting("X", text) == Limits(
         requests=60, burst=10, tokens=100_000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=10**9
     )
-    assert read_limits("X", "") == NONE
+    assert parse_limits_setting("X", "") == UNLIMITED
 
 
 @pytest.mark.parametrize(
@@ -26,27 +35,27 @@ def test_a_setting_names_limits() -> None:
 def test_a_setting_that_cannot_be_meant_stops_the_process(text: str) -> None:
     """The message names the variable."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_LIMITS_KEY: "):
-        read_limits("TAILRACE_LIMITS_KEY", text)
+        parse_limits_setting("TAILRACE_LIMITS_KEY", text)
 
 
 def test_a_record_says_the_same_in_json() -> None:
     """JSON knows one kind of number."""
-    assert limits_of({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
+    assert parse_limits({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
     with pytest.raises(ValueError, match="there are requests, burst"):
-        limits_of({"request": 60})
+        parse_limits({"request": 60})
 
 
 def test_a_keys_own_limits_stand_before_the_common_ones() -> None:
     """Each by itself: who is given more requests still has the common budget."""
     common = Limits(requests=60, usd_day=1)
-    assert over(Limits(requests=600, running=3), common) == Limits(requests=600, running=3, usd_day=1)
-    assert over(NONE, common) == common
+    assert merge_limits(Limits(requests=600, running=3), common) == Limits(requests=600, running=3, usd_day=1)
+    assert merge_limits(UNLIMITED, common) == common
 
 
 @pytest.mark.parametrize(
     ("limits", "rate"),
     [
-        (NONE, None),
+        (UNLIMITED, None),
         (Limits(burst=5), None),
         (Limits(requests=60), Rate(60, 60)),
         (Limits(requests=60, burst=10), Rate(10, 10)),
@@ -63,4 +72,4 @@ def test_a_burst_is_how_many_fit_into_a_window(limits: Limits, rate: Rate | None
 def test_tokens_are_counted_by_the_minute() -> None:
     """None: not limited."""
     assert token_rate(Limits(tokens=1000)) == Rate(1000, 60)
-    assert token_rate(NONE) is None
+    assert token_rate(UNLIMITED) is None

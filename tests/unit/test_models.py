@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.models import Supports, cost_nano_usd, model_named, models, read_aliases, resolve
+from tailrace.proto.models import Supports, cost_nano_usd, find_model, models, parse_aliases, resolve_model
 from tailrace.proto.usage import CallUsage
 
 
@@ -19,7 +19,7 @@ def test_no_name_means_two_models() -> None:
     """Each id and each alias stands once in the file, and finds the row that it stands in."""
     names = [name for model in models().values() for name in (model.id, *model.aliases)]
     assert len(names) == len(set(names))
-    found = [model_named(name) for name in names]
+    found = [find_model(name) for name in names]
     assert found == [model for model in models().values() for _ in (model.id, *model.aliases)]
 
 
@@ -39,14 +39,14 @@ def test_no_name_means_two_models() -> None:
 )
 def test_a_name_is_resolved_or_means_nothing(name: str, model: str | None) -> None:
     """Claude's own names, with and without date; a foreign one only where the operator has written what it means."""
-    found = resolve(name, {"gpt-4o": "claude-haiku-5-5-latest"})
+    found = resolve_model(name, {"gpt-4o": "claude-haiku-5-5-latest"})
     assert (found.id if found else None) == model
 
 
 def test_the_operators_names_are_read() -> None:
     """`NAME=MODEL`, joined by commas, with or without spaces; none is none."""
-    assert read_aliases("") == {}
-    assert read_aliases("gpt-4o=claude-sonnet-5-5, o3 = claude-opus-5-5-latest,") == {
+    assert parse_aliases("") == {}
+    assert parse_aliases("gpt-4o=claude-sonnet-5-5, o3 = claude-opus-5-5-latest,") == {
         "gpt-4o": "claude-sonnet-5-5",
         "o3": "claude-opus-5-5-latest",
     }
@@ -67,7 +67,7 @@ def test_the_operators_names_are_read() -> None:
 def test_a_name_that_would_mislead_is_refused(text: str) -> None:
     """Claude's own names keep their meaning, and a name has one: else nothing starts, and it says why."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODEL_ALIASES: "):
-        read_aliases(text)
+        parse_aliases(text)
 
 
 def test_what_is_not_known_of_a_model_is_none() -> None:

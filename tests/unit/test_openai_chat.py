@@ -16,7 +16,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Outcome
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage
 from tests.citing import CITATIONS, PAGE, RESULT
@@ -140,7 +140,7 @@ def test_what_claude_cites_are_annotations() -> None:
         cited(PAGE["url"], "Rivers", 11, 17),
     ]
     assert deltas(log)[-2:] == [{"annotations": annotations}, {}]
-    message = json.loads(whole(record(KEY, log.turn)))["choices"][0]["message"]
+    message = json.loads(whole(record_from_fold(KEY, log.turn)))["choices"][0]["message"]
     assert message["annotations"] == annotations
     assert message["content"][4:11] == "water 🌊"
     assert message["content"] == "Not water 🌊 runs."
@@ -191,7 +191,7 @@ def test_why_it_stopped(stop_reason: str, finish_reason: str) -> None:
     """In OpenAI's words, streamed and whole."""
     log = ended(begun(), stop_reason)
     assert chunks(log)[-1]["choices"][0]["finish_reason"] == finish_reason
-    assert json.loads(whole(record(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
+    assert json.loads(whole(record_from_fold(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
 
 
 def test_cached_tokens_are_part_of_the_prompt() -> None:
@@ -200,7 +200,7 @@ def test_cached_tokens_are_part_of_the_prompt() -> None:
     log.ask()
     log.take()
     log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, CallUsage(1, 0, 20, 300))))
-    made = json.loads(whole(record(KEY, ended(log).turn)))["usage"]
+    made = json.loads(whole(record_from_fold(KEY, ended(log).turn)))["usage"]
     assert (made["prompt_tokens"], made["completion_tokens"], made["total_tokens"]) == (321, 3, 324)
     assert made["prompt_tokens_details"] == {"cached_tokens": 300, "cache_write_tokens": 20}
 
@@ -218,7 +218,7 @@ def test_what_is_not_whole_is_an_error(outcome: Outcome, failure: Failure | None
     log = begun()
     log.hear(*text(0, "half"))
     log.end(outcome, failure)
-    kept = DIALECTS[CHAT].render_record(record(KEY, log.turn), 0)
+    kept = DIALECTS[CHAT].render_record(record_from_fold(KEY, log.turn), 0)
     for told in (rendered(KEY, log.stored, CHAT)[-1].sent, kept.data):
         error = json.loads(parse(told)[-1].data)["error"]
         assert {**error, "message": "…"} == {"message": "…", "type": type_, "param": None, "code": code}
@@ -291,7 +291,7 @@ def same(message: dict[str, Any]) -> dict[str, Any]:
 @given(turns())
 def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
     """Promise 4, tool calls and thoughts included."""
-    told = record(KEY, log.turn)
+    told = record_from_fold(KEY, log.turn)
     kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
     streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
     archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
@@ -313,7 +313,7 @@ def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) 
         assert set(made.model_extra or {}) <= {"cursor"}
         for choice in made.choices:
             assert set(choice.delta.model_extra or {}) <= {"reasoning_content", "annotations"}
-    completion = ChatCompletion.model_validate_json(whole(record(KEY, log.turn)))
+    completion = ChatCompletion.model_validate_json(whole(record_from_fold(KEY, log.turn)))
     assert completion.model_extra == {}
     assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}
 

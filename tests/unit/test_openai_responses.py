@@ -20,7 +20,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.citing import CITATIONS, FILE, PAGE, RESULT
@@ -167,7 +167,7 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 @given(answers())
 def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
     """Its pydantic models, and nothing beside their fields."""
-    whole = data(DIALECT.render_record(record(KEY, log.turn), 0).data)
+    whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
     for event in [*told(log.stored), *whole, *data(snapshot(KEY, log.turn, len(told(log.stored))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
@@ -196,7 +196,7 @@ def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) 
 def test_the_sdks_accumulator_reads_what_a_new_reader_is_sent(log: Handwritten) -> None:
     """From the log, and from the database: the fold's text, and a response that is complete when the turn is."""
     live = seen_anew(log)
-    for sent in (live, data(DIALECT.render_record(record(KEY, log.turn), 0).data)) if live else ():
+    for sent in (live, data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)) if live else ():
         whole = read(sent)._completed_response
         text = "".join(event["delta"] for event in sent if event["type"] == "response.output_text.delta")
         assert text == log.turn.text
@@ -241,7 +241,7 @@ def test_a_snapshot_tells_each_block_at_once() -> None:
 @given(answers().filter(lambda log: log.chain.is_ended))
 def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritten) -> None:
     """Promise 4: the last event's response is the one that is looked up, but for half a tool call's arguments."""
-    last, looked_up = told(log.stored)[-1]["response"], response_of(record(KEY, log.turn))
+    last, looked_up = told(log.stored)[-1]["response"], response_of(record_from_fold(KEY, log.turn))
     for one in (last, looked_up):
         Response.model_validate(one, strict=True)
         for item in one["output"]:
@@ -257,7 +257,7 @@ def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritt
 @given(answers(), st.integers(1, 50))
 def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handwritten, seen: int) -> None:
     """Nothing is said twice: no delta, and numbers from where it had come to."""
-    sent = data(DIALECT.render_record(record(KEY, log.turn), seen).data)
+    sent = data(DIALECT.render_record(record_from_fold(KEY, log.turn), seen).data)
     assert [event["sequence_number"] for event in sent] == list(range(seen, seen + len(sent)))
     assert {event["type"].rpartition(".")[2] for event in sent[:-1]} <= {"done"}
     whole = [event["text"] for event in sent if event["type"] == "response.output_text.done"]
@@ -296,7 +296,9 @@ def test_what_claude_cites_are_annotations() -> None:
 def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[str]) -> None:
     """A client that drops by number what it has seen (the SDK's `.stream`) does not drop the end."""
     log = answered(*texts)
-    numbers = [event["sequence_number"] for event in data(DIALECT.render_record(record(KEY, log.turn), 0).data)]
+    numbers = [
+        event["sequence_number"] for event in data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
+    ]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
 
@@ -426,7 +428,7 @@ def test_an_end_in_openais_words(
     )
     assert item["item"] == shown["output"][0]
     assert item["item"]["status"] == ("completed" if outcome == "completed" else "incomplete")
-    assert shown["output"] == response_of(record(KEY, log.turn))["output"]
+    assert shown["output"] == response_of(record_from_fold(KEY, log.turn))["output"]
 
 
 def test_a_block_that_was_never_closed_is_closed_by_the_next() -> None:
@@ -469,7 +471,7 @@ def test_a_turn_that_nobody_has_taken_is_queued() -> None:
 
 
 def looked(log: Handwritten) -> TurnRecord:
-    return record(KEY, log.turn)
+    return record_from_fold(KEY, log.turn)
 
 
 def test_usage_counts_what_was_cached_as_input() -> None:

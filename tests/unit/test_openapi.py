@@ -17,7 +17,7 @@ from tailrace.gateway.resources import docs
 from tailrace.gateway.resources.docs import document
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import answered
 from tests.routes import ROWS
@@ -145,7 +145,7 @@ def test_a_webhooks_body_is_what_the_document_says() -> None:
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/Hook"}
-    body = payload.body(record(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
+    body = payload.body(record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.headers("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)

@@ -9,7 +9,7 @@ import pytest
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.handwritten import NOON, answered, says
@@ -48,7 +48,7 @@ def good() -> History:
         readers=(patient, hasty),
         log={KEY: tuple(LOG.stored)},
         rendered={(KEY, "tailrace"): WHOLE},
-        records={KEY: record(KEY, LOG.turn)},
+        records={KEY: record_from_fold(KEY, LOG.turn)},
     )
 
 

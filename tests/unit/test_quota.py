@@ -10,7 +10,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import refusal
 from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners, quota
 from tailrace.proto.ids import Tenant, is_token
-from tailrace.proto.limits import NONE, Limits
+from tailrace.proto.limits import UNLIMITED, Limits
 
 ACME = Tenant("acme")
 LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, bytes_day=9)
@@ -41,7 +41,7 @@ def test_a_limit_is_a_counter_of_its_window(what: What, subject: str, most: int,
         window_ms = round(found.window_s * 1000)
         subject = f"limits.acme.tenant.{what}.{window_ms}-{int(at('2026-12-05T23:59:35')) * 1000 // window_ms}"
     assert (found.subject, found.most, found.renews_at) == (subject, most, at(renews))
-    assert quota(Owner(ACME, TENANT, NONE), what, 0.0) is None
+    assert quota(Owner(ACME, TENANT, UNLIMITED), what, 0.0) is None
 
 
 @given(st.sampled_from(WHATS), st.floats(0, 4e9))
@@ -59,7 +59,8 @@ def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float
 def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
     """Its hash is, and two keys have two."""
     names = [
-        owners(Principal(ACME, key), NONE, NONE)[0].name for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
+        owners(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
+        for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
     ]
     assert len(set(names)) == len(names)
     assert all(is_token(name) and name != TENANT for name in names)

@@ -12,7 +12,7 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, text_proof
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import Handwritten, answered, opening
 
@@ -39,7 +39,7 @@ def running() -> Handwritten:
 def test_a_row_tells_what_the_fold_tells(log: Handwritten) -> None:
     """The same record comes out of the log and out of the database (promise 4)."""
     columns = msgspec.structs.asdict(row(KEY, log.turn))
-    assert turn_record(columns) == record(KEY, log.turn)
+    assert turn_record(columns) == record_from_fold(KEY, log.turn)
 
 
 def test_a_row_holds_what_the_end_says_of_the_text() -> None:

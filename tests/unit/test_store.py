@@ -17,11 +17,11 @@ from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import MICROSECOND, Row, micros, row
 from tailrace.persistence.store import Store
-from tailrace.proto.end_entry import LOST
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
-from tailrace.proto.records import SessionRecord, record
-from tailrace.proto.resources import Delete, Doomed, Kind
+from tailrace.proto.records import SessionRecord, record_from_fold
+from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.handwritten import NOON, Handwritten, answered
@@ -106,7 +106,7 @@ async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
     """What was written is read, field by field."""
     log = answered("Light ", "scatters.")
     await store.record([row(key("turn-1"), log.turn)])
-    assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
+    assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
 
 
 @pytest.mark.rule("R27")
@@ -136,7 +136,7 @@ async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
     log = answered("Light")
     await store.record([asked("turn-1")])
     await store.record([row(key("turn-1"), log.turn)])
-    assert await store.turn(key("turn-1")) == record(key("turn-1"), log.turn)
+    assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
 
 
 @pytest.mark.rule("R27")
@@ -148,15 +148,15 @@ async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> 
     rows = [asked("turn-1"), row(key("turn-2"), ended), row(key("turn-3"), late.turn)]
     await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
     first = Seq(ended.chain.last + 1)
-    assert await store.lose(first, LOST) == 2
+    assert await store.lose(first, LOST_FAILURE) == 2
     for lost in (key("turn-1"), theirs):
         told = await store.turn(lost)
         assert told is not None
-        assert (told.outcome, told.error, told.ended_at) == ("failed", LOST, None)
+        assert (told.outcome, told.error, told.ended_at) == ("failed", LOST_FAILURE, None)
     kept = [await store.turn(key(turn)) for turn in ("turn-2", "turn-3")]
     assert [told.outcome for told in kept if told] == ["completed", "running"]
     assert await store.answering(OURS) == ["session-1"]
-    assert await store.lose(first, LOST) == 0
+    assert await store.lose(first, LOST_FAILURE) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
@@ -224,15 +224,15 @@ async def test_a_turn_that_is_deleted_takes_its_row_its_usage_and_the_last_one_i
 ) -> None:
     """A session that still has a turn stays: it may have been asked just now."""
     await store.record([asked("turn-1"), asked("turn-2"), asked("turn-3", session="session-2")])
-    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-1"),)))
+    await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
     assert await store.turn(key("turn-1")) is None
     assert (await session_of(store, "session-1")).turns == 1
-    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-2"),)))
+    await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-2"),)))
     assert await store.session(OURS, "session-1", NOON) is None
-    await store.delete(OURS, Delete("turn", "turn-3", (TurnId("turn-3"),)))
+    await store.delete(OURS, DeleteResource("turn", "turn-3", (TurnId("turn-3"),)))
     assert (await session_of(store, "session-2")).turns == 0
-    await store.delete(THEIRS, Delete("session", "session-2"))
-    await store.delete(OURS, Delete("session", "session-2"))
+    await store.delete(THEIRS, DeleteResource("session", "session-2"))
+    await store.delete(OURS, DeleteResource("session", "session-2"))
     assert content_of(path) == []
 
 
@@ -245,7 +245,7 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     second = msgspec.structs.replace(asked("turn-2"), blobs=f'["{shared}"]')
     await store.record([first, theirs, second, first])
     await store.release(OURS, both)
-    await store.delete(OURS, Delete("session", "session-1", (TurnId("turn-1"),)))
+    await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
     assert (await store.released(OURS), await store.released(OURS, after=shared)) == ([shared, own], [own])
     assert (await store.releasing(), await store.released(THEIRS)) == ([OURS], [])
     assert await store.used(OURS, [shared, own]) == [shared]
@@ -254,7 +254,7 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     await store.settle(OURS, [own])
     assert await store.releasing() == []
     for tenant, turns in ((OURS, ("turn-2",)), (THEIRS, ("turn-1",))):
-        await store.delete(tenant, Delete("session", "session-1", tuple(map(TurnId, turns))))
+        await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
         await store.settle(tenant, [shared, own])
     assert content_of(path) == []
 
@@ -262,14 +262,14 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
 async def test_a_project_goes_with_its_last_session_and_not_before(store: Store) -> None:
     """Its sessions without turns go; one that was asked just now keeps it."""
     await store.record([asked("turn-1", project="rivers"), asked("turn-2", session="session-2", project="rivers")])
-    await store.delete(OURS, Delete("project", "rivers", (TurnId("turn-1"),)))
+    await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
     left = await store.project(OURS, "rivers", NOON)
     assert left is not None
-    assert (left.sessions, await store.doomed(OURS, Delete("project", "rivers"))) == (
+    assert (left.sessions, await store.doomed(OURS, DeleteResource("project", "rivers"))) == (
         1,
-        [Doomed(TurnId("turn-2"), is_running=True)],
+        [TurnToDelete(TurnId("turn-2"), is_running=True)],
     )
-    await store.delete(OURS, Delete("project", "rivers", (TurnId("turn-2"),)))
+    await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-2"),)))
     assert await store.project(OURS, "rivers", NOON) is None
 
 
@@ -277,10 +277,10 @@ async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch:
     """Whoever deletes them page by page can still go on from the turn that was named."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
-    told = [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))]
+    told = [doomed.turn for doomed in await store.doomed(OURS, DeleteResource("turn", "root"))]
     assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
     monkeypatch.setattr("tailrace.persistence.store.DOOMED_MAX", 3)
-    assert [doomed.turn for doomed in await store.doomed(OURS, Delete("turn", "root"))] == told[:3]
+    assert [doomed.turn for doomed in await store.doomed(OURS, DeleteResource("turn", "root"))] == told[:3]
 
 
 async def test_a_session_is_active_until_it_was_left_alone_for_long_enough(store: Store) -> None:
@@ -354,8 +354,8 @@ async def test_another_tenants_turns_are_not_there(store: Store) -> None:
     assert await store.answering(THEIRS) == []
     named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1")]
     for kind, name in named:
-        assert await store.doomed(THEIRS, Delete(kind, name, (TurnId("turn-1"),))) == []
-        await store.delete(THEIRS, Delete(kind, name, (TurnId("turn-1"),)))
+        assert await store.doomed(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
+        await store.delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),)))
     await store.rename_session(THEIRS, "session-1", "theirs")
     assert (await session_of(store, "session-1")).title is None
     assert await store.turn(key("turn-1")) is not None

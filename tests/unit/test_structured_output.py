@@ -9,7 +9,7 @@ from tailrace.deploy.simulated_claude.request import refuse_schema
 from tailrace.generators.continuation import build_call
 from tailrace.generators.structured_output import in_prompt, native
 from tailrace.proto.errors import Refused
-from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small, schema_of, with_schema
+from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
 from tests.handwritten import request
 
 CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -131,9 +131,9 @@ def test_one_schema_is_enough() -> None:
 
 def test_a_schema_has_a_size() -> None:
     """It is judged by at each answer."""
-    require_small({"enum": ["x" * (SCHEMA_BYTES_MAX - 100)]})
+    require_small_schema({"enum": ["x" * (SCHEMA_BYTES_MAX - 100)]})
     with pytest.raises(Refused) as refused:
-        require_small({"enum": ["x" * SCHEMA_BYTES_MAX]})
+        require_small_schema({"enum": ["x" * SCHEMA_BYTES_MAX]})
     assert refused.value.code == "schema_invalid"
 
 

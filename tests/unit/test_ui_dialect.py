@@ -15,7 +15,7 @@ from tailrace.gateway.clients.registry import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.event_stream import parse
 from tests.handwritten import MODEL, Handwritten, opening
@@ -287,14 +287,14 @@ def test_a_count_is_the_same_at_every_read(log: Handwritten, count: int) -> None
 @given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
 def test_who_comes_back_after_a_day_forgets_what_it_cannot_place(log: Handwritten, seen: int) -> None:
     """The database has no deltas: an opening goes on where it was, and the answer is told once more, after a reset."""
-    told = record(KEY, log.turn)
+    told = record_from_fold(KEY, log.turn)
     whole, rest = (chunks(UI.render_record(told, count).data) for count in (0, seen))
     assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
     assert said(UI.render_record(told, seen).data) == told.text
 
 
 def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
-    return msgspec.structs.replace(record(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
+    return msgspec.structs.replace(record_from_fold(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
 
 
 def test_a_history_of_many_calls_is_told_at_once() -> None:

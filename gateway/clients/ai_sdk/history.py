@@ -14,7 +14,7 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import AskAncestry, AskLast, AskSession, TurnRecord
+from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 
 PAGE_TURNS = 200
 TOO_LARGE = "the pictures and texts of this chat are larger than {most} bytes: /v1/sessions/{chat}/turns refers to them"
@@ -35,7 +35,7 @@ async def newest(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord
     found: list[TurnRecord] = []
     size, turn = 0, await last(gateway, tenant, chat)
     while turn is not None:
-        page = await gateway.history.ask(tenant, AskAncestry(turn, PAGE_TURNS))
+        page = await gateway.history.ask(tenant, GetAncestry(turn, PAGE_TURNS))
         # As long as it is told, more or less. It bounds how many are read, too.
         size += len(msgspec.json.encode(page.turns))
         if size > most:
@@ -56,11 +56,11 @@ async def newest(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord
 async def last(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
     """Its newest turn; None when it has none yet. Raises Refused for a chat that was never begun."""
     try:
-        return (await gateway.history.ask(tenant, AskLast(chat))).turn
+        return (await gateway.history.ask(tenant, GetLastTurn(chat))).turn
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        await gateway.history.ask(tenant, AskSession(chat))
+        await gateway.history.ask(tenant, GetSession(chat))
         return None
 
 

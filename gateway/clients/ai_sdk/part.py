@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tailrace.gateway.clients.ai_sdk.tool_result import shown
 from tailrace.gateway.clients.growing_text import Pieces
 from tailrace.proto import events
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 
@@ -54,7 +54,7 @@ def opened(index: int, block: dict[str, Any]) -> tuple[list[Chunk], Part]:
 
 def added(part: Part, delta: events.Delta) -> tuple[list[Chunk], Part]:
     """What does not fit the block adds nothing, as in a fold."""
-    if not events.fits(delta, str(part.block.get("type"))):
+    if not events.fits_block(delta, str(part.block.get("type"))):
         return [], part
     match delta:
         case events.TextDelta(text):
@@ -136,7 +136,7 @@ def _called(part: Part) -> Chunk:
     try:
         told = msgspec.json.decode(text) if text else given
         is_whole = not is_deeper(told, INPUT_LEVELS_MAX)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         told, is_whole = {}, False
     called = {"type": "tool-input-available", **_call(part.block), "input": told}
     return called if is_whole else broken(called)

@@ -28,7 +28,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.respond import answer, asked
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, is_token
-from tailrace.proto.records import AskLast, AskTurn, TurnRecord
+from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 # A page that has loaded its messages while the answer ran asks for the rest of it this much later at most.
@@ -131,11 +131,11 @@ async def named(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey:
     if is_token(name) and await is_logged(gateway, turn):
         return turn
     try:
-        return TurnKey(tenant, (await gateway.history.ask(tenant, AskLast(name))).turn)
+        return TurnKey(tenant, (await gateway.history.ask(tenant, GetLastTurn(name))).turn)
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        return TurnKey(tenant, (await gateway.history.ask(tenant, AskTurn(TurnId(name)))).turn)
+        return TurnKey(tenant, (await gateway.history.ask(tenant, GetTurn(TurnId(name)))).turn)
 
 
 async def resumable(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey | None:

@@ -108,7 +108,7 @@ def _entry(told: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]
             return [], told
 
 
-def _event(told: StreamState, event: events.Event | events.Other) -> tuple[list[Chunk], StreamState]:
+def _event(told: StreamState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], StreamState]:
     match event:
         case events.BlockStart(index, block):
             chunks, part = opened(index, block)

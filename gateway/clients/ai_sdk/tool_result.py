@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 
@@ -25,7 +25,7 @@ def shown(content: object) -> object:
         case [{"type": "text", "text": str(text)}]:
             try:
                 output: object = msgspec.json.decode(text)
-            except UNREADABLE:
+            except DECODE_ERRORS:
                 return text
             return text if is_deeper(output, INPUT_LEVELS_MAX) else output
         case _:

@@ -19,7 +19,7 @@ from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.model_records import COUNT_TOKENS, AskTokenCount, LongPrompt, with_prompt
+from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, replace_prompt
 from tailrace.proto.subjects import GENERATORS
 
 # A list of names, as Anthropic's SDKs send it.
@@ -46,7 +46,7 @@ async def count_tokens(request: Request) -> Response:
     gateway, tenant = gateway_of(request), tenant_of(request)
     prompt, raw = await asked(request, Prompt)
     model = (await offer_to(request)).model(prompt.model)
-    question = AskTokenCount(msgspec.Raw(named(raw, model.id)), betas_of(request))
+    question = CountTokens(msgspec.Raw(named(raw, model.id)), betas_of(request))
     try:
         answer = await asked_of_generators(gateway, tenant, question, gateway.settings.query_timeout_s)
     except EntryTooLarge:
@@ -62,12 +62,12 @@ async def count_tokens(request: Request) -> Response:
     return json_response(msgspec.Raw(answer))
 
 
-async def asked_of_generators(gateway: Gateway, tenant: Tenant, question: AskTokenCount, timeout_s: float) -> bytes:
+async def asked_of_generators(gateway: Gateway, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
     asked = msgspec.json.encode(question)
     return await gateway.services.ask(tenant, COUNT_TOKENS, asked, timeout_s=timeout_s, role=GENERATORS)
 
 
-async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount, holder: str) -> AskTokenCount:
+async def lift(gateway: Gateway, tenant: Tenant, question: CountTokens, holder: str) -> CountTokens:
     """The same question, with references for what is long, which is stored and held.
 
     Raises Refused, LogFull, LogUnavailable.
@@ -78,10 +78,12 @@ async def lift(gateway: Gateway, tenant: Tenant, question: AskTokenCount, holder
         raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
     require_unclaimed(told)
     # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
-    short, lifted = await asyncio.to_thread(blobs.lift, LongPrompt(list(prompt.messages), prompt.system, prompt.tools))
+    short, lifted = await asyncio.to_thread(
+        blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
+    )
     await gateway.holds.take(tenant, holder, lifted)
     await gateway.bodies.put(tenant, lifted)
-    return AskTokenCount(msgspec.Raw(with_prompt(bytes(question.body), short)), question.betas, is_lifted=True)
+    return CountTokens(msgspec.Raw(replace_prompt(bytes(question.body), short)), question.betas, is_lifted=True)
 
 
 def named(raw: bytes, model: str) -> bytes:

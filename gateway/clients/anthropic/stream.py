@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST, type_of
 from tailrace.gateway.streaming import sse
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -98,7 +98,7 @@ def _frame(turn: TurnId, stored: Stored) -> Frame:
 def _event(turn: TurnId, raw: bytes, seq: int) -> Frame:
     try:
         kind = _type.decode(raw).type
-    except UNREADABLE:
+    except DECODE_ERRORS:
         # No event: nothing that a client could read, and no reason to break its stream.
         return SILENT
     if kind == "message_delta":
@@ -115,7 +115,7 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
     try:
         start = _fields.decode(raw)
         message = _fields.decode(start["message"])
-    except (*UNREADABLE, KeyError):
+    except (*DECODE_ERRORS, KeyError):
         return raw
     named = message | {"id": msgspec.Raw(_encode(message_id(turn)))}
     return _encode(start | {"message": msgspec.Raw(_encode(named))})

@@ -23,7 +23,7 @@ from tailrace.gateway.turns.respond import accepted, asked
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
-from tailrace.proto.records import TurnRecord, record
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 
@@ -91,12 +91,12 @@ async def post_cancel(request: Request) -> Response:
         turn = await cancel(gateway.log, key)
     except TurnUnknown:
         return json_response(await look(gateway, key))
-    return json_response(record(key, turn))
+    return json_response(record_from_fold(key, turn))
 
 
 async def look(gateway: Gateway, key: TurnKey) -> TurnRecord:
     try:
-        return record(key, await gateway.log.turn(key))
+        return record_from_fold(key, await gateway.log.turn(key))
     except TurnUnknown:
         return await gateway.history.past(key)
 

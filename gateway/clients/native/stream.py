@@ -88,7 +88,7 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return None
 
 
-def _event(event: events.Event | events.Other, *, is_hidden: bool) -> dict[str, Any] | None:
+def _event(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:
     match event:
         case events.MessageStart(events.MessageHead(usage=usage)) if (
             usage.cache_read_input_tokens or usage.cache_creation_input_tokens

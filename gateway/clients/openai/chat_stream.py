@@ -84,7 +84,7 @@ def render_record(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
     return Frame(said + _error(of_record(record)))
 
 
-def _heard(told: StreamState, event: events.Event | events.Other) -> tuple[Delta | None, StreamState]:
+def _heard(told: StreamState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, StreamState]:
     """What a client is told of an event, and what it knows then."""
     match event:
         case events.MessageStart():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.proto.decoding import UNREADABLE
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 
@@ -74,7 +74,7 @@ def call(call_id: str, name: str, arguments: str, where: str) -> Fields:
     """The block of a call that the assistant has made; raises Refused."""
     try:
         told = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise Refused("request_invalid", f"`{where}`: the arguments of a call are no JSON object") from error
     return {"type": "tool_use", "id": call_id, "name": name, "input": told}
 

@@ -62,7 +62,7 @@ def begun(turn: str, block: int, output: int, start: dict[str, Any]) -> tuple[Op
 
 def said(opened: Open, delta: events.Delta) -> tuple[Open, Events]:
     """`opened` with more of it, and the event that says so. An empty piece says nothing."""
-    if not events.fits(delta, opened.kind):
+    if not events.fits_block(delta, opened.kind):
         return opened, []
     match delta:
         case events.SignatureDelta(signature):

@@ -28,7 +28,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, answer, asked, names_of
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token, parse_cursor
-from tailrace.proto.records import record
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
@@ -85,7 +85,7 @@ async def post_cancel(request: Request) -> Response:
     """`POST /v1/responses/{response}/cancel`: the response with its end, whichever that is."""
     gateway, key = gateway_of(request), key_of(request)
     try:
-        told = record(key, await cancel(gateway.log, key))
+        told = record_from_fold(key, await cancel(gateway.log, key))
     except TurnUnknown:
         told = await look(gateway, key)
     return json_response(response_of(told))

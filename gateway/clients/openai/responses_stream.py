@@ -109,9 +109,9 @@ def snapshot(key: TurnKey, turn: Turn, number: int) -> bytes:
     return _numbered(told, count(number - len(told)))
 
 
-def _told(telling: Telling, event: events.Event | events.Other) -> tuple[Telling, Events]:
+def _told(telling: Telling, event: events.Event | events.UnknownEvent) -> tuple[Telling, Events]:
     """What `event` says, after what has to be said before it."""
-    if isinstance(event, events.Other | events.MessageDelta):
+    if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return telling, []
     telling, told = _opened(telling)
     match event:
