@@ -29,7 +29,8 @@ class Process:
 
     def __init__(self, module: str, folder: Path, *arguments: str, **environ: object) -> None:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
-        self._command = [sys.executable, "-m", f"tailrace.{module}", *arguments]
+        name = module if module.startswith("tests.") else f"tailrace.{module}"
+        self._command = [sys.executable, "-m", name, *arguments]
         inherited = {
             name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))
         }

@@ -77,7 +77,7 @@ def main() -> None:
     path, module, *arguments = sys.argv[1:]
     record(Recorder(Path(path), f"{module}-{os.getpid()}-{os.urandom(2).hex()}"))
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(f"tailrace.{module}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

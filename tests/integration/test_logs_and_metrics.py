@@ -78,7 +78,10 @@ async def test_no_name_that_a_stranger_makes_up_is_a_series(nats_url: str, new_g
 )
 def test_nothing_that_is_told_forges_a_line_of_the_log(form: str, told: str) -> None:
     """Line breaks and a terminal's commands, in what we log and in what a library below us does: one line a fact."""
-    script = f"import logging, structlog; from proto import logger; logger.configure('gateway', {form!r}, 'debug')\n"
+    script = (
+        "import logging, structlog\nfrom tailrace.proto.runtime.logging_setup import configure\n"
+        f"configure('gateway', {form!r}, 'debug')\n"
+    )
     said = f"said = {INJECTED!r}\n"
     done = subprocess.run([sys.executable, "-c", script + said + told], cwd=CHECKOUT, capture_output=True, check=True)
     printed = done.stderr.decode()
