@@ -17,10 +17,10 @@ HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo
 HOLDER = """
 import asyncio, os, sys
 from pathlib import Path
-from tailrace.generators.backends import leash
+from tailrace.generators.backends import process_reaper
 async def main():
     read, write = os.pipe()
-    arguments = leash.command(["sh", "-c", sys.argv[1]], read, Path(sys.argv[2]))
+    arguments = process_reaper.command(["sh", "-c", sys.argv[1]], read, Path(sys.argv[2]))
     process = await asyncio.create_subprocess_exec(*arguments, pass_fds=(read,))
     await process.wait()
 asyncio.run(main())
