@@ -42,11 +42,13 @@ test: check $(CLIENTS) ## check, then every test
 coverage: setup $(CLIENTS) ## every test again, and the lines that none of them runs; it takes half as long again
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
-check: setup ## format, lint, types and imports
+check: setup ## format, lint, types, imports, spelling and prose
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/codespell
+	$(PYTHON) -m tools.check_prose
 	$(PYTHON) -m tests.rules > /dev/null
 
 litellm: setup ## install LiteLLM, for the backend of that name, into a venv of its own: .venv-litellm

@@ -1,0 +1,149 @@
+"""Prose check: counts the words and phrases that the style guide bans, per folder, against an allowance.
+
+It reads Markdown pages (without code) and the docstrings, comments and messages of Python files. A folder that has been
+rewritten has no allowance, so one hit fails the check. The allowances in ALLOWANCES only go down.
+
+    python -m tools.check_prose            fails when a folder is above its allowance
+    python -m tools.check_prose FILE…      prints the hits in these files
+    python -m tools.check_prose --lower    lowers the allowances to what is found
+"""
+
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+ALLOWANCES = ROOT / "tools" / "prose_allowances.json"
+
+# What is banned, and what to write instead.
+BANNED: dict[str, str] = {
+    r"whoever|whomever": "name the actor: the client, the gateway, another process",
+    r"nobody|somebody|everybody": "name the actor: no client, another process, every reader",
+    r"strangers?(?:'s?)?": "another client, an unauthenticated client, a foreign server",
+    r"told": "sent, reported, rendered, stored",
+    r"what (?:is|was|are|were) (?:asked|said|kept|taken|held|left|made)": "name the thing: the request",
+    r"(?:those )?who (?:asks?|asked|comes?|came|reads?|goes|went|waits?|waited|may|has|have|is|does|falls?|wakes?)"
+    r" (?!should)": "a noun: a client that …, the reader, a process that …",
+    r"comes? to nothing|came to nothing": "fails, ends without an answer",
+    r"as (?:ever|always)\b": "as usual, or leave it out",
+    r"(?:the|a|its?|one|same) doors?": "module, route, authentication, entrance to …",
+    r"(?:the|this) house": "the project, the code base",
+    r"rota|leash|doomed|condemn(?:s|ed)?|befalls?": "failover order, process reaper, marked as deleted, happens to",
+    r"half-way": "in the middle",
+    r"dead man": "a process that died",
+    r"lets go of": "releases, closes",
+    r"is no (?:\w+ )?(?:JSON|HTTP|checkout|reason|failure|answer)": "is not …",
+}
+PATTERNS = {re.compile(rf"\b(?:{pattern})", re.IGNORECASE): advice for pattern, advice in BANNED.items()}
+# Files whose words are data: they quote the banned words, or record what older versions said.
+SKIPPED = (
+    "tools/check_prose.py",
+    "docs/KILLS.md",
+    "docs/CLIENTS.md",
+    "tests/upgrade/",
+    "deploy/simulated_claude/prose.py",
+)
+CODE = re.compile(r"^( *)```.*?^\1```$|^ {4}[^\n]*$|`[^`\n]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
+
+
+class Hit(NamedTuple):
+    """One banned phrase: where it is, what it is, and what to write instead."""
+
+    path: str
+    line: int
+    phrase: str
+    advice: str
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line above; returns the exit status."""
+    if arguments == ["--lower"]:
+        return lower()
+    if arguments:
+        return show(hit for name in arguments for hit in hits(name))
+    return check()
+
+
+def check() -> int:
+    """Compares each folder with its allowance; returns 1 and prints the hits when one is above it."""
+    allowances: dict[str, int] = json.loads(ALLOWANCES.read_text())
+    found: dict[str, list[Hit]] = {}
+    for name in tracked():
+        found.setdefault(folder_of(name), []).extend(hits(name))
+    above = {folder: these for folder, these in found.items() if len(these) > allowances.get(folder, 0)}
+    for folder, these in above.items():
+        show(these)
+        say(f"{folder}: {len(these)} banned phrases, {allowances.get(folder, 0)} are allowed")
+    say(f"prose: {sum(map(len, found.values()))} banned phrases, {sum(allowances.values())} are allowed")
+    return 1 if above else 0
+
+
+def lower() -> int:
+    """Writes the allowances anew: for each folder the smaller of its allowance and of what is found."""
+    allowances: dict[str, int] = json.loads(ALLOWANCES.read_text()) if ALLOWANCES.exists() else {}
+    found = Counter(folder_of(hit.path) for name in tracked() for hit in hits(name))
+    lowered = {folder: min(count, allowances.get(folder, count)) for folder, count in sorted(found.items())}
+    ALLOWANCES.write_text(json.dumps(lowered, indent=1) + "\n")
+    return 0
+
+
+def show(found: Iterable[Hit]) -> int:
+    for hit in found:
+        say(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
+    return 0
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def tracked() -> list[str]:
+    """Returns the pages and Python files that git tracks, except the skipped ones."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
+    names = listed.stdout.decode().split("\0")
+    return [
+        name
+        for name in names
+        if name.endswith((".md", ".py")) and not name.startswith(SKIPPED) and (ROOT / name).is_file()
+    ]
+
+
+def folder_of(name: str) -> str:
+    """Returns the unit that has an allowance: a page by itself, or the first two folders of a Python file."""
+    return name if name.endswith(".md") else "/".join(name.split("/")[:-1][:2]) or "."
+
+
+def hits(name: str) -> Iterator[Hit]:
+    """Yields the banned phrases of a file in the repository."""
+    text = (ROOT / name).read_text()
+    for line, prose in pieces_of_page(text) if name.endswith(".md") else pieces_of_module(text):
+        for pattern, advice in PATTERNS.items():
+            for found in pattern.finditer(prose):
+                yield Hit(name, line + prose.count("\n", 0, found.start()), found[0], advice)
+
+
+def pieces_of_page(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the page with its code and link targets blanked, so that line numbers stay."""
+    yield 1, CODE.sub(lambda found: "\n" * found[0].count("\n"), text)
+
+
+def pieces_of_module(text: str) -> Iterator[tuple[int, str]]:
+    """Yields comments, and strings with a blank: docstrings, error messages, log messages, help texts."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, re.sub(r"`[^`\n]*`", "", node.value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
