@@ -1,4 +1,4 @@
-"""`python -m tailrace.persistence`: the one process that writes turns into SQLite, and answers questions about them."""
+"""`python -m tailrace.persistence`: the process that records turns in SQLite, answers queries and sends webhooks."""
 
 import asyncio
 import sys
@@ -8,19 +8,19 @@ from functools import partial
 
 import structlog
 
-from tailrace.persistence.batch_queries import Batches
-from tailrace.persistence.blob_gc import Releases
+from tailrace.persistence.batch_queries import BatchQueries
+from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import catch_up
-from tailrace.persistence.commands import Changes
-from tailrace.persistence.database import set_aside
+from tailrace.persistence.commands import Commands
+from tailrace.persistence.database import move_aside
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.resource_queries import Resources
+from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
-from tailrace.persistence.webhooks.http import Egress
+from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
 from tailrace.proto.nats import BlobPins, Bodies, Connection, Deliveries, Services, Tombstones, TurnLog
 from tailrace.proto.runtime import main
@@ -32,63 +32,63 @@ logger = structlog.get_logger()
 
 
 async def preflight(settings: Settings) -> None:
-    """Raises StoreError when the database cannot be opened; what is damaged is left for `serve` to move aside.
+    """Raises StoreError if the database cannot be opened, except a damaged one, which `serve` moves aside.
 
-    SettingsInvalid for a folder in its place, and for webhooks that nobody could sign or send.
+    Raises SettingsInvalid if the path is a directory, and for invalid webhook settings.
     """
     webhooks.check(settings)
     if settings.database.is_dir():
-        raise SettingsInvalid(f"TAILRACE_DATABASE: {str(settings.database)!r} is a folder; expected a file")
+        raise SettingsInvalid(f"TAILRACE_DATABASE: {str(settings.database)!r} is a directory; set it to a file")
     with suppress(StoreCorrupt):
-        async with _opened(settings):
+        async with _open_store(settings):
             pass
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
-    """Records and answers until `stop` is set. A damaged database is moved aside; the next start makes a new one."""
+    """Runs until `stop` is set. A damaged database is moved aside; the next start makes a new one from the log."""
     try:
-        async with _opened(settings) as store:
+        async with _open_store(settings) as store:
             await _serve(settings, connection, store, stop)
     except StoreCorrupt as error:
-        aside = set_aside(settings.database)
-        left = "nothing is left of it" if aside is None else f"what was there is now {aside}"
+        aside = move_aside(settings.database)
+        moved = "the file does not exist any more" if aside is None else f"it was renamed to {aside}"
         raise StoreCorrupt(
-            f"{error}; {left}. The next start makes a new database from the log, as far as "
-            "that goes back; what is older has to come from a backup (docs/RUNBOOK.md)"
+            f"{error}; {moved}. The next start makes a new database from the log, which keeps recent turns only; "
+            "restore older turns from a backup (docs/RUNBOOK.md)"
         ) from error
 
 
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
     turns, services = TurnLog(connection), Services(connection)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
-    if store.is_behind:
-        # Before the step is done that says so: whoever dies between the two does the first again.
+    if store.needs_replay:
+        # Before the migration, which raises the version: a process that is killed in between restarts it again.
         await deliveries.restart()
-        logger.info("the log is read from its beginning", why="new database" if store.is_new else "older database")
+        logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
     if not await deliveries.may_have_ended_at(await store.recorded_upto()):
         await deliveries.restart()
-        await store.reach_nothing()
-        logger.info("the log is read from its beginning", why="restored database")
+        await store.reset_recorded_upto()
+        logger.info("replaying the log from its beginning", why="restored database")
     tombstones = Tombstones(connection)
     recorder = Recorder(
         turns, tombstones, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s
     )
-    caught_up = partial(catch_up, deliveries, lambda: recorder.trouble, settings.catch_up_timeout_s)
+    caught_up = partial(catch_up, deliveries, lambda: recorder.failure, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
-    resources = Resources(store, queries)
-    releases = Releases(store, Bodies(connection), BlobPins(connection), caught_up)
-    changes = Changes(store, tombstones, releases, queries, resources)
-    answers = {
-        name: answer
-        for room in (queries, resources, Batches(store), changes)
-        for name, answer in room.answers(caught_up).items()
+    resources = ResourceQueries(store, queries)
+    blobs = BlobCollector(store, Bodies(connection), BlobPins(connection), caught_up)
+    commands = Commands(store, tombstones, blobs, queries, resources)
+    handlers = {
+        name: handler
+        for part in (queries, resources, BatchQueries(store), commands)
+        for name, handler in part.handlers(caught_up).items()
     }
-    service = await services.answer(PERSISTENCE, VERSION, answers)
+    service = await services.answer(PERSISTENCE, VERSION, handlers)
     await services.report_health(PERSISTENCE, recorder.report)
     main.ready(database=str(settings.database))
     try:
-        async with _telling(settings, connection, turns, stop), _settling(releases, stop):
+        async with _sending_webhooks(settings, connection, turns, stop), _collecting_blobs(blobs, stop):
             await recorder.run(stop)
     finally:
         if not connection.closed.is_set():
@@ -96,50 +96,50 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
 
 
 @asynccontextmanager
-async def _telling(
+async def _sending_webhooks(
     settings: Settings, connection: Connection, turns: TurnLog, stop: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Sends webhooks while the block runs, if there is a key to sign them with. A mistake in it ends the process."""
-    if not (keys := signature.keys(settings.webhook_key)):
+    """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process."""
+    if not (keys := signature.parse_keys(settings.webhook_key)):
         yield
         return
     private = parse_private_hosts(settings.webhook_private_hosts)
     deliveries = await Deliveries.open(connection, WEBHOOKS)
-    async with Egress(private, timeout_s=settings.webhook_timeout_s) as egress:
-        sender = webhooks.Webhooks(
+    async with WebhookClient(private, timeout_s=settings.webhook_timeout_s) as client:
+        sender = webhooks.WebhookSender(
             turns,
             deliveries,
-            egress,
+            client,
             keys=keys,
-            urls=webhooks.tenants_urls(settings.webhook_urls, private),
+            urls=webhooks.parse_urls(settings.webhook_urls, private),
             first_wait_s=settings.webhook_wait_s,
             give_up_s=settings.webhook_give_up_s,
         )
-        telling = asyncio.create_task(sender.run(stop))
-        telling.add_done_callback(lambda _: stop.set())
+        sending = asyncio.create_task(sender.run(stop))
+        sending.add_done_callback(lambda _: stop.set())
         try:
             yield
         finally:
             stop.set()
-            await telling
+            await sending
 
 
 @asynccontextmanager
-async def _settling(releases: Releases, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Settles while the block runs what deletions have left, and breaks off then. A mistake in it ends the process."""
-    settling = asyncio.create_task(releases.run(stop))
-    settling.add_done_callback(lambda _: stop.set())
+async def _collecting_blobs(blobs: BlobCollector, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Collects released blobs while the block runs, and is cancelled then. An unexpected error ends the process."""
+    collecting = asyncio.create_task(blobs.run(stop))
+    collecting.add_done_callback(lambda _: stop.set())
     try:
         yield
     finally:
         stop.set()
-        settling.cancel()
+        collecting.cancel()
         with suppress(asyncio.CancelledError):
-            await settling
+            await collecting
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Store]:
+async def _open_store(settings: Settings) -> AsyncIterator[Store]:
     store = await Store.open(settings.database, busy_timeout_s=settings.busy_timeout_s)
     try:
         yield store
@@ -148,4 +148,4 @@ async def _opened(settings: Settings) -> AsyncIterator[Store]:
 
 
 if __name__ == "__main__":
-    sys.exit(main.main("persistence", "Writes turns into SQLite, and answers from it.", Settings, preflight, serve))
+    sys.exit(main.main("persistence", "Records turns in SQLite and answers queries.", Settings, preflight, serve))

@@ -1,9 +1,9 @@
-"""The questions about batches, each with its answer. It writes nothing."""
+"""Read queries about batches and their turns."""
 
 from collections.abc import Mapping
 
 from tailrace.persistence import paging
-from tailrace.persistence.rpc import Caught, answering, fitting, paged
+from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
     BatchPage,
@@ -20,40 +20,40 @@ from tailrace.proto.nats.rpc import Answer
 from tailrace.proto.subjects import TurnKey
 
 
-class Batches:
-    """Every question names the tenant that asks. What belongs to another one is not there."""
+class BatchQueries:
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
-        """By the names under which they are asked."""
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+        """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [
-                answering(GetBatch, self.batch, caught_up),
-                answering(ListBatches, self.batches, caught_up),
-                answering(ListBatchTurns, self.turns, caught_up),
+                handler(GetBatch, self.batch, catch_up),
+                handler(ListBatches, self.batches, catch_up),
+                handler(ListBatchTurns, self.turns, catch_up),
             ]
         )
 
     async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
         found = await self._store.batch(TurnKey(tenant, ask.batch))
         if found is None:
-            raise Refused("batch_not_found", "there is no such batch")
+            raise Refused("batch_not_found", "no batch has this id")
         return found
 
     async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
-        limit = paging.bounded(ask.limit)
-        before = paging.begin(ask.after, paging.NEWEST)
+        limit = paging.clamp_limit(ask.limit)
+        before = paging.start(ask.after, paging.NEWEST)
         found = await self._store.batches(tenant, before, limit + 1)
-        return BatchPage(*paged(found, limit, lambda one: (one.asked_at, one.batch)))
+        return BatchPage(*page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
-        first, limit = max(0, ask.first), paging.bounded(ask.limit)
+        first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)
         turns: list[NumberedTurn] = []
         for number in range(first, first + limit):
             turn = await self._store.turn(TurnKey(tenant, child_id(ask.batch, number)))
             if turn is not None:
                 turns.append(NumberedTurn(number, turn))
-        told = fitting(turns)
-        return BatchTurns(told, turns[len(told)].index if len(told) < len(turns) else first + limit)
+        page = fit_in_message(turns)
+        return BatchTurns(page, turns[len(page)].index if len(page) < len(turns) else first + limit)

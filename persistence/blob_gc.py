@@ -1,9 +1,10 @@
-"""Blobs that a deleted turn referred to: purged, once nobody refers to them any more (PROTOCOL R34). It reads none.
+"""Garbage collection of blobs: purges the blobs of deleted turns once no turn refers to them (PROTOCOL R34).
 
-A blob is condemned before anybody looks who refers to it: who comes later stores it again. Who came before has its
-request in the log by then, and so in the database once that has caught up, or still holds the blob, and it is looked at
-again. That nobody needs it is believed when it was seen twice: a leader that has just woken up denies what came while
-it slept (PROTOCOL R14). What is not settled stands in the database, so whoever dies half-way goes on from there.
+The order of the steps makes it safe. A blob is marked as deleted before the references are counted, so a client that
+needs it later stores it again. A client that needed it earlier either has its request in the log, and therefore in the
+database once that has caught up, or still pins the blob; such a blob is left for the next run. Each check is made
+twice: a leader that has just resumed may deny what arrived while it was paused (PROTOCOL R14). Blobs that are not
+finished are rows in the database, so a process that is killed half-way continues after its restart.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from tailrace.persistence.rpc import Caught
+from tailrace.persistence.rpc import CatchUp
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Seq, Tenant
@@ -21,81 +22,86 @@ from tailrace.proto.nats.replay import WOKEN_WAIT_S
 
 logger = structlog.get_logger()
 
-# Whoever deletes settles it at once. Left over is what others held at that moment, and what was broken off.
-LOOK_EVERY_S = 2.0
-# So many blobs are asked for, or purged, at once.
-AT_ONCE = 16
+# A deletion collects its blobs at once. This loop finishes pinned blobs and interrupted collections.
+INTERVAL_S = 2.0
+# Concurrent requests to NATS for one tenant.
+CONCURRENCY = 16
 
 
-class Releases:
-    def __init__(self, store: Store, bodies: Bodies, holds: BlobPins, caught_up: Caught) -> None:
+class BlobCollector:
+    """Purges released blobs, for a deletion (`collect`) and in the background (`run`)."""
+
+    def __init__(self, store: Store, bodies: Bodies, pins: BlobPins, catch_up: CatchUp) -> None:
         self._store = store
         self._bodies = bodies
-        self._holds = holds
-        self._caught_up = caught_up
-        # Of each tenant one at a time, or the one would note as settled what the other has just found released anew.
-        self._settling: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
+        self._pins = pins
+        self._catch_up = catch_up
+        # One collection a tenant: a second one could forget a blob that the first has just seen released again.
+        self._locks: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Settles what is left over, until `stop` is set."""
+        """Collects what is left over of all tenants, every `INTERVAL_S`, until `stop` is set."""
         while not stop.is_set():
             try:
-                for tenant in await self._store.releasing():
-                    await self.settle(tenant)
+                for tenant in await self._store.tenants_with_released_blobs():
+                    await self.collect(tenant)
             except (LogError, Refused, StoreBusy, StoreUnwritable) as error:
-                logger.debug("blobs of deleted turns wait", why=str(error))
+                logger.debug("blob collection is delayed", why=str(error))
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(stop.wait(), INTERVAL_S)
 
-    async def settle(self, tenant: Tenant) -> None:
-        """Purges the tenant's released blobs, but for those that somebody is about to refer to.
+    async def collect(self, tenant: Tenant) -> None:
+        """Purges the tenant's released blobs, except those that are pinned.
 
-        Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; what is left is done later.
+        Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
-        settling = self._settling.setdefault(tenant, asyncio.Lock())
-        async with settling:
-            released = await self._store.released(tenant)
+        lock = self._locks.setdefault(tenant, asyncio.Lock())
+        async with lock:
+            released = await self._store.released_blobs(tenant)
             while released:
-                await self._settle(tenant, released)
-                released = await self._store.released(tenant, after=released[-1])
+                await self._collect_page(tenant, released)
+                released = await self._store.released_blobs(tenant, after=released[-1])
 
-    async def _settle(self, tenant: Tenant, released: list[str]) -> None:
-        doomed: dict[str, Seq | None] = {}
-        left = await self._unneeded(tenant, await self._unused(tenant, released), doomed)
-        if left:
+    async def _collect_page(self, tenant: Tenant, released: list[str]) -> None:
+        marks: dict[str, Seq | None] = {}
+        unused = await self._mark_unused(tenant, await self._without_references(tenant, released), marks)
+        if unused:
             await asyncio.sleep(WOKEN_WAIT_S)
-            left = await self._unneeded(tenant, left, doomed)
-        if not left:
+            unused = await self._mark_unused(tenant, unused, marks)
+        if not unused:
             return
-        places = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(CONCURRENCY)
 
         async def purge(sha256: str) -> None:
-            async with places:
-                if (seq := doomed[sha256]) is not None:
+            async with slots:
+                if (seq := marks[sha256]) is not None:
                     await self._bodies.purge(tenant, sha256, seq)
 
-        await asyncio.gather(*map(purge, left))
-        await self._store.settle(tenant, left)
-        logger.info("blobs of deleted turns are gone", blobs=len(left))
+        await asyncio.gather(*map(purge, unused))
+        await self._store.forget_released(tenant, unused)
+        logger.info("blobs of deleted turns were purged", blobs=len(unused))
 
-    async def _unneeded(self, tenant: Tenant, blobs: list[str], doomed: dict[str, Seq | None]) -> list[str]:
-        """Those that nobody holds, and no turn refers to. They are `doomed` from then on, up to that sequence."""
-        places = asyncio.Semaphore(AT_ONCE)
+    async def _mark_unused(self, tenant: Tenant, blobs: list[str], marks: dict[str, Seq | None]) -> list[str]:
+        """Marks `blobs` as deleted and returns those without pin and reference.
 
-        async def is_let_go(sha256: str) -> bool:
-            async with places:
-                doomed[sha256] = await self._bodies.condemn(tenant, sha256)
-                return not await self._holds.is_held(tenant, sha256)
+        `marks` gets the sequence of each mark, up to which the blob may be purged; None if the blob is not stored.
+        """
+        slots = asyncio.Semaphore(CONCURRENCY)
 
-        let_go = await asyncio.gather(*map(is_let_go, blobs))
-        unheld = [sha256 for sha256, is_free in zip(blobs, let_go, strict=True) if is_free]
-        if unheld:
-            await self._caught_up()
-        return await self._unused(tenant, unheld)
+        async def mark(sha256: str) -> bool:
+            async with slots:
+                marks[sha256] = await self._bodies.condemn(tenant, sha256)
+                return not await self._pins.is_held(tenant, sha256)
 
-    async def _unused(self, tenant: Tenant, blobs: list[str]) -> list[str]:
-        """Those that no turn refers to. The others stay."""
-        used = await self._store.used(tenant, blobs)
-        if used:
-            await self._store.settle(tenant, used)
-        return [sha256 for sha256 in blobs if sha256 not in set(used)]
+        is_free = await asyncio.gather(*map(mark, blobs))
+        unpinned = [sha256 for sha256, free in zip(blobs, is_free, strict=True) if free]
+        if unpinned:
+            await self._catch_up()
+        return await self._without_references(tenant, unpinned)
+
+    async def _without_references(self, tenant: Tenant, blobs: list[str]) -> list[str]:
+        """Returns those that no turn refers to, and forgets the others: they stay stored."""
+        referenced = await self._store.referenced_blobs(tenant, blobs)
+        if referenced:
+            await self._store.forget_released(tenant, referenced)
+        return [sha256 for sha256 in blobs if sha256 not in set(referenced)]

@@ -1,13 +1,13 @@
-"""What people change, and is in no log: new sessions and projects, titles, and what they delete. It knows no NATS."""
+"""Write commands that are not in the log: new sessions and projects, session titles, deletion."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 
-from tailrace.persistence.blob_gc import Releases
+from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.resource_queries import Resources
-from tailrace.persistence.rpc import Caught, answering
+from tailrace.persistence.resource_queries import ResourceQueries
+from tailrace.persistence.rpc import CatchUp, handler
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
@@ -26,32 +26,32 @@ from tailrace.proto.resources import (
 from tailrace.proto.subjects import TurnKey
 
 
-class Changes:
-    """Every change names the tenant that makes it. What belongs to another one is not there."""
+class Commands:
+    """Runs the commands of one tenant at a time; records of other tenants do not exist for it."""
 
     def __init__(
-        self, store: Store, tombstones: Tombstones, releases: Releases, queries: Queries, resources: Resources
+        self, store: Store, tombstones: Tombstones, blobs: BlobCollector, queries: Queries, resources: ResourceQueries
     ) -> None:
         self._store = store
         self._tombstones = tombstones
-        self._releases = releases
+        self._blobs = blobs
         self._queries = queries
         self._resources = resources
 
-    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
-        """By the names under which they are asked."""
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+        """Returns the NATS handler of each command, by the command's name."""
         return dict(
             [
-                answering(CreateSession, self.new_session, caught_up),
-                answering(RenameSession, self.rename_session, caught_up),
-                answering(CreateProject, self.new_project, caught_up),
-                answering(DeleteResource, partial(self.delete, caught_up), caught_up),
+                handler(CreateSession, self.new_session, catch_up),
+                handler(RenameSession, self.rename_session, catch_up),
+                handler(CreateProject, self.new_project, catch_up),
+                handler(DeleteResource, partial(self.delete, catch_up), catch_up),
             ]
         )
 
     async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         if not await self._store.new_session(tenant, new, datetime.now(UTC)):
-            raise Refused("session_exists", "there is a session of that name already")
+            raise Refused("session_exists", "a session with this name exists already: choose another name")
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def rename_session(self, tenant: Tenant, new: RenameSession) -> SessionRecord:
@@ -60,29 +60,33 @@ class Changes:
 
     async def new_project(self, tenant: Tenant, new: CreateProject) -> ProjectRecord:
         if not await self._store.new_project(tenant, new, datetime.now(UTC)):
-            raise Refused("project_exists", "there is a project of that id already")
+            raise Refused("project_exists", "a project with this id exists already: choose another id")
         return await self._resources.project(tenant, GetProject(new.project))
 
-    async def delete(self, caught_up: Caught, tenant: Tenant, what: DeleteResource) -> Remaining:
-        if what.purged:
-            # Before it is asked what went on from them: what is stored until then is found here, and what is stored
-            # later finds the tombstone. So nobody need be alive in between (ADR 15).
-            await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
-            await caught_up()
-        else:
-            # What a deletion before this one has not finished: who is told that nothing is there can rely on it.
-            await self._releases.settle(tenant)
-            await self._confirm_known(tenant, what)
-        doomed = await self._store.doomed(tenant, what)
-        if what.kind == "turn" and not {one.turn for one in doomed} <= set(what.purged):
-            # Somebody has just gone on from them: without their rows, nobody would find what goes with them.
-            return Remaining(doomed)
-        await self._store.delete(tenant, what)
-        await self._releases.settle(tenant)
-        return Remaining(await self._store.doomed(tenant, what))
+    async def delete(self, catch_up: CatchUp, tenant: Tenant, what: DeleteResource) -> Remaining:
+        """Deletes the rows of the turns that the gateway has purged from the log; returns the turns that remain.
 
-    async def _confirm_known(self, tenant: Tenant, what: DeleteResource) -> None:
-        """Raises Refused. Later, nothing is left of a thing that is deleted."""
+        The gateway purges those and repeats the command until none is left.
+        """
+        if what.purged:
+            # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and
+            # one that is stored later finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
+            await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
+            await catch_up()
+        else:
+            # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
+            await self._blobs.collect(tenant)
+            await self._require_exists(tenant, what)
+        remaining = await self._store.turns_to_delete(tenant, what)
+        if what.kind == "turn" and not {one.turn for one in remaining} <= set(what.purged):
+            # A new follow-up: the rows of its ancestors are needed to find it.
+            return Remaining(remaining)
+        await self._store.delete(tenant, what)
+        await self._blobs.collect(tenant)
+        return Remaining(await self._store.turns_to_delete(tenant, what))
+
+    async def _require_exists(self, tenant: Tenant, what: DeleteResource) -> None:
+        """Raises Refused (…_not_found) if the turn, session or project does not exist."""
         match what.kind:
             case "turn":
                 await self._queries.turn(tenant, GetTurn(TurnId(what.name)))

@@ -1,7 +1,7 @@
-"""The conversation that a follow-up turn goes on from: a branch's turns become messages. Pure.
+"""The messages of a conversation branch, which a follow-up turn continues. Pure.
 
-What the model never finished is not put into its mouth: the API refuses a thinking block without its signature, a tool
-call without its result, and an empty text; and an answer that nobody saw is not an answer.
+Unfinished blocks are left out, because the API rejects them: a thinking block without its signature, a tool call
+without its result, an empty text.
 """
 
 from collections.abc import Iterable
@@ -16,35 +16,36 @@ Block = dict[str, Any]
 
 
 def messages(branch: Iterable[TurnRecord]) -> list[Message]:
-    """What was said, oldest turn first. A turn without an answer is left out, with its question."""
-    return [message for turn in branch for message in _said(turn)]
+    """Returns the messages of `branch`, oldest first. A turn without an answer is left out, with its question."""
+    return [message for turn in branch for message in _messages_of(turn)]
 
 
 def ends(branch: Iterable[TurnRecord]) -> list[tuple[TurnId, int]]:
-    """Each turn, oldest first, with how many of the branch's messages stand until after its answer."""
+    """Returns each turn, oldest first, and how many messages the branch has up to and including its answer."""
     turns, count = [], 0
     for turn in branch:
-        count += len(_said(turn))
+        count += len(_messages_of(turn))
         turns.append((turn.turn, count))
     return turns
 
 
-def _said(turn: TurnRecord) -> list[Message]:
-    blocks = [_quoted(block) for block in turn.content if _stays(block, is_whole=turn.outcome == "completed")]
-    return [*turn.input, Message("assistant", _plain(blocks))] if blocks else []
+def _messages_of(turn: TurnRecord) -> list[Message]:
+    is_completed = turn.outcome == "completed"
+    blocks = [_escape_references(block) for block in turn.content if _is_usable(block, is_completed=is_completed)]
+    return [*turn.input, Message("assistant", _simplify(blocks))] if blocks else []
 
 
-def _stays(block: Block, *, is_whole: bool) -> bool:
+def _is_usable(block: Block, *, is_completed: bool) -> bool:
     match block.get("type"):
         case "text":
             return bool(block["text"].strip())
         case "thinking":
-            return is_whole and bool(block["signature"])
+            return is_completed and bool(block["signature"])
         case _:
-            return is_whole
+            return is_completed
 
 
-def _plain(blocks: list[Block]) -> str | list[Block]:
+def _simplify(blocks: list[Block]) -> str | list[Block]:
     match blocks:
         case [{"type": "text", "text": str(text), **rest}] if not rest:
             return text
@@ -52,14 +53,14 @@ def _plain(blocks: list[Block]) -> str | list[Block]:
             return blocks
 
 
-def _quoted(value: Any) -> Any:
-    """What the model said, and no reference: those are in what was asked alone, and this looks just like one (R33)."""
+def _escape_references(value: Any) -> Any:
+    """Marks what looks like a blob reference in a model's output: only requests refer to blobs (PROTOCOL R33)."""
     match value:
         case list():
-            return [_quoted(one) for one in value]
+            return [_escape_references(one) for one in value]
         case dict() if blobs.parse_reference(value) is not None:
             return {**value, "is_reference": False}
         case dict():
-            return {name: _quoted(one) for name, one in value.items()}
+            return {name: _escape_references(one) for name, one in value.items()}
         case _:
             return value

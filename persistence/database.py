@@ -1,8 +1,8 @@
-"""The only door to SQLite: one file, a connection that writes, and one that reads. It knows no turn.
+"""SQLite access: one file, a connection for writing and one for reading, and the mapping of SQLite's errors.
 
-`synchronous=FULL`: what the recorder acknowledges is never delivered again, and the log itself is kept for a day only.
-So a commit has to be on the disk when it returns; WAL's usual NORMAL may lose the last ones in a power cut. One
-transaction a batch makes it one fsync a batch. Reads go on while a batch is written, and while another program writes.
+`synchronous=FULL`: an entry that the recorder acknowledges is never delivered again, and the log keeps it for a day
+only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
+transaction a batch means one fsync a batch. Reads continue during a write, also during a write of another program.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, Self
 
 import aiosqlite
 
-from tailrace.persistence.migrations import TOLD_AGAIN, migrations
+from tailrace.persistence.migrations import REPLAY_BELOW_VERSION, migrations
 from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreError, StoreRefused, StoreTooNew, StoreUnwritable
 
-# SQLite's names, and what they mean to us; the longer ones (SQLITE_IOERR_WRITE) go by their first two words. What is
-# not here (SQLITE_ERROR: a statement or table that is wrong for every row) is a mistake of ours, and ends the process.
+# SQLite's error names and our classes; longer names (SQLITE_IOERR_WRITE) match by their first two words. An error that
+# is not listed (SQLITE_ERROR: a statement or table that is wrong for every row) is a bug and ends the process.
 ERRORS: dict[str, type[StoreError]] = {
     "SQLITE_BUSY": StoreBusy,
     "SQLITE_LOCKED": StoreBusy,
@@ -39,21 +39,21 @@ ERRORS: dict[str, type[StoreError]] = {
 }
 
 
-class Opened(NamedTuple):
-    """Which file was opened: a path can come to name another one, or none."""
+class FileId(NamedTuple):
+    """Identity of the opened file; its path may later lead to another file or none."""
 
     device: int
     inode: int
 
 
 class Database:
-    """An open file. Every call raises StoreError, and nothing of SQLite's."""
+    """An open database file. All methods raise StoreError, and never an error of SQLite."""
 
     def __init__(
-        self, path: Path, opened: Opened, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
+        self, path: Path, file_id: FileId, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
     ) -> None:
         self._path = path
-        self._opened = opened
+        self._file_id = file_id
         self._writer = writer
         self._reader = reader
         self._version = version
@@ -62,13 +62,13 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float) -> Self:
-        """Opens the file, and makes an empty one when there is none. Call `migrate` before anything else.
+        """Opens the file, and creates an empty one if there is none. Call `migrate` before any other method.
 
-        Raises StoreTooNew when a newer version has written it.
+        Raises StoreTooNew if a newer version of Tailrace has migrated it.
         """
         with _errors():
-            opened = _place(path)
-            # What cannot be opened fails here: aiosqlite would leave a thread that answers to a loop closed by then.
+            file_id = _create(path)
+            # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
             sqlite3.connect(path).close()
             writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
             try:
@@ -82,17 +82,17 @@ class Database:
                 await writer.close()
                 raise
             reader.row_factory = sqlite3.Row
-        return cls(path, opened, writer, reader, version)
+        return cls(path, file_id, writer, reader, version)
 
     @property
     def is_new(self) -> bool:
-        """There was no database, or an empty one."""
+        """Whether there was no database, or an empty one, when it was opened."""
         return self._version == 0
 
     @property
-    def is_behind(self) -> bool:
-        """What the log has is missing, or a part of it: nothing was recorded here, or by a version that took less."""
-        return self._version < TOLD_AGAIN
+    def needs_replay(self) -> bool:
+        """Whether the log must be read from its beginning: a new database, or one that recorded less of each turn."""
+        return self._version < REPLAY_BELOW_VERSION
 
     async def close(self) -> None:
         with _errors():
@@ -100,7 +100,7 @@ class Database:
             await self._writer.close()
 
     async def migrate(self) -> None:
-        """Makes the tables what this version needs, one transaction a step."""
+        """Runs the missing migrations, each in a transaction of its own."""
         for step in migrations()[self._version :]:
             with _errors():
                 try:
@@ -113,9 +113,9 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        """What is done in the block is done whole or not at all; after it, it is on the disk, in the file of that name.
+        """Runs the block in a transaction, committed to the disk at its end or rolled back on an error.
 
-        One at a time: who writes on the connection of another's transaction is a part of it.
+        One at a time: a task that writes on the shared connection would become part of another's transaction.
         """
         async with self._writing:
             with _errors():
@@ -124,10 +124,10 @@ class Database:
                     yield self._writer
                     await self._writer.execute("COMMIT")
                 finally:
-                    # Nothing to roll back after a commit. Who was cancelled half-way must not leave one open.
+                    # Does nothing after a commit. A cancelled task must not leave a transaction open.
                     await self._writer.rollback()
-                if _place_of(self._path) != self._opened:
-                    # SQLite goes on writing to a file that was deleted or replaced; what it writes is gone with it.
+                if _identify(self._path) != self._file_id:
+                    # SQLite continues to write to a file that was deleted or replaced, and those writes are lost.
                     raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
 
     async def read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -138,16 +138,17 @@ class Database:
             self._damage = error
             raise
 
-    def require_whole(self) -> None:
-        """Raises StoreCorrupt once any read has found a damaged page: who writes may never come by it."""
+    def raise_if_damaged(self) -> None:
+        """Raises StoreCorrupt if any read has found a damaged page, which writes may never touch."""
         if self._damage is not None:
             raise StoreCorrupt(str(self._damage)) from self._damage
 
 
-def set_aside(path: Path) -> Path | None:
-    """Renames a damaged database, with its journal, to the first free `.damaged-N`; None when only that is left of it.
+def move_aside(path: Path) -> Path | None:
+    """Renames a damaged database and its journal to the first free `.damaged-N`; returns that path.
 
-    Nothing may have it open. A person can still read from it what a new one, made from the log, does not have.
+    None if there was only a journal. No process may have it open. The new database is made from the log; older turns
+    can be recovered by hand from the renamed file.
     """
     aside = next(free for n in count(1) if not (free := Path(f"{path}.damaged-{n}")).exists())
     for suffix in ("-wal", "-shm", ""):
@@ -160,32 +161,32 @@ def _check_version(path: Path, version: int) -> None:
     newest = migrations()[-1].number
     if version > newest:
         raise StoreTooNew(
-            f"the database {path} is of version {version}, and this program knows {newest} at most: "
-            "start the newer version again, or give this one another file"
+            f"the database {path} has schema version {version}, and this version of Tailrace supports up to {newest}: "
+            "start the newer version again, or set TAILRACE_DATABASE to another file"
         )
 
 
-def _place(path: Path) -> Opened:
+def _create(path: Path) -> FileId:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What people said is in it: its owner's only. SQLite gives the journal the same mode.
+    # Conversations are private: readable by the owner only. SQLite gives the journal the same mode.
     path.touch(mode=0o600, exist_ok=True)
-    found = _place_of(path)
+    found = _identify(path)
     if found is None:
-        raise StoreCorrupt(f"the database {path} is gone")
+        raise StoreCorrupt(f"the database {path} was deleted while it was opened")
     return found
 
 
-def _place_of(path: Path) -> Opened | None:
+def _identify(path: Path) -> FileId | None:
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
-    return Opened(found.st_dev, found.st_ino)
+    return FileId(found.st_dev, found.st_ino)
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """SQLite's errors become ours here, and nowhere else."""
+    """Maps errors of SQLite, sqlite3, aiosqlite and the file system to StoreError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -195,10 +196,10 @@ def _errors() -> Iterator[None]:
             raise
         raise kind(f"the database: {error} ({name})") from error
     except (OverflowError, UnicodeEncodeError) as error:
-        # sqlite3's words for a value that it cannot hand over. They name no value: it may be what somebody said.
+        # sqlite3 cannot bind the value. The message does not contain it: it may be a part of a conversation.
         raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from error
     except ValueError as error:
-        # aiosqlite's word for a connection that is closed: a question that came while the process stops.
+        # aiosqlite's error for a closed connection: a query that arrived while the process stops.
         raise StoreBusy(f"the database: {error}") from error
     except OSError as error:
         raise StoreUnwritable(f"the database: {os.strerror(error.errno or 0)}") from error

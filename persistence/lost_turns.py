@@ -1,7 +1,7 @@
-"""Turns that the log has no more, without an end: nobody can end them any more, so they have failed. It knows no row.
+"""Detection of lost turns: running in the database, but no longer in the log. They are ended as failed.
 
-The log forgets by age, the database does not: what is running there would run for ever, and its session be busy. And a
-database may have been restored beside another log than its own.
+The log deletes entries by age and the database does not, so such a turn would run for ever and keep its session busy.
+A database that was restored next to another log than its own has such turns as well.
 """
 
 import asyncio
@@ -16,56 +16,62 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# A turn is lost after a day. What is asked for by name is told as lost at once (gateway/history_client.py).
-LOOK_EVERY_S = 10.0
-# Of those the log's leader is asked at once, and so many between two batches that are recorded.
-AT_ONCE, AT_A_LOOK = 8, 200
+# The log keeps a turn for a day. A query for a single turn detects the loss at once (gateway/history_client.py).
+INTERVAL_S = 10.0
+# Concurrent queries to the log's leader, and turns that are checked between two batches of the recorder.
+CONCURRENCY, CHECKED_MAX = 8, 200
 
 
-class Losses:
+class LostTurnFinder:
+    """Ends lost turns as failed. The recorder calls `check` between two batches."""
+
     def __init__(self, log: TurnLog, deliveries: Deliveries, store: Store) -> None:
         self._log = log
         self._deliveries = deliveries
         self._store = store
-        self._next = 0.0
-        self._unasked: list[TurnKey] | None = None
-        """The turns that ran at the start, and that the log was not asked for yet."""
+        self._next_check = 0.0
+        self._unchecked: list[TurnKey] | None = None
+        """Turns that were running at the start and have not been looked up in the log; None before the first check."""
 
-    async def look(self) -> None:
-        """Ends what was lost, if it has not just done so; what it cannot do now it does the next time.
+    async def check(self) -> None:
+        """Ends lost turns, at most once in `INTERVAL_S`. What fails now is done by the next call.
 
-        What grew too old is seen by its place in the log. Once after a start, a few at a time, the log is asked for
-        every turn that runs: the places of another log say nothing. A log that is away denies nothing, and one that
-        comes back has the last word: the end that it tells takes the place of the one that was made here.
+        An expired turn is recognised by its cursor, which is before the log's first sequence. The sequences of another
+        log say nothing: therefore each turn that was running at the start is looked up in the log once, a few in each
+        call. A log that cannot be reached loses no turn, and an `end` that appears in the log later replaces the one
+        that was written here.
         """
         now = asyncio.get_running_loop().time()
-        if now < self._next:
+        if now < self._next_check:
             return
-        self._next = now + LOOK_EVERY_S
+        self._next_check = now + INTERVAL_S
         try:
-            lost = await self._store.lose(await self._deliveries.first(), LOST_FAILURE) + await self._denied()
+            lost = (
+                await self._store.fail_expired(await self._deliveries.first(), LOST_FAILURE)
+                + await self._fail_unknown()
+            )
         except (LogUnavailable, StoreBusy, StoreUnwritable) as error:
-            logger.debug("nobody knows what was lost", why=str(error))
+            logger.debug("lost turns could not be looked up", why=str(error))
             return
         if lost:
             logger.warning("turns have left the log without an end", turns=lost)
-        if self._unasked:
-            self._next = now
+        if self._unchecked:
+            self._next_check = now
 
-    async def _denied(self) -> int:
-        """Ends those of the next few that the log does not know; how many they were."""
-        if self._unasked is None:
-            self._unasked = await self._store.running()
-        asked = self._unasked[:AT_A_LOOK]
-        places = asyncio.Semaphore(AT_ONCE)
+    async def _fail_unknown(self) -> int:
+        """Looks up the next unchecked turns, ends those that the log does not have, and returns their number."""
+        if self._unchecked is None:
+            self._unchecked = await self._store.running_turns()
+        checked = self._unchecked[:CHECKED_MAX]
+        slots = asyncio.Semaphore(CONCURRENCY)
 
         async def is_known(key: TurnKey) -> bool:
-            async with places:
+            async with slots:
                 return await self._log.is_known(key)
 
-        known = await asyncio.gather(*(is_known(key) for key in asked))
-        lost = [key for key, stands in zip(asked, known, strict=True) if not stands]
+        known = await asyncio.gather(*(is_known(key) for key in checked))
+        lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]
         if lost:
-            await self._store.lose_turns(lost, LOST_FAILURE)
-        self._unasked = self._unasked[AT_A_LOOK:]
+            await self._store.fail_turns(lost, LOST_FAILURE)
+        self._unchecked = self._unchecked[CHECKED_MAX:]
         return len(lost)

@@ -1,4 +1,4 @@
-"""Where the next page of a list goes on, as opaque text: a time and a name. It reads no database."""
+"""Cursors of lists: a time and a name, encoded as opaque base64url text (`next` and `after` of a page)."""
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -7,12 +7,12 @@ from typing import NamedTuple
 from tailrace.proto.errors import Refused
 
 LIMIT_MAX = 200
-# The greatest integer of SQLite: after every time there is.
+# SQLite's greatest integer, later than every stored time.
 END_OF_TIME = 2**63 - 1
 
 
 class PageCursor(NamedTuple):
-    """A place in a list that is ordered by time and then by name. `at` is in microseconds since 1970."""
+    """A position in a list that is ordered by time, then by name. `at` is in microseconds since 1970."""
 
     at: int
     name: str
@@ -22,27 +22,29 @@ OLDEST = PageCursor(-1, "")
 NEWEST = PageCursor(END_OF_TIME, "")
 
 
-def write(place: PageCursor) -> str:
-    return urlsafe_b64encode(f"{place.at}.{place.name}".encode()).decode().rstrip("=")
+def encode(cursor: PageCursor) -> str:
+    return urlsafe_b64encode(f"{cursor.at}.{cursor.name}".encode()).decode().rstrip("=")
 
 
-def read(text: str) -> PageCursor:
-    """The place that `write` wrote; raises Refused when it did not write `text`."""
+def decode(text: str) -> PageCursor:
+    """Returns the cursor that `encode` made `text` of. Raises Refused (cursor_invalid) for any other text."""
     try:
-        # A decoder that forgives would let many texts name one place: what is not written so is not ours.
+        # The decoder accepts several texts for one cursor (padding, "+1"); only the one of `encode` is valid.
         at, _, name = urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(".")
-        place = PageCursor(int(at), name)
-        if write(place) == text and 0 <= place.at <= END_OF_TIME:
-            return place
+        cursor = PageCursor(int(at), name)
+        if encode(cursor) == text and 0 <= cursor.at <= END_OF_TIME:
+            return cursor
     except (ValueError, binascii.Error):
         pass
-    raise Refused("cursor_invalid", "the cursor is not a `next` of this list: send it back as it came, or leave it out")
+    raise Refused(
+        "cursor_invalid", "the cursor is not a `next` of this list: send `next` unchanged, or leave the cursor out"
+    )
 
 
-def begin(after: str | None, otherwise: PageCursor) -> PageCursor:
-    """Where a page begins; raises Refused as `read` does."""
-    return read(after) if after is not None else otherwise
+def start(after: str | None, default: PageCursor) -> PageCursor:
+    """Returns the cursor of a request, or `default` if it has none. Raises Refused as `decode` does."""
+    return decode(after) if after is not None else default
 
 
-def bounded(limit: int) -> int:
+def clamp_limit(limit: int) -> int:
     return max(1, min(limit, LIMIT_MAX))

@@ -1,10 +1,10 @@
-"""The questions about turns and sessions, each with its answer or the reason why there is none. It writes nothing."""
+"""Read queries about turns and sessions, and the context of a follow-up turn."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from tailrace.persistence import context, paging
-from tailrace.persistence.rpc import Caught, answering, fitting, paged
+from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
@@ -27,41 +27,41 @@ from tailrace.proto.records import (
 from tailrace.proto.subjects import TurnKey
 
 TOO_MANY = (
-    "this conversation has more than {most} turns, and no more are told at once: "
-    "begin a new session, or go on from an earlier turn (`parent`)"
+    "this conversation has more than {most} turns, which is the limit: "
+    "start a new session, or continue from an earlier turn (`parent`)"
 )
 
 
 class Queries:
-    """Every question names the tenant that asks. What belongs to another one is not there."""
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
 
     def __init__(self, store: Store, session_idle_s: float) -> None:
         self._store = store
         self._idle = timedelta(seconds=session_idle_s)
 
-    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
-        """By the names under which they are asked."""
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+        """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [
-                answering(GetTurn, self.turn, caught_up),
-                answering(GetSession, self.session, caught_up),
-                answering(ListSessions, self.sessions, caught_up),
-                answering(ListSessionTurns, self.session_turns, caught_up),
-                answering(GetAncestry, self.ancestry, caught_up),
-                answering(GetContext, self.context, caught_up),
-                answering(GetLastTurn, self.last, caught_up),
+                handler(GetTurn, self.turn, catch_up),
+                handler(GetSession, self.session, catch_up),
+                handler(ListSessions, self.sessions, catch_up),
+                handler(ListSessionTurns, self.session_turns, catch_up),
+                handler(GetAncestry, self.ancestry, catch_up),
+                handler(GetContext, self.context, catch_up),
+                handler(GetLastTurn, self.last, catch_up),
             ]
         )
 
     @property
     def since(self) -> datetime:
-        """What was used after it is active."""
+        """Sessions and projects that were used after this time are active."""
         return datetime.now(UTC) - self._idle
 
     async def turn(self, tenant: Tenant, ask: GetTurn) -> TurnRecord:
         found = await self._store.turn(TurnKey(tenant, ask.turn))
         if found is None:
-            raise Refused("turn_not_found", "there is no such turn")
+            raise Refused("turn_not_found", "no turn has this id")
         return found
 
     async def session(self, tenant: Tenant, ask: GetSession) -> SessionRecord:
@@ -71,26 +71,26 @@ class Queries:
         return found
 
     async def sessions(self, tenant: Tenant, ask: ListSessions) -> SessionPage:
-        limit = paging.bounded(ask.limit)
-        before = paging.begin(ask.after, paging.NEWEST)
+        limit = paging.clamp_limit(ask.limit)
+        before = paging.start(ask.after, paging.NEWEST)
         found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
-        return SessionPage(*paged(found, limit, lambda one: (one.updated_at, one.session)))
+        return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)))
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
-        limit = paging.bounded(ask.limit)
-        after = paging.begin(ask.after, paging.OLDEST)
+        limit = paging.clamp_limit(ask.limit)
+        after = paging.start(ask.after, paging.OLDEST)
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
             await self.session(tenant, GetSession(ask.session))
-        return TurnPage(*paged(found, limit, lambda one: (one.asked_at, one.turn)))
+        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:
-        limit = paging.bounded(ask.limit)
+        limit = paging.clamp_limit(ask.limit)
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
-            raise Refused("turn_not_found", "there is no such turn")
-        told = fitting(branch[: -limit - 1 : -1])
-        return Ancestry(told, told[-1].parent if len(told) < len(branch) else None)
+            raise Refused("turn_not_found", "no turn has this id")
+        page = fit_in_message(branch[: -limit - 1 : -1])
+        return Ancestry(page, page[-1].parent if len(page) < len(branch) else None)
 
     async def last(self, tenant: Tenant, ask: GetLastTurn) -> TurnRecord:
         last = await self._store.last_turn(tenant, ask.session)
@@ -102,7 +102,7 @@ class Queries:
         if ask.parent is not None:
             return await self._after(tenant, ask.session, TurnId(ask.parent))
         if ask.session is None:
-            raise Refused("request_invalid", "name a session, or the turn to go on from")
+            raise Refused("request_invalid", "`session` or `parent` is required: the conversation to continue")
         last = await self._store.last_turn(tenant, ask.session)
         if last is not None:
             return await self._after(tenant, ask.session, last)
@@ -114,22 +114,22 @@ class Queries:
         raise no_session()
 
     async def _after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
-        """The context of what goes on from `parent`, which has to be of `session` if one was named."""
+        """Returns the context of a turn that continues `parent`, which must belong to `session` unless that is None."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
-            raise Refused("parent_not_found", "there is no such turn in this session")
+            raise Refused("parent_not_found", f"turn {parent} does not exist in this session")
         if branch[-1].outcome == "running":
             raise Refused("session_busy", f"turn {parent} is still running: wait for its end, or cancel it")
         if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:
             raise Refused("body_too_large", TOO_MANY.format(most=BRANCH_TURNS_MAX))
         if branch[0].parent is not None:
-            # A conversation without its beginning is another conversation, and nobody would notice.
-            raise Refused("parent_not_found", "the beginning of this conversation is not in the database any more")
+            # Without its beginning it would silently be another conversation.
+            raise Refused("parent_not_found", "the beginning of this conversation is no longer in the database")
         return _context(await self.session(tenant, GetSession(branch[-1].session)), parent, branch)
 
 
 def no_session() -> Refused:
-    return Refused("session_not_found", "there is no such session")
+    return Refused("session_not_found", "no session has this name")
 
 
 def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:

@@ -1,8 +1,8 @@
-"""Turns that were asked or have ended are folded and written, many a transaction, and then acknowledged; never before.
+"""The recorder: consumes `request` and `end` entries, folds their turns, commits the rows, then acknowledges.
 
-Nothing is kept here about a turn. Killed between commit and acknowledgement, the same entries come again, and writing
-them again changes nothing. When the database cannot be written, entries go back to the log, which waits: nobody who
-streams notices.
+It keeps no state about a turn. After a kill between commit and acknowledgement the same entries are delivered again,
+and writing them again changes nothing. While the database cannot be written, entries are returned to the log and
+delivered later; streaming is not affected.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ import msgspec
 import structlog
 
 from tailrace.persistence import metrics
-from tailrace.persistence.lost_turns import Losses
-from tailrace.persistence.rows import Row, blobs_of, row
+from tailrace.persistence.lost_turns import LostTurnFinder
+from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
@@ -24,12 +24,12 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# A fold waits for the log most of its time; more at once would only fill the memory.
+# Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
 
 
 class Recorder:
-    """Records until `stop` is set. `trouble` says why it cannot, in a sentence; empty while it can."""
+    """Writes delivered turns to the store. `failure` is the reason while it cannot write, otherwise empty."""
 
     def __init__(
         self,
@@ -47,132 +47,140 @@ class Recorder:
         self._store = store
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
-        self._losses = Losses(log, deliveries, store)
+        self._lost_turns = LostTurnFinder(log, deliveries, store)
         self._folds = asyncio.Semaphore(FOLDS_MAX)
-        self.trouble = ""
+        self.failure = ""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Finishes the batch that it has when `stop` is set. Raises StoreCorrupt, with nothing of it acknowledged."""
+        """Records until `stop` is set, and finishes the current batch then.
+
+        Raises StoreCorrupt, with nothing of that batch acknowledged.
+        """
         while not stop.is_set():
             batch = await self._deliveries.next(self._batch_max)
             if batch:
-                await self._batch(batch, stop)
-            self._store.require_whole()
-            await self._losses.look()
+                await self._record(batch, stop)
+            self._store.raise_if_damaged()
+            await self._lost_turns.check()
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
 
     def report(self) -> bytes:
-        """How this process is, for whoever asks."""
-        return msgspec.json.encode({"ok": not self.trouble, "detail": self.trouble})
+        """Returns this process' health as JSON, for readiness checks."""
+        return msgspec.json.encode({"ok": not self.failure, "detail": self.failure})
 
-    async def _batch(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
+    async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:
             with metrics.BATCH_S.time():
                 async with _leased(batch, self._deliveries.renew_every_s):
-                    rows = await self._written(await self._rows(batch), max(delivery.seq for delivery in batch))
+                    rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
                 for delivery in batch:
                     await delivery.done()
         except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
-            self.trouble = str(error)
-            logger.warning("turns wait in the log", entries=len(batch), why=self.trouble)
+            self.failure = str(error)
+            logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
                 await delivery.give_back(self._retry_wait_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._retry_wait_s)
         else:
-            if self.trouble:
-                logger.info("turns are recorded again")
-            self.trouble = ""
+            if self.failure:
+                logger.info("recording works again")
+            self.failure = ""
             metrics.RECORDED.inc(len(rows))
-            # Not again for a request that is delivered after its end was recorded.
+            # Logged once a turn: a request may be delivered after its end was recorded.
             delivered = {delivery.seq for delivery in batch}
-            for made in rows:
-                if made.ended_at is not None and made.cursor in delivered:
-                    logger.info("turn recorded", turn=made.turn, outcome=made.outcome)
+            for row in rows:
+                if row.ended_at is not None and row.cursor in delivered:
+                    logger.info("turn recorded", turn=row.turn, outcome=row.outcome)
 
-    async def _written(self, rows: Sequence[Row], reached: Seq) -> Sequence[Row]:
-        """Those of `rows` that are in the database now. One that it can never hold keeps no other out of it."""
+    async def _write(self, rows: Sequence[TurnRow], reached: Seq) -> Sequence[TurnRow]:
+        """Writes `rows` and returns the stored ones. A row that the database can never hold is logged and left out."""
         try:
             await self._store.record(rows, reached)
         except StoreRefused as error:
             if len(rows) > 1:
-                return [kept for one in rows for kept in await self._written([one], reached)]
+                return [stored for row in rows for stored in await self._write([row], reached)]
             metrics.LEFT_OUT.inc()
             logger.error("turn cannot be recorded", turn=rows[0].turn, why=str(error))  # noqa: TRY400  # the reason is known
             return []
         return rows
 
-    async def _rows(self, batch: Sequence[Delivery]) -> list[Row]:
+    async def _fold(self, batch: Sequence[Delivery]) -> list[TurnRow]:
         reached: dict[TurnKey, Seq] = {}
         for delivery in batch:
             reached[delivery.key] = max(delivery.seq, reached.get(delivery.key, delivery.seq))
-        asked = {delivery.key for delivery in batch if delivery.kind == "request"}
+        requested = {delivery.key for delivery in batch if delivery.kind == "request"}
         folded = await asyncio.gather(
-            *(self._row(key, seq, is_asked=key in asked) for key, seq in reached.items()), return_exceptions=True
+            *(self._fold_turn(key, seq, has_request=key in requested) for key, seq in reached.items()),
+            return_exceptions=True,
         )
         for failed in folded:
             if isinstance(failed, BaseException):
                 raise failed
-        return [made for made in folded if isinstance(made, Row)]
+        return [row for row in folded if isinstance(row, TurnRow)]
 
-    async def _row(self, key: TurnKey, reached: Seq, *, is_asked: bool) -> Row | None:
-        """The row of one turn; None when there can be none. The edge of one turn: it keeps no other from its row.
+    async def _fold_turn(self, key: TurnKey, reached: Seq, *, has_request: bool) -> TurnRow | None:
+        """Returns the row of one turn, or None if it cannot be recorded; then the batch's other turns still are.
 
-        `is_asked`: its request has come, and not its end alone.
+        `has_request`: the batch contains the turn's request.
         """
         try:
             async with self._folds:
                 turn = await self._log.turn_upto(key, reached)
-                if is_asked and await self._is_orphan(key, turn):
-                    # Before the log forgets it: nobody else could tell what it refers to.
-                    await self._store.release(key.tenant, blobs_of(turn))
+                if has_request and await self._is_orphan(key, turn):
+                    # Before the purge: afterwards its blobs are unknown.
+                    await self._store.release_blobs(key.tenant, blobs_of(turn))
                     await self._log.purge(key)
-                    logger.info("turn taken out of the log: its conversation was deleted", turn=key.turn)
+                    logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
-            made = row(key, turn)
+            row = build_row(key, turn)
         except (LogUnavailable, StoreError):
             raise
         except TurnUnknown:
             metrics.LEFT_OUT.inc()
-            logger.error("turn has left the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
+            logger.error("turn was deleted from the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
             return None
         except Exception:
-            # A mistake of ours. Given back it would come again for ever, and no query could ever catch up.
+            # A bug. If the entry was returned, it would be delivered for ever and no query could catch up.
             metrics.LEFT_OUT.inc()
             logger.exception("turn cannot be recorded", turn=key.turn)
             return None
-        _prove(key, turn)
-        return made
+        _verify_text(key, turn)
+        return row
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
-        """Whether the turn goes on from one that was deleted, whose text its request repeats (ADR 15).
+        """Whether the turn continues a deleted one, whose text its request contains (ADR 15).
 
-        The deletion has not seen it: it was stored after that had looked for follow-ups, and so after the tombstone. A
-        parent that is merely not here may have been forgotten by the database or the log, and condemns nobody.
+        Such a turn was stored after the deletion had searched for follow-ups, and therefore after the tombstone. A
+        parent without a tombstone may have expired in the log or be missing in the database; that is no reason.
         """
         if turn.request is None or turn.request.parent is None:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
-        # With an Idempotency-Key, what was deleted may have been asked anew under its id.
+        # A deleted turn may have been submitted again under its id, by its Idempotency-Key.
         return await self._tombstones.stands(parent) and not await self._log.is_known(parent)
 
 
-def _prove(key: TurnKey, turn: Turn) -> None:
-    """Compares the text with what the turn's end says of it. The fold is recorded either way: the log is the truth."""
+def _verify_text(key: TurnKey, turn: Turn) -> None:
+    """Compares the folded text with length and hash in the turn's end. The fold is recorded in either case."""
     if turn.end is None:
         return
     metrics.SKIPPED.inc(turn.skipped)
-    said = (turn.end.text_chars, turn.end.text_sha256)
-    if said != text_proof(turn.text):
+    if (turn.end.text_chars, turn.end.text_sha256) != text_proof(turn.text):
         metrics.PROOF_MISMATCHES.inc()
-        logger.error("text is not what the turn's end says of it", turn=key.turn, chars=len(turn.text), said=said[0])
+        logger.error(
+            "text does not match the hash in its end",
+            turn=key.turn,
+            chars=len(turn.text),
+            expected_chars=turn.end.text_chars,
+        )
 
 
 @asynccontextmanager
 async def _leased(batch: Sequence[Delivery], every_s: float) -> AsyncIterator[None]:
-    """Renews the leases while the block runs: a slow commit must not have the same batch delivered again."""
+    """Renews the leases while the block runs, so that a slow commit does not cause a second delivery."""
     renewing = asyncio.create_task(_renew(batch, every_s))
     try:
         yield

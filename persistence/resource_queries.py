@@ -1,4 +1,4 @@
-"""The questions about projects, branches and what was used, each with its answer. It writes nothing."""
+"""Read queries about projects, branches, usage and statistics."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from tailrace.persistence import paging
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.rpc import Caught, answering, paged
+from tailrace.persistence.rpc import CatchUp, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
@@ -26,60 +26,60 @@ from tailrace.proto.resources import (
 )
 
 
-class Resources:
-    """Every question names the tenant that asks. What belongs to another one is not there."""
+class ResourceQueries:
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
 
     def __init__(self, store: Store, queries: Queries) -> None:
         self._store = store
         self._queries = queries
 
-    def answers(self, caught_up: Caught) -> Mapping[str, Answer]:
-        """By the names under which they are asked."""
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+        """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [
-                answering(GetProject, self.project, caught_up),
-                answering(ListProjects, self.projects, caught_up),
-                answering(ListBranches, self.branches, caught_up),
-                answering(GetUsage, self.usage, caught_up),
-                answering(GetStats, self.stats, caught_up),
+                handler(GetProject, self.project, catch_up),
+                handler(ListProjects, self.projects, catch_up),
+                handler(ListBranches, self.branches, catch_up),
+                handler(GetUsage, self.usage, catch_up),
+                handler(GetStats, self.stats, catch_up),
             ]
         )
 
     async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
         found = await self._store.project(tenant, ask.project, self._queries.since)
         if found is None:
-            raise Refused("project_not_found", "there is no such project")
+            raise Refused("project_not_found", "no project has this id")
         return found
 
     async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:
-        limit = paging.bounded(ask.limit)
-        before = paging.begin(ask.after, paging.NEWEST)
+        limit = paging.clamp_limit(ask.limit)
+        before = paging.start(ask.after, paging.NEWEST)
         found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
-        return ProjectPage(*paged(found, limit, lambda one: (one.created_at, one.id)))
+        return ProjectPage(*page_of(found, limit, lambda one: (one.created_at, one.id)))
 
     async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
-        limit = paging.bounded(ask.limit)
-        before = paging.begin(ask.after, paging.NEWEST)
+        limit = paging.clamp_limit(ask.limit)
+        before = paging.start(ask.after, paging.NEWEST)
         found = await self._store.leaves(tenant, ask.session, before, limit + 1)
         if not found:
             await self._queries.session(tenant, GetSession(ask.session))
         branches = [await self._store.branch_to(tenant, leaf) for leaf in found]
-        return BranchPage(*paged(branches, limit, lambda one: (one.asked_at, one.turn)))
+        return BranchPage(*page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
-        limit = paging.bounded(ask.limit)
-        after = paging.read(ask.after).name if ask.after is not None else None
+        limit = paging.clamp_limit(ask.limit)
+        after = paging.decode(ask.after).name if ask.after is not None else None
         start, end = _midnight(ask.first), _midnight(ask.last) + timedelta(days=1)
         found = await self._store.usage(tenant, ask.by, start, end, after, limit + 1)
         more = len(found) > limit
-        return UsagePage(found[:limit], paging.write(PageCursor(0, found[limit - 1].key or "")) if more else None)
+        return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
         since = self._queries.since
         return Stats(
             active_sessions=await self._store.active_sessions(tenant, since),
             by_model=await self._store.active_usage(tenant, since),
-            running=await self._store.answering(tenant),
+            running=await self._store.busy_sessions(tenant),
         )
 
 

@@ -1,4 +1,4 @@
-"""A turn as the database holds it, and back: pure, so that what comes out of SQLite can be compared with a fold."""
+"""Conversion between folded turns, database rows and API records. Pure."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from tailrace.proto.resources import Branch, ProjectRecord, UsageRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
-# Floats would lose microseconds in the year 2255, and sooner when added up: times are whole numbers all the way.
+# Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -30,10 +30,10 @@ _counts = msgspec.json.Decoder(BatchCounts)
 _metadata = msgspec.json.Decoder(dict[str, str])
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    `blobs` are the SHA-256 of those that the turn refers to: a line each of `blob_uses`.
+    `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to, one row each of `blob_uses`.
     """
 
     tenant: str
@@ -70,37 +70,37 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     batch: str | None
 
 
-def row(key: TurnKey, turn: Turn) -> Row:
-    """The row of a folded turn; raises TurnUnknown for a fold without a request."""
-    told = record_from_fold(key, turn)
+def build_row(key: TurnKey, turn: Turn) -> TurnRow:
+    """Returns the row of a folded turn. Raises TurnUnknown for a fold without a request."""
+    found = record_from_fold(key, turn)
     counts = counts_of(turn)
-    return Row(
+    return TurnRow(
         tenant=key.tenant,
-        turn=told.turn,
-        session=told.session,
+        turn=found.turn,
+        session=found.session,
         project=turn.request.project if turn.request else None,
-        parent=told.parent,
-        model=told.model,
-        outcome=told.outcome,
-        input=_json(told.input),
-        content=_json(told.content),
-        text=told.text,
-        stop_reason=told.stop_reason,
-        stop_sequence=told.stop_sequence,
-        envelope=_json(told.envelope),
-        fits=told.fits,
-        error=_json(told.error) if told.error else None,
-        attempts=told.attempts,
-        metadata=_json(told.metadata),
-        asked_at=micros(told.asked_at),
-        ended_at=micros(told.ended_at) if told.ended_at else None,
-        cursor=told.cursor,
+        parent=found.parent,
+        model=found.model,
+        outcome=found.outcome,
+        input=_json(found.input),
+        content=_json(found.content),
+        text=found.text,
+        stop_reason=found.stop_reason,
+        stop_sequence=found.stop_sequence,
+        envelope=_json(found.envelope),
+        fits=found.fits,
+        error=_json(found.error) if found.error else None,
+        attempts=found.attempts,
+        metadata=_json(found.metadata),
+        asked_at=micros(found.asked_at),
+        ended_at=micros(found.ended_at) if found.ended_at else None,
+        cursor=found.cursor,
         text_chars=turn.end.text_chars if turn.end else None,
         text_sha256=turn.end.text_sha256 if turn.end else None,
-        **msgspec.structs.asdict(told.usage),
-        is_estimated=told.usage_is_estimated,
+        **msgspec.structs.asdict(found.usage),
+        is_estimated=found.usage_is_estimated,
         cost_nusd=turn.end.cost_nano_usd if turn.end else 0,
-        messages=len(told.input) + bool(told.content),
+        messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=blobs_of(turn),
         batch=_json(counts) if counts else None,
@@ -108,11 +108,12 @@ def row(key: TurnKey, turn: Turn) -> Row:
 
 
 def blobs_of(turn: Turn) -> str:
+    """Returns a JSON list of the SHA-256 of the blobs that the turn refers to."""
     return _json(sorted(blobs_needed(turn.request)) if turn.request else [])
 
 
 def turn_record(row: Mapping[str, Any]) -> TurnRecord:
-    """What was told of the turn when `row` was made of it."""
+    """Returns the record that `build_row` made the row of."""
     return TurnRecord(
         turn=row["turn"],
         session=row["session"],
@@ -204,7 +205,7 @@ def moment(micros: int) -> datetime:
 
 
 def _totals(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of tailrace.proto.records.Totals."""
+    """Returns the fields of tailrace.proto.records.Totals."""
     usage, cost_usd = _usage(row), row["cost_nusd"] / NANO_USD_PER_USD
     return {
         "turns": row["turns"],

@@ -1,4 +1,4 @@
-"""How a question is answered: once all that any client was told is in the database. It knows no question."""
+"""NATS request handlers of persistence: decode, wait until the database has caught up, run the query, encode."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -14,49 +14,48 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Answer
 from tailrace.proto.records import Query
 
-# An answer is one message, and a server takes 1 MiB of it unless it was told otherwise: a page of long turns is short.
+# A response is one NATS message, which is 1 MiB at most by default. Pages of long turns are shortened to fit.
 PAGE_BYTES_MAX = 512 * 1024
 
 A = TypeVar("A", bound=msgspec.Struct)
 T = TypeVar("T", bound=msgspec.Struct)
-Caught = Callable[[], Awaitable[None]]
+CatchUp = Callable[[], Awaitable[None]]
 
 
-def answering(
-    question: type[Query[A]], ask: Callable[[Tenant, Any], Awaitable[A]], caught_up: Caught
-) -> tuple[str, Answer]:
-    """The name of a question, and what answers it over NATS."""
-    decoder = msgspec.json.Decoder(question)
+def handler(query: type[Query[A]], run: Callable[[Tenant, Any], Awaitable[A]], catch_up: CatchUp) -> tuple[str, Answer]:
+    """Returns the subject name of `query` and the NATS handler that answers it with `run`."""
+    decoder = msgspec.json.Decoder(query)
 
-    async def answer(tenant: Tenant, asked: bytes) -> bytes:
+    async def answer(tenant: Tenant, body: bytes) -> bytes:
         try:
-            decoded = decoder.decode(asked)
+            decoded = decoder.decode(body)
         except DECODE_ERRORS as error:
-            raise Refused("request_invalid", f"the question is not a {question.__name__}") from error
-        await caught_up()
-        return msgspec.json.encode(await ask(tenant, decoded))
+            raise Refused("request_invalid", f"the query is not a {query.__name__}") from error
+        await catch_up()
+        return msgspec.json.encode(await run(tenant, decoded))
 
-    return question.query, answer
+    return query.query, answer
 
 
-def paged(records: Sequence[T], limit: int, where: Callable[[T], tuple[datetime, str]]) -> tuple[list[T], str | None]:
-    """The first `limit` records, or as many as one message takes, and the `next` of that page; None on the last.
+def page_of(
+    records: Sequence[T], limit: int, sort_key: Callable[[T], tuple[datetime, str]]
+) -> tuple[list[T], str | None]:
+    """Returns the first `limit` records, or as many as fit in a message, and the page's `next`; None on the last page.
 
-    `records` are one more than `limit`, where others follow. `where`: the time and the name by which a record has its
-    place in the list.
+    `records` has one more than `limit` if more follow. `sort_key` returns the time and name that order the list.
     """
-    told = fitting(records[:limit])
-    if len(told) == len(records):
-        return told, None
-    at, name = where(told[-1])
-    return told, paging.write(paging.PageCursor(micros(at), name))
+    page = fit_in_message(records[:limit])
+    if len(page) == len(records):
+        return page, None
+    at, name = sort_key(page[-1])
+    return page, paging.encode(paging.PageCursor(micros(at), name))
 
 
-def fitting(records: Sequence[T]) -> list[T]:
-    """As many from the front as one message takes; the first one always."""
-    room = PAGE_BYTES_MAX
+def fit_in_message(records: Sequence[T]) -> list[T]:
+    """Returns as many of the first records as fit in `PAGE_BYTES_MAX`; always at least one."""
+    left = PAGE_BYTES_MAX
     for number, record in enumerate(records):
-        room -= len(msgspec.json.encode(record))
-        if room < 0:
+        left -= len(msgspec.json.encode(record))
+        if left < 0:
             return list(records[: max(1, number)])
     return list(records)

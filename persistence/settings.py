@@ -1,4 +1,4 @@
-"""What persistence can be told by its environment."""
+"""Settings of the persistence process, read from environment variables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,43 +9,42 @@ from tailrace.proto.runtime.main import ProcessSettings
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
-    """Defaults work on a laptop; `python -m tailrace.persistence --env` prints this table."""
+    """The defaults work on a laptop; `python -m tailrace.persistence --env` prints them."""
 
-    database: Annotated[Path, Meta(description="the SQLite file; made when it is not there, on a local disk")] = Path(
-        ".tailrace/tailrace.db"
-    )
-    batch_max: Annotated[int, Meta(ge=1, description="entries that are recorded in one transaction")] = 100
+    database: Annotated[
+        Path, Meta(description="path of the SQLite file, on a local disk; created if it does not exist")
+    ] = Path(".tailrace/tailrace.db")
+    batch_max: Annotated[int, Meta(ge=1, description="most entries that are recorded in one transaction")] = 100
     busy_timeout_s: Annotated[
-        float, Meta(ge=0, description="how long a transaction waits for another program that holds the database")
+        float, Meta(ge=0, description="how long a transaction waits while another program locks the database")
     ] = 5.0
     retry_wait_s: Annotated[
-        float, Meta(gt=0, description="wait before a batch is tried again that could not be written")
+        float, Meta(gt=0, description="wait before a batch that could not be written is tried again")
     ] = 1.0
     session_idle_s: Annotated[
-        float, Meta(gt=0, description="how long a session that is left alone counts as active; its next turn opens it")
+        float, Meta(gt=0, description="a session without a new turn for this time is no longer active")
     ] = 24 * 3600.0
     catch_up_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long a query waits until all that was acknowledged is in the database")
+        float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
     ] = 3.0
     webhook_key: Annotated[
         str,
         Meta(
-            description="what tenants' signing secrets are made of, 32 characters or more; none: no webhooks are sent. "
-            "Several joined by commas while one takes another's place: all sign"
+            description="key from which each tenant's signing secret is derived, 32 characters or more; empty: no "
+            "webhooks are sent. To rotate it, set new and old key, separated by a comma: both sign"
         ),
     ] = ""
     webhook_urls: Annotated[
-        str, Meta(description="TENANT=URL, several joined by commas: who is told of turns that name no webhook")
+        str,
+        Meta(description="TENANT=URL pairs, separated by commas: default receivers for turns without a `webhook`"),
     ] = ""
     webhook_private_hosts: Annotated[
-        str, Meta(description="hosts, joined by commas, whose webhooks may go to private addresses and by plain http")
+        str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
     ] = ""
-    webhook_timeout_s: Annotated[float, Meta(gt=0, description="how long a webhook's receiver may take to answer")] = (
-        15.0
-    )
+    webhook_timeout_s: Annotated[float, Meta(gt=0, description="time limit for a receiver's response")] = 15.0
     webhook_wait_s: Annotated[
-        float, Meta(gt=0, description="wait before a webhook is tried again; doubles, up to an hour, with jitter")
+        float, Meta(gt=0, description="wait before the first retry of a webhook; doubles up to an hour, with jitter")
     ] = 5.0
     webhook_give_up_s: Annotated[
-        float, Meta(gt=0, description="age of a turn's end from which its webhook is not tried again")
+        float, Meta(gt=0, description="a webhook is given up when its turn ended longer ago than this")
     ] = 24 * 3600.0

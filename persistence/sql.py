@@ -4,7 +4,7 @@ Each names the tenant first, but those that are nobody's question, and each read
 for its plan).
 """
 
-# One parameter set serves the five writes of a turn: the columns of `row.Row`, by name.
+# One parameter set serves the five writes of a turn: the columns of `row.TurnRow`, by name.
 
 # The session of a turn, as old as its first and as new as its last one; of the project that was first named for it.
 PUT_SESSION = """
@@ -339,7 +339,7 @@ GROUP BY usage.model ORDER BY key
 """
 
 # The sessions that are being answered.
-ANSWERING = """
+BUSY_SESSIONS = """
 SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 """

@@ -1,4 +1,4 @@
-"""What is written to the database and read from it, by name. The SQL stands in sql.py, SQLite behind database.py."""
+"""The typed operations on the database: records in and out. The statements are in sql.py."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from tailrace.persistence import sql
 from tailrace.persistence.database import Database
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
-    Row,
+    TurnRow,
     batch_record,
     branch_of,
     micros,
@@ -36,9 +36,9 @@ from tailrace.proto.resources import (
 from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
-DOOMED_MAX = 1_000
+DELETE_TURNS_MAX = 1_000
 RELEASED_MAX = 200
-ANSWERING_MAX = 1_000
+BUSY_SESSIONS_MAX = 1_000
 
 USAGE = {
     "day": sql.USAGE_BY_DAY,
@@ -47,9 +47,9 @@ USAGE = {
     "session": sql.USAGE_BY_SESSION,
     "project": sql.USAGE_BY_PROJECT,
 }
-DOOMED = {"turn": sql.TURN_AND_FOLLOW_UPS, "session": sql.TURNS_OF_SESSION, "project": sql.TURNS_OF_PROJECT}
-# What goes with the last of their turns, in this order.
-EMPTIED = {
+TURNS_TO_DELETE = {"turn": sql.TURN_AND_FOLLOW_UPS, "session": sql.TURNS_OF_SESSION, "project": sql.TURNS_OF_PROJECT}
+# Statements that delete a session or project once it has no turns, in this order.
+DELETE_EMPTY = {
     "turn": (),
     "session": (sql.DELETE_SESSION,),
     "project": (sql.DELETE_PROJECT_SESSIONS, sql.DELETE_PROJECT),
@@ -57,12 +57,15 @@ EMPTIED = {
 
 
 class Store(Database):
-    """The turns, sessions, projects and usage of every tenant. `since`: what was used after it is active."""
+    """The turns, sessions, projects and usage of all tenants.
 
-    async def record(self, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
-        """Writes all of `rows` in one transaction, or none, and that they are of the log up to `reached`.
+    `since`: sessions and projects that were used after this time are active.
+    """
 
-        Writing a turn twice changes nothing, and an older fold of it changes nothing.
+    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
+        """Writes `rows`, and that the log is recorded up to `reached`, in one transaction.
+
+        Idempotent: a turn that is written again, or an older fold of it, changes nothing.
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
         async with self.transaction() as writer:
@@ -71,26 +74,26 @@ class Store(Database):
             await writer.execute(sql.REACH, {"seq": reached})
 
     async def recorded_upto(self) -> Seq:
-        """The last entry of the log that was recorded here."""
+        """Returns the sequence of the last recorded entry of the log."""
         return Seq((await self.read(sql.REACHED))[0]["seq"])
 
-    async def reach_nothing(self) -> None:
-        """Notes that all of the log will be recorded again."""
+    async def reset_recorded_upto(self) -> None:
+        """Resets `recorded_upto`, before the whole log is recorded again."""
         async with self.transaction() as writer:
             await writer.execute(sql.REACH_NOTHING)
 
-    async def lose(self, first: Seq, why: Failure) -> int:
-        """Ends those as failed that run here and have left the log, which begins at `first`; how many they were."""
+    async def fail_expired(self, first: Seq, why: Failure) -> int:
+        """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
         columns = {"first": first, "error": msgspec.json.encode(why).decode()}
         async with self.transaction() as writer:
             return (await writer.execute(sql.LOSE_TURNS, columns)).rowcount
 
-    async def running(self) -> list[TurnKey]:
-        """The turns of all tenants that run here."""
+    async def running_turns(self) -> list[TurnKey]:
+        """Returns the running turns of all tenants."""
         return [TurnKey(row["tenant"], row["turn"]) for row in await self.read(sql.RUNNING_TURNS)]
 
-    async def lose_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
-        """Ends those of `lost` as failed that run here."""
+    async def fail_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
+        """Ends those of `lost` that are running as failed."""
         error = msgspec.json.encode(why).decode()
         async with self.transaction() as writer:
             await writer.executemany(
@@ -98,7 +101,7 @@ class Store(Database):
             )
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
-        """False when there is one of that name, which is then as it was."""
+        """Inserts a session. Returns False, and changes nothing, if the name is in use."""
         columns = {
             "tenant": tenant,
             "session": new.session,
@@ -118,50 +121,50 @@ class Store(Database):
             await writer.execute(sql.RENAME_SESSION, {"tenant": tenant, "session": session, "title": title})
 
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
-        """False when there is one of that id, which is then as it was."""
+        """Inserts a project. Returns False, and changes nothing, if the id is in use."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
         async with self.transaction() as writer:
             made = await writer.execute(sql.NEW_PROJECT, columns)
             return made.rowcount > 0
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> None:
-        """Deletes the rows of `what.purged`, and a session or project that has no turns then.
+        """Deletes the rows of the turns in `what.purged`, then the session or project if it has no turns left.
 
-        What they referred to is released.
+        The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self.transaction() as writer:
             for statement in (sql.RELEASE_BLOBS, sql.DELETE_BLOB_USES, sql.DELETE_USAGE, sql.DELETE_TURN):
                 await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
-            for statement in EMPTIED[what.kind]:
+            for statement in DELETE_EMPTY[what.kind]:
                 await writer.execute(statement, {"tenant": tenant, "name": what.name})
 
-    async def release(self, tenant: Tenant, blobs: str) -> None:
-        """Releases blobs whose turn has no row: a JSON list of their SHA-256."""
+    async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
+        """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
         async with self.transaction() as writer:
             await writer.execute(sql.RELEASE_NAMED_BLOBS, {"tenant": tenant, "blobs": blobs})
 
-    async def released(self, tenant: Tenant, after: str = "") -> list[str]:
-        """The blobs that were released and are not settled, in order, after one of them; at most `RELEASED_MAX`."""
+    async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
+        """Returns the SHA-256 of released blobs greater than `after`, in order, at most `RELEASED_MAX`."""
         rows = await self.read(sql.RELEASED_BLOBS, tenant=tenant, after=after, limit=RELEASED_MAX)
         return [row["sha256"] for row in rows]
 
-    async def releasing(self) -> list[Tenant]:
-        """The tenants who have any, at most `RELEASED_MAX`."""
+    async def tenants_with_released_blobs(self) -> list[Tenant]:
+        """Returns tenants that have released blobs, at most `RELEASED_MAX`."""
         return [row["tenant"] for row in await self.read(sql.RELEASING_TENANTS, limit=RELEASED_MAX)]
 
-    async def used(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
-        """Those of `blobs` that a turn refers to."""
+    async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
+        """Returns those of `blobs` that a turn refers to."""
         return [sha256 for sha256 in blobs if await self.read(sql.BLOB_USE, tenant=tenant, sha256=sha256)]
 
-    async def settle(self, tenant: Tenant, blobs: Sequence[str]) -> None:
-        """Notes that nobody need look at released `blobs` any more."""
+    async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
+        """Removes `blobs` from the released ones: they were purged, or are referred to."""
         async with self.transaction() as writer:
             await writer.executemany(sql.FORGET_BLOB, [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
-    async def doomed(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
-        """Turns that go with what is named, at most `DOOMED_MAX`; a turn's follow-ups before it."""
-        bounds = {"limit": DOOMED_MAX, "depth_max": BRANCH_TURNS_MAX}
-        rows = await self.read(DOOMED[what.kind], tenant=tenant, name=what.name, **bounds)
+    async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
+        """Returns turns that a deletion includes, follow-ups before their parent, at most `DELETE_TURNS_MAX`."""
+        bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
+        rows = await self.read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
@@ -173,7 +176,7 @@ class Store(Database):
         return batch_record(rows[0]) if rows else None
 
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int) -> list[StoredBatch]:
-        """Those asked before `before`, newest first."""
+        """Returns batches older than `before`, newest first."""
         rows = await self.read(sql.BATCHES, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [batch_record(row) for row in rows]
 
@@ -184,16 +187,16 @@ class Store(Database):
     async def sessions(
         self, tenant: Tenant, project: str | None, before: PageCursor, limit: int, since: datetime
     ) -> list[SessionRecord]:
-        """Those last used before `before`, newest first; of one project, if one is named."""
-        place: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
+        """Returns sessions last used before `before`, most recent first; of one project unless it is None."""
+        page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         if project is None:
-            rows = await self.read(sql.SESSIONS, tenant=tenant, **place)
+            rows = await self.read(sql.SESSIONS, tenant=tenant, **page)
         else:
-            rows = await self.read(sql.PROJECT_SESSIONS, tenant=tenant, project=project, **place)
+            rows = await self.read(sql.PROJECT_SESSIONS, tenant=tenant, project=project, **page)
         return [session_record(row, since) for row in rows]
 
     async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
-        """Those asked after `after`, oldest first."""
+        """Returns turns of a session after `after`, oldest first."""
         rows = await self.read(
             sql.SESSION_TURNS, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
         )
@@ -203,13 +206,13 @@ class Store(Database):
         rows = await self.read(sql.LAST_TURN, tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
-    async def branch(self, key: TurnKey, most: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
-        """The turn and `most` of its ancestors, as far as they are here, oldest first. Empty when it is not here."""
-        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=most)
+    async def branch(self, key: TurnKey, ancestors_max: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
+        """Returns the turn and its stored ancestors, oldest first; empty if the turn is not stored."""
+        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
         return [turn_record(row) for row in rows]
 
     async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
-        """The turns that no other goes on from, asked before `before`, newest first."""
+        """Returns turns without follow-ups, older than `before`, newest first."""
         return await self.read(
             sql.LEAVES, tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
         )
@@ -223,14 +226,14 @@ class Store(Database):
         return project_record(rows[0], since) if rows else None
 
     async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
-        """Those made before `before`, newest first."""
+        """Returns projects created before `before`, newest first."""
         rows = await self.read(sql.PROJECTS, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]
 
     async def usage(
         self, tenant: Tenant, by: UsageBy, start: datetime, end: datetime, after: str | None, limit: int
     ) -> list[UsageRecord]:
-        """What the turns used that were asked from `start` until before `end`, in the order of the keys."""
+        """Returns the usage of turns from `start` until before `end`, grouped by `by`, ordered by its key."""
         times = {"from_at": micros(start), "to_at": micros(end)}
         rows = await self.read(USAGE[by], tenant=tenant, after=after, limit=limit, **times)
         return [usage_record(row) for row in rows]
@@ -240,10 +243,10 @@ class Store(Database):
         return int(rows[0]["sessions"])
 
     async def active_usage(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
-        """What the active sessions have used, a line a model."""
+        """Returns the usage of active sessions by model."""
         return [usage_record(row) for row in await self.read(sql.ACTIVE_USAGE, tenant=tenant, since=micros(since))]
 
-    async def answering(self, tenant: Tenant) -> list[SessionId]:
-        """The sessions that have a running turn, at most `ANSWERING_MAX`."""
-        rows = await self.read(sql.ANSWERING, tenant=tenant, limit=ANSWERING_MAX)
+    async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
+        """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
+        rows = await self.read(sql.BUSY_SESSIONS, tenant=tenant, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]

@@ -147,10 +147,10 @@ def restart_node(given: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 
 def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    signing = signature.keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
+    signing = signature.parse_keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
     if not signing:
         raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: give the key that persistence has")
-    print(signature.shown(signature.secret(signing[0], given.tenant)))
+    print(signature.format_secret(signature.derive_secret(signing[0], given.tenant)))
     return 0
 
 

@@ -1,17 +1,17 @@
-"""The numbered steps that make the database what this version needs. They are text; the store runs them.
+"""Schema migrations: NNNN_name.sql files, numbered from 0001 without gaps. `Database.migrate` runs them.
 
-A step that was released is never edited: the next one is added. NNNN_what_it_does.sql, from 0001 on, without holes.
+The statements of a released migration never change; a correction is a new migration.
 """
 
 from importlib.resources import files
 from typing import NamedTuple
 
-# The newest step that adds what only the log can tell: a database from before it is told all that the log has again.
-TOLD_AGAIN = 6
+# The newest migration whose new columns can only be filled from the log: older databases replay the whole log.
+REPLAY_BELOW_VERSION = 6
 
 
 class Migration(NamedTuple):
-    """`number` is the database's `user_version` once it has run."""
+    """One file. `number` becomes the database's `user_version` when it has run."""
 
     number: int
     name: str
@@ -19,6 +19,6 @@ class Migration(NamedTuple):
 
 
 def migrations() -> list[Migration]:
-    """Every step, first to last."""
+    """Returns all migrations in order."""
     steps = sorted((step for step in files(__name__).iterdir() if step.name.endswith(".sql")), key=lambda s: s.name)
     return [Migration(int(step.name[:4]), step.name, step.read_text(encoding="utf-8")) for step in steps]

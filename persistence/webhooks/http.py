@@ -1,7 +1,7 @@
-"""The only door to strangers' servers: one POST to a URL that somebody has named. It knows no turn.
+"""HTTP client for webhooks with protection against server-side request forgery (SSRF).
 
-Each call opens a connection of its own, to an address that was judged at that very socket. No redirect is followed, no
-cookie kept, no proxy asked, and the answer's body is not read.
+Each call opens a new connection, and the address is checked when its socket is made. It follows no redirects, keeps no
+cookies, uses no proxy, and does not read the response's body.
 """
 
 import socket
@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 
-from tailrace.persistence.webhooks.payload import retry_after_s
+from tailrace.persistence.webhooks.payload import parse_retry_after
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.proto.version import VERSION
@@ -25,8 +25,11 @@ class Answer(NamedTuple):
     retry_after_s: float | None
 
 
-class Egress:
-    """`async with Egress(private, timeout_s=15) as egress: await egress.post(…)`. `resolver`: DNS, if not given."""
+class WebhookClient:
+    """Posts webhooks. Use it as an async context manager.
+
+    `private` are the hosts that may have private addresses; `resolver` is DNS by default.
+    """
 
     def __init__(self, private: frozenset[str], *, timeout_s: float, resolver: AbstractResolver | None = None) -> None:
         self._private = private
@@ -34,7 +37,7 @@ class Egress:
         self._resolver = resolver
 
     async def __aenter__(self) -> Self:
-        # Made here, and not by aiohttp when it is imported, so that SSL_CERT_FILE is heeded.
+        # aiohttp makes its default context at import, before SSL_CERT_FILE may have been set.
         context = ssl.create_default_context()
         self._public = self._session(context, _public_socket)
         self._own = self._session(context, _any_socket)
@@ -45,32 +48,32 @@ class Egress:
         await self._own.close()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Returns the server's answer. Raises WebhookRefused if `url` is not allowed, else WebhookFailed."""
+        """Returns the receiver's answer. Raises WebhookRefused for a forbidden address, else WebhookFailed."""
         try:
             session = self._own if check_url(url, self._private).is_private else self._public
         except UrlNotAllowed as error:
-            raise WebhookRefused(f"its URL {error}") from error
+            raise WebhookRefused(f"the URL {error}") from error
         try:
             async with session.post(url, headers=headers, data=body, allow_redirects=False) as response:
-                asked_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
-                return Answer(response.status, asked_s)
+                retry_after_s = parse_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+                return Answer(response.status, retry_after_s)
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublicError):
-                raise WebhookRefused("its host leads to an address that is not public") from error
+                raise WebhookRefused("the host resolves to an address that is not public") from error
             raise WebhookFailed(type(error).__name__) from error
         except TimeoutError as error:
             raise WebhookFailed(f"no answer within {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WebhookFailed(type(error).__name__) from error
 
-    def _session(self, context: ssl.SSLContext, opens: aiohttp.SocketFactoryType) -> aiohttp.ClientSession:
+    def _session(self, context: ssl.SSLContext, socket_factory: aiohttp.SocketFactoryType) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             ssl=context,
             resolver=self._resolver,
             use_dns_cache=False,
             force_close=True,
             limit=0,
-            socket_factory=opens,
+            socket_factory=socket_factory,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -83,11 +86,11 @@ class Egress:
 
 
 class _NotPublicError(OSError):
-    """An OSError, so that another address of the same name may still be tried."""
+    """An OSError, so that aiohttp tries the other addresses of the host."""
 
 
 def _public_socket(where: AddrInfoType) -> socket.socket:
-    # The last moment before the connection: what is judged here is what is connected to.
+    # Checked immediately before the connection, so the checked address is the connected one (no DNS rebinding).
     if not is_public(str(where[4][0])):
         raise _NotPublicError("not a public address")
     return _any_socket(where)

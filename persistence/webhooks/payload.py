@@ -1,4 +1,4 @@
-"""What a webhook says of a turn that has ended, and what its receiver's answer means. Pure; it sends nothing."""
+"""Webhook bodies, and decisions about retries: meaning of a status, wait before a retry, expiry. Pure."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -8,35 +8,38 @@ import msgspec
 
 from tailrace.proto.records import TurnRecord, WebhookPayload
 
-# A receiver that has come back after hours is told within one.
+# A receiver that was down for hours gets its webhooks within an hour after it is back.
 WAIT_S_MAX = 3600.0
-# Many that failed at the same time do not all come again at the same time.
+# Spreads the retries of webhooks that failed at the same time.
 JITTER = 0.25
 
-Verdict = Literal["taken", "again", "unwanted"]
+Verdict = Literal["delivered", "retry", "gone"]
 
 
-def body(told: TurnRecord) -> bytes:
-    """The same bytes each time that a turn is told."""
-    links = {"self": f"/v1/turns/{told.turn}"}
-    return msgspec.json.encode(WebhookPayload(f"turn.{told.outcome}", told.ended_at or told.asked_at, told, links))
+def render(turn: TurnRecord) -> bytes:
+    """Returns the JSON body of a turn's webhook: the same bytes for each attempt."""
+    links = {"self": f"/v1/turns/{turn.turn}"}
+    return msgspec.json.encode(WebhookPayload(f"turn.{turn.outcome}", turn.ended_at or turn.asked_at, turn, links))
 
 
-def verdict(status: int) -> Verdict:
-    """A redirect is not followed: it would lead where nobody has looked. What fails may be mended within the day."""
+def classify(status: int) -> Verdict:
+    """Returns what a receiver's status means (Standard Webhooks): 2xx delivered, 410 gone, all others retry.
+
+    A redirect is a failure, because its target was not checked for a private address.
+    """
     if 200 <= status < 300:
-        return "taken"
-    return "unwanted" if status == 410 else "again"
+        return "delivered"
+    return "gone" if status == 410 else "retry"
 
 
-def wait_s(tries: int, first_s: float, asked_s: float | None, chance: float) -> float:
-    """How long to wait after the `tries`th try; `asked_s` is the receiver's own wish, `chance` is from 0 to 1."""
-    doubled = min(first_s * 2.0 ** min(tries - 1, 32), WAIT_S_MAX) * (1 - JITTER + 2 * JITTER * chance)
-    return max(doubled, min(asked_s or 0.0, WAIT_S_MAX))
+def wait_s(attempts: int, first_s: float, retry_after_s: float | None, chance: float) -> float:
+    """Returns the seconds to wait after `attempts` failed attempts; `chance` from 0 to 1 chooses the jitter."""
+    doubled = min(first_s * 2.0 ** min(attempts - 1, 32), WAIT_S_MAX) * (1 - JITTER + 2 * JITTER * chance)
+    return max(doubled, min(retry_after_s or 0.0, WAIT_S_MAX))
 
 
-def retry_after_s(text: str | None, now: datetime) -> float | None:
-    """What a `Retry-After` says, in seconds; None for nothing, and for what is neither a number nor a date."""
+def parse_retry_after(text: str | None, now: datetime) -> float | None:
+    """Returns the seconds of a `Retry-After` header (RFC 9110 section 10.2.3); None if absent or invalid."""
     if text is None:
         return None
     if text.isascii() and text.isdecimal() and len(text) <= 9:
@@ -48,6 +51,6 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
-def is_over(ended_at: datetime | None, now: datetime, give_up_s: float) -> bool:
-    """Whether a webhook is too old to be tried once more."""
+def is_expired(ended_at: datetime | None, now: datetime, give_up_s: float) -> bool:
+    """Whether a webhook is too old for another attempt. False while the end's time is unknown."""
     return ended_at is not None and now - ended_at > timedelta(seconds=give_up_s)

@@ -1,8 +1,8 @@
-"""Tells receivers of turns that have ended: again until they take it, a session's in order. It stores nothing.
+"""Webhook delivery: consumes `end` entries and posts each ended turn, with retries, in order within a session.
 
-An `end` stays leased here until its webhook was taken or given up, and is acknowledged then. So whoever is killed
-leaves all that was waiting to the next, which tells it again under the same id. What is told is folded from the log at
-each try: a turn that was deleted meanwhile is told to nobody.
+It stores nothing. An `end` stays leased until its webhook is delivered or given up, and is acknowledged then. If this
+process is killed, the next one delivers the waiting webhooks under the same ids. Each attempt folds the turn from the
+log again, so a turn that was deleted meanwhile is not sent.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import structlog
 from tailrace.persistence import metrics
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.webhooks import payload, signature
-from tailrace.persistence.webhooks.http import Answer, Egress
+from tailrace.persistence.webhooks.http import Answer, WebhookClient
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
@@ -32,31 +32,31 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# Each costs a task, and a renewal of its lease every few seconds. One tenant, whose receiver is away for a day, may
-# have half of them: what it has beyond that is given up at once, or everybody's would wait for it.
+# Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
+# half of them; its further webhooks are given up at once, because otherwise those of all tenants would wait.
 WAITING_MAX = 10_000
 WAITING_TENANT_MAX = WAITING_MAX // 2
-# Connections to one tenant's receivers at a time: a slow one makes its own tenant wait, and nobody else.
-LINES = 8
-TAKEN_MAX = 100
+# Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
+CONNECTIONS = 8
+BATCH_MAX = 100
 LOG_WAIT_S = 1.0
 
 Session = tuple[Tenant, str]
-GivenUp = Literal["unwanted", "expired", "refused", "crowded", "broken"]
+GivenUp = Literal["gone", "expired", "refused", "tenant_limit", "error"]
 
 
-class Webhooks:
-    """Tells of every `end` that `deliveries` hand out. `urls`: whom, for a tenant whose turn names nobody.
+class WebhookSender:
+    """Sends a webhook for each `end` of `deliveries` to the turn's `webhook`, or else to the tenant's URL in `urls`.
 
-    `keys` are the operator's: see signature.py. The wait after a try is `first_wait_s`, then twice that, and so on,
-    until the end is older than `give_up_s`; each is tried once at least.
+    `keys` are the operator's signing keys (signature.py). The wait before a retry is `first_wait_s` and doubles, until
+    the end is older than `give_up_s`. Each webhook is attempted at least once.
     """
 
     def __init__(
         self,
         log: TurnLog,
         deliveries: Deliveries,
-        egress: Egress,
+        client: WebhookClient,
         *,
         keys: Sequence[bytes],
         urls: Mapping[Tenant, str],
@@ -65,7 +65,7 @@ class Webhooks:
     ) -> None:
         self._log = log
         self._deliveries = deliveries
-        self._egress = egress
+        self._client = client
         self._keys = keys
         self._urls = urls
         self._first_wait_s = first_wait_s
@@ -73,25 +73,25 @@ class Webhooks:
         self._held: dict[Seq, Delivery] = {}
         self._tasks: dict[Seq, asyncio.Task[None]] = {}
         self._last: dict[Session, asyncio.Task[None]] = {}
-        self._crowds: Counter[Tenant] = Counter()
-        self._lines: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LINES))
+        self._waiting: Counter[Tenant] = Counter()
+        self._connections: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CONNECTIONS))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; what was not taken by then is given back, for the next process.
+        """Delivers until `stop` is set, and returns the undelivered entries to the log then.
 
-        Raises LogUnavailable when it cannot begin.
+        Raises LogUnavailable if it cannot start.
         """
         left = (await self._deliveries.backlog()).leased
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._renew())
             stopping = group.create_task(stop.wait())
-            await self._begin(group, await self._left_by_others(left, stop))
+            await self._start(group, await self._receive_leased(left, stop))
             while not stop.is_set():
-                room = WAITING_MAX - len(self._held)
-                if room <= 0:
+                free = WAITING_MAX - len(self._held)
+                if free <= 0:
                     await asyncio.wait({stopping, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
                     continue
-                await self._begin(group, await self._deliveries.next(min(room, TAKEN_MAX)))
+                await self._start(group, await self._deliveries.next(min(free, BATCH_MAX)))
                 with suppress(LogUnavailable):
                     metrics.WEBHOOKS_WAITING.set(len(self._held) + (await self._deliveries.backlog()).waiting)
             for task in (renewing, *self._tasks.values()):
@@ -99,78 +99,78 @@ class Webhooks:
         for seq in sorted(self._held):
             await self._held[seq].give_back()
 
-    async def _left_by_others(self, left: int, stop: asyncio.Event) -> list[Delivery]:
-        """All `left` that were leased to a process that is gone, and what came meanwhile: newer ones overtake nothing.
+    async def _receive_leased(self, left: int, stop: asyncio.Event) -> list[Delivery]:
+        """Receives the `left` entries that were leased to the previous process, and those delivered in between.
 
-        The server hands it out again when its leases have run out, and does not say what it is before.
+        The server delivers them again when their leases expire. Newer entries must not be sent before them.
         """
         found: list[Delivery] = []
         deadline = _now() + 2 * self._deliveries.ack_wait_s
         while left > 0 and _now() < deadline and not stop.is_set():
-            for delivery in await self._deliveries.next(min(left, TAKEN_MAX)):
+            for delivery in await self._deliveries.next(min(left, BATCH_MAX)):
                 self._held[delivery.seq] = delivery
                 found.append(delivery)
                 left -= delivery.times > 1
         return found
 
-    async def _begin(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery]) -> None:
-        """A task for each webhook, after that of the session's last one; in the order of their ends."""
+    async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery]) -> None:
+        """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook."""
         ordered = sorted(deliveries, key=lambda delivery: delivery.seq)
         self._held.update({delivery.seq: delivery for delivery in ordered})
-        # What runs here already is held by a newer lease now, and that is all.
+        # A running webhook that is delivered again only gets the newer lease.
         new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
         for number, delivery in enumerate(new):
             key = delivery.key
             try:
                 request = await self._request(key)
             except LogUnavailable:
-                # Back without a delay: with one, a later end of the same session would come before it.
+                # Returned without a delay: with one, a later end of the same session would be delivered before it.
                 await asyncio.sleep(LOG_WAIT_S)
                 for later in new[number:]:
                     await self._held.pop(later.seq).give_back()
                 return
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None else None
             if request is None or url is None:
-                await self._let_go(delivery.seq)
-            elif self._crowds[key.tenant] >= WAITING_TENANT_MAX:
-                _give_up(key, "crowded", f"{WAITING_TENANT_MAX} others of its tenant are waiting")
-                await self._let_go(delivery.seq)
+                await self._ack(delivery.seq)
+            elif self._waiting[key.tenant] >= WAITING_TENANT_MAX:
+                _give_up(key, "tenant_limit", f"{WAITING_TENANT_MAX} other webhooks of this tenant are waiting")
+                await self._ack(delivery.seq)
             else:
                 session = (key.tenant, request.session)
-                task = group.create_task(self._carry(key, delivery.seq, url, session, self._last.get(session)))
+                task = group.create_task(self._run(key, delivery.seq, url, session, self._last.get(session)))
                 self._tasks[delivery.seq] = self._last[session] = task
-                self._crowds[key.tenant] += 1
+                self._waiting[key.tenant] += 1
 
-    async def _carry(
-        self, key: TurnKey, seq: Seq, url: str, session: Session, before: asyncio.Task[None] | None
+    async def _run(
+        self, key: TurnKey, seq: Seq, url: str, session: Session, previous: asyncio.Task[None] | None
     ) -> None:
-        if before is not None:
-            await asyncio.wait({before})
+        if previous is not None:
+            await asyncio.wait({previous})
         try:
-            await self._tell(key, seq, url)
+            await self._deliver(key, seq, url)
         except Exception:
-            # The edge of one webhook: a mistake of ours would come again for ever, and hold all that follow it.
-            logger.exception("webhook broke", turn=key.turn)
-            _give_up(key, "broken", "see the traceback")
-        await self._let_go(seq)
+            # A bug: without an acknowledgement the entry would be delivered for ever and block its session.
+            logger.exception("webhook failed unexpectedly", turn=key.turn)
+            _give_up(key, "error", "see the traceback")
+        await self._ack(seq)
         if self._last.get(session) is self._tasks.pop(seq):
             del self._last[session]
-        self._crowds[key.tenant] -= 1
+        self._waiting[key.tenant] -= 1
 
-    async def _tell(self, key: TurnKey, seq: Seq, url: str) -> None:
-        """Returns when the webhook was taken, or nobody is to be told any more."""
-        for tries in count(1):
-            ended_at, asked_s = None, None
+    async def _deliver(self, key: TurnKey, seq: Seq, url: str) -> None:
+        """Posts the webhook until it is delivered or given up."""
+        for attempts in count(1):
+            ended_at, retry_after_s = None, None
             try:
-                async with self._lines[key.tenant]:
+                async with self._connections[key.tenant]:
                     turn = await self._log.turn_upto(key, seq)
                     if turn.chain.last != seq:
-                        # This `end` is a fork's. The turn's own is delivered like this one.
+                        # A fork's `end`. The turn's valid one is delivered separately.
                         return
                     ended_at = turn.ended_at
                     answer = await self._post(key, turn, url)
             except TurnUnknown:
-                logger.debug("turn was deleted, and is told to nobody", turn=key.turn)
+                logger.debug("webhook dropped: its turn was deleted", turn=key.turn)
                 return
             except WebhookRefused as error:
                 _give_up(key, "refused", str(error))
@@ -178,30 +178,30 @@ class Webhooks:
             except (WebhookFailed, LogUnavailable) as error:
                 why = str(error)
             else:
-                why, asked_s = f"it answered {answer.status}", answer.retry_after_s
-                match payload.verdict(answer.status):
-                    case "taken":
+                why, retry_after_s = f"the receiver answered {answer.status}", answer.retry_after_s
+                match payload.classify(answer.status):
+                    case "delivered":
                         metrics.WEBHOOKS_TAKEN.inc()
-                        logger.info("webhook taken", turn=key.turn, tries=tries)
+                        logger.info("webhook delivered", turn=key.turn, attempts=attempts)
                         return
-                    case "unwanted":
-                        _give_up(key, "unwanted", why)
+                    case "gone":
+                        _give_up(key, "gone", why)
                         return
             metrics.WEBHOOK_FAILURES.inc()
-            if payload.is_over(ended_at, datetime.now(UTC), self._give_up_s):
+            if payload.is_expired(ended_at, datetime.now(UTC), self._give_up_s):
                 _give_up(key, "expired", why)
                 return
-            wait_s = payload.wait_s(tries, self._first_wait_s, asked_s, random.random())  # noqa: S311  # spreads load, hides nothing
-            logger.info("webhook waits", turn=key.turn, tries=tries, why=why, wait_s=round(wait_s, 1))
+            wait_s = payload.wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
+            logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
-        body = payload.body(record_from_fold(key, turn))
-        secrets = [signature.secret(operators, key.tenant) for operators in self._keys]
-        return await self._egress.post(url, signature.headers(key.turn, int(time.time()), body, secrets), body)
+        body = payload.render(record_from_fold(key, turn))
+        secrets = [signature.derive_secret(operator_key, key.tenant) for operator_key in self._keys]
+        return await self._client.post(url, signature.sign(key.turn, int(time.time()), body, secrets), body)
 
     async def _request(self, key: TurnKey) -> Request | None:
-        """Who asked what; None when the turn was deleted. The first entry says it: few turns have a webhook."""
+        """Returns the turn's request, or None if the turn was deleted. Reads only the first entry if possible."""
         for stored in await self._log.replay(key, limit=1):
             if isinstance(stored.entry, Request):
                 return stored.entry
@@ -209,9 +209,9 @@ class Webhooks:
             return (await self._log.turn(key)).request
         return None
 
-    async def _let_go(self, seq: Seq) -> None:
+    async def _ack(self, seq: Seq) -> None:
         await self._held[seq].done()
-        # Only now: a newer lease that came meanwhile goes with it.
+        # After the acknowledgement, which is also valid for a newer lease that arrived during it.
         del self._held[seq]
 
     async def _renew(self) -> None:
@@ -222,18 +222,18 @@ class Webhooks:
 
 
 def check(settings: Settings) -> None:
-    """Raises SettingsInvalid for webhooks that nobody could sign or send."""
-    signature.keys(settings.webhook_key)
-    tenants_urls(settings.webhook_urls, parse_private_hosts(settings.webhook_private_hosts))
+    """Raises SettingsInvalid for invalid signing keys or URLs."""
+    signature.parse_keys(settings.webhook_key)
+    parse_urls(settings.webhook_urls, parse_private_hosts(settings.webhook_private_hosts))
 
 
-def tenants_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
-    """What the setting says: whom to tell of a tenant's turns. Raises SettingsInvalid."""
+def parse_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
+    """Returns the default URL of each tenant in the setting TAILRACE_WEBHOOK_URLS. Raises SettingsInvalid."""
     urls: dict[Tenant, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         tenant, _, url = pair.partition("=")
         if not is_token(tenant):
-            raise SettingsInvalid("TAILRACE_WEBHOOK_URLS: expected TENANT=URL, TENANT of a-z 0-9 _ -")
+            raise SettingsInvalid("TAILRACE_WEBHOOK_URLS: expected TENANT=URL pairs, with TENANT of a-z 0-9 _ -")
         try:
             check_url(url, private)
         except UrlNotAllowed as error:

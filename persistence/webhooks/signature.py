@@ -1,7 +1,7 @@
-"""How a webhook is signed, as Standard Webhooks says (https://www.standardwebhooks.com), version 1. Pure.
+"""Signing keys and signatures of webhooks: Standard Webhooks version 1 (https://www.standardwebhooks.com). Pure.
 
-A tenant's secret is made of the operator's key and the tenant's name, so that nobody has to store one, and whoever has
-one tenant's has no other's. While one key takes another's place, both sign: receivers change in their own time.
+Each tenant's secret is derived from the operator's key and the tenant's name: no secret is stored, and a tenant that
+knows its own cannot compute another's. While a key is rotated, old and new key both sign.
 """
 
 import base64
@@ -13,31 +13,32 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 
 KEY_CHARS_MIN = 32
-# So that the key may also be used for something else, some day.
+# Separates this use of the key from any other.
 PURPOSE = b"tailrace webhook secret\0"
 
 
-def keys(text: str) -> Sequence[bytes]:
-    """The keys of the setting, the newest first; raises SettingsInvalid for one that could be guessed."""
+def parse_keys(text: str) -> Sequence[bytes]:
+    """Returns the keys of the setting, newest first. Raises SettingsInvalid for one that is too short."""
     found = [key.strip().encode() for key in text.split(",") if key.strip()]
     if any(len(key) < KEY_CHARS_MIN for key in found):
         raise SettingsInvalid(
-            f"TAILRACE_WEBHOOK_KEY: at least {KEY_CHARS_MIN} characters, of `openssl rand -hex 32` for example"
+            f"TAILRACE_WEBHOOK_KEY: {KEY_CHARS_MIN} characters or more; make one with `openssl rand -hex 32`"
         )
     return found
 
 
-def secret(key: bytes, tenant: Tenant) -> bytes:
+def derive_secret(key: bytes, tenant: Tenant) -> bytes:
+    """Returns the tenant's signing secret, 32 bytes."""
     return hmac.digest(key, PURPOSE + tenant.encode(), hashlib.sha256)
 
 
-def shown(secret: bytes) -> str:
-    """As receivers' libraries want it."""
+def format_secret(secret: bytes) -> str:
+    """Returns the secret as receivers' libraries expect it: `whsec_` and base64."""
     return f"whsec_{base64.b64encode(secret).decode()}"
 
 
-def headers(webhook_id: str, at_s: int, body: bytes, secrets: Sequence[bytes]) -> Mapping[str, str]:
-    """What goes with `body`, sent at `at_s` seconds of Unix time."""
+def sign(webhook_id: str, at_s: int, body: bytes, secrets: Sequence[bytes]) -> Mapping[str, str]:
+    """Returns the headers for `body`, sent at `at_s` seconds of Unix time, with one signature a secret."""
     signed = b".".join([webhook_id.encode(), str(at_s).encode(), body])
     signatures = [base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode() for secret in secrets]
     return {

@@ -30,7 +30,7 @@ FELT_S_MAX = 12.0
 WHOLE_S_MAX = 120.0
 STARTS_MAX = 5
 NOISE = b"not a page " * 3000
-WAITS = b"turns wait in the log"
+WAITS = b"batch could not be recorded"
 # What the simulated Claude does when a question asks it to (docs/SIMULATED.md), and after which delta.
 MODEL = {"429": 0, "529": 0, "500": 0, "html": 0, "error": 9, "cut": 9, "stall": 9, "eof": 9, "garbage": 9}
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailrace.persistence.rows import Row
+from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto import entries
 from tailrace.proto.chain import Chain
@@ -55,7 +55,7 @@ def record(recorder: Recorder) -> None:
             await done(self)
             acknowledging.ok()
 
-    async def recorded_commit(self: Store, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
+    async def recorded_commit(self: Store, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         with recorder.recording(
             Commit(rows={f"{row.tenant} {row.turn}": Seq(row.cursor) for row in rows})
         ) as committing:

@@ -86,7 +86,7 @@ async def test_a_session_is_deleted_while_it_is_being_answered(
         assert await status(gateway, turn["links"]["self"]) == 404
     assert await status(gateway, f"/v1/sessions/{session}") == 404
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
-    assert persistence.said("turn has left the log before it was recorded") == []
+    assert persistence.said("turn was deleted from the log before it was recorded") == []
 
 
 async def test_a_reader_of_a_turn_that_is_deleted_is_told_its_end(gateway: Gateway) -> None:
@@ -198,7 +198,7 @@ async def test_a_delivery_of_a_turn_that_is_gone_is_acknowledged_and_recorded_as
         await delivery.give_back()
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         await until(deliveries.is_drained)
-        with pytest.raises(Refused, match="no such turn"):
+        with pytest.raises(Refused, match="no turn has this id"):
             await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
 
 
@@ -343,7 +343,7 @@ async def test_what_is_asked_between_the_last_look_and_the_last_row_is_taken_out
         await own_log.purge(root)
         left = await persistence.ask(tenant, "delete", DeleteResource("turn", root.turn, (root.turn,)), Remaining)
         assert left.turns == []
-        with pytest.raises(Refused, match="no such turn"):
+        with pytest.raises(Refused, match="no turn has this id"):
             await persistence.ask(tenant, "turn", GetTurn(late[0].turn), TurnRecord)
 
 

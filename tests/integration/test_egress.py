@@ -13,7 +13,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.web import Request, Response, StreamResponse
 
-from tailrace.persistence.webhooks.http import Egress
+from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.receiving import Got, Receiver, hang, status
 from tests.stopping import stop
@@ -79,8 +79,8 @@ def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
-def egress(private: frozenset[str] = LOOPBACK, names: Names | None = None, timeout_s: float = 5.0) -> Egress:
-    return Egress(private, timeout_s=timeout_s, resolver=names)
+def egress(private: frozenset[str] = LOOPBACK, names: Names | None = None, timeout_s: float = 5.0) -> WebhookClient:
+    return WebhookClient(private, timeout_s=timeout_s, resolver=names)
 
 
 @asynccontextmanager

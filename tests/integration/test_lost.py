@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.persistence.lost_turns import Losses
+from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
@@ -38,7 +38,7 @@ async def recorded(
     own_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Persistence]:
     """Persistence that looks often for what was lost."""
-    monkeypatch.setattr("tailrace.persistence.lost_turns.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("tailrace.persistence.lost_turns.INTERVAL_S", 0.05)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         yield persistence
 
@@ -221,8 +221,8 @@ async def test_a_log_that_is_away_denies_nothing(
         stack.push_async_callback(connection.close)
         deliveries = await Deliveries.open(connection, PERSISTENCE)
         await own_server.stop(SIGKILL)
-        await Losses(own_log, deliveries, store).look()
-        assert sorted(await store.running()) == sorted(keys)
+        await LostTurnFinder(own_log, deliveries, store).check()
+        assert sorted(await store.running_turns()) == sorted(keys)
 
 
 @pytest.mark.rule("F31")

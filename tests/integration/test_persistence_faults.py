@@ -19,7 +19,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.__main__ import serve
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import Row
+from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreError
@@ -296,7 +296,7 @@ def remount(disk: Path, how: str) -> None:
 class Dying(Store):
     """A store that does not come to its transaction."""
 
-    async def record(self, _: Sequence[Row], __: Seq = BEFORE_FIRST) -> None:
+    async def record(self, _: Sequence[TurnRow], __: Seq = BEFORE_FIRST) -> None:
         self.reached.set()
         await asyncio.Event().wait()
 

@@ -83,7 +83,7 @@ async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
     spoilt = spoil(database, first)
     async with Persistence(own_server.url, database) as persistence:
         keys.append(await write(own_log))
-        with pytest.raises(StoreCorrupt, match=r"is now .*tailrace\.db\.damaged-1\. The next start makes a new"):
+        with pytest.raises(StoreCorrupt, match=r"renamed to .*tailrace\.db\.damaged-1\. The next start makes"):
             await persistence.running
     assert content(Path(f"{database}.damaged-1"))[:PAGE_BYTES] == spoilt[:PAGE_BYTES]
     await has_all(own_server.url, database, own_log, keys)
@@ -109,7 +109,7 @@ async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
         await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
         delete(database)
         keys.append(await write(own_log))
-        with pytest.raises(StoreCorrupt, match=r"deleted or replaced .*; nothing is left of it\. The next start"):
+        with pytest.raises(StoreCorrupt, match=r"deleted or replaced .*; the file does not exist any more"):
             await persistence.running
     await has_all(own_server.url, database, own_log, keys)
 
@@ -208,7 +208,7 @@ async def told_again(nats_url: str, database: Path) -> list[str]:
     with capture_logs() as lines:
         async with Persistence(nats_url, database):
             pass
-    return [line["why"] for line in lines if line["event"] == "the log is read from its beginning"]
+    return [line["why"] for line in lines if line["event"] == "replaying the log from its beginning"]
 
 
 async def test_a_start_says_why_it_reads_the_log_again(own_server: NatsServer, database: Path) -> None:
@@ -244,7 +244,7 @@ async def test_a_newer_database_ends_the_process_with_a_sentence(own_server: Nat
         pass
     newer = overwrite(database, USER_VERSION, (999).to_bytes(4))
     async with Persistence(own_server.url, database) as persistence:
-        with pytest.raises(StoreTooNew, match="is of version 999"):
+        with pytest.raises(StoreTooNew, match="has schema version 999"):
             await persistence.running
     assert content(database) == newer
 

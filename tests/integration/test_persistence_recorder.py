@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import Row, row
+from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
@@ -58,16 +58,16 @@ async def write(log: TurnLog, *texts: str) -> TurnKey:
     return writer.key
 
 
-def rows(database: Path) -> list[Row]:
+def rows(database: Path) -> list[TurnRow]:
     """What is in the file, whoever has it open."""
     with closing(sqlite3.connect(database)) as reading:
         reading.row_factory = sqlite3.Row
         found = reading.execute(ROWS).fetchall()
-    return [Row(**{name: one[name] for name in Row.__struct_fields__}) for one in found]
+    return [TurnRow(**{name: one[name] for name in TurnRow.__struct_fields__}) for one in found]
 
 
-async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[Row]:
-    return [row(key, await log.turn(key)) for key in sorted(keys)]
+async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
+    return [build_row(key, await log.turn(key)) for key in sorted(keys)]
 
 
 async def shorten_lease(connection: Connection) -> None:
@@ -105,7 +105,7 @@ async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Sto
 class Stuck(Store):
     """A store that has committed and does not come back until it is let."""
 
-    async def record(self, rows: Sequence[Row], reached: Seq = BEFORE_FIRST) -> None:
+    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         await super().record(rows, reached)
         self.committed.set()
         await self.let.wait()
@@ -218,12 +218,12 @@ async def test_while_the_database_cannot_be_written_turns_wait_in_the_log(
     async with opened(database) as store:
         await store._writer.execute_fetchall(breaks)
         async with recording(own_log, deliveries, store) as recorder:
-            trouble = await until(lambda: recorder.trouble)
-            assert why in trouble
+            failure = await until(lambda: recorder.failure)
+            assert why in failure
             assert (await deliveries.backlog()).floor == 0
             await store._writer.execute_fetchall(mends)
             await until(deliveries.is_drained)
-            await until(lambda: not recorder.trouble)
+            await until(lambda: not recorder.failure)
     assert rows(database) == await folds(own_log, keys)
 
 

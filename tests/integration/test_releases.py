@@ -240,7 +240,14 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
 
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize(
-    "step", [(Bodies, "condemn"), (BlobPins, "is_held"), (Store, "used"), (Bodies, "purge"), (Store, "settle")]
+    "step",
+    [
+        (Bodies, "condemn"),
+        (BlobPins, "is_held"),
+        (Store, "referenced_blobs"),
+        (Bodies, "purge"),
+        (Store, "forget_released"),
+    ],
 )
 async def test_what_is_asked_between_two_steps_of_a_deletion_has_its_picture(
     own_server: NatsServer,
@@ -335,15 +342,15 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
-        await store.release(tenant, f'["{name(picture)}"]')
-        settling = blob_gc.Releases(store, bodies, BlobPins(house_log._connection), no_wait)
+        await store.release_blobs(tenant, f'["{name(picture)}"]')
+        settling = blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait)
         async with holder.until_asked(tenant, "asking"):
             await holder.take(tenant, "asking", [name(picture)])
             denied_once(BlobPins, "is_held", False, monkeypatch)
-            await settling.settle(tenant)
+            await settling.collect(tenant)
             assert await is_there(gateway, picture)
-            assert await store.released(tenant) == [name(picture)]
-        await settling.settle(tenant)
+            assert await store.released_blobs(tenant) == [name(picture)]
+        await settling.collect(tenant)
         assert await stored(house_log._connection, tenant) == []
     finally:
         await store.close()
@@ -358,9 +365,9 @@ async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
-        await store.release(tenant, f'["{name(picture)}"]')
+        await store.release_blobs(tenant, f'["{name(picture)}"]')
         denied_once(Bodies, "condemn", None, monkeypatch)
-        await blob_gc.Releases(store, bodies, BlobPins(house_log._connection), no_wait).settle(tenant)
+        await blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait).collect(tenant)
     finally:
         await store.close()
     assert await stored(house_log._connection, tenant) == []
@@ -404,9 +411,15 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
 ) -> None:
     """NATS goes away before its n-th request, and persistence after it: what was released stands in the database."""
     database, bodies = tmp_path / "tailrace.db", Bodies(own_log._connection)
-    monkeypatch.setattr(blob_gc, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
     monkeypatch.setattr(blob_gc, "WOKEN_WAIT_S", 0.001)
-    steps = ((Bodies, "condemn"), (BlobPins, "is_held"), (Store, "used"), (Bodies, "_purge"), (Store, "settle"))
+    steps = (
+        (Bodies, "condemn"),
+        (BlobPins, "is_held"),
+        (Store, "referenced_blobs"),
+        (Bodies, "_purge"),
+        (Store, "forget_released"),
+    )
     broken = range(1, 20)
     for last in broken:
         content = b64encode(os.urandom(90_000))
@@ -468,7 +481,7 @@ async def test_a_follow_up_that_is_taken_out_takes_its_pictures_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its request comes after its parent's deletion, and no row is ever made of it (R35)."""
-    monkeypatch.setattr(blob_gc, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
     bodies = Bodies(own_log._connection)
     root = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
     await root.open("Light")

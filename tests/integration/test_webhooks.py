@@ -90,7 +90,7 @@ async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
         key = await write(own_log, receiver.url)
         await until(ends.is_drained)
     (got,) = receiver.got
-    secret = signature.shown(signature.secret(KEY.encode(), OURS))
+    secret = signature.format_secret(signature.derive_secret(KEY.encode(), OURS))
     assert Webhook(secret).verify(got.body, dict(got.headers)) == got.told
     told = record_from_fold(key, await own_log.turn(key))
     assert msgspec.convert(got.told["data"], TurnRecord) == told
@@ -122,7 +122,7 @@ async def test_the_operator_may_have_all_turns_of_a_tenant_told(
         await until(ends.is_drained)
         assert other.turns == [told.turn]
         assert receiver.turns == [named.turn]
-        secret = signature.shown(signature.secret(KEY.encode(), theirs))
+        secret = signature.format_secret(signature.derive_secret(KEY.encode(), theirs))
         Webhook(secret).verify(other.got[0].body, dict(other.got[0].headers))
 
 
@@ -182,8 +182,8 @@ async def test_a_receiver_may_say_when_to_come_again(
     with capture_logs() as lines:
         async with telling(own_server, tmp_path):
             await write(own_log, receiver.url)
-            (waits,) = await until(lambda: [line for line in lines if line["event"] == "webhook waits"])
-    assert (waits["wait_s"], waits["why"]) == (120.0, "it answered 429")
+            (waits,) = await until(lambda: [line for line in lines if line["event"] == "webhook will be retried"])
+    assert (waits["wait_s"], waits["why"]) == (120.0, "the receiver answered 429")
 
 
 @pytest.mark.rule("R45")
@@ -192,12 +192,12 @@ async def test_410_ends_a_webhook(
 ) -> None:
     """The receiver wants none of it; the session's next one is another matter."""
     receiver.answers = [status(410)]
-    before = given_up("unwanted")
+    before = given_up("gone")
     async with telling(own_server, tmp_path):
         keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
         await until(ends.is_drained)
     assert receiver.turns == [key.turn for key in keys]
-    assert given_up("unwanted") == before + 1
+    assert given_up("gone") == before + 1
 
 
 @pytest.mark.rule("R45")
@@ -261,19 +261,19 @@ async def test_a_mistake_of_ours_holds_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The edge of one webhook: whatever breaks in it is said, and the session goes on."""
-    whole, before = payload.body, given_up("broken")
+    whole, before = payload.render, given_up("error")
 
     def breaks_once(told: TurnRecord) -> bytes:
-        monkeypatch.setattr(payload, "body", whole)
+        monkeypatch.setattr(payload, "render", whole)
         raise KeyError(told.turn)
 
-    monkeypatch.setattr(payload, "body", breaks_once)
+    monkeypatch.setattr(payload, "render", breaks_once)
     async with telling(own_server, tmp_path):
         await write(own_log, receiver.url, session="one")
         key = await write(own_log, receiver.url, session="one")
         await until(ends.is_drained)
     assert receiver.turns == [key.turn]
-    assert given_up("broken") == before + 1
+    assert given_up("error") == before + 1
 
 
 async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
@@ -286,7 +286,7 @@ async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
 ) -> None:
     """What it has beyond its share is given up; what waits is told when it is back."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 2)
-    before = given_up("crowded")
+    before = given_up("tenant_limit")
     receiver.answer = status(500)
     async with Receiver() as other, telling(own_server, tmp_path):
         waiting = [await write(own_log, receiver.url) for _ in range(2)]
@@ -295,7 +295,7 @@ async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
         theirs = await write(own_log, other.url, tenant=Tenant("theirs"))
         await until(lambda: other.got)
         assert other.turns == [theirs.turn]
-        assert given_up("crowded") == before + 1
+        assert given_up("tenant_limit") == before + 1
         receiver.answer = status(204)
         await until(ends.is_drained)
         # And then there is room again.
@@ -330,12 +330,12 @@ async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
     """So many connections a tenant, and no more: its receiver is not run over either."""
     receiver.answer = hang
     async with Receiver() as other, telling(own_server, tmp_path, webhook_timeout_s=60.0):
-        for _ in range(sender.LINES + 3):
+        for _ in range(sender.CONNECTIONS + 3):
             await write(own_log, receiver.url)
-        await until(lambda: len(receiver.got) == sender.LINES)
+        await until(lambda: len(receiver.got) == sender.CONNECTIONS)
         await write(own_log, other.url, tenant=Tenant("theirs"))
         await until(lambda: other.got)
-        assert len(receiver.got) == sender.LINES
+        assert len(receiver.got) == sender.CONNECTIONS
 
 
 @pytest.mark.rule("R45")
@@ -633,7 +633,7 @@ async def test_what_stands_in_a_url_is_said_nowhere(
             await write(own_log, url, text=text)
         await until(ends.is_drained, 20)
         printed = told.printed.read_text()
-    assert [len(told.said(event)) for event in ("webhook taken", "webhook given up")] == [1, 3]
+    assert [len(told.said(event)) for event in ("webhook delivered", "webhook given up")] == [1, 3]
     assert "canary" not in printed
     assert KEY not in printed
 

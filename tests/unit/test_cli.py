@@ -106,12 +106,14 @@ def test_a_tenants_webhook_secret_is_shown(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
     assert main(["webhook-secret", "--tenant", "acme"]) == 0
     shown = capsys.readouterr().out.strip()
-    assert shown == signature.shown(signature.secret(new.encode(), Tenant("acme")))
+    assert shown == signature.format_secret(signature.derive_secret(new.encode(), Tenant("acme")))
     assert main(["webhook-secret"]) == 0
-    assert capsys.readouterr().out.strip() == signature.shown(signature.secret(new.encode(), Tenant("local")))
+    assert capsys.readouterr().out.strip() == signature.format_secret(
+        signature.derive_secret(new.encode(), Tenant("local"))
+    )
 
 
-@pytest.mark.parametrize(("key", "sentence"), [("", "is not set"), ("short", "at least 32 characters")])
+@pytest.mark.parametrize(("key", "sentence"), [("", "is not set"), ("short", "32 characters or more")])
 def test_without_a_key_there_is_no_webhook_secret(
     key: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

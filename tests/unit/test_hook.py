@@ -22,8 +22,8 @@ def test_a_webhook_says_what_get_says_and_the_same_each_time() -> None:
     """A receiver that gets it twice gets the same bytes."""
     turn = answered("Light ", "scatters.").turn
     told = record_from_fold(KEY, turn)
-    body = payload.body(told)
-    assert body == payload.body(record_from_fold(KEY, turn))
+    body = payload.render(told)
+    assert body == payload.render(record_from_fold(KEY, turn))
     assert msgspec.json.decode(body) == {
         "type": "turn.completed",
         "timestamp": msgspec.to_builtins(turn.ended_at),
@@ -38,31 +38,31 @@ def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
     log = Handwritten()
     log.ask()
     log.end(outcome)
-    assert msgspec.json.decode(payload.body(record_from_fold(KEY, log.turn)))["type"] == f"turn.{outcome}"
+    assert msgspec.json.decode(payload.render(record_from_fold(KEY, log.turn)))["type"] == f"turn.{outcome}"
 
 
 @pytest.mark.parametrize(
     ("status", "verdict"),
     [
-        (200, "taken"),
-        (204, "taken"),
-        (299, "taken"),
-        (300, "again"),
-        (301, "again"),
-        (307, "again"),
-        (400, "again"),
-        (401, "again"),
-        (404, "again"),
-        (410, "unwanted"),
-        (429, "again"),
-        (500, "again"),
-        (503, "again"),
-        (999, "again"),
+        (200, "delivered"),
+        (204, "delivered"),
+        (299, "delivered"),
+        (300, "retry"),
+        (301, "retry"),
+        (307, "retry"),
+        (400, "retry"),
+        (401, "retry"),
+        (404, "retry"),
+        (410, "gone"),
+        (429, "retry"),
+        (500, "retry"),
+        (503, "retry"),
+        (999, "retry"),
     ],
 )
 def test_only_2xx_takes_a_webhook_and_only_410_ends_it(status: int, verdict: str) -> None:
     """Standard Webhooks: all else may be mended within the day, a receiver that is being deployed answers 404."""
-    assert payload.verdict(status) == verdict
+    assert payload.classify(status) == verdict
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.none() | st.floats(0, 1e12))
@@ -99,18 +99,18 @@ def test_waits_double_and_heed_the_receivers_wish() -> None:
 )
 def test_a_retry_after_is_seconds_or_a_date(text: str | None, seconds: float | None) -> None:
     """RFC 9110 section 10.2.3; what is neither is not heeded."""
-    assert payload.retry_after_s(text, NOON) == seconds
+    assert payload.parse_retry_after(text, NOON) == seconds
 
 
 @given(st.text())
 def test_any_retry_after_is_read_or_passed_over(text: str) -> None:
     """It is a stranger's."""
-    found = payload.retry_after_s(text, NOON)
+    found = payload.parse_retry_after(text, NOON)
     assert found is None or found >= 0
 
 
 def test_a_webhook_is_over_when_its_end_is_too_old() -> None:
     """By the log's own time. Of an end that could not be read nobody knows."""
-    assert not payload.is_over(NOON, NOON + timedelta(seconds=60), 60)
-    assert payload.is_over(NOON, NOON + timedelta(seconds=61), 60)
-    assert not payload.is_over(None, NOON, 0)
+    assert not payload.is_expired(NOON, NOON + timedelta(seconds=60), 60)
+    assert payload.is_expired(NOON, NOON + timedelta(seconds=61), 60)
+    assert not payload.is_expired(None, NOON, 0)

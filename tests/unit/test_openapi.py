@@ -144,8 +144,8 @@ def test_a_webhooks_body_is_what_the_document_says() -> None:
     """Whoever generates a receiver from it can read what is sent."""
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
-    assert schema == {"$ref": "#/components/schemas/Hook"}
-    body = payload.body(record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
+    assert schema == {"$ref": "#/components/schemas/WebhookPayload"}
+    body = payload.render(record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
-    headers = signature.headers("turn-1", 1, body, [b"secret"])
+    headers = signature.sign("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.persistence.rows import micros, moment, row, turn_record
+from tailrace.persistence.rows import build_row, micros, moment, turn_record
 from tailrace.proto.entries import Failure
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, text_proof
@@ -38,20 +38,20 @@ def running() -> Handwritten:
 @pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running()])
 def test_a_row_tells_what_the_fold_tells(log: Handwritten) -> None:
     """The same record comes out of the log and out of the database (promise 4)."""
-    columns = msgspec.structs.asdict(row(KEY, log.turn))
+    columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
 
 
 def test_a_row_holds_what_the_end_says_of_the_text() -> None:
     """Whoever reads the file years later can prove the text."""
-    made = row(KEY, answered("Light ", "scatters.").turn)
+    made = build_row(KEY, answered("Light ", "scatters.").turn)
     assert (made.text_chars, made.text_sha256) == text_proof("Light scatters.")
 
 
 def test_a_turn_without_a_request_has_no_row() -> None:
     """There is nobody it could belong to."""
     with pytest.raises(TurnUnknown):
-        row(KEY, EMPTY_TURN)
+        build_row(KEY, EMPTY_TURN)
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC

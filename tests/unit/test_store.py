@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 
 from tailrace.persistence import sql
-from tailrace.persistence.database import set_aside
+from tailrace.persistence.database import move_aside
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
-from tailrace.persistence.rows import MICROSECOND, Row, micros, row
+from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
@@ -79,11 +79,13 @@ def key(turn: str, tenant: Tenant = OURS) -> TurnKey:
     return TurnKey(tenant, TurnId(turn))
 
 
-def asked(turn: str, *, session: str = "session-1", parent: str | None = None, step: int = 1, **given: object) -> Row:
+def asked(
+    turn: str, *, session: str = "session-1", parent: str | None = None, step: int = 1, **given: object
+) -> TurnRow:
     """The row of a turn that is running; `step` is also the second at which it was asked."""
     log = Handwritten(step)
     log.ask(session=SessionId(session), parent=parent, **given)
-    return row(key(turn), log.turn)
+    return build_row(key(turn), log.turn)
 
 
 async def session_of(store: Store, session: str, since: datetime = NOON) -> SessionRecord:
@@ -105,14 +107,14 @@ def content_of(path: Path) -> list[tuple[object, ...]]:
 async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
     """What was written is read, field by field."""
     log = answered("Light ", "scatters.")
-    await store.record([row(key("turn-1"), log.turn)])
+    await store.record([build_row(key("turn-1"), log.turn)])
     assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
 
 
 @pytest.mark.rule("R27")
 async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
     """What is killed between commit and acknowledgement is written again."""
-    rows = [row(key("turn-1"), answered("Light").turn), asked("turn-2")]
+    rows = [build_row(key("turn-1"), answered("Light").turn), asked("turn-2")]
     await store.record(rows)
     before = content_of(path)
     await store.record(rows)
@@ -125,9 +127,9 @@ async def test_an_ended_turn_is_never_overwritten_by_its_beginning(store: Store,
     log = answered("Light")
     beginning = Handwritten()
     beginning.stored = log.stored[:1]
-    await store.record([row(key("turn-1"), log.turn)])
+    await store.record([build_row(key("turn-1"), log.turn)])
     before = content_of(path)
-    await store.record([row(key("turn-1"), beginning.turn)])
+    await store.record([build_row(key("turn-1"), beginning.turn)])
     assert content_of(path) == before
 
 
@@ -135,7 +137,7 @@ async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
     """The `end` brings text, usage and time to the row of the `request`."""
     log = answered("Light")
     await store.record([asked("turn-1")])
-    await store.record([row(key("turn-1"), log.turn)])
+    await store.record([build_row(key("turn-1"), log.turn)])
     assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
 
 
@@ -145,24 +147,24 @@ async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> 
     ended, theirs = answered("Light").turn, key("turn-1", THEIRS)
     late = Handwritten(5)
     late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in answered("Light").stored[:1]]
-    rows = [asked("turn-1"), row(key("turn-2"), ended), row(key("turn-3"), late.turn)]
+    rows = [asked("turn-1"), build_row(key("turn-2"), ended), build_row(key("turn-3"), late.turn)]
     await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
     first = Seq(ended.chain.last + 1)
-    assert await store.lose(first, LOST_FAILURE) == 2
+    assert await store.fail_expired(first, LOST_FAILURE) == 2
     for lost in (key("turn-1"), theirs):
         told = await store.turn(lost)
         assert told is not None
         assert (told.outcome, told.error, told.ended_at) == ("failed", LOST_FAILURE, None)
     kept = [await store.turn(key(turn)) for turn in ("turn-2", "turn-3")]
     assert [told.outcome for told in kept if told] == ["completed", "running"]
-    assert await store.answering(OURS) == ["session-1"]
-    assert await store.lose(first, LOST_FAILURE) == 0
+    assert await store.busy_sessions(OURS) == ["session-1"]
+    assert await store.fail_expired(first, LOST_FAILURE) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
 async def test_a_batch_is_written_whole_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
     """A row that SQLite refuses takes its batch with it: nothing half-written can be acknowledged."""
-    refused = Row(**{**msgspec.structs.asdict(asked("turn-2")), **wrong})
+    refused = TurnRow(**{**msgspec.structs.asdict(asked("turn-2")), **wrong})
     with pytest.raises(StoreRefused):
         await store.record([asked("turn-1"), refused])
     assert content_of(path) == []
@@ -173,7 +175,7 @@ async def test_a_batch_is_written_whole_or_not_at_all(store: Store, path: Path, 
 async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
     """Totals are computed from the turns, over all branches."""
     turns = [answered("Light", step=step).turn for step in (1, 2)]
-    await store.record([row(key("turn-1"), turns[0]), row(key("turn-2"), turns[1])])
+    await store.record([build_row(key("turn-1"), turns[0]), build_row(key("turn-2"), turns[1])])
     found = await store.session(OURS, "session-1", NOON)
     assert found is not None
     ended = turns[1].ended_at
@@ -244,18 +246,18 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     theirs = msgspec.structs.replace(first, tenant=THEIRS)
     second = msgspec.structs.replace(asked("turn-2"), blobs=f'["{shared}"]')
     await store.record([first, theirs, second, first])
-    await store.release(OURS, both)
+    await store.release_blobs(OURS, both)
     await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
-    assert (await store.released(OURS), await store.released(OURS, after=shared)) == ([shared, own], [own])
-    assert (await store.releasing(), await store.released(THEIRS)) == ([OURS], [])
-    assert await store.used(OURS, [shared, own]) == [shared]
-    await store.settle(OURS, [shared])
-    assert await store.released(OURS) == [own]
-    await store.settle(OURS, [own])
-    assert await store.releasing() == []
+    assert (await store.released_blobs(OURS), await store.released_blobs(OURS, after=shared)) == ([shared, own], [own])
+    assert (await store.tenants_with_released_blobs(), await store.released_blobs(THEIRS)) == ([OURS], [])
+    assert await store.referenced_blobs(OURS, [shared, own]) == [shared]
+    await store.forget_released(OURS, [shared])
+    assert await store.released_blobs(OURS) == [own]
+    await store.forget_released(OURS, [own])
+    assert await store.tenants_with_released_blobs() == []
     for tenant, turns in ((OURS, ("turn-2",)), (THEIRS, ("turn-1",))):
         await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
-        await store.settle(tenant, [shared, own])
+        await store.forget_released(tenant, [shared, own])
     assert content_of(path) == []
 
 
@@ -265,7 +267,7 @@ async def test_a_project_goes_with_its_last_session_and_not_before(store: Store)
     await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
     left = await store.project(OURS, "rivers", NOON)
     assert left is not None
-    assert (left.sessions, await store.doomed(OURS, DeleteResource("project", "rivers"))) == (
+    assert (left.sessions, await store.turns_to_delete(OURS, DeleteResource("project", "rivers"))) == (
         1,
         [TurnToDelete(TurnId("turn-2"), is_running=True)],
     )
@@ -277,10 +279,10 @@ async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch:
     """Whoever deletes them page by page can still go on from the turn that was named."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
-    told = [doomed.turn for doomed in await store.doomed(OURS, DeleteResource("turn", "root"))]
+    told = [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))]
     assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
-    monkeypatch.setattr("tailrace.persistence.store.DOOMED_MAX", 3)
-    assert [doomed.turn for doomed in await store.doomed(OURS, DeleteResource("turn", "root"))] == told[:3]
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 3)
+    assert [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))] == told[:3]
 
 
 async def test_a_session_is_active_until_it_was_left_alone_for_long_enough(store: Store) -> None:
@@ -326,7 +328,7 @@ async def test_what_was_used_is_told_of_its_day_in_utc(store: Store) -> None:
 async def test_a_database_of_the_first_version_has_its_totals_after_the_step(path: Path) -> None:
     """What the new columns say of old turns is computed once, from the turns themselves."""
     path.parent.mkdir()
-    made = row(key("turn-1"), answered("Light").turn)
+    made = build_row(key("turn-1"), answered("Light").turn)
     with closing(sqlite3.connect(path)) as database:
         database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
         for statement in (SESSION_1, TURN_1, USAGE_1):
@@ -341,7 +343,7 @@ async def test_a_database_of_the_first_version_has_its_totals_after_the_step(pat
 
 async def test_another_tenants_turns_are_not_there(store: Store) -> None:
     """Every statement names the tenant, even when the ids are known."""
-    await store.record([row(key("turn-1"), answered("Light").turn)])
+    await store.record([build_row(key("turn-1"), answered("Light").turn)])
     assert await store.turn(key("turn-1", THEIRS)) is None
     assert await store.session(THEIRS, "session-1", NOON) is None
     assert await store.sessions(THEIRS, None, NEWEST, 9, NOON) == []
@@ -351,10 +353,10 @@ async def test_another_tenants_turns_are_not_there(store: Store) -> None:
     assert await store.leaves(THEIRS, "session-1", NEWEST, 9) == []
     assert await store.projects(THEIRS, NEWEST, 9, NOON) == []
     assert await store.active_usage(THEIRS, NOON) == []
-    assert await store.answering(THEIRS) == []
+    assert await store.busy_sessions(THEIRS) == []
     named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1")]
     for kind, name in named:
-        assert await store.doomed(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
+        assert await store.turns_to_delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
         await store.delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),)))
     await store.rename_session(THEIRS, "session-1", "theirs")
     assert (await session_of(store, "session-1")).title is None
@@ -375,12 +377,12 @@ async def test_a_statement_reads_no_more_than_it_answers(store: Store, path: Pat
 async def test_a_new_database_is_migrated_step_by_step_and_only_once(path: Path) -> None:
     """Starting again changes nothing; the version is that of the last step."""
     store = await Store.open(path, busy_timeout_s=0.05)
-    assert store.is_behind
+    assert store.needs_replay
     await store.migrate()
     await store.migrate()
     await store.close()
     again = await Store.open(path, busy_timeout_s=0.05)
-    assert not again.is_behind
+    assert not again.needs_replay
     await again.migrate()
     await again.close()
     with closing(sqlite3.connect(path)) as database:
@@ -396,7 +398,7 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store
     """An old program would misread it; the sentence says what to do, and the file is as it was."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 999")
-    with pytest.raises(StoreTooNew, match=r"is of version 999.*start the newer version again"):
+    with pytest.raises(StoreTooNew, match=r"has schema version 999.*start the newer version again"):
         await Store.open(path, busy_timeout_s=0.05)
 
 
@@ -417,7 +419,7 @@ async def test_a_file_that_is_no_database_is_corrupt(tmp_path: Path) -> None:
 
 async def test_a_file_that_was_taken_away_while_open_is_corrupt(path: Path, store: Store) -> None:
     """SQLite would go on writing into nothing, and every turn of it would be acknowledged."""
-    set_aside(path)
+    move_aside(path)
     with pytest.raises(StoreCorrupt, match="deleted or replaced"):
         await store.record([asked("turn-1")])
 
@@ -434,14 +436,14 @@ async def test_a_damaged_database_is_kept_beside_the_new_one(path: Path) -> None
     for _ in range(2):
         await (await opened(path)).close()
         write(Path(f"{path}-wal"), b"")
-        set_aside(path)
+        move_aside(path)
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "tailrace.db.damaged-1",
         "tailrace.db.damaged-1-wal",
         "tailrace.db.damaged-2",
         "tailrace.db.damaged-2-wal",
     ]
-    assert set_aside(path) is None
+    assert move_aside(path) is None
 
 
 async def test_every_commit_is_on_the_disk_when_it_returns(store: Store) -> None:
