@@ -26,13 +26,13 @@ from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
-from tailrace.proto.nats import BlobPins, Bodies, Claims, Connection, Counters, Services, Slots, TurnLog
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, TurnLog
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import Logins as StoredLogins
 from tailrace.proto.nats.signing_secret import signing_secret
-from tailrace.proto.nats.used_tickets import TicketUses
+from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.runtime import main
-from tailrace.proto.runtime.json_schema import Judge
+from tailrace.proto.runtime.json_schema import SchemaChecker
 
 # How long a schema that is checked, or a prompt that is filled, waits for those of others.
 CHECK_WAIT_S = 10.0
@@ -57,7 +57,7 @@ async def door_of(settings: Settings) -> Authenticator:
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
         ring = ApiKeyCache()
-        await ring.load(Keys(connection))
+        await ring.load(ApiKeyStore(connection))
     finally:
         await connection.close()
     door = Authenticator(settings, ring)
@@ -68,7 +68,7 @@ async def door_of(settings: Settings) -> Authenticator:
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Serves HTTP until `stop` is set, which is also when open streams are closed."""
     gc.set_threshold(*GARBAGE_AFTER)
-    keys, ring = Keys(connection), ApiKeyCache()
+    keys, ring = ApiKeyStore(connection), ApiKeyCache()
     await ring.load(keys)
     door = Authenticator(settings, ring)
     door.require_credentials()
@@ -91,7 +91,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(door.tokens.keep_up()),
         ]
         host, port = listening.getsockname()[:2]
-        main.ready(url=f"http://{host}:{port}")
+        main.mark_ready(url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in watching:
             task.cancel()
@@ -108,9 +108,9 @@ def build(
     *,
     signature: Signature,
 ) -> Gateway:
-    turns, services = TurnLog(connection), Services(connection)
+    turns, services = TurnLog(connection), Rpc(connection)
     door = door or Authenticator(settings, ApiKeyCache())
-    tickets = Tickets(signature, TicketUses(connection), door.named)
+    tickets = Tickets(signature, UsedTickets(connection), door.named)
     logins = Logins(signature, StoredLogins(connection), door.named)
     door.take(logins)
     door.carriers += [tickets.carrier, logins.carrier]
@@ -128,7 +128,7 @@ def build(
         tickets=tickets,
         logins=logins,
         log=turns,
-        bodies=Bodies(connection),
+        bodies=BlobStore(connection),
         holds=BlobPins(connection),
         claims=Claims(connection),
         services=services,
@@ -140,7 +140,7 @@ def build(
         pulse=LogHealth(connection),
         limits=limits,
         streams=StreamSlots(limits, ReaderCounts(room)),
-        judge=Judge(wait_s=CHECK_WAIT_S),
+        judge=SchemaChecker(wait_s=CHECK_WAIT_S),
         prompts=Prompts(settings.prompts, wait_s=CHECK_WAIT_S),
         draining=draining,
     )

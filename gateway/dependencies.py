@@ -22,8 +22,8 @@ from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, is_token
-from tailrace.proto.nats import BlobPins, Bodies, Claims, Connection, Services, TurnLog
-from tailrace.proto.runtime.json_schema import Judge
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, TurnLog
+from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import TurnKey
 
 
@@ -34,10 +34,10 @@ class Gateway(NamedTuple):
     tickets: Tickets
     logins: Logins
     log: TurnLog
-    bodies: Bodies
+    bodies: BlobStore
     holds: BlobPins
     claims: Claims
-    services: Services
+    services: Rpc
     history: HistoryClient
     catalogue: Catalogue
     lives: FanOut
@@ -46,7 +46,7 @@ class Gateway(NamedTuple):
     pulse: LogHealth
     limits: Limiter
     streams: StreamSlots
-    judge: Judge
+    judge: SchemaChecker
     prompts: Prompts
     draining: asyncio.Event
 

@@ -4,7 +4,7 @@ import msgspec
 
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Services
+from tailrace.proto.nats import Rpc
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 from tailrace.proto.subjects import TurnKey
 
@@ -12,14 +12,14 @@ from tailrace.proto.subjects import TurnKey
 class HistoryClient:
     """Each call raises Refused: with the code of what is not there, or persistence_unavailable."""
 
-    def __init__(self, services: Services, timeout_s: float) -> None:
+    def __init__(self, services: Rpc, timeout_s: float) -> None:
         self._services = services
         self._timeout_s = timeout_s
 
     async def ask(self, tenant: Tenant, question: Query[A]) -> A:
         """The answer, or Refused with what the question says it may be refused with."""
         asked = msgspec.json.encode(question)
-        reply = await self._services.ask(tenant, question.query, asked, timeout_s=self._timeout_s)
+        reply = await self._services.request(tenant, question.query, asked, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(question)))
 
     async def past(self, key: TurnKey) -> TurnRecord:

@@ -20,7 +20,7 @@ from tailrace.generators.settings import Settings, unique_name
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats as door
 from tailrace.proto.errors import BackendError
-from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedges, Services, Slots, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import main
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
@@ -40,8 +40,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
-    blobs = BlobLoader(Bodies(connection), ByteSemaphore(settings.large_bytes_max))
-    services, hedges = Services(connection), Hedges(connection)
+    blobs = BlobLoader(BlobStore(connection), ByteSemaphore(settings.large_bytes_max))
+    services, hedges = Rpc(connection), HedgeRpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
     hedging = Hedging(hedges, settlement, after_s=settings.hedge_after_s) if settings.hedge_after_s else None
     async with opened(settings) as (rotas, backends):
@@ -59,11 +59,11 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             grace_s=settings.grace_s,
         )
         answers = ModelRpc(claude, MessageBatches(claude.client), blobs).answers if claude else {}
-        service = await services.answer(GENERATORS, VERSION, answers)
-        await services.report_health(GENERATORS, worker.report)
+        service = await services.serve(GENERATORS, VERSION, answers)
+        await services.serve_health(GENERATORS, worker.report)
         if hedging is not None:
-            await hedges.offer(worker)
-        main.ready(generator=name, concurrency=settings.concurrency)
+            await hedges.serve(worker)
+        main.mark_ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
         finally:
@@ -77,7 +77,7 @@ def build_batch_runner(
     """Who carries batches: half of the slots at most are their turns', and the rest is everybody's."""
     return BatchRunner(
         TurnLog(connection),
-        Bodies(connection),
+        BlobStore(connection),
         Tombstones(connection),
         Counters(connection),
         lambda: door.fullness(connection),

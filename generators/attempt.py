@@ -79,7 +79,7 @@ class TurnRunner:
         self._name = name
         self._attempts_max = attempts_max
         self._hedging = hedging
-        self._judge = json_schema.Judge(wait_s=JUDGE_WAIT_S)
+        self._judge = json_schema.SchemaChecker(wait_s=JUDGE_WAIT_S)
 
     async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Works on a turn until its log holds an `end`; returns its fold with it. Or without, if another writes it.
@@ -151,7 +151,7 @@ class TurnRunner:
         if not isinstance(step, CheckSchema):
             return step
         try:
-            misfit = await self._judge.misfit(step.schema, turn.text, key.tenant)
+            misfit = await self._judge.find_mismatch(step.schema, turn.text, key.tenant)
         except SandboxFailed as error:
             logger.warning("answer not judged", error=str(error))
             metrics.JUDGED.labels("unjudged").inc()

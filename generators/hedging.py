@@ -13,7 +13,7 @@ from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.models import cost_nano_usd, find_model
-from tailrace.proto.nats import Hedge, Hedges
+from tailrace.proto.nats import Hedge, HedgeRpc
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
@@ -40,14 +40,14 @@ def is_first(entry: Entry, attempt: int, generator: str) -> bool:
 class Hedging:
     """What a generator hedges with; one that has none of it neither asks nor is asked."""
 
-    def __init__(self, hedges: Hedges, settlement: Settlement, *, after_s: float) -> None:
+    def __init__(self, hedges: HedgeRpc, settlement: Settlement, *, after_s: float) -> None:
         self._hedges = hedges
         self._settlement = settlement
         self.after_s = after_s
 
     async def ask(self, key: TurnKey, late: Seq, lease: str) -> bool:
         """Whether another generator makes the call, too, beside the attempt at `late`."""
-        is_taken = await self._hedges.ask(Hedge(key.tenant, key.turn, late, lease))
+        is_taken = await self._hedges.request(Hedge(key.tenant, key.turn, late, lease))
         logger.info("first token late", is_hedged=is_taken)
         if not is_taken:
             metrics.HEDGES.labels("nobody").inc()

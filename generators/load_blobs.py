@@ -7,7 +7,7 @@ from typing import TypeVar
 from tailrace.proto.blobs import Prompt, references, resolve
 from tailrace.proto.errors import BackendError, BlobUnknown
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Bodies
+from tailrace.proto.nats import BlobStore
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
 A = TypeVar("A", bound=Prompt)
@@ -18,7 +18,7 @@ EXPIRED = "a picture, document or long text of the request has expired: send it 
 class BlobLoader:
     """Holds no more of them at once than there is room for; further calls wait for their turn."""
 
-    def __init__(self, bodies: Bodies, room: ByteSemaphore) -> None:
+    def __init__(self, bodies: BlobStore, room: ByteSemaphore) -> None:
         self._bodies = bodies
         self._room = room
 
@@ -29,7 +29,7 @@ class BlobLoader:
         if not blobs:
             yield call
             return
-        async with self._room.taken(sum(blob.bytes for blob in blobs)):
+        async with self._room.reserve(sum(blob.bytes for blob in blobs)):
             try:
                 texts = {blob.sha256: (await self._bodies.read(tenant, blob)).decode() for blob in set(blobs)}
             except BlobUnknown as error:

@@ -76,9 +76,9 @@ class Worker:
                 for delivery in await self._deliveries.next():
                     is_batch, tenant = delivery.is_batch, delivery.key.tenant
                     if stop.is_set():
-                        await delivery.give_back()
+                        await delivery.release()
                     elif is_batch and is_full(batches.values(), tenant) and delivery.key not in self._held:
-                        await delivery.give_back(BROKEN_WAIT_S)
+                        await delivery.release(BROKEN_WAIT_S)
                     elif self._take(delivery):
                         task = group.create_task(self._carry(delivery.key, is_batch=is_batch))
                         if is_batch:
@@ -111,7 +111,7 @@ class Worker:
         """Begins a call beside another generator's; False when there is no room, or the turn is here already."""
         if self._group is None or not self.has_room() or hedge.key in self._held:
             return False
-        self._take(self._deliveries.shared(hedge.key, hedge.lease))
+        self._take(self._deliveries.from_lease(hedge.key, hedge.lease))
         task = self._group.create_task(self._carry(hedge.key, hedge=hedge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -127,9 +127,9 @@ class Worker:
         try:
             with metrics.RUNNING.track_inprogress():
                 if await self._is_ended_by(key, is_batch=is_batch, hedge=hedge):
-                    await self._held[key].done()
+                    await self._held[key].ack()
         except asyncio.CancelledError:
-            await self._held[key].give_back()
+            await self._held[key].release()
             raise
         finally:
             del self._held[key]
@@ -147,7 +147,7 @@ class Worker:
                 turn = await self._carrier.carry(key, self._deadline_s, self._held[key].lease)
                 if turn.end is None:
                     # Its batch's carrier writes it, and is about to: what limits hold for it is settled after that.
-                    await self._held[key].give_back(WRITTEN_WAIT_S)
+                    await self._held[key].release(WRITTEN_WAIT_S)
                     return False
             # Before it is acknowledged: whoever dies in between leaves it to the next.
             await self._settlement.settle(key, turn)
@@ -165,7 +165,7 @@ class Worker:
         except Exception:
             # Attempts are counted in the log: a turn that always breaks its generator fails after the last of them.
             logger.exception("turn broke its generator", turn=key.turn)
-            await self._held[key].give_back(BROKEN_WAIT_S)
+            await self._held[key].release(BROKEN_WAIT_S)
             return False
         logger.info(
             "turn ended", turn=key.turn, attempt=turn.attempt, outcome=turn.outcome, code=turn.error and turn.error.code
@@ -184,7 +184,7 @@ class Worker:
         while True:
             await asyncio.sleep(self._deliveries.renew_every_s)
             for delivery in tuple(self._held.values()):
-                await delivery.keep()
+                await delivery.renew()
 
 
 def is_full(carried: Collection[Tenant], tenant: Tenant) -> bool:

@@ -22,7 +22,7 @@ from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
-from tailrace.proto.nats import BlobPins, Bodies, Connection, Deliveries, Services, Tombstones, TurnLog
+from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
 from tailrace.proto.runtime import main
 from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
@@ -59,15 +59,15 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 
 
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
-    turns, services = TurnLog(connection), Services(connection)
+    turns, services = TurnLog(connection), Rpc(connection)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:
         # Before the migration, which raises the version: a process that is killed in between restarts it again.
-        await deliveries.restart()
+        await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
     if not await deliveries.may_have_ended_at(await store.recorded_upto()):
-        await deliveries.restart()
+        await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
     tombstones = Tombstones(connection)
@@ -77,16 +77,16 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     caught_up = partial(catch_up, deliveries, lambda: recorder.failure, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
-    blobs = BlobCollector(store, Bodies(connection), BlobPins(connection), caught_up)
+    blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
     commands = Commands(store, tombstones, blobs, queries, resources)
     handlers = {
         name: handler
         for part in (queries, resources, BatchQueries(store), commands)
         for name, handler in part.handlers(caught_up).items()
     }
-    service = await services.answer(PERSISTENCE, VERSION, handlers)
-    await services.report_health(PERSISTENCE, recorder.report)
-    main.ready(database=str(settings.database))
+    service = await services.serve(PERSISTENCE, VERSION, handlers)
+    await services.serve_health(PERSISTENCE, recorder.report)
+    main.mark_ready(database=str(settings.database))
     try:
         async with _sending_webhooks(settings, connection, turns, stop), _collecting_blobs(blobs, stop):
             await recorder.run(stop)

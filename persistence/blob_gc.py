@@ -17,7 +17,7 @@ from tailrace.persistence.rpc import CatchUp
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import BlobPins, Bodies
+from tailrace.proto.nats import BlobPins, BlobStore
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 
 logger = structlog.get_logger()
@@ -31,7 +31,7 @@ CONCURRENCY = 16
 class BlobCollector:
     """Purges released blobs, for a deletion (`collect`) and in the background (`run`)."""
 
-    def __init__(self, store: Store, bodies: Bodies, pins: BlobPins, catch_up: CatchUp) -> None:
+    def __init__(self, store: Store, bodies: BlobStore, pins: BlobPins, catch_up: CatchUp) -> None:
         self._store = store
         self._bodies = bodies
         self._pins = pins
@@ -90,8 +90,8 @@ class BlobCollector:
 
         async def mark(sha256: str) -> bool:
             async with slots:
-                marks[sha256] = await self._bodies.condemn(tenant, sha256)
-                return not await self._pins.is_held(tenant, sha256)
+                marks[sha256] = await self._bodies.mark_deleted(tenant, sha256)
+                return not await self._pins.is_pinned(tenant, sha256)
 
         is_free = await asyncio.gather(*map(mark, blobs))
         unpinned = [sha256 for sha256, free in zip(blobs, is_free, strict=True) if free]

@@ -76,12 +76,12 @@ class Recorder:
                 async with _leased(batch, self._deliveries.renew_every_s):
                     rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
                 for delivery in batch:
-                    await delivery.done()
+                    await delivery.ack()
         except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
             self.failure = str(error)
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
-                await delivery.give_back(self._retry_wait_s)
+                await delivery.release(self._retry_wait_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._retry_wait_s)
         else:
@@ -160,7 +160,7 @@ class Recorder:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
         # A deleted turn may have been submitted again under its id, by its Idempotency-Key.
-        return await self._tombstones.stands(parent) and not await self._log.is_known(parent)
+        return await self._tombstones.exists(parent) and not await self._log.is_known(parent)
 
 
 def _verify_text(key: TurnKey, turn: Turn) -> None:
@@ -193,4 +193,4 @@ async def _renew(batch: Sequence[Delivery], every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         for delivery in batch:
-            await delivery.keep()
+            await delivery.renew()

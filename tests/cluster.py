@@ -77,7 +77,7 @@ class Cluster:
     async def is_whole(self) -> bool:
         """Whether all three have all of everything, and all consumers have somebody who delivers."""
         with suppress(LogUnavailable):
-            return not await streams.behind(self.connection)
+            return not await streams.lagging_servers(self.connection)
         return False
 
     async def kill_all(self) -> None:

@@ -20,8 +20,8 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
-from tailrace.proto.nats import Services, TurnLog
-from tailrace.proto.nats.direct_get import Reads
+from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests import processes, reading
@@ -98,8 +98,8 @@ class System:
         self.generators = generators
         self.clients = [httpx2.AsyncClient(base_url=one.url, timeout=ANSWER_S_MAX, trust_env=False) for one in gateways]
         self.log = TurnLog(cluster.connection)
-        self._reads = Reads(cluster.connection)
-        self.history = HistoryClient(Services(cluster.connection), QUERY_TIMEOUT_S)
+        self._reads = DirectReader(cluster.connection)
+        self.history = HistoryClient(Rpc(cluster.connection), QUERY_TIMEOUT_S)
 
     async def post(self, line: str, client: int = 0, **headers: str) -> tuple[Posted, TurnKey | None]:
         began = monotonic()

@@ -21,7 +21,7 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.fold import Turn
-from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, TurnKey
@@ -95,13 +95,13 @@ async def carry_one(
     )
     log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    blobs = BlobLoader(Bodies(connection), ByteSemaphore(ROOM_BYTES))
+    blobs = BlobLoader(BlobStore(connection), ByteSemaphore(ROOM_BYTES))
     async with opened(settings) as (rotas, opened_backends):
         name = f"mortal-{os.getpid()}"
         carrier = (TurnRunner if is_batch else LastTurnRunner)(
             log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9
         )
-        bodies, counters = Bodies(connection), Counters(connection)
+        bodies, counters = BlobStore(connection), Counters(connection)
         batches = LastBatchRunner(
             log,
             bodies,

@@ -9,7 +9,7 @@ import msgspec
 from tailrace.persistence.__main__ import serve
 from tailrace.persistence.settings import Settings
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, Services
+from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE
 from tests.processes import as_user
@@ -41,7 +41,7 @@ class Persistence:
             await Connection.open(as_user(self.settings.nats_url, user), name) for name, user in users.items()
         ]
         serves, asks = self.connections
-        self.services = Services(asks)
+        self.services = Rpc(asks)
         self.running = asyncio.create_task(serve(self.settings, serves, self.stop))
         await until(self.is_begun)
         return self
@@ -56,7 +56,7 @@ class Persistence:
         return self.running.done() or await self.services.health(PERSISTENCE, timeout_s=0.2) is not None
 
     async def ask(self, tenant: Tenant, name: str, question: object, answer: type[T]) -> T:
-        told = await self.services.ask(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
+        told = await self.services.request(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
         return msgspec.json.decode(told, type=answer)
 
     async def health(self) -> Health:

@@ -10,7 +10,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats import Connection, Services, TurnLog
+from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -135,6 +135,6 @@ async def is_read(log: TurnLog, key: TurnKey) -> bool:
     assert server is not None
     another = await Connection.open(as_user(server.uri.geturl(), GATEWAY), "test-gateway")
     try:
-        return await Services(another).has_readers(key, timeout_s=0.1)
+        return await Rpc(another).has_readers(key, timeout_s=0.1)
     finally:
         await another.close()

@@ -10,7 +10,7 @@ from tailrace.proto.api_key import OLD_SCOPES, ApiKey, NewKey, Scope, new_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, check
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.permissions import ADMIN
 
 HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "NAME")
@@ -29,7 +29,7 @@ async def create(
     Raises LogMisconfigured where the bucket is missing, LogUnavailable.
     """
     async with opened(url) as keys:
-        is_first = not await keys.all()
+        is_first = not await keys.list_keys()
         now = int(time.time())
         expires_at = now + life_s if life_s is not None else None
         made = new_key(tenant, now=now, name=name, scopes=scopes, limits=limits, expires_at=expires_at)
@@ -40,7 +40,7 @@ async def create(
 async def every(url: str) -> list[ApiKey]:
     """The oldest first, the revoked ones too."""
     async with opened(url) as keys:
-        return sorted(await keys.all(), key=lambda key: (key.created_at, key.id))
+        return sorted(await keys.list_keys(), key=lambda key: (key.created_at, key.id))
 
 
 async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
@@ -52,7 +52,7 @@ async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
         is_last = False
         # It is revoked, whatever cannot be looked at any more.
         with suppress(LogUnavailable):
-            is_last = not any(key.is_good(now) for key in await keys.all())
+            is_last = not any(key.is_good(now) for key in await keys.list_keys())
         return *revoked, is_last
 
 
@@ -73,10 +73,10 @@ def day(time_s: int | None) -> str:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Keys]:
+async def opened(url: str) -> AsyncIterator[ApiKeyStore]:
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)
-        yield Keys(connection)
+        yield ApiKeyStore(connection)
     finally:
         await connection.close()

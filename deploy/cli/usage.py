@@ -7,7 +7,7 @@ import msgspec
 
 from tailrace.deploy.local.banner import table
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, Services
+from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.resources import GetUsage, UsageBy, UsagePage, UsageRecord
 
@@ -20,11 +20,11 @@ async def used(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -
     """Of the turns asked from the first day to the last, in the order of the keys. Raises Refused, LogUnavailable."""
     connection = await Connection.open(url, "tailrace-usage", ADMIN)
     try:
-        services = Services(connection)
+        services = Rpc(connection)
         found: list[UsageRecord] = []
         question = GetUsage(by, first, last, limit=PAGE)
         while True:
-            answer = await services.ask(tenant, GetUsage.query, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
+            answer = await services.request(tenant, GetUsage.query, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
             page = msgspec.json.decode(answer, type=UsagePage)
             found += page.usage
             if page.next is None:

@@ -187,7 +187,7 @@ async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site
         target, servers = await _started(new, stack)
         await _settled(screen, new)
         bytes_max = streams.log_bytes_max(new[0].file_bytes_max)
-        await stream_copy.copy(source, target, replicas=len(new), bytes_max=bytes_max)
+        await stream_copy.copy_streams(source, target, replicas=len(new), bytes_max=bytes_max)
         # What has become too old meanwhile leaves both.
         await _settled(screen, old, new)
         await _stop(servers, target)

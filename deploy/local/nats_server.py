@@ -20,7 +20,7 @@ from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Way, account, has_many_answers, ways_of
+from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import, account, has_many_replies, imports_of
 
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
@@ -132,8 +132,8 @@ def accounts_config(passwords: Mapping[str, str]) -> str:
 
 def account_config(name: str, passwords: Mapping[str, str]) -> str:
     users = {user: password for user, password in passwords.items() if account(user) == name}
-    ways = {user: ways_of(user) for user in RIGHTS}
-    asked_by: dict[Way, list[str]] = {}
+    ways = {user: imports_of(user) for user in RIGHTS}
+    asked_by: dict[Import, list[str]] = {}
     for user, out in ways.items():
         for way in out:
             if way.account == name:
@@ -157,20 +157,20 @@ def permissions(user: str) -> str:
         return ""
     lines = (
         f"publish: {{ allow: {listed(rights.publish)} }}",
-        f"subscribe: {{ allow: {listed((*rights.subscribe, *rights.answers))} }}",
-        *(("allow_responses: true",) if rights.is_asked else ()),
+        f"subscribe: {{ allow: {listed((*rights.subscribe, *rights.serves))} }}",
+        *(("allow_responses: true",) if rights.can_reply else ()),
     )
     return ", permissions: {\n" + "".join(f"        {line}\n" for line in lines) + "      }"
 
 
-def export(way: Way, importers: Sequence[str]) -> str:
-    kind = "stream" if way.is_feed else "service"
-    many = f', response_type: stream, response_threshold: "{ANSWER_S_MAX}s"' if has_many_answers(way.subject) else ""
+def export(way: Import, importers: Sequence[str]) -> str:
+    kind = "stream" if way.is_stream else "service"
+    many = f', response_type: stream, response_threshold: "{ANSWER_S_MAX}s"' if has_many_replies(way.subject) else ""
     return f"{kind}: {quote(way.subject)}{many}, accounts: [{', '.join(importers)}]"
 
 
-def imported(way: Way) -> str:
-    kind = "stream" if way.is_feed else "service"
+def imported(way: Import) -> str:
+    kind = "stream" if way.is_stream else "service"
     return f"{kind}: {{ account: {way.account}, subject: {quote(way.subject)} }}"
 
 

@@ -15,7 +15,7 @@ from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.streams import behind
+from tailrace.proto.nats.streams import lagging_servers
 
 # It sends its clients away a second apart.
 LEAVE_S_MAX = 60.0
@@ -55,7 +55,7 @@ async def restart(folder: Path, name: str) -> None:
         async def is_whole() -> bool:
             # Whoever it was connected to is looked for, and what it led is led by another.
             with suppress(LogUnavailable):
-                return not await behind(connection)
+                return not await lagging_servers(connection)
             return False
 
         await _until(is_another, LEAVE_S_MAX, f"{name} has not been started again: see what `up` says of it")
@@ -74,7 +74,7 @@ async def _behind(connection: Connection) -> set[str]:
     while True:
         try:
             looks += 1
-            if not (missing := await behind(connection)) or looks >= LOOKS:
+            if not (missing := await lagging_servers(connection)) or looks >= LOOKS:
                 return missing
         except LogUnavailable:
             if asyncio.get_running_loop().time() >= deadline:

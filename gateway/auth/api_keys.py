@@ -17,7 +17,7 @@ from tailrace.proto.api_key import KEY_ID, ApiKey, hash_key, scopes_of
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import KeyChange, Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyChange
 
 LOOK_EVERY_S = 1.0
 
@@ -64,9 +64,9 @@ class ApiKeyCache:
         finally:
             events.discard(gone)
 
-    async def load(self, keys: Keys) -> None:
+    async def load(self, keys: ApiKeyStore) -> None:
         """Reads all that is stored, and forgets what is not. Raises LogUnavailable."""
-        place, changes = await keys.whole()
+        place, changes = await keys.snapshot()
         # Of another bucket, what was heard before means nothing; of the same, it may be newer than what was read.
         is_same = place.made_at == self._made_at
         newer = {name for name, known in self._known.items() if is_same and known.seq > place.last}
@@ -77,11 +77,11 @@ class ApiKeyCache:
                 self._put(change)
         self._made_at, self._last = place.made_at, changes[-1].seq if changes else BEFORE_FIRST
 
-    async def keep_up(self, keys: Keys, connection: Connection) -> None:
+    async def keep_up(self, keys: ApiKeyStore, connection: Connection) -> None:
         """Hears of what is stored, until it is cancelled. `load` has been called before."""
         reconnected = asyncio.Event()
         take_back = connection.on_reconnected(reconnected.set)
-        hearing = await keys.hear(self._heard)
+        hearing = await keys.watch(self._heard)
         has_missed = False
         try:
             while True:
@@ -98,12 +98,12 @@ class ApiKeyCache:
             take_back()
             await connection.unsubscribe(hearing)
 
-    async def _look(self, keys: Keys, *, is_all: bool) -> None:
-        place = await keys.place()
+    async def _look(self, keys: ApiKeyStore, *, is_all: bool) -> None:
+        place = await keys.position()
         if is_all or place.made_at != self._made_at:
             await self.load(keys)
         elif place.last > self._last:
-            for change in await keys.after(self._last):
+            for change in await keys.changes_after(self._last):
                 self._last = change.seq
                 await self._heard(change)
 

@@ -75,7 +75,7 @@ class Logins:
                 case "late":
                     return self._tokens(refresh.login, login)
                 case "used":
-                    await self._stored.end(refresh.login)
+                    await self._stored.delete(refresh.login)
                     raise unknown()
                 case "ahead":
                     # What was read is behind (PROTOCOL R14).
@@ -85,7 +85,7 @@ class Logins:
     async def end(self, token: bytes) -> None:
         """What cannot be read is no login, and has none to end. Raises LogUnavailable."""
         if (refresh := self._signature.read(token, Refresh)) is not None:
-            await self._stored.end(refresh.login)
+            await self._stored.delete(refresh.login)
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
         """The caller of an access token: the API key that logged in, as it is today, for as long as the token says."""

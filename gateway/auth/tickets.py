@@ -19,7 +19,7 @@ from tailrace.gateway.auth.authenticate import CredentialSource, unknown
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Signature, Ticket
 from tailrace.proto.ids import TurnId
-from tailrace.proto.nats.used_tickets import TicketUses
+from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
 
 PARAMETER = "ticket"
@@ -38,7 +38,7 @@ Named = Callable[[str], Principal | None]
 class Tickets:
     """Makes tickets and verifies them. Any gateway knows those of any other."""
 
-    def __init__(self, signature: Signature, uses: TicketUses, named: Named) -> None:
+    def __init__(self, signature: Signature, uses: UsedTickets, named: Named) -> None:
         self._signature = signature
         self._uses = uses
         self._named = named
@@ -118,7 +118,7 @@ class Tickets:
         token = of_query(request)[0]
 
         async def use() -> None:
-            if not await self._uses.use(ticket.once):
+            if not await self._uses.mark_used(ticket.once):
                 raise unknown()
 
         proof = self._signature.proof(token.decode()) if has_ids else ""

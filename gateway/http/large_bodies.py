@@ -96,8 +96,8 @@ class LargeBodyLimit:
         share = self._shares.setdefault(self._whose(request), ByteSemaphore(self._share_bytes_max))
         try:
             async with asyncio.timeout(self._timeout_s):
-                await held.enter_async_context(share.taken(size))
-                await held.enter_async_context(self._room.taken(min(size, self._share_bytes_max)))
+                await held.enter_async_context(share.reserve(size))
+                await held.enter_async_context(self._room.reserve(min(size, self._share_bytes_max)))
         except TimeoutError as error:
             message = "too many large requests are being read at this moment: send it again"
             raise Refused("server_busy", message) from error

@@ -7,7 +7,7 @@ import structlog
 
 from tailrace.gateway import metrics
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, Probe
+from tailrace.proto.nats import Connection, WriteProbe
 
 logger = structlog.get_logger()
 
@@ -20,7 +20,7 @@ class LogHealth:
     """How the log was when it was tried last; at the start it is taken to be well."""
 
     def __init__(self, connection: Connection) -> None:
-        self._probe = Probe(connection)
+        self._probe = WriteProbe(connection)
         self._stored_at = time.monotonic()
 
     @property
@@ -34,7 +34,7 @@ class LogHealth:
     async def watch(self) -> None:
         while True:
             try:
-                await self._probe.store()
+                await self._probe.run()
                 self._stored_at = time.monotonic()
             except LogUnavailable as error:
                 logger.debug("nothing stored", error=str(error))

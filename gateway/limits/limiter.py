@@ -101,7 +101,7 @@ class Admission:
             for limited, amount in reversed(taken):
                 self._stands(limited, await self._limiter.counters.add(limited.subject, -amount))
             for seq in slots:
-                await self._limiter.slots.free(seq)
+                await self._limiter.slots.release(seq)
 
     def keep(self) -> None:
         """The turn is in the log, or may be: what it holds is settled with its end."""
@@ -184,12 +184,12 @@ class Admission:
             most = owner.limits.running
             if most is None:
                 continue
-            place = await self._limiter.slots.take(owner.tenant, owner.name, "running", most, turn)
+            place = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
             if place is None and await self._sweep(owner):
-                place = await self._limiter.slots.take(owner.tenant, owner.name, "running", most, turn)
+                place = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
             if place is None:
                 for slot in taken:
-                    await self._limiter.slots.free(Seq(slot.amount))
+                    await self._limiter.slots.release(Seq(slot.amount))
                     self._slots.remove(Seq(slot.amount))
                 raise Refused(
                     "too_many_turns",
@@ -206,7 +206,7 @@ class Admission:
         over = await asyncio.gather(*(self._is_over(slot) for slot in held[:LOOKED_AT_MAX]))
         ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]
         for slot in ended:
-            await self._limiter.slots.free(slot.seq)
+            await self._limiter.slots.release(slot.seq)
         return bool(ended)
 
     async def _is_over(self, slot: HeldSlot) -> bool:

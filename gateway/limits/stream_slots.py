@@ -125,7 +125,7 @@ class StreamSlots:
         most = owner.limits.streams
         if most is None:
             return
-        place = await self._limiter.slots.take(owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=LIFE_S)
+        place = await self._limiter.slots.acquire(owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=LIFE_S)
         if place is None:
             raise Refused(
                 "too_many_streams",
@@ -141,7 +141,7 @@ class StreamSlots:
         # What cannot be given up is free when its life is over.
         with suppress(LogError):
             for place in places:
-                await self._limiter.slots.free(place.seq)
+                await self._limiter.slots.release(place.seq)
 
     async def _renew(self, lease: Lease) -> None:
         with suppress(LogError):
@@ -150,7 +150,7 @@ class StreamSlots:
                 if place not in lease.places:
                     # It was closed meanwhile.
                     if newer is not None:
-                        await self._limiter.slots.free(newer.seq)
+                        await self._limiter.slots.release(newer.seq)
                     continue
                 lease.places.remove(place)
                 # A stream that was let in stays, also when this gateway was cut off for longer than its slot lives.

@@ -15,7 +15,7 @@ from tailrace.proto.errors import TailraceError
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import MODELS, ListedModel, ListedModels
 from tailrace.proto.models import find_model
-from tailrace.proto.nats import Services
+from tailrace.proto.nats import Rpc
 from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
@@ -26,9 +26,7 @@ ASKED_AGAIN_S = 5.0
 
 
 class Catalogue:
-    def __init__(
-        self, services: Services, group: asyncio.TaskGroup, timeout_s: float, aliases: Mapping[str, str]
-    ) -> None:
+    def __init__(self, services: Rpc, group: asyncio.TaskGroup, timeout_s: float, aliases: Mapping[str, str]) -> None:
         self._services = services
         self._group = group
         self._timeout_s = timeout_s
@@ -63,7 +61,7 @@ class Catalogue:
     async def _listed(self, tenant: Tenant) -> Listed | None:
         """None when nobody can say."""
         try:
-            reply = await self._services.ask(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
+            reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return known(msgspec.json.decode(reply, type=ListedModels).data)
         except (TailraceError, *DECODE_ERRORS) as error:
             logger.info("models come from the data file alone", error=str(error))

@@ -14,7 +14,7 @@ from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Filled, Params
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.sandbox import Child
+from tailrace.proto.runtime.sandbox import Sandbox
 
 PROGRAM = Path(__file__).with_name("worker.py")
 # What it may compute is in the program, and less: a machine that is busy makes no template wrong.
@@ -60,7 +60,7 @@ class Prompts:
     def __init__(self, folder: str, *, wait_s: float) -> None:
         """`wait_s`: how long one that is to be filled waits for those of others."""
         self._folder = folder
-        self._child = Child(PROGRAM, wait_s=wait_s)
+        self._child = Sandbox(PROGRAM, wait_s=wait_s)
         self._prompts: dict[str, tuple[Prompt, str]] = {}
 
     async def read(self) -> None:
@@ -151,7 +151,7 @@ class Prompts:
         self, sources: list[str], fillings: list[tuple[int, dict[str, Any]]] | None, kind: type[A], whose: str
     ) -> list[A]:
         asked = msgspec.json.encode({"sources": sources, "fillings": fillings})
-        return msgspec.json.decode(await self._child.said(asked, FILL_S_MAX, whose), type=list[kind])  # type: ignore[valid-type]
+        return msgspec.json.decode(await self._child.run(asked, FILL_S_MAX, whose), type=list[kind])  # type: ignore[valid-type]
 
 
 def said(ask: P, text: Made) -> P:

@@ -14,7 +14,7 @@ from tailrace.gateway.error_responses import RETRY_AFTER_S
 from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tailrace.proto.version import VERSION
 
@@ -96,7 +96,7 @@ def _away(connection: Connection) -> str:
 async def _active_turns(gateway: Gateway) -> int | None:
     """Those that no generator has finished with; None when NATS does not say."""
     try:
-        backlog = await backlog_of(gateway.connection, GENERATORS)
+        backlog = await consumer_backlog(gateway.connection, GENERATORS)
     except LogUnavailable:
         return None
     return backlog.waiting + backlog.leased

@@ -79,7 +79,7 @@ async def prepared(
     # Elsewhere, as in blobs.py.
     sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
     await admission.stored(len(inputs))
-    await gateway.holds.take(caller.tenant, turn, [sha256])
+    await gateway.holds.pin(caller.tenant, turn, [sha256])
     await gateway.bodies.put(caller.tenant, {sha256: inputs})
     referred = sorted({name for line in lines for name in blobs_needed(line)})
     first = lines[0]
@@ -129,7 +129,7 @@ async def _requests(
                 require_small_schema(schema)
                 # Mostly all have the same, and each is judged by a process of its own.
                 if (told := msgspec.json.encode(schema)) not in judged:
-                    await gateway.judge.require(schema, caller.tenant)
+                    await gateway.judge.check_schema(schema, caller.tenant)
                     judged.add(told)
         except Refused as refused:
             raise _at(index, refused) from refused

@@ -121,4 +121,4 @@ async def _stop_message_batch(gateway: Gateway, key: TurnKey, name: str) -> None
     """Has what Anthropic has of a batch cancelled: once the log has forgotten it, nobody knows that it runs."""
     asked = msgspec.json.encode(CancelMessageBatch(name))
     timeout_s = gateway.settings.query_timeout_s
-    await gateway.services.ask(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)
+    await gateway.services.request(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)

@@ -10,7 +10,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import TailraceError
 from tailrace.proto.ids import BEFORE_FIRST
-from tailrace.proto.nats import Services, TurnLog
+from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -25,7 +25,7 @@ class DisconnectPolicy:
     """Watches, in `group`, what the readers who left have left behind."""
 
     def __init__(
-        self, log: TurnLog, services: Services, lives: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
+        self, log: TurnLog, services: Rpc, lives: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
     ) -> None:
         self._log = log
         self._services = services

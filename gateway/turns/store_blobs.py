@@ -25,7 +25,7 @@ TOO_MANY = (
 async def check_in(gateway: Gateway, key: TurnKey, request: entries.Request, admission: Admission) -> entries.Request:
     """`request` with references for what is long, all of it stored, and what the session refers to kept alive.
 
-    All of it is held for the turn, until that is asked (proto/nats/blob_holds.py). Raises Refused when one has expired,
+    All of it is held for the turn, until that is asked (proto/nats/blob_pins.py). Raises Refused when one has expired,
     or the whole is more than one body may bring; LogFull, LogUnavailable.
     """
     # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
@@ -35,7 +35,7 @@ async def check_in(gateway: Gateway, key: TurnKey, request: entries.Request, adm
         raise Refused("body_too_large", TOO_LARGE.format(most=most))
     if lifted:
         await admission.stored(sum(map(len, lifted.values())))
-    await gateway.holds.take(key.tenant, key.turn, {blob.sha256 for blob in found})
+    await gateway.holds.pin(key.tenant, key.turn, {blob.sha256 for blob in found})
     await gateway.bodies.put(key.tenant, lifted)
     try:
         await gateway.bodies.renew(key.tenant, {blob for blob in found if blob.sha256 not in lifted})

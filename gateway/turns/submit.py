@@ -71,7 +71,7 @@ async def _request(
     asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
     if (schema := schema_of(asked.options)) is not None:
         require_small_schema(schema)
-        await gateway.judge.require(schema, caller.tenant)
+        await gateway.judge.check_schema(schema, caller.tenant)
     asked = await admission.turn(turn, asked)
     return await store_blobs.check_in(gateway, TurnKey(caller.tenant, turn), asked, admission)
 
@@ -88,7 +88,7 @@ async def accept_request(
     # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
     body = (await asyncio.to_thread(hashlib.sha256, raw)).hexdigest() if idempotency_key is not None else ""
     mine = Claim(TurnId(new_id()), body)
-    async with gateway.holds.until_asked(tenant, mine.turn):
+    async with gateway.holds.release_after(tenant, mine.turn):
         return await _accepted(gateway, tenant, prepared, idempotency_key, mine, admission)
 
 

@@ -98,7 +98,7 @@ class MessageBatchSubmitter:
         self._blobs = blobs
         self._door = door
         self._room = room
-        self._judge = json_schema.Judge(wait_s=JUDGE_WAIT_S)
+        self._judge = json_schema.SchemaChecker(wait_s=JUDGE_WAIT_S)
 
     async def answer(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> None:
         """Has all of `lines` answered. `turn` is the batch as it was before `attempt`, which is ours.
@@ -275,7 +275,7 @@ class MessageBatchSubmitter:
 
     async def _written(self, child: TurnKey, request: Request, name: str, result: Result | Failure) -> End | None:
         """The end of one input's turn, all of which is written; None when it was deleted."""
-        if await self._tombstones.stands(child):
+        if await self._tombstones.exists(child):
             return None
         if (end := await self._end_of(child)) is not None:
             return end
@@ -323,7 +323,7 @@ class MessageBatchSubmitter:
         if schema is None or turn.stop.stop_reason in UNFINISHED:
             return None
         try:
-            return await self._judge.misfit(schema, turn.text, child.tenant) is None
+            return await self._judge.find_mismatch(schema, turn.text, child.tenant) is None
         except SandboxFailed as error:
             logger.warning("answer not judged", turn=child.turn, error=str(error))
             return None

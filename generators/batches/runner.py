@@ -25,7 +25,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.nats import Bodies, Counters, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import give_back
 from tailrace.proto.subjects import TurnKey
 
@@ -50,7 +50,7 @@ class BatchRunner:
     def __init__(
         self,
         log: TurnLog,
-        bodies: Bodies,
+        bodies: BlobStore,
         tombstones: Tombstones,
         counters: Counters,
         fullness: Callable[[], Awaitable[float]],
@@ -153,7 +153,7 @@ class BatchRunner:
                 await self._room()
                 child = batch.child_key(key, number)
                 # What was deleted meanwhile does not come back.
-                is_gone = not is_first and await self._tombstones.stands(child)
+                is_gone = not is_first and await self._tombstones.exists(child)
                 tally.add(None if is_gone else await self._answered(key, child, lines[number]))
 
     async def _hand_on(

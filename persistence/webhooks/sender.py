@@ -97,7 +97,7 @@ class WebhookSender:
             for task in (renewing, *self._tasks.values()):
                 task.cancel()
         for seq in sorted(self._held):
-            await self._held[seq].give_back()
+            await self._held[seq].release()
 
     async def _receive_leased(self, left: int, stop: asyncio.Event) -> list[Delivery]:
         """Receives the `left` entries that were leased to the previous process, and those delivered in between.
@@ -127,7 +127,7 @@ class WebhookSender:
                 # Returned without a delay: with one, a later end of the same session would be delivered before it.
                 await asyncio.sleep(LOG_WAIT_S)
                 for later in new[number:]:
-                    await self._held.pop(later.seq).give_back()
+                    await self._held.pop(later.seq).release()
                 return
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None else None
             if request is None or url is None:
@@ -210,7 +210,7 @@ class WebhookSender:
         return None
 
     async def _ack(self, seq: Seq) -> None:
-        await self._held[seq].done()
+        await self._held[seq].ack()
         # After the acknowledgement, which is also valid for a newer lease that arrived during it.
         del self._held[seq]
 
@@ -218,7 +218,7 @@ class WebhookSender:
         while True:
             await asyncio.sleep(self._deliveries.renew_every_s)
             for delivery in tuple(self._held.values()):
-                await delivery.keep()
+                await delivery.renew()
 
 
 def check(settings: Settings) -> None:

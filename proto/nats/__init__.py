@@ -1,22 +1,22 @@
 """The only door to NATS: a connection, and a file for each thing that is kept there or asked for."""
 
-from tailrace.proto.nats.blob_holds import BlobPins
-from tailrace.proto.nats.blobs import Bodies
+from tailrace.proto.nats.blob_pins import BlobPins
+from tailrace.proto.nats.blobs import BlobStore
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.counters import Counters
-from tailrace.proto.nats.hedge_rpc import Hedge, Hedges
+from tailrace.proto.nats.hedge_rpc import Hedge, HedgeRpc
 from tailrace.proto.nats.idempotency import Claim, Claims
 from tailrace.proto.nats.leases import Deliveries, Delivery
-from tailrace.proto.nats.rpc import Services
+from tailrace.proto.nats.rpc import Rpc
 from tailrace.proto.nats.slots import Slots
 from tailrace.proto.nats.streams import check, fullness
 from tailrace.proto.nats.tombstones import Tombstones
 from tailrace.proto.nats.turn_log import TurnLog
-from tailrace.proto.nats.write_probe import Probe
+from tailrace.proto.nats.write_probe import WriteProbe
 
 __all__ = [
     "BlobPins",
-    "Bodies",
+    "BlobStore",
     "Claim",
     "Claims",
     "Connection",
@@ -24,12 +24,12 @@ __all__ = [
     "Deliveries",
     "Delivery",
     "Hedge",
-    "Hedges",
-    "Probe",
-    "Services",
+    "HedgeRpc",
+    "Rpc",
     "Slots",
     "Tombstones",
     "TurnLog",
+    "WriteProbe",
     "check",
     "fullness",
 ]

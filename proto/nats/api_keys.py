@@ -19,8 +19,8 @@ from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.connection import Connection, heed_cancellation
-from tailrace.proto.nats.direct_get import Reads, is_below, stored_on
+from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 
 TRIES = 10
@@ -45,10 +45,10 @@ class KeyPosition(NamedTuple):
     stored: int
 
 
-class Keys:
+class ApiKeyStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reads = Reads(connection, KEYS_STREAM)
+        self._reads = DirectReader(connection, KEYS_STREAM)
         self._bucket: KeyValue | None = None
 
     async def create(self, record: ApiKey) -> None:
@@ -83,33 +83,33 @@ class Keys:
             return record, was_before
         raise LogUnavailable("the key may not be revoked: others are changing it. Try again")
 
-    async def all(self) -> list[ApiKey]:
+    async def list_keys(self) -> list[ApiKey]:
         """Every key there is, the revoked ones too. Raises LogUnavailable."""
-        _, changes = await self.whole()
+        _, changes = await self.snapshot()
         return [change.record for change in changes if change.record is not None]
 
-    async def whole(self) -> tuple[KeyPosition, list[KeyChange]]:
+    async def snapshot(self) -> tuple[KeyPosition, list[KeyChange]]:
         """All that is stored, and where that was. Raises LogUnavailable."""
         for _ in range(TRIES):
-            place = await self.place()
-            changes = await self.after(BEFORE_FIRST)
+            place = await self.position()
+            changes = await self.changes_after(BEFORE_FIRST)
             # The leader has counted them. Who was read may be behind it (PROTOCOL R14).
             if len(changes) >= place.stored:
                 return place, changes
             await asyncio.sleep(STALE_WAIT_S)
         raise LogUnavailable("the keys cannot be read: no server has all of them yet")
 
-    async def place(self) -> KeyPosition:
+    async def position(self) -> KeyPosition:
         """How far the bucket has got, as its leader says. Raises LogUnavailable."""
         try:
             info = await self._connection.jetstream.stream_info(KEYS_STREAM)
         except nats.errors.Error as error:
             raise LogUnavailable(f"the keys cannot be read: {type(error).__name__}") from error
         finally:
-            heed_cancellation()
+            raise_if_cancelled()
         return KeyPosition(info.created, Seq(info.state.last_seq), info.state.messages)
 
-    async def after(self, seq: Seq) -> list[KeyChange]:
+    async def changes_after(self, seq: Seq) -> list[KeyChange]:
         """What is stored after `seq`, oldest first; maybe not the latest yet. Raises LogUnavailable."""
         changes: list[KeyChange] = []
         is_last = False
@@ -119,11 +119,11 @@ class Keys:
             seq = changes[-1].seq if changes else seq
         return changes
 
-    async def hear(self, heard: Callable[[KeyChange], Awaitable[None]]) -> Subscription:
+    async def watch(self, heard: Callable[[KeyChange], Awaitable[None]]) -> Subscription:
         """Calls `heard` with what has just been stored. It may miss, as every live feed does."""
 
         async def hear_message(message: Msg) -> None:
-            if is_below(message, EVERY_KEY):
+            if is_stored_below(message, EVERY_KEY):
                 await heard(_change(message))
 
         return await self._connection.subscribe(EVERY_LIVE_KEY, hear_message)
@@ -136,7 +136,7 @@ class Keys:
 
 def _change(message: Msg) -> KeyChange:
     headers = message.headers or {}
-    key_id = stored_on(message).rpartition(".")[2]
+    key_id = stored_subject(message).rpartition(".")[2]
     try:
         record = _decoder.decode(message.data)
     except DECODE_ERRORS:

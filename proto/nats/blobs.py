@@ -77,7 +77,7 @@ _size = msgspec.json.Decoder(Size)
 _mark = msgspec.json.Decoder(Mark)
 
 
-class Bodies:
+class BlobStore:
     """Safe to share in a process. Each call raises LogUnavailable when NATS does not answer in bounded time."""
 
     def __init__(self, connection: Connection) -> None:
@@ -107,7 +107,7 @@ class Bodies:
             if await self._ends_soon(await self._marked(tenant, blob.sha256)):
                 await self.put(tenant, {blob.sha256: await self.read(tenant, blob)})
 
-    async def condemn(self, tenant: Tenant, sha256: str) -> Seq | None:
+    async def mark_deleted(self, tenant: Tenant, sha256: str) -> Seq | None:
         """Has whoever refers to the blob from now on store all of it again; returns what `purge` is told.
 
         None when there is no such blob.

@@ -11,16 +11,16 @@ class Client(NatsClient):
     goodbye, for which it was waited for 30 s.
     """
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         # nats-py has no call for it.
         if self._transport:
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def _attempt_reconnect(self) -> None:
-        self.hang_up()
+        self.abort()
         await super()._attempt_reconnect()
 
     async def _connect_to_server(self, s: Srv) -> None:
         # What a server has refused is still open, and four times a second there would be one more.
-        self.hang_up()
+        self.abort()
         await super()._connect_to_server(s)

@@ -21,8 +21,8 @@ from nats.js import JetStreamContext
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats.client import Client
-from tailrace.proto.nats.permissions import RIGHTS, inbox
-from tailrace.proto.nats.tls import TlsClient, context_of
+from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
+from tailrace.proto.nats.tls import TlsClient, ssl_context
 
 logger = structlog.get_logger()
 
@@ -38,13 +38,13 @@ OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
 HEADERS_BYTES_FIXED = 12
 HEADER_BYTES_FIXED = 4
-REFUSED = "authorization violation"
+AUTH_ERROR = "authorization violation"
 # The one error of the server's that leaves the connection open.
-DENIED = "permissions violation"
+PERMISSION_ERROR = "permissions violation"
 # What it says, in nats-py's small letters, to who answers a question of another account's without having been asked by
 # this connection.
-UNASKED = f'{DENIED} for publish to "_r_.'
-EXPECTED = "nats://USER:PASSWORD@HOST:PORT"
+LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
+URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
 
@@ -70,14 +70,14 @@ class Connection:
         `tls://` is as proto/nats/tls.py says. `user` is whom a URL that names one of accounts.py has to name. Raises
         LogUnavailable, and SettingsInvalid for what is no such URL.
         """
-        addresses = servers(url)
+        addresses = parse_servers(url)
         named = user_of(addresses)
         if user is not None and named in RIGHTS and named != user:
             # NATS would refuse what is asked, one thing after the other, and never say why.
             raise SettingsInvalid(
                 f"TAILRACE_NATS_URL is of the user {named}, who may not do this: give it nats://{user}:PASSWORD@HOST:PORT"
             )
-        tls = context_of(addresses)
+        tls = ssl_context(addresses)
         connection = cls(TlsClient() if tls else Client())
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -89,7 +89,7 @@ class Connection:
                     tls=tls,
                     name=name,
                     # A user of least right hears its own inboxes and nobody else's.
-                    inbox_prefix=inbox(named),
+                    inbox_prefix=inbox_prefix(named),
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]  # annotated int, slept as a float
                     max_outstanding_pings=PINGS_MAX,
                     connect_timeout=CONNECT_TIMEOUT_S,
@@ -131,7 +131,7 @@ class Connection:
         with suppress(OSError, AssertionError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.client.close()
-        self.client.hang_up()
+        self.client.abort()
 
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
@@ -143,7 +143,7 @@ class Connection:
         except nats.errors.Error as error:
             # Clients are told it, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): try again in a moment") from error
-        heed_cancellation()
+        raise_if_cancelled()
         return reply
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
@@ -153,7 +153,7 @@ class Connection:
             await self.client.publish(subject, payload, reply=reply)
         except nats.errors.Error as error:
             raise LogUnavailable(f"cannot publish: {type(error).__name__}") from error
-        heed_cancellation()
+        raise_if_cancelled()
 
     async def subscribe(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Calls `heard` for each message, in order; the subscription outlives reconnects."""
@@ -162,7 +162,7 @@ class Connection:
         except nats.errors.Error as error:
             raise LogUnavailable(f"cannot subscribe: {type(error).__name__}") from error
         try:
-            heed_cancellation()
+            raise_if_cancelled()
         except asyncio.CancelledError:
             await self.unsubscribe(subscription)
             raise
@@ -188,18 +188,18 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error).lower()
-        if REFUSED in said:
+        if AUTH_ERROR in said:
             # Said once, and not at each of four tries a second.
             if not self.is_refused:
                 logger.error("nats does not know our user, or not by that password: TAILRACE_NATS_URL has both")
             self.is_refused = True
             return
-        if UNASKED in said:
+        if LATE_REPLY_ERROR in said:
             # The right to answer is the connection's that heard the question, for two minutes. Whoever asked has
             # been told by then that nobody answered, and may ask again.
             logger.warning("nats refused an answer that came too late", error=str(error))
             return
-        if DENIED in said:
+        if PERMISSION_ERROR in said:
             # Of a publish nobody is told otherwise: who waits for its answer waits in vain.
             logger.error("nats refused what its user may not", error=str(error))
             return
@@ -227,11 +227,11 @@ class Connection:
         self.closed.set()
 
 
-def servers(url: str) -> list[str]:
+def parse_servers(url: str) -> list[str]:
     """The addresses that TAILRACE_NATS_URL names; raises SettingsInvalid, without the secret that may be in them."""
     addresses = [address.strip() for address in url.split(",")]
     if not all(map(_is_server, addresses)):
-        raise SettingsInvalid(f"TAILRACE_NATS_URL: expected {EXPECTED} or tls://…, several joined by commas")
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: expected {URL_FORMAT} or tls://…, several joined by commas")
     return addresses
 
 
@@ -254,13 +254,13 @@ def _nobody(url: str, why: str) -> str:
     """What a person is told who waited for NATS at `url`; never the secret in it."""
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
-        return f"NATS at {where} does not know us: TAILRACE_NATS_URL says who we are, as {EXPECTED}"
+        return f"NATS at {where} does not know us: TAILRACE_NATS_URL says who we are, as {URL_FORMAT}"
     if "TLS" in why or "SSL" in why:
         return f"NATS at {where} and we do not trust each other ({why}): TAILRACE_NATS_URL says ?ca=, &cert= and &key="
     return f"no NATS server answers at {where}: TAILRACE_NATS_URL says where one is; `make run` starts all"
 
 
-def heed_cancellation() -> None:
+def raise_if_cancelled() -> None:
     """Raises the CancelledError that nats-py swallows when it arrives while it flushes.
 
     Whoever was cancelled would go on for ever: whatever asks again and again calls this after each call of nats-py's.

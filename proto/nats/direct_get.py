@@ -22,13 +22,13 @@ from tailrace.proto.subjects import STREAM, tenant_of
 # A frozen follower never answers, and another one would have: ask again soon. Whichever server we are connected to may
 # pass a try on to that one: of three, a third of the tries go there. A busy one answers later.
 TRY_TIMEOUTS_S = (*6 * (0.25,), 1.0, 1.0)
-AGAIN_S = 0.05
+RETRY_WAIT_S = 0.05
 # The server answers one read after another, and what was given up here, too. Of sixty long turns that were asked for at
 # once none came in time, and nobody else's; and behind whom 64 MB wait, the connection is closed. So a page has no
 # more bytes than this, but for its last message, and so many are under way at once, of all tenants in turn.
 PAGE_BYTES_MAX = 256 * 1024
-AT_ONCE = 8
-PLACE_WAIT_S = 30.0
+READS_MAX = 8
+SLOT_WAIT_S = 30.0
 
 
 class Page(NamedTuple):
@@ -38,17 +38,17 @@ class Page(NamedTuple):
     is_last: bool
 
 
-def stored_on(message: Msg) -> str:
+def stored_subject(message: Msg) -> str:
     """The subject that a message read or republished was stored on, as the server says; "": it comes from no stream."""
     return (message.headers or {}).get("Nats-Subject", "")
 
 
-def is_below(message: Msg, entries: str) -> bool:
+def is_stored_below(message: Msg, entries: str) -> bool:
     """Whether it was stored on one of the subjects `entries`, which ends in `>`.
 
     Where the log republishes, whatever somebody asks of NATS can be answered, too, if he says so: that has another one.
     """
-    return stored_on(message).startswith(entries[:-1])
+    return stored_subject(message).startswith(entries[:-1])
 
 
 class _Batch:
@@ -79,7 +79,7 @@ class _Batch:
         self._heard.set()
 
 
-class Reads:
+class DirectReader:
     """Reads under way, each try with an inbox token of its own."""
 
     def __init__(self, connection: Connection, stream: str = STREAM) -> None:
@@ -90,7 +90,7 @@ class Reads:
         self._subscription: Subscription | None = None
         self._made = 0
         self._opening = asyncio.Lock()
-        self._places = FairSemaphore(AT_ONCE)
+        self._places = FairSemaphore(READS_MAX)
 
     async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
         """Up to `batch` messages on `subject` from sequence `first` on, or fewer long ones; raises LogUnavailable.
@@ -103,8 +103,8 @@ class Reads:
         )
         async with AsyncExitStack() as held:
             try:
-                async with asyncio.timeout(PLACE_WAIT_S):
-                    await held.enter_async_context(self._places.taken(tenant_of(subject)))
+                async with asyncio.timeout(SLOT_WAIT_S):
+                    await held.enter_async_context(self._places.slot(tenant_of(subject)))
             except TimeoutError as error:
                 raise LogUnavailable("the log cannot be read: too many others read it") from error
             answers = await self._answered(query)
@@ -133,7 +133,7 @@ class Reads:
                     continue
                 except LogUnavailable:
                     pass
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_WAIT_S)
         finally:
             for token in tries:
                 del self._batches[token]

@@ -40,7 +40,7 @@ class Hedge(msgspec.Struct, frozen=True):
         return TurnKey(self.tenant, self.turn)
 
 
-class Taker(Protocol):
+class HedgeRunner(Protocol):
     """Who makes such calls."""
 
     def has_room(self) -> bool: ...
@@ -50,14 +50,14 @@ class Taker(Protocol):
         ...
 
 
-class Hedges:
+class HedgeRpc:
     """Asks and offers over core NATS, as one process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._place = new_id()
 
-    async def ask(self, hedge: Hedge) -> bool:
+    async def request(self, hedge: Hedge) -> bool:
         """Whether another process has taken it. An answer that is lost is a no, and the log knows better."""
         try:
             offer = await self._connection.request(
@@ -73,7 +73,7 @@ class Hedges:
             return False
         return taken.data == TAKEN
 
-    async def offer(self, taker: Taker) -> None:
+    async def serve(self, taker: HedgeRunner) -> None:
         """Has `taker` offered to the others from now on."""
 
         async def asked(message: Msg) -> None:

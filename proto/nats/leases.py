@@ -16,7 +16,7 @@ from tailrace.proto import subjects
 from tailrace.proto.batch import is_batch
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.connection import Connection, heed_cancellation
+from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import STREAM, TurnKey
 
 logger = structlog.get_logger()
@@ -46,21 +46,21 @@ class Delivery:
         """Whether it is a request whose turn has others asked (PROTOCOL R63)."""
         return is_batch(self._message.data)
 
-    async def keep(self) -> None:
+    async def renew(self) -> None:
         """Renews the lease. A renewal that fails is not an error: the log will tell who holds the turn."""
         try:
             await self._message.in_progress()
         except nats.errors.Error as error:
             logger.debug("lease not renewed", turn=self.key.turn, error=type(error).__name__)
 
-    async def done(self) -> None:
+    async def ack(self) -> None:
         """Acknowledges. Only after the turn's `end` was stored or read: see PROTOCOL R17."""
         try:
             await self._message.ack()
         except nats.errors.Error as error:
             logger.debug("not acknowledged, comes again", turn=self.key.turn, error=type(error).__name__)
 
-    async def give_back(self, delay_s: float = 0.0) -> None:
+    async def release(self, delay_s: float = 0.0) -> None:
         """Lets another have it, after `delay_s`."""
         try:
             await self._message.nak(delay=delay_s or None)
@@ -122,10 +122,10 @@ class Deliveries:
             await asyncio.sleep(AWAY_WAIT_S)
             return []
         finally:
-            heed_cancellation()
+            raise_if_cancelled()
         return [Delivery(message, self.ack_wait_s) for message in messages]
 
-    def shared(self, key: TurnKey, lease: str) -> Delivery:
+    def from_lease(self, key: TurnKey, lease: str) -> Delivery:
         """The delivery of a turn's request that another process has told us the lease of: both hold it.
 
         Raises LogUnavailable when that is no lease of this consumer's.
@@ -176,7 +176,7 @@ class Deliveries:
         """
         return Seq((await self._state()).last_seq)
 
-    async def restart(self) -> None:
+    async def reset(self) -> None:
         """Has everything delivered again, from the oldest entry that the log still has. Raises LogUnavailable.
 
         A reset (ADR-60), not a new consumer: between deleting and creating there would be none.
@@ -216,7 +216,7 @@ class Backlog(NamedTuple):
     """All up to this sequence of the stream is acknowledged. It does not move over entries of other kinds."""
 
 
-async def backlog_of(connection: Connection, durable: str) -> Backlog:
+async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
     """How far a consumer is behind, for who takes nothing from it; raises LogUnavailable."""
     return await _backlog(connection.jetstream, durable)
 
@@ -227,7 +227,7 @@ async def _backlog(jetstream: JetStreamContext, durable: str) -> Backlog:
     except nats.errors.Error as error:
         raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
     finally:
-        heed_cancellation()
+        raise_if_cancelled()
     floor = info.ack_floor.stream_seq if info.ack_floor else 0
     delivered = info.delivered.stream_seq if info.delivered else 0
     return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))

@@ -50,7 +50,7 @@ class Logins:
             raise _unavailable(error) from error
         return _decoder.decode(found.value or b""), found.revision or 0
 
-    async def end(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """None of its refresh tokens is good any more."""
         try:
             await (await self._open()).delete(name)

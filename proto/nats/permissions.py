@@ -72,18 +72,18 @@ ADMIN = "admin"
 # The account that has the log; whoever is of no role is of this one, too.
 LOG = "TAILRACE"
 
-ASK = "$JS.API"
+API = "$JS.API"
 # How everything is set up: each process looks at that before it begins.
 # Who imports INFO is one of those accounts that have JetStream elsewhere. Without it nats-server itself answers
 # everything below ASK in an account that has none, with "not enabled" (Account.serviceImportShadowed).
-LOOK = (f"{ASK}.INFO", f"{ASK}.STREAM.INFO.*", f"{ASK}.CONSUMER.INFO.{STREAM}.*")
-READ_TURNS = (f"{ASK}.DIRECT.GET.{STREAM}", f"{ASK}.STREAM.MSG.GET.{STREAM}")
-READ_BLOBS = (f"{ASK}.DIRECT.GET.{BODIES}.>", f"{ASK}.STREAM.MSG.GET.{BODIES}")
-READ_CLAIMS = f"{ASK}.STREAM.MSG.GET.{CLAIMS_STREAM}"
-PURGE_TURNS = f"{ASK}.STREAM.PURGE.{STREAM}"
-COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{ASK}.STREAM.MSG.DELETE.{SLOTS}")
-OF_GENERATORS = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH)))
-OF_PERSISTENCE = tuple(
+READ_CONFIG = (f"{API}.INFO", f"{API}.STREAM.INFO.*", f"{API}.CONSUMER.INFO.{STREAM}.*")
+READ_TURNS = (f"{API}.DIRECT.GET.{STREAM}", f"{API}.STREAM.MSG.GET.{STREAM}")
+READ_BLOBS = (f"{API}.DIRECT.GET.{BODIES}.>", f"{API}.STREAM.MSG.GET.{BODIES}")
+READ_CLAIMS = f"{API}.STREAM.MSG.GET.{CLAIMS_STREAM}"
+PURGE_TURNS = f"{API}.STREAM.PURGE.{STREAM}"
+COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{API}.STREAM.MSG.DELETE.{SLOTS}")
+GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH)))
+PERSISTENCE_QUERIES = tuple(
     every_query(question.query)
     for question in (
         *(GetTurn, GetSession, ListSessions, ListSessionTurns, GetAncestry, GetContext, GetLastTurn),
@@ -110,29 +110,29 @@ class Rights(msgspec.Struct, frozen=True):
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    answers: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
     """What it hears that others ask."""
-    is_asked: bool = False
+    can_reply: bool = False
     """It may also answer, once, what it was asked."""
 
 
-class Way(NamedTuple):
+class Import(NamedTuple):
     """That a subject leads out of one account into another, or, of a feed, is heard there."""
 
     account: str
     """Whose the subject is."""
     subject: str
-    is_feed: bool = False
+    is_stream: bool = False
 
 
-def inbox(user: str) -> str:
+def inbox_prefix(user: str) -> str:
     """Where a user is answered, and no other hears it: the prefix of its inboxes."""
     return f"_INBOX.{user}" if is_token(user) else "_INBOX"
 
 
-def deliveries(durable: str) -> tuple[str, ...]:
+def consume_subjects(durable: str) -> tuple[str, ...]:
     """To be handed what a consumer has, and to acknowledge it."""
-    return (f"{ASK}.CONSUMER.MSG.NEXT.{STREAM}.{durable}", f"$JS.ACK.{STREAM}.{durable}.>")
+    return (f"{API}.CONSUMER.MSG.NEXT.{STREAM}.{durable}", f"$JS.ACK.{STREAM}.{durable}.>")
 
 
 RIGHTS: Mapping[str, Rights] = {
@@ -150,27 +150,27 @@ RIGHTS: Mapping[str, Rights] = {
             f"$KV.{CLAIMS}.ticket.*",
             f"$KV.{SECRETS}.*",
             f"$KV.{LOGINS}.*",
-            *OF_GENERATORS,
-            *OF_PERSISTENCE,
+            *GENERATOR_QUERIES,
+            *PERSISTENCE_QUERIES,
             health(GENERATORS),
             health(PERSISTENCE),
             EVERY_PRESENCE,
-            # Gateways are asked by gateways alone. `is_asked` would let one answer at whatever its own question names.
-            f"{inbox(GATEWAY)}.>",
-            *LOOK,
+            # Gateways are asked by gateways alone. `can_reply` would let one answer at whatever its own question names.
+            f"{inbox_prefix(GATEWAY)}.>",
+            *READ_CONFIG,
             *READ_TURNS,
             *READ_BLOBS,
             READ_CLAIMS,
-            f"{ASK}.DIRECT.GET.{SLOTS}",
-            f"{ASK}.DIRECT.GET.{KEYS_STREAM}",
-            f"{ASK}.STREAM.MSG.GET.KV_{SECRETS}",
-            f"{ASK}.STREAM.MSG.GET.KV_{LOGINS}",
-            f"{ASK}.STREAM.PURGE.{CLAIMS_STREAM}",
+            f"{API}.DIRECT.GET.{SLOTS}",
+            f"{API}.DIRECT.GET.{KEYS_STREAM}",
+            f"{API}.STREAM.MSG.GET.KV_{SECRETS}",
+            f"{API}.STREAM.MSG.GET.KV_{LOGINS}",
+            f"{API}.STREAM.PURGE.{CLAIMS_STREAM}",
             # A turn that is deleted, and a probe that is taken back.
             PURGE_TURNS,
-            f"{ASK}.STREAM.MSG.DELETE.{STREAM}",
+            f"{API}.STREAM.MSG.DELETE.{STREAM}",
         ),
-        subscribe=(f"{inbox(GATEWAY)}.>", EVERY_LIVE, EVERY_LIVE_KEY, EVERY_PRESENCE),
+        subscribe=(f"{inbox_prefix(GATEWAY)}.>", EVERY_LIVE, EVERY_LIVE_KEY, EVERY_PRESENCE),
     ),
     GENERATORS: Rights(
         publish=(
@@ -183,43 +183,43 @@ RIGHTS: Mapping[str, Rights] = {
             *COUNT,
             HEDGE_OFFERS,
             EVERY_HEDGE,
-            *LOOK,
+            *READ_CONFIG,
             *READ_TURNS,
             *READ_BLOBS,
             READ_CLAIMS,
-            *deliveries(GENERATORS),
+            *consume_subjects(GENERATORS),
         ),
         subscribe=(
-            f"{inbox(GENERATORS)}.>",
+            f"{inbox_prefix(GENERATORS)}.>",
             EVERY_LIVE,
             HEDGE_OFFERS,
             EVERY_HEDGE,
         ),
-        answers=(health(GENERATORS), *OF_GENERATORS, DISCOVERY),
-        is_asked=True,
+        serves=(health(GENERATORS), *GENERATOR_QUERIES, DISCOVERY),
+        can_reply=True,
     ),
     PERSISTENCE: Rights(
         publish=(
             # A blob that is to be purged is marked so before.
             "bodies.*.*",
-            f"{ASK}.STREAM.PURGE.{BODIES}",
+            f"{API}.STREAM.PURGE.{BODIES}",
             f"$KV.{CLAIMS}.deleted.>",
-            *LOOK,
+            *READ_CONFIG,
             *READ_TURNS,
             *READ_BLOBS,
             READ_CLAIMS,
             PURGE_TURNS,
-            *deliveries(PERSISTENCE),
-            *deliveries(WEBHOOKS),
-            f"{ASK}.CONSUMER.RESET.{STREAM}.{PERSISTENCE}",
+            *consume_subjects(PERSISTENCE),
+            *consume_subjects(WEBHOOKS),
+            f"{API}.CONSUMER.RESET.{STREAM}.{PERSISTENCE}",
         ),
-        subscribe=(f"{inbox(PERSISTENCE)}.>",),
-        answers=(health(PERSISTENCE), *OF_PERSISTENCE, DISCOVERY),
-        is_asked=True,
+        subscribe=(f"{inbox_prefix(PERSISTENCE)}.>",),
+        serves=(health(PERSISTENCE), *PERSISTENCE_QUERIES, DISCOVERY),
+        can_reply=True,
     ),
     ADMIN: Rights(
-        publish=(f"{ASK}.>", f"$KV.{KEYS}.*", *OF_GENERATORS, *OF_PERSISTENCE, DISCOVERY),
-        subscribe=(f"{inbox(ADMIN)}.>",),
+        publish=(f"{API}.>", f"$KV.{KEYS}.*", *GENERATOR_QUERIES, *PERSISTENCE_QUERIES, DISCOVERY),
+        subscribe=(f"{inbox_prefix(ADMIN)}.>",),
     ),
 }
 
@@ -234,20 +234,20 @@ ACCOUNTS = tuple(dict.fromkeys((LOG, *map(account, RIGHTS))))
 FEEDS = (EVERY_LIVE, EVERY_LIVE_KEY)
 
 
-def ways_of(user: str) -> list[Way]:
+def imports_of(user: str) -> list[Import]:
     """What leads out of a user's account, and nothing else does."""
     rights = RIGHTS[user]
     asked = [
-        Way(whose, subject)
+        Import(whose, subject)
         for subject in rights.publish
         if subject not in rights.subscribe
-        for whose in ([account(one) for one in RIGHTS if subject in RIGHTS[one].answers] or [LOG])
+        for whose in ([account(one) for one in RIGHTS if subject in RIGHTS[one].serves] or [LOG])
     ]
-    heard = [Way(LOG, subject, is_feed=True) for subject in rights.subscribe if subject in FEEDS]
+    heard = [Import(LOG, subject, is_stream=True) for subject in rights.subscribe if subject in FEEDS]
     return [way for way in (*asked, *heard) if way.account != account(user)]
 
 
-def has_many_answers(subject: str) -> bool:
+def has_many_replies(subject: str) -> bool:
     """Whether there may be more than one message in answer to a question. The last of one subject is one."""
-    is_read = subject.startswith(f"{ASK}.DIRECT.GET.") and not subject.endswith(".>")
-    return is_read or subject.startswith(f"{ASK}.CONSUMER.MSG.NEXT.") or subject == DISCOVERY
+    is_read = subject.startswith(f"{API}.DIRECT.GET.") and not subject.endswith(".>")
+    return is_read or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.") or subject == DISCOVERY

@@ -27,7 +27,7 @@ AWAY = {
     PERSISTENCE: ("persistence_unavailable", "the history cannot be read just now: try again"),
     GENERATORS: ("generators_unavailable", "nobody can ask the model just now: try again"),
 }
-AGAIN_S = 2.0
+RETRY_WAIT_S = 2.0
 
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
@@ -35,13 +35,13 @@ RETRY_AFTER = "Retry-After"
 HEADER_CHARS_MAX = 500
 
 
-class Services:
+class Rpc:
     """Asks and answers over core NATS. Nothing here is stored; whoever does not answer is not there."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def ask(
+    async def request(
         self, tenant: Tenant, name: str, question: bytes, *, timeout_s: float, role: str = PERSISTENCE
     ) -> bytes:
         """The answer of a process of that role to the query `name`.
@@ -51,14 +51,14 @@ class Services:
         try:
             reply = await self._connection.request(subjects.query(tenant, name), question, timeout_s=timeout_s)
         except LogUnavailable as error:
-            raise Refused(*AWAY[role], retry_after_s=AGAIN_S) from error
+            raise Refused(*AWAY[role], retry_after_s=RETRY_WAIT_S) from error
         headers = reply.headers or {}
         if (code := headers.get(ERROR_CODE)) is not None:
             said = reply.data.decode(errors="replace") or headers.get(ERROR, "")
             raise Refused(code if code in CODES else "internal", said, retry_after_s=_seconds(headers))
         return reply.data
 
-    async def answer(self, role: str, version: str, answers: Mapping[str, Answer]) -> Service:
+    async def serve(self, role: str, version: str, answers: Mapping[str, Answer]) -> Service:
         """Serves the queries in `answers` as a NATS service (ADR-32), which `nats micro ls` shows."""
         service = await add_service(
             self._connection.client, ServiceConfig(name=role, version=version, queue_group=role)
@@ -69,7 +69,7 @@ class Services:
             await service.add_endpoint(EndpointConfig(name=query, subject=subjects.every_query(query), handler=handler))
         return service
 
-    async def report_health(self, role: str, report: Callable[[], bytes | None]) -> None:
+    async def serve_health(self, role: str, report: Callable[[], bytes | None]) -> None:
         """Answers everybody who asks how this process is; None is silence."""
 
         async def heard(message: Msg) -> None:
@@ -123,7 +123,7 @@ def _concurrent(handler: Handler, role: str, under_way: set[asyncio.Task[None]])
 
     async def handle(request: Request) -> None:
         if len(under_way) >= ANSWERS_MAX:
-            await _refuse(request, Refused(*AWAY[role], retry_after_s=AGAIN_S))
+            await _refuse(request, Refused(*AWAY[role], retry_after_s=RETRY_WAIT_S))
             return
         task = asyncio.ensure_future(handler(request))
         under_way.add(task)
@@ -144,7 +144,7 @@ def _handler(answer: Answer, role: str) -> Handler:
             await _refuse(request, Refused("body_too_large", too_large))
         except TailraceError as error:
             logger.warning("query failed", error=str(error))
-            await _refuse(request, Refused(*AWAY[role], retry_after_s=AGAIN_S))
+            await _refuse(request, Refused(*AWAY[role], retry_after_s=RETRY_WAIT_S))
 
     async def handle(request: Request) -> None:
         try:

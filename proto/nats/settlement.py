@@ -26,7 +26,7 @@ class Settlement:
         used = {"tokens": rated(turn.end.usage), "nusd": turn.end.cost_nano_usd}
         for hold in turn.request.holds or ():
             if hold.unit == "slot":
-                await self._slots.free(Seq(hold.amount))
+                await self._slots.release(Seq(hold.amount))
             else:
                 await self._counters.add_once(hold.subject, used[hold.unit] - hold.amount, key.turn)
 
@@ -47,7 +47,7 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
     Raises LogUnavailable: give it back again.
     """
     # One that was deleted has settled its own.
-    if not await tombstones.stands(child):
+    if not await tombstones.exists(child):
         for hold in batch.decode_input(line).holds or ():
             await counters.add_once(hold.subject, -hold.amount, child.turn)
 

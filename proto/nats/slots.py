@@ -15,7 +15,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.direct_get import Reads
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.subjects import SLOTS
 
 TIMEOUT_S = 2.0
@@ -45,7 +45,7 @@ class Slots:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reads = Reads(connection, SLOTS)
+        self._reads = DirectReader(connection, SLOTS)
 
     async def held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Those that are taken; a moment old. Raises LogUnavailable."""
@@ -62,7 +62,7 @@ class Slots:
             if page.is_last:
                 return found
 
-    async def take(
+    async def acquire(
         self, tenant: Tenant, owner: str, what: str, most: int, holder: str, *, life_s: int | None = None
     ) -> Slot | None:
         """One of `most` places, now `holder`'s; None when all are taken. Raises LogUnavailable.
@@ -86,7 +86,7 @@ class Slots:
         seq = await self._put(place.subject, holder, place.seq, life_s)
         return Slot(place.subject, seq) if seq is not None else None
 
-    async def free(self, seq: Seq) -> None:
+    async def release(self, seq: Seq) -> None:
         """Gives up what is held under `seq`, if it still is. Raises LogUnavailable."""
         query = msgspec.json.encode({"seq": seq, "no_erase": True})
         await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{SLOTS}", query, timeout_s=TIMEOUT_S)

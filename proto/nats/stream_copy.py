@@ -19,7 +19,7 @@ STEP_TIMEOUT_S = 30.0
 NO_MORE = "204"
 
 
-async def copy(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
+async def copy_streams(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
     """Every stream of ours, each `replicas` times and with at most as many bytes as one of `bytes_max` would have.
 
     `target` has nothing yet. Raises LogUnavailable: what is in the target then is no copy, and may look like one (a

@@ -20,7 +20,7 @@ from nats.js.api import (
 )
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.nats.connection import Connection, heed_cancellation
+from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import (
     BODIES,
     BUDGETS,
@@ -75,7 +75,7 @@ INCREMENTS_KEPT = 128
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 
 
-def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
     return StreamConfig(
         name=STREAM,
         description="Tailrace: one log a turn",
@@ -93,7 +93,7 @@ def stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
     )
 
 
-def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
     return StreamConfig(
         name=BODIES,
         description="Tailrace: what is too long for the log",
@@ -111,7 +111,7 @@ def bodies(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
     )
 
 
-def counters(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
+def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
     """Such a stream takes increments and nothing else; the last message of a subject says what it comes to."""
     return StreamConfig(
         name=name,
@@ -130,7 +130,7 @@ def counters(name: str, subjects: str, kept_s: float, remembered_s: float, repli
     )
 
 
-def slots(replicas: int) -> StreamConfig:
+def slots_stream(replicas: int) -> StreamConfig:
     return StreamConfig(
         name=SLOTS,
         description="Tailrace: places that are held",
@@ -146,12 +146,12 @@ def slots(replicas: int) -> StreamConfig:
     )
 
 
-def metering(replicas: int) -> list[StreamConfig]:
+def limit_streams(replicas: int) -> list[StreamConfig]:
     """What limits are counted in (PROTOCOL R37)."""
     return [
-        counters(LIMITS, EVERY_LIMIT, LIMITS_KEPT_S, LIMITS_KEPT_S, replicas),
-        counters(BUDGETS, EVERY_BUDGET, BUDGETS_KEPT_S, RETENTION_S, replicas),
-        slots(replicas),
+        counter_stream(LIMITS, EVERY_LIMIT, LIMITS_KEPT_S, LIMITS_KEPT_S, replicas),
+        counter_stream(BUDGETS, EVERY_BUDGET, BUDGETS_KEPT_S, RETENTION_S, replicas),
+        slots_stream(replicas),
     ]
 
 
@@ -235,9 +235,9 @@ async def apply(
     jetstream = connection.jetstream
     try:
         for config in (
-            stream(replicas, bytes_max, retention_s),
-            bodies(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
-            *metering(replicas),
+            turns_stream(replicas, bytes_max, retention_s),
+            bodies_stream(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
+            *limit_streams(replicas),
             *buckets(replicas, retention_s),
         ):
             await _create_stream(jetstream, config)
@@ -258,7 +258,8 @@ async def check(connection: Connection) -> None:
         )
     try:
         differing = []
-        for ours in (stream(1, BYTES_MAX, RETENTION_S), bodies(1, BYTES_MAX, BODIES_RETENTION_S), *metering(1)):
+        turns, bodies = turns_stream(1, BYTES_MAX, RETENTION_S), bodies_stream(1, BYTES_MAX, BODIES_RETENTION_S)
+        for ours in (turns, bodies, *limit_streams(1)):
             found = (await jetstream.stream_info(str(ours.name))).config
             differing += _differences(ours, found, OWNED_BY_COUNTERS if ours.allow_msg_counter else OWNED_BY_STREAM)
         for wanted in consumers():
@@ -283,7 +284,7 @@ def _why(error: nats.errors.Error) -> str:
     return str(error)
 
 
-async def behind(connection: Connection) -> set[str]:
+async def lagging_servers(connection: Connection) -> set[str]:
     """The servers that could not stand in for another just now: away, or with a copy that is not whole.
 
     Consumers have copies of their own. Empty where everything has one copy. Raises LogUnavailable, also where a stream
@@ -307,7 +308,7 @@ async def fullness(connection: Connection) -> float:
     except nats.errors.Error as error:
         raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
     finally:
-        heed_cancellation()
+        raise_if_cancelled()
     limit = info.config.max_bytes or 0
     return info.state.bytes / limit if limit > 0 else 0.0
 

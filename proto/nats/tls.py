@@ -13,7 +13,7 @@ from tailrace.proto.nats.client import Client
 FILES = ("ca", "cert", "key")
 
 
-def context_of(addresses: Sequence[str]) -> ssl.SSLContext | None:
+def ssl_context(addresses: Sequence[str]) -> ssl.SSLContext | None:
     """How certificates are judged, and which is ours; None where no address begins with `tls://`.
 
     Without `ca` it is whom the machine trusts. Raises SettingsInvalid for files that cannot be used.

@@ -29,7 +29,7 @@ class Tombstones:
         except nats.errors.Error as error:
             raise LogUnavailable(f"deleted turns cannot be marked: {type(error).__name__}") from error
 
-    async def stands(self, key: TurnKey) -> bool:
+    async def exists(self, key: TurnKey) -> bool:
         """Whether the turn has one: asked of the bucket's leader, who is never behind. Raises LogUnavailable."""
         name = subjects.tombstone(key)
         try:

@@ -24,7 +24,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.direct_get import Reads, is_below, stored_on
+from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.replay import confirm_known, folded_now, folded_upto
 from tailrace.proto.nats.step import BATCH, Confirm, Hear, Page, Pause, Publish, Reached, Read, Step, Steps, T, Unclear
@@ -43,7 +43,7 @@ class TurnLog:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reads = Reads(connection)
+        self._reads = DirectReader(connection)
 
     async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S) -> Chain:
         """Stores `entry` as the next link of `chain` and returns the chain with it, exactly once (PROTOCOL R8 to R14).
@@ -247,7 +247,7 @@ class _Feed:
         self._any = asyncio.Event()
 
     async def heard(self, message: Msg) -> None:
-        if is_below(message, self._entries):
+        if is_stored_below(message, self._entries):
             self._heard.append(_stored(message))
             self._any.set()
 
@@ -275,7 +275,7 @@ class _Feed:
 
 def _stored(message: Msg) -> Stored:
     headers = message.headers or {}
-    _, kind = subjects.parse(stored_on(message))
+    _, kind = subjects.parse(stored_subject(message))
     return Stored(
         Seq(int(headers["Nats-Sequence"])),
         datetime.fromisoformat(headers["Nats-Time-Stamp"]),

@@ -15,12 +15,12 @@ TRIES = 10
 STALE_WAIT_S = 0.01
 
 
-class TicketUses:
+class UsedTickets:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._bucket: KeyValue | None = None
 
-    async def use(self, ticket: str) -> bool:
+    async def mark_used(self, ticket: str) -> bool:
         """Whether this is the first use of `ticket`, over all gateways. Raises LogUnavailable."""
         # No claim of an idempotency key has a dot in its name.
         name, mine = f"ticket.{ticket}", secrets.token_bytes(16)

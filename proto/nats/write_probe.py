@@ -16,14 +16,14 @@ from tailrace.proto.subjects import STREAM
 TIMEOUT_S = 2.0
 
 
-class Probe:
+class WriteProbe:
     """One process's own: it has a subject that no other has."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._subject = subjects.probe(TurnId(new_id()))
 
-    async def store(self) -> None:
+    async def run(self) -> None:
         """Returns when an entry was stored, and when there is no room for one, which is an answer, too.
 
         Raises LogUnavailable.

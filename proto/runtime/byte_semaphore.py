@@ -14,14 +14,14 @@ class ByteSemaphore:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def taken(self, size: int) -> AsyncIterator[None]:
-        size = await self.take(size)
+    async def reserve(self, size: int) -> AsyncIterator[None]:
+        size = await self.acquire(size)
         try:
             yield
         finally:
-            self.give_back(size)
+            self.release(size)
 
-    async def take(self, size: int) -> int:
+    async def acquire(self, size: int) -> int:
         """Waits for room; returns how much of it was taken, which is to be given back."""
         size = min(size, self._all)
         entering = asyncio.get_running_loop().create_future()
@@ -31,13 +31,13 @@ class ByteSemaphore:
             await entering
         except asyncio.CancelledError:
             if not entering.cancelled():
-                self.give_back(size)
+                self.release(size)
             # Whoever stood behind a large one may fit now that it has left.
             self._admit()
             raise
         return size
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self.free += size
         self._admit()
 

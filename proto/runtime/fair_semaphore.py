@@ -15,7 +15,7 @@ class FairSemaphore:
         """Of each tenant that waits, the one whose turn it is first."""
 
     @asynccontextmanager
-    async def taken(self, whose: str) -> AsyncIterator[None]:
+    async def slot(self, whose: str) -> AsyncIterator[None]:
         await self._take(whose)
         try:
             yield

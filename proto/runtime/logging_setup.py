@@ -9,10 +9,10 @@ from typing import Literal
 
 import structlog
 
-Format = Literal["json", "console"]
+LogFormat = Literal["json", "console"]
 
 
-def configure(role: str, form: Format, level: str = "info") -> None:
+def configure(role: str, form: LogFormat, level: str = "info") -> None:
     """Send structlog's lines, and those of the libraries below, to standard error in `form`."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -41,7 +41,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=65535, description="Prometheus on this loopback port; 0: none, and of `up` free ones")
     ] = 0
     log_format: Annotated[
-        logging.Format, Meta(description="one line a fact, as json or for a console; on a terminal: console")
+        logging.LogFormat, Meta(description="one line a fact, as json or for a console; on a terminal: console")
     ] = "json"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="what is less than this is not said")
@@ -58,13 +58,13 @@ Serve = Callable[[S, Connection, asyncio.Event], Awaitable[None]]
 """Does the work until the event is set."""
 
 
-def ready(**facts: object) -> None:
+def mark_ready(**facts: object) -> None:
     """Said by each `serve`, once it does its work: to who reads the lines, and to who asks for the metrics."""
     logger.info("ready", **facts)
     READY.set(1)
 
 
-async def nothing_more(_: object) -> None:
+async def no_probe(_: object) -> None:
     """The probe of who needs nothing but the log."""
 
 
@@ -74,7 +74,7 @@ def main(
     settings_type: type[S],
     preflight: Preflight[S],
     serve: Serve[S],
-    probe: Probe[S] = nothing_more,
+    probe: Probe[S] = no_probe,
 ) -> int:
     """Runs a process until SIGTERM or SIGINT; the exit status comes back.
 

@@ -16,12 +16,12 @@ from tailrace.proto.errors import SandboxBusy, SandboxFailed
 # Of computing, each; as a program's argument, for it is the program that sets its limit.
 CPU_S_MAX = 3
 # Two cores may have other things to do.
-AT_ONCE_MAX = 3
+PROCESSES_MAX = 3
 # So that a tenant whose are slow keeps no other one waiting.
-OF_ONE_MAX = 2
+PROCESSES_TENANT_MAX = 2
 
 
-class Child:
+class Sandbox:
     """At most AT_ONCE_MAX of them at once, OF_ONE_MAX of them for one tenant; whoever else wants one waits, a while.
 
     Each takes 50 to 150 ms of CPU.
@@ -34,10 +34,10 @@ class Child:
         """
         self._command = (sys.executable, "-I", str(program))
         self._wait_s = wait_s
-        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._room = asyncio.Semaphore(PROCESSES_MAX)
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def said(self, told: bytes, within_s: float, whose: str) -> bytes:
+    async def run(self, told: bytes, within_s: float, whose: str) -> bytes:
         """What it says to `told`, for the tenant `whose`; raises SandboxFailed when it takes longer, or breaks.
 
         Raises SandboxBusy when it could not be begun.
@@ -71,7 +71,7 @@ class Child:
 
     @asynccontextmanager
     async def _place(self, whose: str) -> AsyncIterator[None]:
-        share = self._shares.setdefault(whose, asyncio.Semaphore(OF_ONE_MAX))
+        share = self._shares.setdefault(whose, asyncio.Semaphore(PROCESSES_TENANT_MAX))
         async with AsyncExitStack() as held:
             try:
                 # A few tenants whose are all slow could keep everybody else waiting for as long as they like.

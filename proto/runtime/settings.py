@@ -29,13 +29,15 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
             value = getattr(convert(kind, {name: text}), name)
         except msgspec.ValidationError as error:
             why = str(error).removesuffix(f" - at `$.{name}`")
-            raise SettingsInvalid(f"{env_name(name)}: {why}; it is {may_be(hints[name])}") from error
+            raise SettingsInvalid(f"{env_name(name)}: {why}; it is {describe_values(hints[name])}") from error
         if isinstance(value, float) and not math.isfinite(value):
-            raise SettingsInvalid(f"{env_name(name)}: {text} is no number that ends; it is {may_be(hints[name])}")
+            raise SettingsInvalid(
+                f"{env_name(name)}: {text} is no number that ends; it is {describe_values(hints[name])}"
+            )
     return convert(kind, given)
 
 
-def may_be(kind: object) -> str:
+def describe_values(kind: object) -> str:
     """What a setting of that type may be, in words."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"

@@ -17,7 +17,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests import processes
 from tests.conftest import apply_streams
@@ -38,7 +38,7 @@ async def main() -> None:
         connection = await Connection.open(nats.url, "bench")
         stack.push_async_callback(connection.close)
         first = new_key(TENANT, now=1, scopes=SCOPES)
-        await Keys(connection).create(first.record)
+        await ApiKeyStore(connection).create(first.record)
         urls = []
         for number in range(GATEWAYS):
             own = folder / str(number)
@@ -46,14 +46,15 @@ async def main() -> None:
             urls.append((await stack.enter_async_context(processes.gateway(own, nats.url))).url)
         turn = TurnKey(TENANT, TurnId(new_id()))
         await Writer(TurnLog(connection), turn).open("half an answer")
-        stored = [await run(Keys(connection), urls, turn, is_typed=False) for _ in range(RUNS)]
-        typed = [await run(Keys(connection), urls, turn, is_typed=True, nats_url=nats.url) for _ in range(RUNS // 4)]
+        stored = [await run(ApiKeyStore(connection), urls, turn, is_typed=False) for _ in range(RUNS)]
+        keys = ApiKeyStore(connection)
+        typed = [await run(keys, urls, turn, is_typed=True, nats_url=nats.url) for _ in range(RUNS // 4)]
     print(f"{GATEWAYS} gateways, {GATEWAYS * STREAMS} streams of the key; until the last one is closed, in ms")
     for name, times in (("from stored", stored), ("from typed", typed)):
         print(f"{name:12} median {sorted(times)[len(times) // 2]:5.0f}   most {max(times):5.0f}   of {len(times)} runs")
 
 
-async def run(keys: Keys, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
+async def run(keys: ApiKeyStore, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
     key = new_key(TENANT, now=1, scopes=SCOPES)
     await keys.create(key.record)
     opened: asyncio.Queue[None] = asyncio.Queue()

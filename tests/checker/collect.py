@@ -16,8 +16,8 @@ from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.direct_get import Reads
-from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
@@ -37,7 +37,7 @@ async def collect(
     Recorder(folder / HISTORY, "collect").clock()
     queues = {}
     for durable in (GENERATORS, PERSISTENCE):
-        backlog = await backlog_of(connection, durable)
+        backlog = await consumer_backlog(connection, durable)
         queues[durable] = Queue(backlog.waiting, backlog.leased)
     log = await _log(connection)
     account = await _account(claude_url) if claude_url is not None else None
@@ -47,7 +47,7 @@ async def collect(
 
 async def _log(connection: Connection) -> list[Logged]:
     """The whole stream, by sequence, without the probes of whoever died before removing his own (PROTOCOL R68)."""
-    reads, log = Reads(connection), list[Logged]()
+    reads, log = DirectReader(connection), list[Logged]()
     while True:
         page = await reads.page(EVERY_TURN, Seq(log[-1].seq + 1 if log else 1))
         log += map(_logged, page.messages)

@@ -24,7 +24,7 @@ from tailrace.proto.api_key import hash_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
-from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests import processes
@@ -121,7 +121,7 @@ class House:
 
         async def is_settled() -> bool:
             try:
-                backlog = await backlog_of(self.connection, GENERATORS)
+                backlog = await consumer_backlog(self.connection, GENERATORS)
             except LogUnavailable:
                 # The server was killed, and this has not found back to it yet.
                 return False

@@ -29,7 +29,7 @@ REFUSED = (FenceLost, LogFull, EntryTooLarge)
 
 def record(recorder: Recorder) -> None:
     """Wraps the doors of this process."""
-    steps, done, commit = append.append, Delivery.done, Store.record
+    steps, done, commit = append.append, Delivery.ack, Store.record
 
     def recorded_append(key: TurnKey, chain: Chain, entry: Entry, *, now: Now, timeout_s: float) -> Steps[Chain]:
         begun = Append(
@@ -64,7 +64,7 @@ def record(recorder: Recorder) -> None:
 
     # As a patch, for the part is not to know. The turn log has it by its name; who is imported later gets ours.
     append.append = turn_log.append = recorded_append  # type: ignore[attr-defined]
-    Delivery.done = recorded_done  # type: ignore[method-assign]
+    Delivery.ack = recorded_done  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 
 

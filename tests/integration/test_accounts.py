@@ -26,8 +26,8 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import MODELS
-from tailrace.proto.nats import Connection, Services, TurnLog, check
-from tailrace.proto.nats.api_keys import KeyChange, Keys
+from tailrace.proto.nats import Connection, Rpc, TurnLog, check
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyChange
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.nats.streams import BUCKETS, EVERY_STREAM
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
@@ -267,7 +267,7 @@ async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsS
     async def answer(message: Msg) -> None:
         await message.respond(message.data)
 
-    await Keys(other).hear(hear)
+    await ApiKeyStore(other).watch(hear)
     writer = Writer(TurnLog(anybody), key)
     await writer.ask()
     false = build_end(await writer.log.turn(key), "cancelled")
@@ -286,7 +286,7 @@ async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsS
             await one.client.publish("readers.acme.x", payload, aim, forged)
         for stores in ("bodies.acme.key_x", "turns.acme.x.end"):
             await answered(one, stores)
-        await Keys(anybody).create(record)
+        await ApiKeyStore(anybody).create(record)
         await until(lambda: heard)
         assert [(change.seq, change.record) for change in heard] == [(1, record)]
         end = await writer.end("cancelled")
@@ -306,7 +306,7 @@ async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again
             await message.respond(b"")
 
     async def ask(timeout_s: float) -> bytes:
-        return await Services(asking).ask(Tenant("local"), MODELS, b"", timeout_s=timeout_s, role=GENERATORS)
+        return await Rpc(asking).request(Tenant("local"), MODELS, b"", timeout_s=timeout_s, role=GENERATORS)
 
     await answering.subscribe(subjects.every_query(MODELS), hear)
     # Whatever it says after a subscription the server hears after that.

@@ -12,7 +12,7 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.runtime.sandbox import OF_ONE_MAX
+from tailrace.proto.runtime.sandbox import PROCESSES_TENANT_MAX
 from tailrace.proto.schema import with_schema
 from tailrace.proto.subjects import TurnKey
 from tests.answering import ask, ended, is_acknowledged, modes, shorten_lease, stats, working
@@ -102,8 +102,8 @@ async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
 
     async def is_kept_waiting() -> bool:
         # One that has ended meanwhile keeps nobody waiting.
-        if (running := sum(not one.done() for one in slow)) < OF_ONE_MAX:
-            for _ in range(OF_ONE_MAX - running):
+        if (running := sum(not one.done() for one in slow)) < PROCESSES_TENANT_MAX:
+            for _ in range(PROCESSES_TENANT_MAX - running):
                 asked = gateway.client.post("/v1/turns", json={"message": "Hi", "schema": SLOW_TO_READ})
                 slow.append(asyncio.create_task(asked))
             # They come first, or it is they who wait.

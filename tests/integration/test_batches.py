@@ -31,7 +31,7 @@ from tailrace.proto.entries import Batch, Progress, Request, Stored
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
-from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.streams import apply
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
@@ -595,7 +595,7 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     """Whoever lost it has not looked: it is delivered once more, although its end can be read."""
     await shorten_lease(own_connection, LEASE_S)
     await asked(own_gateway, inputs(3))
-    bodies, counters = Bodies(own_connection), Counters(own_connection)
+    bodies, counters = BlobStore(own_connection), Counters(own_connection)
     early = Early(
         own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
     )
@@ -627,7 +627,7 @@ async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "small")
         await apply(connection, bytes_max=600_000)
-        log, bodies = TurnLog(connection), Bodies(connection)
+        log, bodies = TurnLog(connection), BlobStore(connection)
         await bodies.put(key.tenant, {sha256: line})
         await log.append(TurnKey(key.tenant, TurnId(new_id())), START, request(system="y" * 560_000))
         await log.append(key, START, request(batch=Batch(sha256, len(line), 1, 1)))

@@ -20,7 +20,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import Bodies, Connection, TurnLog, streams
+from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests import handwritten, processes
@@ -333,7 +333,7 @@ async def test_who_waits_for_the_model_takes_no_room_any_more(
 
 async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Connection, tenant: Tenant) -> None:
     """The next large call waits for the one before it; a call without blobs waits for nobody."""
-    bodies, room = Bodies(connection), ByteSemaphore(MB)
+    bodies, room = BlobStore(connection), ByteSemaphore(MB)
     data = random_base64(700_000)
     call = build_call(handwritten.request(messages=[Message("user", [picture(data)])]))
     entry, lifted = blobs.lift(call)
@@ -356,7 +356,7 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
 
 async def test_a_text_takes_room_as_often_as_it_is_told(connection: Connection, tenant: Tenant) -> None:
     """It is one blob, and stands in the call seven times."""
-    bodies, room = Bodies(connection), ByteSemaphore(MB)
+    bodies, room = BlobStore(connection), ByteSemaphore(MB)
     call = build_call(handwritten.request(messages=[Message("user", [picture("x" * 100_000)] * 7)]))
     entry, lifted = blobs.lift(call)
     await bodies.put(tenant, lifted)
@@ -369,6 +369,6 @@ async def test_room_is_given_back_when_a_blob_is_gone(connection: Connection, te
     room = ByteSemaphore(MB)
     entry, _ = blobs.lift(build_call(handwritten.request(messages=[Message("user", [picture(random_base64(MB))])])))
     with pytest.raises(BackendError) as gone:
-        async with BlobLoader(Bodies(connection), room).load(tenant, entry):
+        async with BlobLoader(BlobStore(connection), room).load(tenant, entry):
             pass
     assert (gone.value.code, room.free) == ("blob_expired", MB)

@@ -17,7 +17,7 @@ from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
-from tailrace.proto.nats import Bodies, Connection, blobs, streams
+from tailrace.proto.nats import BlobStore, Connection, blobs, streams
 from tailrace.proto.nats.blobs import CHUNK_BYTES
 from tailrace.proto.subjects import BODIES
 from tests.until import until
@@ -30,8 +30,8 @@ LIFE_S = 5.0
 
 
 @pytest.fixture
-def store(connection: Connection) -> Bodies:
-    return Bodies(connection)
+def store(connection: Connection) -> BlobStore:
+    return BlobStore(connection)
 
 
 @pytest_asyncio.fixture
@@ -58,7 +58,7 @@ def names(tenant: Tenant) -> list[str]:
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_is_chunks_and_then_a_mark(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+async def test_a_blob_is_chunks_and_then_a_mark(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
     """In that order, under these very names."""
     await store.put(tenant, LIFTED)
     stored = [await connection.jetstream.get_last_msg(BODIES, name) for name in names(tenant)]
@@ -70,14 +70,14 @@ async def test_a_blob_is_chunks_and_then_a_mark(store: Bodies, connection: Conne
     assert info.state.subjects == dict.fromkeys(names(tenant), 1)
 
 
-async def test_what_was_put_is_read(store: Bodies, tenant: Tenant) -> None:
+async def test_what_was_put_is_read(store: BlobStore, tenant: Tenant) -> None:
     """Byte for byte; and how large it is."""
     await store.put(tenant, LIFTED)
     assert await store.size(tenant, BLOB.sha256) == len(CONTENT)
     assert await store.read(tenant, BLOB) == CONTENT
 
 
-async def test_a_blob_is_its_tenants_own(store: Bodies, tenant: Tenant) -> None:
+async def test_a_blob_is_its_tenants_own(store: BlobStore, tenant: Tenant) -> None:
     """To another tenant it is not there, although its name is known."""
     await store.put(tenant, LIFTED)
     for call in (store.size(Tenant(new_id()), BLOB.sha256), store.read(Tenant(new_id()), BLOB)):
@@ -86,7 +86,7 @@ async def test_a_blob_is_its_tenants_own(store: Bodies, tenant: Tenant) -> None:
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_without_its_mark_is_not_there(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+async def test_a_blob_without_its_mark_is_not_there(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
     """Its writer died before all of it was stored; the next one stores it."""
     await store.put(tenant, LIFTED)
     await connection.jetstream.purge_stream(BODIES, subject=subjects.blob(tenant, BLOB.sha256))
@@ -97,7 +97,7 @@ async def test_a_blob_without_its_mark_is_not_there(store: Bodies, connection: C
     assert await store.read(tenant, BLOB) == CONTENT
 
 
-async def test_a_blob_of_another_length_is_another(store: Bodies, tenant: Tenant) -> None:
+async def test_a_blob_of_another_length_is_another(store: BlobStore, tenant: Tenant) -> None:
     """What a reference says of it is what was made room for."""
     await store.put(tenant, LIFTED)
     with pytest.raises(BlobUnknown):
@@ -105,7 +105,9 @@ async def test_a_blob_of_another_length_is_another(store: Bodies, tenant: Tenant
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_that_is_young_is_not_stored_again(store: Bodies, connection: Connection, tenant: Tenant) -> None:
+async def test_a_blob_that_is_young_is_not_stored_again(
+    store: BlobStore, connection: Connection, tenant: Tenant
+) -> None:
     """The same picture in each turn costs one question, and no disk."""
     await store.put(tenant, LIFTED)
     before = await mark_seq(connection, tenant)
@@ -120,7 +122,7 @@ async def test_a_blob_past_half_its_life_is_stored_again(
     short_lived: Connection, tenant: Tenant, is_sent: bool
 ) -> None:
     """All of it, and not before: a conversation that goes on keeps its pictures."""
-    store, begun = Bodies(short_lived), asyncio.get_running_loop().time()
+    store, begun = BlobStore(short_lived), asyncio.get_running_loop().time()
     await store.put(tenant, LIFTED)
     first = await mark_seq(short_lived, tenant)
 
@@ -137,7 +139,7 @@ async def test_a_blob_past_half_its_life_is_stored_again(
 
 async def test_a_blob_that_nobody_uses_expires(short_lived: Connection, tenant: Tenant) -> None:
     """Then it is not there any more; and sent again, it is."""
-    store = Bodies(short_lived)
+    store = BlobStore(short_lived)
     await store.put(tenant, LIFTED)
     config = (await short_lived.jetstream.stream_info(BODIES)).config
     await short_lived.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
@@ -159,7 +161,7 @@ async def test_any_number_may_store_and_read_a_blob_at_once(nats_url: str, tenan
     connections = [await Connection.open(nats_url, "test") for _ in range(4)]
 
     async def put_and_read(connection: Connection) -> bytes:
-        store = Bodies(connection)
+        store = BlobStore(connection)
         await store.put(tenant, LIFTED)
         return await store.read(tenant, BLOB)
 
@@ -171,7 +173,7 @@ async def test_any_number_may_store_and_read_a_blob_at_once(nats_url: str, tenan
 
 @pytest.mark.rule("R34")
 async def test_a_chunk_that_one_read_does_not_find_is_read_again(
-    store: Bodies, connection: Connection, tenant: Tenant
+    store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
     """A follower may be behind the mark that its leader has shown."""
     await store.put(tenant, LIFTED)
@@ -185,22 +187,22 @@ async def test_a_chunk_that_one_read_does_not_find_is_read_again(
 
 @pytest.mark.rule("R34")
 async def test_a_blob_that_is_denied_once_is_there(
-    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leader that has just woken up knows nothing of what came while it slept, and a turn would fail for it (R14)."""
     await store.put(tenant, LIFTED)
-    last, denials = Bodies._last, [None]
+    last, denials = BlobStore._last, [None]
 
-    async def asked(self: Bodies, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
+    async def asked(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
         return denials.pop() if denials else await last(self, tenant, sha256)
 
-    monkeypatch.setattr(Bodies, "_last", asked)
+    monkeypatch.setattr(BlobStore, "_last", asked)
     assert await store.read(tenant, BLOB) == CONTENT
     assert not denials
 
 
 async def test_chunks_that_are_not_what_was_stored_are_no_blob(
-    store: Bodies, connection: Connection, tenant: Tenant
+    store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
     """A disk that has changed a byte does not change a question."""
     await store.put(tenant, LIFTED)
@@ -214,7 +216,7 @@ async def test_a_full_store_refuses_what_is_new_and_keeps_what_is_there(
     short_lived: Connection, tenant: Tenant
 ) -> None:
     """A 503 for the one, and nothing is thrown out for it; what is stored again needs no room."""
-    store = Bodies(short_lived)
+    store = BlobStore(short_lived)
     await store.put(tenant, LIFTED)
     other = os.urandom(4_000_000)
     with pytest.raises(LogFull, match="BODIES"):
@@ -228,7 +230,7 @@ async def test_a_store_that_is_away_is_said_so_in_bounded_time(
 ) -> None:
     """And once it is back, it is asked again."""
     monkeypatch.setattr(blobs, "TIMEOUT_S", 0.3)
-    store = Bodies(own_connection)
+    store = BlobStore(own_connection)
     await store.put(tenant, LIFTED)
     await own_server.stop(SIGKILL)
     calls = (store.put(tenant, LIFTED), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
@@ -243,14 +245,14 @@ async def test_a_store_that_is_away_is_said_so_in_bounded_time(
 
 @pytest.mark.rule("R34")
 async def test_what_is_condemned_is_read_until_it_is_purged(
-    store: Bodies, connection: Connection, tenant: Tenant
+    store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
     """A turn that runs may need it; then all of it is gone, and whoever wants it hears so at once."""
-    assert await store.condemn(tenant, BLOB.sha256) is None
+    assert await store.mark_deleted(tenant, BLOB.sha256) is None
     await store.put(tenant, LIFTED)
-    condemned = await store.condemn(tenant, BLOB.sha256)
+    condemned = await store.mark_deleted(tenant, BLOB.sha256)
     assert condemned is not None
-    assert await store.condemn(tenant, BLOB.sha256) == condemned
+    assert await store.mark_deleted(tenant, BLOB.sha256) == condemned
     assert await store.read(tenant, BLOB) == CONTENT
     chunks = store.chunks(tenant, BLOB)
     await anext(chunks)
@@ -265,11 +267,11 @@ async def test_what_is_condemned_is_read_until_it_is_purged(
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
 async def test_what_was_condemned_and_is_referred_to_is_stored_again(
-    store: Bodies, tenant: Tenant, is_sent: bool
+    store: BlobStore, tenant: Tenant, is_sent: bool
 ) -> None:
     """The purge takes the life before, and nothing of this one, whenever it comes."""
     await store.put(tenant, LIFTED)
-    condemned = await store.condemn(tenant, BLOB.sha256)
+    condemned = await store.mark_deleted(tenant, BLOB.sha256)
     assert condemned is not None
     await (store.put(tenant, LIFTED) if is_sent else store.renew(tenant, [BLOB]))
     for _ in range(2):
@@ -279,45 +281,45 @@ async def test_what_was_condemned_and_is_referred_to_is_stored_again(
 
 @pytest.mark.rule("R34")
 async def test_who_is_overtaken_while_they_store_begin_again(
-    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After their first chunk others store all of it, condemn it and purge it: their mark would be of nothing whole."""
-    publish, due = Bodies._publish, [1]
+    publish, due = BlobStore._publish, [1]
 
-    async def overtaken(self: Bodies, subject: str, *given: object) -> int:
+    async def overtaken(self: BlobStore, subject: str, *given: object) -> int:
         seq = await publish(self, subject, *given)  # type: ignore[arg-type]
         # Of a mark it is told what the one before it was.
         if due and len(given) == 1 and due.pop():
             await store.put(tenant, LIFTED)
-            condemned = await store.condemn(tenant, BLOB.sha256)
+            condemned = await store.mark_deleted(tenant, BLOB.sha256)
             assert condemned is not None
             await store.purge(tenant, BLOB.sha256, condemned)
         return seq
 
-    monkeypatch.setattr(Bodies, "_publish", overtaken)
+    monkeypatch.setattr(BlobStore, "_publish", overtaken)
     await store.put(tenant, LIFTED)
     assert await store.read(tenant, BLOB) == CONTENT
 
 
 async def test_who_is_overtaken_again_and_again_gives_up(
-    store: Bodies, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others store and condemn the same blob as fast as this one can look: it is said, and not tried for ever."""
 
     async def refused(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(Bodies, "_mark", refused)
+    monkeypatch.setattr(BlobStore, "_mark", refused)
     with pytest.raises(LogUnavailable, match="again and again"):
         await store.put(tenant, LIFTED)
 
 
 async def test_a_doomed_blob_whose_chunks_have_expired_is_gone(
-    store: Bodies, connection: Connection, tenant: Tenant
+    store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
     """Its mark is younger than they are: who reads it is not kept waiting for what will not come."""
     await store.put(tenant, LIFTED)
-    await store.condemn(tenant, BLOB.sha256)
+    await store.mark_deleted(tenant, BLOB.sha256)
     await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 0))
     async with asyncio.timeout(blobs.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
@@ -326,7 +328,7 @@ async def test_a_doomed_blob_whose_chunks_have_expired_is_gone(
 
 async def test_a_store_that_is_full_to_the_byte_can_be_emptied(short_lived: Connection, tenant: Tenant) -> None:
     """The sign that a blob is doomed is a little longer than what it takes the place of."""
-    store = Bodies(short_lived)
+    store = BlobStore(short_lived)
     await store.put(tenant, LIFTED)
     for size in (100_000, 1_000, 10, 1):
         with suppress(nats.js.errors.APIError):
@@ -336,7 +338,7 @@ async def test_a_store_that_is_full_to_the_byte_can_be_emptied(short_lived: Conn
         await store._mark(
             tenant, BLOB.sha256, blobs.Size(BLOB.bytes, is_doomed=True), Seq(await mark_seq(short_lived, tenant))
         )
-    condemned = await store.condemn(tenant, BLOB.sha256)
+    condemned = await store.mark_deleted(tenant, BLOB.sha256)
     assert condemned is not None
     await store.purge(tenant, BLOB.sha256, condemned)
     assert await mark_seq(short_lived, tenant) == 0

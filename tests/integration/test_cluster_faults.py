@@ -195,5 +195,5 @@ async def test_where_nobody_delivers_not_everything_is_there(system: System) -> 
     other = await Connection.open(next(one.url for one in cluster.nodes if one is not node), "test")
     freeze(node)
     with pytest.raises(LogUnavailable):
-        await streams.behind(other)
+        await streams.lagging_servers(other)
     await other.close()

@@ -17,9 +17,9 @@ import structlog.testing
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
-from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.frozen import freeze
@@ -173,8 +173,8 @@ async def next_delivery(connection: Connection) -> object:
     "ask",
     [
         fullness,
-        lambda connection: Keys(connection).place(),
-        lambda connection: backlog_of(connection, PERSISTENCE),
+        lambda connection: ApiKeyStore(connection).position(),
+        lambda connection: consumer_backlog(connection, PERSISTENCE),
         next_delivery,
     ],
     ids=["fullness", "keys", "backlog", "deliveries"],

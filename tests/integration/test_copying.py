@@ -54,7 +54,7 @@ async def held(connection: Connection) -> dict[str | None, tuple[int | None, ...
 
 
 async def copy(source: Connection, target: Connection) -> None:
-    await stream_copy.copy(source, target, replicas=1, bytes_max=BYTES_MAX)
+    await stream_copy.copy_streams(source, target, replicas=1, bytes_max=BYTES_MAX)
 
 
 async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) -> None:
@@ -93,18 +93,18 @@ async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its servers go with it: one that has lost a stream half way does not always find back to it."""
-    options, out, really_copy = Options(folder=tmp_path), io.StringIO(), stream_copy.copy
+    options, out, really_copy = Options(folder=tmp_path), io.StringIO(), stream_copy.copy_streams
     (old,) = migrate_log.sites_of(options, tmp_path)
     async with NatsServer(tmp_path, site=old) as server:
         await filled(server.url)
         await server.stop(SIGTERM)
 
     async def broken_off(_: Connection, target: Connection, **__: int) -> None:
-        monkeypatch.setattr(stream_copy, "copy", really_copy)
+        monkeypatch.setattr(stream_copy, "copy_streams", really_copy)
         await apply(target, bytes_max=BYTES_MAX)
         raise LogUnavailable("one stream of nine")
 
-    monkeypatch.setattr(stream_copy, "copy", broken_off)
+    monkeypatch.setattr(stream_copy, "copy_streams", broken_off)
     await migrate_log.copy([old], options, tmp_path / "moving", Console(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log is copied anew: one stream of nine\n"
     async with NatsServer(tmp_path / "moving") as server:

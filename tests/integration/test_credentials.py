@@ -26,7 +26,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests import tokens
 from tests.conftest import apply_streams
 from tests.integration.conftest import KEY, api_keys, on_shared_loop
@@ -86,7 +86,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
     async with NatsServer(tmp_path_factory.mktemp("doors")) as nats:
         await apply_streams(nats.url)
         connection = await Connection.open(nats.url, "test")
-        stored, ring = Keys(connection), ApiKeyCache()
+        stored, ring = ApiKeyStore(connection), ApiKeyCache()
         keys = {scope: new_key(TENANT, now=1, scopes=[scope]) for scope in SCOPES}
         revoked = new_key(TENANT, now=1, scopes=SCOPES)
         for key in (*keys.values(), revoked):

@@ -195,7 +195,7 @@ async def test_a_delivery_of_a_turn_that_is_gone_is_acknowledged_and_recorded_as
     held = await deliveries.next(2)
     await own_log.purge(key)
     for delivery in held:
-        await delivery.give_back()
+        await delivery.release()
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         await until(deliveries.is_drained)
         with pytest.raises(Refused, match="no turn has this id"):

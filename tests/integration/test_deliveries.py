@@ -65,7 +65,7 @@ async def test_a_request_is_delivered_once_and_gone_when_it_is_done(
     assert delivery.seq == (await log.turn(key)).tail
     assert delivery.ack_wait_s == ACK_WAIT_S
     assert (await deliveries.backlog()).leased == 1
-    await delivery.done()
+    await delivery.ack()
     await until(deliveries.is_drained)
     assert await deliveries.next() == []
 
@@ -108,7 +108,7 @@ async def test_what_is_kept_stays(log: TurnLog, deliveries: Deliveries, tenant: 
     again = asyncio.create_task(one(deliveries))
     while kept - began < 3 * ACK_WAIT_S:
         assert not again.done()
-        await delivery.keep()
+        await delivery.renew()
         kept = loop.time()
         await asyncio.wait([again], timeout=ACK_WAIT_S / 4)
     assert (await again).times == 2
@@ -120,7 +120,7 @@ async def test_what_is_given_back_comes_at_once(log: TurnLog, deliveries: Delive
     """A generator that drains does not make its turns wait for the lease to run out."""
     await ask(log, tenant)
     began = asyncio.get_running_loop().time()
-    await (await one(deliveries)).give_back()
+    await (await one(deliveries)).release()
     assert (await one(deliveries)).times == 2
     assert asyncio.get_running_loop().time() - began < ACK_WAIT_S
 
@@ -134,7 +134,7 @@ async def test_an_old_holders_acknowledgement_ends_the_new_holders_lease(
     old = await one(deliveries)
     new = await one(deliveries)
     assert new.times == 2
-    await old.done()
+    await old.ack()
     await until(deliveries.is_drained)
 
 
@@ -155,7 +155,7 @@ async def test_persistence_is_given_requests_and_ends_only(
     backlog = await recorder.backlog()
     assert (backlog.waiting, backlog.leased) == (0, 2)
     for delivery in taken:
-        await delivery.done()
+        await delivery.ack()
     await until(recorder.is_drained)
 
 

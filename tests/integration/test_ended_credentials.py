@@ -15,8 +15,8 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import batch
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import Bodies, Connection, TurnLog
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats import BlobStore, Connection, TurnLog
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests import tokens
 from tests.integration.conftest import Gateway, NewGateway
@@ -31,16 +31,16 @@ NewApiKey = Callable[[], Awaitable[NewKey]]
 
 
 @pytest.fixture
-def keys(own_connection: Connection) -> Keys:
-    return Keys(own_connection)
+def keys(own_connection: Connection) -> ApiKeyStore:
+    return ApiKeyStore(own_connection)
 
 
 @pytest.fixture
-async def api_key(keys: Keys, tenant: Tenant) -> NewKey:
+async def api_key(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
     return await stored(keys, tenant)
 
 
-async def stored(keys: Keys, tenant: Tenant) -> NewKey:
+async def stored(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     return key
@@ -94,7 +94,7 @@ def bearer(key: NewKey) -> str:
 @pytest.mark.rule("R38")
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_the_streams_of_a_revoked_key_are_broken_off_in_their_own_form(
-    keyed: Gateway, keys: Keys, api_key: NewKey, turn: TurnKey, dialect: str
+    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey, dialect: str
 ) -> None:
     """As at a drain: a clean end where an end is told, else one without its last chunk. Who comes back is refused."""
     wire = Wire(keyed, events(turn, dialect), bearer(api_key))
@@ -111,7 +111,7 @@ async def test_the_streams_of_a_revoked_key_are_broken_off_in_their_own_form(
 
 @pytest.mark.rule("R38")
 async def test_a_revocation_is_heard_in_every_gateway(
-    own_server: NatsServer, keyed: Gateway, new_gateway: NewGateway, keys: Keys, api_key: NewKey, turn: TurnKey
+    own_server: NatsServer, keyed: Gateway, new_gateway: NewGateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey
 ) -> None:
     """Three of them with four streams each; those of another key of the same tenant go on."""
     other = await stored(keys, turn.tenant)
@@ -145,7 +145,7 @@ async def test_the_streams_of_a_token_end_with_it(keyed: Gateway, own_log: TurnL
 async def test_who_waits_for_an_answer_is_refused(
     own_server: NatsServer,
     new_gateway: NewGateway,
-    keys: Keys,
+    keys: ApiKeyStore,
     api_key: NewKey,
     tenant: Tenant,
     own_log: TurnLog,
@@ -171,7 +171,7 @@ async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
 
 
 async def test_a_turn_that_is_to_end_with_its_reader_does_so(
-    keyed: Gateway, keys: Keys, api_key: NewKey, own_log: TurnLog, tenant: Tenant
+    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant
 ) -> None:
     """`on_disconnect: cancel`: a reader that cannot come back has gone away."""
     headers = {"authorization": f"Bearer {api_key.secret}"}
@@ -204,7 +204,7 @@ async def test_a_reader_that_is_held_is_let_go_when_its_token_ends(
 
 @pytest.mark.rule("R38")
 async def test_a_key_that_expires_ends_all_that_was_begun_with_it(
-    keyed: Gateway, keys: Keys, tenant: Tenant, turn: TurnKey
+    keyed: Gateway, keys: ApiKeyStore, tenant: Tenant, turn: TurnKey
 ) -> None:
     """Streams by the key, by an access token and by tickets, which would all last longer; then it is nobody's key."""
     short = new_key(tenant, now=int(time.time()), scopes=SCOPES, expires_at=int(time.time()) + 4)
@@ -274,7 +274,7 @@ async def downloads(
     """Paths of what is longer than all buffers between here and there: a blob, and a batch's results."""
     long = b"x" * LONG_BYTES
     sha256 = hashlib.sha256(long).hexdigest()
-    await Bodies(own_connection).put(tenant, {sha256: long})
+    await BlobStore(own_connection).put(tenant, {sha256: long})
     body = {"requests": [{"custom_id": f"n{number}", "params": {"message": "hi"}} for number in range(96)]}
     headers = {"authorization": f"Bearer {api_key.secret}"}
     asked = (await keyed.client.post("/v1/batches", json=body, headers=headers)).json()
@@ -288,7 +288,7 @@ async def downloads(
 @pytest.mark.parametrize("what", ["blob", "results"])
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 async def test_a_long_body_is_cut_when_its_reader_may_no_more(
-    keyed: Gateway, keys: Keys, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
+    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
 ) -> None:
     """What is in buffers already still comes, and by far not all; without its last chunk it is not taken for it."""
     short = tokens.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
@@ -332,7 +332,7 @@ async def exchanged(keyed: Gateway, api_key: NewKey, turn: TurnKey) -> AsyncIter
 
 @pytest.mark.parametrize("kind", ["access token", "ticket", "shared ticket"])
 async def test_what_a_key_was_exchanged_for_ends_with_it(
-    keyed: Gateway, keys: Keys, api_key: NewKey, exchanged: dict[str, httpx2.Request], kind: str
+    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, exchanged: dict[str, httpx2.Request], kind: str
 ) -> None:
     """Its streams, too, at once."""
     request = exchanged[kind]

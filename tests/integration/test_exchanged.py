@@ -15,7 +15,7 @@ from tailrace.gateway.auth.signed_tokens import Access, Signature
 from tailrace.proto.api_key import NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway, NewGateway
@@ -72,7 +72,7 @@ async def reading(client: httpx2.AsyncClient, url: str, **headers: str) -> Async
 
 async def stored(connection: Connection, gateway: Gateway, key: NewKey) -> str:
     """The key, once the gateway has heard of it."""
-    await Keys(connection).create(key.record)
+    await ApiKeyStore(connection).create(key.record)
     headers = bearer(key.secret)
 
     async def is_known() -> bool:
@@ -108,7 +108,7 @@ async def test_with_a_key_goes_all_that_it_was_exchanged_for(
         reading(client, urls[1][0]) as second,
         reading(client, urls[2][0], **access) as third,
     ):
-        await Keys(own_connection).revoke(key.record.id, int(time.time()))
+        await ApiKeyStore(own_connection).revoke(key.record.id, int(time.time()))
         lasts = await asyncio.wait_for(asyncio.gather(first, second, third), 10)
     answers = [
         await client.get(url, headers={**headers, "last-event-id": last})

@@ -23,7 +23,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.step import Unclear
-from tailrace.proto.nats.used_tickets import TicketUses
+from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
 from tests.handwritten import NOON, attempt, event, opening, request, says
@@ -187,9 +187,9 @@ async def test_a_key_that_is_claimed_on_all_nodes_at_once_names_one_turn(
 @pytest.mark.rule("R39")
 async def test_a_ticket_that_is_used_on_all_nodes_at_once_is_used_once(connections: list[Connection]) -> None:
     """One stream is begun, however many find the link; and all sign with one secret, whoever made it."""
-    uses = [TicketUses(connection) for connection in connections]
+    uses = [UsedTickets(connection) for connection in connections]
     for _ in range(100):
         ticket = new_id()
-        used = await asyncio.gather(*(one.use(ticket) for one in uses * 3))
+        used = await asyncio.gather(*(one.mark_used(ticket) for one in uses * 3))
         assert used.count(True) == 1
     assert len(set(await asyncio.gather(*(signing_secret(connection) for connection in connections * 3)))) == 1

@@ -30,7 +30,7 @@ from tailrace.proto.entries import Attempt, Entry, Reservation
 from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.models import find_model
-from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Hedge, Hedges, Services, Slots, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
@@ -532,7 +532,7 @@ async def test_a_hedge_is_closed_as_soon_as_another_entry_stands(
     """Whether the late one has its token, or somebody else has taken the turn under the same number."""
     async with working(own_server.url, claude, **LATE):
         await offering(own_server.url, 1)
-        assert await Hedges(peer).ask(late.hedge)
+        assert await HedgeRpc(peer).request(late.hedge)
         await open_streams(claude, 1)
         told = handwritten.opening()[0]
         entry = handwritten.event(late.chain, told) if first == "a token" else handwritten.attempt(late.chain)
@@ -550,7 +550,7 @@ async def test_a_turn_that_is_not_late_any_more_is_not_called_for(
     lost = REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
     async with working(own_server.url, claude, **LATE):
         await offering(own_server.url, 1)
-        assert await Hedges(peer).ask(late.hedge)
+        assert await HedgeRpc(peer).request(late.hedge)
         await until(lambda: REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") == lost + 1)
     assert (await stats(claude))["calls"] == 0
     assert (await own_log.turn(late.key)).chain == late.chain
@@ -560,20 +560,20 @@ async def test_a_turn_is_hedged_once_by_who_is_not_going_away(
     own_server: NatsServer, gateway_connection: Connection, peer: Connection, claude: str, late: Late
 ) -> None:
     """Who makes the call already, or was told to stop, does not take it."""
-    asking = Hedges(peer)
+    asking = HedgeRpc(peer)
     async with working(own_server.url, claude, **LATE, grace_s=30) as stop:
         await offering(own_server.url, 1)
-        assert await asking.ask(late.hedge)
+        assert await asking.request(late.hedge)
         await called(claude, 1)
-        assert not await asking.ask(late.hedge)
+        assert not await asking.request(late.hedge)
         stop.set()
-        services = Services(gateway_connection)
+        services = Rpc(gateway_connection)
 
         async def is_draining() -> bool:
             return await services.health(GENERATORS, timeout_s=0.5) is None
 
         await until(is_draining)
-        assert not await asking.ask(msgspec.structs.replace(late.hedge, turn=TurnId("another")))
+        assert not await asking.request(msgspec.structs.replace(late.hedge, turn=TurnId("another")))
         assert (await stats(claude))["calls"] == 1
 
 
@@ -600,7 +600,7 @@ async def test_what_works_in_a_folder_is_not_asked_twice_at_once(
     """Two of Claude Code would work on the same files, whoever's list of backends has it."""
     carrier = TurnRunner(
         own_log,
-        BlobLoader(Bodies(own_connection), ByteSemaphore(1)),
+        BlobLoader(BlobStore(own_connection), ByteSemaphore(1)),
         {"claude_code": Unasked()},
         parse_backends("claude_code"),
         Retry(tries_max=1, wait_s=0, wait_max_s=0),
@@ -652,23 +652,23 @@ async def test_a_hedge_is_offered_to_one_other_that_has_room(own_server: NatsSer
         for name in ("asking", "full", "one", "two"):
             connection = await Connection.open(as_user(own_server.url, GENERATORS), name)
             stack.push_async_callback(connection.close)
-            doors.append((connection, Hedges(connection)))
+            doors.append((connection, HedgeRpc(connection)))
         asking = doors[0][1]
-        assert not await asking.ask(hedge)
+        assert not await asking.request(hedge)
         itself, full, one, two = takers = [Taking(room=room) for room in (9, 0, 9, 9)]
         for (connection, door), taker in zip(doors, takers, strict=True):
             # Who is there so far is the one that asks, and then one without room.
-            assert taker in (itself, full, two) or not await asking.ask(hedge)
-            await door.offer(taker)
+            assert taker in (itself, full, two) or not await asking.request(hedge)
+            await door.serve(taker)
             # A request does not overtake a subscription of the same connection.
             await connection.jetstream.stream_info(STREAM)
         assert (itself.taken, full.taken) == ([], [])
         for _ in range(5):
-            assert await asking.ask(hedge)
+            assert await asking.request(hedge)
         assert (itself.taken, full.taken) == ([], [])
         assert one.taken + two.taken == [hedge] * 5
         one.room = two.room = 0
-        assert not await asking.ask(hedge)
+        assert not await asking.request(hedge)
 
 
 @pytest.mark.rule("R51")
@@ -682,15 +682,15 @@ async def test_a_lease_is_shared_by_who_was_told_of_it(
     (delivery,) = await until(deliveries.next)
     connection = await Connection.open(own_server.url, "other")
     elsewhere = await Deliveries.open(connection, GENERATORS)
-    shared = elsewhere.shared(key, delivery.lease)
+    shared = elsewhere.from_lease(key, delivery.lease)
     assert (shared.key, shared.seq) == (key, delivery.seq)
     for _ in range(4):
-        await shared.keep()
+        await shared.renew()
         # It waits for half of the lease.
         assert await deliveries.next() == []
-    await shared.done()
+    await shared.ack()
     await until(lambda: is_acknowledged(own_connection))
     for none in ("", "anywhere", delivery.lease.replace(GENERATORS, "webhooks"), delivery.lease.replace("TURNS", "T")):
         with pytest.raises(LogUnavailable):
-            elsewhere.shared(key, none)
+            elsewhere.from_lease(key, none)
     await connection.close()

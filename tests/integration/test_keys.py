@@ -18,7 +18,7 @@ from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import KeyPosition, Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 from tests.conftest import apply_streams
 from tests.until import until
@@ -33,12 +33,12 @@ def a_key(tenant: Tenant = ALICE) -> NewKey:
 
 
 @pytest.fixture
-def keys(own_connection: Connection) -> Keys:
-    return Keys(own_connection)
+def keys(own_connection: Connection) -> ApiKeyStore:
+    return ApiKeyStore(own_connection)
 
 
 @asynccontextmanager
-async def kept_up(ring: ApiKeyCache, keys: Keys, connection: Connection) -> AsyncIterator[ApiKeyCache]:
+async def kept_up(ring: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
     keeping = asyncio.create_task(ring.keep_up(keys, connection))
     try:
         yield ring
@@ -49,7 +49,7 @@ async def kept_up(ring: ApiKeyCache, keys: Keys, connection: Connection) -> Asyn
 
 
 @pytest.fixture
-async def ring(keys: Keys, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
+async def ring(keys: ApiKeyStore, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
     """A ring that keeps up, as in a gateway."""
     ring = ApiKeyCache()
     await ring.load(keys)
@@ -63,7 +63,7 @@ async def found(ring: ApiKeyCache, key: NewKey) -> Principal | None:
 
 @pytest.mark.rule("S13")
 @pytest.mark.rule("R38")
-async def test_what_is_stored_of_a_key_does_not_tell_it(keys: Keys, own_connection: Connection) -> None:
+async def test_what_is_stored_of_a_key_does_not_tell_it(keys: ApiKeyStore, own_connection: Connection) -> None:
     """Its SHA-256 and who it is for, under an id that is no part of it: no bytes of the secret anywhere."""
     key = a_key()
     await keys.create(key.record)
@@ -88,7 +88,7 @@ async def test_no_two_keys_are_alike() -> None:
 
 
 @pytest.mark.rule("R38")
-async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_connection: Connection) -> None:
+async def test_all_keys_are_known_before_the_first_request(keys: ApiKeyStore, own_connection: Connection) -> None:
     """Also when they fill several pages of a read; and a revoked one is known as such."""
     made = [a_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
@@ -103,7 +103,7 @@ async def test_all_keys_are_known_before_the_first_request(keys: Keys, own_conne
 
 
 @pytest.mark.rule("R38")
-async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: Keys) -> None:
+async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: ApiKeyStore) -> None:
     """What its record says is the caller's; whoever watches it is told once it is revoked."""
     key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
     assert await found(ring, key) is None
@@ -124,7 +124,7 @@ async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: Keys
 
 
 @pytest.mark.rule("R38")
-async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connection, keys: Keys) -> None:
+async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connection, keys: ApiKeyStore) -> None:
     """A ring that hears nothing, as of a bucket that republishes nothing, is a second behind and no more."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
@@ -139,7 +139,7 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
 
 @pytest.mark.rule("R38")
 async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_again(
-    own_server: NatsServer, ring: ApiKeyCache, keys: Keys
+    own_server: NatsServer, ring: ApiKeyCache, keys: ApiKeyStore
 ) -> None:
     """A broker that falls over locks nobody out; what happened meanwhile is heard of when it is back."""
     key, other = a_key(), a_key()
@@ -147,13 +147,13 @@ async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_ag
     await until(lambda: found(ring, key))
     await own_server.stop(SIGKILL)
     with pytest.raises(LogUnavailable):
-        await keys.place()
+        await keys.position()
     assert await found(ring, key) is not None
     await own_server.start()
     elsewhere = await Connection.open(own_server.url, "test-elsewhere")
     try:
-        await Keys(elsewhere).create(other.record)
-        await Keys(elsewhere).revoke(key.record.id, 1)
+        await ApiKeyStore(elsewhere).create(other.record)
+        await ApiKeyStore(elsewhere).revoke(key.record.id, 1)
     finally:
         await elsewhere.close()
     await until(lambda: found(ring, other))
@@ -162,7 +162,7 @@ async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_ag
 
 @pytest.mark.rule("R38")
 async def test_keys_of_a_bucket_that_is_gone_are_gone(
-    own_server: NatsServer, ring: ApiKeyCache, keys: Keys, own_connection: Connection
+    own_server: NatsServer, ring: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
 ) -> None:
     """Made anew, its numbers begin at 1 again: a ring that went by them alone would believe the old ones for ever."""
     old, young = a_key(), a_key()
@@ -172,7 +172,7 @@ async def test_keys_of_a_bucket_that_is_gone_are_gone(
     with ring.watched(old.record.id) as gone:
         await own_connection.jetstream.delete_key_value(KEYS)
         await apply_streams(own_server.url)
-        await Keys(own_connection).create(young.record)
+        await ApiKeyStore(own_connection).create(young.record)
         await asyncio.wait_for(gone.wait(), 5)
     await until(lambda: found(ring, young))
     assert await found(ring, old) is None
@@ -181,7 +181,7 @@ async def test_keys_of_a_bucket_that_is_gone_are_gone(
 
 @pytest.mark.rule("R38")
 async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
-    ring: ApiKeyCache, keys: Keys, own_connection: Connection
+    ring: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
 ) -> None:
     """`nats kv del KEYS …`: whoever holds the broker may do so."""
     key = a_key()
@@ -195,7 +195,7 @@ async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
 
 @pytest.mark.parametrize("payload", [b"", b"null", b"{}", b"\xff", b'{"id": "key_0123456789abcdef"}', b"[" * 20_000])
 async def test_a_record_that_nobody_can_read_opens_nothing(
-    keys: Keys, own_connection: Connection, payload: bytes
+    keys: ApiKeyStore, own_connection: Connection, payload: bytes
 ) -> None:
     """Nor does it keep the others from being read; nor does one under another's name."""
     key, moved = a_key(), a_key()
@@ -209,7 +209,7 @@ async def test_a_record_that_nobody_can_read_opens_nothing(
     assert await found(ring, moved) is None
 
 
-async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys) -> None:
+async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: ApiKeyStore) -> None:
     """And those that it knows are."""
     key = a_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
@@ -220,7 +220,7 @@ async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: Keys
     assert caller.scopes == {"read"}
 
 
-async def test_the_old_scope_name_ask_in_a_stored_record_grants_write(keys: Keys) -> None:
+async def test_the_old_scope_name_ask_in_a_stored_record_grants_write(keys: ApiKeyStore) -> None:
     key = a_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["ask"]))
     ring = ApiKeyCache()
@@ -230,7 +230,7 @@ async def test_the_old_scope_name_ask_in_a_stored_record_grants_write(keys: Keys
     assert caller.scopes == {"write"}
 
 
-async def test_revoking_is_done_once(keys: Keys, own_connection: Connection) -> None:
+async def test_revoking_is_done_once(keys: ApiKeyStore, own_connection: Connection) -> None:
     """By any number at once: the time of the first stands. What is no key's id revokes nothing."""
     key = a_key()
     await keys.create(key.record)
@@ -238,7 +238,7 @@ async def test_revoking_is_done_once(keys: Keys, own_connection: Connection) -> 
     times = {one[0].revoked_at for one in revoked if one is not None}
     assert len(times) == 1
     assert sorted(was_before for _, was_before in filter(None, revoked)) == [False, True, True, True, True]
-    assert [record.revoked_at for record in await keys.all()] == [*times]
+    assert [record.revoked_at for record in await keys.list_keys()] == [*times]
     bucket = await own_connection.jetstream.key_value(KEYS)
     await bucket.put("key_0123456789abcdef", b"no record")
     for unknown in ("key_ffffffffffffffff", "key_0123456789abcdef", "", "*", ">", "a b", key.secret):
@@ -255,12 +255,16 @@ async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_conne
 
 
 async def test_while_nats_has_no_answer_it_is_asked_no_more_often(
-    own_server: NatsServer, own_connection: Connection, keys: Keys, ring: ApiKeyCache, monkeypatch: pytest.MonkeyPatch
+    own_server: NatsServer,
+    own_connection: Connection,
+    keys: ApiKeyStore,
+    ring: ApiKeyCache,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Back without its log, and away again: what fails at once and is asked again at once lets nothing else run."""
-    place, failed = Keys.place, 0
+    place, failed = ApiKeyStore.position, 0
 
-    async def counted(asked: Keys) -> KeyPosition:
+    async def counted(asked: ApiKeyStore) -> KeyPosition:
         nonlocal failed
         try:
             return await place(asked)
@@ -269,7 +273,7 @@ async def test_while_nats_has_no_answer_it_is_asked_no_more_often(
             assert failed < 50
             raise
 
-    monkeypatch.setattr(Keys, "place", counted)
+    monkeypatch.setattr(ApiKeyStore, "position", counted)
     async with without_jetstream(own_server):
         await until(lambda: failed > 0)
     since = failed

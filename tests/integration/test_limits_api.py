@@ -249,7 +249,7 @@ async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
     """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
     caller, limits = Principal(tenant), Limits(running=1)
     (owner, _) = owners(caller, limits, UNLIMITED)
-    assert await Slots(connection).take(tenant, owner.name, "running", 1, new_id()) is not None
+    assert await Slots(connection).acquire(tenant, owner.name, "running", 1, new_id()) is not None
     now, later = (limiter_of(connection, limits, time.time() + after_s) for after_s in (0, 90))
     with pytest.raises(Refused, match="are running"):
         await now.admission(caller).turn(TurnId(new_id()), request())

@@ -162,7 +162,7 @@ async def test_who_was_slower_changes_nothing_of_a_login(connection: Connection)
     again = await logins.get(name)
     assert again is not None
     assert again[0].generation == 1
-    await logins.end(name)
+    await logins.delete(name)
     assert not await logins.put(name, login, again[1])
     assert await logins.get(name) is None
 

@@ -26,7 +26,7 @@ from tailrace.proto.entries import Attempt, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import Bodies, Connection, Counters, Services, Tombstones, TurnLog, fullness
+from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Tombstones, TurnLog, fullness
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests import batching, processes
@@ -479,7 +479,7 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
     batch = await asked(own_gateway, inputs(2, "words=2 wait=0.8"))
     key = key_of(tenant, batch)
     frozen = Frozen(api)
-    bodies = Bodies(own_connection)
+    bodies = BlobStore(own_connection)
     carrier = BatchRunner(
         own_log,
         bodies,
@@ -538,7 +538,7 @@ async def test_results_that_break_off_are_read_again(
 ) -> None:
     """What is nobody's is passed over, and an input that they do not name has failed."""
     batch = await asked(own_gateway, inputs(40))
-    bodies = Bodies(own_connection)
+    bodies = BlobStore(own_connection)
     door = Forgetful(api)
     carrier = BatchRunner(
         own_log,
@@ -564,7 +564,7 @@ async def test_without_anthropics_key_such_a_batch_fails(
 ) -> None:
     """In a sentence that says what is missing."""
     batch = await asked(own_gateway, inputs(2))
-    bodies, counters = Bodies(own_connection), Counters(own_connection)
+    bodies, counters = BlobStore(own_connection), Counters(own_connection)
     carrier = BatchRunner(
         own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
     )
@@ -612,13 +612,13 @@ async def test_a_generator_is_asked_to_cancel(
     """What has ended, or is not there, is left as it is."""
     params: Any = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "#sim words=1 wait=3600"}]}
     made = await api.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
-    services = Services(own_connection)
+    services = Rpc(own_connection)
     async with working(own_server.url, own_claude):
 
         async def is_answered(name: str) -> bool:
             asked = msgspec.json.encode(CancelMessageBatch(name))
             with suppress(Refused):
-                return await services.ask(tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=5, role=GENERATORS) == b""
+                return await services.request(tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=5, role=GENERATORS) == b""
             return False
 
         await until(lambda: is_answered(made.id))
@@ -692,7 +692,7 @@ async def test_who_deletes_a_message_batch_is_not_given_back_what_anthropic_may_
     assert inner is not None
     assert inner.batch is not None
     lines = stored_inputs.split_inputs(
-        await Bodies(own_connection).read(tenant, Blob(inner.batch.sha256, inner.batch.bytes))
+        await BlobStore(own_connection).read(tenant, Blob(inner.batch.sha256, inner.batch.bytes))
     )
     (hold,) = list(stored_inputs.decode_input(lines[0]).holds or ())
     held = await Counters(own_connection).add(hold.subject, 0)

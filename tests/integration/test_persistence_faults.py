@@ -321,7 +321,7 @@ async def test_killed_between_commit_and_any_acknowledgement_rows_are_the_fold(
         tmp_path / "folder" / "tailrace.db",
     )
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    done, reached, left = Delivery.done, asyncio.Event(), acknowledged or 0
+    done, reached, left = Delivery.ack, asyncio.Event(), acknowledged or 0
 
     async def dying(self: Delivery) -> None:
         nonlocal left
@@ -335,7 +335,7 @@ async def test_killed_between_commit_and_any_acknowledgement_rows_are_the_fold(
             await asyncio.Event().wait()
 
     with monkeypatch.context() as patched:
-        patched.setattr(Delivery, "done", dying)
+        patched.setattr(Delivery, "ack", dying)
         async with opened(database, Dying if acknowledged is None else Store) as store:
             if isinstance(store, Dying):
                 reached = store.reached

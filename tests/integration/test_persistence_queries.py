@@ -15,7 +15,7 @@ from tailrace.persistence.catch_up import catch_up
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Services, TurnLog
+from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.records import (
     Ancestry,
@@ -147,11 +147,11 @@ async def test_a_question_that_waits_keeps_no_other_waiting(own_connection: Conn
         return question
 
     # Of a user who may ask and answer what nobody else does.
-    services = Services(own_connection)
-    await services.answer("patient", "1.0.0", {"patience": patient})
-    waiting = asyncio.create_task(services.ask(OURS, "patience", b"wait", timeout_s=5))
+    services = Rpc(own_connection)
+    await services.serve("patient", "1.0.0", {"patience": patient})
+    waiting = asyncio.create_task(services.request(OURS, "patience", b"wait", timeout_s=5))
     await begun.wait()
-    assert await services.ask(OURS, "patience", b"now", timeout_s=5) == b"now"
+    assert await services.request(OURS, "patience", b"now", timeout_s=5) == b"now"
     gate.set()
     assert await waiting == b"wait"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, Probe, streams
+from tailrace.proto.nats import Connection, WriteProbe, streams
 from tailrace.proto.subjects import STREAM
 from tests.frozen import freeze
 from tests.integration.conftest import NewGateway
@@ -21,9 +21,9 @@ async def stored(connection: Connection) -> tuple[int, int]:
 @pytest.mark.rule("R68")
 async def test_what_is_stored_to_see_whether_the_log_takes_it_is_gone_at_once(own_connection: Connection) -> None:
     """It was there, for the sequence has moved, and it is not there, for nobody should ever meet it."""
-    probe = Probe(own_connection)
+    probe = WriteProbe(own_connection)
     for number in range(3):
-        await probe.store()
+        await probe.run()
         assert await stored(own_connection) == (0, number + 1)
 
 
@@ -36,15 +36,15 @@ async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
     monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
     await own_connection.jetstream.delete_stream(STREAM)
     await streams.apply(own_connection, bytes_max=1)
-    await Probe(own_connection).store()
+    await WriteProbe(own_connection).run()
     assert await stored(own_connection) == (0, 0)
     freeze(own_server)
     with pytest.raises(LogUnavailable):
-        await Probe(own_connection).store()
+        await WriteProbe(own_connection).run()
     own_server.signal(SIGCONT)
     await own_connection.jetstream.delete_stream(STREAM)
     with pytest.raises(LogUnavailable):
-        await Probe(own_connection).store()
+        await WriteProbe(own_connection).run()
 
 
 async def test_a_gateway_whose_log_stores_nothing_is_not_ready(

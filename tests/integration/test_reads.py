@@ -11,12 +11,12 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.direct_get import AT_ONCE, PAGE_BYTES_MAX, Reads
+from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
 from tailrace.proto.subjects import TurnKey
 from tests.chaos.link import Link
 from tests.until import until
 
-CALLERS = 5 * AT_ONCE
+CALLERS = 5 * READS_MAX
 
 
 @pytest.mark.rule("R14")
@@ -26,7 +26,7 @@ async def test_a_page_of_long_entries_is_short_and_none_is_left_out(connection: 
     sizes = [10, 3 * PAGE_BYTES_MAX, 20, PAGE_BYTES_MAX // 2, PAGE_BYTES_MAX, 30]
     for size in sizes:
         await connection.jetstream.publish(subject, b"x" * size)
-    reads, first, pages = Reads(connection), Seq(1), []
+    reads, first, pages = DirectReader(connection), Seq(1), []
     while True:
         page = await reads.page(subject, first)
         pages.append([len(message.data) for message in page.messages])
@@ -43,13 +43,13 @@ async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
     """While it stands still the rest waits here, and costs the others nothing; all of it is told after that."""
     subject = subjects.entry(key, "event")
     await own_connection.jetstream.publish(subject, b"x")
-    reads = Reads(own_connection)
+    reads = DirectReader(own_connection)
     await reads.page(subject, Seq(1))
     own_server.signal(SIGSTOP)
     try:
         asking = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
         waiting = reads._places._waiting
-        await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - AT_ONCE)
+        await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - READS_MAX)
     finally:
         own_server.signal(SIGCONT)
     pages = await asyncio.gather(*asking)
@@ -71,7 +71,7 @@ async def test_an_answer_that_comes_later_than_it_was_asked_for_again_is_taken(
         stack.push_async_callback(connection.close)
         for _ in range(3):
             await connection.jetstream.publish(subject, b"x")
-        reads = Reads(connection)
+        reads = DirectReader(connection)
         await reads.page(subject, Seq(1))
         link.fail("delay")
         page = await reads.page(subject, Seq(1))
@@ -88,16 +88,16 @@ async def test_who_asks_for_many_keeps_no_other_tenant_waiting(
     subjects_of = [subjects.entry(each, "event") for each in (key, other)]
     for subject in subjects_of:
         await own_connection.jetstream.publish(subject, b"x")
-    reads = Reads(own_connection)
+    reads = DirectReader(own_connection)
     await reads.page(subjects_of[0], Seq(1))
     own_server.signal(SIGSTOP)
     try:
         many = [asyncio.create_task(reads.page(subjects_of[0], Seq(1))) for _ in range(CALLERS)]
-        await until(lambda: len(reads._batches) >= AT_ONCE)
+        await until(lambda: len(reads._batches) >= READS_MAX)
         one = asyncio.create_task(reads.page(subjects_of[1], Seq(1)))
         await asyncio.sleep(0)
     finally:
         own_server.signal(SIGCONT)
     assert len((await one).messages) == 1
-    assert sum(page.done() for page in many) <= 2 * AT_ONCE
+    assert sum(page.done() for page in many) <= 2 * READS_MAX
     await asyncio.gather(*many)

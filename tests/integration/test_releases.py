@@ -20,7 +20,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.model_records import CountTokens
-from tailrace.proto.nats import BlobPins, Bodies, Connection, TurnLog, blob_holds
+from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.answering import ended, working
@@ -141,7 +141,7 @@ async def test_long_texts_system_prompts_and_tools_go_too(gateway: Gateway, hous
 async def test_another_tenants_blob_is_another(gateway: Gateway, house_log: TurnLog, picture: str) -> None:
     """It has the same name, and nobody else's deletion takes it away."""
     other = Tenant(f"tenant-{new_id()}")
-    bodies = Bodies(house_log._connection)
+    bodies = BlobStore(house_log._connection)
     await bodies.put(other, {name(picture): picture.encode()})
     assert await delete(gateway, await shown(gateway, picture)) == 200
     assert await bodies.size(other, name(picture)) == len(picture)
@@ -203,7 +203,7 @@ async def test_what_is_asked_while_its_picture_is_deleted_has_it(
     async def deletion() -> None:
         assert await delete(gateway, first) == 200
 
-    method = {"holding": (BlobPins, "take"), "looking": (Bodies, "put"), "asking": (TurnLog, "append")}[step]
+    method = {"holding": (BlobPins, "take"), "looking": (BlobStore, "put"), "asking": (TurnLog, "append")}[step]
     with monkeypatch.context() as patched:
         before(*method, deletion, patched)
         second = await shown(gateway, picture)
@@ -242,10 +242,10 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
 @pytest.mark.parametrize(
     "step",
     [
-        (Bodies, "condemn"),
+        (BlobStore, "condemn"),
         (BlobPins, "is_held"),
         (Store, "referenced_blobs"),
-        (Bodies, "purge"),
+        (BlobStore, "purge"),
         (Store, "forget_released"),
     ],
 )
@@ -293,7 +293,7 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
 ) -> None:
     """Who deletes waits for the database once more, after it has condemned: without that, this one is never seen."""
     asked: list[dict[str, Any]] = []
-    waited, is_held, record, caught_up = asyncio.Event(), BlobPins.is_held, Store.record, catch_up.catch_up
+    waited, is_held, record, caught_up = asyncio.Event(), BlobPins.is_pinned, Store.record, catch_up.catch_up
     waited.set()
 
     async def post(self: BlobPins, tenant: Tenant, sha256: str) -> bool:
@@ -310,7 +310,7 @@ async def test_what_is_asked_and_not_recorded_yet_has_its_picture(
         waited.set()
         await caught_up(*given)
 
-    monkeypatch.setattr(BlobPins, "is_held", post)
+    monkeypatch.setattr(BlobPins, "is_pinned", post)
     monkeypatch.setattr(Store, "record", behind)
     monkeypatch.setattr("tailrace.persistence.__main__.catch_up", waits)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
@@ -337,15 +337,15 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A leader that has just woken up knows nothing of what came while it slept: one no proves nothing (R14)."""
-    bodies, holder = Bodies(house_log._connection), BlobPins(house_log._connection)
+    bodies, holder = BlobStore(house_log._connection), BlobPins(house_log._connection)
     await bodies.put(tenant, {name(picture): picture.encode()})
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
         await store.release_blobs(tenant, f'["{name(picture)}"]')
         settling = blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait)
-        async with holder.until_asked(tenant, "asking"):
-            await holder.take(tenant, "asking", [name(picture)])
+        async with holder.release_after(tenant, "asking"):
+            await holder.pin(tenant, "asking", [name(picture)])
             denied_once(BlobPins, "is_held", False, monkeypatch)
             await settling.collect(tenant)
             assert await is_there(gateway, picture)
@@ -360,13 +360,13 @@ async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Who is told that there is none, by a leader that slept, would leave it there for a week."""
-    bodies = Bodies(house_log._connection)
+    bodies = BlobStore(house_log._connection)
     await bodies.put(tenant, {name(picture): picture.encode()})
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
         await store.release_blobs(tenant, f'["{name(picture)}"]')
-        denied_once(Bodies, "condemn", None, monkeypatch)
+        denied_once(BlobStore, "condemn", None, monkeypatch)
         await blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait).collect(tenant)
     finally:
         await store.close()
@@ -410,14 +410,14 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """NATS goes away before its n-th request, and persistence after it: what was released stands in the database."""
-    database, bodies = tmp_path / "tailrace.db", Bodies(own_log._connection)
+    database, bodies = tmp_path / "tailrace.db", BlobStore(own_log._connection)
     monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
     monkeypatch.setattr(blob_gc, "WOKEN_WAIT_S", 0.001)
     steps = (
-        (Bodies, "condemn"),
+        (BlobStore, "condemn"),
         (BlobPins, "is_held"),
         (Store, "referenced_blobs"),
-        (Bodies, "_purge"),
+        (BlobStore, "_purge"),
         (Store, "forget_released"),
     )
     broken = range(1, 20)
@@ -482,7 +482,7 @@ async def test_a_follow_up_that_is_taken_out_takes_its_pictures_along(
 ) -> None:
     """Its request comes after its parent's deletion, and no row is ever made of it (R35)."""
     monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
-    bodies = Bodies(own_log._connection)
+    bodies = BlobStore(own_log._connection)
     root = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
     await root.open("Light")
     await root.end()
@@ -529,8 +529,8 @@ async def test_a_database_of_before_learns_who_refers_to_what(
 
 
 async def fails(holder: BlobPins, tenant: Tenant, error: Exception) -> None:
-    async with holder.until_asked(tenant, "mine"):
-        await holder.take(tenant, "mine", ["a"])
+    async with holder.release_after(tenant, "mine"):
+        await holder.pin(tenant, "mine", ["a"])
         raise error
 
 
@@ -538,15 +538,15 @@ async def fails(holder: BlobPins, tenant: Tenant, error: Exception) -> None:
 async def test_a_hold_is_somebodys_and_ends_with_what_they_do(connection: Connection, tenant: Tenant) -> None:
     """Of one tenant, one blob; another holder's stays; who takes nothing lets go of nothing."""
     mine, theirs = BlobPins(connection), BlobPins(connection)
-    async with mine.until_asked(tenant, "mine"):
-        assert not await mine.is_held(tenant, "a")
-        await mine.take(tenant, "mine", ["a", "b"])
-        async with theirs.until_asked(tenant, "theirs"):
-            await theirs.take(tenant, "theirs", ["b"])
-            assert [await mine.is_held(tenant, blob) for blob in "abc"] == [True, True, False]
-            assert not await mine.is_held(Tenant("other"), "a")
-        assert [await theirs.is_held(tenant, blob) for blob in "ab"] == [True, True]
-    assert [await mine.is_held(tenant, blob) for blob in "ab"] == [False, False]
+    async with mine.release_after(tenant, "mine"):
+        assert not await mine.is_pinned(tenant, "a")
+        await mine.pin(tenant, "mine", ["a", "b"])
+        async with theirs.release_after(tenant, "theirs"):
+            await theirs.pin(tenant, "theirs", ["b"])
+            assert [await mine.is_pinned(tenant, blob) for blob in "abc"] == [True, True, False]
+            assert not await mine.is_pinned(Tenant("other"), "a")
+        assert [await theirs.is_pinned(tenant, blob) for blob in "ab"] == [True, True]
+    assert [await mine.is_pinned(tenant, blob) for blob in "ab"] == [False, False]
 
 
 async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
@@ -556,9 +556,9 @@ async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
     mine = BlobPins(connection)
     with pytest.raises(LogUnavailable):
         await fails(mine, tenant, LogUnavailable("unclear"))
-    assert await mine.is_held(tenant, "a")
-    monkeypatch.setattr(blob_holds, "HELD_MAX", -blob_holds.HELD_MAX)
-    assert not await mine.is_held(tenant, "a")
+    assert await mine.is_pinned(tenant, "a")
+    monkeypatch.setattr(blob_pins, "HELD_MAX", -blob_pins.HELD_MAX)
+    assert not await mine.is_pinned(tenant, "a")
 
 
 async def test_what_is_refused_holds_nothing(connection: Connection, tenant: Tenant) -> None:
@@ -566,4 +566,4 @@ async def test_what_is_refused_holds_nothing(connection: Connection, tenant: Ten
     mine = BlobPins(connection)
     with pytest.raises(LogFull):
         await fails(mine, tenant, LogFull("full"))
-    assert not await mine.is_held(tenant, "a")
+    assert not await mine.is_pinned(tenant, "a")

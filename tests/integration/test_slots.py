@@ -27,7 +27,7 @@ async def test_of_many_at_once_as_many_have_a_place_as_there_are(
     """Two connections, sixty takers, nine places; each place once."""
     other = await Connection.open(nats_url, "test")
     doors = [Slots(connection), Slots(other)]
-    taken = await asyncio.gather(*(doors[n % 2].take(tenant, "k", "running", 9, f"h{n}") for n in range(60)))
+    taken = await asyncio.gather(*(doors[n % 2].acquire(tenant, "k", "running", 9, f"h{n}") for n in range(60)))
     places = [place for place in taken if place is not None]
     assert len({place.subject for place in places}) == len(places) == 9
     held = await doors[0].held(tenant, "k", "running")
@@ -41,13 +41,13 @@ async def test_a_place_is_given_up_by_who_has_it_and_by_nobody_who_had_it(
 ) -> None:
     """Its sequence names the one taking of it: giving it up twice takes nothing from the next."""
     slots = Slots(connection)
-    first = await slots.take(tenant, "k", "running", 1, "first")
+    first = await slots.acquire(tenant, "k", "running", 1, "first")
     assert first is not None
-    assert await slots.take(tenant, "k", "running", 1, "second") is None
-    await slots.free(first.seq)
-    second = await slots.take(tenant, "k", "running", 1, "second")
+    assert await slots.acquire(tenant, "k", "running", 1, "second") is None
+    await slots.release(first.seq)
+    second = await slots.acquire(tenant, "k", "running", 1, "second")
     assert second is not None
-    await slots.free(first.seq)
+    await slots.release(first.seq)
     assert [slot.holder for slot in await slots.held(tenant, "k", "running")] == ["second"]
 
 
@@ -55,7 +55,7 @@ async def test_a_place_is_given_up_by_who_has_it_and_by_nobody_who_had_it(
 async def test_a_place_with_a_life_is_kept_by_renewing_it(connection: Connection, tenant: Tenant) -> None:
     """The server gives it up by itself, and then it cannot be renewed."""
     slots = Slots(connection)
-    place = await slots.take(tenant, "k", "streams", 1, "reader", life_s=1)
+    place = await slots.acquire(tenant, "k", "streams", 1, "reader", life_s=1)
     assert place is not None
     renewed = await slots.renew(place, "reader", 1)
     assert renewed is not None
@@ -66,19 +66,19 @@ async def test_a_place_with_a_life_is_kept_by_renewing_it(connection: Connection
 
     await until(is_free)
     assert await slots.renew(renewed, "reader", 1) is None
-    assert await slots.take(tenant, "k", "streams", 1, "another", life_s=1) is not None
+    assert await slots.acquire(tenant, "k", "streams", 1, "another", life_s=1) is not None
 
 
 async def test_places_are_an_owners_and_a_tenants(connection: Connection, tenant: Tenant) -> None:
     """What one holds is none of another's; and a lower limit counts what was taken under the higher."""
     slots = Slots(connection)
-    places = [await slots.take(tenant, "k", "running", 3, "h") for _ in range(3)]
+    places = [await slots.acquire(tenant, "k", "running", 3, "h") for _ in range(3)]
     (first,) = [place for place in places if place is not None and place.subject.endswith(".0")]
-    await slots.free(first.seq)
+    await slots.release(first.seq)
     for other in ((tenant, "another"), (Tenant(f"tenant-{new_id()}"), "k")):
-        assert await slots.take(*other, "running", 1, "h") is not None
-    assert await slots.take(tenant, "k", "streams", 1, "h") is not None
-    assert await slots.take(tenant, "k", "running", 2, "h") is None
+        assert await slots.acquire(*other, "running", 1, "h") is not None
+    assert await slots.acquire(tenant, "k", "streams", 1, "h") is not None
+    assert await slots.acquire(tenant, "k", "running", 2, "h") is None
 
 
 @pytest.mark.rule("R37")
@@ -142,7 +142,7 @@ async def test_without_a_server_nothing_is_counted_or_taken(
     with pytest.raises(LogUnavailable):
         await Counters(own_connection).add(f"limits.{tenant}.k.requests.1-1", 1)
     with pytest.raises(LogUnavailable):
-        await Slots(own_connection).take(tenant, "k", "running", 1, "h")
+        await Slots(own_connection).acquire(tenant, "k", "running", 1, "h")
 
 
 class Meeting(Slots):
@@ -158,9 +158,9 @@ class Meeting(Slots):
         await self.is_given_up.wait()
         return renewed
 
-    async def free(self, seq: Seq) -> None:
+    async def release(self, seq: Seq) -> None:
         self.is_given_up.set()
-        await super().free(seq)
+        await super().release(seq)
 
 
 async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(

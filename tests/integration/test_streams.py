@@ -105,7 +105,7 @@ async def test_a_stream_of_counters_that_counts_nothing_is_refused(bare: Connect
 
 async def test_counters_that_keep_less_are_taken_as_they_are(bare: Connection) -> None:
     """As an earlier version has made them: a process of this one may take its place while others run."""
-    for config in streams.metering(1)[:2]:
+    for config in streams.limit_streams(1)[:2]:
         await bare.jetstream.add_stream(config.evolve(max_msgs_per_subject=1))
     await streams.apply(bare, bytes_max=BYTES_MAX)
 
@@ -167,7 +167,7 @@ STREAM_DIFFERS: dict[str, Any] = {
 @pytest.mark.parametrize("setting", STREAM_DIFFERS)
 async def test_a_stream_that_differs_is_refused_by_the_setting(bare: Connection, setting: str) -> None:
     """Nothing is silently changed or put up with: the sentence names what differs."""
-    config = streams.stream(1, BYTES_MAX, 3600).evolve(**{setting: STREAM_DIFFERS[setting]})
+    config = streams.turns_stream(1, BYTES_MAX, 3600).evolve(**{setting: STREAM_DIFFERS[setting]})
     await bare.jetstream.add_stream(config)
     with pytest.raises(LogMisconfigured, match=setting):
         await streams.apply(bare, bytes_max=BYTES_MAX)
@@ -176,7 +176,7 @@ async def test_a_stream_that_differs_is_refused_by_the_setting(bare: Connection,
 @pytest.mark.rule("R31")
 async def test_a_store_of_bodies_that_differs_is_refused(bare: Connection) -> None:
     """One that keeps every chunk that was ever stored would be full of pictures that are there already."""
-    config = streams.bodies(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1)
+    config = streams.bodies_stream(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1)
     await bare.jetstream.add_stream(config)
     with pytest.raises(LogMisconfigured, match="max_msgs_per_subject"):
         await streams.apply(bare, bytes_max=BYTES_MAX)
@@ -194,7 +194,7 @@ CONSUMER_DIFFERS: dict[str, Any] = {
 @pytest.mark.parametrize("which", [0, 1, 2])
 async def test_a_consumer_that_differs_is_refused_by_the_setting(bare: Connection, which: int, setting: str) -> None:
     """One that gives up after five times would forget turns in silence."""
-    await bare.jetstream.add_stream(streams.stream(1, BYTES_MAX, 3600))
+    await bare.jetstream.add_stream(streams.turns_stream(1, BYTES_MAX, 3600))
     config = streams.consumers()[which].evolve(**{setting: CONSUMER_DIFFERS[setting]})
     await bare.jetstream.add_consumer(STREAM, config)
     with pytest.raises(LogMisconfigured, match=setting):

@@ -14,7 +14,7 @@ from tailrace.deploy.local.spawn import spawn
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import Keys
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
 from tests.processes import CHECKOUT, Process
 from tests.routes import BATCH, LONG_MESSAGE, ROWS, named
@@ -181,5 +181,5 @@ async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(
         assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere")
         assert "tailrace keys create" in sentence
         assert "ready" not in sentence
-    await Keys(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
+    await ApiKeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
     assert (await started("--check"))[0] == 0

@@ -14,12 +14,12 @@ from tests.writing import Writer
 async def test_a_tombstone_is_of_one_turn_of_one_tenant(connection: Connection, key: TurnKey) -> None:
     """Put twice it is one; another tenant's turn of that id is not deleted, nor is another of this one."""
     tombstones = Tombstones(connection)
-    assert not await tombstones.stands(key)
+    assert not await tombstones.exists(key)
     for _ in range(2):
         await tombstones.put([key])
-    assert await tombstones.stands(key)
-    assert not await tombstones.stands(TurnKey(Tenant("other"), key.turn))
-    assert not await tombstones.stands(TurnKey(key.tenant, TurnId(new_id())))
+    assert await tombstones.exists(key)
+    assert not await tombstones.exists(TurnKey(Tenant("other"), key.turn))
+    assert not await tombstones.exists(TurnKey(key.tenant, TurnId(new_id())))
 
 
 async def test_a_tombstone_is_no_claim_and_no_entry(connection: Connection, log: TurnLog, key: TurnKey) -> None:
@@ -36,7 +36,7 @@ async def test_a_thousand_are_put_at_once(connection: Connection, tenant: Tenant
     turns = [TurnKey(tenant, TurnId(new_id())) for _ in range(1_000)]
     tombstones = Tombstones(connection)
     await tombstones.put(turns)
-    assert all([await tombstones.stands(turns[place]) for place in (0, 500, 999)])
+    assert all([await tombstones.exists(turns[place]) for place in (0, 500, 999)])
 
 
 async def test_without_a_server_nobody_says_that_a_turn_was_deleted(
@@ -48,4 +48,4 @@ async def test_without_a_server_nobody_says_that_a_turn_was_deleted(
     with pytest.raises(LogUnavailable):
         await tombstones.put([key])
     with pytest.raises(LogUnavailable):
-        await tombstones.stands(key)
+        await tombstones.exists(key)

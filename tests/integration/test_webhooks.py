@@ -25,7 +25,7 @@ from tailrace.proto.entries import Failure, Outcome, Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
-from tailrace.proto.nats.leases import backlog_of
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.integration.conftest import NewGateway
@@ -450,7 +450,7 @@ async def test_who_is_stopped_gives_back_all_at_once(
 
 
 async def leased(connection: Connection, count: int) -> bool:
-    return (await backlog_of(connection, WEBHOOKS)).leased == count
+    return (await consumer_backlog(connection, WEBHOOKS)).leased == count
 
 
 async def test_what_waits_is_handed_to_nobody_else(
@@ -583,7 +583,7 @@ async def test_a_lease_that_ran_out_is_not_told_twice(
 ) -> None:
     """Whose renewals are lost gets the same end again, while it is being told and while that is being acknowledged."""
     await shorten_lease(own_connection)
-    acknowledge, take = Delivery.done, Deliveries.next
+    acknowledge, take = Delivery.ack, Deliveries.next
     taken: list[Delivery] = []
 
     async def slow(_: Got, __: Request) -> Response:
@@ -600,8 +600,8 @@ async def test_a_lease_that_ran_out_is_not_told_twice(
         await acknowledge(delivery)
 
     monkeypatch.setattr(Deliveries, "next", counted)
-    monkeypatch.setattr(Delivery, "keep", lost)
-    monkeypatch.setattr(Delivery, "done", late)
+    monkeypatch.setattr(Delivery, "renew", lost)
+    monkeypatch.setattr(Delivery, "ack", late)
     receiver.answer = slow
     async with telling(own_server, tmp_path):
         key = await write(own_log, receiver.url)

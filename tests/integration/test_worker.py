@@ -24,7 +24,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt
-from tailrace.proto.nats import Bodies, Connection, Counters, Deliveries, Slots, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM
@@ -413,7 +413,7 @@ class Broken:
 @pytest.mark.rule("F27")
 async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
-    blobs = BlobLoader(Bodies(own_connection), ByteSemaphore(1))
+    blobs = BlobLoader(BlobStore(own_connection), ByteSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     rotas = parse_backends("broken")
     carrier = TurnRunner(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)

@@ -50,7 +50,7 @@ class Gate:
 
 def hold(gate: Gate, role: str) -> None:
     """Wraps the doors of this process, behind which it can be held."""
-    turn, append, done, take = TurnLog.turn, TurnLog.append, Delivery.done, Deliveries.next
+    turn, append, done, take = TurnLog.turn, TurnLog.append, Delivery.ack, Deliveries.next
     left: dict[TurnKey, int] = {}
     unacknowledged: set[TurnKey] = set()
 
@@ -88,7 +88,7 @@ def hold(gate: Gate, role: str) -> None:
     # As a patch, for the part is not to know.
     TurnLog.turn = held_turn  # type: ignore[method-assign]
     TurnLog.append = held_append  # type: ignore[method-assign]
-    Delivery.done = held_done  # type: ignore[method-assign]
+    Delivery.ack = held_done  # type: ignore[method-assign]
     Deliveries.next = held_next  # type: ignore[method-assign]
     if role == HOLDS:
         delta_buffer.JOINED_BYTES_MAX = 0

@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.nats.connection import servers
+from tailrace.proto.nats.connection import parse_servers
 from tailrace.proto.runtime.settings import env_name, read, type_name
 from tests import tokens
 
@@ -84,7 +84,7 @@ class Wrong(NamedTuple):
 async def checked(role: str, environ: dict[str, str]) -> Any:
     """The settings, once they are found to be fine: what `--check` does before it connects."""
     settings: Any = read(dict(SERVICES)[role], environ)
-    servers(settings.nats_url)
+    parse_servers(settings.nats_url)
     await importlib.import_module(f"{role}.__main__").preflight(settings)
     return settings
 
@@ -139,4 +139,4 @@ async def test_what_can_be_meant_is_taken(tmp_path: Path) -> None:
     }
     for role, _ in SERVICES:
         settings = await checked(role, good)
-        assert len(servers(settings.nats_url)) == 4
+        assert len(parse_servers(settings.nats_url)) == 4

@@ -8,8 +8,8 @@ import pytest
 from tailrace.proto.errors import Refused, SandboxFailed
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime import json_schema
-from tailrace.proto.runtime.json_schema import Judge
-from tailrace.proto.runtime.sandbox import AT_ONCE_MAX
+from tailrace.proto.runtime.json_schema import SchemaChecker
+from tailrace.proto.runtime.sandbox import PROCESSES_MAX
 
 LONG_S = 60.0
 ACME, BETA = Tenant("acme"), Tenant("beta")
@@ -51,13 +51,13 @@ SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
 )
 async def test_a_text_fits_or_is_told_why_not(text: str, said: str | None) -> None:
     """The whole text is the JSON: what is around it would be in everybody's way."""
-    misfit = await Judge(wait_s=LONG_S).misfit(RIVER, text, ACME)
+    misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(RIVER, text, ACME)
     assert misfit is None if said is None else misfit is not None and said in misfit
 
 
 async def test_what_is_wrong_is_told_in_a_few_words() -> None:
     """It goes into the log and to the model, and an answer may be as long as it likes."""
-    misfit = await Judge(wait_s=LONG_S).misfit(
+    misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(
         {"items": {"type": "string"}}, "[" + ",".join(["1" * 500] * 900) + "]", ACME
     )
     assert misfit is not None
@@ -83,14 +83,16 @@ async def test_what_is_no_schema_is_refused(schema: dict[str, Any], monkeypatch:
     """Also one that is, and cannot be read in time."""
     monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 1.0)
     with pytest.raises(Refused) as refused:
-        await Judge(wait_s=LONG_S).require(schema, ACME)
+        await SchemaChecker(wait_s=LONG_S).check_schema(schema, ACME)
     assert refused.value.code == "schema_invalid"
 
 
 @pytest.mark.parametrize("name", ["draft-07/schema#", "draft-04/schema#"])
 async def test_older_drafts_are_schemas(name: str) -> None:
     """What several clients' libraries write by themselves."""
-    await Judge(wait_s=LONG_S).require({"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME)
+    await SchemaChecker(wait_s=LONG_S).check_schema(
+        {"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME
+    )
 
 
 @pytest.mark.rule("R60")
@@ -103,16 +105,16 @@ async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
         port = server.sockets[0].getsockname()[1]
         for schema in ({"$ref": f"http://127.0.0.1:{port}/x"}, {"$schema": f"http://127.0.0.1:{port}/x"}):
             with pytest.raises(Refused):
-                await Judge(wait_s=LONG_S).require(schema, ACME)
+                await SchemaChecker(wait_s=LONG_S).check_schema(schema, ACME)
     assert not heard.is_set()
 
 
 @pytest.mark.usefixtures("one_cpu_second")
 async def test_a_judgement_without_end_stops_nobody() -> None:
     """The loop goes on, others are judged meanwhile, and its process is killed."""
-    judging = Judge(wait_s=LONG_S)
-    slow = asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME))
-    assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+    judging = SchemaChecker(wait_s=LONG_S)
+    slow = asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME))
+    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     assert not slow.done()
     with pytest.raises(SandboxFailed):
         await slow
@@ -122,9 +124,9 @@ async def test_a_judgement_without_end_stops_nobody() -> None:
 async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is room for a few at once, and each leaves it in time."""
     monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 2.0)
-    judging = Judge(wait_s=LONG_S)
-    slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(AT_ONCE_MAX)]
-    assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+    judging = SchemaChecker(wait_s=LONG_S)
+    slow = [asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(PROCESSES_MAX)]
+    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     for one in slow:
         with pytest.raises(SandboxFailed):
             await one
@@ -132,11 +134,11 @@ async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.Mon
 
 async def test_who_sends_many_without_end_keeps_no_other_tenant_waiting() -> None:
     """One tenant's wait for one another, and leave room."""
-    judging = Judge(wait_s=LONG_S)
-    slow = [asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME)) for _ in range(2 * AT_ONCE_MAX)]
+    judging = SchemaChecker(wait_s=LONG_S)
+    slow = [asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(2 * PROCESSES_MAX)]
     # They stand before it.
     await asyncio.sleep(0)
-    assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', BETA) is None
+    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', BETA) is None
     assert not any(one.done() for one in slow)
     for one in slow:
         one.cancel()
@@ -145,13 +147,13 @@ async def test_who_sends_many_without_end_keeps_no_other_tenant_waiting() -> Non
 
 async def test_a_judgement_that_nobody_waits_for_is_over() -> None:
     """Its process goes with whoever asked, and its room is another's."""
-    judging = Judge(wait_s=LONG_S)
-    for _ in range(AT_ONCE_MAX + 1):
-        asking = asyncio.create_task(judging.misfit(doubling(60), '"x"', ACME))
+    judging = SchemaChecker(wait_s=LONG_S)
+    for _ in range(PROCESSES_MAX + 1):
+        asking = asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME))
         await asyncio.wait({asking}, timeout=0.2)
         asking.cancel()
         await asyncio.wait({asking})
-    assert await judging.misfit(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(a+)+(?=b)b$", "^(?=(a+))\\1+b$"])
@@ -159,6 +161,6 @@ async def test_a_pattern_that_is_tried_in_many_ways_ends(pattern: str) -> None:
     """With an answer or without one."""
     async with asyncio.timeout(10):
         try:
-            await Judge(wait_s=LONG_S).misfit({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
+            await SchemaChecker(wait_s=LONG_S).find_mismatch({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
         except SandboxFailed:
             return

@@ -10,7 +10,7 @@ import pytest
 from tailrace.deploy.local import nats_cluster
 from tailrace.deploy.local.nats_server import EVERYBODY, FILE_BYTES_MAX, Site, choose, config, room_bytes
 from tailrace.deploy.local.options import Sync
-from tailrace.proto.nats.permissions import RIGHTS, ways_of
+from tailrace.proto.nats.permissions import RIGHTS, imports_of
 
 SITE = Site(
     Path("/data"),
@@ -103,7 +103,7 @@ def test_a_way_is_open_to_who_takes_it_and_says_how_many_answers_it_brings() -> 
         '{ service: { account: TAILRACE_GENERATORS, subject: "queries.*.models" } }',
     ):
         assert line in said
-    assert len(re.findall(r"\{ s\w+: \{ account:", said)) == sum(len(ways_of(user)) for user in RIGHTS)
+    assert len(re.findall(r"\{ s\w+: \{ account:", said)) == sum(len(imports_of(user)) for user in RIGHTS)
 
 
 def test_what_was_stored_before_there_were_accounts_is_read_without_any() -> None:

@@ -17,10 +17,10 @@ async def test_who_waits_with_many_is_let_in_in_turn_with_the_others() -> None:
     places, entered = FairSemaphore(1), list[str]()
 
     async def enter(whose: str) -> None:
-        async with places.taken(whose):
+        async with places.slot(whose):
             entered.append(whose)
 
-    async with places.taken("many"):
+    async with places.slot("many"):
         waiting = [asyncio.create_task(enter("many")) for _ in range(100)]
         await asyncio.sleep(0)
         waiting += [asyncio.create_task(enter(whose)) for whose in ("few", "few", "one")]
@@ -37,7 +37,7 @@ def test_any_crowd_leaves_all_of_them_free(crowd: list[tuple[str, bool]], chance
 
     async def enter(whose: str) -> None:
         nonlocal inside
-        async with places.taken(whose):
+        async with places.slot(whose):
             inside += 1
             try:
                 assert inside <= AT_ONCE
@@ -57,6 +57,6 @@ def test_any_crowd_leaves_all_of_them_free(crowd: list[tuple[str, bool]], chance
                 await task
         async with asyncio.timeout(5), AsyncExitStack() as all_of_them:
             for _ in range(AT_ONCE):
-                await all_of_them.enter_async_context(places.taken("last"))
+                await all_of_them.enter_async_context(places.slot("last"))
 
     asyncio.run(run())

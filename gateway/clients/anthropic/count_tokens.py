@@ -54,7 +54,7 @@ async def count_tokens(request: Request) -> Response:
         timeout_s = gateway.settings.query_timeout_s + gateway.settings.body_timeout_s
         holder = new_id()
         try:
-            async with gateway.holds.until_asked(tenant, holder):
+            async with gateway.holds.release_after(tenant, holder):
                 lifted = await lift(gateway, tenant, question, holder)
                 answer = await asked_of_generators(gateway, tenant, lifted, timeout_s)
         except EntryTooLarge as error:
@@ -64,7 +64,7 @@ async def count_tokens(request: Request) -> Response:
 
 async def asked_of_generators(gateway: Gateway, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
     asked = msgspec.json.encode(question)
-    return await gateway.services.ask(tenant, COUNT_TOKENS, asked, timeout_s=timeout_s, role=GENERATORS)
+    return await gateway.services.request(tenant, COUNT_TOKENS, asked, timeout_s=timeout_s, role=GENERATORS)
 
 
 async def lift(gateway: Gateway, tenant: Tenant, question: CountTokens, holder: str) -> CountTokens:
@@ -81,7 +81,7 @@ async def lift(gateway: Gateway, tenant: Tenant, question: CountTokens, holder: 
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    await gateway.holds.take(tenant, holder, lifted)
+    await gateway.holds.pin(tenant, holder, lifted)
     await gateway.bodies.put(tenant, lifted)
     return CountTokens(msgspec.Raw(replace_prompt(bytes(question.body), short)), question.betas, is_lifted=True)
 

@@ -47,7 +47,7 @@ class BlobPins:
         self._connection = connection
         self._holders: set[tuple[Tenant, str]] = set()
 
-    async def take(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
+    async def pin(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
         """Pins the blobs of these SHA-256 for `holder`, say a turn that is about to be asked. In its `until_asked`."""
         names = [subjects.blob_pin(tenant, holder, sha256) for sha256 in blobs]
         if not names:
@@ -59,7 +59,7 @@ class BlobPins:
             raise LogUnavailable(f"pictures and long texts cannot be held: {type(error).__name__}") from error
 
     @asynccontextmanager
-    async def until_asked(self, tenant: Tenant, holder: str) -> AsyncIterator[None]:
+    async def release_after(self, tenant: Tenant, holder: str) -> AsyncIterator[None]:
         """Lets go, after the block, of what `holder` has taken in it.
 
         Not when the block raises LogUnavailable: what it asked may be stored yet, and its holds go by their age.
@@ -74,7 +74,7 @@ class BlobPins:
             raise
         await self._drop(tenant, holder)
 
-    async def is_held(self, tenant: Tenant, sha256: str) -> bool:
+    async def is_pinned(self, tenant: Tenant, sha256: str) -> bool:
         """Whether anybody is about to refer to the blob: asked of the bucket's leader, who is never behind."""
         seq = 1
         for _ in range(PASSED_MAX):
