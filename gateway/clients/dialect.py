@@ -1,24 +1,33 @@
-"""What a dialect is: a pure function from an entry, and the dialect's own small state, to bytes."""
+"""Dialects and frames: a dialect is a pure function from an entry, and a small state of its own, to a frame."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from tailrace.gateway.streaming import sse
 from tailrace.proto.entries import Stored
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
 class Frame(NamedTuple):
-    """What an entry looks like to a client; empty for what it does not show.
+    """What a client receives for an entry: server-sent events, or bare text, or nothing.
 
-    `is_break`: the dialect cannot say what happened, so the connection is broken off after it, as no end would be.
+    Frames are not serialised here, so that a stream can count, skip and prefix events. gateway/streaming writes them.
     """
 
-    data: bytes
+    events: sse.Events = ()
     is_break: bool = False
+    """Whether the connection is closed after it without an end, because the dialect has no event for what happened."""
+    text: bytes = b""
+    """What a dialect without events sends."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the frame."""
+        return sse.encode(self.events) + self.text
 
 
-SILENT = Frame(b"")
+SILENT = Frame()
 
 
 class Dialect(NamedTuple):

@@ -14,11 +14,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import unknown
-from tailrace.gateway.clients.registry import Dialect, Frame
+from tailrace.gateway.clients.registry import Dialect
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.fanout import RenderedFrame, TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
@@ -43,8 +43,8 @@ DRAIN_LOOK_S = 0.2
 TAKEN_WITHIN_S = 0.25
 
 
-# The bytes that tell a turn as it is at once, where so many events had told it one by one.
-Snapshot = Callable[[TurnKey, Turn, int], bytes]
+# The events that tell a turn as it is at once, where so many events had told it one by one.
+Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 
 
 class EventStream:
@@ -169,7 +169,7 @@ class EventStream:
         heartbeat_s = self._gateway.settings.heartbeat_s
         if self._snapshot is not None:
             turn, told, position = await self._so_far(live)
-            await self._send(send, self._snapshot(live.key, turn, told))
+            await self._send(send, sse.encode(self._snapshot(live.key, turn, told)))
         elif position:
             await self._render(live, position)
         while True:
@@ -222,7 +222,7 @@ class EventStream:
         while position < len(live.entries):
             frames = live.frames(self._dialect, position, FRAMES_MAX)
             turn = fold(live.entries[position : position + len(frames)], turn)
-            told += sum(sse.count_of(frame.data) for frame in frames)
+            told += sum(len(frame.events) for frame in frames)
             position += len(frames)
             await asyncio.sleep(0)
         return turn, told, position
@@ -267,7 +267,7 @@ class EventStream:
         await send(piece(b"", more=False))
 
 
-def within(frames: list[Frame], bytes_max: int) -> list[Frame]:
+def within(frames: list[RenderedFrame], bytes_max: int) -> list[RenderedFrame]:
     """As many of the first `frames` as fit into `bytes_max`; one, if there is any."""
     size = 0
     for index, frame in enumerate(frames):
@@ -277,15 +277,16 @@ def within(frames: list[Frame], bytes_max: int) -> list[Frame]:
     return frames
 
 
-def unseen(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
+def unseen(frames: list[RenderedFrame], count: int) -> tuple[list[RenderedFrame], int]:
     """`frames` without their first `count` events, and how many of those are still to come.
 
     Who has seen all of a frame has been broken off after it, too, and has come back for what follows.
     """
     for index, frame in enumerate(frames):
-        data, count = sse.without_first(frame.data, count)
-        if data:
-            return [frame._replace(data=data), *frames[index + 1 :]], 0
+        if len(frame.events) > count:
+            rest = frame.events[count:]
+            return [RenderedFrame(sse.encode(rest), rest, frame.is_break), *frames[index + 1 :]], 0
+        count -= len(frame.events)
     return [], count
 
 

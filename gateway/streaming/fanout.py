@@ -8,10 +8,11 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from tailrace.gateway import metrics
-from tailrace.gateway.clients.registry import Dialect, Frame
+from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.streaming import sse
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -70,7 +71,7 @@ class TurnFeed:
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position
 
-    def frames(self, dialect: Dialect, start: int, most: int) -> list[Frame]:
+    def frames(self, dialect: Dialect, start: int, most: int) -> list["RenderedFrame"]:
         """Up to `most` frames from index `start` on; rendered once, whoever asks first."""
         rendered = self._rendered.get(dialect.name)
         if rendered is None:
@@ -119,18 +120,26 @@ class TurnFeed:
         return position if position and self.seqs[position - 1] == cursor else 0
 
 
+class RenderedFrame(NamedTuple):
+    """A frame with its bytes, which all readers of a dialect share."""
+
+    data: bytes
+    events: sse.Events
+    is_break: bool
+
+
 class _Rendered:
     """A turn in one dialect, as far as it was asked for."""
 
     def __init__(self, dialect: Dialect, key: TurnKey) -> None:
         self._render = dialect.render
         self._state: Any = dialect.start(key)
-        self._frames: list[Frame] = []
+        self._frames: list[RenderedFrame] = []
 
-    def upto(self, entries: list[Stored], end: int) -> list[Frame]:
+    def upto(self, entries: list[Stored], end: int) -> list[RenderedFrame]:
         for stored in entries[len(self._frames) : end]:
             frame, self._state = self._render(self._state, stored)
-            self._frames.append(frame)
+            self._frames.append(RenderedFrame(frame.data, frame.events, frame.is_break))
         return self._frames
 
 

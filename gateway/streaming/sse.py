@@ -1,18 +1,19 @@
-"""Server-sent events as bytes: frames, comments, headers. Knows nothing of turns, and of sockets only Starlette's.
+"""Server-sent events: an event, its bytes, the heartbeat comment and the response headers.
 
-WHATWG HTML, "Server-sent events", section 9.2.6: a field's value ends at CR, LF or CRLF, so data is one line of
-JSON, and `event` and `id` come from fixed sets.
+WHATWG HTML, "Server-sent events", section 9.2.6: a field's value ends at CR, LF or CRLF. So data is one line of JSON,
+and `event` and `id` come from fixed sets.
 """
 
 import re
+from typing import NamedTuple
 
 MEDIA_TYPE = "text/event-stream"
 
-# A comment that ends no event. Some clients dispatch an empty one at a blank line.
+# A comment without a blank line after it. Some clients dispatch an empty event at a blank line.
 HEARTBEAT = b": hb\n"
 
 HEADERS = {
-    # `no-transform` keeps proxies from compressing, and so from holding back, what is written.
+    # `no-transform` keeps proxies from compressing the stream, for which they would buffer it.
     "cache-control": "no-cache, no-store, no-transform",
     "x-accel-buffering": "no",
 }
@@ -20,34 +21,39 @@ HEADERS = {
 EVENT_NAME = re.compile(rb"[a-z_.]{1,64}")
 
 
-def count_of(events: bytes) -> int:
-    """A blank line ends an event and is nowhere else: data is one line of JSON, and a heartbeat ends no event."""
-    return events.count(b"\n\n")
+class Event(NamedTuple):
+    """One event. `data` is one line; `seq`, of stored entries only, is the cursor that the client sends back."""
+
+    data: bytes
+    seq: int | None = None
+    name: bytes | None = None
 
 
-def without_first(events: bytes, count: int) -> tuple[bytes, int]:
-    """Whole `events` without the first `count` of them, and how many of those are still to come."""
-    there = count_of(events)
-    if there <= count:
-        return b"", count - there
-    return events.split(b"\n\n", count)[count], 0
+Events = tuple[Event, ...]
+
+
+def frame(data: bytes, *, seq: int | None = None, event: bytes | None = None) -> Events:
+    """One event, as a tuple, so that several can be joined. A name that is not in EVENT_NAME's form is left out."""
+    return (Event(data, seq, event if event is not None and EVENT_NAME.fullmatch(event) else None),)
+
+
+def encode(events: Events, id_prefix: bytes = b"") -> bytes:
+    """The bytes of `events`, with `id_prefix` before each id.
+
+    The id is the last field. By the specification it counts when the event is complete, but fetch-event-source uses it
+    as soon as it has read the line: cut between id and data, it resumed after an event that it had never dispatched.
+    """
+    lines: list[bytes] = []
+    for data, seq, name in events:
+        if name is not None:
+            lines.append(b"event: %s\n" % name)
+        lines.append(b"data: %s\n" % data)
+        if seq is not None:
+            lines.append(b"id: %s%d\n" % (id_prefix, seq))
+        lines.append(b"\n")
+    return b"".join(lines)
 
 
 def retry(wait_ms: int) -> bytes:
-    """How long a reader waits before it comes back. It goes before an event: alone, some clients take it for one."""
+    """The field that sets a client's reconnection delay. It precedes an event: alone, some clients dispatch it."""
     return b"retry: %d\n" % wait_ms
-
-
-def frame(data: bytes, *, seq: int | None = None, event: bytes | None = None) -> bytes:
-    """One event. `data` is one line; `seq`, only of what is stored, is what a reader comes back with.
-
-    The id stands last. To the specification it counts once the event is whole, but fetch-event-source takes it as soon
-    as it has read its line: cut between the two, it came back for what is after an event that it had never shown.
-    """
-    lines = []
-    if event is not None and EVENT_NAME.fullmatch(event):
-        lines.append(b"event: %s\n" % event)
-    lines.append(b"data: %s\n" % data)
-    if seq is not None:
-        lines.append(b"id: %d\n" % seq)
-    return b"".join((*lines, b"\n"))

@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 
-from tailrace.gateway.clients.registry import Frame
 from tailrace.gateway.streaming import event_stream, fanout
 from tailrace.proto.entries import Stored
 from tailrace.proto.nats import TurnLog
@@ -36,7 +35,7 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
     rendered: Counter[int] = Counter()
     turns, upto = 0, fanout._Rendered.upto
 
-    def noted(self: fanout._Rendered, entries: list[Stored], end: int) -> list[Frame]:
+    def noted(self: fanout._Rendered, entries: list[Stored], end: int) -> list[fanout.RenderedFrame]:
         before = len(self._frames)
         frames = upto(self, entries, end)
         rendered[turns] += len(frames) - before

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tailrace.gateway import metrics
-from tailrace.gateway.clients.registry import Frame
 from tailrace.gateway.http import http_protocol, server
 from tailrace.gateway.streaming.event_stream import PIECE_BYTES_MAX, within
+from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -182,7 +182,8 @@ async def test_who_has_asked_for_more_behind_a_stream_and_goes_is_gone(
 
 def test_what_is_written_at_once_has_an_end() -> None:
     """Frames up to so many bytes; one that is longer by itself is cut where it is sent."""
-    frames = [Frame(b"a" * 30_000)] * 5
+    large, empty = (RenderedFrame(data, (), is_break=False) for data in (b"a" * MB, b""))
+    frames = [RenderedFrame(b"a" * 30_000, (), is_break=False)] * 5
     assert len(within(frames, PIECE_BYTES_MAX)) == 2
-    assert within([Frame(b"a" * MB), *frames], PIECE_BYTES_MAX) == [Frame(b"a" * MB)]
-    assert (within([], PIECE_BYTES_MAX), within([Frame(b"")] * 300, 1)) == ([], [Frame(b"")] * 300)
+    assert within([large, *frames], PIECE_BYTES_MAX) == [large]
+    assert (within([], PIECE_BYTES_MAX), within([empty] * 300, 1)) == ([], [empty] * 300)

@@ -121,7 +121,7 @@ def test_an_entry_in_tailrace(entry: Entry, shown: dict[str, Any] | None) -> Non
     """The table at the top of the dialect, row by row. How soon to come back is said by no entry."""
     made = frame("tailrace", entry)
     if shown is None:
-        assert made == Frame(b"")
+        assert made == Frame()
         return
     (sent,) = parse(made.data)
     assert (json.loads(sent.data), sent.id, sent.event, made.is_break) == (shown, 7, "", False)
@@ -131,16 +131,16 @@ def test_an_entry_in_tailrace(entry: Entry, shown: dict[str, Any] | None) -> Non
 @pytest.mark.parametrize(
     ("entry", "shown"),
     [
-        (request(), Frame(b"")),
-        (attempt(START.chain, "continue"), Frame(b"")),
-        (attempt(START.chain, "restart"), Frame(b"", is_break=True)),
-        (event(START.chain, DELTA), Frame('a "b"\n🌊'.encode())),
-        (event(START.chain, DELTA, is_hidden=True), Frame(b"")),
-        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), Frame(b"ab")),
-        (event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))), Frame(b"")),
-        (an_event([]), Frame(b"")),
-        (DONE, Frame(b"")),
-        (ended(failing()), Frame(b"", is_break=True)),
+        (request(), Frame()),
+        (attempt(START.chain, "continue"), Frame()),
+        (attempt(START.chain, "restart"), Frame(is_break=True)),
+        (event(START.chain, DELTA), Frame(text='a "b"\n🌊'.encode())),
+        (event(START.chain, DELTA, is_hidden=True), Frame()),
+        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), Frame(text=b"ab")),
+        (event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))), Frame()),
+        (an_event([]), Frame()),
+        (DONE, Frame()),
+        (ended(failing()), Frame(is_break=True)),
     ],
     ids=range(10),
 )
@@ -207,7 +207,7 @@ def test_an_end_in_anthropic_is_message_delta_and_message_stop() -> None:
             "cache_read_input_tokens": 0,
         },
     }
-    assert frame("anthropic", event(START.chain, closing(1)[1])) == Frame(b"")
+    assert frame("anthropic", event(START.chain, closing(1)[1])) == Frame()
 
 
 def test_a_messages_id_leads_to_its_turn_in_anthropic() -> None:
@@ -314,8 +314,8 @@ def test_a_dialect_without_a_state_can_be_resumed_at_any_frame(log: Handwritten,
     whole = rendered(KEY, log.stored, dialect)
     cut = made.draw(st.integers(0, len(whole)))
     cursor = whole[cut - 1].seq if cut else 0
-    rest = [Frame(frame_of(dialect, one)) for one in log.stored if one.seq > cursor and not is_junk(one)]
-    assert [one.data for one in rest if one.data] == [one.sent for one in whole[cut:]]
+    rest = [frame_of(dialect, one) for one in log.stored if one.seq > cursor and not is_junk(one)]
+    assert [one for one in rest if one] == [one.sent for one in whole[cut:]]
 
 
 def frame_of(dialect: str, stored: Stored) -> bytes:
@@ -348,7 +348,7 @@ def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> N
 def test_half_an_answer_from_the_database_is_broken_off_in_bare_text(outcome: Any, *, is_break: bool) -> None:
     """As it was when it came from the log: nobody may take it for a whole one."""
     half = msgspec.structs.replace(archived(failing()), outcome=outcome)
-    assert DIALECTS["text"].render_record(half, 0) == Frame(b"half", is_break)
+    assert DIALECTS["text"].render_record(half, 0) == Frame(text=b"half", is_break=is_break)
 
 
 def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:

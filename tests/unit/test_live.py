@@ -120,9 +120,9 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
 
     def render(state: None, stored: Stored) -> tuple[Frame, None]:
         rendered.append(stored.seq)
-        return Frame(b"%d " % stored.seq), state
+        return Frame(text=b"%d " % stored.seq), state
 
-    counting = Dialect("counting", "", b"", True, True, lambda _: None, render, lambda _, __: Frame(b""))
+    counting = Dialect("counting", "", b"", True, True, lambda _: None, render, lambda _, __: Frame())
     stored = answered("a", "b").stored
     live = await live_with(Told(), stored)
     first = live.frames(counting, 0, 3)

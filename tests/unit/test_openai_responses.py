@@ -15,7 +15,9 @@ from pydantic import TypeAdapter
 from tailrace.gateway.clients.openai.responses_object import counted, response_of
 from tailrace.gateway.clients.openai.responses_stream import snapshot
 from tailrace.gateway.clients.registry import DIALECTS, Frame
+from tailrace.gateway.streaming import sse
 from tailrace.gateway.streaming.event_stream import unseen
+from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
 from tailrace.proto.fold import fold
@@ -168,7 +170,7 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
     """Its pydantic models, and nothing beside their fields."""
     whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
-    for event in [*told(log.stored), *whole, *data(snapshot(KEY, log.turn, len(told(log.stored))))]:
+    for event in [*told(log.stored), *whole, *data(sse.encode(snapshot(KEY, log.turn, len(told(log.stored)))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
 
@@ -185,7 +187,7 @@ def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) 
     whole = frames(log.stored)
     numbered = parse(b"".join(frame.data for frame in whole))
     seen = made.draw(st.integers(1, len(numbered)))
-    rest, left = unseen(whole, seen)
+    rest, left = unseen([RenderedFrame(one.data, one.events, one.is_break) for one in whole], seen)
     assert b"".join(frame.data for frame in rest) == b"".join(event.raw for event in numbered[seen:])
     assert left == 0
     broken = [json.loads(event.data)["type"] == "error" for event in numbered[seen:]]
@@ -212,7 +214,7 @@ def test_a_snapshot_is_a_legal_start_that_joins_the_stream(log: Handwritten, mad
     rest = anew(log.stored[at:])
     if len(rest) < len(log.stored[at:]):
         return  # a restart takes the snapshot back, and breaks its reader off
-    sent = data(snapshot(KEY, fold(log.stored[:at]), number) + b"".join(frame.data for frame in whole[at:]))
+    sent = data(sse.encode(snapshot(KEY, fold(log.stored[:at]), number)) + b"".join(frame.data for frame in whole[at:]))
     numbers = [event["sequence_number"] for event in sent]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
     assert not numbers or (numbers[0] >= 0 and numbers[-1] == len(told(log.stored)) - 1)
@@ -228,7 +230,7 @@ def test_a_snapshot_tells_each_block_at_once() -> None:
     log.hear(opening()[0])
     begin(log, 0, "begun text")
     say(log, 0, "text", " many", " words")
-    sent = data(snapshot(KEY, log.turn, 20))
+    sent = data(sse.encode(snapshot(KEY, log.turn, 20)))
     assert [(event["type"], event.get("delta"), event["sequence_number"]) for event in sent] == [
         ("response.created", None, 15),
         ("response.in_progress", None, 16),
@@ -389,7 +391,7 @@ def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:
     assert (error["type"], told_at.is_break, "from its beginning" in error["message"]) == ("error", True, True)
     assert [event["type"] for event in seen_anew(log)][:2] == ["response.created", "response.in_progress"]
     assert seen_anew(log)[0]["sequence_number"] == error["sequence_number"] + 1
-    assert snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == b""
+    assert snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == ()
 
 
 @pytest.mark.parametrize(
@@ -459,7 +461,7 @@ def test_a_turn_that_nobody_has_taken_is_queued() -> None:
     assert [(event["type"], event["response"]["status"]) for event in told(log.stored)] == [
         ("response.created", "queued")
     ]
-    assert data(snapshot(KEY, log.turn, 1)) == told(log.stored)
+    assert data(sse.encode(snapshot(KEY, log.turn, 1))) == told(log.stored)
     log.take()
     assert response_of(looked(log))["status"] == "in_progress"
     log.store(junk())

@@ -22,7 +22,6 @@ from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_drain
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming import sse
 from tailrace.gateway.streaming.event_stream import EventStream, begin
-from tailrace.gateway.streaming.sse import count_of
 from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.respond import answer, asked
@@ -162,15 +161,15 @@ async def told(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
     try:
         async with gateway.lives.reading(key, BEFORE_FIRST, from_start=True) as live:
             frames = live.frames(UI, 0, len(live.entries))
-            return sum(chunks(frame.data) for frame in frames), live.is_ended
+            return sum(chunks(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
         record = await gateway.history.past(key)
-        return chunks(UI.render_record(record, 0).data), True
+        return chunks(UI.render_record(record, 0).events), True
 
 
-def chunks(data: bytes) -> int:
-    """As the workflow transport counts them: `[DONE]` is none."""
-    return count_of(data) - data.count(b"\ndata: %s\n" % DONE)
+def chunks(events: sse.Events) -> int:
+    """Counts chunks as the workflow transport does: `[DONE]` is none."""
+    return sum(event.data != DONE for event in events)
 
 
 async def is_logged(gateway: Gateway, key: TurnKey) -> bool:

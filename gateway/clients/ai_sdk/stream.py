@@ -198,7 +198,7 @@ def _finish(outcome: str, stop_reason: str | None, error: Failure | None, ended:
 def _frame(chunks: list[Chunk], seq: int, *, is_end: bool) -> Frame:
     """The last event has the id: an entry was seen when all of it was."""
     lines = [*map(_encode, chunks), *([DONE] if is_end else [])]
-    return Frame(b"".join([*map(sse.frame, lines[:-1]), sse.frame(lines[-1], seq=seq)]))
+    return Frame((*map(sse.Event, lines[:-1]), sse.Event(lines[-1], seq)))
 
 
 UI = Dialect(

@@ -42,17 +42,15 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     head = _message(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
-    frames = [_named({"type": "message_start", "message": head})]
+    shown = _named({"type": "message_start", "message": head})
     for index, block in enumerate(record.content):
-        frames += [_named(event) for event in _block(index, block)]
+        shown += tuple(event for each in _block(index, block) for event in _named(each))
     if record.outcome == "completed":
-        frames.append(
-            _completed(record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor)
-        )
+        shown += _completed(record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor)
     else:
         without = CANCELLED if record.outcome == "cancelled" else LOST
-        frames.append(_error(record.error or without, record.cursor))
-    return Frame(b"".join(frames))
+        shown += _error(record.error or without, record.cursor)
+    return Frame(shown)
 
 
 def whole(record: TurnRecord) -> bytes:
@@ -123,7 +121,7 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
 
 def _completed(
     stop_reason: str | None, stop_sequence: str | None, usage: Usage, envelope: dict[str, Any], seq: int
-) -> bytes:
+) -> sse.Events:
     delta = {"stop_reason": _known(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
     # All the counts by name: the SDKs take one that is missing for a protocol error, not for 0.
     counts = envelope.get("usage", {}) | asdict(usage)
@@ -136,7 +134,7 @@ def _known(stop_reason: str | None) -> str | None:
     return "max_tokens" if stop_reason == "max_cost" else stop_reason
 
 
-def _error(failure: Failure, seq: int) -> bytes:
+def _error(failure: Failure, seq: int) -> sse.Events:
     return _named({"type": "error", "error": {"type": type_of(failure), "message": failure.message}}, seq)
 
 
@@ -161,14 +159,14 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _named(event: dict[str, Any], seq: int | None = None) -> bytes:
+def _named(event: dict[str, Any], seq: int | None = None) -> sse.Events:
     return sse.frame(_encode(event), seq=seq, event=str(event["type"]).encode())
 
 
 ANTHROPIC = Dialect(
     name="anthropic",
     media_type=sse.MEDIA_TYPE,
-    heartbeat=_named(PING),
+    heartbeat=sse.encode(_named(PING)),
     is_self_delimited=False,
     can_reset=False,
     start=lambda key: key,

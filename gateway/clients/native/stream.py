@@ -52,13 +52,8 @@ def render_record(record: TurnRecord, _: int) -> Frame:
         text_chars=chars,
         text_sha256=sha256,
     )
-    text = [sse.frame(_encode({"type": "delta", "text": record.text}))] if record.text else []
-    frames = [
-        sse.frame(_encode({"type": "reset"})),
-        *text,
-        sse.frame(_encode(end), seq=record.cursor),
-    ]
-    return Frame(b"".join(frames))
+    text = sse.frame(_encode({"type": "delta", "text": record.text})) if record.text else ()
+    return Frame(sse.frame(_encode({"type": "reset"})) + text + sse.frame(_encode(end), seq=record.cursor))
 
 
 def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.records import TurnRecord
 
-BROKEN_OFF = Frame(b"", is_break=True)
+BROKEN_OFF = Frame(is_break=True)
 
 
 def render(state: None, stored: Stored) -> tuple[Frame, None]:
@@ -18,7 +18,7 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
             return BROKEN_OFF, state
         case entry:
             text = said(entry)
-            return (Frame(_utf8(text)) if text else SILENT), state
+            return (Frame(text=_utf8(text)) if text else SILENT), state
 
 
 def said(entry: Entry) -> str:
@@ -36,7 +36,7 @@ def said(entry: Entry) -> str:
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    return Frame(_utf8(record.text), is_break=record.outcome not in ("completed", "cancelled"))
+    return Frame(text=_utf8(record.text), is_break=record.outcome not in ("completed", "cancelled"))
 
 
 def _utf8(text: str) -> bytes:

@@ -78,7 +78,7 @@ def render_record(record: TurnRecord, _: int, *, is_counted: bool) -> Frame:
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
     deltas += [{"tool_calls": calls}] if calls else []
-    said = b"".join(_chunk(told, delta) for delta in deltas)
+    said = tuple(event for delta in deltas for event in _chunk(told, delta))
     if record.outcome == "completed":
         return Frame(said + _completed(told, record.stop_reason, record.usage, record.cursor))
     return Frame(said + _error(of_record(record)))
@@ -122,17 +122,17 @@ def _arguments(told: StreamState, block: int, piece: str) -> Delta:
     return {"tool_calls": [{"index": told.tools.index(block), "function": {"arguments": piece}}]}
 
 
-def _completed(told: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> bytes:
+def _completed(told: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> sse.Events:
     finish = finish_reason(stop_reason)
     # All at once, as OpenAI does: its SDKs do not add up lists of what has no index.
-    cited = _chunk(told, {"annotations": told.annotations}) if told.annotations else b""
+    cited = _chunk(told, {"annotations": told.annotations}) if told.annotations else ()
     if not told.is_counted:
         return cited + _chunk(told, {}, seq, finish) + DONE
     counted = {**told.head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(usage), "cursor": seq}
     return cited + _chunk(told, {}, None, finish) + sse.frame(_encode(counted)) + DONE
 
 
-def _chunk(told: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> bytes:
+def _chunk(told: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     chunk = {**told.head.fields("chat.completion.chunk"), "choices": [choice]}
     if told.is_counted:
@@ -142,7 +142,7 @@ def _chunk(told: StreamState, delta: Delta, seq: int | None = None, finish: str 
     return sse.frame(_encode(chunk))
 
 
-def _error(failure: Failure) -> bytes:
+def _error(failure: Failure) -> sse.Events:
     error = {"message": failure.message, "type": type_of(failure), "param": None, "code": failure.code}
     return sse.frame(_encode({"error": error}))
 

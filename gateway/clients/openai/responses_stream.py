@@ -90,7 +90,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     return Frame(_numbered(told, accumulate((max(1, len(event.get("delta", ""))) for event in told), initial=0)))
 
 
-def snapshot(key: TurnKey, turn: Turn, number: int) -> bytes:
+def snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
     """What `turn` has said, in the fewest events, the last of them just before `number`: there the stream goes on.
 
     They are never more than there were, so that the first has a number, too.
@@ -100,7 +100,7 @@ def snapshot(key: TurnKey, turn: Turn, number: int) -> bytes:
         telling = replace(telling, head=head_of(key.turn, turn.request, turn.asked_at))
     if turn.end is None and turn.message is None and turn.mode == "restart":
         # Nothing is said again until the new answer begins, and that is still to come.
-        return b""
+        return ()
     telling, told = _retold(telling, turn.blocks) if turn.attempt else _queued(telling)
     if turn.end is not None:
         end = turn.end
@@ -228,9 +228,9 @@ def _framed(telling: Telling, told: Events) -> tuple[Frame, Telling]:
     return frame, replace(telling, number=telling.number + len(told))
 
 
-def _numbered(told: Events, numbers: Iterable[int]) -> bytes:
-    return b"".join(
-        sse.frame(_encode({**event, "sequence_number": number}), event=event["type"].encode())
+def _numbered(told: Events, numbers: Iterable[int]) -> sse.Events:
+    return tuple(
+        sse.Event(_encode({**event, "sequence_number": number}), name=event["type"].encode())
         for event, number in zip(told, numbers, strict=False)
     )
 

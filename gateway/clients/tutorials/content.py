@@ -30,13 +30,13 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    text = sse.frame(_encode({"content": record.text})) if record.text else b""
+    text = sse.frame(_encode({"content": record.text})) if record.text else ()
     if record.outcome in ("completed", "cancelled"):
         return Frame(text)
     return Frame(text + _error((record.error or LOST).message), is_break=True)
 
 
-def _error(message: str) -> bytes:
+def _error(message: str) -> sse.Events:
     return sse.frame(_encode({"error": message}))
 
 

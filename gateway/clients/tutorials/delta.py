@@ -36,7 +36,7 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    text = _frame({"type": "delta", "text": record.text}) if record.text else b""
+    text = _frame({"type": "delta", "text": record.text}) if record.text else ()
     if record.outcome == "completed":
         return Frame(text + _frame({"type": "done"}, record.cursor))
     return Frame(text + _frame(error(of_record(record)), record.cursor))
@@ -48,7 +48,7 @@ def error(failure: Failure) -> dict[str, Any]:
     return {"type": "error", "error": type_of(failure).removesuffix("_error"), "message": failure.message, **again}
 
 
-def _frame(shown: dict[str, Any], seq: int | None = None) -> bytes:
+def _frame(shown: dict[str, Any], seq: int | None = None) -> sse.Events:
     return sse.frame(_encode(shown), seq=seq)
 
 
