@@ -114,8 +114,8 @@ class TurnRunner:
             match step:
                 case Acknowledge() | LeaveToBatch():
                     return turn
-                case Complete(fits):
-                    return await self._end(key, turn, "completed", fits=fits)
+                case Complete(schema_valid):
+                    return await self._end(key, turn, "completed", schema_valid=schema_valid)
                 case CutOff():
                     outbox = DeltaBuffer()
                     for event in closing(turn):
@@ -307,11 +307,17 @@ class TurnRunner:
         raise FenceLost(f"{key.turn} was ended by somebody else")
 
     async def _end(
-        self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
+        self,
+        key: TurnKey,
+        turn: Turn,
+        outcome: Outcome,
+        error: Failure | None = None,
+        *,
+        schema_valid: bool | None = None,
     ) -> Turn:
         if turn.end is not None:
             return turn
-        end = build_end(turn, outcome, error, fits=fits)
+        end = build_end(turn, outcome, error, schema_valid=schema_valid)
         chain = await self._append(key, turn.chain, end)
         metrics.ended(end)
         return fold([stored(chain, turn, end)], turn)

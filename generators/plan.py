@@ -22,9 +22,9 @@ class LeaveToBatch(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True):
-    """The answer is whole, only its `end` is missing. `fits`: as that will say it."""
+    """The answer is whole, only its `end` is missing. `schema_valid`: as that will say it."""
 
-    fits: bool | None = None
+    schema_valid: bool | None = None
 
 
 class CutOff(msgspec.Struct, frozen=True):
@@ -94,10 +94,10 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
 def plan_after_check(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | MakeAttempt:
     """What follows a whole answer that fits its schema or, because of `misfit`, does not: it is asked again once."""
     if misfit is None:
-        return Complete(fits=True)
+        return Complete(schema_valid=True)
     is_final = turn.misfit is not None or counted_attempts(turn) >= attempts_max or turn.stop.stop_reason not in WANTED
     is_final |= is_spent(turn)
-    return Complete(fits=False) if is_final else MakeAttempt(turn.attempt + 1, "restart", misfit)
+    return Complete(schema_valid=False) if is_final else MakeAttempt(turn.attempt + 1, "restart", misfit)
 
 
 def hedge(turn: Turn) -> MakeAttempt:

@@ -8,7 +8,7 @@ from tailrace.proto.models import cost_nano_usd, find_model
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
 
-def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None) -> End:
+def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
     text_chars, text_sha256 = text_proof(turn.text)
     model = find_model(turn.request.model) if turn.request is not None else None
@@ -22,7 +22,7 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, fit
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
         cost_nano_usd=sum(cost_nano_usd(model, call) for call in turn.calls) if model is not None else 0,
-        fits=fits,
+        schema_valid=schema_valid,
         error=error,
         text_chars=text_chars,
         text_sha256=text_sha256,

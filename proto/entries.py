@@ -153,8 +153,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage_is_estimated: bool = False
     """A call broke off before the model had counted its output."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
-    fits: bool | None = None
-    """Whether the answer fits the schema that it was asked to fit; None: there is none, or nobody could say."""
+    schema_valid: bool | None = msgspec.field(default=None, name="fits")
+    """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
     error: Failure | None = None
     text_chars: int
     """Unicode code points in the answer's text blocks."""

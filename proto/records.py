@@ -47,8 +47,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | None = None
     envelope: dict[str, Any] = {}
     """What the model's message said of itself besides: `container`, `context_management`, further counts…"""
-    fits: bool | None = None
-    """Whether the answer fits the schema that it was asked to fit; null: there is none, or nobody could say."""
+    schema_valid: bool | None = None
+    """Whether the answer is valid by the turn's JSON Schema; null: it has no schema, or it could not be checked."""
     error: Failure | None
     usage: Usage
     usage_is_estimated: bool
@@ -221,7 +221,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         stop_reason=end.stop_reason if end else None,
         stop_sequence=end.stop_sequence if end else None,
         envelope=(end.envelope or {}) if end else {},
-        fits=end.fits if end else None,
+        schema_valid=end.schema_valid if end else None,
         error=turn.error,
         usage=end.usage if end else turn.usage,
         usage_is_estimated=end.usage_is_estimated if end else turn.is_usage_estimated,

@@ -84,7 +84,7 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     content: list[dict[str, Any]] = []
     stop_reason: str | None = None
-    fits: bool | None = None
+    schema_valid: bool | None = None
     error: Failure | None = None
     usage: Usage = Usage()
     cost_usd: float = 0.0
@@ -212,7 +212,7 @@ def result(index: int, told: TurnRecord) -> BatchResult:
         text=told.text,
         content=told.content,
         stop_reason=told.stop_reason,
-        fits=told.fits,
+        schema_valid=told.schema_valid,
         error=told.error,
         usage=told.usage,
         cost_usd=told.cost_usd,

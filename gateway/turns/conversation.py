@@ -22,13 +22,13 @@ async def place_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> Position:
         case None, None | msgspec.UNSET:
             return Position(session=SessionId(new_id()), new=new)
         case str(session), None:
-            return after(await _beginning(gateway, tenant, session, begin=ask.begin), new)
+            return after(await _beginning(gateway, tenant, session, begin=ask.create_session), new)
         case session, parent:
             named = None if parent is msgspec.UNSET else parent
-            context = await _context(gateway, tenant, GetContext(session, named, ask.begin), ask)
-            if not ask.is_whole:
+            context = await _context(gateway, tenant, GetContext(session, named, ask.create_session), ask)
+            if not ask.full_history:
                 return after(context, new)
-            return verbatim(agreed(context, new), new) if ask.is_verbatim else agreed(context, new)
+            return verbatim(agreed(context, new), new) if ask.verbatim else agreed(context, new)
 
 
 async def _beginning(gateway: Gateway, tenant: Tenant, session: str, *, begin: bool) -> Context:

@@ -65,12 +65,12 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, where, and for whom."""
 
     session: str | None = None
-    begin: bool = False
+    create_session: bool = False
     """Whether a session of that name that is not there is begun; else it is refused."""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET
-    is_whole: bool = False
+    full_history: bool = False
     """Whether `messages` are the conversation from its beginning. Where they agree with the session's, they are it."""
-    is_verbatim: bool = False
+    verbatim: bool = False
     """Whether the model is told the conversation just as `messages` tell it, whatever the session holds."""
     project: str | None = None
     on_disconnect: str = "continue"
@@ -105,7 +105,7 @@ def check(ask: NewTurn) -> None:
     if ask.api_version is not None and API_VERSION.fullmatch(ask.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     check_name("project", ask.project)
-    if ask.begin:
+    if ask.create_session:
         check_session("session", ask.session)
     if new[-1].role == "assistant":
         raise Refused("request_invalid", "the last of `messages` must not be the assistant's: it has no answer")

@@ -287,8 +287,8 @@ class MessageBatchSubmitter:
                 Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
             )
             outcome, failure = await self._say(writer, result)
-            fits = await self._fits(request, writer.turn, child) if outcome == "completed" else None
-            end = build_end(writer.turn, outcome, failure, fits=fits)
+            schema_valid = await self._fits(request, writer.turn, child) if outcome == "completed" else None
+            end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
             await writer.add(end)
         except FenceLost:
             # Cancelled or deleted by somebody who was quicker.

@@ -339,7 +339,7 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
         line = f'rate=0 json={{"query":"tailrace"}}{wrong}'
         turn = await ended(own_log, await ask(own_log, line, options=with_schema(None, schema)))
     assert turn.end is not None
-    assert (turn.text, turn.outcome, turn.end.fits) == ('{"query":"tailrace"}', "completed", True)
+    assert (turn.text, turn.outcome, turn.end.schema_valid) == ('{"query":"tailrace"}', "completed", True)
     assert (turn.attempt, turn.rejected) == ((2, '{"km":1}') if wrong else (1, ""))
     asked = await last_asked(claude)
     assert "output_config" not in asked or "format" not in asked["output_config"]

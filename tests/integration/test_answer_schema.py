@@ -50,7 +50,7 @@ def events_of(connected: Connected) -> list[dict[str, Any]]:
 
 
 def fields(turn: dict[str, Any]) -> tuple[Any, ...]:
-    return turn["outcome"], turn["text"], turn["fits"], turn["attempts"]
+    return turn["outcome"], turn["text"], turn["schema_valid"], turn["attempts"]
 
 
 async def test_an_answer_that_fits_is_said_to_fit(gateway: Gateway) -> None:
@@ -141,7 +141,7 @@ async def test_an_answer_that_was_cut_short_is_not_asked_for_again(gateway: Gate
 async def test_a_tools_call_is_no_answer_yet(gateway: Gateway) -> None:
     """It need not fit anything, and nobody says whether it does."""
     turn = await answered(gateway, question(wrong=None, more="rate=0 tool=look"), tools=[])
-    assert (turn["stop_reason"], turn["fits"], turn["attempts"]) == ("tool_use", None, 1)
+    assert (turn["stop_reason"], turn["schema_valid"], turn["attempts"]) == ("tool_use", None, 1)
 
 
 async def test_a_reader_is_told_to_forget_the_first_answer(gateway: Gateway) -> None:
@@ -151,7 +151,7 @@ async def test_a_reader_is_told_to_forget_the_first_answer(gateway: Gateway) -> 
     assert seen.count("reset") == 1
     assert seen.index("reset") > seen.index("delta")
     done = events_of(await read(gateway.client, turn))[-1]
-    assert (done["type"], done["fits"]) == ("done", True)
+    assert (done["type"], done["schema_valid"]) == ("done", True)
     for dialect, says in SAYS.items():
         answer = await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}")
         assert says(answer.content) == RIGHT, dialect
@@ -175,11 +175,11 @@ async def test_the_database_says_the_same(gateway: Gateway, house_log: TurnLog, 
         turn = await answered(gateway, question(right=right))
         await forget(gateway, house_log, TurnKey(tenant, turn["turn"]))
         assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).json() == turn
-        assert turn["fits"] is fits
-        assert events_of(await read(gateway.client, turn["turn"]))[-1]["fits"] is fits
+        assert turn["schema_valid"] is fits
+        assert events_of(await read(gateway.client, turn["turn"]))[-1]["schema_valid"] is fits
     plain = await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
     told = events_of(await read(gateway.client, plain.json()["turn"]))
-    assert "fits" not in told[-1]
+    assert "schema_valid" not in told[-1]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ async def test_a_schema_that_cannot_be_used_is_refused(gateway: Gateway, schema:
 async def test_an_answer_that_nobody_can_judge_is_the_answer(gateway: Gateway) -> None:
     """Nobody is asked again, and nothing is claimed."""
     turn = await answered(gateway, "#sim words=1 rate=0", schema=doubling(60), model="claude-fable-5-2")
-    assert (turn["outcome"], turn["fits"], turn["attempts"]) == ("completed", None, 1)
+    assert (turn["outcome"], turn["schema_valid"], turn["attempts"]) == ("completed", None, 1)
 
 
 @pytest.mark.rule("R60")
@@ -245,7 +245,7 @@ async def test_killed_after_any_entry_an_answer_fits_in_the_end(
         async with working(own_server.url, own_claude):
             turn = await ended(own_log, key)
             await until(lambda: is_acknowledged(own_connection))
-        assert (turn.outcome, turn.text, turn.end and turn.end.fits) == ("completed", RIGHT, True), appends
+        assert (turn.outcome, turn.text, turn.end and turn.end.schema_valid) == ("completed", RIGHT, True), appends
         asked_again = [entry for entry in await attempts_of(own_log, key) if entry.misfit is not None]
         assert len(asked_again) == 1, appends
         # A call that was cut off by the death is made again, and no other.
@@ -271,7 +271,7 @@ async def test_a_break_in_the_middle_of_json_begins_it_anew(
         key = await ask(own_log, line, options=with_schema(None, SCHEMA))
         turn = await ended(own_log, key)
     assert await modes(own_log, key) == ["fresh", "restart"]
-    assert (turn.text, turn.end and turn.end.fits, turn.misfit) == (RIGHT, True, None)
+    assert (turn.text, turn.end and turn.end.schema_valid, turn.misfit) == (RIGHT, True, None)
 
 
 async def test_the_last_attempt_is_not_asked_again(own_server: NatsServer, own_log: TurnLog, own_claude: str) -> None:
@@ -279,7 +279,7 @@ async def test_the_last_attempt_is_not_asked_again(own_server: NatsServer, own_l
     async with working(own_server.url, own_claude, attempts_max=1):
         line = f"rate=0 json={RIGHT} wrong={WRONG}"
         turn = await ended(own_log, await ask(own_log, line, options=with_schema(None, SCHEMA)))
-    assert (turn.outcome, turn.text, turn.end and turn.end.fits) == ("completed", WRONG, False)
+    assert (turn.outcome, turn.text, turn.end and turn.end.schema_valid) == ("completed", WRONG, False)
 
 
 async def test_a_turn_that_is_cancelled_says_nothing_of_its_fit(gateway: Gateway) -> None:
@@ -288,4 +288,4 @@ async def test_a_turn_that_is_cancelled_says_nothing_of_its_fit(gateway: Gateway
     turn = TurnId((await gateway.client.post("/v1/turns", json=body)).json()["turn"])
     async with asyncio.timeout(10):
         told = (await gateway.client.post(f"/v1/turns/{turn}/cancel")).json()
-    assert (told["outcome"], told["fits"]) == ("cancelled", None)
+    assert (told["outcome"], told["schema_valid"]) == ("cancelled", None)

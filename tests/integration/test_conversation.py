@@ -42,9 +42,9 @@ async def test_a_session_is_begun_by_the_name_that_a_client_gives_it(
     """Its first turn begins it, its second goes on from there; who does not ask for that gets a 404."""
     name = f"user:42.{new_id()}"
     unknown = await gateway.client.post("/v1/turns", json={"message": SHORT, "session": name})
-    first = await posted(gateway, message=SHORT, session=name, begin=True)
+    first = await posted(gateway, message=SHORT, session=name, create_session=True)
     assert (await whole(gateway, first))["session"] == name
-    second = await posted(gateway, message=SHORT, session=name, begin=True)
+    second = await posted(gateway, message=SHORT, session=name, create_session=True)
     asked = await request_of(house_log, tenant, second)
     assert unknown.status_code == 404
     assert (asked.session, asked.parent, asked.history) == (name, first, 2)
@@ -52,7 +52,7 @@ async def test_a_session_is_begun_by_the_name_that_a_client_gives_it(
 
 @pytest.mark.parametrize("name", ["", "a b", "ü", "a/b", "x" * 129, "a\n"])
 async def test_what_cannot_be_the_name_of_a_session_is_refused(gateway: Gateway, name: str) -> None:
-    body = {"message": SHORT, "session": name, "begin": True}
+    body = {"message": SHORT, "session": name, "create_session": True}
     answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
@@ -63,13 +63,13 @@ async def test_a_conversation_that_is_told_whole_goes_on_where_it_agrees(
     """A client that sends everything each time: what the session holds is not said twice, an edit is a branch."""
     name = SessionId(new_id())
     told = [{"role": "user", "content": f"{SHORT} tag=a"}]
-    first = await posted(gateway, messages=told, session=name, begin=True, is_whole=True)
+    first = await posted(gateway, messages=told, session=name, create_session=True, full_history=True)
     answer = (await whole(gateway, first))["text"]
     told += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"{SHORT} tag=b"}]
-    second = await posted(gateway, messages=told, session=name, begin=True, is_whole=True)
+    second = await posted(gateway, messages=told, session=name, create_session=True, full_history=True)
     await whole(gateway, second)
     edited = [*told[:2], {"role": "user", "content": f"{SHORT} tag=c"}]
-    third = await posted(gateway, messages=edited, session=name, begin=True, is_whole=True)
+    third = await posted(gateway, messages=edited, session=name, create_session=True, full_history=True)
     asked = [await request_of(house_log, tenant, turn) for turn in (second, third)]
     assert [(one.parent, one.history, len(one.messages)) for one in asked] == [(first, 2, 3), (first, 2, 3)]
 
@@ -79,7 +79,7 @@ async def test_a_busy_session_is_interrupted_if_that_is_asked_for(
 ) -> None:
     """The running turn ends, and the next one knows what it had said."""
     name = new_id()
-    running = await posted(gateway, message=LONG, session=name, begin=True)
+    running = await posted(gateway, message=LONG, session=name, create_session=True)
     async with gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
         async for line in stream.aiter_lines():
             if "delta" in line:
@@ -93,7 +93,7 @@ async def test_a_busy_session_is_interrupted_if_that_is_asked_for(
 
 async def test_a_repeat_does_not_interrupt_its_own_turn(gateway: Gateway) -> None:
     """The session is busy with the very turn that is asked for again."""
-    body = {"message": LONG, "session": new_id(), "begin": True, "on_busy": "interrupt"}
+    body = {"message": LONG, "session": new_id(), "create_session": True, "on_busy": "interrupt"}
     headers = {"idempotency-key": "key-1"}
     first, again = [await gateway.client.post("/v1/turns", json=body, headers=headers) for _ in range(2)]
     turn = first.json()["turn"]
@@ -107,7 +107,7 @@ async def test_a_busy_session_gets_a_branch_if_that_is_asked_for(
 ) -> None:
     """Both go on: the new turn follows what the running one follows."""
     name = new_id()
-    first = await posted(gateway, message=SHORT, session=name, begin=True)
+    first = await posted(gateway, message=SHORT, session=name, create_session=True)
     await whole(gateway, first)
     running = await posted(gateway, message=LONG, session=name)
     branch = await posted(gateway, message=SHORT, session=name, on_busy="branch")

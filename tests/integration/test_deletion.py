@@ -284,7 +284,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
     stream = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
     assert not stream.state.subjects
-    again = [await posted(gateway, session=session, begin=True) for _ in range(2)]
+    again = [await posted(gateway, session=session, create_session=True) for _ in range(2)]
     turns = (await gateway.client.get(f"/v1/sessions/{session}/turns")).json()["turns"]
     assert [(one["turn"], one["parent"]) for one in turns] == [
         (again[0]["turn"], None),

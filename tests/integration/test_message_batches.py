@@ -369,7 +369,7 @@ async def test_an_answer_with_a_schema_is_judged_and_not_asked_again(
     batch = await asked(own_gateway, requests)
     async with working(own_server.url, own_claude):
         await ended(own_log, key_of(tenant, batch))
-    assert [(line["outcome"], line["fits"]) for line in await results(own_gateway, batch)] == [
+    assert [(line["outcome"], line["schema_valid"]) for line in await results(own_gateway, batch)] == [
         ("completed", False),
         ("completed", True),
     ]

@@ -145,8 +145,8 @@ class Worker(Process):
             match next_:
                 case Acknowledge():
                     return turn
-                case Complete(fits):
-                    return (yield from self._end(turn, "completed", fits=fits))
+                case Complete(schema_valid):
+                    return (yield from self._end(turn, "completed", schema_valid=schema_valid))
                 case CutOff():
                     outbox = DeltaBuffer()
                     for event in closing(turn):
@@ -277,9 +277,9 @@ class Worker(Process):
         return (yield from self._append(chain, hedge))
 
     def _end(
-        self, turn: Turn, outcome: Outcome, error: Failure | None = None, *, fits: bool | None = None
+        self, turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None
     ) -> Steps[Turn]:
-        end = build_end(turn, outcome, error, fits=fits)
+        end = build_end(turn, outcome, error, schema_valid=schema_valid)
         chain = yield from self._append(turn.chain, end)
         return fold([stored(chain, turn, end)], turn)
 

@@ -82,7 +82,7 @@ def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
         return Verdict(None, "the turn has not ended")
     script = schedule.script
     if turn.end.outcome == "completed":
-        wanted = script.answer(is_corrected=turn.end.fits is not False)
+        wanted = script.answer(is_corrected=turn.end.schema_valid is not False)
         if [(block.type, block.text) for block in turn.blocks] != [(block.type, block.whole) for block in wanted]:
             return Verdict(False, f"the answer is {turn.blocks}, and not {wanted}")
     elif not any(answers.text_of(blocks).startswith(turn.text) for blocks in (script.blocks, script.wrong)):

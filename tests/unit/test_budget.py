@@ -135,7 +135,7 @@ def test_an_answer_is_not_asked_for_again_when_its_money_is_spent() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
     assert isinstance(plan_after_check(heard(*whole), "no JSON", 5), MakeAttempt)
-    assert plan_after_check(heard(*whole, max_cost_nano_usd=INPUT), "no JSON", 5) == Complete(fits=False)
+    assert plan_after_check(heard(*whole, max_cost_nano_usd=INPUT), "no JSON", 5) == Complete(schema_valid=False)
 
 
 def test_without_a_price_or_a_limit_nothing_is_spent() -> None:

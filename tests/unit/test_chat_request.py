@@ -123,7 +123,7 @@ def test_what_has_a_place_of_its_own() -> None:
         tools=[LOOKS],
         metadata={"a": "b"},
         session="s",
-        begin=True,
+        create_session=True,
         project="p",
         on_busy="branch",
         on_interrupt="fail",
@@ -217,9 +217,9 @@ def test_who_tells_an_answer_tells_the_conversation() -> None:
     """Who tells none tells what is new in it, as clients of OpenAI-compatible servers with sessions do."""
     answer = {"role": "assistant", "content": "a"}
     tool = {"role": "tool", "tool_call_id": "c1", "content": "1"}
-    assert asked(session_id="s", messages=[HI, answer, HI]).ask.is_whole
-    assert not asked(session_id="s", messages=[HI]).ask.is_whole
-    assert not asked(session_id="s", messages=[tool]).ask.is_whole
+    assert asked(session_id="s", messages=[HI, answer, HI]).ask.full_history
+    assert not asked(session_id="s", messages=[HI]).ask.full_history
+    assert not asked(session_id="s", messages=[tool]).ask.full_history
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)

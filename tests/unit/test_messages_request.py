@@ -34,9 +34,9 @@ def test_a_question_is_told_as_it_came_in_a_place_of_its_own() -> None:
         model="claude-opus-5-5",
         max_tokens=100,
         messages=[Message("user", "hi"), Message("system", "Be brief.")],
-        begin=True,
-        is_whole=True,
-        is_verbatim=True,
+        create_session=True,
+        full_history=True,
+        verbatim=True,
         on_busy="branch",
     )
 

@@ -153,12 +153,12 @@ def test_an_answer_with_a_schema_is_judged_and_asked_again_once() -> None:
     """Whoever takes the turn over counts from the log how often that was."""
     first = shaped([START, *closed("text"), STOPPED])
     assert plan(first, 5) == CheckSchema(SCHEMA)
-    assert plan_after_check(first, None, 5) == Complete(fits=True)
+    assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
     assert plan_after_check(first, "no", 5) == MakeAttempt(2, "restart", "no")
-    assert plan_after_check(first, "no", 1) == Complete(fits=False)
+    assert plan_after_check(first, "no", 1) == Complete(schema_valid=False)
     second = shaped([START, *closed("text"), STOPPED], misfit="no")
     assert plan(second, 5) == CheckSchema(SCHEMA)
-    assert plan_after_check(second, "no again", 5) == Complete(fits=False)
+    assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
 
 
 @pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "newer"])
@@ -167,7 +167,7 @@ def test_who_would_say_no_more_is_not_asked_again(stop_reason: str) -> None:
     stopped = events.MessageDelta(events.StopReason(stop_reason))
     turn = shaped([START, *closed("text"), stopped])
     assert plan(turn, 5) == CheckSchema(SCHEMA)
-    assert plan_after_check(turn, "no", 5) == Complete(fits=False)
+    assert plan_after_check(turn, "no", 5) == Complete(schema_valid=False)
 
 
 @pytest.mark.parametrize("stop_reason", ["tool_use", "pause_turn"])
@@ -267,4 +267,4 @@ def test_a_misfit_after_a_hedge_is_asked_again() -> None:
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *closed("text"), STOPPED)
     assert plan_after_check(log.turn, "too long", 2) == MakeAttempt(3, "restart", "too long")
-    assert plan_after_check(log.turn, "too long", 1) == Complete(fits=False)
+    assert plan_after_check(log.turn, "too long", 1) == Complete(schema_valid=False)

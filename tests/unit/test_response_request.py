@@ -214,15 +214,15 @@ def test_functions_become_tools() -> None:
 
 def test_where_to_go_on() -> None:
     """After a response, in a conversation of that name, or nowhere."""
-    assert (ask().session, ask().parent, ask().begin) == (None, msgspec.UNSET, False)
+    assert (ask().session, ask().parent, ask().create_session) == (None, msgspec.UNSET, False)
     assert ask(previous_response_id="resp_turn-1").parent == "turn-1"
     for named in ("conv_1", {"id": "conv_1"}):
         placed = ask(conversation=named)
-        assert (placed.session, placed.begin, placed.is_whole) == ("conv_1", True, False)
+        assert (placed.session, placed.create_session, placed.full_history) == ("conv_1", True, False)
     answered = [user("hi"), {"role": "assistant", "content": "ho"}, user("and?")]
     news, whole = ask(session_id="s1"), ask(session_id="s1", input=answered)
-    assert (news.session, news.is_whole, whole.session, whole.is_whole) == ("s1", False, "s1", True)
-    assert not ask(conversation="s1", input=answered).is_whole
+    assert (news.session, news.full_history, whole.session, whole.full_history) == ("s1", False, "s1", True)
+    assert not ask(conversation="s1", input=answered).full_history
 
 
 def test_what_is_passed_on_as_it_is() -> None:

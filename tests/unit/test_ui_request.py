@@ -159,8 +159,8 @@ def test_a_chat_is_a_session_and_says_all_of_it() -> None:
     assert asked == NewTurn(
         messages=[Message("user", "hi")],
         session="chat-1",
-        begin=True,
-        is_whole=True,
+        create_session=True,
+        full_history=True,
         model="claude-haiku-5-5",
         project="p",
         on_busy="interrupt",
@@ -169,7 +169,7 @@ def test_a_chat_is_a_session_and_says_all_of_it() -> None:
 
 def test_without_a_name_it_is_a_conversation_of_its_own() -> None:
     """The workflow transport sends none, unless its app does."""
-    assert (ask(USER).session, ask(USER).begin) == (None, False)
+    assert (ask(USER).session, ask(USER).create_session) == (None, False)
     assert ask(USER, session_id="s").session == "s"
     with pytest.raises(Refused, match="two conversations"):
         ask(USER, id="a", session_id="b")

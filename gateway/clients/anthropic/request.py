@@ -48,9 +48,9 @@ def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -
         max_cost=request.max_cost,
         session=headers.get("x-session-id"),
         project=headers.get("x-project-id"),
-        begin=True,
-        is_whole=True,
-        is_verbatim=True,
+        create_session=True,
+        full_history=True,
+        verbatim=True,
         on_busy="branch",
     )
 

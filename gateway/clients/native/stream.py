@@ -47,7 +47,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
         usage=record.usage,
         usage_is_estimated=record.usage_is_estimated,
         cost_usd=record.cost_usd,
-        fits=record.fits,
+        schema_valid=record.schema_valid,
         error=record.error,
         text_chars=chars,
         text_sha256=sha256,
@@ -74,7 +74,7 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
                 usage=end.usage,
                 usage_is_estimated=end.usage_is_estimated,
                 cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
-                fits=end.fits,
+                schema_valid=end.schema_valid,
                 error=end.error,
                 text_chars=end.text_chars,
                 text_sha256=end.text_sha256,
@@ -113,7 +113,7 @@ def _end(
     usage: Usage,
     usage_is_estimated: bool,
     cost_usd: float,
-    fits: bool | None,
+    schema_valid: bool | None,
     error: Failure | None,
     text_chars: int,
     text_sha256: str,
@@ -124,7 +124,7 @@ def _end(
         head = {"type": "error", "code": failure.code, "message": failure.message}
     else:
         head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
-    judged = {} if fits is None else {"fits": fits}
+    judged = {} if schema_valid is None else {"schema_valid": schema_valid}
     return (
         head
         | judged

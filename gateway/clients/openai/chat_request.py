@@ -126,14 +126,14 @@ def asked(chat: ChatRequest, model: Model) -> Asked:
     ask = NewTurn(
         messages=conversation_of(chat.messages),
         # Who tells an answer tells the conversation; who tells none tells what is new in it.
-        is_whole=any(isinstance(message, AssistantMessage) for message in chat.messages),
+        full_history=any(isinstance(message, AssistantMessage) for message in chat.messages),
         system=system_of(chat.messages),
         model=model.id,
         max_tokens=_either(chat.max_completion_tokens, chat.max_tokens),
         tools=[_tool(tool) for tool in chat.tools] if chat.tools else None,
         options=sampling | _options(chat, model) or None,
         session=chat.session_id,
-        begin=chat.session_id is not None,
+        create_session=chat.session_id is not None,
         project=chat.project_id,
         metadata=chat.metadata,
         on_busy=chat.on_busy,

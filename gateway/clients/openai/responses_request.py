@@ -125,9 +125,9 @@ def asked(told: ResponseRequest, model: Model) -> Asked:
         tools=[_tool(tool, index) for index, tool in enumerate(told.tools)] if told.tools else None,
         options=_options(told, model) | sampling or None,
         session=session,
-        begin=session is not None,
+        create_session=session is not None,
         # In a session of our own, as in chat completions: who tells an answer tells the conversation.
-        is_whole=told.session_id is not None and any(message.role == "assistant" for message in messages),
+        full_history=told.session_id is not None and any(message.role == "assistant" for message in messages),
         parent=msgspec.UNSET if told.previous_response_id is None else _turn(told.previous_response_id),
         project=told.project_id,
         metadata=told.metadata,

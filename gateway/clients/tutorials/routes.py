@@ -103,7 +103,7 @@ async def chat(request: Request) -> ASGIApp:
     # Sessions are listed, and their names stand in headers: none of that may tell the cookie.
     session = f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
     # Two tabs have one cookie: what one of them asks ends no answer in the other.
-    ask = NewTurn(message=said.message, session=session, begin=True, on_busy="branch")
+    ask = NewTurn(message=said.message, session=session, create_session=True, on_busy="branch")
     secure = "; Secure" if request.url.scheme == "https" else ""
     cookie = f"{COOKIE}={name}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
     # The same words with the same Idempotency-Key are another question in another conversation.
