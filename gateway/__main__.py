@@ -8,7 +8,7 @@ from tailrace.gateway.app import app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
-from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.history_client import HistoryClient
@@ -80,15 +80,15 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.read()
     async with asyncio.TaskGroup() as group:
-        signature = Signature(await signing_secret(connection))
+        signature = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, stop, door, signature=signature)._replace(prompts=prompts)
         await gateway.services.announce_readers(gateway.lives.is_read)
         watching = [
             group.create_task(gateway.fullness.watch()),
             group.create_task(gateway.pulse.watch()),
             group.create_task(gateway.streams.watch()),
-            group.create_task(ring.keep_up(keys, connection)),
-            group.create_task(door.tokens.keep_up()),
+            group.create_task(ring.follow(keys, connection)),
+            group.create_task(door.jwts.refresh_periodically()),
         ]
         host, port = listening.getsockname()[:2]
         main.mark_ready(url=f"http://{host}:{port}")
@@ -106,14 +106,14 @@ def build(
     draining: asyncio.Event,
     door: Authenticator | None = None,
     *,
-    signature: Signature,
+    signature: TokenSigner,
 ) -> Gateway:
     turns, services = TurnLog(connection), Rpc(connection)
     door = door or Authenticator(settings, ApiKeyCache())
-    tickets = Tickets(signature, UsedTickets(connection), door.named)
-    logins = Logins(signature, StoredLogins(connection), door.named)
-    door.take(logins)
-    door.carriers += [tickets.carrier, logins.carrier]
+    tickets = Tickets(signature, UsedTickets(connection), door.find_key)
+    logins = Logins(signature, StoredLogins(connection), door.find_key)
+    door.add_verifier(logins)
+    door.sources += [tickets.source, logins.source]
     lives = FanOut(turns, group, settings.linger_s)
     limits = limiter(settings, connection, turns)
     room = ReaderLimits(

@@ -6,9 +6,9 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from tailrace.gateway import error_responses
-from tailrace.gateway.auth.allowed_hosts import HostCheck, Hosts
-from tailrace.gateway.auth.cors import cors, listed
-from tailrace.gateway.auth.guard import guarded
+from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
+from tailrace.gateway.auth.cors import cors_middleware, parse_origins
+from tailrace.gateway.auth.guard import guard
 from tailrace.gateway.clients.ai_sdk import routes as ui_chat
 from tailrace.gateway.clients.anthropic import count_tokens, routes
 from tailrace.gateway.clients.native import routes as turns
@@ -63,10 +63,10 @@ ROUTES: list[Route] = [
 def app(gateway: Gateway) -> Starlette:
     settings = gateway.settings
     starlette = Starlette(
-        routes=[guarded(route) for route in ROUTES],
+        routes=[guard(route) for route in ROUTES],
         middleware=[
-            Middleware(HostCheck, hosts=Hosts(settings), is_key_needed=lambda: not gateway.door.is_open),
-            *cors(listed(settings.origins)),
+            Middleware(HostMiddleware, hosts=AllowedHosts(settings), is_key_needed=lambda: not gateway.door.is_open),
+            *cors_middleware(parse_origins(settings.origins)),
             # A page elsewhere may see that it is sent away, or its EventSource would give up.
             Middleware(AdmissionQueue, urgent=health.PATHS),
             Middleware(error_responses.Unbroken),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.authenticate import Authenticator, unknown
+from tailrace.gateway.auth.authenticate import Authenticator, credential_invalid
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.tickets import Tickets
@@ -60,7 +60,7 @@ def caller_of(request: Request) -> Principal:
     """Who asks, as the guard of the route has found out. Raises Refused where nobody has been asked."""
     caller: Principal | None = getattr(request.state, "caller", None)
     if caller is None:
-        raise unknown()
+        raise credential_invalid()
     return caller
 
 

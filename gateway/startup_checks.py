@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 
-from tailrace.gateway.auth.allowed_hosts import Hosts
+from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import server
@@ -18,7 +18,7 @@ from tailrace.proto.ssrf import parse_private_hosts
 async def check(settings: Settings) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
     Authenticator(settings, ApiKeyCache())
-    Hosts(settings)
+    AllowedHosts(settings)
     parse_aliases(settings.model_aliases)
     common_limits(settings)
     networks(settings.proxies)

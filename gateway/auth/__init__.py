@@ -1,1 +1,1 @@
-"""Who may: credentials and what carries them, callers and their scopes, hosts and origins."""
+"""Authentication and authorization: API keys, JWTs, tickets, logins, scopes, CORS and allowed hosts."""

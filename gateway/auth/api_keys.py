@@ -1,7 +1,8 @@
-"""The keys of the bucket KEYS, as this gateway knows them: all of them, since before its first request.
+"""A cache of all API keys in the KV bucket KEYS.
 
-What is stored is heard of at once, and asked for every second, because a live feed may miss. While NATS is away what is
-known stays true; after a reconnect all of it is read again.
+The gateway loads the whole bucket before its first request. After that it follows the live feed and, because a live
+feed may lose messages, asks the leader every second for the last sequence. While NATS is unreachable the cached keys
+stay valid; after a reconnect the gateway loads the whole bucket again.
 """
 
 import asyncio
@@ -19,115 +20,118 @@ from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, KeyChange
 
-LOOK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 
 
 class ApiKeyCache:
+    """All API keys, found by the hash of the key or by the key's id."""
+
     def __init__(self) -> None:
         self._made_at: datetime | None = None
         self._last = BEFORE_FIRST
-        self._known: dict[str, KeyChange] = {}
-        self._callers: dict[str, Principal] = {}
-        self._watching: dict[str, set[asyncio.Event]] = {}
+        self._changes: dict[str, KeyChange] = {}
+        self._principals: dict[str, Principal] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
         self.is_used = False
-        """Whether there has ever been a key here, be it revoked: then no door is open any more."""
+        """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
-        # The hash of the whole key is looked up: equal beginnings mean nothing, and a hit's time tells nothing.
-        return self._callers.get(hash_key(token))
+        """Returns the principal of the API key `token`, or None."""
+        # A lookup by the hash of the whole key takes the same time for a wrong key that begins like a right one.
+        return self._principals.get(hash_key(token))
 
-    def named(self, name: str) -> Principal | None:
-        """Who the key of that name speaks for, unless it was revoked or has expired."""
-        known = self._known.get(name)
-        return (
-            _caller(known.record) if known is not None and known.record is not None and not self.is_gone(name) else None
-        )
+    def find(self, key_id: str) -> Principal | None:
+        """Returns the principal of the key with this id; None if it is unknown, revoked or expired."""
+        change = self._changes.get(key_id)
+        if change is None or change.record is None or self.is_ended(key_id):
+            return None
+        return _principal(change.record)
 
-    def is_gone(self, name: str | None) -> bool:
-        """Whether `name` is that of a key of this kind, and nobody's any more, or has expired."""
-        if name is None or KEY_ID.fullmatch(name) is None:
+    def is_ended(self, key_id: str | None) -> bool:
+        """Returns whether `key_id` has the form of an API key's id and the key is unknown, revoked or expired."""
+        if key_id is None or KEY_ID.fullmatch(key_id) is None:
             return False
-        known = self._known.get(name)
-        return known is None or not _is_good(known.record)
+        change = self._changes.get(key_id)
+        return change is None or not _is_good(change.record)
 
     @contextmanager
-    def watched(self, name: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set when the key `name` is revoked. When it expires its Principal says."""
-        gone = asyncio.Event()
-        if self.is_gone(name):
-            gone.set()
-        # Other kinds of credential have names without end, and end by themselves.
-        events = self._watching.setdefault(name, set()) if name in self._known else set()
-        events.add(gone)
+    def watch(self, key_id: str | None) -> Iterator[asyncio.Event]:
+        """Yields an event that is set when the key is revoked. It is not set when the key expires."""
+        ended = asyncio.Event()
+        if self.is_ended(key_id):
+            ended.set()
+        # Ids of other credentials are unbounded and cannot be revoked: do not keep a set for each.
+        watchers = self._watchers.setdefault(key_id, set()) if key_id in self._changes else set()
+        watchers.add(ended)
         try:
-            yield gone
+            yield ended
         finally:
-            events.discard(gone)
+            watchers.discard(ended)
 
     async def load(self, keys: ApiKeyStore) -> None:
-        """Reads all that is stored, and forgets what is not. Raises LogUnavailable."""
-        place, changes = await keys.snapshot()
-        # Of another bucket, what was heard before means nothing; of the same, it may be newer than what was read.
-        is_same = place.made_at == self._made_at
-        newer = {name for name, known in self._known.items() if is_same and known.seq > place.last}
-        for name in self._known.keys() - {change.id for change in changes} - newer:
-            self._put(KeyChange(BEFORE_FIRST, name, None))
+        """Loads the whole bucket and drops keys that it no longer holds. Raises LogUnavailable."""
+        position, changes = await keys.snapshot()
+        # A live message may be newer than what was read, but only if it is of the same bucket.
+        is_same_bucket = position.made_at == self._made_at
+        newer = {key_id for key_id, known in self._changes.items() if is_same_bucket and known.seq > position.last}
+        for key_id in self._changes.keys() - {change.id for change in changes} - newer:
+            self._put(KeyChange(BEFORE_FIRST, key_id, None))
         for change in changes:
             if change.id not in newer:
                 self._put(change)
-        self._made_at, self._last = place.made_at, changes[-1].seq if changes else BEFORE_FIRST
+        self._made_at, self._last = position.made_at, changes[-1].seq if changes else BEFORE_FIRST
 
-    async def keep_up(self, keys: ApiKeyStore, connection: Connection) -> None:
-        """Hears of what is stored, until it is cancelled. `load` has been called before."""
+    async def follow(self, keys: ApiKeyStore, connection: Connection) -> None:
+        """Keeps the cache current until it is cancelled. Call `load` first."""
         reconnected = asyncio.Event()
-        take_back = connection.on_reconnected(reconnected.set)
-        hearing = await keys.watch(self._heard)
-        has_missed = False
+        unregister = connection.on_reconnected(reconnected.set)
+        subscription = await keys.watch(self._on_change)
+        must_reload = False
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY_S):
+                    async with asyncio.timeout(POLL_INTERVAL_S):
                         await reconnected.wait()
-                has_missed |= reconnected.is_set()
-                # Before the look, which fails at once while NATS is away: nothing else would ever run again here.
+                must_reload |= reconnected.is_set()
+                # Clear before polling: polling fails at once while NATS is away, and this loop would never yield.
                 reconnected.clear()
                 with suppress(LogUnavailable):
-                    await self._look(keys, is_all=has_missed)
-                    has_missed = False
+                    await self._poll(keys, must_reload=must_reload)
+                    must_reload = False
         finally:
-            take_back()
-            await connection.unsubscribe(hearing)
+            unregister()
+            await connection.unsubscribe(subscription)
 
-    async def _look(self, keys: ApiKeyStore, *, is_all: bool) -> None:
-        place = await keys.position()
-        if is_all or place.made_at != self._made_at:
+    async def _poll(self, keys: ApiKeyStore, *, must_reload: bool) -> None:
+        position = await keys.position()
+        if must_reload or position.made_at != self._made_at:
             await self.load(keys)
-        elif place.last > self._last:
+        elif position.last > self._last:
             for change in await keys.changes_after(self._last):
                 self._last = change.seq
-                await self._heard(change)
+                await self._on_change(change)
 
-    async def _heard(self, change: KeyChange) -> None:
-        known = self._known.get(change.id)
+    async def _on_change(self, change: KeyChange) -> None:
+        known = self._changes.get(change.id)
         if known is None or known.seq < change.seq:
             self._put(change)
 
     def _put(self, change: KeyChange) -> None:
-        known = self._known.get(change.id)
+        known = self._changes.get(change.id)
         if known is not None and known.record is not None:
-            self._callers.pop(known.record.sha256, None)
-        self._known[change.id] = change
+            self._principals.pop(known.record.sha256, None)
+        self._changes[change.id] = change
         self.is_used = self.is_used or change.record is not None
         if change.record is not None and _is_good(change.record):
-            self._callers[change.record.sha256] = _caller(change.record)
+            self._principals[change.record.sha256] = _principal(change.record)
         else:
-            for gone in self._watching.pop(change.id, ()):
-                gone.set()
+            for ended in self._watchers.pop(change.id, ()):
+                ended.set()
 
 
 def _is_good(record: ApiKey | None) -> bool:
     return record is not None and record.is_good(time.time())
 
 
-def _caller(record: ApiKey) -> Principal:
+def _principal(record: ApiKey) -> Principal:
     return Principal(record.tenant, record.id, scopes_of(record.scopes), until=record.expires_at, limits=record.limits)

@@ -1,7 +1,8 @@
-"""Who asks: a request becomes a caller, or is refused. What a body or a path says never matters here.
+"""Authentication of requests: finds the credential of a request and verifies it.
 
-A credential stands in one of few places (carriers), and is one of few kinds (verifiers). Whoever adds one adds it to
-the lists that the Authenticator is given; every check behind it is the same for all.
+A credential source reads credentials from one part of a request (headers, query, cookie) and names the verifiers that
+accept what it reads. A new kind of credential is a new verifier or a new source; all checks after that are shared. The
+principal comes from the credential alone, never from a body or a path.
 """
 
 import asyncio
@@ -14,110 +15,116 @@ from typing import NamedTuple, Protocol
 from starlette.requests import Request
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
-from tailrace.gateway.auth.cors import listed, may_be_foreign
-from tailrace.gateway.auth.jwt import WebTokens
+from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
+from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.static_keys import ConfiguredKeys
+from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
 
-# Whose turns they are where nobody needs a key.
+# The principal of every request where no credential is needed.
 LOCAL = Principal(Tenant("local"))
-ELSEWHERE = "a page of another origin may not do that: send `Content-Type: application/json`, from a server of yours"
+CROSS_ORIGIN_MESSAGE = (
+    "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
+    "or add the page's origin to TAILRACE_ORIGINS."
+)
 
 
 class Verifier(Protocol):
-    """Knows one kind of credential."""
+    """Verifies one kind of credential."""
 
     async def verify(self, token: bytes, request: Request) -> Principal | None:
-        """Who `token` speaks for; None: it is none of this kind, or good no longer.
+        """Returns the principal of `token`; None if it is of another kind, or is not valid.
 
-        Raises LogUnavailable when nobody can say. `request` is for a kind that is good for some requests only.
+        Raises LogUnavailable if it cannot tell. `request` is for credentials that are valid for some requests only.
         """
 
 
 class CredentialSource(NamedTuple):
-    """A place in a request where credentials may stand, and the kinds that are taken there."""
+    """Reads the credentials in one part of a request, and names the verifiers that accept them."""
 
     read: Callable[[Request], list[bytes]]
     verifiers: Sequence[Verifier]
 
 
 class Authenticator:
-    """Admits who has a credential, and everybody where none is asked for."""
+    """Returns the principal of a request. Where no credential is needed, every request is the tenant `local`."""
 
-    def __init__(self, settings: Settings, ring: ApiKeyCache) -> None:
-        """Raises SettingsInvalid for keys, secrets and sources of keys that cannot be read."""
+    def __init__(self, settings: Settings, api_keys: ApiKeyCache) -> None:
+        """Raises SettingsInvalid if keys, secrets or key URLs in the settings are not valid."""
         self._host = settings.host
         self._is_anonymous_allowed = settings.allow_anonymous
-        self._configured = ConfiguredKeys(settings.api_keys)
-        self.ring = ring
-        self.tokens = WebTokens(settings)
-        self._origins = listed(settings.origins)
-        self.carriers: list[CredentialSource] = [
-            CredentialSource(_of_headers, [self._configured, self.ring, self.tokens])
+        self._static_keys = StaticKeys(settings.api_keys)
+        self.api_keys = api_keys
+        self.jwts = JwtVerifier(settings)
+        self._origins = parse_origins(settings.origins)
+        self.sources: list[CredentialSource] = [
+            CredentialSource(_read_headers, [self._static_keys, self.api_keys, self.jwts])
         ]
-        """Others may be added before the first request."""
+        """Sources may be added before the first request."""
 
-    def take(self, verifier: Verifier) -> None:
-        """One more kind of credential in the headers; before the first request."""
-        headers = self.carriers[0]
-        self.carriers[0] = headers._replace(verifiers=[*headers.verifiers, verifier])
+    def add_verifier(self, verifier: Verifier) -> None:
+        """Adds a kind of credential that stands in the headers. Call it before the first request."""
+        headers = self.sources[0]
+        self.sources[0] = headers._replace(verifiers=[*headers.verifiers, verifier])
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody needs a credential: none is configured, and there has never been a key.
+        """Whether requests need no credential: none is configured, and the bucket KEYS has never held a key.
 
-        Where strangers can reach it, it is so only by the word of whoever started it.
+        On an address other than loopback this also needs TAILRACE_ALLOW_ANONYMOUS.
         """
-        is_any_known = bool(self._configured or self.ring.is_used or self.tokens)
-        return not is_any_known and (self._is_anonymous_allowed or _is_loopback(self._host))
+        return not self._has_credentials() and (self._is_anonymous_allowed or _is_loopback(self._host))
+
+    def _has_credentials(self) -> bool:
+        return bool(self._static_keys or self.api_keys.is_used or self.jwts)
 
     def require_credentials(self) -> None:
-        """Raises SettingsInvalid for a door that strangers reach, where there is nothing that could open it."""
-        if not (self.is_open or self._configured or self.ring.is_used or self.tokens):
+        """Raises SettingsInvalid if the gateway listens beyond loopback and no credential exists."""
+        if not (self.is_open or self._has_credentials()):
             raise SettingsInvalid(
-                f"TAILRACE_HOST: {self._host} can be reached from elsewhere, and there is no key: start without it, "
-                "make one with `tailrace keys create`, and start again; or set TAILRACE_API_KEYS or TAILRACE_JWT_…, or "
-                "say TAILRACE_ALLOW_ANONYMOUS=true if that is what you want"
+                f"TAILRACE_HOST: {self._host} is reachable from other machines, and no API key exists. Do one of "
+                "these: start on a loopback address, create a key with `tailrace keys create` and start again; set "
+                "TAILRACE_API_KEYS or TAILRACE_JWT_…; or set TAILRACE_ALLOW_ANONYMOUS=true to let everybody in"
             )
 
-    async def caller(self, request: Request) -> Principal:
-        """Who `request` speaks for; raises Refused."""
+    async def authenticate(self, request: Request) -> Principal:
+        """Returns the principal of `request`. Raises Refused, LogUnavailable."""
         if self.is_open:
-            if may_be_foreign(request, self._origins):
-                raise Refused("origin_refused", ELSEWHERE)
+            if is_cross_origin_simple_post(request, self._origins):
+                raise Refused("origin_refused", CROSS_ORIGIN_MESSAGE)
             return LOCAL
-        found = [(token, carrier.verifiers) for carrier in self.carriers for token in carrier.read(request)]
-        # None, or several that another server in the way might choose among differently.
+        found = [(token, source.verifiers) for source in self.sources for token in source.read(request)]
+        # Refuse several credentials: a proxy in between might choose another one than this server.
         if len(found) == 1:
             token, verifiers = found[0]
             for verifier in verifiers:
-                if token and (caller := await verifier.verify(token, request)) is not None:
-                    return self._still_good(caller)
-        raise unknown()
+                if token and (principal := await verifier.verify(token, request)) is not None:
+                    return self._require_valid(principal)
+        raise credential_invalid()
 
-    def named(self, key: str) -> Principal | None:
-        """Who the API key of that name speaks for just now; None: there is none, it was revoked, or it has expired."""
-        return self._configured.named(key) or self.ring.named(key)
+    def find_key(self, key_id: str) -> Principal | None:
+        """Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
+        return self._static_keys.find(key_id) or self.api_keys.find(key_id)
 
-    def _still_good(self, caller: Principal) -> Principal:
-        """Whatever carried it and whatever it was exchanged for: a credential ends with its key, and at its time."""
-        if self.ring.is_gone(caller.key) or (caller.until is not None and caller.until <= time.time()):
-            raise unknown()
-        return caller
+    def _require_valid(self, principal: Principal) -> Principal:
+        """Raises Refused if the credential has expired, or the API key that it was exchanged for has ended."""
+        is_expired = principal.until is not None and principal.until <= time.time()
+        if is_expired or self.api_keys.is_ended(principal.key):
+            raise credential_invalid()
+        return principal
 
     @contextmanager
-    def ending(self, caller: Principal) -> Iterator[asyncio.Event]:
-        """An event that is set when what `caller` came with is good no longer: expired, or its key revoked."""
-        behind = self.named(caller.key) if caller.key is not None else None
-        # What a key was exchanged for ends at its own time, or the key's.
-        ends = [each.until for each in (caller, behind) if each is not None and each.until is not None]
-        with self.ring.watched(caller.key) as ended:
+    def watch(self, principal: Principal) -> Iterator[asyncio.Event]:
+        """Yields an event that is set when the credential of `principal` expires or its API key is revoked."""
+        key = self.find_key(principal.key) if principal.key is not None else None
+        # A credential that was exchanged for a key ends at its own time or at the key's, whichever is first.
+        ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
+        with self.api_keys.watch(principal.key) as ended:
             timer = None
             if ends:
-                # The loop's clock from here on: a wall clock that jumps ends no stream.
+                # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
                 timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
             try:
                 yield ended
@@ -126,18 +133,25 @@ class Authenticator:
                     timer.cancel()
 
 
-def unknown() -> Refused:
-    """The same for none, one that nobody knows, one that has expired, and one that was revoked."""
-    return Refused("credential_invalid", "send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`")
+def credential_invalid() -> Refused:
+    """Returns the 401 for every cause: no credential, an unknown, expired or revoked one, or several."""
+    return Refused(
+        "credential_invalid",
+        "The credential is missing, not valid, expired or revoked. "
+        "Send one valid key as `Authorization: Bearer KEY` or as `x-api-key: KEY`.",
+    )
 
 
-def _of_headers(request: Request) -> list[bytes]:
-    """Current SDKs send a bearer token, older ones and Claude Code `x-api-key`. Of another scheme: empty."""
-    bearers = [_bearer(header) for header in request.headers.getlist("authorization")]
+def _read_headers(request: Request) -> list[bytes]:
+    """Returns the credentials in the headers; an `Authorization` of another scheme counts as an empty one.
+
+    Current SDKs send a bearer token; older ones and Claude Code send `x-api-key`.
+    """
+    bearers = [_parse_bearer(header) for header in request.headers.getlist("authorization")]
     return bearers + [header.encode("latin-1") for header in request.headers.getlist("x-api-key")]
 
 
-def _bearer(header: str) -> bytes:
+def _parse_bearer(header: str) -> bytes:
     scheme, _, token = header.partition(" ")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 

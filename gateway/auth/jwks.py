@@ -1,7 +1,8 @@
-"""The public keys of whoever signs tokens (JWKS, RFC 7517): read from one URL or file of the settings, and kept.
+"""A cache of the public keys that verify JWTs (JWKS, RFC 7517), read from the URL or file of TAILRACE_JWT_KEYS.
 
-They are read at the start, every ten minutes, and when a token names a key that is not among them, which anybody can
-make one do: so that not more often than every ten seconds. While they cannot be read those that are known stay true.
+The keys are read at the start, every ten minutes, and when a token names an unknown key. Anybody can send such a token,
+so that happens at most every ten seconds. While the keys cannot be read, the known ones stay valid.
+docs/DEPENDENCIES.md says why this is not PyJWT's PyJWKClient.
 """
 
 import asyncio
@@ -24,63 +25,65 @@ from tailrace.proto.errors import SettingsInvalid
 
 logger = structlog.get_logger()
 
-READ_EVERY_S = 600.0
-READ_AGAIN_S = 10.0
+REFRESH_INTERVAL_S = 600.0
+COOLDOWN_S = 10.0
 TIMEOUT_S = 5.0
 BYTES_MAX = 256 * 1024
-PIECE_BYTES = 16 * 1024
+CHUNK_BYTES = 16 * 1024
 RSA_BITS_MIN = 2048
 
 
-class SigningKey(NamedTuple):
-    """`algorithm` is the one that a key of its type checks, whatever a token says."""
+class VerificationKey(NamedTuple):
+    """A key and the one algorithm that its type verifies; the `alg` of a token does not choose it."""
 
     algorithm: str
     key: Any
-    """A secret's bytes, or what the cryptography package has made of a public key."""
+    """The bytes of a secret, or a public key of the cryptography package."""
 
 
 class KeySet(msgspec.Struct, frozen=True):
     keys: list[dict[str, Any]]
 
 
-class SigningKeys:
+class JwksCache:
+    """The keys of one JWKS, found by `kid`."""
+
     ALGORITHMS: ClassVar[Mapping[str, str]] = {"RS256": "RSA", "ES256": "EC"}
 
-    def __init__(self, source: str, *, again_s: float = READ_AGAIN_S) -> None:
-        """`source` is a URL or a path; raises SettingsInvalid when it is a file that is not there.
+    def __init__(self, source: str, *, cooldown_s: float = COOLDOWN_S) -> None:
+        """`source` is a URL or a path. Raises SettingsInvalid if it is neither a URL nor a file.
 
-        `again_s`: for so long after a reading a name that is not known causes no other.
+        For `cooldown_s` after a read, an unknown `kid` causes no other read.
         """
         self._source = source
-        self._again_s = again_s
-        self._keys: dict[str | None, SigningKey] = {}
+        self._cooldown_s = cooldown_s
+        self._keys: dict[str | None, VerificationKey] = {}
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -math.inf
         if not _is_url(source) and not Path(source).is_file():
-            raise SettingsInvalid("TAILRACE_JWT_KEYS: that is no http(s) URL, and no file")
+            raise SettingsInvalid(f"TAILRACE_JWT_KEYS: {source} is neither an http(s) URL nor an existing file")
 
-    async def find(self, key_id: str | None) -> SigningKey | None:
-        """The key of that name; without one, the only key there is."""
-        if key_id not in self._keys and time.monotonic() - self._read_at >= self._again_s:
+    async def find(self, key_id: str | None) -> VerificationKey | None:
+        """Returns the key with this `kid`; for None the only key, if there is exactly one. Reads the keys if needed."""
+        if key_id not in self._keys and time.monotonic() - self._read_at >= self._cooldown_s:
             await self.read()
         elif key_id not in self._keys and self._reading is not None:
-            # It is just being read: the key may be among them.
+            # A read is under way, and may bring this key.
             await asyncio.shield(self._reading)
         return self._keys.get(key_id)
 
-    async def keep_up(self) -> None:
-        """Reads the keys now and then, so that one that was withdrawn is forgotten; until it is cancelled."""
+    async def refresh_periodically(self) -> None:
+        """Reads the keys every ten minutes, which also drops withdrawn ones, until it is cancelled."""
         while True:
             await self.read()
-            await asyncio.sleep(READ_EVERY_S)
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
     async def read(self) -> None:
-        """Reads the keys; whoever asks meanwhile waits for the same answer. What cannot be read changes nothing."""
+        """Reads the keys; concurrent calls share one read. If the read fails the known keys stay."""
         if self._reading is None:
             self._read_at = time.monotonic()
             self._reading = asyncio.create_task(self._read())
-        # Who waits may go away, and the others still get it.
+        # A waiter may be cancelled; the read goes on for the others.
         await asyncio.shield(self._reading)
 
     async def _read(self) -> None:
@@ -88,34 +91,36 @@ class SigningKeys:
             text = await asyncio.to_thread(_fetch if _is_url(self._source) else _load, self._source)
             self._keys = parse(text)
         except (OSError, HTTPException, *DECODE_ERRORS) as error:
-            logger.warning("signing keys cannot be read", error=type(error).__name__, known=len(self._keys))
+            logger.warning(
+                "cannot read the keys of TAILRACE_JWT_KEYS", error=type(error).__name__, known=len(self._keys)
+            )
         finally:
             self._reading = None
 
 
-def parse(text: bytes) -> dict[str | None, SigningKey]:
-    """The keys of a JWKS that can check a signature, by name; under None the only one. Raises DECODE_ERRORS."""
-    keys: dict[str | None, SigningKey] = {}
-    for told in msgspec.json.decode(text, type=KeySet).keys:
-        key = _key(told)
+def parse(text: bytes) -> dict[str | None, VerificationKey]:
+    """Returns the usable keys of a JWKS by `kid`, and under None the only one. Raises DECODE_ERRORS."""
+    keys: dict[str | None, VerificationKey] = {}
+    for jwk in msgspec.json.decode(text, type=KeySet).keys:
+        key = _key(jwk)
         if key is not None:
-            keys[str(told["kid"]) if "kid" in told else None] = key
+            keys[str(jwk["kid"]) if "kid" in jwk else None] = key
     if len(keys) == 1:
         keys[None] = next(iter(keys.values()))
     return keys
 
 
-def _key(told: Mapping[str, Any]) -> SigningKey | None:
-    """A public key for signatures, of a type that we take. A secret (`oct`) that somebody has published is none."""
-    algorithm = {"RSA": "RS256", "EC": "ES256"}.get(str(told.get("kty")))
-    is_ours = told.get("use", "sig") == "sig" and told.get("alg", algorithm) == algorithm
-    if algorithm is None or not is_ours or (algorithm == "ES256" and told.get("crv") != "P-256"):
+def _key(jwk: Mapping[str, Any]) -> VerificationKey | None:
+    """Returns a public key for RS256 or ES256; None for other types, such as published secrets (`oct`)."""
+    algorithm = {"RSA": "RS256", "EC": "ES256"}.get(str(jwk.get("kty")))
+    is_usable = jwk.get("use", "sig") == "sig" and jwk.get("alg", algorithm) == algorithm
+    if algorithm is None or not is_usable or (algorithm == "ES256" and jwk.get("crv") != "P-256"):
         return None
     try:
-        key = jwt.PyJWK(dict(told), algorithm=algorithm).key
+        key = jwt.PyJWK(dict(jwk), algorithm=algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
-    return SigningKey(algorithm, key) if algorithm == "ES256" or key.key_size >= RSA_BITS_MIN else None
+    return VerificationKey(algorithm, key) if algorithm == "ES256" or key.key_size >= RSA_BITS_MIN else None
 
 
 def _is_url(source: str) -> bool:
@@ -130,12 +135,12 @@ def _load(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """The settings say where the keys are; who answers there does not."""
+        """Follows no redirect: the address of the keys comes from the settings alone."""
 
 
-# Without what urllib opens besides: files, FTP, data.
+# An opener for HTTP alone: urllib's default one also opens file:, ftp: and data: URLs.
 _OPENER = urllib.request.OpenerDirector()
 for _handler in (
     urllib.request.ProxyHandler(),
@@ -143,21 +148,21 @@ for _handler in (
     urllib.request.HTTPSHandler(),
     urllib.request.HTTPDefaultErrorHandler(),
     urllib.request.HTTPErrorProcessor(),
-    _Straight(),
+    _NoRedirect(),
 ):
     _OPENER.add_handler(_handler)
 
 
 def _fetch(url: str) -> bytes:
-    """The body at `url`, in a thread. Raises OSError, HTTPException, and ValueError for one that is too long."""
-    over_at = time.monotonic() + TIMEOUT_S
+    """Returns the body at `url`; blocks. Raises OSError, HTTPException, and ValueError above BYTES_MAX."""
+    deadline = time.monotonic() + TIMEOUT_S
     body = b""
     with _OPENER.open(url, timeout=TIMEOUT_S) as answer:
-        # Piece by piece: the time-out above is that of each, and one byte could come in every second.
-        while piece := answer.read1(PIECE_BYTES):
-            body += piece
+        # The time-out of urllib is for each read; a server that sends a byte a second would never reach it.
+        while chunk := answer.read1(CHUNK_BYTES):
+            body += chunk
             if len(body) > BYTES_MAX:
-                raise ValueError("too long")
-            if time.monotonic() > over_at:
+                raise ValueError("the body is too long")
+            if time.monotonic() > deadline:
                 raise TimeoutError
     return body

@@ -1,8 +1,8 @@
-"""Tokens of somebody else's login (JWT, RFC 7519), as Supabase, Auth0 or Keycloak sign them: a claim becomes a caller.
+"""Verification of JWTs (RFC 7519) of an external login, such as Supabase, Auth0 or Keycloak.
 
-What a token says of how it is to be checked is never believed: a secret checks HS256, a public key what its own type
-checks, and the keys are those of our settings alone. So `alg: none`, a public key taken for a secret, a `jku` of its
-own are tokens like any other that nobody has signed (RFC 8725).
+A claim names the tenant. The settings alone decide the keys, and each key's type decides its algorithm: a secret
+verifies HS256, an RSA key RS256, a P-256 key ES256. `alg`, `jku`, `jwk` and `x5u` of a token are not believed, so
+`alg: none` and HS256 with a public key fail like any wrong signature (RFC 8725).
 """
 
 import base64
@@ -15,7 +15,7 @@ import jwt
 import msgspec
 from starlette.requests import Request
 
-from tailrace.gateway.auth.jwks import SigningKey, SigningKeys
+from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, scopes_of
@@ -23,69 +23,68 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
 
-# Of clocks that differ (FAULTS F19).
+# Clocks differ (FAULTS F19).
 LEEWAY_S = 30
 REQUIRED = ["exp", "iss", "aud"]
-# RFC 7518 section 3.2: a key as long as the hash. Of less a token tells enough to guess it by.
+# RFC 7518, section 3.2: as long as the hash. A shorter secret can be guessed from a token.
 SECRET_BYTES_MIN = 32
-# A large one has 4 kB, and is verified before anything is known of who sent it.
+# A large token has 4 kB. The limit bounds the work for a sender that is not authenticated yet.
 TOKEN_BYTES_MAX = 16 * 1024
 TOKEN = re.compile(rb"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
-# A number that a float still holds.
-FOR_EVER = 2**53
-# No tenant's own name begins so: what is a hash cannot be claimed.
-MAPPED = "u_"
-HEX_CHARS = 62
-NAME_CHARS = 16
+# The largest power of two up to which a float holds every whole number.
+UNTIL_MAX = 2**53
+# Prefix of hashed names. A claim that begins with it is hashed too, so nobody can claim another one's hash.
+HASH_PREFIX = "u_"
+HASH_CHARS = 62
+ID_CHARS = 16
 
 
 class Header(msgspec.Struct, frozen=True):
-    """As much as finds the key. What it says is checked with that key, or not at all."""
+    """The fields of a JWT's header that select the key."""
 
     alg: str
     kid: str | None = None
 
 
-class WebTokens:
-    """Verifies tokens by what the settings tell: a secret, a set of public keys, or both."""
+class JwtVerifier:
+    """Verifies JWTs with a secret, a set of public keys, or both."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsInvalid for half of what is needed."""
+        """Raises SettingsInvalid if the settings are incomplete or the secret is too short."""
         self._secret = _secret(settings)
-        self._keys = SigningKeys(settings.jwt_keys) if settings.jwt_keys else None
+        self._keys = JwksCache(settings.jwt_keys) if settings.jwt_keys else None
         self._issuer = settings.jwt_issuer
         self._audience = settings.jwt_audience
         self._tenant_claim = settings.jwt_tenant_claim
         self._scopes_claim = settings.jwt_scopes_claim
         for name, value in (("TAILRACE_JWT_ISSUER", self._issuer), ("TAILRACE_JWT_AUDIENCE", self._audience)):
             if self and not value:
-                raise SettingsInvalid(f"{name}: tokens are taken of one issuer and for one audience: say which")
+                raise SettingsInvalid(f"{name} is not set; set the issuer and the audience of your tokens")
             if value and not self:
-                # The door would be thought to be closed, and is not.
-                raise SettingsInvalid(
-                    f"{name}: no token can be checked without TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS"
-                )
+                # The operator expects that a token is needed, and none would be.
+                raise SettingsInvalid(f"{name} is set, but neither TAILRACE_JWT_SECRET nor TAILRACE_JWT_KEYS; set one")
 
     def __bool__(self) -> bool:
-        """Whether any token is taken."""
+        """Whether JWTs are accepted."""
         return self._secret is not None or self._keys is not None
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
+        """Returns the principal of a valid JWT, or None."""
         header = _header(token)
         if header is None:
             return None
         key = self._secret if header.alg == "HS256" else None
-        if self._keys is not None and header.alg in SigningKeys.ALGORITHMS:
+        if self._keys is not None and header.alg in JwksCache.ALGORITHMS:
             key = await self._keys.find(header.kid)
-        claims = self._checked(token, key) if key is not None else None
-        return self._caller(claims) if claims is not None else None
+        claims = self._claims(token, key) if key is not None else None
+        return self._principal(claims) if claims is not None else None
 
-    async def keep_up(self) -> None:
-        """Keeps the public keys up, where there are any; until it is cancelled."""
+    async def refresh_periodically(self) -> None:
+        """Refreshes the public keys, if there are any, until it is cancelled."""
         if self._keys is not None:
-            await self._keys.keep_up()
+            await self._keys.refresh_periodically()
 
-    def _checked(self, token: bytes, key: SigningKey) -> Mapping[str, Any] | None:
+    def _claims(self, token: bytes, key: VerificationKey) -> Mapping[str, Any] | None:
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -96,34 +95,37 @@ class WebTokens:
                 leeway=LEEWAY_S,
                 options={"require": REQUIRED},
             )
-        # A claim of the wrong type is none of PyJWT's own errors everywhere, nor is JSON that nests too deep.
+        # PyJWT lets other errors through for claims of a wrong type and for JSON that nests too deep.
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             return None
         return claims
 
-    def _caller(self, claims: Mapping[str, Any]) -> Principal | None:
-        whose = claims.get(self._tenant_claim)
-        if not isinstance(whose, str | int) or isinstance(whose, bool) or whose == "":
+    def _principal(self, claims: Mapping[str, Any]) -> Principal | None:
+        owner = claims.get(self._tenant_claim)
+        if not isinstance(owner, str | int) or isinstance(owner, bool) or owner == "":
             return None
         subject = str(claims.get("sub", ""))
         return Principal(
-            tenant_named(str(whose)),
-            key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:NAME_CHARS]}",
+            tenant_of_claim(str(owner)),
+            key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
             scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else SCOPES,
-            until=float(min(int(claims["exp"]) + LEEWAY_S, FOR_EVER)),
+            until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
         )
 
 
-def tenant_named(whose: str) -> Tenant:
-    """The tenant of a claim's value: itself where it can be part of a subject, else a hash. No two are the same."""
-    if is_token(whose) and not whose.startswith(MAPPED):
-        return Tenant(whose)
-    sha256 = hashlib.sha256(whose.encode(errors="surrogatepass")).hexdigest()
-    return Tenant(f"{MAPPED}{sha256[:HEX_CHARS]}")
+def tenant_of_claim(value: str) -> Tenant:
+    """Returns the value of a claim as a tenant: itself if it is a valid tenant name, else a hash of it.
+
+    Two different values never give the same tenant.
+    """
+    if is_token(value) and not value.startswith(HASH_PREFIX):
+        return Tenant(value)
+    sha256 = hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
+    return Tenant(f"{HASH_PREFIX}{sha256[:HASH_CHARS]}")
 
 
 def scopes_in(claim: object) -> set[str]:
-    """`read ask`, as OAuth has it (RFC 6749 section 3.3), or a list."""
+    """Returns the scope names in a claim: words of a string (RFC 6749, section 3.3), or a list."""
     words = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
     return {word for word in words if isinstance(word, str)}
 
@@ -138,15 +140,17 @@ def _header(token: bytes) -> Header | None:
         return None
 
 
-def _secret(settings: Settings) -> SigningKey | None:
+def _secret(settings: Settings) -> VerificationKey | None:
     if not settings.jwt_secret:
         return None
     secret = settings.jwt_secret.encode()
     if len(secret) < SECRET_BYTES_MIN:
-        raise SettingsInvalid(f"TAILRACE_JWT_SECRET: it is shorter than {SECRET_BYTES_MIN} bytes, and could be guessed")
+        raise SettingsInvalid(
+            f"TAILRACE_JWT_SECRET has {len(secret)} bytes and could be guessed; use {SECRET_BYTES_MIN} or more"
+        )
     try:
         jwt.encode({}, secret, algorithm="HS256")
     except jwt.PyJWTError as error:
-        # Who has a public key would have the secret.
-        raise SettingsInvalid("TAILRACE_JWT_SECRET: that is a public key: it belongs into TAILRACE_JWT_KEYS") from error
-    return SigningKey("HS256", secret)
+        # Everybody who has the public key would have the secret.
+        raise SettingsInvalid("TAILRACE_JWT_SECRET is a public key; set TAILRACE_JWT_KEYS instead") from error
+    return VerificationKey("HS256", secret)

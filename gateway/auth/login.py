@@ -1,8 +1,9 @@
-"""Logins of people in a browser: an API key becomes a short access token and a refresh token that no script can read.
+"""Browser logins: an API key is exchanged for a short access token and a refresh token in an HttpOnly cookie.
 
-A refresh token is good once. Whoever uses an older one has a copy, or the owner has: nobody can say which, so the
-whole login ends (RFC 9700, 4.14.2). But two tabs refresh at once, and an answer can be lost on its way: the one before
-the last still gets what the last got, for GRACE_S. Tokens are signed and not stored; their number is.
+A refresh token is valid once. The use of an older one means that a copy exists, and since nobody can tell which of the
+two is the copy the login ends (RFC 9700, section 4.14.2). Two tabs may refresh at the same time and an answer may be
+lost, so for GRACE_S the previous token gets the same answer as the last one. Tokens are signed, not stored; the store
+holds the generation of the last one.
 """
 
 import asyncio
@@ -12,18 +13,18 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
-from tailrace.gateway.auth.authenticate import CredentialSource, unknown
+from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signature
-from tailrace.gateway.auth.tickets import Named
+from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
+from tailrace.gateway.auth.tickets import KeyLookup
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import logins
 
-# `__Host-`: from this very host, over TLS, for all of it. Chromium and Firefox take it from http://localhost, too.
+# `__Host-` ties the cookie to this host, to TLS and to the path /. Chromium and Firefox accept it on http://localhost.
 COOKIE = "__Host-tailrace_login"
 REFRESH_PATH = "/v1/login/refresh"
 ACCESS_S = 600
-# In the end the key itself is asked for again.
+# After this the API key itself is needed again.
 LOGIN_S = 30 * 24 * 3600
 GRACE_S = 30
 TRIES = 10
@@ -31,108 +32,114 @@ STALE_WAIT_S = 0.02
 
 
 class Tokens(NamedTuple):
+    """The tokens of a login."""
+
     access: str
     refresh: str
     refresh_s: int
-    """For how long the refresh token is good at most."""
+    """How long the refresh token is valid at most, in seconds."""
 
 
 class Logins:
-    """Begins, refreshes and ends logins, and verifies access tokens. Any gateway knows those of any other."""
+    """Creates, refreshes and ends logins, and verifies access tokens. All gateways accept each other's tokens."""
 
-    def __init__(self, signature: Signature, stored: logins.Logins, named: Named) -> None:
-        self._signature = signature
-        self._stored = stored
-        self._named = named
-        self.carrier = CredentialSource(of_cookie, [RefreshVerifier(signature, named)])
+    def __init__(self, signer: TokenSigner, store: logins.Logins, find_key: KeyLookup) -> None:
+        self._signer = signer
+        self._store = store
+        self._find_key = find_key
+        self.source = CredentialSource(read_cookie, [RefreshVerifier(signer, find_key)])
 
-    async def begin(self, key: str) -> Tokens:
-        """For whoever has shown the API key of that name. Raises LogUnavailable."""
+    async def create(self, key: str) -> Tokens:
+        """Creates a login with the API key of this id. Raises LogUnavailable."""
         now = time.time()
         login = logins.Login(key=key, until=int(now) + LOGIN_S, refreshed_at=now)
-        name = secrets.token_hex(16)
-        await self._stored.put(name, login)
-        return self._tokens(name, login)
+        login_id = secrets.token_hex(16)
+        await self._store.put(login_id, login)
+        return self._tokens(login_id, login)
 
     async def refresh(self, token: bytes) -> Tokens:
-        """The next tokens, at the price of this one. Raises Refused, LogUnavailable."""
-        refresh = self._signature.read(token, Refresh)
+        """Exchanges a refresh token for the next tokens. Raises Refused, LogUnavailable."""
+        refresh = self._signer.read(token, Refresh)
         if refresh is None:
-            raise unknown()
+            raise credential_invalid()
         for _ in range(TRIES):
-            found = await self._stored.get(refresh.login)
+            found = await self._store.get(refresh.login)
             now = time.time()
             if found is None or now > found[0].until:
-                raise unknown()
+                raise credential_invalid()
             login, revision = found
             match judge(login, refresh.generation, now):
-                case "good":
+                case "current":
                     following = logins.Login(
                         key=login.key, until=login.until, generation=login.generation + 1, refreshed_at=now
                     )
-                    if await self._stored.put(refresh.login, following, revision):
+                    if await self._store.put(refresh.login, following, revision):
                         return self._tokens(refresh.login, following)
-                case "late":
+                case "previous":
                     return self._tokens(refresh.login, login)
-                case "used":
-                    await self._stored.delete(refresh.login)
-                    raise unknown()
+                case "reused":
+                    await self._store.delete(refresh.login)
+                    raise credential_invalid()
                 case "ahead":
-                    # What was read is behind (PROTOCOL R14).
+                    # The read was stale (PROTOCOL R14).
                     await asyncio.sleep(STALE_WAIT_S)
-        raise LogUnavailable("the login is being refreshed by many at once")
+        raise LogUnavailable("Too many clients refresh this login at once; retry.")
 
     async def end(self, token: bytes) -> None:
-        """What cannot be read is no login, and has none to end. Raises LogUnavailable."""
-        if (refresh := self._signature.read(token, Refresh)) is not None:
-            await self._stored.delete(refresh.login)
+        """Ends the login of a refresh token; does nothing if the token is not valid. Raises LogUnavailable."""
+        if (refresh := self._signer.read(token, Refresh)) is not None:
+            await self._store.delete(refresh.login)
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
-        """The caller of an access token: the API key that logged in, as it is today, for as long as the token says."""
-        access = self._signature.read(token, Access)
+        """Returns the principal of the API key behind an access token, until the token expires; or None."""
+        access = self._signer.read(token, Access)
         if access is None or time.time() > access.until:
             return None
-        caller = self._named(access.key)
-        return caller and caller._replace(until=access.until)
+        principal = self._find_key(access.key)
+        return principal and principal._replace(until=access.until)
 
-    def _tokens(self, name: str, login: logins.Login) -> Tokens:
+    def _tokens(self, login_id: str, login: logins.Login) -> Tokens:
         now = int(time.time())
-        refresh = Refresh(login=name, key=login.key, generation=login.generation, until=login.until)
+        refresh = Refresh(login=login_id, key=login.key, generation=login.generation, until=login.until)
         return Tokens(
-            access=self._signature.sign(Access(key=login.key, until=min(now + ACCESS_S, login.until))),
-            refresh=self._signature.sign(refresh),
+            access=self._signer.sign(Access(key=login.key, until=min(now + ACCESS_S, login.until))),
+            refresh=self._signer.sign(refresh),
             refresh_s=max(0, login.until - now),
         )
 
 
 class RefreshVerifier:
-    """Knows whose login a refresh token is of; whether it is the last one is found out when it is used."""
+    """Verifies a refresh token's signature and expiry. `Logins.refresh` finds out whether it is the last one."""
 
-    def __init__(self, signature: Signature, named: Named) -> None:
-        self._signature = signature
-        self._named = named
+    def __init__(self, signer: TokenSigner, find_key: KeyLookup) -> None:
+        self._signer = signer
+        self._find_key = find_key
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
-        refresh = self._signature.read(token, Refresh)
-        return None if refresh is None or time.time() > refresh.until else self._named(refresh.key)
+        """Returns the principal of the API key behind the login, or None."""
+        refresh = self._signer.read(token, Refresh)
+        return None if refresh is None or time.time() > refresh.until else self._find_key(refresh.key)
 
 
-def judge(login: logins.Login, generation: int, now: float) -> Literal["good", "late", "used", "ahead"]:
-    """What the refresh token of that generation is to its login: its last, the one before that in time, an old one."""
+def judge(login: logins.Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:
+    """Returns what a refresh token of this generation is to the login.
+
+    `previous`: the one before the last, within GRACE_S. `ahead`: newer than the stored login, which was a stale read.
+    """
     if generation == login.generation:
-        return "good"
+        return "current"
     if generation > login.generation:
         return "ahead"
-    is_in_time = generation == login.generation - 1 and now - login.refreshed_at < GRACE_S
-    return "late" if is_in_time else "used"
+    is_in_grace = generation == login.generation - 1 and now - login.refreshed_at < GRACE_S
+    return "previous" if is_in_grace else "reused"
 
 
-def of_cookie(request: Request) -> list[bytes]:
-    """The refresh token, on the one route where it is worth something."""
-    is_there = request.scope["path"] == REFRESH_PATH and COOKIE in request.cookies
-    return [request.cookies[COOKIE].encode("latin-1", "replace")] if is_there else []
+def read_cookie(request: Request) -> list[bytes]:
+    """Returns the refresh token in the cookie. Only the refresh route accepts it."""
+    is_present = request.scope["path"] == REFRESH_PATH and COOKIE in request.cookies
+    return [request.cookies[COOKIE].encode("latin-1", "replace")] if is_present else []
 
 
-def cookie(token: str, life_s: int) -> str:
-    """A `Set-Cookie` that no script can read, and that no other site's page is sent with."""
+def format_cookie(token: str, life_s: int) -> str:
+    """Returns a `Set-Cookie` that scripts cannot read and that requests of other sites do not carry."""
     return f"{COOKIE}={token}; Path=/; Max-Age={life_s}; Secure; HttpOnly; SameSite=Strict"

@@ -1,4 +1,4 @@
-"""Who asks, as a credential tells it: whose turns they are, what may be done with them, and for how long."""
+"""The principal of a request: tenant, credential name, scopes and expiry, as the credential states them."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,18 @@ from tailrace.proto.ids import Tenant, TurnId
 
 
 class Principal(NamedTuple):
+    """The authenticated sender of a request."""
+
     tenant: Tenant
     key: str | None = None
-    """The credential's name, which is no secret: what usage is counted by. None: nobody was asked for one.
+    """The credential's id, which is not secret; usage is counted by it. None: no credential was needed.
 
-    What one credential was exchanged for (a ticket, a login) bears that one's name, and ends with it.
+    A ticket or a login carries the id of the key that it was exchanged for, and ends with that key.
     """
     scopes: frozenset[Scope] = SCOPES
     until: float | None = None
-    """Unix seconds; None: for ever."""
+    """Expiry in Unix seconds; None: it does not expire."""
     turn: TurnId | None = None
-    """The only turn that may be named. None: all of the tenant's."""
+    """The only turn that requests may name. None: all turns of the tenant."""
     limits: dict[str, float] | None = None
-    """What the key's own record says of how much."""
+    """The limits in the key's own record."""

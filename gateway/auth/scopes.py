@@ -1,11 +1,11 @@
-"""What a caller has to be allowed for each route: one table. A route without a row is nobody's."""
+"""The scope that each route needs, in one table. A route without a row is refused to everybody."""
 
 from typing import Literal
 
 from tailrace.proto.api_key import Scope
 
 Need = Scope | Literal["public"]
-"""`public`: nobody is asked who they are."""
+"""`public`: the route needs no credential."""
 
 NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/v1/turns"): "write",
@@ -69,5 +69,5 @@ NEEDS: dict[tuple[str, str], Need] = {
 
 
 def need_of(method: str, path: str) -> Need | None:
-    """What a route needs; None: it has no row, and nobody may."""
+    """Returns what a route needs; None if the table has no row for it."""
     return NEEDS.get(("GET" if method == "HEAD" else method, path))

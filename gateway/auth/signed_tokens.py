@@ -1,8 +1,8 @@
-"""What gateways sign and believe when it comes back: tickets, access tokens, refresh tokens. Pure.
+"""Tokens that gateways sign and verify: tickets, access tokens and refresh tokens. Pure.
 
-`{kind}{fields}.{MAC}`: the kind is a prefix that scanners for leaked secrets can look for, the fields are JSON in
-base64url, the MAC is HMAC-SHA256 over all that stands before it. There is one algorithm, and nothing in a token
-chooses it. Fields can be read by whoever holds one: none of them is a secret.
+The format is `{kind}{fields}.{mac}` (PROTOCOL R39): a prefix that scanners for leaked secrets can find, the fields as
+JSON in base64url, and HMAC-SHA256 over everything before the dot. Nothing in a token chooses the algorithm. The fields
+are readable by the holder of the token; none of them is secret. docs/DEPENDENCIES.md says why this is not a library.
 """
 
 import base64
@@ -17,10 +17,10 @@ from tailrace.proto.ids import Tenant, TurnId
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Lets its holder read one turn. Times are Unix seconds.
+    """Permission to read the events of one turn. Times are Unix seconds.
 
-    `key` is the name of the credential that made it; `has_key` whether that is an API key, with which it ends.
-    `once`: a name of its own, for a ticket that one reader may use; empty for one that many may.
+    `key` is the id of the credential that created the ticket; with `has_key` it is an API key, and the ticket ends with
+    it. `once` is the id of a single-use ticket, and empty for a shared one.
     """
 
     tenant: Tenant
@@ -33,14 +33,14 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A login's short token, for the API key of that name."""
+    """The access token of a login with the API key `key`."""
 
     key: str
     until: int
 
 
 class Refresh(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A login's long one: good once, for the next access token."""
+    """The refresh token of a login, which is valid for one refresh."""
 
     login: str
     key: str
@@ -52,30 +52,33 @@ KINDS: dict[type[msgspec.Struct], bytes] = {Ticket: b"trt_", Access: b"tra_", Re
 S = TypeVar("S", Ticket, Access, Refresh)
 
 
-class Signature:
+class TokenSigner:
+    """Signs and reads tokens with one secret, which all gateways share."""
+
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def sign(self, signed: Ticket | Access | Refresh) -> str:
-        said = KINDS[type(signed)] + base64.urlsafe_b64encode(msgspec.json.encode(signed)).rstrip(b"=")
-        return f"{said.decode()}.{self._mac(said)}"
+    def sign(self, fields: Ticket | Access | Refresh) -> str:
+        """Returns the signed token."""
+        payload = KINDS[type(fields)] + base64.urlsafe_b64encode(msgspec.json.encode(fields)).rstrip(b"=")
+        return f"{payload.decode()}.{self._mac(payload)}"
 
     def read(self, token: bytes, kind: type[S]) -> S | None:
-        """What was signed; None for what is no `kind` of ours. How long it is good is for the caller to say."""
-        said, _, mac = token.rpartition(b".")
-        if not (said.startswith(KINDS[kind]) and hmac.compare_digest(mac, self._mac(said).encode())):
+        """Returns the fields of a token with a valid signature; else None. It does not check the expiry."""
+        payload, _, mac = token.rpartition(b".")
+        if not (payload.startswith(KINDS[kind]) and hmac.compare_digest(mac, self._mac(payload).encode())):
             return None
-        fields = said.removeprefix(KINDS[kind])
+        fields = payload.removeprefix(KINDS[kind])
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(fields + b"=" * (-len(fields) % 4)), type=kind)
         except DECODE_ERRORS:
-            # Ours, of a version that had other fields.
+            # Signed by a release with other fields.
             return None
 
     def proof(self, token: str) -> str:
-        """What only this server could tell to whoever began with `token`: 128 bits, in what an `id:` may hold."""
+        """Returns 128 bits, in characters that an SSE `id:` may hold, that only a server with the secret can derive."""
         return self._mac(b"reader " + token.encode())[:22]
 
-    def _mac(self, said: bytes) -> str:
-        digest = hmac.digest(self._secret, said, hashlib.sha256)
+    def _mac(self, payload: bytes) -> str:
+        digest = hmac.digest(self._secret, payload, hashlib.sha256)
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -1,9 +1,9 @@
-"""Tickets: links that let their holder read one turn, without a key. What a ticket is good for is decided here.
+"""Tickets: signed tokens in a URL that permit reading one turn's events without a key.
 
-One that many may use is a link to share. One that is used once is for an EventSource, which can send no key and comes
-back with the same URL: whoever has seen that URL (a log, a screen, a history) has the ticket, too. What he has not seen
-is the stream that it began. So its ids carry a proof, an EventSource sends the last id back, and that goes on, while
-the ticket alone is worth nothing any more (docs/adr/0016-single-use-tickets-for-eventsource.md).
+A shared ticket serves any number of readers. A single-use ticket is for an EventSource, which can send no header and
+reconnects with the same URL. A log, a screen or a browser history may show that URL, but not the stream that it
+started. So each SSE id of the stream carries a proof; the EventSource sends the last id when it reconnects, and
+continues with it, while the ticket alone is not valid again (docs/adr/0016).
 """
 
 import hmac
@@ -15,73 +15,74 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.auth.authenticate import CredentialSource, unknown
+from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.signed_tokens import Signature, Ticket
+from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
 
 PARAMETER = "ticket"
-# Nothing else looks at the parameter, so that a ticket is worth nothing anywhere else.
+# The only route that reads the parameter, so a ticket opens no other one.
 EVENTS = re.compile(r"/v1/turns/[^/]+/events")
-# A page asks for one and uses it.
+# A page uses a ticket right after it gets it.
 BEGIN_S = 60
-# How long its stream may go on; a turn is over by then.
+# How long the stream of a single-use ticket may last; a turn has ended by then.
 ONCE_S = 3600
 SHARED_S_MIN, SHARED_S, SHARED_S_MAX = 60, 3600, 24 * 3600
 
-Named = Callable[[str], Principal | None]
-"""Who an API key of that name speaks for; None when there is none, or no longer."""
+KeyLookup = Callable[[str], Principal | None]
+"""Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
 
 
 class Tickets:
-    """Makes tickets and verifies them. Any gateway knows those of any other."""
+    """Creates and verifies tickets. All gateways accept each other's tickets."""
 
-    def __init__(self, signature: Signature, uses: UsedTickets, named: Named) -> None:
-        self._signature = signature
+    def __init__(self, signer: TokenSigner, uses: UsedTickets, find_key: KeyLookup) -> None:
+        self._signer = signer
         self._uses = uses
-        self._named = named
-        self.carrier = CredentialSource(of_query, [self])
+        self._find_key = find_key
+        self.source = CredentialSource(read_query, [self])
 
-    def once(self, caller: Principal, turn: TurnId) -> tuple[str, Ticket]:
-        """For one reader, who begins within BEGIN_S."""
+    def create_single_use(self, principal: Principal, turn: TurnId) -> tuple[str, Ticket]:
+        """Returns a ticket for one reader, who must start within BEGIN_S."""
         now = int(time.time())
-        return self._signed(caller, turn, now + BEGIN_S, now + ONCE_S, secrets.token_hex(16))
+        return self._create(principal, turn, now + BEGIN_S, now + ONCE_S, secrets.token_hex(16))
 
-    def shared(self, caller: Principal, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
-        """For any number of readers."""
+    def create_shared(self, principal: Principal, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
+        """Returns a ticket for any number of readers, valid for `life_s` seconds."""
         until = int(time.time()) + life_s
-        return self._signed(caller, turn, until, until, "")
+        return self._create(principal, turn, until, until, "")
 
-    def _signed(self, caller: Principal, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
-        key = self._named(caller.key) if caller.key is not None else None
+    def _create(self, principal: Principal, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
+        key = self._find_key(principal.key) if principal.key is not None else None
         has_key = key is not None
-        # It ends with what it was made by. A login's key stays when its token has ended; a JWT has none behind it.
-        ends = key.until if key is not None else caller.until
+        # The ticket ends with the credential that created it: the API key, also behind a login's shorter access token,
+        # or else the credential itself, such as a JWT.
+        ends = key.until if key is not None else principal.until
         if ends is not None:
             until = min(until, int(ends))
         ticket = Ticket(
-            tenant=caller.tenant,
+            tenant=principal.tenant,
             turn=turn,
-            key=caller.key,
+            key=principal.key,
             has_key=has_key,
             begin_by=min(begin_by, until),
             until=until,
             once=once,
         )
-        return self._signature.sign(ticket), ticket
+        return self._signer.sign(ticket), ticket
 
     async def verify(self, token: bytes, request: Request) -> Principal | None:
-        """The one who made the ticket, for that turn's events alone; None when it is good no longer, or not for this.
+        """Returns a principal that may read this ticket's turn; None if the ticket is not valid or has expired.
 
-        Whether a one-use ticket was used is found out when its stream begins: until then it is not used up.
+        A single-use ticket is marked as used when its stream starts, not here.
         """
-        ticket = self._signature.read(token, Ticket)
-        if ticket is None or time.time() > (ticket.until if self._is_proved(token, request) else ticket.begin_by):
+        ticket = self._signer.read(token, Ticket)
+        if ticket is None or time.time() > (ticket.until if self._has_proof(token, request) else ticket.begin_by):
             return None
-        maker = self._named(ticket.key) if ticket.has_key and ticket.key is not None else None
-        if ticket.has_key and (maker is None or maker.tenant != ticket.tenant):
+        creator = self._find_key(ticket.key) if ticket.has_key and ticket.key is not None else None
+        if ticket.has_key and (creator is None or creator.tenant != ticket.tenant):
             return None
         return Principal(
             ticket.tenant,
@@ -89,80 +90,81 @@ class Tickets:
             scopes=frozenset({"read"}),
             until=ticket.until,
             turn=ticket.turn,
-            limits=maker.limits if maker is not None else None,
+            limits=creator.limits if creator is not None else None,
         )
 
-    async def ticket_of(self, request: Request, key: TurnKey) -> Ticket | None:
-        """The ticket that `request` for the events of `key` came with; None: it came with none.
+    async def read_ticket(self, request: Request, key: TurnKey) -> Ticket | None:
+        """Returns the ticket of a request for the events of `key`; None if the request has none.
 
-        Raises Refused for one that is no good, which nobody has looked at where no credential is asked for.
+        Raises Refused if the ticket is not valid. This repeats `verify`, which does not run where no credential is
+        needed.
         """
-        tokens = of_query(request)
+        tokens = read_query(request)
         if not tokens:
             return None
-        ticket = self._signature.read(tokens[0], Ticket) if len(tokens) == 1 else None
+        ticket = self._signer.read(tokens[0], Ticket) if len(tokens) == 1 else None
         if (
             ticket is None
             or TurnKey(ticket.tenant, ticket.turn) != key
             or await self.verify(tokens[0], request) is None
         ):
-            raise unknown()
-        if ticket.once and request.headers.get("last-event-id") and not self._is_proved(tokens[0], request):
-            raise unknown()
+            raise credential_invalid()
+        if ticket.once and request.headers.get("last-event-id") and not self._has_proof(tokens[0], request):
+            raise credential_invalid()
         return ticket
 
-    def begun(self, ticket: Ticket, stream: ASGIApp, request: Request, *, has_ids: bool) -> ASGIApp:
-        """`stream` as the ticket gives it: with its proof in each id, and with the ticket used up by its beginning."""
+    def wrap_stream(self, ticket: Ticket, stream: ASGIApp, request: Request, *, has_ids: bool) -> ASGIApp:
+        """Returns `stream` with the ticket's proof in each SSE id, which marks a single-use ticket as used."""
         if not ticket.once:
-            return Ticketed(stream)
-        token = of_query(request)[0]
+            return TicketStream(stream)
+        token = read_query(request)[0]
 
         async def use() -> None:
             if not await self._uses.mark_used(ticket.once):
-                raise unknown()
+                raise credential_invalid()
 
-        proof = self._signature.proof(token.decode()) if has_ids else ""
-        return Ticketed(stream, proof=proof, use=None if self._is_proved(token, request) else use)
+        proof = self._signer.proof(token.decode()) if has_ids else ""
+        return TicketStream(stream, proof=proof, use=None if self._has_proof(token, request) else use)
 
-    def _is_proved(self, token: bytes, request: Request) -> bool:
+    def _has_proof(self, token: bytes, request: Request) -> bool:
         proof, dot, _ = request.headers.get("last-event-id", "").rpartition(".")
-        theirs, ours = proof.encode("latin-1", "replace"), self._signature.proof(token.decode("latin-1")).encode()
-        return bool(dot) and hmac.compare_digest(theirs, ours)
+        given, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
+        return bool(dot) and hmac.compare_digest(given, expected)
 
 
-class Ticketed:
-    """A stream for who has a ticket. It knows nothing of what is told."""
+class TicketStream:
+    """ASGI app: a stream that a reader with a ticket receives."""
 
     def __init__(self, stream: ASGIApp, *, proof: str = "", use: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`use` is called before the first byte of the answer, and may refuse it."""
+        """`use` is called before the first byte of a 200 and may raise Refused."""
         self._stream = stream
         self._proof = proof
         self._use = use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(message: Message) -> None:
+        async def send_with_proof(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if self._use is not None and message["status"] == 200:
                     await self._use()
             elif self._proof:
-                message = {**message, "body": with_proof(message.get("body", b""), self._proof)}
+                message = {**message, "body": add_proof(message.get("body", b""), self._proof)}
             await send(message)
 
-        await self._stream(scope, receive, tell)
+        await self._stream(scope, receive, send_with_proof)
 
 
-def with_proof(events: bytes, proof: str) -> bytes:
-    """Whole `events`, each `id: 17` as `id: PROOF.17`. Data is one line, so that nothing else begins a line so."""
+def add_proof(events: bytes, proof: str) -> bytes:
+    """Returns complete SSE events with each `id: 17` as `id: PROOF.17`. No data line begins with `id: `."""
     return events.replace(b"\nid: ", b"\nid: %s." % proof.encode())
 
 
-def cursor_text(last_event_id: str, ticket: Ticket | None) -> str:
-    """The cursor in what an EventSource sent back; ticket_of has seen to its proof."""
+def strip_proof(last_event_id: str, ticket: Ticket | None) -> str:
+    """Returns the cursor in a `Last-Event-ID` whose proof `read_ticket` has checked."""
     return last_event_id.rpartition(".")[2] if ticket is not None and ticket.once else last_event_id
 
 
-def of_query(request: Request) -> list[bytes]:
-    """The tickets that `request` came with, where one may be used."""
+def read_query(request: Request) -> list[bytes]:
+    """Returns the tickets in the query; none on routes that take no ticket."""
     if request.method != "GET" or EVENTS.fullmatch(request.scope["path"]) is None:
         return []
     return [token.encode() for token in request.query_params.getlist(PARAMETER)]

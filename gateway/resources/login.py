@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.auth.authenticate import ELSEWHERE
-from tailrace.gateway.auth.cors import is_from_elsewhere
-from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, cookie
+from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE
+from tailrace.gateway.auth.cors import is_cross_origin
+from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, format_cookie
 from tailrace.gateway.dependencies import caller_of, gateway_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.errors import Refused
@@ -28,11 +28,11 @@ async def post(request: Request) -> Response:
     refuse_elsewhere(request)
     gateway, caller = gateway_of(request), caller_of(request)
     # Not by what a key was exchanged for: a login would never end.
-    if caller.key is None or caller != gateway.door.named(caller.key):
+    if caller.key is None or caller != gateway.door.find_key(caller.key):
         raise Refused(
             "request_invalid", "log in with an API key; where none is asked for there is nothing to log in to"
         )
-    return logged_in(await gateway.logins.begin(caller.key))
+    return logged_in(await gateway.logins.create(caller.key))
 
 
 async def refresh(request: Request) -> Response:
@@ -45,13 +45,13 @@ async def logout(request: Request) -> Response:
     """`POST /v1/logout`: the login has ended, and the cookie is gone. An access token ends by itself, in minutes."""
     refuse_elsewhere(request)
     await gateway_of(request).logins.end(token_of(request))
-    return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": cookie("", 0)})
+    return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": format_cookie("", 0)})
 
 
 def refuse_elsewhere(request: Request) -> None:
     """A cookie is the browser's to send: the page that has it sent must be of this very origin. Raises Refused."""
-    if is_from_elsewhere(request):
-        raise Refused("origin_refused", ELSEWHERE)
+    if is_cross_origin(request):
+        raise Refused("origin_refused", CROSS_ORIGIN_MESSAGE)
 
 
 def token_of(request: Request) -> bytes:
@@ -59,7 +59,7 @@ def token_of(request: Request) -> bytes:
 
 
 def logged_in(tokens: Tokens) -> Response:
-    headers = {"set-cookie": cookie(tokens.refresh, tokens.refresh_s)}
+    headers = {"set-cookie": format_cookie(tokens.refresh, tokens.refresh_s)}
     return json_response(LoggedIn(access_token=tokens.access), headers=headers)
 
 

@@ -41,9 +41,9 @@ async def post(request: Request) -> Response:
     await look(gateway, key)
     caller = caller_of(request)
     if new.is_shared:
-        token, ticket = gateway.tickets.shared(caller, key.turn, life_s)
+        token, ticket = gateway.tickets.create_shared(caller, key.turn, life_s)
     else:
-        token, ticket = gateway.tickets.once(caller, key.turn)
+        token, ticket = gateway.tickets.create_single_use(caller, key.turn)
     events = f"/v1/turns/{key.turn}/events?ticket={token}"
     made = MadeTicket(ticket=token, events=events, begin_by=ticket.begin_by, until=ticket.until)
     return json_response(made)

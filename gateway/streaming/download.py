@@ -40,7 +40,7 @@ class Download:
                 await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.door.ending(caller_of(Request(scope))) as ended:
+        with self._gateway.door.watch(caller_of(Request(scope))) as ended:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(send, is_head=scope["method"] == "HEAD"))
                 leaving = group.create_task(disconnected(receive))

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
-from tailrace.gateway.auth.authenticate import unknown
+from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.registry import Dialect
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
@@ -102,7 +102,7 @@ class EventStream:
                 if scope["method"] == "HEAD":
                     await self._empty(send, 200)
                     return
-                with self._gateway.door.ending(caller_of(Request(scope))) as ended:
+                with self._gateway.door.watch(caller_of(Request(scope))) as ended:
                     if self._is_first_word_awaited:
                         await first_word(self._gateway, live, ended)
                     with metrics.STREAMS.track_inprogress():
@@ -310,7 +310,7 @@ async def first_word(gateway: Gateway, live: TurnFeed, ended: asyncio.Event) -> 
                 position = len(live.entries)
                 await live.changed(position, DRAIN_LOOK_S)
                 if ended.is_set():
-                    raise unknown()
+                    raise credential_invalid()
 
 
 async def begin(send: Send, status: int, headers: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.auth.authenticate import unknown
+from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
 from tailrace.gateway.streaming.event_stream import disconnected
@@ -36,7 +36,7 @@ class JsonAnswer:
         await let_go(scope)
         caller = caller_of(Request(scope))
         async with self._gateway.lives.reading(self._key, BEFORE_FIRST) as live:
-            with self._gateway.door.ending(caller) as unwanted:
+            with self._gateway.door.watch(caller) as unwanted:
                 is_left = await self._is_left(live, receive, unwanted)
             if not is_left:
                 told = record_from_fold(self._key, fold(live.entries))
@@ -62,7 +62,7 @@ class JsonAnswer:
         if live.is_broken:
             raise LogUnavailable(GOES_ON.format(turn=self._key.turn))
         if unwanted.is_set():
-            raise unknown()
+            raise credential_invalid()
         if draining.done() and not draining.cancelled():
             raise Refused("draining", GOES_ON.format(turn=self._key.turn), retry_after_s=1)
         return True

@@ -20,7 +20,7 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.scopes import NEEDS
-from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
@@ -103,7 +103,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
             door = Authenticator(settings, ring)
-            gateway = build(settings, connection, group, draining, door, signature=Signature(b"s" * 32))
+            gateway = build(settings, connection, group, draining, door, signature=TokenSigner(b"s" * 32))
             serving = group.create_task(server.serve(app(gateway), listening, stop))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 yield Doors(client, keys, revoked)

@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
-from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
@@ -109,7 +109,7 @@ async def test_what_is_asked_of_a_gateway_that_is_going_away_is_refused(
     draining = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        going = build(settings, connection, group, draining, signature=Signature(b"secret"))
+        going = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))
         transport = httpx2.ASGITransport(app=app(going))
         headers = {"x-api-key": KEY}
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
@@ -141,7 +141,7 @@ async def test_a_post_that_was_accepted_is_never_answered_as_if_it_were_not(
 
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        going = build(settings, connection, group, draining, signature=Signature(b"secret"))._replace(
+        going = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))._replace(
             log=Accepting(connection)
         )
         headers = {"x-api-key": KEY, "accept": "text/event-stream"}

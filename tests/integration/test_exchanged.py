@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import COOKIE
-from tailrace.gateway.auth.signed_tokens import Access, Signature
+from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.proto.api_key import NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
@@ -129,7 +129,7 @@ async def test_an_access_tokens_stream_ends_with_it(
     gateway = await new_gateway(own_server.url)
     key = key_of(running.tenant)
     await stored(own_connection, gateway, key)
-    signature = Signature(await signing_secret(own_connection))
+    signature = TokenSigner(await signing_secret(own_connection))
     short, following = (
         bearer(signature.sign(Access(key=key.record.id, until=int(time.time()) + life_s))) for life_s in (2, 60)
     )

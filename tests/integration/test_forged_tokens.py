@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from tailrace.gateway.auth.jwks import SigningKeys
+from tailrace.gateway.auth.jwks import JwksCache
 from tests import tokens
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_signing_keys import Issuer
@@ -112,7 +112,7 @@ async def eager(
     nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
 ) -> Gateway:
     """The same; each name that it has not heard of has it ask the issuer, and not once in ten seconds."""
-    monkeypatch.setitem(SigningKeys.__init__.__kwdefaults__ or {}, "again_s", 0.0)
+    monkeypatch.setitem(JwksCache.__init__.__kwdefaults__ or {}, "again_s", 0.0)
     return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
 
 

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
-from tailrace.gateway.auth.signed_tokens import Signature
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.sse import HEARTBEAT
 from tailrace.proto.ids import Tenant, TurnId
@@ -259,7 +259,7 @@ async def test_a_reader_that_comes_back_to_a_gateway_that_goes_away_is_sent_on(
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
         transport = httpx2.ASGITransport(
-            app=app(build(settings, connection, group, draining, signature=Signature(b"secret")))
+            app=app(build(settings, connection, group, draining, signature=TokenSigner(b"secret")))
         )
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
             back = await client.get(url, headers=after)

@@ -39,7 +39,7 @@ def keys(own_connection: Connection) -> ApiKeyStore:
 
 @asynccontextmanager
 async def kept_up(ring: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
-    keeping = asyncio.create_task(ring.keep_up(keys, connection))
+    keeping = asyncio.create_task(ring.follow(keys, connection))
     try:
         yield ring
     finally:
@@ -99,7 +99,7 @@ async def test_all_keys_are_known_before_the_first_request(keys: ApiKeyStore, ow
     assert [caller.tenant if caller else None for caller in callers] == [
         None if number == 7 else f"tenant-{number}" for number in range(600)
     ]
-    assert ring.is_gone(made[7].record.id)
+    assert ring.is_ended(made[7].record.id)
 
 
 @pytest.mark.rule("R38")
@@ -112,14 +112,14 @@ async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: ApiK
     assert await found(ring, key) == Principal(
         ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0}
     )
-    with ring.watched(key.record.id) as gone:
+    with ring.watch(key.record.id) as gone:
         assert not gone.is_set()
-        assert not ring.is_gone(key.record.id)
+        assert not ring.is_ended(key.record.id)
         await keys.revoke(key.record.id, 9)
         await asyncio.wait_for(gone.wait(), 5)
-    assert ring.is_gone(key.record.id)
+    assert ring.is_ended(key.record.id)
     assert await found(ring, key) is None
-    with ring.watched(key.record.id) as gone:
+    with ring.watch(key.record.id) as gone:
         assert gone.is_set()
 
 
@@ -134,7 +134,7 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
         await keys.create(key.record)
         await until(lambda: found(ring, key))
         await keys.revoke(key.record.id, 1)
-        await until(lambda: ring.is_gone(key.record.id))
+        await until(lambda: ring.is_ended(key.record.id))
 
 
 @pytest.mark.rule("R38")
@@ -157,7 +157,7 @@ async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_ag
     finally:
         await elsewhere.close()
     await until(lambda: found(ring, other))
-    await until(lambda: ring.is_gone(key.record.id))
+    await until(lambda: ring.is_ended(key.record.id))
 
 
 @pytest.mark.rule("R38")
@@ -169,7 +169,7 @@ async def test_keys_of_a_bucket_that_is_gone_are_gone(
     await keys.create(a_key().record)
     await keys.create(old.record)
     await until(lambda: found(ring, old))
-    with ring.watched(old.record.id) as gone:
+    with ring.watch(old.record.id) as gone:
         await own_connection.jetstream.delete_key_value(KEYS)
         await apply_streams(own_server.url)
         await ApiKeyStore(own_connection).create(young.record)
@@ -189,7 +189,7 @@ async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
     await until(lambda: found(ring, key))
     bucket = await own_connection.jetstream.key_value(KEYS)
     await bucket.delete(key.record.id)
-    await until(lambda: ring.is_gone(key.record.id))
+    await until(lambda: ring.is_ended(key.record.id))
     assert await found(ring, key) is None
 
 

@@ -152,7 +152,7 @@ async def test_up_has_keys_and_with_one_it_may_listen_elsewhere(tmp_path: Path) 
     with running(tmp_path, "--port", "0", "--host", "0.0.0.0") as refused:
         await until(lambda: refused.process.poll() is not None, 25)
         assert refused.process.returncode == 2
-        assert "TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere" in refused.printed.read_text()
+        assert "TAILRACE_HOST: 0.0.0.0 is reachable from other machines" in refused.printed.read_text()
         assert refused.said("ready") == ""
     with running(tmp_path, *LEAN) as up:
         where = await up.ready()

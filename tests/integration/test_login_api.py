@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tailrace.gateway.auth.login import COOKIE, GRACE_S
-from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signature
+from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.logins import Login, Logins
@@ -39,8 +39,8 @@ async def page(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture
-async def signature(connection: Connection) -> Signature:
-    return Signature(await signing_secret(connection))
+async def signature(connection: Connection) -> TokenSigner:
+    return TokenSigner(await signing_secret(connection))
 
 
 async def logged_in(page: httpx2.AsyncClient) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def refused(answer: httpx2.Response) -> bool:
     return (answer.status_code, answer.json()["error"]["code"]) == (401, "credential_invalid")
 
 
-async def make_older(connection: Connection, signature: Signature, token: str, seconds: float) -> None:
+async def make_older(connection: Connection, signature: TokenSigner, token: str, seconds: float) -> None:
     """As if the login had been refreshed so long ago."""
     refresh = signature.read(token.encode(), Refresh)
     assert refresh is not None
@@ -125,7 +125,7 @@ async def test_who_uses_an_old_one_ends_the_login_for_everybody(page: httpx2.Asy
 
 
 async def test_the_one_before_the_last_is_an_old_one_after_a_while(
-    page: httpx2.AsyncClient, connection: Connection, signature: Signature
+    page: httpx2.AsyncClient, connection: Connection, signature: TokenSigner
 ) -> None:
     _, first = await logged_in(page)
     _, second = told(await refreshed(page, first))
@@ -214,7 +214,7 @@ async def test_each_token_is_worth_something_in_its_own_place_alone(page: httpx2
 
 
 async def test_every_token_has_its_time(
-    page: httpx2.AsyncClient, lone_gateway: Gateway, connection: Connection, signature: Signature
+    page: httpx2.AsyncClient, lone_gateway: Gateway, connection: Connection, signature: TokenSigner
 ) -> None:
     """Rightly signed and too old, or of a login that nobody has stored: nothing."""
     access, refresh = await logged_in(page)

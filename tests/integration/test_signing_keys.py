@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.requests import Request
 
-from tailrace.gateway.auth.jwks import SigningKeys
-from tailrace.gateway.auth.jwt import WebTokens
+from tailrace.gateway.auth.jwks import JwksCache
+from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.settings import Settings
 from tests import tokens
 from tests.tokens import EC_KEY, RSA_KEY
@@ -70,7 +70,7 @@ async def url(issuer: Issuer) -> AsyncIterator[str]:
 async def test_keys_are_read_once_and_then_known(issuer: Issuer, url: str) -> None:
     """Fifty tokens at once of a key that nobody has seen are one question; a thousand of it afterwards are none."""
     issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
-    keys = SigningKeys(url)
+    keys = JwksCache(url)
     found = await asyncio.gather(*(keys.find("ec") for _ in range(50)))
     assert {key.algorithm for key in found if key} == {"ES256"}
     assert len(found) == len([key for key in found if key])
@@ -83,12 +83,12 @@ async def test_keys_are_read_once_and_then_known(issuer: Issuer, url: str) -> No
 async def test_a_key_that_is_not_known_has_them_read_again_but_not_by_everybody(issuer: Issuer, url: str) -> None:
     """A rotation is noticed with its first token; names that somebody invents ask the issuer nothing."""
     issuer.tell(tokens.key_set(old=EC_KEY))
-    keys = SigningKeys(url, again_s=0)
+    keys = JwksCache(url, cooldown_s=0)
     assert await keys.find("old") is not None
     issuer.tell(tokens.key_set(new=OTHER_KEY))
     assert await keys.find("new") is not None
     assert await keys.find("old") is None
-    patient = SigningKeys(url)
+    patient = JwksCache(url)
     asked = len(issuer.asked)
     for number in range(200):
         assert await patient.find(f"../../{number}' OR 1=1") is None
@@ -117,7 +117,7 @@ async def test_what_is_no_set_of_keys_changes_nothing(
 ) -> None:
     """An issuer that breaks locks nobody out."""
     issuer.tell(tokens.key_set(ec=EC_KEY))
-    keys = SigningKeys(url, again_s=0)
+    keys = JwksCache(url, cooldown_s=0)
     await keys.read()
     issuer.tell(body, status, *headers)
     await keys.read()
@@ -135,7 +135,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
         for status in ("301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
             for location in (other, "file:///etc/passwd", "ftp://127.0.0.1/"):
                 issuer.tell(b"", status, f"location: {location}")
-                keys = SigningKeys(url)
+                keys = JwksCache(url)
                 assert await keys.find("ec") is None
     assert elsewhere.asked == []
 
@@ -145,7 +145,7 @@ async def test_an_issuer_that_stalls_holds_nobody_for_long(
 ) -> None:
     """One that says nothing, and one that says a byte now and then: over in time, and what is known stays."""
     issuer.tell(tokens.key_set(ec=EC_KEY))
-    keys = SigningKeys(url)
+    keys = JwksCache(url)
     await keys.read()
     monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.3)
     over = asyncio.Event()
@@ -170,7 +170,7 @@ async def test_keys_from_a_file_are_read_again_too(tmp_path: Path) -> None:
     """An operator who replaces it need not start anything again."""
     path = tmp_path / "keys.json"
     path.write_bytes(tokens.key_set(old=EC_KEY))
-    keys = SigningKeys(str(path), again_s=0)
+    keys = JwksCache(str(path), cooldown_s=0)
     assert await keys.find("old") is not None
     path.write_bytes(tokens.key_set(new=OTHER_KEY))
     assert await keys.find("new") is not None
@@ -183,7 +183,7 @@ async def test_a_token_never_has_anything_fetched(issuer: Issuer, url: str) -> N
     """`jku`, `x5u`, an issuer that is a URL: the one address that is ever asked is the setting's."""
     elsewhere = Issuer()
     issuer.tell(tokens.key_set(ec=EC_KEY))
-    verifier = WebTokens(Settings(**tokens.settings(jwt_keys=url)))
+    verifier = JwtVerifier(Settings(**tokens.settings(jwt_keys=url)))
     asking = Request({"type": "http", "method": "GET", "headers": []})
     async with elsewhere.running() as other:
         for header in ("jku", "x5u"):

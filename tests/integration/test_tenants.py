@@ -178,7 +178,7 @@ async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(
     for arguments in ((), ("--check",)):
         status, sentence = await started(*arguments)
         assert status == 2
-        assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 can be reached from elsewhere")
+        assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 is reachable from other machines")
         assert "tailrace keys create" in sentence
         assert "ready" not in sentence
     await ApiKeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)

@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.auth.signed_tokens import Signature, Ticket
+from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.signing_secret import signing_secret
@@ -43,9 +43,9 @@ async def nobody(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture
-async def signature(connection: Connection) -> Signature:
+async def signature(connection: Connection) -> TokenSigner:
     """What gateways sign with: for tickets as no gateway makes them."""
-    return Signature(await signing_secret(connection))
+    return TokenSigner(await signing_secret(connection))
 
 
 async def made(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, Any]:
@@ -187,7 +187,7 @@ async def test_a_ticket_is_worth_nothing_anywhere_else(
 
 
 @pytest.mark.rule("S4")
-async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, signature: Signature) -> None:
+async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, signature: TokenSigner) -> None:
     """One is begun in a minute, and its stream goes on for longer; a shared one ends."""
     now = int(time.time())
     url = f"/v1/turns/{turn.turn}/events"
@@ -270,7 +270,7 @@ async def test_nobody_keeps_a_ticket_on_its_way(
 
 
 async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
-    nats_url: str, new_gateway: NewGateway, connection: Connection, signature: Signature
+    nats_url: str, new_gateway: NewGateway, connection: Connection, signature: TokenSigner
 ) -> None:
     """What is built on a laptop works behind a key: one that was used, forged, or another turn's is none here, too."""
     gateway = await new_gateway(nats_url, api_keys="")

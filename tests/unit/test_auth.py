@@ -31,8 +31,8 @@ async def test_a_key_is_its_tenants() -> None:
     """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
     keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
     alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
-    assert await keys.caller(asking((b"x-api-key", b"secret"))) == alice
-    assert await keys.caller(asking((b"authorization", b"Bearer other"))) == bob
+    assert await keys.authenticate(asking((b"x-api-key", b"secret"))) == alice
+    assert await keys.authenticate(asking((b"authorization", b"Bearer other"))) == bob
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ async def test_a_key_is_its_tenants() -> None:
 async def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """The hash of a key is none, and two credentials are none: another server in the way might take the other one."""
     with pytest.raises(Refused) as refused:
-        await door(api_keys=f"alice:{HASH}").caller(asking(*headers))
+        await door(api_keys=f"alice:{HASH}").authenticate(asking(*headers))
     assert refused.value.code == "credential_invalid"
 
 
 async def test_where_nobody_needs_a_key_everybody_is_local() -> None:
     """On a laptop, and asked for by a name of the machine's own."""
-    assert await door().caller(asking((b"host", b"localhost:8000"))) == LOCAL
+    assert await door().authenticate(asking((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
@@ -100,7 +100,7 @@ def used(a_door: Authenticator) -> Authenticator:
     """As where a key was made, and revoked again."""
     key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
     revoked = msgspec.structs.replace(key, revoked_at=2)
-    a_door.ring._put(KeyChange(Seq(1), key.id, revoked))
+    a_door.api_keys._put(KeyChange(Seq(1), key.id, revoked))
     return a_door
 
 
@@ -150,10 +150,10 @@ class Exchanged:
 async def test_what_a_key_was_exchanged_for_ends_with_it_whoever_verifies_it(caller: Principal, is_good: bool) -> None:
     """One check for all kinds: a key that is not there any more, and a time that is over."""
     keys = door(api_keys=f"bob:{OTHER_HASH}")
-    keys.take(Exchanged(caller))
+    keys.add_verifier(Exchanged(caller))
     asked = asking((b"authorization", b"Bearer whatever"))
     if is_good:
-        assert await keys.caller(asked) == caller
+        assert await keys.authenticate(asked) == caller
     else:
-        with pytest.raises(Refused, match="send a valid key"):
-            await keys.caller(asked)
+        with pytest.raises(Refused, match="Send one valid key"):
+            await keys.authenticate(asked)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from tailrace.gateway import error_responses
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
-from tailrace.gateway.auth.guard import guarded
+from tailrace.gateway.auth.guard import guard
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.dependencies import caller_of
 from tailrace.gateway.settings import Settings
@@ -38,14 +38,14 @@ def door(caller: Principal | None) -> Authenticator:
     """Open, or one that lets `caller` in for anything that is sent as `?ticket=`."""
     made = Authenticator(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), ApiKeyCache())
     if caller is not None:
-        made.carriers.append(
+        made.sources.append(
             CredentialSource(lambda request: [b"x"] if "ticket" in request.query_params else [], [Takes(caller)])
         )
     return made
 
 
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
-    route = guarded(Route(path, answer, methods=["GET", "POST"]))
+    route = guard(Route(path, answer, methods=["GET", "POST"]))
     app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
     app.state.gateway = SimpleNamespace(door=door(caller))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:

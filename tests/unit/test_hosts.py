@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.auth.allowed_hosts import Hosts
+from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 
@@ -36,8 +36,8 @@ def headers(*hosts: str) -> Headers:
     return Headers(raw=[(b"host", host.encode("utf-8")) for host in hosts])
 
 
-def lets_in(host: str, listed: str = "", *, is_key_needed: bool) -> bool:
-    return Hosts(Settings(hosts=listed)).lets_in(headers(host), is_key_needed=is_key_needed)
+def allows(host: str, listed: str = "", *, is_key_needed: bool) -> bool:
+    return AllowedHosts(Settings(hosts=listed)).allows(headers(host), is_key_needed=is_key_needed)
 
 
 @pytest.mark.parametrize(
@@ -66,30 +66,30 @@ def lets_in(host: str, listed: str = "", *, is_key_needed: bool) -> bool:
 )
 def test_a_name_is_let_in(host: str, listed: str, *, without_keys: bool, with_keys: bool) -> None:
     """A list holds for everybody; without one, keys let every name in, and no keys only this machine's."""
-    assert lets_in(host, listed, is_key_needed=False) is without_keys
-    assert lets_in(host, listed, is_key_needed=True) is with_keys
+    assert allows(host, listed, is_key_needed=False) is without_keys
+    assert allows(host, listed, is_key_needed=True) is with_keys
 
 
 @pytest.mark.parametrize("host", MALFORMED, ids=range(len(MALFORMED)))
 @pytest.mark.parametrize("listed", ["", "*", "localhost"])
 def test_what_is_no_host_is_refused(host: str, listed: str) -> None:
     """With keys and without: CVE-2026-48710 began with `Host: a/health?x=`."""
-    assert not lets_in(host, listed, is_key_needed=True)
-    assert not lets_in(host, listed, is_key_needed=False)
+    assert not allows(host, listed, is_key_needed=True)
+    assert not allows(host, listed, is_key_needed=False)
 
 
 def test_one_host_is_asked_for() -> None:
     """Two may be judged by one server and served by another; HTTP/1.0 has none, which only a list minds."""
     for listed in ("", "*", "localhost"):
-        two = Hosts(Settings(hosts=listed))
-        assert not two.lets_in(headers("localhost", "localhost"), is_key_needed=True)
-        assert not two.lets_in(headers(), is_key_needed=False)
-    assert Hosts(Settings()).lets_in(headers(), is_key_needed=True)
-    assert not Hosts(Settings(hosts="localhost")).lets_in(headers(), is_key_needed=True)
+        two = AllowedHosts(Settings(hosts=listed))
+        assert not two.allows(headers("localhost", "localhost"), is_key_needed=True)
+        assert not two.allows(headers(), is_key_needed=False)
+    assert AllowedHosts(Settings()).allows(headers(), is_key_needed=True)
+    assert not AllowedHosts(Settings(hosts="localhost")).allows(headers(), is_key_needed=True)
 
 
 @pytest.mark.parametrize("listed", ["https://box.example", "box.example:443", "box.example/x", "*.example", "[::1]"])
 def test_a_list_that_no_host_could_match_stops_the_start(listed: str) -> None:
     """In silence it would shut everybody out, or mean less than was meant."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOSTS"):
-        Hosts(Settings(hosts=listed))
+        AllowedHosts(Settings(hosts=listed))

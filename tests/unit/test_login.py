@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace.gateway.auth.login import GRACE_S, cookie, judge
+from tailrace.gateway.auth.login import GRACE_S, format_cookie, judge
 from tailrace.proto.nats.logins import Login
 
 NOW = 1000.0
@@ -12,14 +12,14 @@ NOW = 1000.0
 @pytest.mark.parametrize(
     ("generation", "after_s", "judgement"),
     [
-        (5, 0, "good"),
-        (5, 10**6, "good"),
-        (4, 0, "late"),  # another tab, or an answer that was lost
-        (4, GRACE_S - 1, "late"),
-        (4, GRACE_S, "used"),
-        (4, -3600, "late"),  # another gateway's clock
-        (3, 0, "used"),
-        (0, 0, "used"),
+        (5, 0, "current"),
+        (5, 10**6, "current"),
+        (4, 0, "previous"),  # another tab, or an answer that was lost
+        (4, GRACE_S - 1, "previous"),
+        (4, GRACE_S, "reused"),
+        (4, -3600, "previous"),  # another gateway's clock
+        (3, 0, "reused"),
+        (0, 0, "reused"),
         (6, 0, "ahead"),  # what was read of the login is old
     ],
 )
@@ -31,6 +31,6 @@ def test_only_the_last_refresh_token_is_good(generation: int, after_s: float, ju
 
 def test_a_cookie_is_for_no_script_and_no_other_site() -> None:
     """`__Host-` makes a browser refuse it unless it is Secure, for `/`, and without a Domain."""
-    said = cookie("trr_x", 60).split("; ")
+    said = format_cookie("trr_x", 60).split("; ")
     assert said[0] == "__Host-tailrace_login=trr_x"
     assert set(said[1:]) == {"Path=/", "Max-Age=60", "Secure", "HttpOnly", "SameSite=Strict"}

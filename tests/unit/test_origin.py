@@ -3,7 +3,7 @@
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.auth.cors import listed, may_be_foreign
+from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
 from tailrace.proto.errors import SettingsInvalid
 
 
@@ -27,7 +27,7 @@ from tailrace.proto.errors import SettingsInvalid
 def test_where_a_request_may_come_from(headers: dict[str, str], *, is_foreign: bool) -> None:
     """Both headers have to say that it is this origin, if they are there."""
     raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
-    assert may_be_foreign(Request({"type": "http", "method": "POST", "headers": raw})) is is_foreign
+    assert is_cross_origin_simple_post(Request({"type": "http", "method": "POST", "headers": raw})) is is_foreign
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_where_a_request_may_come_from(headers: dict[str, str], *, is_foreign: b
 def test_a_browser_asks_before_it_sends_json_or_deletes(method: str, kind: str, *, is_foreign: bool) -> None:
     """The Fetch standard, "CORS-preflight fetch": nobody here answers that question. What is only read is not told."""
     raw = [(b"host", b"localhost"), (b"origin", b"https://evil.example"), (b"content-type", kind.encode())]
-    assert may_be_foreign(Request({"type": "http", "method": method, "headers": raw})) is is_foreign
+    assert is_cross_origin_simple_post(Request({"type": "http", "method": method, "headers": raw})) is is_foreign
 
 
 def test_a_page_that_is_listed_is_no_stranger() -> None:
-    """Exactly as listed; `null` and nothing are never."""
-    origins = listed("https://app.example, HTTP://localhost:3000,")
+    """Exactly as parse_origins; `null` and nothing are never."""
+    origins = parse_origins("https://app.example, HTTP://localhost:3000,")
     assert origins == {"https://app.example", "http://localhost:3000"}
     for origin, is_foreign in {
         "https://app.example": False,
@@ -63,7 +63,7 @@ def test_a_page_that_is_listed_is_no_stranger() -> None:
     }.items():
         raw = [(b"host", b"box.example"), (b"origin", origin.encode()), (b"sec-fetch-site", b"cross-site")]
         request = Request({"type": "http", "method": "POST", "headers": raw})
-        assert may_be_foreign(request, origins) is is_foreign, origin
+        assert is_cross_origin_simple_post(request, origins) is is_foreign, origin
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_a_page_that_is_listed_is_no_stranger() -> None:
 def test_what_no_browser_sends_is_not_listed(text: str) -> None:
     """It would let nobody in, or everybody: the start says so."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_ORIGINS"):
-        listed(f"https://ok.example,{text}")
+        parse_origins(f"https://ok.example,{text}")

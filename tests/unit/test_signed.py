@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.auth.signed_tokens import KINDS, Access, Refresh, Signature, Ticket
+from tailrace.gateway.auth.signed_tokens import KINDS, Access, Refresh, Ticket, TokenSigner
 from tailrace.proto.ids import Tenant, TurnId
 
-OURS = Signature(b"s" * 32)
+OURS = TokenSigner(b"s" * 32)
 TICKET = Ticket(tenant=Tenant("t"), turn=TurnId("1"), key="key_1", has_key=True, begin_by=5, until=9, once="o")
 SIGNED: list[Ticket | Access | Refresh] = [
     TICKET,
@@ -26,10 +26,10 @@ SIGNED: list[Ticket | Access | Refresh] = [
 def test_what_was_signed_is_read_as_its_kind_alone(signed: Any) -> None:
     """By whoever has the secret: any gateway."""
     token = OURS.sign(signed).encode()
-    assert {kind: Signature(b"s" * 32).read(token, kind) for kind in KINDS} == {  # type: ignore[type-var]
+    assert {kind: TokenSigner(b"s" * 32).read(token, kind) for kind in KINDS} == {  # type: ignore[type-var]
         kind: signed if kind is type(signed) else None for kind in KINDS
     }
-    assert Signature(b"x" * 32).read(token, type(signed)) is None
+    assert TokenSigner(b"x" * 32).read(token, type(signed)) is None
 
 
 @pytest.mark.rule("R39")
@@ -80,7 +80,7 @@ def test_fields_of_another_version_are_no_token() -> None:
 def test_a_proof_is_one_tokens_and_one_secrets() -> None:
     """In what an `id:` may hold, and a dot is not in it: the cursor stands behind one."""
     token, other = OURS.sign(TICKET), OURS.sign(msgspec.structs.replace(TICKET, once="p"))
-    proofs = [OURS.proof(token), OURS.proof(other), Signature(b"x").proof(token)]
+    proofs = [OURS.proof(token), OURS.proof(other), TokenSigner(b"x").proof(token)]
     assert len(set(proofs)) == 3
     assert all(len(proof) == 22 and proof.replace("-", "a").replace("_", "a").isalnum() for proof in proofs)
     # A proof is no part of what it proves: nobody who has the token has it.

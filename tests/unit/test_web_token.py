@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import parse
-from tailrace.gateway.auth.jwt import LEEWAY_S, WebTokens, scopes_in, tenant_named
+from tailrace.gateway.auth.jwt import LEEWAY_S, JwtVerifier, scopes_in, tenant_of_claim
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES
@@ -27,8 +27,8 @@ from tests.tokens import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, SECRET, SUBJECT, by_
 ASKING = Request({"type": "http", "method": "GET", "headers": []})
 
 
-def verifier(**given: object) -> WebTokens:
-    return WebTokens(Settings(**tokens.settings(**given)))
+def verifier(**given: object) -> JwtVerifier:
+    return JwtVerifier(Settings(**tokens.settings(**given)))
 
 
 async def caller(text: bytes, **given: object) -> Principal | None:
@@ -219,23 +219,23 @@ async def test_usage_is_counted_by_who_it_is() -> None:
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_any_claim_is_a_tenant_and_no_two_are_the_same(one: str, other: str) -> None:
     """What could be no part of a subject is hashed whole; what is a hash is no claim of anybody's."""
-    assert is_token(tenant_named(one))
-    assert (tenant_named(one) == tenant_named(other)) == (one == other)
-    assert tenant_named(tenant_named(one)) != tenant_named(one) or is_token(one)
+    assert is_token(tenant_of_claim(one))
+    assert (tenant_of_claim(one) == tenant_of_claim(other)) == (one == other)
+    assert tenant_of_claim(tenant_of_claim(one)) != tenant_of_claim(one) or is_token(one)
 
 
 @pytest.mark.parametrize("whose", ["auth0|5f7c8e", "Alice", "a.b", "*", ">", "a" * 65, "ü", "u_x", "\ud800", " ", "\0"])
 def test_what_is_no_token_becomes_a_hash(whose: str) -> None:
     """Two that differ in upper and lower case stay two."""
-    assert tenant_named(whose).startswith("u_")
-    assert len(tenant_named(whose)) == 64
-    assert tenant_named(whose) != tenant_named(whose.swapcase() + "x")
+    assert tenant_of_claim(whose).startswith("u_")
+    assert len(tenant_of_claim(whose)) == 64
+    assert tenant_of_claim(whose) != tenant_of_claim(whose.swapcase() + "x")
 
 
 def test_nobody_claims_another_ones_hash() -> None:
     """Whoever is called as somebody else's hash is hashed in turn."""
-    victim = tenant_named("auth0|victim")
-    assert tenant_named(victim) != victim
+    victim = tenant_of_claim("auth0|victim")
+    assert tenant_of_claim(victim) != victim
 
 
 async def test_scopes_come_from_a_claim_where_one_is_named() -> None:
@@ -279,7 +279,7 @@ def test_half_of_what_is_needed_stops_the_start(name: str, given: dict[str, str]
 
 def test_without_settings_no_token_is_taken() -> None:
     """And nothing more has to be set."""
-    assert not WebTokens(Settings())
+    assert not JwtVerifier(Settings())
     assert verifier()
 
 

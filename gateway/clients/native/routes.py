@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.signed_tokens import Ticket
-from tailrace.gateway.auth.tickets import cursor_text
+from tailrace.gateway.auth.tickets import strip_proof
 from tailrace.gateway.clients.registry import DIALECTS, Dialect
 from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
 from tailrace.gateway.http.json_response import json_response
@@ -59,11 +59,11 @@ async def events(request: Request) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: the turn from the cursor on."""
     gateway, key = gateway_of(request), turn_of(request)
     dialect = dialect_of(request)
-    ticket = await gateway.tickets.ticket_of(request, key)
+    ticket = await gateway.tickets.read_ticket(request, key)
     stream = stream_of(gateway, key, cursor_of(request, ticket), dialect, request.method, pace_of(request))
     if ticket is None:
         return stream
-    return gateway.tickets.begun(ticket, stream, request, has_ids=dialect.media_type == sse.MEDIA_TYPE)
+    return gateway.tickets.wrap_stream(ticket, stream, request, has_ids=dialect.media_type == sse.MEDIA_TYPE)
 
 
 def stream_of(
@@ -103,7 +103,7 @@ async def look(gateway: Gateway, key: TurnKey) -> TurnRecord:
 
 def cursor_of(request: Request, ticket: Ticket | None = None) -> Seq:
     """Where a reader goes on: the header that an EventSource sends when it comes back, else `?after=`."""
-    last = cursor_text(request.headers.get("last-event-id", ""), ticket)
+    last = strip_proof(request.headers.get("last-event-id", ""), ticket)
     return parse_cursor(last or request.query_params.get("after") or "0")
 
 
