@@ -25,8 +25,7 @@ from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import main
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS
-
-VERSION = "0.1.0"
+from tailrace.proto.version import VERSION
 
 
 async def preflight(settings: Settings) -> None:

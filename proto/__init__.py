@@ -1,1 +1,1 @@
-"""What two processes must agree on: names, shapes, the fold, the errors, and the door to the log."""
+"""The protocol that all processes share: entries, fold, records, subjects, errors, and the NATS client."""

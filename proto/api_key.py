@@ -1,4 +1,4 @@
-"""An API key as it is stored: never the key itself, only what it is found by. Pure."""
+"""The stored record of an API key: id, SHA-256 of the key, tenant, scopes, limits. The key itself is not stored."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 # Key records and tokens that were made before version 0.1.0 use the old name.
 OLD_SCOPES: dict[str, Scope] = {"ask": "write"}
 
-# What a person, and a scanner for leaked secrets, knows a key by.
+# Lets people and secret scanners recognise a key.
 PREFIX = "tr_"
 SECRET_BYTES = 32
 ID_BYTES = 8
@@ -25,9 +25,9 @@ KEY_ID = re.compile(rf"key_[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`sha256` is the whole key's, in lower-case hex; times are Unix seconds. `id` is no secret.
+    """A key's record. `sha256` is of the whole key, in lower-case hex; times are Unix seconds; `id` is not secret.
 
-    A scope that a reader does not know is one that it does not grant.
+    Readers ignore scopes that they do not know.
     """
 
     id: str
@@ -38,17 +38,17 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
     revoked_at: int | None = None
     expires_at: int | None = None
-    """None: it is good until it is revoked."""
+    """None: valid until revoked."""
     limits: dict[str, float] | None = None
 
     def is_good(self, now: float) -> bool:
-        """Whether it opens anything at `now`, in Unix seconds: neither revoked, nor expired."""
+        """Returns whether the key is valid at `now`, in Unix seconds: neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 class NewKey(NamedTuple):
     secret: str
-    """Shown once, and then nowhere."""
+    """The key itself. Shown once, then never again."""
     record: ApiKey
 
 
@@ -61,7 +61,7 @@ def new_key(
     limits: dict[str, float] | None = None,
     expires_at: int | None = None,
 ) -> NewKey:
-    """A key of 256 random bits, and its record."""
+    """Returns a new key of 256 random bits, and its record."""
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     record = ApiKey(
         id=f"key_{secrets.token_hex(ID_BYTES)}",

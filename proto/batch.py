@@ -1,7 +1,7 @@
-"""A batch's inputs as they are stored, a request a line, and the turns that they become. Pure.
+"""Encoding of a batch's inputs, one request per line, and the turn keys of its child turns. Pure.
 
-The gateway writes each request as it will be asked, resolved and checked; a generator has only to append it. A turn's
-id is made of the batch's and its number, so whoever takes a batch over asks nothing twice (PROTOCOL R63).
+The gateway stores each request resolved and validated; a generator only appends it. A child turn's id is derived from
+the batch's id and the input's number, so a generator that takes over a batch submits no input twice (PROTOCOL R63).
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from tailrace.proto.ids import child_id
 from tailrace.proto.subjects import TurnKey
 
 CUSTOM_ID = "custom_id"
-"""Where a request's metadata has the name that the client gave it."""
+"""The metadata key that holds the client's `custom_id` of a request."""
 
 
 class _Head(msgspec.Struct):
-    """As much of a request as says whether it is a batch's."""
+    """The part of a request that shows whether it is a batch."""
 
     batch: msgspec.Raw = msgspec.Raw()
 
@@ -33,7 +33,7 @@ def encode_inputs(requests: Iterable[Request]) -> bytes:
 
 
 def split_inputs(inputs: bytes) -> list[bytes]:
-    """JSON has no line break of its own, so each line is one request."""
+    """Returns the lines, one encoded request each: encoded JSON contains no line break."""
     return inputs.rstrip(b"\n").split(b"\n")
 
 
@@ -46,7 +46,7 @@ def decode_input(line: bytes) -> Request:
 
 
 def child_request(batch: TurnKey, line: bytes) -> Request:
-    """The request of that line as it is appended. The batch is its parent: who deletes it deletes its turns."""
+    """Returns the request in `line` as it is appended. Its parent is the batch: deleting that deletes its turns."""
     return msgspec.structs.replace(decode_input(line), parent=batch.turn)
 
 
@@ -55,7 +55,7 @@ def custom_id(request: Request) -> str:
 
 
 def is_batch(payload: bytes) -> bool:
-    """Whether the bytes of a request are a batch's."""
+    """Returns whether the encoded request `payload` is a batch."""
     try:
         return bytes(_head.decode(payload).batch) not in (b"", b"null")
     except DECODE_ERRORS:

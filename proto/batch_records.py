@@ -1,6 +1,6 @@
-"""A batch as it is told, by its fold or by the database, and what persistence is asked about batches. Shapes only.
+"""Batch records and the queries about batches that persistence answers.
 
-Its turns are ordinary ones, and are told as such (records.py).
+The turns of a batch are ordinary turns: their records are in records.py.
 """
 
 from datetime import datetime
@@ -17,7 +17,7 @@ from tailrace.proto.subjects import TurnKey
 
 
 class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a batch has come, as the database keeps it beside its turn."""
+    """The progress of a batch, as the database stores it beside the batch's turn."""
 
     of: int
     parallel: int
@@ -29,7 +29,7 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. `done` of its turns are completed, `failed` have ended otherwise."""
+    """A batch. In `counts`, `done` turns are completed and `failed` turns ended otherwise."""
 
     batch: TurnId
     session: SessionId
@@ -49,28 +49,28 @@ class BatchPage(msgspec.Struct, frozen=True):
 
 
 class NumberedTurn(msgspec.Struct, frozen=True):
-    """The turn of a batch's input number `index`, from 0."""
+    """The turn of input number `index`, counted from 0."""
 
     index: int
     turn: TurnRecord
 
 
 class BatchTurns(msgspec.Struct, frozen=True):
-    """In the order of the inputs, those that there are. `next` is the input that the next page begins with."""
+    """The existing turns in the order of the inputs. `next` is the number of the next page's first input."""
 
     turns: list[NumberedTurn]
     next: int
 
 
 class GetBatch(Query[StoredBatch], frozen=True):
-    """batch_not_found."""
+    """One batch. Refused: batch_not_found."""
 
     query: ClassVar[str] = "batch"
     batch: TurnId
 
 
 class ListBatches(Query[BatchPage], frozen=True):
-    """cursor_invalid."""
+    """A page of batches. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "batches"
     after: str | None = None
@@ -78,7 +78,7 @@ class ListBatches(Query[BatchPage], frozen=True):
 
 
 class ListBatchTurns(Query[BatchTurns], frozen=True):
-    """The turns of a batch's inputs from number `first` on, `limit` of them."""
+    """The turns of a batch, from input number `first` on, at most `limit`."""
 
     query: ClassVar[str] = "batch_turns"
     batch: TurnId
@@ -87,13 +87,13 @@ class ListBatchTurns(Query[BatchTurns], frozen=True):
 
 
 def counts_of(turn: Turn) -> BatchCounts | None:
-    """None for a turn that is no batch."""
+    """Returns the progress of a batch, or None if the turn is not a batch."""
     if turn.request is None or turn.request.batch is None:
         return None
-    asked, progress = turn.request.batch, turn.progress
+    batch, progress = turn.request.batch, turn.progress
     return BatchCounts(
-        of=asked.count,
-        parallel=asked.parallel,
+        of=batch.count,
+        parallel=batch.parallel,
         done=progress.done if progress else 0,
         failed=progress.failed if progress else 0,
         cost_nano_usd=progress.cost_nano_usd if progress else 0,
@@ -103,10 +103,10 @@ def counts_of(turn: Turn) -> BatchCounts | None:
 
 
 def stored_batch(key: TurnKey, turn: Turn) -> StoredBatch:
-    """A folded batch; raises TurnUnknown for a fold of anything else."""
+    """Returns the record of a folded batch. Raises TurnUnknown if the turn is not a batch."""
     counts = counts_of(turn)
     if counts is None or turn.request is None or turn.asked_at is None:
-        raise TurnUnknown(f"{key.turn} is no batch")
+        raise TurnUnknown(f"{key.turn} is not a batch")
     return StoredBatch(
         batch=key.turn,
         session=turn.request.session,

@@ -1,7 +1,7 @@
-"""Claim checks: what is too long for the log is lifted out of a request and referred to (PROTOCOL R33). Pure, no I/O.
+"""Claim check: replaces long strings of a request by references to blobs, and back (PROTOCOL R33). Pure.
 
-Lifted are single strings, wherever they stand in the messages, the system prompt and the tools: the base64 of a picture
-or a document, a pasted book. So the entry stays small, and the same picture is one blob however often it is sent.
+Single strings of the messages, the system prompt and the tools become blobs: the base64 of a picture or document, a
+pasted book. The log entry stays small, and the same picture is one blob however often it is sent.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ Content = str | list[dict[str, Any]]
 
 
 class Blob(NamedTuple):
-    """What a reference says: the SHA-256, in hex, of the string's UTF-8, and how long that is."""
+    """A reference to a blob: the SHA-256 (hex) and the length of the string's UTF-8 bytes."""
 
     sha256: str
     bytes: int
 
 
 class Prompt(Protocol):
-    """What may hold blobs: a request, and the call that is made for it."""
+    """The fields that may contain blobs: of a request entry, and of a call to a model."""
 
     @property
     def messages(self) -> list[Message]: ...
@@ -38,13 +38,13 @@ class Prompt(Protocol):
     def tools(self) -> list[dict[str, Any]] | None: ...
 
 
-A = TypeVar("A", bound=Prompt)
+P = TypeVar("P", bound=Prompt)
 
 
-def lift(asking: A) -> tuple[A, dict[str, bytes]]:
-    """`asking` with references instead of its long strings, and the UTF-8 of those by their SHA-256.
+def lift(prompt: P) -> tuple[P, dict[str, bytes]]:
+    """Returns `prompt` with references in place of its long strings, and the strings' UTF-8 bytes by SHA-256.
 
-    A long text that is not in a block becomes one: the API takes either for the same.
+    A long text outside of a content block becomes a text block, which means the same to the API.
     """
     lifted: dict[str, bytes] = {}
 
@@ -56,22 +56,22 @@ def lift(asking: A) -> tuple[A, dict[str, bytes]]:
         lifted[sha256] = content
         return reference(Blob(sha256, len(content)))
 
-    return _mapped(asking, leaf, reference), lifted
+    return _mapped(prompt, leaf, reference), lifted
 
 
-def resolve(asking: A, texts: Mapping[str, str]) -> A:
-    """`asking` with the strings instead of their references; `texts`, by SHA-256, must hold all of them."""
-    return _mapped(asking, lambda text: text, lambda blob: texts[blob.sha256])
+def resolve(prompt: P, texts: Mapping[str, str]) -> P:
+    """Returns `prompt` with the strings in place of their references. `texts` must have all of them, by SHA-256."""
+    return _mapped(prompt, lambda text: text, lambda blob: texts[blob.sha256])
 
 
-def references(asking: Prompt) -> list[Blob]:
-    """The blobs that `asking` refers to, each as often as it does: so often it will stand in the call."""
-    found = (parse_reference(each) for each in _objects([_contents(asking), asking.system, asking.tools]))
+def references(prompt: Prompt) -> list[Blob]:
+    """Returns the blobs that `prompt` refers to, each as often as it is referred to."""
+    found = (parse_reference(each) for each in _objects([_contents(prompt), prompt.system, prompt.tools]))
     return [blob for blob in found if blob is not None]
 
 
 def blobs_needed(request: Request) -> set[str]:
-    """The SHA-256 of every blob that `request` needs until its turn has ended; a batch's, those of its inputs, too."""
+    """Returns the SHA-256 of each blob that `request`, and in a batch its inputs, needs until the turn has ended."""
     found = {blob.sha256 for blob in references(request)}
     if (batch := request.batch) is not None:
         found |= {batch.sha256, *(batch.blobs or ())}
@@ -79,7 +79,7 @@ def blobs_needed(request: Request) -> set[str]:
 
 
 def has_reserved_key(value: object) -> bool:
-    """Whether an object somewhere in `value`, which came from outside, has the key that only references may have."""
+    """Returns whether an object anywhere in `value`, which a client sent, has the key reserved for references."""
     return any(REFERENCE_KEY in each for each in _objects(value))
 
 
@@ -88,7 +88,7 @@ def reference(blob: Blob) -> dict[str, Any]:
 
 
 def parse_reference(value: Mapping[str, Any]) -> Blob | None:
-    """The blob that `value` refers to, if it is a reference: nothing more and nothing less than `lift` makes."""
+    """Returns the blob that `value` refers to, or None if `value` is not exactly what `reference` makes."""
     sha256, size = value.get(REFERENCE_KEY), value.get("bytes")
     if len(value) != 2 or not isinstance(sha256, str) or not isinstance(size, int):
         return None
@@ -96,7 +96,7 @@ def parse_reference(value: Mapping[str, Any]) -> Blob | None:
 
 
 def comparison_key(text: str | Mapping[str, Any]) -> str:
-    """What a text is compared by: itself, or the name of the blob that it is, or would be."""
+    """Returns what texts are compared by: a short text itself; of a long text or a reference, the SHA-256."""
     if isinstance(text, str):
         return hashlib.sha256(text.encode()).hexdigest() if is_long(text) else text
     blob = parse_reference(text)
@@ -104,12 +104,12 @@ def comparison_key(text: str | Mapping[str, Any]) -> str:
 
 
 def is_long(text: str) -> bool:
-    # A character is up to four bytes: short texts, which most are, need not be encoded to know.
+    # A character has at most four bytes in UTF-8, so that short texts (most of them) need not be encoded.
     return len(text) * 4 > INLINE_BYTES_MAX and len(text.encode()) > INLINE_BYTES_MAX
 
 
-def _mapped(asking: A, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> A:
-    """`asking` with what `leaf` makes of its strings, and `refer` of its references."""
+def _mapped(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> P:
+    """Returns `prompt` with `leaf` applied to each string and `refer` to each reference."""
 
     def mapped(value: Any) -> Any:
         match value:
@@ -124,28 +124,28 @@ def _mapped(asking: A, leaf: Callable[[str], object], refer: Callable[[Blob], ob
             case _:
                 return value
 
-    changed: A = msgspec.structs.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a Struct
-        asking,
-        messages=[Message(message.role, mapped(_blocks(message.content))) for message in asking.messages],
-        system=mapped(_blocks(asking.system)),
-        tools=mapped(asking.tools),
+    changed: P = msgspec.structs.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a Struct
+        prompt,
+        messages=[Message(message.role, mapped(_blocks(message.content))) for message in prompt.messages],
+        system=mapped(_blocks(prompt.system)),
+        tools=mapped(prompt.tools),
     )
     return changed
 
 
 def _blocks(content: Content | None) -> Content | None:
-    """`content` as blocks if it is a long text: a reference stands in a block, never alone."""
+    """Returns a long text as a list with one text block: a reference is only valid inside a block."""
     if isinstance(content, str) and is_long(content):
         return [{"type": "text", "text": content}]
     return content
 
 
-def _contents(asking: Prompt) -> list[Content]:
-    return [message.content for message in asking.messages]
+def _contents(prompt: Prompt) -> list[Content]:
+    return [message.content for message in prompt.messages]
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """Every object in `value`. It goes as deep as the value does, which was bounded before (PROTOCOL R7)."""
+    """Yields each JSON object in `value`. Recursion is bounded: the depth was checked before (PROTOCOL R7)."""
     match value:
         case dict():
             yield value

@@ -1,7 +1,7 @@
-"""What decoding raises at bytes that are not the JSON that was expected. It decodes nothing.
+"""The exceptions that decoding untrusted bytes can raise.
 
-A ValueError is what msgspec says of syntax and shape (DecodeError), Python of text that is no UTF-8 (UnicodeError) and
-base64 of letters that it does not have. What nests too deep is none. Anybody can send any of them.
+ValueError covers msgspec.DecodeError (syntax and types), UnicodeError (invalid UTF-8) and binascii.Error (invalid
+base64). RecursionError is raised for JSON that is nested too deeply.
 """
 
 DECODE_ERRORS = (ValueError, RecursionError)

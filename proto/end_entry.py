@@ -1,4 +1,4 @@
-"""The `end` that a turn's log adds up to: whoever closes a turn, generator or gateway, writes the same numbers."""
+"""Builds the `end` entry of a turn from its fold. Generators and gateways use it, so both write the same numbers."""
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
@@ -9,7 +9,7 @@ LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
 
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
-    """The entry that closes `turn` where its chain stands now. What was used is counted, however it ended."""
+    """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
     model = find_model(turn.request.model) if turn.request is not None else None
     return End(

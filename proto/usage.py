@@ -1,6 +1,6 @@
-"""What a turn has used, in tokens, and the unit of what that cost: whole nano-dollars. Prices are in models.py.
+"""Token counts of a turn and of a single call. Costs are whole nano-dollars; prices are in models.py.
 
-A nano-dollar is 1e-9 $. The cheapest price (0.10 $ for a million tokens) is 100 of them a token, so integers are exact.
+A nano-dollar is 1e-9 $. The lowest price (0.10 $ per million tokens) is 100 nano-dollars a token: integers are exact.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens, under Anthropic's names."""
+    """Token counts under Anthropic's names."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -35,20 +35,20 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CallUsage(Usage, frozen=True, omit_defaults=True):
-    """Of one call, with what else Anthropic's `usage` object says that its price depends on.
+    """Token counts of one call, with the other fields of Anthropic's `usage` object that its price depends on.
 
-    Not told in a turn's sum, and anything may stand there: what cannot be read says nothing.
+    The fields are Any: values of an unexpected type are ignored. They are not part of a turn's sum.
     """
 
     cache_creation: Any = None
-    """How much of `cache_creation_input_tokens` is kept for how long."""
+    """Splits `cache_creation_input_tokens` by cache lifetime."""
     service_tier: Any = None
     speed: Any = None
 
     @property
     def cache_creation_1h_input_tokens(self) -> int:
-        told = self.cache_creation.get("ephemeral_1h_input_tokens") if isinstance(self.cache_creation, dict) else None
-        return min(max(told, 0), self.cache_creation_input_tokens) if isinstance(told, int) else 0
+        tokens = self.cache_creation.get("ephemeral_1h_input_tokens") if isinstance(self.cache_creation, dict) else None
+        return min(max(tokens, 0), self.cache_creation_input_tokens) if isinstance(tokens, int) else 0
 
     @property
     def is_batch(self) -> bool:
@@ -63,12 +63,12 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
 ESTIMATE_TOKENS, ESTIMATE_CHARS = 2, 7
 
 
-def estimate_usage(counted: CallUsage, said_chars: int) -> CallUsage:
-    """The usage of a call that broke off `said_chars` characters after the model last counted its output.
+def estimate_usage(counted: CallUsage, output_chars: int) -> CallUsage:
+    """Returns the usage of a call that broke off `output_chars` characters after the model last reported its usage.
 
-    What was said was paid for, and the model is not there any more to say how much it was.
+    The provider bills the output so far, but its final count was never received.
     """
-    output_tokens = max(counted.output_tokens, -(-said_chars * ESTIMATE_TOKENS // ESTIMATE_CHARS))
+    output_tokens = max(counted.output_tokens, -(-output_chars * ESTIMATE_TOKENS // ESTIMATE_CHARS))
     return msgspec.structs.replace(counted, output_tokens=output_tokens)
 
 

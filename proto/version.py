@@ -1,3 +1,3 @@
-"""Which version of Tailrace this is. pyproject.toml says the same, and a test compares them."""
+"""The version of Tailrace. The build reads it from here (pyproject.toml, tool.hatch.version)."""
 
 VERSION = "0.1.0"
