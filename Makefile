@@ -83,7 +83,7 @@ fuzz: setup ## ask every route what nobody would, for longer than `make test` do
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logs_and_metrics.py
 
 bench: setup ## measure what a delta takes from the model to its readers
-	@exec $(PYTHON) -m tests.bench.latency $(ARGS)
+	@exec $(PYTHON) -m benchmarks.latency $(ARGS)
 
 schema: setup ## write what is generated: schemas, settings tables, help pages
 	$(PYTHON) -m tools.generate_docs

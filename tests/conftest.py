@@ -46,7 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         folder = tempfile.TemporaryDirectory(prefix="tailrace-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
-        os.environ["TMPDIR"] = tempfile.tempdir = folder.name
+        # pytest may run several times in one process (mutmut): each run needs a folder that exists.
+        patched = pytest.MonkeyPatch()
+        config.add_cleanup(patched.undo)
+        patched.setenv("TMPDIR", folder.name)
+        patched.setattr(tempfile, "tempdir", folder.name)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

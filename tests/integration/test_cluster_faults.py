@@ -1,7 +1,7 @@
 """What happens to turns that are being told when something happens to the three servers that store them.
 
 The bars are those of FAULTS F7 to F10 and F12. A machine that runs other tests, too, is given twice as long;
-`python -m tests.bench.cluster` measures them where nothing else runs.
+`python -m benchmarks.cluster` measures them where nothing else runs.
 """
 
 import asyncio

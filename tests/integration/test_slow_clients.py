@@ -1,11 +1,11 @@
-"""Clients that take their time, in short: `python -m tests.bench.slow` has thousands of them, and figures."""
+"""Clients that take their time, in short: `python -m benchmarks.slow` has thousands of them, and figures."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.bench.slow import Beside, measured
-from tests.bench.storm import OTHERS
+from benchmarks.slow import Beside, measured
+from benchmarks.storm import OTHERS
 
 MB = 2**20
 ENTRIES = 40

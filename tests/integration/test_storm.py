@@ -1,10 +1,10 @@
-"""Everybody comes back at once, in short: `python -m tests.bench.storm` does the same with ten thousand."""
+"""Everybody comes back at once, in short: `python -m benchmarks.storm` does the same with ten thousand."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.bench.storm import storm
+from benchmarks.storm import storm
 
 
 @pytest.mark.rule("F26")

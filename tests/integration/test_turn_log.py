@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks.lost import lost_acknowledgements
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, Chain
@@ -22,7 +23,6 @@ from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.nats.step import BATCH, Reached, Steps
 from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.bench.lost import lost_acknowledgements
 from tests.frozen import freeze
 from tests.handwritten import attempt, closing, event, opening, request, says
 from tests.until import until

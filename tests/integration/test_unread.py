@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.slow import Beside, measured
 from tailrace.gateway import metrics
 from tailrace.gateway.http import http_protocol, server
 from tailrace.gateway.streaming.event_stream import PIECE_BYTES_MAX, within
@@ -15,7 +16,6 @@ from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.bench.slow import Beside, measured
 from tests.integration.conftest import KEY, Gateway, NewGateway
 from tests.reading import is_read, read, told
 from tests.until import until

@@ -1,4 +1,4 @@
-"""How long a cancelled turn's call stays open: `python -m tests.bench.stop`. The bar is 1 s (FAULTS F28).
+"""How long a cancelled turn's call stays open: `python -m benchmarks.stop`. The bar is 1 s (FAULTS F28).
 
 From when somebody cancels until the simulated Claude has seen its connection closed; half of the turns are in full
 flow, half in a silence. What is read is read again at once, so it is late by one answer to `/_sim/stats` at the most.

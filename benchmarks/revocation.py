@@ -1,4 +1,4 @@
-"""How long a revoked key's streams stay open: `python -m tests.bench.revocation`. Three gateways, each a process.
+"""How long a revoked key's streams stay open: `python -m benchmarks.revocation`. Three gateways, each a process.
 
 Two times of each run: from the moment when `tailrace keys revoke` was typed, and from when NATS had stored it, to the
 end of the last stream.

@@ -1,4 +1,4 @@
-"""Clients that take their time, and what others feel: `python -m tests.bench.slow --silent 200`. One process serves.
+"""Clients that take their time, and what others feel: `python -m benchmarks.slow --silent 200`. One process serves.
 
 Twenty read a turn that is being written. By turns, round by round, they are alone and beside
 
@@ -33,6 +33,7 @@ import httpx2
 import msgspec
 import uvloop
 
+from benchmarks.storm import OTHERS, Others, Reader, cpu, percentile, resident
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
@@ -40,7 +41,6 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
-from tests.bench.storm import OTHERS, Others, Reader, cpu, percentile, resident
 from tests.conftest import apply_streams
 from tests.until import until
 from tests.writing import Writer

@@ -1,4 +1,4 @@
-"""What limits cost a POST: `python -m tests.bench.acceptance`. Gateways with and without them, asked in turns.
+"""What limits cost a POST: `python -m benchmarks.acceptance`. Gateways with and without them, asked in turns.
 
 Of each the CPU that its process has used for a POST and how long its client has waited, as multiples of those without
 limits: the machine may be busy with other things, and is so for all of them. Nobody answers the turns.

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.batch`: a batch of 1,000 while what carries it is killed; what was asked, told and paid for.
+"""`python -m benchmarks.batch`: a batch of 1,000 while what carries it is killed; what was asked, told and paid for.
 
 Everything is a process of its own, with the simulated Claude in Claude's place. It judges: exactly one turn for each
 input, in order, whole; and prints how many calls the kills have cost.

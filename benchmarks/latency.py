@@ -1,6 +1,6 @@
 """What the path adds between the model's delta and the reader's, beside a plain in-process relay, in one run.
 
-`make bench`, or `python -m tests.bench.latency --turns 1,50 --words 200 --rate 50`. A delta is timed where it
+`make bench`, or `python -m benchmarks.latency --turns 1,50 --words 200 --rate 50`. A delta is timed where it
 passes the tap in front of the simulated Claude, and again where its words reach the reader, both by one clock.
 """
 
@@ -21,9 +21,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from tests.bench.tap import WORD, Tap
+from benchmarks.tap import WORD, Tap
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 30
 READ_TIMEOUT_S = 120
 _tags = ("".join(letters) for letters in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=3))
@@ -126,9 +126,7 @@ async def main() -> None:
             env = {"ANTHROPIC_API_KEY": "simulated", "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{tap.port}"}
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             relay_port = listening.getsockname()[1]
-            stack.enter_context(
-                process("tests/bench/relay.py", str(listening.fileno()), env=env, fd=listening.fileno())
-            )
+            stack.enter_context(process("benchmarks/relay.py", str(listening.fileno()), env=env, fd=listening.fileno()))
             data = stack.enter_context(tempfile.TemporaryDirectory())
             options = ("--port", "0", "--data", data, "--generators", asked.generators, "--sync", asked.sync)
             up = stack.enter_context(process("-m", "tailrace", "up", *options, env=env))

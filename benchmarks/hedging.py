@@ -1,4 +1,4 @@
-"""What hedging does to a late first token, and what it costs. `python -m tests.bench.hedging`.
+"""What hedging does to a late first token, and what it costs. `python -m benchmarks.hedging`.
 
 Of each pair of turns, the first call of one opens its message and says nothing more; every other call answers at once.
 Two generators in this process, without hedging and with it; times are from the request to the first text in the log.

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.cluster`: what three servers take to go on after each fault, beside the bar that it has.
+"""`python -m benchmarks.cluster`: what three servers take to go on after each fault, beside the bar that it has.
 
 Turns are being told over both gateways, and a client asks for one more until it is let in. A silence is the longest
 that any reader had of its turn from the fault on; it has the pause between two words in it.
@@ -100,7 +100,7 @@ async def main(times: int, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.cluster")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("fault", nargs="*", choices=[[], *(fault.__name__ for fault in FAULTS)])
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Acknowledgements that are lost, one by one: `python -m tests.bench.lost`. The bar is no entry twice (FAULTS F14).
+"""Acknowledgements that are lost, one by one: `python -m benchmarks.lost`. The bar is no entry twice (FAULTS F14).
 
 Many turns are written at once through something that loses every second acknowledgement of an append. Each word is
 told once in the log, or it is counted here.

@@ -1,4 +1,4 @@
-"""Everybody comes back at once: `python -m tests.bench.storm --readers 10000 --seconds 5`. One gateway, a process.
+"""Everybody comes back at once: `python -m benchmarks.storm --readers 10000 --seconds 5`. One gateway, a process.
 
 Readers of a hundred running turns, each with the cursor of some entry, connect within a few seconds, as after a gateway
 was lost. Who is told 503 comes when Retry-After says. Each has caught up when it has its turn's last entry. Meanwhile

@@ -1,4 +1,4 @@
-"""A gateway is killed, and its readers go on at another: `python -m tests.bench.resumed --readers 200`. Each a process.
+"""A gateway is killed, and its readers go on at another: `python -m benchmarks.resumed --readers 200`. Each a process.
 
 Readers do as an EventSource does: when the connection is gone they wait for as long as `retry:` has said, and come back
 with their last id. Measured is from the kill until each has the next entry of its turn, which is being written on.
@@ -15,13 +15,13 @@ from signal import SIGKILL
 
 import uvloop
 
+from benchmarks.storm import Reader, told
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import processes
-from tests.bench.storm import Reader, told
 from tests.conftest import apply_streams
 from tests.writing import Writer
 
