@@ -62,7 +62,7 @@ class CostMeter:
             ):
                 self._said_chars += len(piece)
             case events.MessageDelta(_, usage):
-                self._usage = usage.over(self._usage)
+                self._usage = usage.merge_into(self._usage)
                 if usage.output_tokens is not None:
                     self._said_chars = 0
             case _:

@@ -1,7 +1,8 @@
-"""The five kinds of entry of a turn's log, as they are stored. They are data: what they add up to is `fold`'s.
+"""The entries of a turn's log as they are stored: request, attempt, event, progress, end.
 
-The kind is the last token of the subject; the payload is JSON. Every entry carries `prev`, the sequence of the last
-valid entry before it, and (all but the request) `attempt`, the number of the attempt that it belongs to.
+The kind is the last token of the subject; the payload is JSON. Every entry has `prev`, the sequence of the last valid
+entry before it, and (except the request) `attempt`, the number of the attempt that it belongs to. `fold` computes a
+turn from its entries.
 """
 
 from datetime import datetime
@@ -18,9 +19,9 @@ Mode = Literal["fresh", "continue", "restart"]
 CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
 Via = Literal["messages", "message_batches"]
-"""Which of Anthropic's APIs answers."""
+"""The Anthropic API that answers: Messages or Message Batches."""
 
-# The backend of an attempt that is the same whoever writes it, for its name is the message batch's (PROTOCOL R67).
+# The backend of attempts whose content is the same from every generator, derived from the message batch's id (R67).
 MESSAGE_BATCHES = "message_batches"
 
 
@@ -32,7 +33,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """A counter that an `amount` was added to for the turn, or a slot that it has: then that is its sequence."""
+    """A limit's counter that `amount` was added to for the turn; or a slot: then `amount` is its sequence."""
 
     subject: str
     unit: Literal["tokens", "nusd", "slot"]
@@ -40,18 +41,18 @@ class Reservation(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a batch asks: `count` requests, a line each, in the blob of that name; at most `parallel` run at once."""
+    """The inputs of a batch: `count` requests, one per line, in a blob; at most `parallel` run at once."""
 
     sha256: str
     bytes: int
     count: int
     parallel: int
     blobs: list[str] | None = None
-    """The SHA-256 of each blob that its requests refer to."""
+    """The SHA-256 of each blob that the inputs refer to."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who asked what: everything that a generator needs, so that it needs no database."""
+    """The request: everything that a generator needs, so that it needs no database."""
 
     prev: Seq = BEFORE_FIRST
     model: str
@@ -62,35 +63,35 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     options: dict[str, Any] | None = None
-    """Further fields of Anthropic's Messages API, as they were given: `thinking`, `tool_choice`, `stop_sequences`…"""
+    """Other fields of Anthropic's Messages API, unchanged: `thinking`, `tool_choice`, `stop_sequences`…"""
     betas: list[str] | None = None
-    """The values of `anthropic-beta` that the call is made with."""
+    """The values of the call's `anthropic-beta` header."""
     api_version: str | None = None
-    """The value of `anthropic-version` that the call is made with; None: the generator's own."""
+    """The value of the call's `anthropic-version` header. None: the generator's default."""
     session: SessionId
     parent: TurnId | None = None
     project: str | None = None
     metadata: dict[str, str] | None = None
     cache: CacheFor | None = None
-    """How long the model is to keep the prompt; `auto`: five minutes, if it is long enough to be kept."""
+    """Lifetime of the prompt cache. `auto`: five minutes, if the prompt is long enough to be cached."""
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     by: str | None = None
-    """The name of the credential that asked, which is no secret."""
+    """The name of the client's credential, which is not secret."""
     max_cost_nano_usd: int | None = msgspec.field(default=None, name="max_cost_nusd")
-    """What the answer may cost: it is closed when it has."""
+    """The answer is ended when it has cost this much."""
     holds: list[Reservation] | None = None
-    """What limits have counted for this turn before it was asked, by an estimate: settled once it has ended."""
+    """What limits reserved for this turn, by an estimate. Settled after the turn's end."""
     webhook: str | None = None
-    """The URL that is told of the turn's end."""
+    """The URL that receives a POST at the turn's end."""
     batch: Batch | None = None
-    """The turn asks no model: it has these asked, each as a turn of its own, and ends when they have."""
+    """The turn is a batch: it calls no model, runs each input as a child turn, and ends after them."""
     via: Via = "messages"
-    """With `message_batches`, of a batch and of each of its turns: whoever carries the batch writes their answers."""
+    """`message_batches` for a batch and its child turns: the generator of the batch writes their answers."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A generator has taken the turn. Later attempts have higher numbers; older ones have lost it."""
+    """A generator has started an attempt. Attempts with lower numbers may write no more."""
 
     prev: Seq
     attempt: int
@@ -98,16 +99,16 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: str
     mode: Mode
     misfit: str | None = None
-    """Why the answer before it, which was whole, did not fit its schema: the model is told so, and asked again."""
+    """Why the previous, complete answer does not fit the schema. The model is told, and asked again."""
     is_hedge: bool = False
-    """Its call was made beside that of the attempt before it, and had a token first."""
+    """A hedge: its call ran beside that of the previous attempt and had its first token earlier."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of Anthropic's streaming vocabulary, as it came or joined from several.
+    """One event of Anthropic's streaming vocabulary, as received or joined from several deltas.
 
-    `is_hidden` marks a continuation's `message_start`: it counts for the usage and is not shown to any reader.
-    `left_out` counts the characters that a continuation has said before it and that are not told at all.
+    `is_hidden` marks a continuation's `message_start`: it counts for the usage and is not sent to readers.
+    `left_out` is the number of characters before it that a continuation repeated and that were dropped.
     """
 
     prev: Seq
@@ -118,7 +119,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a batch has come: `done` of its turns are completed, `failed` have ended otherwise."""
+    """The progress of a batch: `done` of its turns are completed, `failed` ended otherwise."""
 
     prev: Seq
     attempt: int
@@ -126,13 +127,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failed: int
     of: int
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
-    """Of those that have ended."""
+    """The cost of the turns that have ended."""
     message_batch: str | None = None
-    """The id under which Anthropic's Message Batches have it."""
+    """The id of the batch in Anthropic's Message Batches API."""
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a turn failed: a code of proto.errors.CODES, a sentence for a person, and when asking again may help."""
+    """Why a turn failed: a code of proto.errors.CODES, a message, and the delay after which a retry may help."""
 
     code: str
     message: str
@@ -140,7 +141,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The last entry. Its count and hash of the text let a reader, the log and SQLite be proved equal."""
+    """The last entry. The count and hash of the text let a reader, the log and the database be compared."""
 
     prev: Seq
     attempt: int
@@ -148,10 +149,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     envelope: dict[str, Any] | None = None
-    """What the model's `message_delta` said besides, and its usage besides these counts, as they were given."""
+    """Other fields of the model's `message_delta` and of its usage, unchanged."""
     usage: Usage = Usage()
     usage_is_estimated: bool = False
-    """A call broke off before the model had counted its output."""
+    """A call broke off before the model reported its output tokens."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
     """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
@@ -162,14 +163,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry of a kind that is newer than this version: a link of the chain, nothing else."""
+    """An entry of a kind that this version does not know. It is part of the chain and otherwise ignored."""
 
     prev: Seq
     attempt: int
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """A payload that is not what its kind says. Never valid (PROTOCOL R11)."""
+    """A payload that cannot be decoded as its kind. Never valid (PROTOCOL R11)."""
 
     prev: Seq = Seq(-1)
 
@@ -186,7 +187,7 @@ KINDS: dict[type, str] = {
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """An entry as the log holds it: with its sequence, and the time at which the server stored it (UTC)."""
+    """An entry with its stream sequence and the time at which the server stored it (UTC)."""
 
     seq: Seq
     at: datetime
@@ -207,7 +208,7 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(kind: str, payload: bytes) -> Entry:
-    """The entry in `payload`: the kind first, then the body, so that newer kinds pass through older readers."""
+    """Decodes `payload` as an entry of `kind`. Returns Unknown for a newer kind, Unreadable if decoding fails."""
     try:
         entry: Entry = _decoders.get(kind, _unknown).decode(payload)
     except DECODE_ERRORS:

@@ -1,7 +1,7 @@
-"""Anthropic's streaming vocabulary, as far as a fold or a dialect looks into it; the rest passes through unread.
+"""Anthropic's streaming events: the fields that the fold and the dialects read. Other fields pass through unchanged.
 
-Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are never stored: a heartbeat is the reader's
-own business, and the turn's `end` says what `message_stop` would (PROTOCOL R6).
+Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are never stored: each connection has its own
+heartbeat, and the turn's `end` replaces `message_stop` (PROTOCOL R6).
 """
 
 from typing import Annotated, Any, TypeVar
@@ -14,26 +14,29 @@ from tailrace.proto.usage import CallUsage, Usage
 
 U = TypeVar("U", bound=Usage)
 
-# No call has used so many tokens. What sums of them cost has to stay within 64 bits, which is what a database can hold.
+# More than any call uses. The cost of sums of such counts fits in 64 bits, the database's largest integer.
 COUNT_MAX = 2**32
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
 
 class MessageHead(msgspec.Struct, frozen=True):
-    """What `message_start` says of the message to come."""
+    """The `message` of a `message_start` event."""
 
     id: str = ""
     model: str = ""
     usage: CallUsage = CallUsage()
 
     def __post_init__(self) -> None:
-        # Not the bounds of Usage itself: that is also what a turn's sum is told in, and sums have no such bound.
+        # Not in Usage itself, which also holds a turn's sum: sums have no such bound.
         if not all(0 <= count <= COUNT_MAX for count in self.usage.counts):
-            raise ValueError("no count of tokens")
+            raise ValueError(f"token counts must be from 0 to {COUNT_MAX}")
 
 
 def require_shallow(value: dict[str, Any]) -> None:
-    # Up to three are around it: entry, event, delta. Deeper, it could be decoded and then not be encoded any more.
+    """Raises ValueError if `value`, with the entry, event and delta around it, exceeds LEVELS_MAX.
+
+    A deeper value could be decoded but not encoded again.
+    """
     if is_deeper(value, LEVELS_MAX - 3):
         raise ValueError(f"nested more than {LEVELS_MAX} levels deep")
 
@@ -91,14 +94,15 @@ class StopReason(msgspec.Struct, frozen=True):
 
 
 class UsageSoFar(msgspec.Struct, frozen=True):
-    """The counts of one call until now; a count that is not named has not changed."""
+    """The token counts of one call so far. None: unchanged."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
 
-    def over(self, before: U) -> U:
+    def merge_into(self, before: U) -> U:
+        """Returns `before` with the counts that are set here."""
         named = {name: count for name, count in msgspec.structs.asdict(self).items() if count is not None}
         return msgspec.structs.replace(before, **named)
 
@@ -109,7 +113,7 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event, or a delta, that this version does not know: kept, passed on, not looked into."""
+    """An event or delta that this version does not know. It is stored and passed on unread."""
 
 
 Event = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta
@@ -120,7 +124,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def decode(raw: bytes | msgspec.Raw) -> Event | UnknownEvent:
-    """The event in `raw`; `Other` when its kind, or its delta's, is newer than this version, or cannot be read."""
+    """Decodes the event in `raw`. Returns UnknownEvent if its type is not known or it cannot be decoded."""
     try:
         return _decoder.decode(raw)
     except DECODE_ERRORS:
@@ -128,7 +132,7 @@ def decode(raw: bytes | msgspec.Raw) -> Event | UnknownEvent:
 
 
 def fits_block(delta: Delta, block_type: str) -> bool:
-    """Whether a block of that type can say `delta`."""
+    """Returns whether `delta` may occur in a content block of type `block_type`."""
     match delta:
         case TextDelta() | CitationsDelta():
             return block_type == "text"
@@ -143,7 +147,7 @@ def encode(event: Event) -> msgspec.Raw:
 
 
 def join_deltas(first: Event | UnknownEvent, second: Event | UnknownEvent) -> BlockDelta | None:
-    """The one delta that says what `first` and then `second` say; None when they do not join."""
+    """Returns one delta equal to `first` followed by `second`, or None if they cannot be joined."""
     match first, second:
         case BlockDelta(i, TextDelta(a)), BlockDelta(j, TextDelta(b)) if i == j:
             return BlockDelta(i, TextDelta(a + b))
@@ -156,26 +160,26 @@ def join_deltas(first: Event | UnknownEvent, second: Event | UnknownEvent) -> Bl
 
 
 def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
-    """What a message says of itself that no field here holds: `container`, `context_management`, further counts…
+    """Returns the fields of a message that no Struct here declares: `container`, `context_management`, other counts…
 
-    It has the shape of a `message_delta`, which tells most of it; the rest stands in the usage of `message_start`.
-    Empty for other events, and for what cannot be read beside the fields that this version knows.
+    The result has the shape of a `message_delta`, which has most of them; the others come from the usage of
+    `message_start`. Empty for other events and for undecodable fields.
     """
-    told: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     try:
         fields = _fields.decode(raw)
     except DECODE_ERRORS:
         return {}
     match fields:
         case {"type": "message_start", "message": {"usage": dict(usage)}}:
-            told = {"usage": _besides(usage, Usage.__struct_fields__)}
+            extra = {"usage": _without(usage, Usage.__struct_fields__)}
         case {"type": "message_delta", "delta": dict(delta), "usage": dict(usage), **rest}:
-            told = _besides(rest, ()) | {
-                "delta": _besides(delta, StopReason.__struct_fields__),
-                "usage": _besides(usage, Usage.__struct_fields__),
+            extra = _without(rest, ()) | {
+                "delta": _without(delta, StopReason.__struct_fields__),
+                "usage": _without(usage, Usage.__struct_fields__),
             }
-    return {} if is_deeper(told, LEVELS_MAX - 3) else {name: it for name, it in told.items() if it != {}}
+    return {} if is_deeper(extra, LEVELS_MAX - 3) else {name: value for name, value in extra.items() if value != {}}
 
 
-def _besides(told: dict[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: it for name, it in told.items() if name not in names and it is not None}
+def _without(fields: dict[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names and value is not None}

@@ -248,7 +248,7 @@ class _Folding:
                 self.blocks[index].is_closed = True
             case events.MessageDelta(stop, usage):
                 self.changes["stop"] = stop
-                self.usage_call = usage.over(self.usage_call)
+                self.usage_call = usage.merge_into(self.usage_call)
                 if usage.output_tokens is not None:
                     self.said_chars = 0
             case _:

@@ -1,6 +1,6 @@
-"""How much a key or a tenant may: the names of limits, and what they mean as rates. Pure; it counts nothing.
+"""Limits of a key or tenant: their names, how they are parsed, and the rates that they mean. Pure.
 
-The same names stand in the settings and in a key's own record. What is not named is not limited.
+The settings and a key's record use the same names. A limit that is not set does not apply.
 """
 
 from collections.abc import Mapping
@@ -15,33 +15,33 @@ from tailrace.proto.errors import SettingsInvalid
 PositiveInt = Annotated[int, Meta(ge=1, le=10**12)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 MINUTE_S = 60.0
-# Counters of a window are kept for longer than it lasts; see tailrace.proto.nats.streams.
+# The counter of a window is kept longer than the window lasts: see LIMITS_KEPT_S in proto/nats/streams.py.
 WINDOW_S_MAX = 3600.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """None: no limit."""
+    """The limits of a key or tenant. None: no limit."""
 
     requests: PositiveInt | None = None
-    """Turns asked a minute."""
+    """Turns per minute."""
     burst: PositiveInt | None = None
-    """How many of those at once; `requests` when it is not said."""
+    """How many of these may come at once. Default: `requests`."""
     tokens: PositiveInt | None = None
-    """Tokens a minute: what is asked, and the most that may be answered; once the turn has ended, what it used."""
+    """Tokens per minute: input plus the largest possible output, and after the turn's end what it used."""
     running: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    """Turns that have not ended."""
+    """Turns running at once."""
     streams: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    """Streams that are being read."""
+    """Streams open at once."""
     usd_day: Usd | None = None
-    """Dollars for the turns that are asked on one day (UTC)."""
+    """Dollars for the turns of one day (UTC)."""
     usd_month: Usd | None = None
-    """Dollars for the turns that are asked in one calendar month (UTC)."""
+    """Dollars for the turns of one calendar month (UTC)."""
     bytes_day: PositiveInt | None = None
-    """Bytes of pictures, documents and long texts that are stored on one day (UTC)."""
+    """Bytes of pictures, documents and long texts stored on one day (UTC)."""
 
     @property
     def is_estimated(self) -> bool:
-        """Whether any of them is of what nobody knows before a turn has ended."""
+        """Whether any limit counts what is only known after the turn's end."""
         return (self.tokens, self.usd_day, self.usd_month) != (None, None, None)
 
 
@@ -50,17 +50,17 @@ UNLIMITED = Limits()
 
 
 class Rate(NamedTuple):
-    """So many in each window of so many seconds."""
+    """At most `most` in each window of `window_s` seconds."""
 
     most: int
     window_s: float
 
 
 def request_rate(limits: Limits) -> Rate | None:
-    """`requests` a minute, of which `burst` may come at once: so many in each window that is as long as they last."""
+    """Returns `burst` per window, where the window is as long as `burst` requests take at `requests` per minute."""
     if limits.requests is None:
         return None
-    # A longer window would be a counter that is remembered for longer; a larger burst in it, another rate.
+    # A longer window would need counters that are kept longer.
     burst = min(limits.burst or limits.requests, round(limits.requests * WINDOW_S_MAX / MINUTE_S))
     return Rate(burst, MINUTE_S * burst / limits.requests)
 
@@ -70,36 +70,37 @@ def token_rate(limits: Limits) -> Rate | None:
 
 
 def parse_limits(given: Mapping[str, float]) -> Limits:
-    """What a record or a setting says; raises ValueError with what is wrong."""
+    """Returns the limits in a key's record or a setting. Raises ValueError."""
     try:
-        # JSON knows one kind of number: 60.0 is a count, too.
+        # JSON has one kind of number: 60.0 is a valid count.
         whole = {name: int(limit) if float(limit).is_integer() else limit for name, limit in given.items()}
         return msgspec.convert(whole, Limits)
     except msgspec.ValidationError as error:
         why, _, where = str(error).partition(" - at `$.")
-        said = f"{where.rstrip('`')}: {why}" if where else why
-        raise ValueError(f"{said}; there are {', '.join(NAMES)}") from error
+        message = f"{where.rstrip('`')}: {why}" if where else why
+        raise ValueError(f"{message}; the limits are {', '.join(NAMES)}") from error
 
 
 def merge_limits(own: Limits, common: Limits) -> Limits:
-    """A key's own limits where it has them, and else the common ones."""
-    said = {name: limit for name in NAMES if (limit := getattr(own, name)) is not None}
-    return msgspec.structs.replace(common, **said)
+    """Returns `own` with `common` for each limit that `own` does not set."""
+    given = {name: limit for name in NAMES if (limit := getattr(own, name)) is not None}
+    return msgspec.structs.replace(common, **given)
 
 
 def parse_limits_setting(variable: str, text: str) -> Limits:
-    """The setting `variable`, `NAME=NUMBER,…`; raises SettingsInvalid."""
+    """Parses the setting `variable`: `NAME=NUMBER,…`. Raises SettingsInvalid."""
     given: dict[str, float] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         name, _, number = (part.strip() for part in pair.partition("="))
         if name in given:
-            raise SettingsInvalid(f"{variable}: {name!r} stands there twice")
+            raise SettingsInvalid(f"{variable}: {name!r} is set twice")
         try:
             given[name] = msgspec.json.decode(number, type=float)
         except DECODE_ERRORS as error:
-            raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; there are {', '.join(NAMES)}") from error
+            known = ", ".join(NAMES)
+            raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; the limits are {known}") from error
     if "burst" in given and "requests" not in given:
-        raise SettingsInvalid(f"{variable}: burst says how many of `requests` may come at once: name those, too")
+        raise SettingsInvalid(f"{variable}: `burst` needs `requests`: set both")
     try:
         return parse_limits(given)
     except ValueError as error:

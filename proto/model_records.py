@@ -1,4 +1,4 @@
-"""What a generator is asked besides turns: about Anthropic's models, tokens and message batches. Shapes only."""
+"""Queries that generators answer: models, token counts, cancelling of message batches. Data types only."""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ CANCEL_MESSAGE_BATCH = "cancel_message_batch"
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """As much as is told on of a model in Anthropic's list. `capabilities` are Anthropic's own JSON, or null."""
+    """A model of Anthropic's list, with the fields that clients get. `capabilities` is Anthropic's JSON, or null."""
 
     id: str
     created_at: datetime | None = None
@@ -24,34 +24,34 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ListedModels(msgspec.Struct, frozen=True):
-    """The answer to `models`."""
+    """The reply to `models`."""
 
     data: list[ListedModel]
 
 
 class TokenCount(msgspec.Struct, frozen=True):
-    """As much as we know of the answer to `count_tokens`."""
+    """The known part of the reply to `count_tokens`."""
 
     input_tokens: int
 
 
 class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`body` is a Messages request, `betas` the value of its anthropic-beta. Anthropic's own answer."""
+    """`body` is a Messages request, `betas` the value of its anthropic-beta header. The reply is Anthropic's."""
 
     body: msgspec.Raw
     betas: str = ""
     is_lifted: bool = False
-    """Whether the body has references in the place of long strings (R33); else it goes to the API as it came."""
+    """Whether `body` has references in place of long strings (R33). If not, it goes to the API unchanged."""
 
 
 class CancelMessageBatch(msgspec.Struct, frozen=True):
-    """The id of one of Anthropic's Message Batches, whose batch here is being deleted. The answer is empty."""
+    """Cancels one of Anthropic's Message Batches, because its batch is being deleted. The reply is empty."""
 
     message_batch: str
 
 
 class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):
-    """As much of a Messages request as may be long."""
+    """The fields of a Messages request that may hold long strings."""
 
     messages: list[Message]
     system: str | list[dict[str, Any]] | None = None
@@ -59,6 +59,6 @@ class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def replace_prompt(body: bytes, prompt: PromptFields) -> bytes:
-    """The Messages request in `body`, which asks about `prompt` instead."""
+    """Returns the Messages request `body` with the fields of `prompt`."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     return msgspec.json.encode(fields | msgspec.json.decode(msgspec.json.encode(prompt), type=dict[str, msgspec.Raw]))

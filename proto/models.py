@@ -1,7 +1,7 @@
-"""Claude's models: their names, limits, prices, and what each takes. Read from models.json; it asks nobody.
+"""Claude's models: names, limits, prices and supported features, from models.json.
 
-The file says what Anthropic's pages say (platform.claude.com: models, pricing, effort, thinking; November 2026). What
-they do not say is left out there, and None here. Money is in whole nano-dollars a token.
+Source: Anthropic's pages (platform.claude.com: models, pricing, effort, thinking; November 2026). Values that they do
+not give are missing there and None here. Prices are in whole nano-dollars per token.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ import msgspec
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.usage import CallUsage
 
-# Of Anthropic's Message Batches: one half of every price.
+# Anthropic's Message Batches cost half of every price.
 BATCH_PRICE_DIVISOR = 2
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
-    """Nano-dollars a token. `cache_write` is for five minutes, `cache_write_1h` for an hour."""
+    """Nano-dollars per token. `cache_write` is for five minutes, `cache_write_1h` for one hour."""
 
     input_nano_usd: int
     output_nano_usd: int
@@ -30,14 +30,14 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LongPromptPrices(msgspec.Struct, frozen=True, kw_only=True):
-    """What all tokens of a call cost whose prompt, cached or not, has more than `over_tokens`."""
+    """The prices of a whole call whose prompt, cached tokens included, has more than `over_tokens` tokens."""
 
     over_tokens: int
     prices: Prices
 
 
 class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model takes; None: not known."""
+    """Features that a model supports. None: unknown."""
 
     vision: bool | None = None
     pdf: bool | None = None
@@ -47,13 +47,13 @@ class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether `tool_choice` may be `any` or `tool`."""
     structured_outputs: bool | None = None
     sampling: bool | None = None
-    """Whether it takes `temperature`, `top_p`, `top_k`."""
+    """Whether it supports `temperature`, `top_p` and `top_k`."""
     prefill: bool | None = None
-    """Whether it goes on from a last message of the assistant's."""
+    """Whether it continues a last message of role `assistant`."""
     thinking: tuple[str, ...] | None = None
-    """The values of `thinking.type` that it takes."""
+    """The supported values of `thinking.type`."""
     effort: tuple[str, ...] | None = None
-    """The values of `output_config.effort` that it takes."""
+    """The supported values of `output_config.effort`."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,13 +71,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     prices: Prices
     long_prompt: LongPromptPrices | None = None
     fast_times: int = 2
-    """How many times as much a call of `speed` fast costs."""
+    """The price factor of a call with `speed: fast`."""
     supports: Supports
 
 
 @cache
 def models() -> dict[str, Model]:
-    """Every model by id, the default one first."""
+    """Returns all models by id, the default model first."""
     text = files("tailrace.proto").joinpath("models.json").read_bytes()
     return {model.id: model for model in msgspec.json.decode(text, type=list[Model])}
 
@@ -88,19 +88,19 @@ def _named() -> dict[str, Model]:
 
 
 def find_model(name: str) -> Model | None:
-    """The model of that id or alias."""
+    """Returns the model with this id or alias, or None."""
     return _named().get(name)
 
 
 def resolve_model(name: str, aliases: Mapping[str, str]) -> Model | None:
-    """The model that a client means: one of Claude's own names, or a foreign one that was given a meaning."""
+    """Returns the model for a client's `name`: a Claude model's name, or a name that the operator configured."""
     return find_model(name) or find_model(aliases.get(name, ""))
 
 
 def parse_aliases(text: str) -> dict[str, str]:
-    """The setting `model_aliases`, `NAME=MODEL,…`; raises SettingsInvalid.
+    """Parses the setting `model_aliases`: `NAME=MODEL,…`. Raises SettingsInvalid.
 
-    One of Claude's own names cannot be given another meaning: who asks for a model gets it, or an error.
+    The name of a Claude model cannot be an alias of another model.
     """
     aliases: dict[str, str] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
@@ -110,13 +110,13 @@ def parse_aliases(text: str) -> dict[str, str]:
                 f"TAILRACE_MODEL_ALIASES: {pair!r} is not NAME=MODEL with one of {', '.join(models())}"
             )
         if find_model(name) is not None or name in aliases:
-            raise SettingsInvalid(f"TAILRACE_MODEL_ALIASES: {name!r} is the name of a model already")
+            raise SettingsInvalid(f"TAILRACE_MODEL_ALIASES: {name!r} is already the name of a model")
         aliases[name] = target
     return aliases
 
 
 def cost_nano_usd(model: Model, call: CallUsage) -> int:
-    """What one call cost. Not for sums of calls: the length of each one's prompt decides about its prices."""
+    """Returns the cost of one call in nano-dollars. Not for sums: the prices depend on the length of each prompt."""
     prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
     long = model.long_prompt
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
@@ -130,5 +130,5 @@ def cost_nano_usd(model: Model, call: CallUsage) -> int:
     )
     if call.is_fast:
         nano_usd *= model.fast_times
-    # Half of it, and no fraction of a nano-dollar is given away.
+    # Rounded up to a whole nano-dollar.
     return -(-nano_usd // BATCH_PRICE_DIVISOR) if call.is_batch else nano_usd

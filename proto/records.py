@@ -1,6 +1,6 @@
-"""What is told of turns and sessions outside their log: by the gateway's API, and by persistence to the gateway.
+"""Records of turns and sessions, and the queries about them that persistence answers.
 
-The same record comes out of a fold and out of the database, so a reader cannot see which one answered.
+The gateway's API and persistence use the same records. A fold and the database give equal records of the same turn.
 """
 
 from datetime import datetime
@@ -19,21 +19,21 @@ A = TypeVar("A", bound=msgspec.Struct)
 
 
 class Query(msgspec.Struct, Generic[A], frozen=True):
-    """What persistence is asked, under the name `query`; the answer is an `A`. Whose it is says the subject."""
+    """A query to persistence with the name `query`, answered by an `A`. The tenant is part of the NATS subject."""
 
     query: ClassVar[str]
 
 
-def answer_type(question: type[Query[A]]) -> type[A]:
-    """What stands in the brackets of a question's base."""
-    (base,) = vars(question)["__orig_bases__"]
+def answer_type(query: type[Query[A]]) -> type[A]:
+    """Returns the answer type of a query class: the type argument of its base `Query[A]`."""
+    (base,) = vars(query)["__orig_bases__"]
     shape: type[A]
     (shape,) = get_args(base)
     return shape
 
 
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as a client sees it. `input` are the messages that this turn added to its session."""
+    """A turn as clients receive it. `input` holds the messages that this turn added to its session."""
 
     turn: TurnId
     session: SessionId
@@ -46,24 +46,24 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | None
     stop_sequence: str | None = None
     envelope: dict[str, Any] = {}
-    """What the model's message said of itself besides: `container`, `context_management`, further counts…"""
+    """Other fields of the model's message: `container`, `context_management`, other counts…"""
     schema_valid: bool | None = None
     """Whether the answer is valid by the turn's JSON Schema; null: it has no schema, or it could not be checked."""
     error: Failure | None
     usage: Usage
     usage_is_estimated: bool
-    """A call broke off, or is not done: its output is counted in characters."""
+    """A call broke off or is running: its output tokens are estimated from characters."""
     cost_usd: float
     attempts: int
     metadata: dict[str, str]
     asked_at: datetime
     ended_at: datetime | None
     cursor: Seq
-    """The last entry that this record knows of: a stream that starts after it misses nothing."""
+    """The sequence of the last entry in this record: a stream that starts after it has no gap."""
 
 
 class WebhookPayload(msgspec.Struct, frozen=True):
-    """The body of a webhook, in Standard Webhooks' shape: `data` is what `GET /v1/turns/{turn}` tells.
+    """The body of a webhook as Standard Webhooks defines it. `data` equals the response of `GET /v1/turns/{turn}`.
 
     The type is `turn.completed`, `turn.cancelled` or `turn.failed`.
     """
@@ -75,7 +75,7 @@ class WebhookPayload(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What some turns add up to. The last three are what others call them; `total_tokens` are all of `usage`."""
+    """Sums over turns. The last three repeat values under other APIs' names; `total_tokens` is the sum of `usage`."""
 
     turns: int
     usage: Usage
@@ -86,9 +86,9 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(Totals, frozen=True, kw_only=True):
-    """A conversation, with the totals of all its branches. It is active until it is left alone for a set time.
+    """A conversation, with the totals of all its branches. It is active until a set time after its last use.
 
-    `model` and `system_prompt` are its own, for turns that name none.
+    `model` and `system_prompt` are the defaults of its turns.
     """
 
     session: SessionId
@@ -99,66 +99,66 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     system_prompt: str | list[dict[str, Any]] | None
     created_at: datetime
     updated_at: datetime
-    """When a turn of it was last asked or ended."""
+    """When a turn of it last started or ended."""
     is_active: bool
 
 
 class TurnPage(msgspec.Struct, frozen=True):
-    """Oldest first. `next` is the cursor of the next page, None on the last."""
+    """A page of turns, oldest first. `next` is the cursor of the next page, None on the last."""
 
     turns: list[TurnRecord]
     next: str | None
 
 
 class Ancestry(msgspec.Struct, frozen=True):
-    """Newest first. `next` is the turn that the next page begins with, None when no more are in the database."""
+    """A turn and its ancestors, newest first. `next` is the first turn of the next page, None at the end."""
 
     turns: list[TurnRecord]
     next: TurnId | None
 
 
 class SessionPage(msgspec.Struct, frozen=True):
-    """Newest first. `next` is the cursor of the next page, None on the last."""
+    """A page of sessions, newest first. `next` is the cursor of the next page, None on the last."""
 
     sessions: list[SessionRecord]
     next: str | None
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Where a follow-up turn goes on: its session, its parent, and the conversation of that branch until there."""
+    """The position of a follow-up turn: session, parent, and the conversation of the branch up to the parent."""
 
     session: SessionId
     parent: TurnId | None
     messages: list[Message]
     turns: list[tuple[TurnId, int]] = []
-    """The branch's turns, oldest first, each with how many of `messages` stand until after its answer."""
+    """The branch's turns, oldest first, each with the number of `messages` up to and including its answer."""
     system: str | list[dict[str, Any]] | None = None
-    """What a turn of this session is told that names no system prompt."""
+    """The session's default system prompt."""
     model: str | None = None
-    """Who answers a turn of this session that names no model."""
+    """The session's default model."""
     project: str | None = None
-    """What the session belongs to: the first project that was named for it."""
+    """The session's project: the first one that a turn of it named."""
 
 
-# The questions, each with what it may be refused with.
+# The queries, each with the codes that it may be refused with.
 
 
 class GetTurn(Query[TurnRecord], frozen=True):
-    """turn_not_found."""
+    """One turn. Refused: turn_not_found."""
 
     query: ClassVar[str] = "turn"
     turn: TurnId
 
 
 class GetSession(Query[SessionRecord], frozen=True):
-    """session_not_found."""
+    """One session. Refused: session_not_found."""
 
     query: ClassVar[str] = "session"
     session: str
 
 
 class ListSessions(Query[SessionPage], frozen=True):
-    """Of one project, if one is named; cursor_invalid."""
+    """A page of sessions, of one project if `project` is set. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "sessions"
     after: str | None = None
@@ -167,7 +167,7 @@ class ListSessions(Query[SessionPage], frozen=True):
 
 
 class ListSessionTurns(Query[TurnPage], frozen=True):
-    """session_not_found, cursor_invalid."""
+    """A page of a session's turns. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "session_turns"
     session: str
@@ -176,7 +176,7 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
 
 
 class GetAncestry(Query[Ancestry], frozen=True):
-    """A turn and those before it; turn_not_found."""
+    """A turn and its ancestors. Refused: turn_not_found."""
 
     query: ClassVar[str] = "ancestry"
     turn: TurnId
@@ -197,14 +197,14 @@ class GetContext(Query[Context], frozen=True):
 
 
 class GetLastTurn(Query[TurnRecord], frozen=True):
-    """The session's newest turn; session_not_found when it has none."""
+    """The session's newest turn. Refused: session_not_found if it has none."""
 
     query: ClassVar[str] = "last"
     session: str
 
 
 def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
-    """A folded turn as a record; raises TurnUnknown for a fold without a request."""
+    """Returns the record of a folded turn. Raises TurnUnknown if the fold has no request."""
     request = turn.request
     if request is None or turn.asked_at is None:
         raise TurnUnknown(f"the log has no turn {key.turn}")

@@ -1,6 +1,6 @@
-"""Projects, branches, totals, and what people change: their shapes, and the questions that persistence answers.
+"""Records of projects, branches and usage, and the queries and commands about them that persistence answers.
 
-Those of turns and sessions are in records.py. A deletion goes through the gateway, which purges the log (PROTOCOL R35).
+Those of turns and sessions are in records.py. Before a deletion the gateway purges the log (PROTOCOL R35).
 """
 
 from datetime import date, datetime
@@ -17,7 +17,7 @@ Kind = Literal["turn", "session", "project"]
 
 
 class ProjectRecord(Totals, frozen=True, kw_only=True):
-    """What sessions belong to, with the totals of all of them. `updated_at` is when one of them was last used."""
+    """A group of sessions, with their totals. `updated_at` is when one of them was last used."""
 
     id: str
     name: str
@@ -29,14 +29,14 @@ class ProjectRecord(Totals, frozen=True, kw_only=True):
 
 
 class ProjectPage(msgspec.Struct, frozen=True):
-    """Newest first. `next` is the cursor of the next page, None on the last."""
+    """A page of projects, newest first. `next` is the cursor of the next page, None on the last."""
 
     projects: list[ProjectRecord]
     next: str | None
 
 
 class Branch(msgspec.Struct, frozen=True, kw_only=True):
-    """One way through a session: the turn that nobody has gone on from yet, and all before it, oldest first."""
+    """A branch of a session: a turn without a follow-up turn, and its ancestors, oldest first."""
 
     turn: TurnId
     outcome: Outcome | Literal["running"]
@@ -46,32 +46,32 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BranchPage(msgspec.Struct, frozen=True):
-    """Newest leaf first. `next` is the cursor of the next page, None on the last."""
+    """A page of branches, newest leaf first. `next` is the cursor of the next page, None on the last."""
 
     branches: list[Branch]
     next: str | None
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
-    """A day (UTC, of the question), a model, the name of an API key, a session, or a project.
+    """The usage of a day (UTC), a model, the name of an API key, a session or a project.
 
-    None are the sessions of no project, and what was asked without a key.
+    The key is None for sessions without a project and for turns without an API key.
     """
 
     key: str | None
     last_used: datetime
-    """When the last of its turns was asked."""
+    """When the last of its turns started."""
 
 
 class UsagePage(msgspec.Struct, frozen=True):
-    """In the order of the keys. `next` is the cursor of the next page, None on the last."""
+    """A page of usage records, ordered by key. `next` is the cursor of the next page, None on the last."""
 
     usage: list[UsageRecord]
     next: str | None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """The sessions that are active, what they have used by model, and which are being answered just now."""
+    """The number of active sessions, their usage by model, and the sessions with a running turn."""
 
     active_sessions: int
     by_model: list[UsageRecord]
@@ -79,27 +79,27 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnToDelete(msgspec.Struct, frozen=True):
-    """A turn that goes when what was named goes."""
+    """A turn that a deletion still has to purge from the log."""
 
     turn: TurnId
     is_running: bool
 
 
 class Remaining(msgspec.Struct, frozen=True):
-    """What of a deletion is not done yet; nothing means that it is."""
+    """The turns that a deletion has not purged yet. Empty when the deletion is complete."""
 
     turns: list[TurnToDelete]
 
 
 class GetProject(Query[ProjectRecord], frozen=True):
-    """project_not_found."""
+    """One project. Refused: project_not_found."""
 
     query: ClassVar[str] = "project"
     project: str
 
 
 class ListProjects(Query[ProjectPage], frozen=True):
-    """cursor_invalid."""
+    """A page of projects. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "projects"
     after: str | None = None
@@ -107,7 +107,7 @@ class ListProjects(Query[ProjectPage], frozen=True):
 
 
 class ListBranches(Query[BranchPage], frozen=True):
-    """session_not_found, cursor_invalid."""
+    """A page of a session's branches. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "branches"
     session: str
@@ -116,7 +116,7 @@ class ListBranches(Query[BranchPage], frozen=True):
 
 
 class GetUsage(Query[UsagePage], frozen=True):
-    """Of the turns that were asked from the first day to the last, both included, in UTC; cursor_invalid."""
+    """A page of usage from day `first` to day `last`, inclusive, in UTC. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "usage"
     by: UsageBy
@@ -127,13 +127,13 @@ class GetUsage(Query[UsagePage], frozen=True):
 
 
 class GetStats(Query[Stats], frozen=True):
-    """Of the tenant who asks."""
+    """The tenant's statistics."""
 
     query: ClassVar[str] = "stats"
 
 
 class CreateSession(Query[SessionRecord], frozen=True):
-    """Before its first turn; session_exists."""
+    """Creates a session before its first turn. Refused: session_exists."""
 
     query: ClassVar[str] = "new_session"
     session: str
@@ -144,7 +144,7 @@ class CreateSession(Query[SessionRecord], frozen=True):
 
 
 class RenameSession(Query[SessionRecord], frozen=True):
-    """None takes the title away; session_not_found."""
+    """Sets a session's title; None removes it. Refused: session_not_found."""
 
     query: ClassVar[str] = "rename_session"
     session: str
@@ -152,7 +152,7 @@ class RenameSession(Query[SessionRecord], frozen=True):
 
 
 class CreateProject(Query[ProjectRecord], frozen=True):
-    """project_exists."""
+    """Creates a project. Refused: project_exists."""
 
     query: ClassVar[str] = "new_project"
     project: str
@@ -161,10 +161,10 @@ class CreateProject(Query[ProjectRecord], frozen=True):
 
 
 class DeleteResource(Query[Remaining], frozen=True):
-    """The rows of `purged` go: the log has nothing of them any more. Then what is left of the thing that is named.
+    """Deletes the rows of the turns `purged`, which the log no longer has, and returns what is left to purge.
 
-    A turn takes those with it that went on from it. With the last of its turns a session or project goes, too. Nothing
-    purged, and nothing there: turn_not_found, session_not_found, project_not_found.
+    Deleting a turn also deletes the turns that continue it. A session or project is deleted with its last turn.
+    Refused if `purged` is empty and the resource does not exist: turn_not_found, session_not_found, project_not_found.
     """
 
     query: ClassVar[str] = "delete"

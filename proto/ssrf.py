@@ -1,8 +1,8 @@
-"""Where a webhook may go: which URL may be named, and which address may be connected to. Pure; it resolves nothing.
+"""SSRF protection for webhooks: which URLs and which addresses are allowed. Pure: resolves no names.
 
-A URL is judged when a turn names it and again before each call. An address is judged at the very socket that is opened
-to it, so that a name which means another machine the second time (DNS rebinding) reaches nothing. A host that the
-operator has named is private: plain HTTP and any address are right for it.
+A URL is checked when a turn names it and again before each delivery. An address is checked when the socket connects to
+it, so that DNS rebinding does not reach a private address. Hosts that the operator has listed in the setting are
+private hosts: plain HTTP and any address are allowed for them.
 """
 
 import ipaddress
@@ -12,8 +12,8 @@ from typing import NamedTuple
 from tailrace.proto.errors import SettingsInvalid
 
 URL_CHARS_MAX = 2048
-# Narrower than RFC 3986, so that no two parsers can read one of these differently: no userinfo, no fragment, no
-# backslash, no space, nothing but ASCII. A name in another script is written as `xn--…`.
+# Stricter than RFC 3986, so that two parsers cannot read a URL differently: no userinfo, no fragment, no backslash, no
+# space, only ASCII. Internationalised names are written as `xn--…`.
 NAME = r"[a-z0-9][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*\.?"
 URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{{2,45}}\]|(?=.{{1,253}}(?:[:/?]|$)){NAME})"
@@ -21,15 +21,15 @@ URL = re.compile(
     r"(?:[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?"
 )
 PORTS = {"http": 80, "https": 443}
-# Below it live mail servers, shells and directories, and no receiver of webhooks besides HTTP's own two.
+# Ports below belong to mail, shells and directory services. Webhook receivers use 80 and 443 there, and no other.
 PORT_MIN = 1024
-# As inet_aton reads numbers: `127.1`, `0x7f000001`, `2130706433`. Nobody's host name ends in one.
+# Numeric addresses as inet_aton reads them: `127.1`, `0x7f000001`, `2130706433`. No DNS name ends in a number.
 NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
-# What stands behind one of these is an IPv4 address, and that one is judged.
+# NAT64 addresses embed an IPv4 address, which is checked instead.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 UNICAST = ipaddress.ip_network("2000::/3")
-# What `is_global` takes for public, in this or that version of Python. The last is each machine's own at Azure: like
-# 169.254.169.254, it hands out the machine's secrets.
+# Networks that `is_global` accepts in some versions of Python. The last is Azure's metadata address, which hands out a
+# machine's secrets like 169.254.169.254.
 NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
@@ -41,56 +41,56 @@ SETTING = "TAILRACE_WEBHOOK_PRIVATE_HOSTS"
 
 
 class Destination(NamedTuple):
-    """The host without brackets, and whether the operator has said that it is one of his own."""
+    """A checked URL's host, without brackets, and whether the operator has listed it as private."""
 
     host: str
     is_private: bool
 
 
 class UrlNotAllowed(ValueError):
-    """The message says why, and follows the name of what holds the URL."""
+    """The URL is not allowed. The message is a predicate: the caller puts the field's name before it."""
 
 
 def parse_private_hosts(text: str) -> frozenset[str]:
-    """The hosts of the setting: names and addresses, joined by commas. Raises SettingsInvalid."""
+    """Parses the setting: host names and addresses, separated by commas. Raises SettingsInvalid."""
     hosts = frozenset(host.strip().strip("[]").lower() for host in text.split(",") if host.strip())
     for host in hosts:
         if re.fullmatch(NAME, host) is None and not _is_address(host):
             raise SettingsInvalid(
-                f"{SETTING}: {host!r} is no host: names and addresses, joined by commas, without scheme, port and path"
+                f"{SETTING}: {host!r} is not a host: list names and addresses, separated by commas, without scheme"
             )
     return hosts
 
 
 def check_url(url: str, private: frozenset[str]) -> Destination:
-    """Where `url` leads; raises NotAllowed."""
+    """Checks a webhook's `url` and returns its destination. Raises UrlNotAllowed."""
     if len(url) > URL_CHARS_MAX:
         raise UrlNotAllowed(f"is longer than {URL_CHARS_MAX} characters")
     found = URL.fullmatch(url)
     if found is None:
         raise UrlNotAllowed(
-            "is no URL like https://HOST/PATH: in lower case up to the path, without user and password, without #…, "
-            "and with what is special percent-encoded"
+            "must be a URL like https://HOST/PATH: scheme and host in lower case, no user, password or fragment, "
+            "special characters percent-encoded"
         )
     scheme, host = found["scheme"], found["host"].strip("[]")
     port = int(found["port"] or PORTS[scheme])
     if not 0 < port < 65536:
-        raise UrlNotAllowed(f"names the port {port}, which there cannot be")
+        raise UrlNotAllowed(f"has the port {port}, which is not between 1 and 65535")
     if host in private:
         return Destination(host, is_private=True)
     if scheme != "https":
-        raise UrlNotAllowed(f"must begin with https://, but for hosts that {SETTING} names")
+        raise UrlNotAllowed(f"must begin with https://; http:// is only allowed for hosts in {SETTING}")
     if port < PORT_MIN and port not in PORTS.values():
         raise UrlNotAllowed(
-            f"names the port {port}: below {PORT_MIN} there are 443 and 80, but for hosts that {SETTING} names"
+            f"has the port {port}: below {PORT_MIN} only 80 and 443 are allowed, except for hosts in {SETTING}"
         )
     if host.rstrip(".") == "localhost" or (_is_literal(host) and not is_public(host)):
-        raise UrlNotAllowed(f"leads to an address that is not public: only hosts that {SETTING} names may")
+        raise UrlNotAllowed(f"leads to an address that is not public: add the host to {SETTING} to allow it")
     return Destination(host, is_private=False)
 
 
 def is_public(address: str) -> bool:
-    """Whether `address` may be connected to for anybody who names it; False for what is no address."""
+    """Returns whether `address` is a public unicast address. False if it is not an address."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The names of everything in NATS. Subjects are built here and nowhere else, so that no client's text becomes one."""
+"""Names of streams, buckets, consumers and subjects in NATS. Only this module builds subjects, from checked tokens."""
 
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ EVERY_LIVE = "live.>"
 EVERY_REQUEST = "turns.*.*.request"
 EVERY_END = "turns.*.*.end"
 EVERY_BLOB = "bodies.>"
-# A bucket is a stream, and its names are subjects (ADR-8 of nats-architecture-and-design).
+# A KV bucket is a stream, and its keys are subjects (ADR-8 of nats-architecture-and-design).
 KEYS_STREAM = "KV_KEYS"
 CLAIMS_STREAM = "KV_CLAIMS"
 EVERY_KEY = "$KV.KEYS.>"
-# Where the server republishes what it has stored of a key.
+# Where the server republishes stored API keys.
 EVERY_LIVE_KEY = "keys.>"
 EVERY_LIMIT = "limits.>"
 EVERY_BUDGET = "budgets.>"
@@ -34,7 +34,7 @@ EVERY_SLOT = "slots.>"
 
 
 class TurnKey(NamedTuple):
-    """A turn's full name: nobody can name a turn without naming whose it is."""
+    """The full name of a turn: its tenant and its id."""
 
     tenant: Tenant
     turn: TurnId
@@ -45,27 +45,27 @@ def entry(key: TurnKey, kind: str) -> str:
 
 
 def entries(key: TurnKey) -> str:
-    """All entries of one turn; also, byte for byte, the subject of its fence (PROTOCOL R8)."""
+    """Returns the filter of all entries of a turn; also the subject of its fence (PROTOCOL R8)."""
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
 def probe(name: TurnId) -> str:
-    """Where it is tried whether the log takes an entry: of no turn and no kind that there is (PROTOCOL R68)."""
+    """Returns the subject of a write probe, which belongs to no turn and no kind of entry (PROTOCOL R68)."""
     return f"turns._.{_token(name)}.probe"
 
 
 def live(key: TurnKey) -> str:
-    """Where the server republishes what it has stored of one turn."""
+    """Returns the filter of a turn's live feed, where the server republishes stored entries."""
     return f"live.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
 def live_end(key: TurnKey) -> str:
-    """Where a turn's `end` is republished."""
+    """Returns the subject on which a turn's `end` is republished."""
     return f"live.{_token(key.tenant)}.{_token(key.turn)}.end"
 
 
 def blob(tenant: Tenant, sha256: str) -> str:
-    """The mark that a blob is stored, after all of its chunks (PROTOCOL R33)."""
+    """Returns the subject of a blob's mark, which is stored after all of its chunks (PROTOCOL R33)."""
     return f"bodies.{_token(tenant)}.{_token(sha256)}"
 
 
@@ -74,22 +74,22 @@ def chunk(tenant: Tenant, sha256: str, number: int) -> str:
 
 
 def chunks(tenant: Tenant, sha256: str) -> str:
-    """All chunks of one blob, and not its mark."""
+    """Returns the filter of a blob's chunks, without its mark."""
     return f"{blob(tenant, sha256)}.*"
 
 
 def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:
-    """The counter of `what` in one window of time; `owner` is the tenant itself, or one of its keys (PROTOCOL R37)."""
+    """Returns the subject of the counter of `what` in a window; `owner` is the tenant or one of its keys (R37)."""
     return f"limits.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(window)}"
 
 
 def budget(tenant: Tenant, owner: str, what: str, period: str) -> str:
-    """The counter of `what` in a day or a month."""
+    """Returns the subject of the counter of `what` in a day or month."""
     return f"budgets.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(period)}"
 
 
 def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:
-    """One of the places that an owner has for `what` at once."""
+    """Returns the subject of an owner's slot number `number` for `what`."""
     return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.{number}"
 
 
@@ -98,12 +98,12 @@ def slots(tenant: Tenant, owner: str, what: str) -> str:
 
 
 def tombstone(key: TurnKey) -> str:
-    """Where it stands that a turn was deleted: in the bucket of the claims, none of which has a dot in its name."""
+    """Returns the subject of a deleted turn's tombstone, in the bucket CLAIMS. Names of claims have no dot."""
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
 
 
 def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:
-    """Where it stands that somebody is about to refer to a blob; in the same bucket (PROTOCOL R34)."""
+    """Returns the subject of a pin: `holder` is about to refer to the blob. In the bucket CLAIMS (PROTOCOL R34)."""
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.{_token(sha256)}"
 
 
@@ -127,20 +127,20 @@ def health(role: str) -> str:
     return f"health.{_token(role)}"
 
 
-# Where a generator asks the others which of them would make a call beside its own (PROTOCOL R51).
+# Where a generator asks for another generator that runs a hedge (PROTOCOL R51).
 HEDGE_OFFERS = "hedges"
 
 
-def hedge(place: str) -> str:
-    """Where one generator is given what it has offered to take."""
-    return f"hedges.{_token(place)}"
+def hedge(generator: str) -> str:
+    """Returns the subject on which `generator` receives a hedge that it has offered to run."""
+    return f"hedges.{_token(generator)}"
 
 
 EVERY_HEDGE = "hedges.*"
 
 
 def presence(key: TurnKey) -> str:
-    """Where a gateway asks the others whether anybody reads a turn."""
+    """Returns the subject on which a gateway asks the others whether a turn has readers."""
     return f"readers.{_token(key.tenant)}.{_token(key.turn)}"
 
 
@@ -148,7 +148,7 @@ EVERY_PRESENCE = "readers.*.*"
 
 
 def parse(subject: str) -> tuple[TurnKey, str]:
-    """The turn and the kind of entry that a stored subject names; raises ValueError for any other subject."""
+    """Returns the turn and the kind of entry of a stored subject. Raises ValueError for other subjects."""
     root, tenant, turn, kind = subject.split(".", 3)
     if root != "turns":
         raise ValueError(f"{subject!r} is not the subject of an entry")
@@ -156,12 +156,12 @@ def parse(subject: str) -> tuple[TurnKey, str]:
 
 
 def tenant_of(subject: str) -> str:
-    """The tenant that a subject is of; of what is no tenant's, the bucket."""
+    """Returns the tenant in `subject`; in a bucket's subject, the bucket."""
     return subject.split(".", 2)[1]
 
 
 def _token(text: str) -> str:
-    # A wildcard is accepted by the server in a publish and matches everything in a read, so it must never get there.
+    # The server accepts a wildcard in a publish, and in a read it matches everything.
     if not is_token(text):
-        raise ValueError(f"{text!r} cannot be a token of a subject")
+        raise ValueError(f"{text!r} is not a valid subject token: it must match [a-z0-9_-]{{1,64}}")
     return text

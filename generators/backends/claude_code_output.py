@@ -89,7 +89,7 @@ class ClaudeCodeOutput:
             case events.BlockStop(index) if index in self._places:
                 self._unstopped.append(self._places.pop(index))
             case events.MessageDelta(stop, usage) if stop.stop_reason is not None:
-                self._usage += usage.over(self._usage_call)
+                self._usage += usage.merge_into(self._usage_call)
                 self._stop, self._is_whole = fields_of(raw)["delta"], True
                 self.awaits_model = False
                 return self._stops()

@@ -103,7 +103,7 @@ async def test_a_key_may_be_made_for_a_time(own_server: NatsServer, new_gateway:
         (["create", "--tenant", "a", "--name", "\x1b[2J"], 2, "is not a name"),
         (["create", "--tenant", "a", "--name", "n" * 101], 2, "is not a name"),
         *((["create", "--tenant", "a", "--expires", text], 2, "is not a time such as 90d") for text in WRONG_LIVES),
-        (["create", "--tenant", "a", "--limits", "burst=5"], 2, "name those, too"),
+        (["create", "--tenant", "a", "--limits", "burst=5"], 2, "needs `requests`"),
         (["revoke", "key_0000000000000000"], 1, "there is no key 'key_0000000000000000'"),
         (["revoke", "*"], 1, "there is no key '*'"),
         (["list", "--data", "nowhere"], 0, ""),

@@ -29,7 +29,7 @@ from tailrace.proto.version import VERSION
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
         (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
         (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "argument --limits: Object contains"),
-        (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "there are requests, burst"),
+        (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "the limits are requests, burst"),
         ([], "required: COMMAND"),
     ],
 )

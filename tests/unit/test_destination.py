@@ -145,10 +145,10 @@ def test_a_public_https_url_may_be_named(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        *((url, "is no URL") for url in NO_URL[:-1]),
+        *((url, "must be a URL") for url in NO_URL[:-1]),
         (NO_URL[-1], "is longer than"),
-        *((url, "which there cannot be") for url in NO_PORT),
-        *((url, "names the port") for url in LOW_PORT),
+        *((url, "not between 1 and 65535") for url in NO_PORT),
+        *((url, "has the port") for url in LOW_PORT),
         *((url, "must begin with https://") for url in NOT_HTTPS),
         *((url, "not public") for url in NOT_PUBLIC),
     ],

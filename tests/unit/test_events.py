@@ -151,6 +151,6 @@ def test_nothing_else_joins(first: events.Event, second: events.Event) -> None:
 @given(USAGES, st.tuples(*[st.none() | COUNTS] * 4))
 def test_a_count_that_is_not_named_has_not_changed(before: CallUsage, counts: tuple[int | None, ...]) -> None:
     """message_delta's usage is cumulative for its call, field by field."""
-    after = UsageSoFar(*counts).over(before)
+    after = UsageSoFar(*counts).merge_into(before)
     for name, count in zip(Usage.__struct_fields__, counts, strict=True):
         assert getattr(after, name) == (getattr(before, name) if count is None else count)

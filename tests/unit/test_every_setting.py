@@ -18,7 +18,7 @@ from tests import tokens
 NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]
 LIMITS = [
     ("requests", "NAME=NUMBER"),
-    ("money=1", "there are requests, burst"),
+    ("money=1", "the limits are requests, burst"),
     ("requests=0", "requests: Expected `int` >= 1"),
     ("requests=1, requests=2", "twice"),
     ("burst=5", "requests"),

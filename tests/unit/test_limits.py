@@ -41,7 +41,7 @@ def test_a_setting_that_cannot_be_meant_stops_the_process(text: str) -> None:
 def test_a_record_says_the_same_in_json() -> None:
     """JSON knows one kind of number."""
     assert parse_limits({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
-    with pytest.raises(ValueError, match="there are requests, burst"):
+    with pytest.raises(ValueError, match="the limits are requests, burst"):
         parse_limits({"request": 60})
 
 
