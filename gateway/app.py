@@ -1,4 +1,4 @@
-"""The app is a value: a list of routes, and how errors look."""
+"""The ASGI application: its routes, middleware and error handlers."""
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -9,11 +9,13 @@ from tailrace.gateway import error_responses
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import guard
-from tailrace.gateway.clients.ai_sdk import routes as ui_chat
-from tailrace.gateway.clients.anthropic import count_tokens, routes
-from tailrace.gateway.clients.native import routes as turns
-from tailrace.gateway.clients.openai import chat_routes, responses_routes
-from tailrace.gateway.clients.tutorials import routes as tutorials
+from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
+from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
+from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
+from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
+from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
+from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
+from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
 from tailrace.gateway.dependencies import Gateway, tenant_of
 from tailrace.gateway.http.admission_queue import AdmissionQueue
 from tailrace.gateway.http.large_bodies import LargeBodyLimit
@@ -37,7 +39,7 @@ from tailrace.gateway.resources import (
 from tailrace.proto.errors import LogError, Refused
 
 ROUTES: list[Route] = [
-    *turns.ROUTES,
+    *NATIVE_ROUTES,
     *tickets.ROUTES,
     *batches.ROUTES,
     *blobs.ROUTES,
@@ -46,14 +48,14 @@ ROUTES: list[Route] = [
     *projects.ROUTES,
     *usage.ROUTES,
     *login.ROUTES,
-    *tutorials.ROUTES,
-    *ui_chat.ROUTES,
-    *chat_routes.ROUTES,
-    *responses_routes.ROUTES,
-    *routes.ROUTES,
+    *TUTORIAL_ROUTES,
+    *AI_SDK_ROUTES,
+    *OPENAI_CHAT_ROUTES,
+    *OPENAI_RESPONSES_ROUTES,
+    *ANTHROPIC_ROUTES,
     *models.ROUTES,
     *prompts.ROUTES,
-    *count_tokens.ROUTES,
+    *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *docs.ROUTES,

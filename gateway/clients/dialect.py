@@ -1,4 +1,4 @@
-"""Dialects and frames: a dialect is a pure function from an entry, and a small state of its own, to a frame."""
+"""The interface of a dialect: a pure function from an entry and a small state to what a client receives."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,16 +10,17 @@ from tailrace.proto.subjects import TurnKey
 
 
 class Frame(NamedTuple):
-    """What a client receives for an entry: server-sent events, or bare text, or nothing.
+    """What a client receives for an entry: server-sent events, or plain text, or nothing.
 
     Frames are not serialised here, so that a stream can count, skip and prefix events. gateway/streaming writes them.
     """
 
     events: sse.Events = ()
     is_break: bool = False
-    """Whether the connection is closed after it without an end, because the dialect has no event for what happened."""
+    """Whether the gateway breaks the connection off after it, because the dialect has no event for what happened. A
+    break never looks like the end of the turn."""
     text: bytes = b""
-    """What a dialect without events sends."""
+    """The frame of a dialect without events."""
 
     @property
     def data(self) -> bytes:
@@ -31,25 +32,27 @@ SILENT = Frame()
 
 
 class Dialect(NamedTuple):
-    """One way of telling a turn. Every dialect can be resumed: a frame's cursor is its entry's sequence."""
+    """How a turn is rendered for one kind of client. Every dialect can be resumed after any entry."""
 
     name: str
-    media_type: str
-    heartbeat: bytes
-    """What is sent in silence; empty where the dialect has no legal form for it."""
-    is_self_delimited: bool
-    """Whether a stream that ends without the turn's end can be told from one that ended; else it is broken off."""
-    can_reset: bool
-    """Whether it can say that the text so far does not count. If not, a new reader starts after the last restart."""
     start: Callable[[TurnKey], Any]
-    """The state before the first entry."""
+    """Returns the state before the first entry."""
     render: Callable[[Any, Stored], tuple[Frame, Any]]
+    """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
-    """A turn that has left the log, whole, for a reader who was sent so many events of it while it was there."""
-    is_stateful: bool = False
-    """Whether an entry looks different by what came before it. Then a turn is rendered from its beginning."""
-    sends_retry: bool = False
-    """Whether each connection begins with how long its reader is to wait before it comes back (`retry:`)."""
-    headers: Mapping[str, str] = {}
+    """Returns a whole turn that has left the log, for a reader that received so many of its events from the log."""
     render_json: Callable[[TurnRecord], bytes] | None = None
-    """A completed turn as the one JSON body that a client gets who asked for no stream; None: it has no such form."""
+    """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
+    media_type: str = sse.MEDIA_TYPE
+    heartbeat: bytes = sse.HEARTBEAT
+    """Sent when a stream is silent; empty where the dialect has no legal form for it."""
+    headers: Mapping[str, str] = {}
+    is_self_delimited: bool = False
+    """Whether clients can tell a body that stops before the turn's end from a whole one. If not, the gateway breaks
+    the connection off instead of ending the body."""
+    can_reset: bool = False
+    """Whether it has an event for "discard the text so far". If not, a new reader starts after the last restart."""
+    is_stateful: bool = False
+    """Whether the frame of an entry depends on earlier entries, so that a turn is always rendered from its start."""
+    sends_retry: bool = False
+    """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""

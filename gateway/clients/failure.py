@@ -1,4 +1,4 @@
-"""Why there is no whole answer, where an entry or a record does not say it itself, and the type of it. Pure."""
+"""The failure to report for a turn without a whole answer, and Anthropic's error type for it."""
 
 from tailrace.proto import end_entry
 from tailrace.proto.entries import Failure
@@ -9,11 +9,11 @@ CANCELLED = Failure("turn_cancelled", "the turn was cancelled")
 LOST = end_entry.LOST_FAILURE
 
 
-def of_record(record: TurnRecord) -> Failure:
-    """Of a turn that has left the log, and was not completed."""
+def failure_of(record: TurnRecord) -> Failure:
+    """Returns why a turn that has left the log was not completed."""
     return record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
 
 
-def type_of(failure: Failure) -> str:
-    """Anthropic's error type. A code may be newer than this version."""
+def error_type(failure: Failure) -> str:
+    """Returns Anthropic's error type, `api_error` for a code that a newer version has stored."""
     return CODES[failure.code].type if failure.code in CODES else "api_error"

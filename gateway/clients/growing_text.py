@@ -1,21 +1,21 @@
-"""A text that grows piece by piece in an immutable state: adding one costs the same however long it is."""
+"""An immutable text to which a delta is added in constant time, for the states of dialects."""
 
 from typing import NamedTuple
 
 
-class Pieces(NamedTuple):
-    """The newest piece first, then what was there before it."""
+class GrowingText(NamedTuple):
+    """A linked list of deltas, newest first."""
 
-    piece: str = ""
-    before: "Pieces | None" = None
+    last: str = ""
+    before: "GrowingText | None" = None
 
-    def plus(self, piece: str) -> "Pieces":
-        return Pieces(piece, self)
+    def plus(self, delta: str) -> "GrowingText":
+        return GrowingText(delta, self)
 
     def text(self) -> str:
-        found: list[str] = []
-        pieces: Pieces | None = self
-        while pieces is not None:
-            found.append(pieces.piece)
-            pieces = pieces.before
-        return "".join(reversed(found))
+        deltas: list[str] = []
+        node: GrowingText | None = self
+        while node is not None:
+            deltas.append(node.last)
+            node = node.before
+        return "".join(reversed(deltas))

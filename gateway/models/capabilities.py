@@ -1,4 +1,4 @@
-"""What Anthropic says that a model takes, in the words of proto.models. Pure; what it does not say stays as it was."""
+"""Converts the `capabilities` of Anthropic's model list to the fields of proto.models.Supports."""
 
 import msgspec
 
@@ -30,7 +30,7 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """As much as we look at of the `capabilities` of Anthropic's ModelInfo."""
+    """The fields of `capabilities` in Anthropic's ModelInfo that are used."""
 
     image_input: Flag | None = None
     pdf_input: Flag | None = None
@@ -40,22 +40,22 @@ class Capabilities(msgspec.Struct, frozen=True):
     effort: Effort | None = None
 
 
-def updated(supports: Supports, capabilities: bytes) -> Supports:
-    """`supports`, and over it what `capabilities`, Anthropic's JSON, says. What cannot be read says nothing."""
+def update_supports(supports: Supports, capabilities: bytes) -> Supports:
+    """Returns `supports` with the values in `capabilities`, Anthropic's JSON. Invalid JSON changes nothing."""
     try:
-        told = msgspec.json.decode(capabilities, type=Capabilities | None) or Capabilities()
+        given = msgspec.json.decode(capabilities, type=Capabilities | None) or Capabilities()
     except DECODE_ERRORS:
         return supports
-    thinking = told.thinking.types if told.thinking is not None else None
-    said = {
-        "vision": _flag(told.image_input),
-        "pdf": _flag(told.pdf_input),
-        "citations": _flag(told.citations),
-        "structured_outputs": _flag(told.structured_outputs),
+    thinking = given.thinking.types if given.thinking is not None else None
+    values = {
+        "vision": _flag(given.image_input),
+        "pdf": _flag(given.pdf_input),
+        "citations": _flag(given.citations),
+        "structured_outputs": _flag(given.structured_outputs),
         "thinking": _supported(thinking),
-        "effort": _supported(told.effort),
+        "effort": _supported(given.effort),
     }
-    return msgspec.structs.replace(supports, **{name: value for name, value in said.items() if value is not None})
+    return msgspec.structs.replace(supports, **{name: value for name, value in values.items() if value is not None})
 
 
 def _flag(flag: Flag | None) -> bool | None:
@@ -63,7 +63,7 @@ def _flag(flag: Flag | None) -> bool | None:
 
 
 def _supported(flags: ThinkingTypes | Effort | None) -> tuple[str, ...] | None:
-    """The names of those that are supported; None when nothing was said."""
+    """Returns the names of the flags that are set; None if there are no flags."""
     if flags is None:
         return None
     return tuple(name for name in flags.__struct_fields__ if _flag(getattr(flags, name)))

@@ -1,4 +1,4 @@
-"""A model as `GET /v1/models` tells it: one body that the openai SDKs and the anthropic SDKs both understand. Pure."""
+"""The bodies of `GET /v1/models`, which OpenAI's and Anthropic's SDKs both parse, and of its capabilities route."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
@@ -6,21 +6,21 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.gateway.models.capabilities import updated
+from tailrace.gateway.models.capabilities import update_supports
 from tailrace.gateway.models.offer import Listed
 from tailrace.proto.errors import Refused
 from tailrace.proto.model_records import ListedModel
 from tailrace.proto.models import Model, Prices, Supports
 
-# Anthropic's own value where it does not know the day.
+# Anthropic's own value for an unknown date.
 UNKNOWN_DAY = date(1970, 1, 1)
 LIMIT_MAX = 1000
-# Nano-dollars a token are thousandths of a dollar a million tokens.
+# Nano-dollars per token are thousandths of a dollar per million tokens.
 NANO_USD_PER_USD_A_MILLION = 1000
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's four fields, then those of Anthropic's ModelInfo."""
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model: OpenAI's four fields, then those of Anthropic's ModelInfo."""
 
     id: str
     object: Literal["model"] = "model"
@@ -38,18 +38,18 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: msgspec.Raw
 
 
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's list, and Anthropic's page of one."""
+class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of models in the formats of OpenAI and Anthropic."""
 
     object: Literal["list"] = "list"
-    data: list[Card]
+    data: list[ModelCard]
     has_more: bool
     first_id: str | None
     last_id: str | None
 
 
 class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):
-    """Dollars a million tokens."""
+    """Prices in dollars per million tokens."""
 
     input: float
     output: float
@@ -59,7 +59,7 @@ class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LongPromptPrices(UsdPrices, frozen=True, kw_only=True):
-    """Of a call whose prompt has more tokens than this."""
+    """The prices of a model call whose prompt has more than `over_tokens` tokens."""
 
     over_tokens: int
 
@@ -69,8 +69,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
-class Sheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that is known of a model; what is not known is left out."""
+class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What Tailrace knows about a model. Unknown values are left out."""
 
     id: str
     display_name: str
@@ -83,15 +83,15 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     supports: Supports
 
 
-class Sheets(msgspec.Struct, frozen=True, kw_only=True):
+class ModelSheets(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
-    data: list[Sheet]
+    data: list[ModelSheet]
 
 
-def card(model: Model, listed: Listed | None) -> Card:
-    told = (listed or {}).get(model.id) or ListedModel(id=model.id)
-    created_at = told.created_at or midnight(model.released or UNKNOWN_DAY)
-    return Card(
+def build_card(model: Model, listed: Listed | None) -> ModelCard:
+    info = (listed or {}).get(model.id) or ListedModel(id=model.id)
+    created_at = info.created_at or midnight(model.released or UNKNOWN_DAY)
+    return ModelCard(
         id=model.id,
         created=int(created_at.timestamp()),
         display_name=model.name,
@@ -99,40 +99,40 @@ def card(model: Model, listed: Listed | None) -> Card:
         line=model.line,
         lifecycle=model.lifecycle,
         retires_at=midnight(model.retires) if model.retires is not None else None,
-        max_input_tokens=told.max_input_tokens or model.input_tokens_max,
-        max_tokens=told.max_tokens or model.output_tokens_max,
-        capabilities=told.capabilities,
+        max_input_tokens=info.max_input_tokens or model.input_tokens_max,
+        max_tokens=info.max_tokens or model.output_tokens_max,
+        capabilities=info.capabilities,
     )
 
 
-def sheet(model: Model, listed: Listed | None) -> Sheet:
-    told = (listed or {}).get(model.id) or ListedModel(id=model.id)
+def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
+    info = (listed or {}).get(model.id) or ListedModel(id=model.id)
     long = model.long_prompt
-    return Sheet(
+    return ModelSheet(
         id=model.id,
         display_name=model.name,
         aliases=model.aliases,
         lifecycle=model.lifecycle,
         retires=model.retires,
         limits=Limits(
-            context_tokens=told.max_input_tokens or model.input_tokens_max,
-            output_tokens=told.max_tokens or model.output_tokens_max,
+            context_tokens=info.max_input_tokens or model.input_tokens_max,
+            output_tokens=info.max_tokens or model.output_tokens_max,
         ),
-        usd_per_million_tokens=UsdPrices(**usd(model.prices)),
+        usd_per_million_tokens=UsdPrices(**usd_prices(model.prices)),
         usd_per_million_tokens_of_a_long_prompt=(
-            LongPromptPrices(over_tokens=long.over_tokens, **usd(long.prices)) if long is not None else None
+            LongPromptPrices(over_tokens=long.over_tokens, **usd_prices(long.prices)) if long is not None else None
         ),
-        supports=updated(model.supports, bytes(told.capabilities)),
+        supports=update_supports(model.supports, bytes(info.capabilities)),
     )
 
 
-def page(cards: Sequence[Card], *, after_id: str | None, before_id: str | None, limit: int) -> Page:
-    """The page right after, or right before, a model of the list; without either the first. Raises Refused."""
+def build_page(cards: Sequence[ModelCard], *, after_id: str | None, before_id: str | None, limit: int) -> ModelPage:
+    """Returns the page after or before a model of the list, or the first page. Raises Refused."""
     if after_id is not None and before_id is not None:
-        raise Refused("request_invalid", "send `after_id` or `before_id`, not both")
-    ids = [one.id for one in cards]
+        raise Refused("request_invalid", "send either `after_id` or `before_id`")
+    ids = [card.id for card in cards]
     if not {after_id, before_id} <= {None, *ids}:
-        raise Refused("request_invalid", "`after_id` and `before_id` are ids of this list")
+        raise Refused("request_invalid", "`after_id` and `before_id` must be ids of listed models")
     if before_id is not None:
         end = ids.index(before_id)
         found, has_more = cards[max(0, end - limit) : end], end > limit
@@ -140,10 +140,10 @@ def page(cards: Sequence[Card], *, after_id: str | None, before_id: str | None, 
         begin = ids.index(after_id) + 1 if after_id is not None else 0
         found, has_more = cards[begin : begin + limit], begin + limit < len(cards)
     first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return Page(data=list(found), has_more=has_more, first_id=first, last_id=last)
+    return ModelPage(data=list(found), has_more=has_more, first_id=first, last_id=last)
 
 
-def usd(prices: Prices) -> dict[str, float]:
+def usd_prices(prices: Prices) -> dict[str, float]:
     return {
         "input": prices.input_nano_usd / NANO_USD_PER_USD_A_MILLION,
         "output": prices.output_nano_usd / NANO_USD_PER_USD_A_MILLION,

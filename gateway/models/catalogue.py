@@ -1,6 +1,6 @@
-"""Which of the models that we know can be asked, as Anthropic lists them; asked through a generator, and kept a while.
+"""The cached list of models that Anthropic offers for the operator's key, requested from a generator.
 
-The gateway has no key. Without anybody who has one, the data file alone says what there is.
+The gateway has no API key. Without a generator that has one, all models of the data file are offered.
 """
 
 import asyncio
@@ -20,58 +20,57 @@ from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
 
-KEPT_S = 300.0
-# While no generator is there, and nobody who could say.
-ASKED_AGAIN_S = 5.0
+CACHED_S = 300.0
+# The time until the next request if no generator has answered.
+RETRY_S = 5.0
 
 
 class Catalogue:
+    """A cache of the offered models, refreshed in the background by tasks in `group`."""
+
     def __init__(self, services: Rpc, group: asyncio.TaskGroup, timeout_s: float, aliases: Mapping[str, str]) -> None:
         self._services = services
         self._group = group
         self._timeout_s = timeout_s
         self._offer = Offer(aliases=aliases)
-        self._asking: asyncio.Task[None] | None = None
-        self._has_asked = False
-        self._until = 0.0
+        self._request: asyncio.Task[None] | None = None
+        self._is_loaded = False
+        self._fresh_until = 0.0
 
     async def offer(self, tenant: Tenant) -> Offer:
-        """What can be asked. It is the same for all tenants.
+        """Returns the offered models, which are the same for all tenants.
 
-        Only the first wait until a generator has been asked; after that nobody does, for every question comes by here.
+        Waits only for the first answer of a generator: every new turn calls this.
         """
-        is_old = asyncio.get_running_loop().time() >= self._until
-        if is_old and (self._asking is None or self._asking.done()):
-            self._asking = self._group.create_task(self._ask(tenant))
-        if self._asking is not None and not self._has_asked:
-            await asyncio.shield(self._asking)
+        is_old = asyncio.get_running_loop().time() >= self._fresh_until
+        if is_old and (self._request is None or self._request.done()):
+            self._request = self._group.create_task(self._load(tenant))
+        if self._request is not None and not self._is_loaded:
+            await asyncio.shield(self._request)
         return self._offer
 
     def close(self) -> None:
-        """Asks no more."""
-        if self._asking is not None:
-            self._asking.cancel()
+        """Cancels a running request."""
+        if self._request is not None:
+            self._request.cancel()
 
-    async def _ask(self, tenant: Tenant) -> None:
-        listed = await self._listed(tenant)
+    async def _load(self, tenant: Tenant) -> None:
+        listed = await self._request_list(tenant)
         self._offer = self._offer._replace(listed=listed)
-        self._has_asked = True
-        self._until = asyncio.get_running_loop().time() + (ASKED_AGAIN_S if listed is None else KEPT_S)
+        self._is_loaded = True
+        self._fresh_until = asyncio.get_running_loop().time() + (RETRY_S if listed is None else CACHED_S)
 
-    async def _listed(self, tenant: Tenant) -> Listed | None:
-        """None when nobody can say."""
+    async def _request_list(self, tenant: Tenant) -> Listed | None:
+        """Returns None if no generator answers."""
         try:
             reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
-            return known(msgspec.json.decode(reply, type=ListedModels).data)
+            return offered(msgspec.json.decode(reply, type=ListedModels).data)
         except (TailraceError, *DECODE_ERRORS) as error:
-            logger.info("models come from the data file alone", error=str(error))
+            logger.info("no generator listed the models; offering all models of the data file", error=str(error))
             return None
 
 
-def known(listed: list[ListedModel]) -> Listed | None:
-    """Those that can be asked here: a model without a row in the data file would be refused.
-
-    None when there is not one: then it was not Anthropic's API that listed them.
-    """
+def offered(listed: list[ListedModel]) -> Listed | None:
+    """Returns the listed models that the data file has; None if it has none: then the list is not Anthropic's."""
     found = {model.id: one for one in listed if (model := find_model(one.id)) is not None}
     return found or None

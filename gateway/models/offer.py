@@ -1,7 +1,7 @@
-"""What can be asked here: the models of this gateway, by any of their names. Pure; it asks nobody.
+"""The models that this gateway offers, and how a request's model name is resolved.
 
-They are the data file's, for nothing is known of others. Once Anthropic has said which of them the operator's key may
-use, they are those. It is one rule for the lists, for every protocol's questions and for what a refusal names.
+They are the models of the data file, because prices and limits of others are unknown. Once Anthropic has listed the
+models of the operator's key, they are those that are in both. Model lists, requests and error messages use this rule.
 """
 
 from collections.abc import Mapping
@@ -13,30 +13,30 @@ from tailrace.proto.model_records import ListedModel
 from tailrace.proto.models import Model, models, resolve_model
 
 Listed = Mapping[str, ListedModel]
-"""What Anthropic lists, by our own ids."""
+"""The models that Anthropic lists, by the ids of the data file."""
 QUOTED_CHARS_MAX = 64
 
 
 class Offer(NamedTuple):
-    """`listed`: None as long as Anthropic has not said. `aliases`: foreign names, and what they mean here."""
+    """The offered models. `listed`: None until Anthropic has answered. `aliases`: the operator's names for models."""
 
     listed: Listed | None = None
     aliases: Mapping[str, str] = MappingProxyType({})
 
     @property
     def models(self) -> list[Model]:
-        """The default one first."""
+        """The default model is first."""
         return [model for model in models().values() if self.listed is None or model.id in self.listed]
 
     def model(self, name: str | None, code: str = "model_unknown") -> Model:
-        """The model of that name, the default one without; raises Refused, as `code`, with the names that there are."""
-        there = self.models
-        found = resolve_model(name, self.aliases) if name is not None else there[0]
-        if found is None or found not in there:
-            names = ", ".join(model.id for model in there)
+        """Returns the model `name`, the default model for None. Raises Refused with `code` for an unknown name."""
+        offered = self.models
+        found = resolve_model(name, self.aliases) if name is not None else offered[0]
+        if found is None or found not in offered:
+            names = ", ".join(model.id for model in offered)
             raise Refused(
                 code,
-                f"there is no model `{(name or '')[:QUOTED_CHARS_MAX]}` here; there are {names}; "
-                "an operator may give a name its meaning (TAILRACE_MODEL_ALIASES)",
+                f"unknown model `{(name or '')[:QUOTED_CHARS_MAX]}`; choose one of {names}; "
+                "the operator can define aliases with TAILRACE_MODEL_ALIASES",
             )
         return found

@@ -7,16 +7,22 @@ reads and writes. Where a body is another protocol's, its own reference is linke
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tailrace.gateway.clients.ai_sdk.request import ChatRequest as UIChatRequest
+from tailrace.gateway.clients.ai_sdk.request import UIChatRequest
 from tailrace.gateway.clients.ai_sdk.routes import Stopped
-from tailrace.gateway.clients.anthropic.count_tokens import Prompt as CountTokensRequest
+from tailrace.gateway.clients.anthropic.count_tokens import CountTokensRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.native.routes import Accepted
-from tailrace.gateway.clients.openai.chat_request import ChatRequest as ChatCompletionRequest
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.clients.tutorials.routes import Conversation, Job, Prompt, Said, Started
-from tailrace.gateway.models.card import Card, Page, Sheets
+from tailrace.gateway.clients.tutorials.request import (
+    AIChatRequest,
+    ChatRequest,
+    ChatStreamRequest,
+    StartJobRequest,
+)
+from tailrace.gateway.clients.tutorials.routes import StartedJob
+from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import Deleted
@@ -153,10 +159,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/messages/count_tokens"): Operation("anthropic", CountTokensRequest, TokenCount, see=ANTHROPIC),
     ("GET", "/v1/models"): Operation(
-        "models", answers=Page, parameters=("limit", "after_id", "before_id", "lifecycle")
+        "models", answers=ModelPage, parameters=("limit", "after_id", "before_id", "lifecycle")
     ),
-    ("GET", "/v1/models/capabilities"): Operation("models", answers=Sheets),
-    ("GET", "/v1/models/{model}"): Operation("models", answers=Card),
+    ("GET", "/v1/models/capabilities"): Operation("models", answers=ModelSheets),
+    ("GET", "/v1/models/{model}"): Operation("models", answers=ModelCard),
     ("GET", "/v1/prompts"): Operation("models", answers=PromptList),
     ("GET", "/v1/prompts/{name}"): Operation("models", answers=PromptTemplate),
     ("POST", "/api/chat"): Operation("ai-sdk", UIChatRequest, streams=SSE, parameters=("key",), see=AI_SDK),
@@ -178,10 +184,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/projects/{project}"): Operation("projects", answers=ProjectRecord),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", answers=Deleted),
     ("GET", "/v1/usage"): Operation("projects", answers=UsageList, parameters=("by", "from", "to", *PAGE)),
-    ("POST", "/chat/stream"): Operation("tutorials", Prompt, streams=SSE, parameters=("key",)),
-    ("POST", "/chat"): Operation("tutorials", Said, streams="text/plain", parameters=("key",)),
-    ("POST", "/ai/chat"): Operation("tutorials", Conversation, streams=SSE, parameters=("key",)),
-    ("POST", "/api/start-job"): Operation("tutorials", Job, Started, 202, parameters=("key",)),
+    ("POST", "/chat/stream"): Operation("tutorials", ChatStreamRequest, streams=SSE, parameters=("key",)),
+    ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key",)),
+    ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key",)),
+    ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), also=GONE),
     ("GET", "/"): Operation("operation", answers=Directory, streams="text/plain"),
     ("GET", "/health"): Operation("operation", answers=Health),

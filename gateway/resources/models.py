@@ -6,7 +6,7 @@ from starlette.routing import Route
 
 from tailrace.gateway.dependencies import offer_to
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.models.card import LIMIT_MAX, Sheets, card, page, sheet
+from tailrace.gateway.models.card import LIMIT_MAX, ModelSheets, build_card, build_page, build_sheet
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.proto.errors import Refused
 
@@ -17,22 +17,22 @@ async def models(request: Request) -> Response:
     """`GET /v1/models`: OpenAI's list and Anthropic's page in one body, with Anthropic's parameters."""
     offer, query = await offer_to(request), request.query_params
     wanted = lifecycles_of(request)
-    cards = [card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
+    cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
     # All of them, for who names no limit: the openai SDKs know no pages here.
-    return json_response(page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
+    return json_response(build_page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
 
 
 async def model(request: Request) -> Response:
     """`GET /v1/models/{model}`: by any of its names."""
     offer = await offer_to(request)
-    return json_response(card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
+    return json_response(build_card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
 
 
 async def capabilities(request: Request) -> Response:
     """`GET /v1/models/capabilities`: limits, prices, and what each model takes."""
     offer = await offer_to(request)
-    return json_response(Sheets(data=[sheet(model, offer.listed) for model in offer.models]))
+    return json_response(ModelSheets(data=[build_sheet(model, offer.listed) for model in offer.models]))
 
 
 def lifecycles_of(request: Request) -> list[str]:

@@ -6,9 +6,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN
-from tailrace.gateway.clients.native.routes import look
 from tailrace.gateway.dependencies import caller_of, gateway_of, turn_of
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.respond import asked
 from tailrace.proto.errors import Refused
 
@@ -38,7 +38,7 @@ async def post(request: Request) -> Response:
     life_s = SHARED_S if new.life_s is None else new.life_s
     if not SHARED_S_MIN <= life_s <= SHARED_S_MAX:
         raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds")
-    await look(gateway, key)
+    await read_turn(gateway, key)
     caller = caller_of(request)
     if new.is_shared:
         token, ticket = gateway.tickets.create_shared(caller, key.turn, life_s)

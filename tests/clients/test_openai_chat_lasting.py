@@ -119,7 +119,7 @@ async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) 
     async with sdk_of(takeover.gateway.url) as sdk:
         stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=asked(line), stream=True))
         async with takeover.killed_after(12):
-            with pytest.raises(openai.APIError, match="begins anew") as raised:
+            with pytest.raises(openai.APIError, match="starts again") as raised:
                 await kept(await stream, got)
             turn = turn_of(got[0].id)
             chunks = [chunk async for chunk in await resumed(sdk, turn)]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.ai_sdk.stream import UI, chunks
+from tailrace.gateway.clients.ai_sdk.stream import UI, record_chunks
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId
@@ -87,9 +87,9 @@ def plain(value: object) -> Any:
 async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
     """Every kind of part, from the log's stream and from the database's, and how a message ends."""
     live = [streamed(log) for log in LOGS.values()]
-    late = [plain(chunks(recorded(log))) for log in LOGS.values()]
+    late = [plain(record_chunks(recorded(log))) for log in LOGS.values()]
     seen = await node.run("messages.mjs", json.dumps(live + late))
-    kept = [plain(message.messages([recorded(log)])[1]) for log in LOGS.values()]
+    kept = [plain(message.build_messages([recorded(log)])[1]) for log in LOGS.values()]
     assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
 
@@ -104,6 +104,6 @@ async def test_a_message_of_two_turns_is_one_in_the_history() -> None:
         recorded(rest, "t2"), parent="t1", metadata={"ui_message": "msg_t1"}, input=[Message("user", [result])]
     )
     output = {"type": "tool-output-available", "toolCallId": "c1", "output": {"found": 1}}
-    (seen,) = await node.run("messages.mjs", json.dumps([plain([*chunks(call), output, *chunks(after)])]))
-    _, kept = message.messages([call, after])
+    (seen,) = await node.run("messages.mjs", json.dumps([plain([*record_chunks(call), output, *record_chunks(after)])]))
+    _, kept = message.build_messages([call, after])
     assert plain(kept) == seen

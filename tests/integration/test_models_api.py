@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.models.catalogue import ASKED_AGAIN_S
+from tailrace.gateway.models.catalogue import RETRY_S
 from tailrace.proto.models import models
 from tests import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, on_shared_loop
@@ -102,8 +102,8 @@ async def test_what_is_not_listed_cannot_be_asked(gateway: Gateway, path: str, b
     refused = await gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["message"] == (
-        f"there is no model `claude-mythos-5` here; there are {', '.join(LISTED)}; "
-        "an operator may give a name its meaning (TAILRACE_MODEL_ALIASES)"
+        f"unknown model `claude-mythos-5`; choose one of {', '.join(LISTED)}; "
+        "the operator can define aliases with TAILRACE_MODEL_ALIASES"
     )
 
 
@@ -178,7 +178,7 @@ async def test_a_list_outlives_the_generator_that_told_it(
         async def is_told_by_anthropic() -> bool:
             return await told() == LISTED
 
-        await until(is_told_by_anthropic, ASKED_AGAIN_S + 5)
+        await until(is_told_by_anthropic, RETRY_S + 5)
     assert await told() == LISTED
 
 

@@ -220,14 +220,14 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
     """It is in no turn, so nothing but the hold says that somebody is about to read it."""
     document = b64encode(os.urandom(6_300_000)).decode()
     first = await shown(gateway, document)
-    ask = count_tokens.asked_of_generators
+    ask = count_tokens.ask_generator
 
     async def deleted_before(gateway_: Any, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
         if question.is_lifted:
             assert await delete(gateway, first) == 200
         return await ask(gateway_, tenant, question, timeout_s)
 
-    monkeypatch.setattr(count_tokens, "asked_of_generators", deleted_before)
+    monkeypatch.setattr(count_tokens, "ask_generator", deleted_before)
     body = {"model": "claude-sonnet-5-5", "messages": showing(document)}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert answer.status_code == 200, answer.text

@@ -14,8 +14,8 @@ from tests.event_stream import EventStream, Sent
 WITHOUT_CURSOR = "text"
 # Its events are numbered, and taken up at a route of their own.
 NUMBERED = "openai-responses"
-# An answer that begins anew, where the dialect can only say so and break off: what came before does not count.
-ANEW = "begins anew"
+# The message of a restart, in dialects that can only report it and break the connection off: the text before is void.
+ANEW = "starts again"
 AGAIN_S = 0.05
 
 

@@ -63,7 +63,7 @@ WHOLE = {name: dialect.render_json for name, dialect in DIALECTS.items() if dial
 VIEWS: dict[str, Callable[[TurnRecord], object]] = {
     "input_items": lambda told: items_of(told.turn, told.input),
     "response": response_of,
-    "ui messages": lambda told: message.messages([told, told]),
+    "ui messages": lambda told: message.build_messages([told, told]),
     **{name: partial(archived, dialect) for name, dialect in DIALECTS.items()},
     **{f"{name}, whole": whole for name, whole in WHOLE.items()},
 }

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
-from tailrace.gateway.clients.openai import chat_request
-from tailrace.gateway.clients.openai.chat_parameters import FOREIGN
-from tailrace.gateway.clients.openai.chat_request import ChatRequest
-from tailrace.gateway.clients.openai.unsupported import Asked
+from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
+from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.turns.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.proto.entries import Message
@@ -34,20 +33,20 @@ CALLED = {"type": "tool_use", "id": "c1", "name": "look", "input": {"q": 1}}
 PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
 
 
-def asked(model: str = HAIKU, **given: Any) -> Asked:
+def asked(model: str = HAIKU, **given: Any) -> BuiltTurn:
     body = {"model": model, "messages": [HI], **given}
-    return chat_request.asked(decode(msgspec.json.encode(body), ChatRequest), models()[model])
+    return build_turn(decode(msgspec.json.encode(body), ChatCompletionRequest), models()[model])
 
 
 def refusal(model: str = HAIKU, **given: Any) -> str:
     with pytest.raises(Refused) as refused:
-        check(asked(model, **given).ask)
+        check(asked(model, **given).turn)
     assert refused.value.code == "request_invalid"
     return refused.value.message
 
 
 def said(*told: dict[str, Any]) -> tuple[Any, list[Message] | None]:
-    ask = asked(messages=list(told)).ask
+    ask = asked(messages=list(told)).turn
     check(ask)
     return ask.system, ask.messages
 
@@ -58,7 +57,7 @@ def text(said: str, **further: object) -> dict[str, Any]:
 
 def test_a_question_is_the_same_question() -> None:
     """Nothing is asked that was not, and each question without a session begins one."""
-    assert asked() == Asked(NewTurn(messages=[Message("user", "hi")], model=HAIKU), [])
+    assert asked() == BuiltTurn(NewTurn(messages=[Message("user", "hi")], model=HAIKU), [])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_a_question_is_the_same_question() -> None:
 )
 def test_an_option_in_anthropics_terms(model: str, given: dict[str, Any], wanted: dict[str, Any] | None) -> None:
     """What goes to the model is what its own API calls it."""
-    assert asked(model, **given).ask.options == wanted
+    assert asked(model, **given).turn.options == wanted
 
 
 def test_what_has_a_place_of_its_own() -> None:
@@ -116,7 +115,7 @@ def test_what_has_a_place_of_its_own() -> None:
         "project_id": "p",
     }
     policies = {"on_busy": "branch", "on_interrupt": "fail", "on_disconnect": "cancel"}
-    assert asked(**given, **policies).ask == NewTurn(
+    assert asked(**given, **policies).turn == NewTurn(
         messages=[Message("user", "hi")],
         model=HAIKU,
         max_tokens=9,
@@ -129,13 +128,13 @@ def test_what_has_a_place_of_its_own() -> None:
         on_interrupt="fail",
         on_disconnect="cancel",
     )
-    assert asked(max_tokens=9).ask.max_tokens == asked(max_tokens=9, max_completion_tokens=9).ask.max_tokens == 9
+    assert asked(max_tokens=9).turn.max_tokens == asked(max_tokens=9, max_completion_tokens=9).turn.max_tokens == 9
 
 
 def test_a_tool_is_told_whole() -> None:
     """What it may be without, and what Anthropic's definitions have besides."""
     strict = {**LOOK, "function": {"name": "look", "strict": True}, "cache_control": {"type": "ephemeral"}}
-    assert asked(tools=[strict]).ask.tools == [
+    assert asked(tools=[strict]).turn.tools == [
         {
             "name": "look",
             "input_schema": {"type": "object", "properties": {}},
@@ -217,15 +216,15 @@ def test_who_tells_an_answer_tells_the_conversation() -> None:
     """Who tells none tells what is new in it, as clients of OpenAI-compatible servers with sessions do."""
     answer = {"role": "assistant", "content": "a"}
     tool = {"role": "tool", "tool_call_id": "c1", "content": "1"}
-    assert asked(session_id="s", messages=[HI, answer, HI]).ask.full_history
-    assert not asked(session_id="s", messages=[HI]).ask.full_history
-    assert not asked(session_id="s", messages=[tool]).ask.full_history
+    assert asked(session_id="s", messages=[HI, answer, HI]).turn.full_history
+    assert not asked(session_id="s", messages=[HI]).turn.full_history
+    assert not asked(session_id="s", messages=[tool]).turn.full_history
 
 
-@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
+@pytest.mark.parametrize("foreign", UNSUPPORTED, ids=lambda foreign: foreign.name)
 def test_what_claude_does_not_have_is_ignored_or_refused(foreign: Any) -> None:
     """By the table: named either way, and taken without a word when it asks for nothing."""
-    for idle in (None, *foreign.idle):
+    for idle in (None, *foreign.allowed):
         assert asked(**{foreign.name: idle}).ignored == []
     if foreign.is_refused:
         assert f"`{foreign.name}`" in refusal(**{foreign.name: "something"})
@@ -314,21 +313,22 @@ TOLD = st.fixed_dictionaries(
 
 
 @given(
-    st.dictionaries(st.sampled_from(ChatRequest.__struct_fields__), JSON, max_size=3), st.lists(TOLD | JSON, max_size=3)
+    st.dictionaries(st.sampled_from(ChatCompletionRequest.__struct_fields__), JSON, max_size=3),
+    st.lists(TOLD | JSON, max_size=3),
 )
 def test_any_body_is_a_question_or_is_refused(given_fields: dict[str, Any], told: list[Any]) -> None:
     """Nothing else is raised, whatever stands in it."""
     body = {**given_fields, "messages": [HI, *told], "model": HAIKU}
     with suppress(Refused):
-        check(chat_request.asked(decode(msgspec.json.encode(body), ChatRequest), models()[HAIKU]).ask)
+        check(build_turn(decode(msgspec.json.encode(body), ChatCompletionRequest), models()[HAIKU]).turn)
 
 
 def test_every_parameter_of_openais_is_known() -> None:
     """What its SDK can send is either taken or in the table: nothing is unknown by oversight."""
     theirs = set(CompletionCreateParamsStreaming.__annotations__)
     assert {"messages", "stream", "web_search_options"} <= theirs
-    assert theirs - set(ChatRequest.__struct_fields__) == set()
-    assert {foreign.name for foreign in FOREIGN} <= set(ChatRequest.__struct_fields__)
+    assert theirs - set(ChatCompletionRequest.__struct_fields__) == set()
+    assert {foreign.name for foreign in UNSUPPORTED} <= set(ChatCompletionRequest.__struct_fields__)
 
 
 def test_the_documented_tables_are_the_codes() -> None:
@@ -338,7 +338,7 @@ def test_the_documented_tables_are_the_codes() -> None:
     )
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(?: (.*?) \|)?$", section, re.MULTILINE)
     foreign = {name: (treated, why) for name, treated, why in rows if treated in ("ignored", "refused")}
-    table = {one.name: ("refused" if one.is_refused else "ignored", one.why) for one in FOREIGN}
+    table = {one.name: ("refused" if one.is_refused else "ignored", one.reason) for one in UNSUPPORTED}
     assert foreign == table
     taken = {name for name, *_ in rows} - set(foreign)
-    assert set(ChatRequest.__struct_fields__) - set(table) <= taken
+    assert set(ChatCompletionRequest.__struct_fields__) - set(table) <= taken

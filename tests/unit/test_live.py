@@ -122,7 +122,7 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
         rendered.append(stored.seq)
         return Frame(text=b"%d " % stored.seq), state
 
-    counting = Dialect("counting", "", b"", True, True, lambda _: None, render, lambda _, __: Frame())
+    counting = Dialect("counting", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
     stored = answered("a", "b").stored
     live = await live_with(Told(), stored)
     first = live.frames(counting, 0, 3)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.anthropic.request import MessagesRequest, ask_of, betas_of
+from tailrace.gateway.clients.anthropic.request import MessagesRequest, beta_names, build_turn
 from tailrace.gateway.turns.request_body import NAMED, NewTurn
 from tailrace.proto.entries import Message
 
@@ -25,7 +25,7 @@ BODY = {
 
 def asked(body: dict[str, object], **headers: str) -> NewTurn:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return ask_of(msgspec.convert(body, MessagesRequest), body, Headers(raw=raw))
+    return build_turn(msgspec.convert(body, MessagesRequest), body, Headers(raw=raw))
 
 
 def test_a_question_is_told_as_it_came_in_a_place_of_its_own() -> None:
@@ -70,4 +70,4 @@ def test_headers_say_the_session_the_project_the_version_and_the_betas() -> None
 
 def test_a_beta_that_is_named_twice_is_asked_for_once() -> None:
     """In one header or in several, with any spaces: HTTP makes no difference (RFC 9110, 5.3)."""
-    assert betas_of(["a, b ,,a", "c", "", "b"]) == ["a", "b", "c"]
+    assert beta_names(["a, b ,,a", "c", "", "b"]) == ["a", "b", "c"]

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.models.capabilities import updated
-from tailrace.gateway.models.card import Page, card, page, sheet
-from tailrace.gateway.models.catalogue import known
+from tailrace.gateway.models.capabilities import update_supports
+from tailrace.gateway.models.card import ModelPage, build_card, build_page, build_sheet
+from tailrace.gateway.models.catalogue import offered
 from tailrace.gateway.models.offer import Offer
 from tailrace.proto.errors import Refused
 from tailrace.proto.model_records import ListedModel
 from tailrace.proto.models import Supports, models
 
-CARDS = [card(model, None) for model in Offer().models]
+CARDS = [build_card(model, None) for model in Offer().models]
 IDS = [one.id for one in CARDS]
 SONNET = models()["claude-sonnet-4-5"]
 
@@ -24,21 +24,21 @@ def capabilities(**told: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(told))
 
 
-def ids(found: Page) -> list[str]:
+def ids(found: ModelPage) -> list[str]:
     return [one.id for one in found.data]
 
 
 @given(limit=st.integers(1, len(IDS) + 1))
 def test_pages_one_after_the_other_are_the_list(limit: int) -> None:
     """Forwards by last_id and backwards by first_id: every model once, in order, and no page after the last."""
-    forwards = [page(CARDS, after_id=None, before_id=None, limit=limit)]
+    forwards = [build_page(CARDS, after_id=None, before_id=None, limit=limit)]
     while forwards[-1].has_more:
-        forwards.append(page(CARDS, after_id=forwards[-1].last_id, before_id=None, limit=limit))
+        forwards.append(build_page(CARDS, after_id=forwards[-1].last_id, before_id=None, limit=limit))
     assert [name for found in forwards for name in ids(found)] == IDS
     backwards: list[str] = []
     cursor: str | None = IDS[-1]
     while cursor is not None:
-        found = page(CARDS, after_id=None, before_id=cursor, limit=limit)
+        found = build_page(CARDS, after_id=None, before_id=cursor, limit=limit)
         assert (found.first_id, found.last_id) == ((ids(found)[0], ids(found)[-1]) if found.data else (None, None))
         backwards = ids(found) + backwards
         cursor = found.first_id if found.has_more else None
@@ -52,20 +52,20 @@ def test_pages_one_after_the_other_are_the_list(limit: int) -> None:
 def test_a_cursor_that_no_page_gave_is_refused(after_id: str | None, before_id: str | None) -> None:
     """An id of this list, and one of the two: a page from somewhere else would be taken for the right one."""
     with pytest.raises(Refused) as refused:
-        page(CARDS, after_id=after_id, before_id=before_id, limit=5)
+        build_page(CARDS, after_id=after_id, before_id=before_id, limit=5)
     assert refused.value.code == "request_invalid"
 
 
 def test_anthropics_list_says_which_of_our_models_there_are() -> None:
     """By whatever name it lists them; what has no row here could not be asked, and ours come in our order."""
-    listed = known([ListedModel(id=name) for name in ("claude-unheard-of", "claude-sonnet-4-5-20250929", IDS[0])])
+    listed = offered([ListedModel(id=name) for name in ("claude-unheard-of", "claude-sonnet-4-5-20250929", IDS[0])])
     assert [model.id for model in Offer(listed).models] == [IDS[0], "claude-sonnet-4-5"]
 
 
 @pytest.mark.parametrize("names", [[], ["gpt-4o", "claude-unheard-of"]])
 def test_a_list_without_any_of_our_models_says_nothing(names: list[str]) -> None:
     """Something else than Anthropic's API has answered: the data file stands."""
-    assert known([ListedModel(id=name) for name in names]) is None
+    assert offered([ListedModel(id=name) for name in names]) is None
     assert [model.id for model in Offer().models] == list(models())
 
 
@@ -79,13 +79,13 @@ def test_what_anthropic_tells_of_a_model_stands_over_the_file() -> None:
         max_tokens=1_000,
         capabilities=flags,
     )
-    listed = known([told])
-    shown, sheeted = card(SONNET, listed), sheet(SONNET, listed)
+    listed = offered([told])
+    shown, sheeted = build_card(SONNET, listed), build_sheet(SONNET, listed)
     assert (shown.created_at, shown.created) == (told.created_at, 1_759_190_400)
     assert (shown.max_input_tokens, shown.max_tokens, shown.capabilities) == (1_000_000, 1_000, flags)
     assert (sheeted.limits.context_tokens, sheeted.limits.output_tokens) == (1_000_000, 1_000)
     assert sheeted.supports == msgspec.structs.replace(SONNET.supports, pdf=False)
-    assert sheeted.usd_per_million_tokens == sheet(SONNET, None).usd_per_million_tokens
+    assert sheeted.usd_per_million_tokens == build_sheet(SONNET, None).usd_per_million_tokens
 
 
 def test_capabilities_say_yes_no_or_nothing() -> None:
@@ -98,7 +98,7 @@ def test_capabilities_say_yes_no_or_nothing() -> None:
         effort={"supported": True, "low": {"supported": True}, "max": {"supported": True}},
         telepathy={"supported": True},
     )
-    assert updated(known_before, told) == Supports(
+    assert update_supports(known_before, told) == Supports(
         vision=False, tools=True, prefill=True, structured_outputs=True, thinking=("adaptive",), effort=("low", "max")
     )
 
@@ -106,17 +106,17 @@ def test_capabilities_say_yes_no_or_nothing() -> None:
 @pytest.mark.parametrize("told", [b"null", b"{}", b"[]", b'{"image_input": true}', b"{"])
 def test_capabilities_that_cannot_be_read_say_nothing(told: bytes) -> None:
     """A shape that changes one day must not turn a list of models into an error."""
-    assert updated(Supports(vision=True), told) == Supports(vision=True)
+    assert update_supports(Supports(vision=True), told) == Supports(vision=True)
 
 
 def test_an_unknown_day_is_anthropics_own_unknown_day() -> None:
     """Their SDK wants a date: where there is none, the epoch, as they do it."""
-    assert card(models()["claude-fable-5-2"], None).created_at == datetime(1970, 1, 1, tzinfo=UTC)
+    assert build_card(models()["claude-fable-5-2"], None).created_at == datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def test_a_long_prompts_prices_are_told() -> None:
     """Dollars a million tokens, as on Anthropic's page."""
-    haiku = sheet(models()["claude-haiku-5-5"], None)
+    haiku = build_sheet(models()["claude-haiku-5-5"], None)
     long = haiku.usd_per_million_tokens_of_a_long_prompt
     assert long is not None
     assert (haiku.usd_per_million_tokens.input, long.over_tokens, long.input, long.output) == (0.1, 100_000, 0.5, 2.5)

@@ -31,8 +31,8 @@ def test_what_anthropic_does_not_list_cannot_be_asked(name: str) -> None:
         Offer(TWO, {"gpt-4o": "claude-sonnet-5-5"}).model(name)
     assert refused.value.code == "model_unknown"
     assert refused.value.message == (
-        f"there is no model `{name}` here; there are claude-haiku-5-5, claude-opus-5-5; "
-        "an operator may give a name its meaning (TAILRACE_MODEL_ALIASES)"
+        f"unknown model `{name}`; choose one of claude-haiku-5-5, claude-opus-5-5; "
+        "the operator can define aliases with TAILRACE_MODEL_ALIASES"
     )
 
 

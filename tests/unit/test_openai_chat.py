@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tailrace.gateway.clients.openai.chat_object import whole
+from tailrace.gateway.clients.openai.chat_object import render_completion
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Outcome
@@ -140,7 +140,7 @@ def test_what_claude_cites_are_annotations() -> None:
         cited(PAGE["url"], "Rivers", 11, 17),
     ]
     assert deltas(log)[-2:] == [{"annotations": annotations}, {}]
-    message = json.loads(whole(record_from_fold(KEY, log.turn)))["choices"][0]["message"]
+    message = json.loads(render_completion(record_from_fold(KEY, log.turn)))["choices"][0]["message"]
     assert message["annotations"] == annotations
     assert message["content"][4:11] == "water 🌊"
     assert message["content"] == "Not water 🌊 runs."
@@ -191,7 +191,9 @@ def test_why_it_stopped(stop_reason: str, finish_reason: str) -> None:
     """In OpenAI's words, streamed and whole."""
     log = ended(begun(), stop_reason)
     assert chunks(log)[-1]["choices"][0]["finish_reason"] == finish_reason
-    assert json.loads(whole(record_from_fold(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
+    assert (
+        json.loads(render_completion(record_from_fold(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
+    )
 
 
 def test_cached_tokens_are_part_of_the_prompt() -> None:
@@ -200,7 +202,7 @@ def test_cached_tokens_are_part_of_the_prompt() -> None:
     log.ask()
     log.take()
     log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, CallUsage(1, 0, 20, 300))))
-    made = json.loads(whole(record_from_fold(KEY, ended(log).turn)))["usage"]
+    made = json.loads(render_completion(record_from_fold(KEY, ended(log).turn)))["usage"]
     assert (made["prompt_tokens"], made["completion_tokens"], made["total_tokens"]) == (321, 3, 324)
     assert made["prompt_tokens_details"] == {"cached_tokens": 300, "cache_write_tokens": 20}
 
@@ -295,7 +297,7 @@ def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
     kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
     streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
     archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
-    completion = json.loads(whole(told))
+    completion = json.loads(render_completion(told))
     message = completion["choices"][0]["message"]
     assert same(streamed) == same(archived) == same(message)
     if log.chain.is_ended:
@@ -313,7 +315,7 @@ def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) 
         assert set(made.model_extra or {}) <= {"cursor"}
         for choice in made.choices:
             assert set(choice.delta.model_extra or {}) <= {"reasoning_content", "annotations"}
-    completion = ChatCompletion.model_validate_json(whole(record_from_fold(KEY, log.turn)))
+    completion = ChatCompletion.model_validate_json(render_completion(record_from_fold(KEY, log.turn)))
     assert completion.model_extra == {}
     assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}
 

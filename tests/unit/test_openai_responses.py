@@ -12,8 +12,8 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tailrace.gateway.clients.openai.responses_object import counted, response_of
-from tailrace.gateway.clients.openai.responses_stream import snapshot
+from tailrace.gateway.clients.openai.responses_object import response_of, usage_object
+from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.clients.registry import DIALECTS, Frame
 from tailrace.gateway.streaming import sse
 from tailrace.gateway.streaming.event_stream import unseen
@@ -170,7 +170,7 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
     """Its pydantic models, and nothing beside their fields."""
     whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
-    for event in [*told(log.stored), *whole, *data(sse.encode(snapshot(KEY, log.turn, len(told(log.stored)))))]:
+    for event in [*told(log.stored), *whole, *data(sse.encode(render_snapshot(KEY, log.turn, len(told(log.stored)))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
 
@@ -214,7 +214,9 @@ def test_a_snapshot_is_a_legal_start_that_joins_the_stream(log: Handwritten, mad
     rest = anew(log.stored[at:])
     if len(rest) < len(log.stored[at:]):
         return  # a restart takes the snapshot back, and breaks its reader off
-    sent = data(sse.encode(snapshot(KEY, fold(log.stored[:at]), number)) + b"".join(frame.data for frame in whole[at:]))
+    sent = data(
+        sse.encode(render_snapshot(KEY, fold(log.stored[:at]), number)) + b"".join(frame.data for frame in whole[at:])
+    )
     numbers = [event["sequence_number"] for event in sent]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
     assert not numbers or (numbers[0] >= 0 and numbers[-1] == len(told(log.stored)) - 1)
@@ -230,7 +232,7 @@ def test_a_snapshot_tells_each_block_at_once() -> None:
     log.hear(opening()[0])
     begin(log, 0, "begun text")
     say(log, 0, "text", " many", " words")
-    sent = data(sse.encode(snapshot(KEY, log.turn, 20)))
+    sent = data(sse.encode(render_snapshot(KEY, log.turn, 20)))
     assert [(event["type"], event.get("delta"), event["sequence_number"]) for event in sent] == [
         ("response.created", None, 15),
         ("response.in_progress", None, 16),
@@ -391,7 +393,7 @@ def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:
     assert (error["type"], told_at.is_break, "from its beginning" in error["message"]) == ("error", True, True)
     assert [event["type"] for event in seen_anew(log)][:2] == ["response.created", "response.in_progress"]
     assert seen_anew(log)[0]["sequence_number"] == error["sequence_number"] + 1
-    assert snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == ()
+    assert render_snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == ()
 
 
 @pytest.mark.parametrize(
@@ -461,7 +463,7 @@ def test_a_turn_that_nobody_has_taken_is_queued() -> None:
     assert [(event["type"], event["response"]["status"]) for event in told(log.stored)] == [
         ("response.created", "queued")
     ]
-    assert data(sse.encode(snapshot(KEY, log.turn, 1))) == told(log.stored)
+    assert data(sse.encode(render_snapshot(KEY, log.turn, 1))) == told(log.stored)
     log.take()
     assert response_of(looked(log))["status"] == "in_progress"
     log.store(junk())
@@ -479,7 +481,7 @@ def looked(log: Handwritten) -> TurnRecord:
 def test_usage_counts_what_was_cached_as_input() -> None:
     """OpenAI's `input_tokens` are all of them; Anthropic's only those that were not cached."""
     usage = Usage(input_tokens=10, output_tokens=5, cache_creation_input_tokens=3, cache_read_input_tokens=2)
-    assert counted(usage) == {
+    assert usage_object(usage) == {
         "input_tokens": 15,
         "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3},
         "output_tokens": 5,

@@ -11,9 +11,9 @@ import pytest
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from tailrace.gateway.clients.openai.responses_input import items_of, messages_of
-from tailrace.gateway.clients.openai.responses_parameters import FOREIGN
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest, asked
-from tailrace.gateway.clients.openai.unsupported import Asked
+from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
+from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.turns import read_body
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
@@ -28,13 +28,13 @@ NO_BASE64 = {"type": "input_file", "file_data": "data:text/plain;base64,é"}
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"x": {}}}}
 
 
-def understood(model: Any = SONNET, **given: Any) -> Asked:
+def understood(model: Any = SONNET, **given: Any) -> BuiltTurn:
     told = read_body.decode(json.dumps({"model": model.id, "input": "hi", **given}).encode(), ResponseRequest)
-    return asked(told, model)
+    return build_turn(told, model)
 
 
 def ask(model: Any = SONNET, **given: Any) -> NewTurn:
-    return understood(model, **given).ask
+    return understood(model, **given).turn
 
 
 def user(text: str) -> dict[str, Any]:
@@ -234,21 +234,21 @@ def test_what_is_passed_on_as_it_is() -> None:
     assert (made.on_interrupt, made.on_disconnect) == ("fail", "cancel")
 
 
-@pytest.mark.parametrize("row", [row for row in FOREIGN if row.is_refused], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in UNSUPPORTED if row.is_refused], ids=lambda row: row.name)
 def test_what_would_change_the_meaning_is_refused_by_name(row: Any) -> None:
     """By the table, which says why; a value that asks for nothing is taken."""
     with pytest.raises(Refused, match=f"`{row.name}` is not supported") as refused:
         ask(**{row.name: "something"})
-    assert row.why in refused.value.message
-    for idle in (None, *row.idle):
+    assert row.reason in refused.value.message
+    for idle in (None, *row.allowed):
         assert understood(**{row.name: idle}).ignored == []
 
 
-@pytest.mark.parametrize("row", [row for row in FOREIGN if not row.is_refused], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in UNSUPPORTED if not row.is_refused], ids=lambda row: row.name)
 def test_what_changes_nothing_is_ignored_by_name(row: Any) -> None:
     """By the table; a value that asks for nothing is taken without a word."""
     assert understood(**{row.name: "something"}).ignored == [row.name]
-    for idle in (None, *row.idle):
+    for idle in (None, *row.allowed):
         assert understood(**{row.name: idle}).ignored == []
 
 
@@ -268,20 +268,26 @@ def test_what_a_model_does_not_take_is_ignored_by_name() -> None:
         ({"input": [{"content": "who?"}]}, "`role`"),
         ({"input": [{"type": "function_call", "name": "look"}]}, "`call_id`"),
         ({"input": [{"type": "function_call_output", "call_id": "c1"}]}, "`output`"),
-        ({"input": [{"type": "function_call", "call_id": "c", "name": "n", "arguments": "{"}]}, "no JSON object"),
+        (
+            {"input": [{"type": "function_call", "call_id": "c", "name": "n", "arguments": "{"}]},
+            "a JSON object",
+        ),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "`input_audio`"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "no uploads"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+            "uploaded files",
+        ),
         ({"input": [{"role": "user", "content": [NO_BASE64]}]}, "not base64"),
         ({"tools": [{"type": "web_search"}]}, "`web_search`"),
         ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools"}}, "`allowed_tools`"),
-        ({"tools": [LOOK], "tool_choice": "required"}, "cannot be made to call a tool"),
+        ({"tools": [LOOK], "tool_choice": "required"}, "does not support forced tool calls"),
         ({"text": {"format": {"type": "json_object"}}}, "json_schema"),
         ({"reasoning": {"mode": "pro"}}, "`reasoning.mode`"),
         ({"reasoning": {"effort": "minimal"}}, "`reasoning.effort`"),
-        ({"reasoning": {"effort": "none"}}, "cannot be kept from thinking"),
+        ({"reasoning": {"effort": "none"}}, "always thinks"),
         ({"conversation": "a", "previous_response_id": "resp_b"}, "either"),
         ({"conversation": "a", "session_id": "b"}, "differ"),
-        ({"previous_response_id": "resp_*.>"}, "there is no such response"),
+        ({"previous_response_id": "resp_*.>"}, "is not the id of a response"),
     ],
     ids=range(20),
 )
@@ -328,7 +334,7 @@ def test_every_parameter_of_openais_is_known() -> None:
     theirs = set(ResponseCreateParamsBase.__annotations__) | {"stream"}
     assert {"input", "background", "moderation"} <= theirs
     assert theirs - set(ResponseRequest.__struct_fields__) == set()
-    assert {foreign.name for foreign in FOREIGN} <= set(ResponseRequest.__struct_fields__)
+    assert {foreign.name for foreign in UNSUPPORTED} <= set(ResponseRequest.__struct_fields__)
 
 
 def test_the_documented_tables_are_the_codes() -> None:
@@ -336,7 +342,7 @@ def test_the_documented_tables_are_the_codes() -> None:
     (section,) = re.findall(r"^## `POST /v1/responses`$(.*?)(?:^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(?: (.*?) \|)?$", section, re.MULTILINE)
     foreign = {name: (treated, why) for name, treated, why in rows if treated in ("ignored", "refused")}
-    table = {one.name: ("refused" if one.is_refused else "ignored", one.why) for one in FOREIGN}
+    table = {one.name: ("refused" if one.is_refused else "ignored", one.reason) for one in UNSUPPORTED}
     assert foreign == table
     taken = {name for name, *_ in rows} - set(foreign)
     assert set(ResponseRequest.__struct_fields__) - set(table) <= taken

@@ -132,7 +132,7 @@ def test_a_turn_opens_with_its_names() -> None:
                     "toolCallId": "c1",
                     "toolName": "look",
                     "input": {},
-                    "errorText": "the input of this call broke off",
+                    "errorText": "the input of this call is incomplete",
                 },
             ],
         ),
@@ -307,7 +307,7 @@ def test_a_history_of_many_calls_is_told_at_once() -> None:
         ]
         told = made(taken(), input=[Message("assistant", calls), Message("user", results)])
         began = time.process_time()
-        (whole,) = message.messages([told])
+        (whole,) = message.build_messages([told])
         took_s = time.process_time() - began
         assert [part["output"] for part in whole.parts] == [f"r{number}" for number in range(count)]
         return took_s
@@ -317,7 +317,7 @@ def test_a_history_of_many_calls_is_told_at_once() -> None:
 
 def test_the_running_answer_is_not_in_the_history() -> None:
     """What it answers is: `resume: true` brings the rest."""
-    (user,) = message.messages([made(taken())])
+    (user,) = message.build_messages([made(taken())])
     assert (user.id, user.role, user.parts) == (
         "turn-1_0",
         "user",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from tailrace.gateway.clients.ai_sdk import tool_result
-from tailrace.gateway.clients.ai_sdk.request import ChatRequest, ask_of, unknown
+from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, unknown_fields
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
@@ -23,7 +23,7 @@ CALL = {"toolCallId": "c1", "input": {"q": 1}}
 
 
 def ask(*messages: dict[str, Any], **given: Any) -> NewTurn:
-    return ask_of(msgspec.json.decode(raw({"messages": messages, **given}), type=ChatRequest))
+    return build_turn(msgspec.json.decode(raw({"messages": messages, **given}), type=UIChatRequest))
 
 
 def told(*parts: dict[str, Any], role: str = "user") -> list[Message]:
@@ -146,7 +146,7 @@ def test_a_denied_call_has_a_result_that_says_so() -> None:
             {
                 "type": "tool_result",
                 "tool_use_id": "c1",
-                "content": "the user has not allowed this call",
+                "content": "the user denied this tool call",
                 "is_error": True,
             }
         ],
@@ -171,7 +171,7 @@ def test_without_a_name_it_is_a_conversation_of_its_own() -> None:
     """The workflow transport sends none, unless its app does."""
     assert (ask(USER).session, ask(USER).create_session) == (None, False)
     assert ask(USER, session_id="s").session == "s"
-    with pytest.raises(Refused, match="two conversations"):
+    with pytest.raises(Refused, match="`id` and `session_id` differ"):
         ask(USER, id="a", session_id="b")
 
 
@@ -189,26 +189,29 @@ def test_an_answer_to_a_tool_goes_on_in_the_message_that_called_it() -> None:
 def test_fields_that_mean_nothing_here_are_named() -> None:
     """All but those that no header can repeat, and not more than one can hold."""
     known = b'"messages": [], "messageId": null, "trigger": "submit-message"'
-    assert unknown(b"{%s}" % known) == []
-    assert unknown(b'{%s, "temperature": 1, "a\\r\\nb": 2, "webSearch": {}}' % known) == ["temperature", "webSearch"]
+    assert unknown_fields(b"{%s}" % known) == []
+    assert unknown_fields(b'{%s, "temperature": 1, "a\\r\\nb": 2, "webSearch": {}}' % known) == [
+        "temperature",
+        "webSearch",
+    ]
     many = b",".join(b'"f%d": 1' % number for number in range(100))
-    assert len(unknown(b"{%s}" % many)) == 20
+    assert len(unknown_fields(b"{%s}" % many)) == 20
 
 
 @given(JSON)
 def test_a_tools_result_comes_back_as_it_was(output: object) -> None:
     """A page that is loaded anew shows what its tools have brought: a text that looks like JSON stays a text."""
-    assert tool_result.shown(tool_result.told(output)) == output
+    assert tool_result.decode_output(tool_result.encode_output(output)) == output
 
 
 def test_a_text_that_a_tool_has_brought_is_told_as_it_is() -> None:
     """To the model it is no JSON."""
-    assert tool_result.told("[1]") == "[1]"
+    assert tool_result.encode_output("[1]") == "[1]"
 
 
 def test_what_a_tool_has_brought_is_no_deeper_than_anything_else() -> None:
     """As text it would be taken, and nobody could show it again."""
     deep = "[" * 300 + "]" * 300
-    with pytest.raises(Refused, match="what `look` has brought"):
+    with pytest.raises(Refused, match="the output of `look`"):
         told({"type": "tool-look", **CALL, "state": "output-available", "output": json.loads(deep)}, role="assistant")
-    assert tool_result.shown([{"type": "text", "text": deep}]) == deep
+    assert tool_result.decode_output([{"type": "text", "text": deep}]) == deep

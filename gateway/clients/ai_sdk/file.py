@@ -1,4 +1,4 @@
-"""A file of a UI message as a block of the model's: a picture, a PDF, a text. It fetches nothing. Pure."""
+"""Converts a file part of a UI message (image, PDF, text) to a content block."""
 
 import base64
 import binascii
@@ -7,33 +7,33 @@ from urllib.parse import unquote_to_bytes
 
 from tailrace.proto.errors import Refused
 
-PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 PDF = "application/pdf"
 
 
-def block_of(media_type: str, url: str, filename: str | None, where: str) -> dict[str, Any]:
-    """A file as a block of the model's; raises Refused for what it cannot look at."""
+def file_block(media_type: str, url: str, filename: str | None, where: str) -> dict[str, Any]:
+    """Returns the content block of a file. Raises Refused for a type or URL that the model does not support."""
     kind = media_type.partition(";")[0].strip().lower()
     block = "image" if kind.partition("/")[0] == "image" else "document"
-    named = {"title": filename} if filename and block == "document" else {}
+    title = {"title": filename} if filename and block == "document" else {}
     if url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image"):
-        return {"type": block, "source": {"type": "url", "url": url}, **named}
-    if url.startswith("data:") and kind in (*PICTURES, PDF):
-        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(_content(url, where)).decode()}
-        return {"type": block, "source": source, **named}
+        return {"type": block, "source": {"type": "url", "url": url}, **title}
+    if url.startswith("data:") and kind in (*IMAGES, PDF):
+        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(_decode_data_url(url, where)).decode()}
+        return {"type": block, "source": source, **title}
     if url.startswith("data:") and kind.startswith("text/"):
-        text = _content(url, where).decode("utf-8", "replace")
-        return {"type": block, "source": {"type": "text", "media_type": "text/plain", "data": text}, **named}
-    takes = f"{', '.join(PICTURES)} or {PDF} by `data:` or `https:`, or a text by `data:`"
-    raise Refused("request_invalid", f"`{where}` has a file that is not taken here: send {takes}")
+        text = _decode_data_url(url, where).decode("utf-8", "replace")
+        return {"type": block, "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
+    supported = f"{', '.join(IMAGES)} or {PDF} as a `data:` or `https:` URL, or a text as a `data:` URL"
+    raise Refused("request_invalid", f"`{where}` has a file of an unsupported type: send {supported}")
 
 
-def _content(url: str, where: str) -> bytes:
-    """What a `data:` URL holds (RFC 2397); raises Refused."""
+def _decode_data_url(url: str, where: str) -> bytes:
+    """Returns the content of a `data:` URL (RFC 2397). Raises Refused."""
     head, comma, content = url.partition(",")
     try:
         if not comma:
             raise ValueError("no comma")
         return base64.b64decode(content, validate=True) if head.endswith(";base64") else unquote_to_bytes(content)
     except (binascii.Error, ValueError) as error:
-        raise Refused("request_invalid", f"`{where}` has a file whose `data:` URL cannot be read") from error
+        raise Refused("request_invalid", f"`{where}` has a file with an invalid `data:` URL") from error

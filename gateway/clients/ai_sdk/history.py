@@ -1,7 +1,7 @@
-"""A chat's newest branch, as persistence has it, with what was lifted out of its requests put back. It shows nothing.
+"""Reads the newest branch of a chat from the database, with its blobs put back into the messages.
 
-A client of this protocol keeps its conversation, pictures and all, and says it again with each question. So what it is
-told of it is no more than it may say.
+A client of this protocol sends its whole conversation, with images, in each request. So a chat is returned only up to
+the size of a request body.
 """
 
 from typing import Any
@@ -17,44 +17,44 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 
 PAGE_TURNS = 200
-TOO_LARGE = "the pictures and texts of this chat are larger than {most} bytes: /v1/sessions/{chat}/turns refers to them"
+TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turns, which has references to its blobs"
 
 
-class Said(msgspec.Struct, frozen=True):
-    """Messages, as blobs are put back into them."""
+class InputMessages(msgspec.Struct, frozen=True):
+    """All messages of a chat's requests, in the form that blobs.resolve takes."""
 
     messages: list[Message]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-async def newest(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord]:
-    """Its turns, oldest first; raises Refused for a chat that was never begun, and one that is too large."""
+async def newest_branch(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord]:
+    """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for one that is too large."""
     most = gateway.settings.body_bytes_max
     too_large = Refused("body_too_large", TOO_LARGE.format(most=most, chat=chat))
     found: list[TurnRecord] = []
-    size, turn = 0, await last(gateway, tenant, chat)
-    while turn is not None:
-        page = await gateway.history.ask(tenant, GetAncestry(turn, PAGE_TURNS))
-        # As long as it is told, more or less. It bounds how many are read, too.
+    size, next_turn = 0, await last_turn(gateway, tenant, chat)
+    while next_turn is not None:
+        page = await gateway.history.ask(tenant, GetAncestry(next_turn, PAGE_TURNS))
+        # About the size of the response; also limits how many turns are read.
         size += len(msgspec.json.encode(page.turns))
         if size > most:
             raise too_large
         found += page.turns
-        turn = page.next
+        next_turn = page.next
     found.reverse()
-    said = Said([message for one in found for message in one.input])
-    lifted = blobs.references(said)
-    # A picture that was sent again is told again, and read once.
-    if size + sum(blob.bytes for blob in lifted) > most:
+    inputs = InputMessages([message for turn in found for message in turn.input])
+    references = blobs.references(inputs)
+    # A blob with several references appears several times in the response, but is read once.
+    if size + sum(blob.bytes for blob in references) > most:
         raise too_large
-    texts = {blob.sha256: await _text(gateway, tenant, blob) for blob in set(lifted)}
-    told = iter(blobs.resolve(said, texts).messages)
-    return [msgspec.structs.replace(one, input=[next(told) for _ in one.input]) for one in found]
+    texts = {blob.sha256: await _text(gateway, tenant, blob) for blob in set(references)}
+    resolved = iter(blobs.resolve(inputs, texts).messages)
+    return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
 
 
-async def last(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
-    """Its newest turn; None when it has none yet. Raises Refused for a chat that was never begun."""
+async def last_turn(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
+    """Returns the chat's newest turn, None if it has none yet. Raises Refused for an unknown chat."""
     try:
         return (await gateway.history.ask(tenant, GetLastTurn(chat))).turn
     except Refused as refused:
@@ -65,7 +65,7 @@ async def last(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
 
 
 async def _text(gateway: Gateway, tenant: Tenant, blob: Blob) -> str:
-    """What was lifted; nothing when it has expired, and the chat cannot go on after it either."""
+    """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
     try:
         return (await gateway.bodies.read(tenant, blob)).decode()
     except BlobUnknown:

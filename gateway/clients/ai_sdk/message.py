@@ -1,7 +1,7 @@
-"""UI messages from a chat's history: what a client that was there the whole time would have. Pure.
+"""Builds the UI messages of a chat from its turns: the same that `useChat` has after it received every stream.
 
-The parts are made from the same chunks that are streamed, as `ai`'s process-ui-message-stream.ts makes them, so that a
-page that was loaded anew and one that was not show the same.
+The parts are built from the chunks that are streamed, like in `ai`'s process-ui-message-stream.ts, so that a reloaded
+page shows the same as one that was not reloaded.
 """
 
 from collections.abc import Iterable
@@ -10,19 +10,19 @@ from urllib.parse import quote
 
 import msgspec
 
-from tailrace.gateway.clients.ai_sdk.part import Chunk, whole
-from tailrace.gateway.clients.ai_sdk.stream import MESSAGE, chunks, message_id, results
+from tailrace.gateway.clients.ai_sdk.part import Chunk, block_chunks
+from tailrace.gateway.clients.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
 from tailrace.proto.entries import Message
 from tailrace.proto.records import TurnRecord
 
 Part = dict[str, Any]
 
-# What a part has from whichever chunk makes it.
-KEPT = ("providerMetadata", "providerExecuted")
+# Fields that a part takes over from its chunk, whatever the chunk's type.
+COPIED = ("providerMetadata", "providerExecuted")
 
 
 class UIMessage(msgspec.Struct, omit_defaults=True):
-    """One message as `useChat` keeps it. It is filled while it is made, and never leaves here before it is whole."""
+    """A message in the format of `useChat`. Mutable only while this module builds it."""
 
     id: str
     role: str
@@ -30,48 +30,48 @@ class UIMessage(msgspec.Struct, omit_defaults=True):
     parts: list[Part] = msgspec.field(default_factory=list)
 
 
-def messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
-    told: list[UIMessage] = []
-    # By their ids: a conversation may hold twenty thousand.
+def build_messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
+    built: list[UIMessage] = []
+    # The parts of tool calls by id: a conversation may hold twenty thousand.
     calls: dict[str, Part] = {}
     for turn in turns:
         for number, message in enumerate(turn.input):
-            _hear(told, calls, message, f"{turn.turn}_{number}")
+            _add_input(built, calls, message, f"{turn.turn}_{number}")
         if turn.outcome != "running":
-            if MESSAGE not in turn.metadata or not told or told[-1].role != "assistant":
-                told.append(UIMessage(message_id(turn.turn, turn.metadata), "assistant"))
-            for chunk in chunks(turn):
-                add(told[-1], calls, chunk)
-    return told
+            if MESSAGE not in turn.metadata or not built or built[-1].role != "assistant":
+                built.append(UIMessage(message_id(turn.turn, turn.metadata), "assistant"))
+            for chunk in record_chunks(turn):
+                add_chunk(built[-1], calls, chunk)
+    return built
 
 
-def _hear(told: list[UIMessage], calls: dict[str, Part], message: Message, name: str) -> None:
-    """What a client has said: a tool's results belong to the message that called it."""
+def _add_input(built: list[UIMessage], calls: dict[str, Part], message: Message, name: str) -> None:
+    """Adds a message of the request. Tool results go into the message with the tool call."""
     blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
-    answers = results(blocks)
-    for chunk in answers if told else []:
-        add(told[-1], calls, chunk)
-    if answers:
+    tool_outputs = tool_results(blocks)
+    for chunk in tool_outputs if built else []:
+        add_chunk(built[-1], calls, chunk)
+    if tool_outputs:
         return
-    told.append(UIMessage(name, message.role))
+    built.append(UIMessage(name, message.role))
     for index, block in enumerate(blocks):
         if message.role == "assistant":
-            for chunk in whole(index, block):
-                add(told[-1], calls, chunk)
+            for chunk in block_chunks(index, block):
+                add_chunk(built[-1], calls, chunk)
         else:
-            told[-1].parts += _said(block)
+            built[-1].parts += _user_parts(block)
 
 
-def _said(block: dict[str, Any]) -> list[Part]:
+def _user_parts(block: dict[str, Any]) -> list[Part]:
     match block:
-        # What has expired is empty.
+        # An expired blob is an empty string.
         case {"type": "text", "text": ""} | {"type": "image" | "document", "source": {"data": ""}}:
             return []
         case {"type": "text", "text": str(text)}:
             return [{"type": "text", "text": text}]
         case {"type": "image" | "document", "source": dict(source)}:
-            named = {"filename": block["title"]} if isinstance(block.get("title"), str) else {}
-            return [{"type": "file", **_file(source, block["type"]), **named}]
+            filename = {"filename": block["title"]} if isinstance(block.get("title"), str) else {}
+            return [{"type": "file", **_file(source, block["type"]), **filename}]
         case _:
             return []
 
@@ -79,7 +79,7 @@ def _said(block: dict[str, Any]) -> list[Part]:
 def _file(source: dict[str, Any], kind: str) -> dict[str, str]:
     match source:
         case {"type": "url", "url": str(url)}:
-            # Of a picture, nobody has said which kind it is.
+            # The exact type of an image at a URL is not known.
             return {"mediaType": "image" if kind == "image" else "application/pdf", "url": url}
         case {"type": "text", "data": str(text)}:
             return {"mediaType": "text/plain", "url": f"data:text/plain,{quote(text)}"}
@@ -88,9 +88,9 @@ def _file(source: dict[str, Any], kind: str) -> dict[str, str]:
             return {"mediaType": media, "url": f"data:{media};base64,{source.get('data')}"}
 
 
-def add(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
-    """What a chunk makes of the message that it belongs to, and of the `calls` before it."""
-    rest = {name: value for name, value in chunk.items() if name in KEPT}
+def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
+    """Adds a chunk to its message, or to the part in `calls` that it belongs to."""
+    rest = {name: value for name, value in chunk.items() if name in COPIED}
     match chunk:
         case {"type": "start" | "finish" | "message-metadata", "messageMetadata": metadata}:
             message.metadata = {**message.metadata, **metadata}
@@ -112,7 +112,7 @@ def add(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
             state = {"state": "output-error", "input": given, "errorText": error}
             calls[call] = {"type": f"tool-{name}", "toolCallId": call, **state, **rest}
             message.parts.append(calls[call])
-        # A result that is of no call is told to nobody.
+        # A result without a call is left out.
         case {"type": "tool-output-available", "toolCallId": call, "output": output} if call in calls:
             calls[call].update({"state": "output-available", "output": output, **rest})
         case {"type": "tool-output-error", "toolCallId": call, "errorText": error} if call in calls:
@@ -120,7 +120,7 @@ def add(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
         case {"type": "source-url" | "source-document" | "data-tailrace"}:
             message.parts.append(dict(chunk))
         case _:
-            # Parts of a call's input, steps' ends, an end's words: nothing that a message keeps.
+            # Other chunks, such as deltas of a tool's input and the ends of steps, are not stored in a message.
             pass
 
 

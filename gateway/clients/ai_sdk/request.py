@@ -1,14 +1,14 @@
-"""What AI SDK's transports POST, and the question that it becomes. Pure.
+"""The body of `POST /api/chat`, which AI SDK's transports send, and the turn that it becomes.
 
-| part of a message | to the model |
+| part of a UI message | what the model gets |
 |---|---|
 | `text` | text |
-| `file` | a picture, a PDF, a text; by `data:` or `https:` |
-| `reasoning` | a thought, if it has the model's signature: the API takes no other |
-| `tool-*`, `dynamic-tool` with a result | a call and its result |
-| `tool-*`, `dynamic-tool` without | left out: the API takes no call without a result |
-| tools of the model's side, `source-*` | left out: the session has them |
-| `data-*`, `step-start`, `custom` and others | left out: they say nothing to a model |
+| `file` | an image, a PDF or a text, from a `data:` or `https:` URL |
+| `reasoning` | thinking, if it has the model's signature: the API refuses it otherwise |
+| `tool-*`, `dynamic-tool` with a result | a tool call and its result |
+| `tool-*`, `dynamic-tool` without a result | nothing: the API refuses a call without a result |
+| provider-executed tools, `source-*` | nothing: the session has them |
+| `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
 """
 
 import re
@@ -16,25 +16,25 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.ai_sdk.file import block_of
+from tailrace.gateway.clients.ai_sdk.file import file_block
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
-from tailrace.gateway.clients.ai_sdk.tool_result import told
+from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Message, OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 
-DENIED = "the user has not allowed this call"
-# What is no plain name is not repeated to the client: a header is no place for it.
+DENIED = "the user denied this tool call"
+# Only plain names are returned in the response header.
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NAMES_MAX = 20
 
 Block = dict[str, Any]
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A part of a UI message: as much of each kind as is told to the model."""
+class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A part of a UI message, with the fields of every type that the model gets."""
 
     type: str
     text: str = ""
@@ -51,19 +51,19 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     provider_executed: bool | None = None
 
 
-class UIMessage(msgspec.Struct, frozen=True):
+class UIMessageParam(msgspec.Struct, frozen=True):
     role: Literal["user", "assistant", "system"]
-    parts: list[Part]
+    parts: list[UIPart]
     id: str = ""
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `POST /api/chat`: what `useChat` sends, and what an app may add to it by `body`.
+class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /api/chat`: the fields of `useChat`, and those that an app may add with its option `body`.
 
-    `trigger` and `messageId` say nothing that `messages` do not.
+    `trigger` and `messageId` are not used: `messages` contain what they say.
     """
 
-    messages: list[UIMessage]
+    messages: list[UIMessageParam]
     id: str | None = None
     trigger: Literal["submit-message", "regenerate-message"] | None = None
     message_id: str | None = msgspec.field(default=None, name="messageId")
@@ -78,21 +78,22 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     on_interrupt: OnInterrupt = "continue"
     on_disconnect: str = "continue"
     on_busy: OnBusy = "interrupt"
-    """`useChat` lets nobody ask while an answer runs, so who asks has stopped it, and that told nobody."""
+    """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
+    `stop()` sends no request."""
     max_cost: float | None = None
 
 
-def ask_of(chat: ChatRequest) -> NewTurn:
-    """The question; raises Refused."""
+def build_turn(chat: UIChatRequest) -> NewTurn:
+    """Returns the turn for `chat`. Raises Refused."""
     if chat.id is not None and chat.session_id not in (None, chat.id):
-        raise Refused("request_invalid", "`id` and `session_id` name two conversations: send one of them")
+        raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
     session = chat.id if chat.id is not None else chat.session_id
     metadata = dict(chat.metadata or {})
     if chat.messages and chat.messages[-1].role == "assistant":
-        # Its tools have answered: the client adds what comes to this message.
+        # The message has tool results: the client appends the answer to it.
         metadata[MESSAGE] = chat.messages[-1].id
     return NewTurn(
-        messages=[message for number, one in enumerate(chat.messages) for message in messages(one, number)],
+        messages=[message for number, one in enumerate(chat.messages) for message in convert_message(one, number)],
         model=chat.model,
         system=chat.system,
         max_tokens=chat.max_tokens,
@@ -110,32 +111,32 @@ def ask_of(chat: ChatRequest) -> NewTurn:
     )
 
 
-def unknown(raw: bytes) -> list[str]:
-    """The fields of such a body that mean nothing here: an app may send its own."""
-    known = {field.encode_name for field in msgspec.structs.fields(ChatRequest)}
+def unknown_fields(raw: bytes) -> list[str]:
+    """Returns the names of unknown fields, which are ignored: an app may send its own."""
+    known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}
     names = (name for name in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if name not in known)
     return [name for name in names if NAME.fullmatch(name)][:NAMES_MAX]
 
 
-def messages(message: UIMessage, number: int) -> list[Message]:
-    """What a UI message is to the model; an assistant's is as many as its tools have made of it. Raises Refused."""
+def convert_message(message: UIMessageParam, number: int) -> list[Message]:
+    """Returns a UI message as messages for the model, several if it has tool results. Raises Refused."""
     match message.role:
         case "assistant":
-            return _assistant(message.parts)
+            return _assistant_messages(message.parts)
         case "user":
-            blocks = [block for part in message.parts for block in _said(part, number)]
-            return [Message("user", _plain(blocks))]
+            blocks = [block for part in message.parts for block in _user_blocks(part, number)]
+            return [Message("user", _simplify(blocks))]
         case "system":
             return [Message("system", "\n\n".join(part.text for part in message.parts if part.type == "text"))]
 
 
-def _assistant(parts: list[Part]) -> list[Message]:
-    """A result follows its call in a message of the user's, and what the model said then begins another."""
+def _assistant_messages(parts: list[UIPart]) -> list[Message]:
+    """Returns the assistant's messages with the tool results between them, as user messages."""
     found: list[Message] = []
     blocks: list[Block] = []
     results: list[Block] = []
-    for part in [*parts, Part(type="step-start")]:
-        call = _call(part)
+    for part in [*parts, UIPart(type="step-start")]:
+        call = _tool_call(part)
         if call is not None:
             blocks.append(call[0])
             results.append(call[1])
@@ -143,24 +144,24 @@ def _assistant(parts: list[Part]) -> list[Message]:
         if results:
             found += [Message("assistant", blocks), Message("user", results)]
             blocks, results = [], []
-        blocks += _thought(part)
-    return [*found, Message("assistant", _plain(blocks))] if blocks else found
+        blocks += _assistant_blocks(part)
+    return [*found, Message("assistant", _simplify(blocks))] if blocks else found
 
 
-def _said(part: Part, number: int) -> list[Block]:
+def _user_blocks(part: UIPart, number: int) -> list[Block]:
     match part.type:
         case "text":
             return [{"type": "text", "text": part.text}] if part.text.strip() else []
         case "file":
-            return [block_of(part.media_type, part.url, part.filename, f"messages[{number}]")]
+            return [file_block(part.media_type, part.url, part.filename, f"messages[{number}]")]
         case _:
             return []
 
 
-def _thought(part: Part) -> list[Block]:
+def _assistant_blocks(part: UIPart) -> list[Block]:
     match part.type, (part.provider_metadata or {}).get("anthropic", {}):
         case "text", _:
-            return _said(part, 0)
+            return _user_blocks(part, 0)
         case "reasoning", {"signature": str(signature)}:
             return [{"type": "thinking", "thinking": part.text, "signature": signature}]
         case "reasoning", {"redactedData": str(hidden)}:
@@ -169,8 +170,8 @@ def _thought(part: Part) -> list[Block]:
             return []
 
 
-def _call(part: Part) -> tuple[Block, Block] | None:
-    """A call of the client's own tools and its result; None for what is neither. Raises Refused."""
+def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
+    """Returns a call of a client's tool and its result; None for other parts and unfinished calls. Raises Refused."""
     name = part.tool_name if part.type == "dynamic-tool" else part.type.removeprefix("tool-")
     if not (name and part.tool_call_id) or name == part.type or part.provider_executed:
         return None
@@ -180,9 +181,9 @@ def _call(part: Part) -> tuple[Block, Block] | None:
         case "output-available":
             if is_deeper(part.output, INPUT_LEVELS_MAX):
                 raise Refused(
-                    "request_invalid", f"what `{name}` has brought is nested more than {INPUT_LEVELS_MAX} levels deep"
+                    "request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep"
                 )
-            return call, {**result, "content": told(part.output)}
+            return call, {**result, "content": encode_output(part.output)}
         case "output-error":
             return call, {**result, "content": part.error_text, "is_error": True}
         case "output-denied":
@@ -191,8 +192,8 @@ def _call(part: Part) -> tuple[Block, Block] | None:
             return None
 
 
-def _plain(blocks: list[Block]) -> str | list[Block]:
-    """As the log has a text alone."""
+def _simplify(blocks: list[Block]) -> str | list[Block]:
+    """Returns a single text block as a string, the form that the log has for it."""
     match blocks:
         case [{"type": "text", "text": str(text)}]:
             return text

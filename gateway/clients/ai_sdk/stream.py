@@ -1,8 +1,8 @@
-"""The dialect `ui`: AI SDK's UI message stream, for `useChat` and the workflow transport. It knows no request.
+"""The dialect `ui`: AI SDK's UI message stream, for `useChat` and WorkflowChatTransport.
 
-A turn is one step of a message. Where it answers a tool's result, it goes on with the message that called the tool:
-then `start` names no message, and a client that was there adds to what it has. A client that was not begins with
-nothing, so UI_REPLAY tells the steps before it too; the request has them.
+A turn is one step of a message. A turn that answers a tool's result continues the message with the tool call: its
+`start` chunk has no message id, and `useChat` appends to its last message. A reloaded page does not have that message,
+so UI_REPLAY also renders the earlier steps, which are in the request.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,16 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from tailrace.gateway.clients.ai_sdk.part import Chunk, Part, added, broken, closed, opened, output, whole
+from tailrace.gateway.clients.ai_sdk.part import (
+    Chunk,
+    OpenPart,
+    add_delta,
+    block_chunks,
+    close_part,
+    input_error,
+    open_part,
+    tool_output,
+)
 from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.streaming import sse
@@ -22,10 +31,10 @@ from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
-# In a request's metadata: what the client calls the message that the answer goes on with.
+# The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
 DONE = b"[DONE]"
-# As AI SDK's own provider for Anthropic has them.
+# The mapping of AI SDK's own provider for Anthropic.
 FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -43,169 +52,166 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """The blocks that are open, by their index. `is_replay`: for who has not been told the message's steps before."""
+    """The open blocks by index. `is_replay`: the reader does not have the earlier steps of the message."""
 
     turn: TurnId
     is_replay: bool = False
-    open: Mapping[int, Part] = {}
+    open: Mapping[int, OpenPart] = {}
 
 
-def render(told: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
-    chunks, told = _entry(told, stored)
+def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
+    chunks, state = _entry_chunks(state, stored)
     is_end = isinstance(stored.entry, End)
-    return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), told
+    return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), state
 
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
-    """Who has seen more than the opening forgets it: deltas were joined, so there is no telling how far that went."""
-    told = chunks(record)
-    rest = told[seen:] if seen <= OPENING_CHUNKS else [RESET, *told[OPENING_CHUNKS:]]
+    """Renders a whole turn after `seen` chunks. Deltas were joined, so after the opening it starts with a reset."""
+    chunks = record_chunks(record)
+    rest = chunks[seen:] if seen <= OPENING_CHUNKS else [RESET, *chunks[OPENING_CHUNKS:]]
     return _frame(rest, record.cursor, is_end=True)
 
 
-def chunks(record: TurnRecord) -> list[Chunk]:
-    """A turn that is not streamed."""
-    begun = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
-    said = [chunk for index, block in enumerate(record.content) for chunk in whole(index, block)]
-    if said and _broke_off(record):
-        said[-1] = broken(said[-1])
+def record_chunks(record: TurnRecord) -> list[Chunk]:
+    """Returns the chunks of a whole turn."""
+    metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
+    content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
+    if content and _is_input_cut(record):
+        content[-1] = input_error(content[-1])
     outcome = "failed" if record.outcome == "running" else record.outcome
-    ended = _ended(outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated)
-    finish = _finish(outcome, record.stop_reason, record.error, ended)
-    return [*_opening(record.turn, record.metadata, begun), *said, *finish]
+    end_metadata = _end_metadata(outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated)
+    finish = _finish(outcome, record.stop_reason, record.error, end_metadata)
+    return [*_opening(record.turn, record.metadata, metadata), *content, *finish]
 
 
-def _broke_off(record: TurnRecord) -> bool:
-    """Whether its last block is a call that has no input because half of one is none (proto/fold.py)."""
+def _is_input_cut(record: TurnRecord) -> bool:
+    """Returns whether the last block is a tool call whose input was cut, which the fold drops (proto/fold.py)."""
     is_cut = record.outcome != "completed" or FINISH_REASONS.get(record.stop_reason or "") == "length"
     return is_cut and record.content[-1].get("type") == "tool_use" and not record.content[-1].get("input")
 
 
 def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
-    """What a client calls the message that holds the answer."""
+    """Returns the id of the UI message that contains the answer."""
     return metadata.get(MESSAGE, f"msg_{turn}")
 
 
-def _entry(told: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]:
+def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]:
     match stored.entry:
         case Request() as request:
-            begun = {"turn": told.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
-            opening = _opening(told.turn, request.metadata or {}, begun)
-            if told.is_replay and MESSAGE in (request.metadata or {}):
-                start = {**opening[0], "messageId": message_id(told.turn, request.metadata or {})}
-                opening = [start, *_earlier(request.messages), *opening[1:]]
-            return opening, told
+            metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
+            opening = _opening(state.turn, request.metadata or {}, metadata)
+            if state.is_replay and MESSAGE in (request.metadata or {}):
+                start = {**opening[0], "messageId": message_id(state.turn, request.metadata or {})}
+                opening = [start, *_earlier_steps(request.messages), *opening[1:]]
+            return opening, state
         case Attempt(mode="restart"):
-            return [RESET], StreamState(told.turn, told.is_replay)
+            return [RESET], StreamState(state.turn, state.is_replay)
         case Event(event=raw, is_hidden=False):
-            return _event(told, events.decode(raw))
+            return _event_chunks(state, events.decode(raw))
         case End() as end:
-            cut = [chunk for part in told.open.values() for chunk in closed(part)]
+            closing = [chunk for part in state.open.values() for chunk in close_part(part)]
             cost_usd = end.cost_nano_usd / NANO_USD_PER_USD
-            ended = _ended(end.outcome, end.usage, cost_usd, usage_is_estimated=end.usage_is_estimated)
-            return [*cut, *_finish(end.outcome, end.stop_reason, end.error, ended)], told
+            end_metadata = _end_metadata(end.outcome, end.usage, cost_usd, usage_is_estimated=end.usage_is_estimated)
+            return [*closing, *_finish(end.outcome, end.stop_reason, end.error, end_metadata)], state
         case _:
-            return [], told
+            return [], state
 
 
-def _event(told: StreamState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], StreamState]:
+def _event_chunks(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], StreamState]:
     match event:
         case events.BlockStart(index, block):
-            chunks, part = opened(index, block)
-            return chunks, _with(told, {**told.open, index: part})
-        case events.BlockDelta(index, delta) if index in told.open:
-            chunks, part = added(told.open[index], delta)
-            return chunks, _with(told, {**told.open, index: part})
-        case events.BlockStop(index) if index in told.open:
-            rest = {number: part for number, part in told.open.items() if number != index}
-            return closed(told.open[index]), _with(told, rest)
+            chunks, part = open_part(index, block)
+            return chunks, _with_open(state, {**state.open, index: part})
+        case events.BlockDelta(index, delta) if index in state.open:
+            chunks, part = add_delta(state.open[index], delta)
+            return chunks, _with_open(state, {**state.open, index: part})
+        case events.BlockStop(index) if index in state.open:
+            rest = {number: part for number, part in state.open.items() if number != index}
+            return close_part(state.open[index]), _with_open(state, rest)
         case _:
-            return [], told
+            return [], state
 
 
-def _with(told: StreamState, parts: Mapping[int, Part]) -> StreamState:
-    return StreamState(told.turn, told.is_replay, parts)
+def _with_open(state: StreamState, parts: Mapping[int, OpenPart]) -> StreamState:
+    return StreamState(state.turn, state.is_replay, parts)
 
 
-def _opening(turn: TurnId, metadata: Mapping[str, str], begun: dict[str, Any]) -> list[Chunk]:
-    named = {} if MESSAGE in metadata else {"messageId": message_id(turn, metadata)}
-    place = {"turn": turn, "session": begun.get("session")}
+def _opening(turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[str, Any]) -> list[Chunk]:
+    message = {} if MESSAGE in request_metadata else {"messageId": message_id(turn, request_metadata)}
+    ids = {"turn": turn, "session": metadata.get("session")}
     return [
-        {"type": "start", **named, "messageMetadata": begun},
-        # Before the step: a restart takes back what comes after its beginning.
-        {"type": "data-tailrace", "id": turn, "data": place},
+        {"type": "start", **message, "messageMetadata": metadata},
+        # Before the step, because a reset discards what follows the step's start.
+        {"type": "data-tailrace", "id": turn, "data": ids},
         {"type": "start-step"},
     ]
 
 
-def _earlier(messages: list[Message]) -> list[Chunk]:
-    """The steps of the message that the last of `messages`, a tool's result, goes on with."""
-    told: list[Chunk] = []
-    for message in messages[_asked(messages) + 1 :]:
+def _earlier_steps(messages: list[Message]) -> list[Chunk]:
+    """Returns the earlier steps of the message that the answer continues; the last of `messages` is a tool's result."""
+    steps: list[Chunk] = []
+    for message in messages[_last_question(messages) + 1 :]:
         blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
         if message.role == "assistant":
-            said = [chunk for index, block in enumerate(blocks) for chunk in whole(index, block)]
-            told += [{"type": "start-step"}, *said, {"type": "finish-step"}]
+            content = [chunk for index, block in enumerate(blocks) for chunk in block_chunks(index, block)]
+            steps += [{"type": "start-step"}, *content, {"type": "finish-step"}]
         else:
-            told += results(blocks)
-    return told
+            steps += tool_results(blocks)
+    return steps
 
 
-def results(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
-    """What the client's tools have brought, among the blocks of a message."""
+def tool_results(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
+    """Returns the chunks of the tool results among the blocks of a message."""
     return [
-        output(block["tool_use_id"], block.get("content", ""), is_error=bool(block.get("is_error")))
+        tool_output(block["tool_use_id"], block.get("content", ""), is_error=bool(block.get("is_error")))
         for block in blocks
         if block.get("type") == "tool_result" and isinstance(block.get("tool_use_id"), str)
     ]
 
 
-def _asked(messages: list[Message]) -> int:
-    """The index of the last message that a person wrote; -1 when there is none."""
-    written = (
+def _last_question(messages: list[Message]) -> int:
+    """Returns the index of the last user message that is not a tool's result; -1 if there is none."""
+    indices = (
         index
         for index, message in enumerate(messages)
         if message.role == "user"
         and not (isinstance(message.content, list) and any(one.get("type") == "tool_result" for one in message.content))
     )
-    return max(written, default=-1)
+    return max(indices, default=-1)
 
 
-def _ended(outcome: str, usage: Usage, cost_usd: float, *, usage_is_estimated: bool) -> dict[str, Any]:
-    # All the counts: a client merges this into what an earlier turn has said of the same message.
+def _end_metadata(outcome: str, usage: Usage, cost_usd: float, *, usage_is_estimated: bool) -> dict[str, Any]:
+    # Every count: a client merges this into the metadata of an earlier turn of the same message.
     counts = asdict(usage)
     return {"outcome": outcome, "usage": counts, "usage_is_estimated": usage_is_estimated, "cost_usd": cost_usd}
 
 
-def _finish(outcome: str, stop_reason: str | None, error: Failure | None, ended: dict[str, Any]) -> list[Chunk]:
-    """Each ends with `finish`: without one the workflow transport would come back for ever."""
+def _finish(outcome: str, stop_reason: str | None, error: Failure | None, metadata: dict[str, Any]) -> list[Chunk]:
+    """Returns the last chunks. They end with `finish`, without which the workflow transport reconnects forever."""
     step: Chunk = {"type": "finish-step"}
     match outcome:
         case "completed":
             reason = FINISH_REASONS.get(stop_reason or "", "other")
-            return [step, {"type": "finish", "finishReason": reason, "messageMetadata": ended}]
+            return [step, {"type": "finish", "finishReason": reason, "messageMetadata": metadata}]
         case "cancelled":
-            # Not `interrupted`: the workflow transport brings an `ai` of its own, which is older and refuses the word.
-            finish = {"type": "finish", "finishReason": "other", "messageMetadata": ended}
+            # Not `interrupted`: the workflow transport includes an older `ai`, which rejects that reason.
+            finish = {"type": "finish", "finishReason": "other", "messageMetadata": metadata}
             return [step, {"type": "abort", "reason": "cancelled"}, finish]
         case _:
-            # `useChat` reads no further than `error`, so what is known is said before it.
-            metadata = {"type": "message-metadata", "messageMetadata": ended}
+            # `useChat` stops reading at `error`, so the metadata comes before it.
+            end = {"type": "message-metadata", "messageMetadata": metadata}
             failed = {"type": "error", "errorText": (error or LOST).message}
-            return [step, metadata, failed, {"type": "finish", "finishReason": "error"}]
+            return [step, end, failed, {"type": "finish", "finishReason": "error"}]
 
 
 def _frame(chunks: list[Chunk], seq: int, *, is_end: bool) -> Frame:
-    """The last event has the id: an entry was seen when all of it was."""
+    """Renders the chunks of an entry. Only the last has the id, so that a client resumes after whole entries."""
     lines = [*map(_encode, chunks), *([DONE] if is_end else [])]
     return Frame((*map(sse.Event, lines[:-1]), sse.Event(lines[-1], seq)))
 
 
 UI = Dialect(
     name="ui",
-    media_type=sse.MEDIA_TYPE,
-    heartbeat=sse.HEARTBEAT,
-    is_self_delimited=False,
     can_reset=True,
     start=lambda key: StreamState(key.turn),
     render=render,

@@ -1,6 +1,6 @@
-"""What a tool has brought: in a UI message any JSON, to the model a text. There and back, and nothing is lost. Pure.
+"""Converts a tool's output between UI messages (any JSON value) and `tool_result` blocks (text), without loss.
 
-A text stays one. Anything else is told as one block of JSON, and so can be told from a text that looks like it.
+A string stays a string. Any other value becomes one text block of JSON, which cannot be confused with a string.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from tailrace.proto.depth import is_deeper
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 
 
-def told(output: object) -> str | list[dict[str, Any]]:
-    """As the `content` of a `tool_result`."""
+def encode_output(output: object) -> str | list[dict[str, Any]]:
+    """Returns the `content` of the `tool_result` block."""
     if isinstance(output, str):
         return output
     return [{"type": "text", "text": msgspec.json.encode(output).decode()}]
 
 
-def shown(content: object) -> object:
-    """As a client gave it, or the text that it has become by another protocol."""
+def decode_output(content: object) -> object:
+    """Returns the value that the client sent; content that another protocol has stored, unchanged."""
     match content:
         case [{"type": "text", "text": str(text)}]:
             try:

@@ -1,8 +1,8 @@
-"""Claude Code: which conversation its question is of, and which turn it means when it asks again. It calls no model.
+"""Claude Code's requests: their session, and the idempotency key that finds the turn which a repeated request means.
 
-When its stream breaks it throws away what it has shown and sends the very same POST once more, with no key that says so
-(tried with 2.1.329). But it names its session, and what a session asks grows with every question. So the same body with
-the same headers in the same session means the same turn, unless that turn came to nothing (ADR 14).
+When a stream breaks, Claude Code discards what it has shown and sends the same POST again, without an idempotency key
+(observed with 2.1.329). But it sends the id of its session, in which each question is longer than the one before. So
+the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
 """
 
 import hashlib
@@ -16,41 +16,42 @@ from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.subjects import TurnKey
 
-# It asks again within a minute, or never: then somebody has pressed Escape, and every further word is paid in vain.
+# Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
+# the model still writes would be paid for nothing.
 ON_DISCONNECT = "grace:60"
-# Of one body. It gives up by itself after ten.
+# Turns of one body. Claude Code stops repeating after ten.
 TURNS_MAX = 32
 
 
 def session_of(request: Request) -> str | None:
-    """The name of the conversation; None for every other client. Each subagent of a session has one of its own."""
-    session, agent = (request.headers.get(f"x-claude-code-{whose}-id") for whose in ("session", "agent"))
-    # The colon is ours: with one of theirs, two conversations could have one name.
+    """Returns the session's name, a different one for each subagent; None for every other client."""
+    session, agent = (request.headers.get(f"x-claude-code-{kind}-id") for kind in ("session", "agent"))
+    # The colon separates the ids: an id with a colon could make two sessions' names equal.
     if not session or ":" in session + (agent or ""):
         return None
     name = ":".join(filter(None, ("claude-code", session, agent)))
     return name if is_session_name(name) else None
 
 
-async def key_of(gateway: Gateway, tenant: Tenant, ask: NewTurn, raw: bytes) -> str:
-    """The idempotency key of `ask`, which came as `raw`: that of the turn which it means, or else of a new one.
+async def idempotency_key(gateway: Gateway, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str:
+    """Returns the key of the turn that the body `raw` has started already, or of a new turn. Raises LogUnavailable.
 
-    No client can send such a key itself: it has a space. Raises LogUnavailable.
+    The key contains a space, which no client's Idempotency-Key can.
     """
-    # What is in the headers and not in the body makes another question, too.
-    beside = msgspec.json.encode((ask.session, ask.project, ask.betas, ask.api_version))
-    question = f"claude-code {hashlib.sha256(beside + raw).hexdigest()}"
+    # Requests that differ in a header only are different questions.
+    headers = msgspec.json.encode((new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version))
+    prefix = f"claude-code {hashlib.sha256(headers + raw).hexdigest()}"
     for number in range(TURNS_MAX):
-        claim = await gateway.claims.find(tenant, key := f"{question} {number}")
-        if claim is None or not await _came_to_nothing(gateway, TurnKey(tenant, claim.turn)):
+        claim = await gateway.claims.find(tenant, key := f"{prefix} {number}")
+        if claim is None or not await _has_no_answer(gateway, TurnKey(tenant, claim.turn)):
             break
     return key
 
 
-async def _came_to_nothing(gateway: Gateway, key: TurnKey) -> bool:
+async def _has_no_answer(gateway: Gateway, key: TurnKey) -> bool:
     try:
         turn = await gateway.log.turn(key)
     except TurnUnknown:
-        # Whoever claimed it died before asking: then it is asked now.
+        # The gateway that claimed the key died before it stored the request: the claim can still be used.
         return False
     return turn.outcome in ("failed", "cancelled")

@@ -1,4 +1,4 @@
-"""The route that counts a prompt's tokens. It counts none itself: a generator asks, the answer goes back as it came."""
+"""`POST /v1/messages/count_tokens`: a generator asks Anthropic's API, and its answer is passed on unchanged."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.clients.anthropic import request as messages_request
+from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.dependencies import Gateway, gateway_of, offer_to, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.turns import read_body
@@ -22,72 +22,73 @@ from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, replace_prompt
 from tailrace.proto.subjects import GENERATORS
 
-# A list of names, as Anthropic's SDKs send it.
+# A comma-separated list of names, as Anthropic's SDKs send it.
 BETAS = re.compile(r"[\x20-\x7e]{0,2000}")
-TOO_LONG = "the prompt is too long to be counted, also without its pictures, files and long texts: count it in parts"
+TOO_LONG = "the prompt is too long to be counted, even without its images, files and long texts: count it in parts"
 
 
-class Prompt(msgspec.Struct, frozen=True):
-    """A Messages request, of which only the model is the gateway's business: the rest is Anthropic's to judge."""
+class CountTokensRequest(msgspec.Struct, frozen=True):
+    """A Messages request. The gateway reads only the model; Anthropic's API validates the rest."""
 
     model: str
 
 
-class TokenCount(msgspec.Struct, frozen=True):
-    """As much of it as may be long, when it is too long for one message."""
+class LongFields(msgspec.Struct, frozen=True):
+    """The fields of a prompt that may be too long for one NATS message."""
 
-    messages: list[messages_request.MessageParam]
+    messages: list[MessageParam]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-async def count_tokens(request: Request) -> Response:
-    """`POST /v1/messages/count_tokens`: how many a prompt has, as Anthropic counts them."""
+async def post_count_tokens(request: Request) -> Response:
+    """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
     gateway, tenant = gateway_of(request), tenant_of(request)
-    prompt, raw = await asked(request, Prompt)
-    model = (await offer_to(request)).model(prompt.model)
-    question = CountTokens(msgspec.Raw(named(raw, model.id)), betas_of(request))
+    body, raw = await asked(request, CountTokensRequest)
+    model = (await offer_to(request)).model(body.model)
+    query = CountTokens(msgspec.Raw(with_model(raw, model.id)), betas_of(request))
     try:
-        answer = await asked_of_generators(gateway, tenant, question, gateway.settings.query_timeout_s)
+        answer = await ask_generator(gateway, tenant, query, gateway.settings.query_timeout_s)
     except EntryTooLarge:
-        # As long as it may take to come, it may take to go on.
+        # Passing a long body on may take as long as receiving it.
         timeout_s = gateway.settings.query_timeout_s + gateway.settings.body_timeout_s
         holder = new_id()
         try:
             async with gateway.holds.release_after(tenant, holder):
-                lifted = await lift(gateway, tenant, question, holder)
-                answer = await asked_of_generators(gateway, tenant, lifted, timeout_s)
+                shortened = await store_long_fields(gateway, tenant, query, holder)
+                answer = await ask_generator(gateway, tenant, shortened, timeout_s)
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
 
 
-async def asked_of_generators(gateway: Gateway, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
-    asked = msgspec.json.encode(question)
-    return await gateway.services.request(tenant, COUNT_TOKENS, asked, timeout_s=timeout_s, role=GENERATORS)
+async def ask_generator(gateway: Gateway, tenant: Tenant, query: CountTokens, timeout_s: float) -> bytes:
+    """Returns the answer of Anthropic's API as JSON. Raises EntryTooLarge for a query too long for one message."""
+    payload = msgspec.json.encode(query)
+    return await gateway.services.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
 
 
-async def lift(gateway: Gateway, tenant: Tenant, question: CountTokens, holder: str) -> CountTokens:
-    """The same question, with references for what is long, which is stored and held.
+async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens, holder: str) -> CountTokens:
+    """Stores long strings of the prompt as blobs, pinned by `holder`. Returns the query with references to them.
 
     Raises Refused, LogFull, LogUnavailable.
     """
-    prompt = read_body.decode(bytes(question.body), TokenCount)
-    told = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
-    if is_deeper(told, ASKED_LEVELS_MAX):
+    prompt = read_body.decode(bytes(query.body), LongFields)
+    content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
+    if is_deeper(content, ASKED_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
-    require_unclaimed(told)
-    # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
+    require_unclaimed(content)
+    # In a thread: hashing 30 MB takes 15 ms, during which no stream would advance.
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
     await gateway.holds.pin(tenant, holder, lifted)
     await gateway.bodies.put(tenant, lifted)
-    return CountTokens(msgspec.Raw(replace_prompt(bytes(question.body), short)), question.betas, is_lifted=True)
+    return CountTokens(msgspec.Raw(replace_prompt(bytes(query.body), short)), query.betas, is_lifted=True)
 
 
-def named(raw: bytes, model: str) -> bytes:
-    """The same request, of the model by its own name."""
+def with_model(raw: bytes, model: str) -> bytes:
+    """Returns the request with `model`, the name that Anthropic's API knows, instead of an alias."""
     fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
 
@@ -95,8 +96,8 @@ def named(raw: bytes, model: str) -> bytes:
 def betas_of(request: Request) -> str:
     betas = ",".join(request.headers.getlist("anthropic-beta"))
     if BETAS.fullmatch(betas) is None:
-        raise Refused("request_invalid", "anthropic-beta is a list of names in visible ASCII characters")
+        raise Refused("request_invalid", "anthropic-beta must be a list of names in visible ASCII characters")
     return betas
 
 
-ROUTES = [Route("/v1/messages/count_tokens", count_tokens, methods=["POST"])]
+ROUTES = [Route("/v1/messages/count_tokens", post_count_tokens, methods=["POST"])]

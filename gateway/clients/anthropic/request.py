@@ -1,7 +1,7 @@
-"""The body of `POST /v1/messages`, and the question that it becomes. What we need no look at goes on as it came. Pure.
+"""The body of `POST /v1/messages`, and the turn that it becomes.
 
-The API judges what it is asked: a field that is newer than this version reaches it, and its 400 comes back in its own
-words. Only what a turn cannot be made of is refused here.
+Anthropic's API validates the request: fields that this version does not know are passed on, and the API's own 400
+comes back. The gateway refuses only what cannot become a turn.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from tailrace.proto.entries import Message
 
 
 class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
-    """A message. What it has besides would be lost on its way to the model: better to say so."""
+    """A message. Further fields would be lost on the way to the model, so they are refused."""
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """As much of the body as is looked into; `fields` has all of it."""
+    """The fields of the body that the gateway reads; it passes all others on."""
 
     model: str
     max_tokens: int
@@ -28,22 +28,22 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     stream: bool = False
     max_cost: float | None = None
-    """Tailrace's own: what the answer may cost, in dollars. The model is not told of it."""
+    """A field of Tailrace: the most that the answer may cost, in dollars. It is not sent to the model."""
 
 
-def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> NewTurn:
-    """The question; `fields` is the whole body.
+def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> NewTurn:
+    """Returns the turn for `request`, of which `fields` is the whole body.
 
-    The model is told these messages and no others: `cache_control` and a prompt cache want them as they are.
+    The model gets exactly these messages, not the session's: `cache_control` and the prompt cache depend on them.
     """
     return NewTurn(
         model=request.model,
         max_tokens=request.max_tokens,
-        messages=[Message(told.role, told.content) for told in request.messages],
+        messages=[Message(message.role, message.content) for message in request.messages],
         system=request.system,
         tools=request.tools,
-        options={name: field for name, field in fields.items() if name not in request.__struct_fields__} or None,
-        betas=betas_of(headers.getlist("anthropic-beta")) or None,
+        options={name: value for name, value in fields.items() if name not in request.__struct_fields__} or None,
+        betas=beta_names(headers.getlist("anthropic-beta")) or None,
         api_version=headers.get("anthropic-version"),
         max_cost=request.max_cost,
         session=headers.get("x-session-id"),
@@ -55,7 +55,7 @@ def ask_of(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -
     )
 
 
-def betas_of(lines: Iterable[str]) -> list[str]:
-    """The names in headers `anthropic-beta`, each once."""
+def beta_names(lines: Iterable[str]) -> list[str]:
+    """Returns the names in `anthropic-beta` headers, each once, in their order."""
     names = (name.strip() for line in lines for name in line.split(","))
     return list(dict.fromkeys(filter(None, names)))

@@ -1,4 +1,4 @@
-"""`POST /v1/messages`: Anthropic's own protocol. It makes a question of the body, and calls no model."""
+"""`POST /v1/messages`: Anthropic's Messages API."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.clients.anthropic import claude_code
-from tailrace.gateway.clients.anthropic.request import MessagesRequest, ask_of
+from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.dependencies import gateway_of, tenant_of
 from tailrace.gateway.turns import read_body
 from tailrace.gateway.turns.respond import answer, asked
 
 
-async def post(request: Request) -> ASGIApp:
-    """The answer in the dialect `anthropic`, or as one Message. Raises Refused."""
-    given, raw = await asked(request, MessagesRequest)
-    ask = ask_of(given, read_body.decode(raw, dict[str, Any]), request.headers)
+async def post_message(request: Request) -> ASGIApp:
+    """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message."""
+    body, raw = await asked(request, MessagesRequest)
+    new_turn = build_turn(body, read_body.decode(raw, dict[str, Any]), request.headers)
     session = claude_code.session_of(request)
     if session is None:
-        return await answer(request, ask, raw, ANTHROPIC, is_streamed=given.stream)
-    ask = msgspec.structs.replace(ask, session=session, on_disconnect=claude_code.ON_DISCONNECT)
-    key = await claude_code.key_of(gateway_of(request), tenant_of(request), ask, raw)
-    return await answer(request, ask, raw, ANTHROPIC, is_streamed=given.stream, idempotency_key=key)
+        return await answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream)
+    new_turn = msgspec.structs.replace(new_turn, session=session, on_disconnect=claude_code.ON_DISCONNECT)
+    key = await claude_code.idempotency_key(gateway_of(request), tenant_of(request), new_turn, raw)
+    return await answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream, idempotency_key=key)
 
 
-ROUTES = [Route("/v1/messages", post, methods=["POST"])]
+ROUTES = [Route("/v1/messages", post_message, methods=["POST"])]

@@ -1,8 +1,9 @@
-"""The dialect `anthropic`: Anthropic's own stream, for its SDKs. What is stored is passed on as it came.
+"""The dialect `anthropic`: the stream of Anthropic's Messages API, for its SDKs. Stored events are passed on unchanged.
 
-`message_delta` and `message_stop` are made from the turn's end, which alone knows the usage of all its calls. The
-protocol has no "forget that", so at a restart the connection is broken off: whoever comes back is told the new answer.
-An error event would be an end, and Claude Code then asks once more without a stream.
+`message_delta` and `message_stop` are rendered from the turn's end, the only entry that has the usage of all its model
+calls. The protocol has no event for "discard the text so far", so the gateway breaks the connection off at a restart,
+and a client that requests the stream again gets the new answer. An error event would end the turn for the client, and
+Claude Code then repeats the request without streaming.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
-from tailrace.gateway.clients.failure import LOST, type_of
+from tailrace.gateway.clients.failure import LOST, error_type
 from tailrace.gateway.streaming import sse
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
@@ -20,7 +21,7 @@ from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
-# Nobody's error, but its clients know no other way to be told that there is no whole answer.
+# A cancelled turn is no error, but the protocol has no other way to say that the answer is not complete.
 CANCELLED = Failure("interrupted", "the turn was cancelled")
 
 PING = {"type": "ping"}
@@ -37,29 +38,30 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
-    return _frame(key.turn, stored), key
+    return _render(key.turn, stored), key
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     head = _message(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
-    shown = _named({"type": "message_start", "message": head})
+    rendered = _sse({"type": "message_start", "message": head})
     for index, block in enumerate(record.content):
-        shown += tuple(event for each in _block(index, block) for event in _named(each))
+        for event in _block(index, block):
+            rendered += _sse(event)
     if record.outcome == "completed":
-        shown += _completed(record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor)
+        rendered += _completed(record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor)
     else:
-        without = CANCELLED if record.outcome == "cancelled" else LOST
-        shown += _error(record.error or without, record.cursor)
-    return Frame(shown)
+        failure = record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
+        rendered += _error(failure, record.cursor)
+    return Frame(rendered)
 
 
-def whole(record: TurnRecord) -> bytes:
-    """A completed turn as the Message that the API gives to who asks for no stream."""
+def render_message(record: TurnRecord) -> bytes:
+    """Returns a completed turn as the Message that the API returns for a request without streaming."""
     return _encode(_message(record))
 
 
 def message_id(turn: TurnId) -> str:
-    """The same in the stream and as one body, whichever call of the model told it: so it leads back to the turn."""
+    """Returns the Message's id. It is the same in the stream and in the JSON body, and contains the turn's id."""
     return f"msg_{turn}"
 
 
@@ -70,21 +72,21 @@ def _message(record: TurnRecord) -> dict[str, Any]:
         "role": "assistant",
         "model": record.model,
         "content": record.content,
-        "stop_reason": _known(record.stop_reason),
+        "stop_reason": _stop_reason(record.stop_reason),
         "stop_sequence": record.stop_sequence,
         "usage": record.envelope.get("usage", {}) | asdict(record.usage),
-        **{name: it for name, it in record.envelope.items() if name not in ("delta", "usage")},
+        **{name: value for name, value in record.envelope.items() if name not in ("delta", "usage")},
         **record.envelope.get("delta", {}),
     }
 
 
-def _frame(turn: TurnId, stored: Stored) -> Frame:
+def _render(turn: TurnId, stored: Stored) -> Frame:
     match stored.entry:
         case Event(event=raw, is_hidden=False):
             return _event(turn, bytes(raw), stored.seq)
         case Attempt(mode="restart"):
-            # With an id, so that a reader who comes back with it comes back after the break.
-            return Frame(_named(PING, stored.seq), is_break=True)
+            # With an id, so that a client that resumes continues after the break.
+            return Frame(_sse(PING, stored.seq), is_break=True)
         case End(outcome="completed") as end:
             return Frame(_completed(end.stop_reason, end.stop_sequence, end.usage, end.envelope or {}, stored.seq))
         case End(error=error):
@@ -97,19 +99,19 @@ def _event(turn: TurnId, raw: bytes, seq: int) -> Frame:
     try:
         kind = _type.decode(raw).type
     except DECODE_ERRORS:
-        # No event: nothing that a client could read, and no reason to break its stream.
+        # Not an event: the client could not read it, and the stream can go on without it.
         return SILENT
     if kind == "message_delta":
         return SILENT
     if kind == "message_start":
         raw = _start(turn, raw)
-    # A line of data ends there. JSON may hold line breaks between its tokens, its strings never.
+    # A `data:` line ends at a line break, which JSON may have between tokens, but never inside strings.
     raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
     return Frame(sse.frame(raw, seq=seq, event=kind.encode("utf-8", "replace")))
 
 
 def _start(turn: TurnId, raw: bytes) -> bytes:
-    """A call's `message_start`, as the turn's."""
+    """Returns the `message_start` of a model call with the turn's message id."""
     try:
         start = _fields.decode(raw)
         message = _fields.decode(start["message"])
@@ -122,20 +124,20 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
 def _completed(
     stop_reason: str | None, stop_sequence: str | None, usage: Usage, envelope: dict[str, Any], seq: int
 ) -> sse.Events:
-    delta = {"stop_reason": _known(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
-    # All the counts by name: the SDKs take one that is missing for a protocol error, not for 0.
+    delta = {"stop_reason": _stop_reason(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
+    # Every count, also those that are 0: the SDKs treat a missing count as a protocol error.
     counts = envelope.get("usage", {}) | asdict(usage)
     message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": counts}
-    return _named(message_delta) + _named({"type": "message_stop"}, seq)
+    return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
 
 
-def _known(stop_reason: str | None) -> str | None:
-    """Ours has no name in this protocol; to its clients it is a limit that cut the answer."""
+def _stop_reason(stop_reason: str | None) -> str | None:
+    """Maps Tailrace's own `max_cost` to `max_tokens`, the protocol's word for an answer cut by a limit."""
     return "max_tokens" if stop_reason == "max_cost" else stop_reason
 
 
 def _error(failure: Failure, seq: int) -> sse.Events:
-    return _named({"type": "error", "error": {"type": type_of(failure), "message": failure.message}}, seq)
+    return _sse({"type": "error", "error": {"type": error_type(failure), "message": failure.message}}, seq)
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
@@ -159,18 +161,15 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _named(event: dict[str, Any], seq: int | None = None) -> sse.Events:
+def _sse(event: dict[str, Any], seq: int | None = None) -> sse.Events:
     return sse.frame(_encode(event), seq=seq, event=str(event["type"]).encode())
 
 
 ANTHROPIC = Dialect(
     name="anthropic",
-    media_type=sse.MEDIA_TYPE,
-    heartbeat=sse.encode(_named(PING)),
-    is_self_delimited=False,
-    can_reset=False,
     start=lambda key: key,
     render=render,
     render_record=render_record,
-    render_json=whole,
+    render_json=render_message,
+    heartbeat=sse.encode(_sse(PING)),
 )

@@ -1,15 +1,15 @@
-"""The dialect `tailrace`: for EventSource and fetch. No `event:` field, so `onmessage` gets all of it.
+"""The dialect `tailrace`: JSON events for EventSource and fetch, without `event:` fields, so that `onmessage` gets all.
 
-{"type":"start","turn":…,"session":…,"model":…}       the turn is in the log
-{"type":"usage","cache_read_input_tokens":…,…}         how much of the prompt the model had kept, if it keeps any
-{"type":"delta","text":…}                              more of the answer
-{"type":"thinking","text":…}                           more of the model's thoughts
+{"type":"start","turn":…,"session":…,"model":…}       the request is in the log
+{"type":"usage","cache_read_input_tokens":…,…}         use of the prompt cache, if the model call used it
+{"type":"delta","text":…}                              a delta of the answer's text
+{"type":"thinking","text":…}                           a delta of the model's thinking
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
-{"type":"tool_use","index":…,"partial_json":…}         more of its input
-{"type":"progress","done":…,"failed":…,"of":…,…}       how far a batch has come, with its cost
-{"type":"reset"}                                       forget the text so far: the answer begins anew
-{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, count and hash
-{"type":"error","code":…,"message":…}                  the end of a turn that failed, with the same
+{"type":"tool_use","index":…,"partial_json":…}         a delta of its input
+{"type":"progress","done":…,"failed":…,"of":…,…}       the progress of a batch, with its cost
+{"type":"reset"}                                       discard the text so far: the answer starts again
+{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash
+{"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields
 """
 
 from typing import Any
@@ -32,14 +32,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
-    shown = _shown(key, stored)
-    if shown is None:
+    event = _event_of(key, stored)
+    if event is None:
         return SILENT, key
-    return Frame(sse.frame(_encode(shown), seq=stored.seq)), key
+    return Frame(sse.frame(_encode(event), seq=stored.seq)), key
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    """`reset`, the text, and the end. Only the end has an `id:`; it was the last entry, and asked after gives 204."""
+    """Renders `reset`, the text and the end. Only the end has an `id:`; a request with that cursor is answered 204."""
     chars, sha256 = text_proof(record.text)
     end = _end(
         outcome=record.outcome if record.outcome != "running" else "failed",
@@ -56,14 +56,14 @@ def render_record(record: TurnRecord, _: int) -> Frame:
     return Frame(sse.frame(_encode({"type": "reset"})) + text + sse.frame(_encode(end), seq=record.cursor))
 
 
-def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
+def _event_of(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
     match stored.entry:
         case Request() as request:
             return {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
         case Attempt(mode="restart"):
             return {"type": "reset"}
         case Event(event=raw, is_hidden=is_hidden):
-            return _event(events.decode(raw), is_hidden=is_hidden)
+            return _delta_of(events.decode(raw), is_hidden=is_hidden)
         case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
             cost_usd = cost_nano_usd / NANO_USD_PER_USD
             return {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
@@ -83,12 +83,12 @@ def _shown(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
             return None
 
 
-def _event(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:
+def _delta_of(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:
     match event:
         case events.MessageStart(events.MessageHead(usage=usage)) if (
             usage.cache_read_input_tokens or usage.cache_creation_input_tokens
         ):
-            # Of each call, also one that goes on: what it cost is not hidden.
+            # For each model call, also for a continuation, whose other events are hidden: it is paid for.
             return {"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}
         case _ if is_hidden:
             return None
@@ -124,10 +124,10 @@ def _end(
         head = {"type": "error", "code": failure.code, "message": failure.message}
     else:
         head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
-    judged = {} if schema_valid is None else {"schema_valid": schema_valid}
+    schema_result = {} if schema_valid is None else {"schema_valid": schema_valid}
     return (
         head
-        | judged
+        | schema_result
         | {
             "usage": usage,
             "usage_is_estimated": usage_is_estimated,
@@ -140,12 +140,10 @@ def _end(
 
 TAILRACE = Dialect(
     name="tailrace",
-    media_type=sse.MEDIA_TYPE,
-    heartbeat=sse.HEARTBEAT,
-    is_self_delimited=True,
-    can_reset=True,
-    sends_retry=True,
     start=lambda key: key,
     render=render,
     render_record=render_record,
+    is_self_delimited=True,
+    can_reset=True,
+    sends_retry=True,
 )

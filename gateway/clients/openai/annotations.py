@@ -1,8 +1,8 @@
-"""Where a text has something from, as OpenAI's protocols annotate it: of what Claude cites, pages and files. Pure.
+"""Converts Claude's citations of web pages and files to the annotations of OpenAI's protocols.
 
-Claude cites for a whole block of its text, so that block's place is the annotation's. Places count code points of the
-text as this client has it; what is between start and end was said of the source. Sources: OpenAI's API reference,
-"Annotations"; Anthropic's docs, "Citations" and "Search results".
+Claude cites sources for a whole text block, so an annotation covers the block. Its indices count code points of the
+text that this client receives. Sources: OpenAI's API reference, "Annotations"; Anthropic's docs, "Citations" and
+"Search results".
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ from typing import Any
 Annotation = dict[str, Any]
 
 
-def of_chat(citations: object, start: int, end: int) -> list[Annotation]:
-    """Of a block that stands from `start` to `end` in its message. This protocol knows pages alone."""
-    pages = (_page(citation, start, end) for citation in _each(citations))
+def chat_annotations(citations: object, start: int, end: int) -> list[Annotation]:
+    """Returns the annotations of a block at `start` to `end` of its message. Chat completions have only web pages."""
+    pages = (_url_citation(citation, start, end) for citation in _dicts(citations))
     return [{"type": "url_citation", "url_citation": page} for page in pages if page is not None]
 
 
-def of_responses(citations: object, end: int) -> list[Annotation]:
-    """Of a block of `end` characters, which is a message of its own."""
-    return [found for citation in _each(citations) if (found := _of_responses(citation, end)) is not None]
+def responses_annotations(citations: object, end: int) -> list[Annotation]:
+    """Returns the annotations of a block of `end` characters, which in this protocol is a message of its own."""
+    found = (_responses_annotation(citation, end) for citation in _dicts(citations))
+    return [annotation for annotation in found if annotation is not None]
 
 
-def _of_responses(citation: dict[str, Any], end: int) -> Annotation | None:
+def _responses_annotation(citation: dict[str, Any], end: int) -> Annotation | None:
     match citation:
         case {"file_id": str(file)}:
             return {
@@ -32,13 +33,13 @@ def _of_responses(citation: dict[str, Any], end: int) -> Annotation | None:
                 "index": end,
             }
         case _:
-            page = _page(citation, 0, end)
+            page = _url_citation(citation, 0, end)
             return None if page is None else {"type": "url_citation", **page}
 
 
-def _page(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
+def _url_citation(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
     match citation:
-        # A search result that a client has brought may be from anywhere.
+        # The `source` of a search result that a client has sent may be any string.
         case {"url": str(url)} | {"source": str(url)} if url.startswith(("https://", "http://")):
             return {"url": url, "title": _title(citation, "title"), "start_index": start, "end_index": end}
         case _:
@@ -46,12 +47,12 @@ def _page(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
 
 
 def _title(citation: dict[str, Any], name: str) -> str:
-    """Claude may have none, and to OpenAI it is always a string."""
+    """Returns the title, empty where Claude has none: OpenAI's field is required."""
     title = citation.get(name)
     return title if isinstance(title, str) else ""
 
 
-def _each(citations: object) -> Iterator[dict[str, Any]]:
-    """What is no list of objects cites nothing: what stands in a block was judged by nobody here."""
+def _dicts(citations: object) -> Iterator[dict[str, Any]]:
+    """Yields the citations that are objects. A block may come from a client, and its content was not validated."""
     if isinstance(citations, list | tuple):
-        yield from (each for each in citations if isinstance(each, dict))
+        yield from (citation for citation in citations if isinstance(citation, dict))

@@ -1,7 +1,7 @@
-"""The messages of a chat completion, as OpenAI's protocol has them, and the same in Anthropic's shape. Pure.
+"""The messages of a chat completion, and their conversion to Anthropic's messages.
 
-System messages, wherever they stand, are put at the beginning, as Anthropic's own OpenAI-compatible endpoint does it:
-Claude takes them in mid-conversation only in some models, and there only right before its answer.
+All system messages move to the beginning, as in Anthropic's own OpenAI-compatible endpoint: only some Claude models
+accept them in mid-conversation, and only directly before the answer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ System = str | list[Block] | None
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
     cache_control: dict[str, Any] | None = None
-    """Anthropic's, as other servers of this protocol take it too."""
+    """Anthropic's field, which other servers of this protocol accept, too."""
     prompt_cache_breakpoint: Any = None
 
 
@@ -61,7 +61,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     id: str
     function: Function
     index: int | None = None
-    """Of a stream's piece; some clients send back what they have put together of those."""
+    """A field of stream chunks; some clients send it back in the assembled call."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role"):
@@ -89,7 +89,7 @@ class AssistantMessage(_Message, frozen=True, tag="assistant"):
     audio: Any = None
     function_call: Any = None
     parsed: Any = None
-    """As `parsed_arguments`: what OpenAI's SDK has made of the text, and sends back with it."""
+    """Like `parsed_arguments`: the value that OpenAI's SDK has parsed from the text, and sends back with it."""
 
 
 class ToolMessage(_Message, frozen=True, tag="tool"):
@@ -100,10 +100,10 @@ class ToolMessage(_Message, frozen=True, tag="tool"):
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-def system_of(told: Iterable[ChatMessage]) -> System:
-    """All that the system and the developer say, in their order; None when they say nothing."""
-    said = [one.content for one in told if isinstance(one, SystemMessage | DeveloperMessage)]
-    blocks = [block for content in said for block in _blocks(content, "a system message")]
+def system_of(messages: Iterable[ChatMessage]) -> System:
+    """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
+    contents = [one.content for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
+    blocks = [block for content in contents for block in _blocks(content, "a system message")]
     match blocks:
         case []:
             return None
@@ -113,52 +113,52 @@ def system_of(told: Iterable[ChatMessage]) -> System:
             return blocks
 
 
-def conversation_of(told: Sequence[ChatMessage]) -> list[Message]:
-    """What the others say. The answers to one message's tool calls are one message; raises Refused."""
-    spoken = [(n, one) for n, one in enumerate(told) if not isinstance(one, SystemMessage | DeveloperMessage)]
-    messages: list[Message] = []
+def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Returns the other messages. Consecutive tool messages become one message. Raises Refused."""
+    spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
+    converted: list[Message] = []
     for is_tools, run in groupby(spoken, lambda pair: isinstance(pair[1], ToolMessage)):
         if is_tools:
             results = [_result(one, f"messages[{n}]") for n, one in run if isinstance(one, ToolMessage)]
-            messages.append(Message("user", results))
+            converted.append(Message("user", results))
         else:
-            messages += [_message(one, f"messages[{n}]") for n, one in run]
-    return messages
+            converted += [_message(one, f"messages[{n}]") for n, one in run]
+    return converted
 
 
-def _message(told: ChatMessage, where: str) -> Message:
-    match told:
+def _message(message: ChatMessage, where: str) -> Message:
+    match message:
         case UserMessage(content=str(text)):
             return Message("user", text)
         case UserMessage(content=content):
             return Message("user", _blocks(content, where))
         case AssistantMessage():
-            return Message("assistant", list(_answer(told, where)))
+            return Message("assistant", list(_assistant_blocks(message, where)))
         case _:
-            raise AssertionError(told)
+            raise AssertionError(message)
 
 
-def _answer(told: AssistantMessage, where: str) -> Iterator[Block]:
-    if told.audio is not None or told.function_call is not None:
-        raise Refused("request_invalid", f"`{where}`: Claude has no `audio`, and `function_call` is now `tool_calls`")
-    blocks = [*_blocks(told.content or [], where), *_blocks(told.refusal or [], where)]
-    blocks += [_call(call, where) for call in told.tool_calls or ()]
+def _assistant_blocks(message: AssistantMessage, where: str) -> Iterator[Block]:
+    if message.audio is not None or message.function_call is not None:
+        raise Refused("request_invalid", f"`{where}`: `audio` and `function_call` are not supported: send `tool_calls`")
+    blocks = [*_blocks(message.content or [], where), *_blocks(message.refusal or [], where)]
+    blocks += [_tool_use(call, where) for call in message.tool_calls or ()]
     if not blocks:
-        raise Refused("request_invalid", f"`{where}` says nothing: leave it out")
+        raise Refused("request_invalid", f"`{where}` is empty: leave it out")
     yield from blocks
 
 
-def _call(call: ToolCall, where: str) -> Block:
-    return common.call(call.id, call.function.name, call.function.arguments, f"{where}.tool_calls")
+def _tool_use(call: ToolCall, where: str) -> Block:
+    return common.tool_use_block(call.id, call.function.name, call.function.arguments, f"{where}.tool_calls")
 
 
-def _result(told: ToolMessage, where: str) -> Block:
-    content = told.content if isinstance(told.content, str) else _blocks(told.content, where)
-    return {"type": "tool_result", "tool_use_id": told.tool_call_id, "content": content}
+def _result(message: ToolMessage, where: str) -> Block:
+    content = message.content if isinstance(message.content, str) else _blocks(message.content, where)
+    return {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
 
 
 def _blocks(content: str | Sequence[TextPart | ImagePart | FilePart | RefusalPart], where: str) -> list[Block]:
-    """Empty texts are left out: Claude refuses them, and many clients send them along with a call."""
+    """Leaves empty texts out: Claude refuses them, and many clients send one together with a tool call."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content.strip() else []
     blocks = [(part, _block(part, where)) for part in content]
@@ -174,10 +174,10 @@ def _block(part: TextPart | ImagePart | FilePart | RefusalPart, where: str) -> B
         case TextPart(text=text) | RefusalPart(refusal=text):
             return {"type": "text", "text": text}
         case ImagePart(image_url=image):
-            return common.image(image.url, where)
-        case FilePart(file=File(file_data=str(told), filename=filename)):
-            return common.document(told, filename, where)
+            return common.image_block(image.url, where)
+        case FilePart(file=File(file_data=str(data), filename=filename)):
+            return common.document_block(data, filename, where)
         case FilePart():
             raise Refused(
-                "request_invalid", f"`{where}`: files are sent along as `file_data`; there are no uploads here"
+                "request_invalid", f"`{where}`: uploaded files are not supported: send the content as `file_data`"
             )

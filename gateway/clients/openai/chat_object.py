@@ -1,17 +1,17 @@
-"""The object `chat.completion`: a turn as OpenAI's protocol tells it whole, and what its chunks share. No stream."""
+"""The object `chat.completion`: a whole turn in OpenAI's protocol, and the fields that it shares with its chunks."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.openai.annotations import Annotation, of_chat
+from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 
 NEVER = datetime.fromtimestamp(0, UTC)
-# OpenAI's word for each of Anthropic's stop reasons; an answer that stopped for a newer one has stopped all the same.
+# OpenAI's finish reason for Anthropic's stop reasons; `stop` for all others, also for those of a newer API.
 FINISH = {
     "max_tokens": "length",
     "max_cost": "length",
@@ -24,7 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What the object and each of its chunks begin with."""
+    """The fields at the start of the object and of each chunk."""
 
     turn: TurnId
     model: str = ""
@@ -39,8 +39,8 @@ def head_of(record: TurnRecord) -> Head:
     return Head(record.turn, record.model, record.asked_at)
 
 
-def whole(record: TurnRecord) -> bytes:
-    """The body for a client that asked for no stream."""
+def render_completion(record: TurnRecord) -> bytes:
+    """Returns the JSON body for a request without streaming."""
     choice = {
         "index": 0,
         "message": message_of(record),
@@ -52,12 +52,12 @@ def whole(record: TurnRecord) -> bytes:
 
 
 def message_of(record: TurnRecord) -> dict[str, Any]:
-    """All that was said. `content` is null when nothing was but calls; what there is none of has no field."""
-    thoughts = "".join(block["thinking"] for block in record.content if block["type"] == "thinking")
-    calls = [call for block in record.content if (call := _call(block))]
+    """Returns the message. `content` is null if there are only tool calls; other empty fields are left out."""
+    reasoning = "".join(block["thinking"] for block in record.content if block["type"] == "thinking")
+    calls = [call for block in record.content if (call := _tool_call(block))]
     message: dict[str, Any] = {"role": "assistant", "content": record.text or (None if calls else ""), "refusal": None}
-    if thoughts:
-        message["reasoning_content"] = thoughts
+    if reasoning:
+        message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
     if annotations := _annotations(record.content):
@@ -70,7 +70,7 @@ def finish_reason(stop_reason: str | None) -> str:
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:
-    """Of all the turn's calls. OpenAI counts what was read from or written to a cache as part of the prompt."""
+    """Returns the usage of all model calls. OpenAI counts cache reads and writes as part of the prompt."""
     prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
     return {
         "prompt_tokens": prompt,
@@ -89,13 +89,13 @@ def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
     for block in content:
         if block["type"] == "text":
             end = start + len(block["text"])
-            found += of_chat(block.get("citations"), start, end)
+            found += chat_annotations(block.get("citations"), start, end)
             start = end
     return found
 
 
-def _call(block: dict[str, Any]) -> dict[str, Any] | None:
-    """None for what is none. What has no id or no name nobody could answer, and a stream says nothing of it."""
+def _tool_call(block: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns None for other blocks, and for a call without id or name, which a stream leaves out, too."""
     match block:
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
             arguments = _encode(given).decode()

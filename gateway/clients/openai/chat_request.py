@@ -1,7 +1,7 @@
-"""The body of `POST /v1/chat/completions`, and the question that it becomes. Pure: it asks nobody.
+"""The body of `POST /v1/chat/completions`, and the turn that it becomes.
 
-OpenAI's API reference, "Create chat completion", and the fields that OpenAI-compatible servers of Claude add. A field
-that neither has is refused by name, as OpenAI does it.
+The fields are those of OpenAI's API reference, "Create chat completion", and those that OpenAI-compatible servers of
+Claude add. An unknown field is refused by name, as OpenAI does.
 """
 
 from typing import Annotated, Any
@@ -10,9 +10,9 @@ import msgspec
 
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.chat_messages import AssistantMessage, ChatMessage, conversation_of, system_of
-from tailrace.gateway.clients.openai.chat_parameters import FOREIGN
+from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.common import Choice, Effort
-from tailrace.gateway.clients.openai.unsupported import Asked, ignored
+from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
@@ -38,12 +38,12 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="t
     cache_control: dict[str, Any] | None = None
 
 
-class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
 class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    function: Named
+    function: FunctionName
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,8 +69,8 @@ class JsonSchema(_Format, frozen=True, tag="json_schema"):
     json_schema: Schema
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Null is nothing, as OpenAI has it. The last of the fields are those of `chat_parameters.FOREIGN`."""
+class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body. Null means absent, as in OpenAI's API. The last group of fields is `chat_parameters.UNSUPPORTED`."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     model: str
@@ -120,16 +120,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt_cache_retention: Any = None
 
 
-def asked(chat: ChatRequest, model: Model) -> Asked:
-    """What `chat` asks of `model`; raises Refused, with the name of what cannot be asked."""
-    sampling, unsampled = common.sampling(chat.temperature, chat.top_p, model)
-    ask = NewTurn(
+def build_turn(chat: ChatCompletionRequest, model: Model) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field."""
+    sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
+    turn = NewTurn(
         messages=conversation_of(chat.messages),
-        # Who tells an answer tells the conversation; who tells none tells what is new in it.
+        # A body with an answer in it is the whole conversation; one without an answer adds to the session.
         full_history=any(isinstance(message, AssistantMessage) for message in chat.messages),
         system=system_of(chat.messages),
         model=model.id,
-        max_tokens=_either(chat.max_completion_tokens, chat.max_tokens),
+        max_tokens=_max_tokens(chat.max_completion_tokens, chat.max_tokens),
         tools=[_tool(tool) for tool in chat.tools] if chat.tools else None,
         options=sampling | _options(chat, model) or None,
         session=chat.session_id,
@@ -141,28 +141,33 @@ def asked(chat: ChatRequest, model: Model) -> Asked:
         on_interrupt=chat.on_interrupt,
         on_disconnect=chat.on_disconnect,
     )
-    return Asked(ask, [*ignored(chat, FOREIGN), *unsampled])
+    return BuiltTurn(turn, [*ignored_parameters(chat, UNSUPPORTED), *ignored_sampling])
 
 
-def _either(new: int | None, old: int | None) -> int | None:
+def _max_tokens(new: int | None, old: int | None) -> int | None:
     if new is not None and old is not None and new != old:
-        raise Refused("request_invalid", "`max_tokens` and `max_completion_tokens` differ: send the second alone")
+        raise Refused("request_invalid", "`max_tokens` and `max_completion_tokens` differ: send only the second")
     return old if new is None else new
 
 
 def _tool(tool: Tool) -> Options:
     function = tool.function
-    further = {} if tool.cache_control is None else {"cache_control": tool.cache_control}
-    return common.tool(function.name, function.description, function.parameters, strict=function.strict, **further)
+    return common.tool_definition(
+        function.name,
+        function.description,
+        function.parameters,
+        strict=function.strict,
+        cache_control=tool.cache_control,
+    )
 
 
-def _options(chat: ChatRequest, model: Model) -> Options:
-    """The further fields of Anthropic's Messages API that say the same."""
+def _options(chat: ChatCompletionRequest, model: Model) -> Options:
+    """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
     effort = common.effort(chat.reasoning_effort, model, "reasoning_effort")
     user = chat.safety_identifier or chat.user
     given = {
         "stop_sequences": [chat.stop] if isinstance(chat.stop, str) else chat.stop,
-        "tool_choice": _choice(chat, model),
+        "tool_choice": _tool_choice(chat, model),
         "output_config": ({"effort": effort} if effort else {}) | _format(chat),
         "thinking": chat.thinking or common.thinking(chat.reasoning_effort, model, "reasoning_effort"),
         "metadata": {"user_id": user} if user else None,
@@ -170,20 +175,20 @@ def _options(chat: ChatRequest, model: Model) -> Options:
     return {name: value for name, value in given.items() if value}
 
 
-def _choice(chat: ChatRequest, model: Model) -> Options | None:
+def _tool_choice(chat: ChatCompletionRequest, model: Model) -> Options | None:
     if not chat.tools:
         return None
-    named = chat.tool_choice.function.name if isinstance(chat.tool_choice, NamedTool) else None
-    wanted = None if isinstance(chat.tool_choice, NamedTool) else chat.tool_choice
-    return common.tool_choice(wanted, named, model, parallel=chat.parallel_tool_calls)
+    if isinstance(chat.tool_choice, NamedTool):
+        return common.tool_choice(None, chat.tool_choice.function.name, model, parallel=chat.parallel_tool_calls)
+    return common.tool_choice(chat.tool_choice, None, model, parallel=chat.parallel_tool_calls)
 
 
-def _format(chat: ChatRequest) -> Options:
+def _format(chat: ChatCompletionRequest) -> Options:
     match chat.response_format:
         case AnyJson():
             raise Refused(
                 "request_invalid",
-                "`response_format`: Claude gives JSON of a schema, not any JSON: send `json_schema`",
+                "`response_format`: `json_object` is not supported, because Claude needs a schema: send `json_schema`",
             )
         case JsonSchema(json_schema=Schema(schema=schema)):
             return {"format": {"type": "json_schema", "schema": schema}}

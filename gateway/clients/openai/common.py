@@ -1,6 +1,6 @@
-"""What OpenAI's two protocols say alike, in the terms of Anthropic's Messages API: sources, calls, tools, effort. Pure.
+"""Converts what OpenAI's two protocols have in common to Anthropic's Messages API: files, tools, effort, sampling.
 
-It knows the bodies of neither. What a model does not take is refused by name, or left out where that changes nothing.
+What a model does not support is refused by name, or left out where that changes nothing in the answer.
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
 """
 
@@ -21,39 +21,42 @@ NO_INPUT: Fields = {"type": "object", "properties": {}}
 PDF, PLAIN = "application/pdf", "text/plain"
 
 
-def image(url: str, where: str) -> Fields:
-    """The block of a picture, by its address or in a data URL; raises Refused."""
+def image_block(url: str, where: str) -> Fields:
+    """Returns the content block of an image at a web address or in a data URL. Raises Refused."""
     if url.startswith(("https://", "http://")):
         return {"type": "image", "source": {"type": "url", "url": url}}
-    media_type, encoded = _data(url)
+    media_type, encoded = _parse_data_url(url)
     if encoded is None:
-        raise Refused("request_invalid", f"`{where}`: a picture is an https URL, or `data:TYPE;base64,…`")
+        raise Refused("request_invalid", f"`{where}`: an image must be an https URL or `data:TYPE;base64,…`")
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": encoded}}
 
 
-def document(file: str, filename: str | None, where: str) -> Fields:
-    """The block of a file: a PDF or plain text in a data URL; bare base64 when its name says that it is a PDF."""
-    titled = {} if filename is None else {"title": filename}
-    return {"type": "document", "source": _document_source(file, filename, where), **titled}
+def document_block(file: str, filename: str | None, where: str) -> Fields:
+    """Returns the content block of a PDF or a plain text in a data URL, or of a PDF in bare base64 with a `.pdf` name.
+
+    Raises Refused.
+    """
+    title = {} if filename is None else {"title": filename}
+    return {"type": "document", "source": _document_source(file, filename, where), **title}
 
 
 def _document_source(file: str, filename: str | None, where: str) -> Fields:
-    media_type, encoded = _data(file)
+    media_type, encoded = _parse_data_url(file)
     if encoded is None:
         media_type, encoded = PDF if (filename or "").lower().endswith(".pdf") else "", file
     if media_type == PDF:
         return {"type": "base64", "media_type": PDF, "data": encoded}
     if media_type != PLAIN:
-        raise Refused("request_invalid", f"`{where}`: a file is a PDF or plain text, as `data:TYPE;base64,…`")
+        raise Refused("request_invalid", f"`{where}`: a file must be a PDF or plain text, as `data:TYPE;base64,…`")
     try:
         return {"type": "text", "media_type": PLAIN, "data": base64.b64decode(encoded, validate=True).decode()}
     except ValueError as error:
-        # binascii.Error and UnicodeDecodeError are such, and so is what is said of a letter beyond ASCII.
+        # Includes binascii.Error, UnicodeDecodeError, and the error for non-ASCII characters in base64.
         raise Refused("request_invalid", f"`{where}`: the file is not base64 of UTF-8 text") from error
 
 
-def _data(url: str) -> tuple[str, str | None]:
-    """The type and the base64 of a data URL (RFC 2397); no base64 for what is none."""
+def _parse_data_url(url: str) -> tuple[str, str | None]:
+    """Returns the media type and the base64 text of a data URL (RFC 2397), or None for another string."""
     head, comma, encoded = url.partition(",")
     media_type, *parameters = head.removeprefix("data:").split(";")
     if not (comma and head.startswith("data:") and parameters and parameters[-1] == "base64"):
@@ -61,55 +64,55 @@ def _data(url: str) -> tuple[str, str | None]:
     return media_type.lower(), encoded
 
 
-def tool(
-    name: str, description: str | None, parameters: Fields | None, *, strict: bool | None, **further: object
+def tool_definition(
+    name: str, description: str | None, parameters: Fields | None, *, strict: bool | None, **more: object
 ) -> Fields:
-    """A function as a tool, with what Anthropic's own definitions have `further`; one without parameters takes none."""
-    said = {"description": description, "strict": strict, **further}
-    named = {name: value for name, value in said.items() if value is not None}
-    return {"name": name, "input_schema": parameters or NO_INPUT, **named}
+    """Returns a function as Anthropic's tool. `more`: fields that Anthropic's definitions have besides."""
+    optional = {"description": description, "strict": strict, **more}
+    given = {field: value for field, value in optional.items() if value is not None}
+    return {"name": name, "input_schema": parameters or NO_INPUT, **given}
 
 
-def call(call_id: str, name: str, arguments: str, where: str) -> Fields:
-    """The block of a call that the assistant has made; raises Refused."""
+def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Fields:
+    """Returns the content block of a tool call that the assistant has made. Raises Refused."""
     try:
-        told = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        parsed = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except DECODE_ERRORS as error:
-        raise Refused("request_invalid", f"`{where}`: the arguments of a call are no JSON object") from error
-    return {"type": "tool_use", "id": call_id, "name": name, "input": told}
+        raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
+    return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
 
 
-def tool_choice(wanted: Choice | None, named: str | None, model: Model, *, parallel: bool | None) -> Fields | None:
-    """Which tool is to be called: `named` before `wanted`; None for what is so by itself. Raises Refused."""
-    if named is None and wanted == "none":
+def tool_choice(choice: Choice | None, name: str | None, model: Model, *, parallel: bool | None) -> Fields | None:
+    """Returns Anthropic's `tool_choice`, None for its default. `name` takes precedence. Raises Refused."""
+    if name is None and choice == "none":
         return {"type": "none"}
-    choice: Fields = {"type": "any" if wanted == "required" else "auto"}
-    if named is not None:
-        choice = {"type": "tool", "name": named}
-    if choice["type"] != "auto" and model.supports.forced_tools is False:
-        raise Refused("request_invalid", f"`tool_choice`: {model.id} cannot be made to call a tool: choose `auto`")
+    built: Fields = {"type": "any" if choice == "required" else "auto"}
+    if name is not None:
+        built = {"type": "tool", "name": name}
+    if built["type"] != "auto" and model.supports.forced_tools is False:
+        raise Refused("request_invalid", f"`tool_choice`: {model.id} does not support forced tool calls: send `auto`")
     if parallel is False:
-        choice["disable_parallel_tool_use"] = True
-    return choice if choice != {"type": "auto"} else None
+        built["disable_parallel_tool_use"] = True
+    return built if built != {"type": "auto"} else None
 
 
-def effort(asked: Effort | None, model: Model, where: str) -> str | None:
-    """The effort that `output_config` names; none for `none`, which is a matter of thinking. Raises Refused."""
+def effort(level: Effort | None, model: Model, where: str) -> str | None:
+    """Returns the effort for `output_config`; None for `none`, which `thinking` expresses. Raises Refused."""
     efforts = model.supports.effort
-    if asked is None or asked == "none" or efforts is None or asked in efforts:
-        return None if asked == "none" else asked
-    among = f"is one of {', '.join(efforts)}" if efforts else "has none: send `thinking`"
-    raise Refused("request_invalid", f"`{where}` of {model.id} {among}")
+    if level is None or level == "none" or efforts is None or level in efforts:
+        return None if level == "none" else level
+    hint = f"supports {', '.join(efforts)}" if efforts else "has no effort levels: send `thinking`"
+    raise Refused("request_invalid", f"`{where}`: {model.id} {hint}")
 
 
-def thinking(asked: Effort | None, model: Model, where: str) -> Fields | None:
-    """Who asks for effort asks for thoughts; in some models they come only when they are asked for. Raises Refused."""
+def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
+    """Returns the `thinking` field for an effort level: some models think only if it is requested. Raises Refused."""
     ways = model.supports.thinking or ()
-    match asked:
+    match level:
         case None:
             return None
         case "none" if "disabled" not in ways:
-            raise Refused("request_invalid", f"`{where}`: {model.id} cannot be kept from thinking")
+            raise Refused("request_invalid", f"`{where}`: {model.id} always thinks; `none` is not supported")
         case "none":
             return {"type": "disabled"}
         case _:
@@ -117,10 +120,10 @@ def thinking(asked: Effort | None, model: Model, where: str) -> Fields | None:
 
 
 def sampling(temperature: float | None, top_p: float | None, model: Model) -> tuple[Fields, list[str]]:
-    """`temperature` and `top_p` for a model that takes them, and the names of what another ignores; raises Refused."""
+    """Returns the sampling fields that the model supports, and the names of those that it ignores. Raises Refused."""
     given = {name: value for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
     if not model.supports.sampling:
         return {}, list(given)
     if not 0 <= given.get("temperature", 0) <= 1:
-        raise Refused("request_invalid", f"`temperature` of {model.id} is from 0 to 1")
+        raise Refused("request_invalid", f"`temperature` must be from 0 to 1 for {model.id}")
     return given, []

@@ -1,7 +1,7 @@
-"""The input items of OpenAI's Responses API, as Anthropic's messages, and back. Pure.
+"""Converts the input items of OpenAI's Responses API to Anthropic's messages, and back.
 
-What the assistant said and called in a row is one message of Claude's, and so are the outputs of those calls. Claude's
-own thoughts come back as reasoning items with their signature; without one Claude does not take them.
+Consecutive items of the assistant (messages, reasoning, calls) become one message, and so do the outputs of its calls.
+Claude's thinking comes back as reasoning items with a signature; Claude does not accept it without one.
 """
 
 import base64
@@ -12,16 +12,16 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.clients.openai import common
-from tailrace.gateway.clients.openai.responses_object import REDACTED, Item, item
+from tailrace.gateway.clients.openai.responses_object import REDACTED, Item, output_item
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
 Block = dict[str, Any]
-Speaker = Literal["user", "assistant", "system"]
+Role = Literal["user", "assistant", "system"]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a content, of any type; what is not named here is the server's own, when an output comes back."""
+    """A content part of any type. Other fields are ignored: a client may send back parts of an earlier output."""
 
     type: str
     text: str = ""
@@ -34,7 +34,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputItem(msgspec.Struct, frozen=True, kw_only=True):
-    """An item of any type: a message when it names none."""
+    """An item of any type; a message if it has no type."""
 
     type: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -48,32 +48,33 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:
-    """The instructions, and what the system and the developer say, wherever they say it."""
-    said = [] if instructions is None else [text(instructions)]
+    """Returns the instructions and all system and developer messages, as a text if possible; None if there are none."""
+    blocks = [] if instructions is None else [text_block(instructions)]
     for index, one in enumerate(() if isinstance(items, str) else items):
-        if _speaker(one, index) == "system":
-            said += _blocks(one.content or "", f"input[{index}]")
-    match said:
+        if _role(one, index) == "system":
+            blocks += _blocks(one.content or "", f"input[{index}]")
+    match blocks:
         case []:
             return None
         case [{"text": str(only)}]:
             return only
         case _:
-            return said
+            return blocks
 
 
 def messages_of(items: str | Sequence[InputItem]) -> list[Message]:
-    """What the others say; raises Refused."""
+    """Returns the other items as messages. Raises Refused."""
     if isinstance(items, str):
         return [Message("user", items)]
-    said = [(_speaker(one, index), index, one) for index, one in enumerate(items)]
-    spoken = [one for one in said if one[0] != "system"]
+    with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
+    others = [one for one in with_roles if one[0] != "system"]
     messages = []
-    for (speaker, _), run in groupby(spoken, lambda one: (one[0], one[0] == "user" and is_message(one[2]) and one[1])):
-        told = list(run)
-        blocks = [block for _, index, one in told for block in _said(one, f"input[{index}]")]
+    # User messages stay separate, so each has its index in the key.
+    for (role, _), run in groupby(others, lambda one: (one[0], one[0] == "user" and is_message(one[2]) and one[1])):
+        group = list(run)
+        blocks = [block for _, index, one in group for block in _item_blocks(one, f"input[{index}]")]
         if blocks:
-            messages.append(Message(speaker, _plain(told[0][2]) or blocks))
+            messages.append(Message(role, _plain_text(group[0][2]) or blocks))
     return messages
 
 
@@ -81,12 +82,12 @@ def is_message(one: InputItem) -> bool:
     return one.type in (None, "message")
 
 
-def _plain(one: InputItem) -> str | None:
-    """What a user said in one string stays one."""
+def _plain_text(one: InputItem) -> str | None:
+    """Returns the content of a user message that is a plain string."""
     return one.content if one.role == "user" and isinstance(one.content, str) else None
 
 
-def _speaker(one: InputItem, index: int) -> Speaker:
+def _role(one: InputItem, index: int) -> Role:
     match one:
         case InputItem(type=None | "message", role="user"):
             return "user"
@@ -97,35 +98,37 @@ def _speaker(one: InputItem, index: int) -> Speaker:
         case InputItem(type="function_call_output"):
             return "user"
         case InputItem(type="item_reference"):
-            raise refused(index, "items are not looked up: send the item itself, or `previous_response_id`")
+            raise invalid_item(index, "items cannot be referenced: send the item itself, or `previous_response_id`")
         case InputItem(type=None | "message"):
-            raise refused(index, "a message has a `role`: user, assistant, system or developer")
+            raise invalid_item(index, "`role` is missing: send user, assistant, system or developer")
         case _:
-            raise refused(index, f"`{(one.type or '')[:64]}` is an item of OpenAI's own tools, which are not here")
+            raise invalid_item(
+                index, f"`{(one.type or '')[:64]}` is an item of OpenAI's built-in tools, which are not supported"
+            )
 
 
-def refused(index: int, why: str) -> Refused:
-    return Refused("request_invalid", f"`input[{index}]`: {why}")
+def invalid_item(index: int, reason: str) -> Refused:
+    return Refused("request_invalid", f"`input[{index}]`: {reason}")
 
 
-def _said(one: InputItem, where: str) -> list[Block]:
+def _item_blocks(one: InputItem, where: str) -> list[Block]:
     match one.type:
         case "function_call":
             if one.call_id is None or one.name is None:
-                raise Refused("request_invalid", f"`{where}`: a function_call has `call_id`, `name` and `arguments`")
-            return [common.call(one.call_id, one.name, one.arguments or "", where)]
+                raise Refused("request_invalid", f"`{where}`: a function_call needs `call_id`, `name` and `arguments`")
+            return [common.tool_use_block(one.call_id, one.name, one.arguments or "", where)]
         case "function_call_output":
             if one.call_id is None or one.output is None:
-                raise Refused("request_invalid", f"`{where}`: a function_call_output has `call_id` and `output`")
+                raise Refused("request_invalid", f"`{where}`: a function_call_output needs `call_id` and `output`")
             output = one.output if isinstance(one.output, str) else _blocks(one.output, where)
             return [{"type": "tool_result", "tool_use_id": one.call_id, "content": output}]
         case "reasoning":
-            return _thought(one)
+            return _thinking_blocks(one)
         case _:
             return _blocks(one.content or "", where)
 
 
-def _thought(one: InputItem) -> list[Block]:
+def _thinking_blocks(one: InputItem) -> list[Block]:
     if not one.encrypted_content:
         return []
     if one.encrypted_content.startswith(REDACTED):
@@ -135,9 +138,9 @@ def _thought(one: InputItem) -> list[Block]:
 
 
 def _blocks(content: str | Iterable[Part], where: str) -> list[Block]:
-    """Empty texts are left out: Claude refuses them."""
+    """Leaves empty texts out: Claude refuses them."""
     if isinstance(content, str):
-        return [text(content)] if content else []
+        return [text_block(content)] if content else []
     blocks = [_block(part, where) for part in content]
     return [block for block in blocks if block.get("text") != ""]
 
@@ -145,34 +148,34 @@ def _blocks(content: str | Iterable[Part], where: str) -> list[Block]:
 def _block(part: Part, where: str) -> Block:
     match part:
         case Part(type="input_text" | "output_text" | "text"):
-            return text(part.text)
+            return text_block(part.text)
         case Part(type="refusal"):
-            return text(part.refusal)
+            return text_block(part.refusal)
         case Part(type="input_image", image_url=str(url)):
-            return common.image(url, where)
+            return common.image_block(url, where)
         case Part(type="input_file", file_data=str(data)):
-            return common.document(data, part.filename, where)
+            return common.document_block(data, part.filename, where)
         case Part(type="input_file", file_url=str(url)):
             return {"type": "document", "source": {"type": "url", "url": url}}
         case Part(type="input_image" | "input_file"):
-            raise Refused("request_invalid", f"`{where}`: there are no uploads here: send the address or the data")
+            raise Refused("request_invalid", f"`{where}`: uploaded files are not supported: send the URL or the data")
         case _:
-            raise Refused("request_invalid", f"`{where}`: Claude does not take `{part.type[:64]}`")
+            raise Refused("request_invalid", f"`{where}`: content of type `{part.type[:64]}` is not supported")
 
 
-def text(said: str) -> Block:
-    return {"type": "text", "text": said}
+def text_block(text: str) -> Block:
+    return {"type": "text", "text": text}
 
 
 def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
-    """The messages as items again, oldest first."""
+    """Returns stored messages as items, oldest first."""
     return list(_items(turn, messages))
 
 
 def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
     for number, message in enumerate(messages):
-        blocks = [text(message.content)] if isinstance(message.content, str) else message.content
-        said: list[Item] = []
+        blocks = [text_block(message.content)] if isinstance(message.content, str) else message.content
+        parts: list[Item] = []
         for index, block in enumerate(blocks):
             match block:
                 case {"type": "tool_result", "tool_use_id": call}:
@@ -184,22 +187,22 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
                         "output": _output(block.get("content", "")),
                     }
                 case _ if message.role == "assistant":
-                    if (shown := item(f"{turn}_in{number}", index, block)) is not None:
-                        yield shown
+                    if (output := output_item(f"{turn}_in{number}", index, block)) is not None:
+                        yield output
                 case _:
-                    said.append(_part(block))
-        if said:
+                    parts.append(_part(block))
+        if parts:
             yield {
                 "id": f"msg_{turn}_in{number}",
                 "type": "message",
                 "role": message.role,
                 "status": "completed",
-                "content": said,
+                "content": parts,
             }
 
 
 def _output(content: object) -> str | list[Item]:
-    """What was stored may be any JSON, and is told as such where it is no content."""
+    """Returns a tool's output as text or parts; any other JSON value that was stored, as its JSON text."""
     match content:
         case str():
             return content
@@ -211,17 +214,17 @@ def _output(content: object) -> str | list[Item]:
 
 def _part(block: object) -> Item:
     match block:
-        case {"type": "text", "text": str(said)}:
-            return {"type": "input_text", "text": said}
+        case {"type": "text", "text": str(text)}:
+            return {"type": "input_text", "text": text}
         case {"type": "image", "source": dict(source)}:
-            return {"type": "input_image", "detail": "auto", "image_url": _address(source)}
+            return {"type": "input_image", "detail": "auto", "image_url": _url(source)}
         case {"type": "document", "source": dict(source), **rest}:
             return {"type": "input_file", "filename": rest.get("title"), **_file(source)}
         case _:
             return {"type": "input_text", "text": msgspec.json.encode(block).decode()}
 
 
-def _address(source: Block) -> str:
+def _url(source: Block) -> str:
     match source:
         case {"type": "url", "url": str(url)}:
             return url
@@ -236,4 +239,4 @@ def _file(source: Block) -> Item:
         case {"type": "text", "data": str(data)}:
             return {"file_data": f"data:text/plain;base64,{base64.b64encode(data.encode()).decode()}"}
         case _:
-            return {"file_data": _address(source)}
+            return {"file_data": _url(source)}

@@ -1,8 +1,8 @@
-"""The response object of OpenAI's Responses API, and its output items, from what a turn's record holds. Pure.
+"""The response object of OpenAI's Responses API and its output items, built from a turn's record.
 
-A record says the same whether the log or the database was asked, so the object does too. What was asked is not told
-again (`tools`, `instructions`): those fields have the values that say nothing. Source: OpenAI's API reference,
-"Responses", as its Python SDK 3.52 types it.
+A record is the same from the log and from the database, so the object is, too. It does not repeat the request's
+`tools` and `instructions`: those fields have their empty values. Source: OpenAI's API reference, "Responses", in the
+types of its Python SDK 3.52.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.failure import type_of
-from tailrace.gateway.clients.openai.annotations import Annotation, of_responses
+from tailrace.gateway.clients.failure import error_type
+from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.proto.entries import Failure, Request
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -22,24 +22,24 @@ Status = Literal["queued", "in_progress", "completed", "incomplete", "cancelled"
 
 PREFIX = "resp_"
 ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "tool_use": "fc"}
-# What stands before it is none of Claude's signatures, which are base64.
+# A prefix that no signature of Claude's has, because those are base64.
 REDACTED = "redacted_thinking:"
 
-# Why Claude stopped, where the protocol calls that incomplete. Anthropic's docs, "Stop reasons".
+# OpenAI's reason for each stop reason of Claude's that it calls incomplete. Anthropic's docs, "Stop reasons".
 INCOMPLETE = {
     "max_tokens": "max_output_tokens",
     "max_cost": "max_output_tokens",
     "model_context_window_exceeded": "max_output_tokens",
     "refusal": "content_filter",
 }
-# The protocol has a closed list of codes; ours stands in `type`.
+# The protocol has a closed list of codes; Anthropic's error type is in `type`.
 ERROR_CODES = {"backend_rate_limited": "rate_limit_exceeded", "backend_refused_request": "invalid_prompt"}
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What is the same in every state of a response."""
+    """The fields that do not change while a response is generated."""
 
     turn: str
     session: str = ""
@@ -54,11 +54,12 @@ def head_of(turn: str, request: Request, at: datetime) -> Head:
     return Head(turn, request.session, request.parent, request.model, request.metadata or {}, int(at.timestamp()))
 
 
-def head_of_record(told: TurnRecord) -> Head:
-    return Head(told.turn, told.session, told.parent, told.model, told.metadata, int(told.asked_at.timestamp()))
+def head_of_record(record: TurnRecord) -> Head:
+    created_at = int(record.asked_at.timestamp())
+    return Head(record.turn, record.session, record.parent, record.model, record.metadata, created_at)
 
 
-def response(
+def build_response(
     head: Head,
     status: Status,
     output: list[Item],
@@ -68,16 +69,16 @@ def response(
     failure: Failure | None = None,
     ended_at: datetime | None = None,
 ) -> dict[str, Any]:
-    """The object. `usage` is told once the turn has ended."""
-    why = INCOMPLETE.get(stop_reason or "") if status == "incomplete" else None
+    """Returns the response object. `usage` is set only after the turn's end."""
+    reason = INCOMPLETE.get(stop_reason or "") if status == "incomplete" else None
     return {
         "id": f"{PREFIX}{head.turn}",
         "object": "response",
         "created_at": head.created_at,
         "status": status,
         "completed_at": int(ended_at.timestamp()) if ended_at is not None and status == "completed" else None,
-        "error": None if failure is None else error(failure),
-        "incomplete_details": None if why is None else {"reason": why},
+        "error": None if failure is None else error_object(failure),
+        "incomplete_details": None if reason is None else {"reason": reason},
         "instructions": None,
         "metadata": head.metadata,
         "model": head.model,
@@ -87,32 +88,32 @@ def response(
         "conversation": {"id": head.session},
         "tool_choice": "auto",
         "tools": [],
-        "usage": None if usage is None else counted(usage),
+        "usage": None if usage is None else usage_object(usage),
     }
 
 
-def response_of(told: TurnRecord) -> dict[str, Any]:
-    """The object of a turn as far as it is."""
-    status = status_of(told.outcome, told.stop_reason, is_taken=told.attempts > 0)
-    items = [shown for index, block in enumerate(told.content) if (shown := item(told.turn, index, block))]
+def response_of(record: TurnRecord) -> dict[str, Any]:
+    """Returns the response object of a turn as far as it is stored."""
+    status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
+    items = [item for index, block in enumerate(record.content) if (item := output_item(record.turn, index, block))]
     if items and status not in ("completed", "incomplete"):
-        # Of the blocks only the last can be open still, or have been broken off.
+        # Only the last block can still be open, or have been cut off.
         items[-1] |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
-    return response(
-        head_of_record(told),
+    return build_response(
+        head_of_record(record),
         status,
         items,
-        usage=told.usage if told.outcome != "running" else None,
-        stop_reason=told.stop_reason,
-        failure=told.error,
-        ended_at=told.ended_at,
+        usage=record.usage if record.outcome != "running" else None,
+        stop_reason=record.stop_reason,
+        failure=record.error,
+        ended_at=record.ended_at,
     )
 
 
-def status_of(outcome: str, stop_reason: str | None, *, is_taken: bool = True) -> Status:
+def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True) -> Status:
     match outcome:
         case "running":
-            return "in_progress" if is_taken else "queued"
+            return "in_progress" if has_attempt else "queued"
         case "completed":
             return "incomplete" if stop_reason in INCOMPLETE else "completed"
         case "cancelled":
@@ -121,28 +122,30 @@ def status_of(outcome: str, stop_reason: str | None, *, is_taken: bool = True) -
             return "failed"
 
 
-def item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
-    """The output item of a whole block, the `index`th of its answer; None for one that the protocol has no word for."""
+def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
+    """Returns the output item of the answer's complete block number `index`; None for a block without equivalent."""
     match block:
         case {"type": "text", "text": text}:
-            return message(turn, index, "completed", text, of_responses(block.get("citations"), len(text)))
-        case {"type": "thinking", "thinking": thought}:
-            return reasoning(turn, index, "completed", thought, block.get("signature", ""))
+            return message_item(
+                turn, index, "completed", text, responses_annotations(block.get("citations"), len(text))
+            )
+        case {"type": "thinking", "thinking": thinking}:
+            return reasoning_item(turn, index, "completed", thinking, block.get("signature", ""))
         case {"type": "redacted_thinking", "data": hidden}:
-            return reasoning(turn, index, "completed", "", f"{REDACTED}{hidden}")
+            return reasoning_item(turn, index, "completed", "", f"{REDACTED}{hidden}")
         case {"type": "tool_use", "id": call, "name": name, "input": given}:
-            return function_call(turn, index, "completed", call, name, _encode(given).decode())
+            return function_call_item(turn, index, "completed", call, name, _encode(given).decode())
         case _:
             return None
 
 
 def item_id(kind: str, turn: str, index: int) -> str:
-    """What the item of that block is called, in the stream and ever after."""
+    """Returns the id of a block's item, the same in the stream and in the stored response."""
     return f"{ITEM_PREFIXES[kind]}_{turn}_{index}"
 
 
-def message(turn: str, index: int, status: str, text: str | None, annotations: Sequence[Annotation] = ()) -> Item:
-    """No text: it has only begun."""
+def message_item(turn: str, index: int, status: str, text: str | None, annotations: Sequence[Annotation] = ()) -> Item:
+    """Returns a message item, without content if `text` is None."""
     content = [] if text is None else [output_text(text, annotations)]
     return {
         "id": item_id("text", turn, index),
@@ -157,22 +160,22 @@ def output_text(text: str, annotations: Sequence[Annotation] = ()) -> Item:
     return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
 
 
-def reasoning(turn: str, index: int, status: str, thought: str, encrypted: str) -> Item:
-    """What Claude shows of its thinking is a summary; its signature is what has to be given back with it."""
+def reasoning_item(turn: str, index: int, status: str, thinking: str, encrypted: str) -> Item:
+    """Returns a reasoning item: Claude's visible thinking as the summary, its signature as the encrypted content."""
     return {
         "id": item_id("thinking", turn, index),
         "type": "reasoning",
         "status": status,
-        "summary": [summary_text(thought)] if thought else [],
+        "summary": [summary_text(thinking)] if thinking else [],
         "encrypted_content": encrypted or None,
     }
 
 
-def summary_text(thought: str) -> Item:
-    return {"type": "summary_text", "text": thought}
+def summary_text(text: str) -> Item:
+    return {"type": "summary_text", "text": text}
 
 
-def function_call(turn: str, index: int, status: str, call: str, name: str, arguments: str) -> Item:
+def function_call_item(turn: str, index: int, status: str, call: str, name: str, arguments: str) -> Item:
     return {
         "id": item_id("tool_use", turn, index),
         "type": "function_call",
@@ -183,16 +186,16 @@ def function_call(turn: str, index: int, status: str, call: str, name: str, argu
     }
 
 
-def error(failure: Failure) -> dict[str, Any]:
+def error_object(failure: Failure) -> dict[str, Any]:
     return {
         "code": ERROR_CODES.get(failure.code, "server_error"),
         "message": failure.message,
-        "type": type_of(failure),
+        "type": error_type(failure),
     }
 
 
-def counted(usage: Usage) -> dict[str, Any]:
-    """OpenAI's input holds what was cached; how much of the output was thought, Claude does not say."""
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Returns the usage. OpenAI counts cached tokens as input; Claude does not report how much output was thinking."""
     written, read = usage.cache_creation_input_tokens, usage.cache_read_input_tokens
     input_tokens = usage.input_tokens + written + read
     return {

@@ -1,23 +1,28 @@
-"""What OpenAI's Responses API can ask and Claude cannot do: the table that gateway/foreign.py goes by."""
+"""The table of Responses API parameters that Claude does not support (unsupported.py). docs/OPENAI.md shows it."""
 
-from tailrace.gateway.clients.openai.unsupported import IGNORED, REFUSED, Foreign
+from tailrace.gateway.clients.openai.unsupported import IGNORED, REFUSED, Unsupported
 
-CACHING = "how Claude caches is not asked for in this protocol"
+CACHING = "this protocol cannot control Claude's prompt cache"
 
-FOREIGN = (
-    Foreign("prompt", (), REFUSED, "there are no stored prompts here: send `instructions` and `input`"),
-    Foreign("moderation", (), REFUSED, "there is no moderation here"),
-    Foreign("context_management", ([],), REFUSED, "no conversation is compacted here: send what is to be remembered"),
-    Foreign("top_logprobs", (0,), REFUSED, "Claude tells no probabilities"),
-    Foreign("service_tier", ("auto", "default"), REFUSED, "there is one tier: `auto` or `default`"),
-    Foreign("access_programs", ({},), REFUSED, "there are no such programs here"),
-    Foreign("truncation", ("disabled",), IGNORED, "nothing is left out: a conversation that is too long is refused"),
-    Foreign("include", ([], ["reasoning.encrypted_content"]), IGNORED, "that alone is there, and always"),
-    Foreign("store", (True,), IGNORED, "every turn is in the history, also with `false`: delete it to forget it"),
-    Foreign("max_tool_calls", (), IGNORED, "it counts calls of OpenAI's own tools, and there are none here"),
-    Foreign("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
-    Foreign("image", (), IGNORED, "pictures are sent on as they came"),
-    Foreign("prompt_cache_key", (), IGNORED, CACHING),
-    Foreign("prompt_cache_options", (), IGNORED, CACHING),
-    Foreign("prompt_cache_retention", (), IGNORED, CACHING),
+UNSUPPORTED = (
+    Unsupported("prompt", (), REFUSED, "there are no stored prompts; send `instructions` and `input`"),
+    Unsupported("moderation", (), REFUSED, "there is no moderation"),
+    Unsupported("context_management", ([],), REFUSED, "conversations are not compacted; send what the model needs"),
+    Unsupported("top_logprobs", (0,), REFUSED, "Claude does not return probabilities"),
+    Unsupported("service_tier", ("auto", "default"), REFUSED, "there is one tier; send `auto` or `default`"),
+    Unsupported("access_programs", ({},), REFUSED, "there are no access programs"),
+    Unsupported("truncation", ("disabled",), IGNORED, "nothing is cut; a conversation that is too long is refused"),
+    Unsupported(
+        "include",
+        ([], ["reasoning.encrypted_content"]),
+        IGNORED,
+        "encrypted reasoning is always included, nothing else",
+    ),
+    Unsupported("store", (True,), IGNORED, "every turn is stored, also with `false`; delete it if necessary"),
+    Unsupported("max_tool_calls", (), IGNORED, "it limits OpenAI's built-in tools, which do not exist here"),
+    Unsupported("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
+    Unsupported("image", (), IGNORED, "images are passed on unchanged"),
+    Unsupported("prompt_cache_key", (), IGNORED, CACHING),
+    Unsupported("prompt_cache_options", (), IGNORED, CACHING),
+    Unsupported("prompt_cache_retention", (), IGNORED, CACHING),
 )

@@ -1,7 +1,7 @@
-"""The body of `POST /v1/responses`, and the question that it becomes. Pure: it asks nobody.
+"""The body of `POST /v1/responses`, and the turn that it becomes.
 
-OpenAI's API reference, "Create a model response", and the fields that all of our protocols add. A field that neither
-has is refused by name, as OpenAI does it.
+The fields are those of OpenAI's API reference, "Create a model response", and those that Tailrace adds to every
+protocol. An unknown field is refused by name, as OpenAI does.
 """
 
 from typing import Any, Literal
@@ -12,8 +12,8 @@ from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.common import Choice, Effort, Fields
 from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of, system_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX
-from tailrace.gateway.clients.openai.responses_parameters import FOREIGN
-from tailrace.gateway.clients.openai.unsupported import Asked, ignored
+from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
+from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
@@ -22,7 +22,7 @@ from tailrace.proto.models import Model
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function; OpenAI's own tools have other types, and are refused."""
+    """A function. OpenAI's built-in tools have other types and are refused."""
 
     type: str
     name: str = ""
@@ -59,7 +59,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Null is nothing, as OpenAI has it. The last of the fields are those of `response_parameters.FOREIGN`."""
+    """The body. Null means absent, as in OpenAI's API. The last group is `responses_parameters.UNSUPPORTED`."""
 
     input: str | list[InputItem]
     model: str
@@ -105,56 +105,56 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     prompt_cache_retention: Any = None
 
 
-def asked(told: ResponseRequest, model: Model) -> Asked:
-    """What `told` asks of `model`; raises Refused, with the name of what cannot be asked."""
-    reasoning, text = told.reasoning or Reasoning(), told.text or Text()
-    sampling, unsampled = common.sampling(told.temperature, told.top_p, model)
-    in_vain = [*ignored(told, FOREIGN), *unsampled]
+def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field."""
+    reasoning, text = body.reasoning or Reasoning(), body.text or Text()
+    sampling, ignored_sampling = common.sampling(body.temperature, body.top_p, model)
+    ignored = [*ignored_parameters(body, UNSUPPORTED), *ignored_sampling]
     if reasoning.mode not in (None, "standard"):
-        raise Refused("request_invalid", "`reasoning.mode` is not supported: choose an `effort`")
+        raise Refused("request_invalid", "`reasoning.mode` is not supported: send `reasoning.effort`")
     if reasoning.context not in (None, "auto"):
-        in_vain.append("reasoning.context")
+        ignored.append("reasoning.context")
     if text.verbosity not in (None, "medium"):
-        in_vain.append("text.verbosity")
-    session, messages = _session(told), messages_of(told.input)
-    ask = NewTurn(
+        ignored.append("text.verbosity")
+    session, messages = _session(body), messages_of(body.input)
+    turn = NewTurn(
         messages=messages,
-        system=system_of(told.input, told.instructions),
+        system=system_of(body.input, body.instructions),
         model=model.id,
-        max_tokens=told.max_output_tokens,
-        tools=[_tool(tool, index) for index, tool in enumerate(told.tools)] if told.tools else None,
-        options=_options(told, model) | sampling or None,
+        max_tokens=body.max_output_tokens,
+        tools=[_tool(tool, index) for index, tool in enumerate(body.tools)] if body.tools else None,
+        options=_options(body, model) | sampling or None,
         session=session,
         create_session=session is not None,
-        # In a session of our own, as in chat completions: who tells an answer tells the conversation.
-        full_history=told.session_id is not None and any(message.role == "assistant" for message in messages),
-        parent=msgspec.UNSET if told.previous_response_id is None else _turn(told.previous_response_id),
-        project=told.project_id,
-        metadata=told.metadata,
-        on_busy=told.on_busy,
-        max_cost=told.max_cost,
-        on_interrupt=told.on_interrupt,
-        on_disconnect=told.on_disconnect,
+        # In a named session, as for chat completions: a body with an answer in it is the whole conversation.
+        full_history=body.session_id is not None and any(message.role == "assistant" for message in messages),
+        parent=msgspec.UNSET if body.previous_response_id is None else _parent(body.previous_response_id),
+        project=body.project_id,
+        metadata=body.metadata,
+        on_busy=body.on_busy,
+        max_cost=body.max_cost,
+        on_interrupt=body.on_interrupt,
+        on_disconnect=body.on_disconnect,
     )
-    return Asked(ask, in_vain)
+    return BuiltTurn(turn, ignored)
 
 
-def _session(told: ResponseRequest) -> str | None:
-    conversation = told.conversation.id if isinstance(told.conversation, Conversation) else told.conversation
-    if conversation is not None and told.session_id not in (None, conversation):
+def _session(body: ResponseRequest) -> str | None:
+    conversation = body.conversation.id if isinstance(body.conversation, Conversation) else body.conversation
+    if conversation is not None and body.session_id not in (None, conversation):
         raise Refused("request_invalid", "`conversation` and `session_id` differ: send one of them")
-    if conversation is not None and told.previous_response_id is not None:
+    if conversation is not None and body.previous_response_id is not None:
         raise Refused(
-            "request_invalid", "send either `conversation` or `previous_response_id`: each says where to go on"
+            "request_invalid", "send either `conversation` or `previous_response_id`: each names what to continue"
         )
-    return conversation if conversation is not None else told.session_id
+    return conversation if conversation is not None else body.session_id
 
 
-def _turn(response: str) -> str:
+def _parent(response: str) -> str:
     turn = response.removeprefix(PREFIX)
     if not is_token(turn):
         raise Refused(
-            "parent_not_found", "there is no such response: `previous_response_id` is one that you were given"
+            "parent_not_found", "`previous_response_id` is not the id of a response: send an id that a response had"
         )
     return turn
 
@@ -163,54 +163,53 @@ def _tool(tool: Tool, index: int) -> Fields:
     if tool.type != "function" or not tool.name:
         raise Refused(
             "request_invalid",
-            f"`tools[{index}]`: `{tool.type[:64]}` is none of Claude's: send functions, `type` and `name`",
+            f"`tools[{index}]`: `{tool.type[:64]}` is not supported: send `type`: `function` and a `name`",
         )
-    return common.tool(tool.name, tool.description, tool.parameters, strict=tool.strict)
+    return common.tool_definition(tool.name, tool.description, tool.parameters, strict=tool.strict)
 
 
-def _options(told: ResponseRequest, model: Model) -> Fields:
-    """The further fields of Anthropic's Messages API that say the same."""
-    reasoning = told.reasoning or Reasoning()
-    user = told.safety_identifier or told.user
-    config = {"effort": common.effort(reasoning.effort, model, "reasoning.effort"), "format": _format(told)}
+def _options(body: ResponseRequest, model: Model) -> Fields:
+    """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
+    reasoning = body.reasoning or Reasoning()
+    user = body.safety_identifier or body.user
+    config = {"effort": common.effort(reasoning.effort, model, "reasoning.effort"), "format": _format(body)}
     given = {
-        "tool_choice": _choice(told, model),
+        "tool_choice": _tool_choice(body, model),
         "output_config": {name: value for name, value in config.items() if value is not None},
-        "thinking": told.thinking or _thinking(reasoning, model),
+        "thinking": body.thinking or _thinking(reasoning, model),
         "metadata": {"user_id": user} if user else None,
     }
     return {name: value for name, value in given.items() if value not in (None, {})}
 
 
-def _choice(told: ResponseRequest, model: Model) -> Fields | None:
-    if not told.tools:
+def _tool_choice(body: ResponseRequest, model: Model) -> Fields | None:
+    if not body.tools:
         return None
-    match told.tool_choice:
+    match body.tool_choice:
         case NamedTool(type="function", name=str(name)):
-            return common.tool_choice(None, name, model, parallel=told.parallel_tool_calls)
+            return common.tool_choice(None, name, model, parallel=body.parallel_tool_calls)
         case NamedTool(type=kind):
             raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: name a function")
-        case wanted:
-            return common.tool_choice(wanted, None, model, parallel=told.parallel_tool_calls)
+        case choice:
+            return common.tool_choice(choice, None, model, parallel=body.parallel_tool_calls)
 
 
-def _format(told: ResponseRequest) -> Fields | None:
-    match told.text and told.text.format:
+def _format(body: ResponseRequest) -> Fields | None:
+    match body.text and body.text.format:
         case Format(type="json_schema", schema=dict(schema)):
             return {"type": "json_schema", "schema": schema}
         case Format(type="json_schema" | "json_object"):
-            why = "Claude gives JSON of a schema, not any JSON: send `json_schema`, with its `schema`"
-            raise Refused("request_invalid", f"`text.format`: {why}")
+            raise Refused("request_invalid", "`text.format` needs a schema: send `json_schema` with its `schema`")
         case _:
             return None
 
 
 def _thinking(reasoning: Reasoning, model: Model) -> Fields | None:
-    """Who asks for a summary asks for thoughts that can be read; not every model shows them by itself."""
+    """Returns the `thinking` field. A request for a summary turns visible thinking on, where the model needs that."""
     thinking = common.thinking(reasoning.effort, model, "reasoning.effort")
-    is_shown = (reasoning.summary or reasoning.generate_summary) is not None
-    if is_shown and thinking is None and reasoning.effort is None and "adaptive" in (model.supports.thinking or ()):
+    has_summary = (reasoning.summary or reasoning.generate_summary) is not None
+    if has_summary and thinking is None and reasoning.effort is None and "adaptive" in (model.supports.thinking or ()):
         thinking = {"type": "adaptive"}
-    if is_shown and thinking == {"type": "adaptive"}:
+    if has_summary and thinking == {"type": "adaptive"}:
         return thinking | {"display": "summarized"}
     return thinking

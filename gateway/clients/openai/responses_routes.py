@@ -1,7 +1,7 @@
-"""The routes of OpenAI's Responses API: ask, look, read on, cancel, forget. What a body means is not decided here.
+"""The routes of OpenAI's Responses API: create, read, stream, cancel and delete a response.
 
-A response is a turn: `resp_` and the turn's id. Its events are counted, so a stream that was cut is taken up at
-`GET /v1/responses/{id}?stream=true&starting_after=N`, while the log keeps the turn; after that the database tells it.
+A response is a turn; its id is `resp_` and the turn's id. Its events are numbered, so a stream that was cut can be
+resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
 from starlette.requests import Request
@@ -9,14 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tailrace.gateway.clients.native.routes import look
-from tailrace.gateway.clients.openai import responses_request
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest
-from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, snapshot
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
+from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
-from tailrace.gateway.clients.session_headers import with_headers
+from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.dependencies import gateway_of, no_turn, offer_to, refuse_when_draining, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import limit_of
@@ -24,6 +22,7 @@ from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import delete
+from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, answer, asked, names_of
 from tailrace.proto.errors import Refused, TurnUnknown
@@ -35,82 +34,86 @@ TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100
 
 
-async def post(request: Request) -> ASGIApp:
-    """`POST /v1/responses`: one turn, streamed, whole or in the background. A header names what was asked in vain."""
+async def post_response(request: Request) -> ASGIApp:
+    """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
+
+    The response header `tailrace-ignored` names the parameters that were ignored.
+    """
     body, raw = await asked(request, ResponseRequest)
-    told = with_headers(body, request.headers)
-    model = (await offer_to(request)).model(told.model)
-    ask, ignored = responses_request.asked(told, model)
+    body = apply_session_headers(body, request.headers)
+    model = (await offer_to(request)).model(body.model)
+    new_turn, ignored = build_turn(body, model)
     headers = ignored_header(ignored)
-    if told.background and not told.stream:
-        return await begun(request, ask, raw, headers)
+    if body.background and not body.stream:
+        return await respond_in_background(request, new_turn, raw, headers)
     return await answer(
         request,
-        ask,
+        new_turn,
         raw,
         OPENAI_RESPONSES,
-        is_streamed=bool(told.stream),
-        is_first_word_awaited=not told.background,
+        is_streamed=bool(body.stream),
+        is_first_word_awaited=not body.background,
         headers=headers,
     )
 
 
-async def begun(request: Request, ask: NewTurn, raw: bytes, headers: dict[str, str]) -> Response:
-    """The response as it is once it is accepted: most often `queued`."""
-    key, asked_for = await accepted(request, ask, raw)
-    named = {"tailrace-turn": key.turn, **names_of(key, asked_for), **headers}
-    return json_response(response_of(await look(gateway_of(request), key)), headers=named)
+async def respond_in_background(request: Request, new_turn: NewTurn, raw: bytes, headers: dict[str, str]) -> Response:
+    """Answers with the response as it is after it was stored, usually `queued`."""
+    key, entry = await accepted(request, new_turn, raw)
+    headers = {"tailrace-turn": key.turn, **names_of(key, entry), **headers}
+    return json_response(response_of(await read_turn(gateway_of(request), key)), headers=headers)
 
 
-async def get(request: Request) -> ASGIApp:
-    """`GET /v1/responses/{response}`: as far as it is; with `?stream=true`, its events, after `starting_after`.
+async def get_response(request: Request) -> ASGIApp:
+    """`GET /v1/responses/{response}`: returns the response as far as it is stored; with `?stream=true`, its events.
 
-    Who comes back with that is held while the log is away; a 503 of a gateway that drains its SDK repeats by itself.
+    `starting_after` resumes after an event, and waits while the log is unavailable.
     """
     gateway, key = gateway_of(request), key_of(request)
     if not flag(request, "stream"):
-        return json_response(response_of(await look(gateway, key)))
+        return json_response(response_of(await read_turn(gateway, key)))
+    # The SDK repeats a request that got 503.
     refuse_when_draining(gateway)
     after = request.query_params.get("starting_after")
     if after is None:
-        taken = snapshot if flag(request, "snapshot") else None
-        return EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, snapshot=taken)
+        renderer = render_snapshot if flag(request, "snapshot") else None
+        return EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
-        raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot has all that was said")
+        raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot begins at the start")
     stream = EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, seen=parse_cursor(after) + 1)
     return WaitForLog(gateway, stream, OPENAI_RESPONSES) if request.method == "GET" else stream
 
 
 async def post_cancel(request: Request) -> Response:
-    """`POST /v1/responses/{response}/cancel`: the response with its end, whichever that is."""
+    """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended."""
     gateway, key = gateway_of(request), key_of(request)
     try:
-        told = record_from_fold(key, await cancel(gateway.log, key))
+        turn = record_from_fold(key, await cancel(gateway.log, key))
     except TurnUnknown:
-        told = await look(gateway, key)
-    return json_response(response_of(told))
+        turn = await read_turn(gateway, key)
+    return json_response(response_of(turn))
 
 
 async def delete_response(request: Request) -> Response:
-    """`DELETE /v1/responses/{response}`: the response, and those that went on from it."""
+    """`DELETE /v1/responses/{response}`: deletes the response and those that continue it."""
     key = key_of(request)
     await delete(gateway_of(request), key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
-async def input_items(request: Request) -> Response:
-    """`GET /v1/responses/{response}/input_items`: what this response added to its conversation, newest first."""
-    told = await look(gateway_of(request), key_of(request))
+async def get_input_items(request: Request) -> Response:
+    """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation."""
+    turn = await read_turn(gateway_of(request), key_of(request))
     query = request.query_params
     limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")
     if order not in ("asc", "desc"):
-        raise Refused("request_invalid", "`order` is `asc` or `desc`")
-    items = items_of(told.turn, told.input)
+        raise Refused("request_invalid", "`order` must be `asc` or `desc`")
+    items = items_of(turn.turn, turn.input)
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:
-        raise Refused("cursor_invalid", "`after` is none of these items")
+        raise Refused("cursor_invalid", "`after` is not the id of an item in this list")
     start = 0 if after is None else ids.index(after) + 1
     page = items[start : start + limit]
     return json_response(
@@ -125,7 +128,7 @@ async def input_items(request: Request) -> Response:
 
 
 def key_of(request: Request) -> TurnKey:
-    """The turn that the path names, as the tenant's who asks; also by its own id. Raises Refused."""
+    """Returns the turn of the path, which may have the id with or without `resp_`. Raises Refused."""
     tenant = tenant_of(request)
     turn = request.path_params["response"].removeprefix(PREFIX)
     if not is_token(turn):
@@ -136,14 +139,14 @@ def key_of(request: Request) -> TurnKey:
 def flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name)
     if value not in TRUE:
-        raise Refused("request_invalid", f"`{name}` is `true` or `false`")
+        raise Refused("request_invalid", f"`{name}` must be `true` or `false`")
     return TRUE[value]
 
 
 ROUTES = [
-    Route("/v1/responses", post, methods=["POST"]),
-    Route("/v1/responses/{response}", get, methods=["GET"]),
+    Route("/v1/responses", post_response, methods=["POST"]),
+    Route("/v1/responses/{response}", get_response, methods=["GET"]),
     Route("/v1/responses/{response}", delete_response, methods=["DELETE"]),
     Route("/v1/responses/{response}/cancel", post_cancel, methods=["POST"]),
-    Route("/v1/responses/{response}/input_items", input_items, methods=["GET"]),
+    Route("/v1/responses/{response}/input_items", get_input_items, methods=["GET"]),
 ]

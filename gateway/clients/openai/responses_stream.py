@@ -1,8 +1,8 @@
 """The dialect `openai-responses`: the events of OpenAI's Responses API, numbered from 0 for the whole turn.
 
-A number is an event's for ever: a reader that says how many it has seen goes on after those. Each block of the answer
-is an output item. After a restart the numbers go on, and a new `response.created` begins the answer anew: the protocol
-has no "forget that", so who saw the old one is told by an `error`, and broken off.
+An event's number never changes, so a client resumes after the number of events that it has received. Each block of the
+answer is an output item. The protocol has no event for "discard the text so far": at a restart, readers get an `error`
+and the connection is broken off. The numbers go on, and a new `response.created` starts the new answer.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.openai.responses_object import (
     Head,
     Item,
+    build_response,
     head_of,
     head_of_record,
-    response,
     response_of,
     status_of,
 )
-from tailrace.gateway.clients.openai.responses_output_item import Events, Open, begun, closed, said
+from tailrace.gateway.clients.openai.responses_output_item import Events, OpenItem, add_delta, close_item, open_item
 from tailrace.gateway.streaming import sse
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
@@ -33,118 +33,120 @@ from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
-BEGUN_ANEW = "the answer begins anew: ask for it again from its beginning, without starting_after"
-# What a response's last event is called; one that was cancelled has no name of its own.
+RESTARTED = "the answer starts again: request it from its beginning, without starting_after"
+# The last event of a response; a cancelled one has no event of its own.
 ENDS = {"completed": "response.completed", "failed": "response.failed"}
 INCOMPLETE = "response.incomplete"
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Telling(msgspec.Struct, frozen=True):
-    """What a reader of all events has been told since the last restart; `number` is the next event's."""
+class StreamState(msgspec.Struct, frozen=True):
+    """What a reader of all events has received since the last restart. `number`: that of the next event."""
 
     head: Head
     number: int = 0
     is_created: bool = False
     is_in_progress: bool = False
     items: tuple[Item, ...] = ()
-    open: Open | None = None
+    open: OpenItem | None = None
 
 
-def start(key: TurnKey) -> Telling:
-    return Telling(Head(key.turn))
+def start(key: TurnKey) -> StreamState:
+    return StreamState(Head(key.turn))
 
 
-def render(telling: Telling, stored: Stored) -> tuple[Frame, Telling]:
+def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
     match stored.entry:
         case Request() as request:
-            return _framed(*_queued(replace(telling, head=head_of(telling.head.turn, request, stored.at))))
+            return _frame(*_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))
         case Attempt(mode="restart"):
-            error = {"type": "error", "code": "server_error", "message": BEGUN_ANEW, "param": None}
-            frame, anew = _framed(Telling(telling.head, telling.number), [error])
-            return frame._replace(is_break=True), anew
+            error = {"type": "error", "code": "server_error", "message": RESTARTED, "param": None}
+            frame, restarted = _frame(StreamState(state.head, state.number), [error])
+            return frame._replace(is_break=True), restarted
         case Attempt():
-            return _framed(*_opened(telling))
+            return _frame(*_in_progress(state))
         case Event(event=raw, is_hidden=False):
-            return _framed(*_told(telling, events.decode(raw)))
+            return _frame(*_event(state, events.decode(raw)))
         case End(outcome=outcome) as end:
-            return _framed(*_ended(telling, outcome, end.stop_reason, end.usage, end.error, stored.at))
+            return _frame(*_ended(state, outcome, end.stop_reason, end.usage, end.error, stored.at))
         case _:
-            return SILENT, telling
+            return SILENT, state
 
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
-    """All of it; for who has seen some of it, what is done. Its parts have other numbers than they had in the log.
+    """Renders a whole turn; after `seen` events, only the `done` events and the end.
 
-    A delta here is many of those, so the number after it is as much higher as it has characters. It is then not below
-    what it was, and a reader that drops what it has seen by its number does not drop the end.
+    Each delta stands for many deltas of the log, so the numbers differ from those in the log. A delta raises the number
+    by its length in characters: the numbers are then never lower than in the log, and a client that drops events by
+    number keeps the end.
     """
-    telling, told = _retold(Telling(head_of_record(record)), map(_block, record.content))
+    state, rendered = _blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
     outcome = "failed" if record.outcome == "running" else record.outcome
-    _, ending = _ended(telling, outcome, record.stop_reason, record.usage, record.error, record.ended_at)
-    told += ending
+    _, ending = _ended(state, outcome, record.stop_reason, record.usage, record.error, record.ended_at)
+    rendered += ending
     if seen:
-        told = [event for event in told if event["type"].endswith(".done")] + told[-1:]
-        return Frame(_numbered(told, count(seen)))
-    return Frame(_numbered(told, accumulate((max(1, len(event.get("delta", ""))) for event in told), initial=0)))
+        rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
+        return Frame(_numbered(rendered, count(seen)))
+    lengths = (max(1, len(event.get("delta", ""))) for event in rendered)
+    return Frame(_numbered(rendered, accumulate(lengths, initial=0)))
 
 
-def snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
-    """What `turn` has said, in the fewest events, the last of them just before `number`: there the stream goes on.
+def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
+    """Renders `turn` in the fewest events. The last has the number before `number`, with which the stream goes on.
 
-    They are never more than there were, so that the first has a number, too.
+    They are never more events than the stream had, so the first number is not negative.
     """
-    telling = start(key)
+    state = start(key)
     if turn.request is not None and turn.asked_at is not None:
-        telling = replace(telling, head=head_of(key.turn, turn.request, turn.asked_at))
+        state = replace(state, head=head_of(key.turn, turn.request, turn.asked_at))
     if turn.end is None and turn.message is None and turn.mode == "restart":
-        # Nothing is said again until the new answer begins, and that is still to come.
+        # After a restart nothing is rendered until the new answer begins.
         return ()
-    telling, told = _retold(telling, turn.blocks) if turn.attempt else _queued(telling)
+    state, rendered = _blocks(state, turn.blocks) if turn.attempt else _queued(state)
     if turn.end is not None:
         end = turn.end
-        telling, ending = _ended(telling, end.outcome, end.stop_reason, end.usage, end.error, turn.ended_at)
-        told += ending
-    return _numbered(told, count(number - len(told)))
+        state, ending = _ended(state, end.outcome, end.stop_reason, end.usage, end.error, turn.ended_at)
+        rendered += ending
+    return _numbered(rendered, count(number - len(rendered)))
 
 
-def _told(telling: Telling, event: events.Event | events.UnknownEvent) -> tuple[Telling, Events]:
-    """What `event` says, after what has to be said before it."""
+def _event(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[StreamState, Events]:
+    """Renders one event of the model, after the events that must precede it."""
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
-        return telling, []
-    telling, told = _opened(telling)
+        return state, []
+    state, opening = _in_progress(state)
     match event:
         case events.BlockStart(index, block):
-            telling, closing = _closed(telling, "completed")
-            opened, beginning = begun(telling.head.turn, index, len(telling.items), block)
-            return replace(telling, open=opened), told + closing + beginning
-        case events.BlockDelta(index, delta) if telling.open is not None and telling.open.block == index:
-            opened, saying = said(telling.open, delta)
-            return replace(telling, open=opened), told + saying
-        case events.BlockStop(index) if telling.open is not None and telling.open.block == index:
-            telling, closing = _closed(telling, "completed")
-            return telling, told + closing
+            state, closing = _close(state, "completed")
+            item, beginning = open_item(state.head.turn, index, len(state.items), block)
+            return replace(state, open=item), opening + closing + beginning
+        case events.BlockDelta(index, delta) if state.open is not None and state.open.block == index:
+            item, deltas = add_delta(state.open, delta)
+            return replace(state, open=item), opening + deltas
+        case events.BlockStop(index) if state.open is not None and state.open.block == index:
+            state, closing = _close(state, "completed")
+            return state, opening + closing
         case _:
-            return telling, told
+            return state, opening
 
 
-def _retold(telling: Telling, blocks: Iterable[Block]) -> tuple[Telling, Events]:
-    """A whole answer, or what there is of it, as if each block had come in one piece."""
-    telling, told = _opened(telling)
+def _blocks(state: StreamState, blocks: Iterable[Block]) -> tuple[StreamState, Events]:
+    """Renders an answer, or what there is of it, with one delta for each block."""
+    state, rendered = _in_progress(state)
     for index, block in enumerate(blocks):
         for event in _events_of(index, block):
-            telling, more = _told(telling, event)
-            told += more
-    return telling, told
+            state, more = _event(state, event)
+            rendered += more
+    return state, rendered
 
 
 def _events_of(index: int, block: Block) -> list[events.Event]:
     delta: events.Delta | None = None
-    begins = block.start
+    start = block.start
     match block.type:
         case "text":
-            begins, delta = block.start | {"text": ""}, events.TextDelta(block.text)
+            start, delta = block.start | {"text": ""}, events.TextDelta(block.text)
         case "thinking":
             delta = events.ThinkingDelta(block.text)
         case "tool_use":
@@ -153,94 +155,90 @@ def _events_of(index: int, block: Block) -> list[events.Event]:
     if block.signature:
         deltas.append(events.BlockDelta(index, events.SignatureDelta(block.signature)))
     deltas += [events.BlockDelta(index, events.CitationsDelta(citation)) for citation in block.citations]
-    return [events.BlockStart(index, begins), *deltas, *([events.BlockStop(index)] if block.is_closed else [])]
+    return [events.BlockStart(index, start), *deltas, *([events.BlockStop(index)] if block.is_closed else [])]
 
 
-def _block(content: dict[str, Any]) -> Block:
-    """The block that has this content, whole."""
+def _whole_block(content: dict[str, Any]) -> Block:
+    """Returns the closed block with this content."""
     kind = str(content.get("type"))
     match content:
         case {"type": "text", "text": str(text)}:
-            cited = content.get("citations")
-            citations = tuple(each for each in cited if isinstance(each, dict)) if isinstance(cited, list) else ()
+            found = content.get("citations")
+            citations = tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
             return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
-        case {"type": "thinking", "thinking": str(thought)}:
-            return Block(kind, {"type": "thinking"}, thought, str(content.get("signature", "")), is_closed=True)
+        case {"type": "thinking", "thinking": str(thinking)}:
+            return Block(kind, {"type": "thinking"}, thinking, str(content.get("signature", "")), is_closed=True)
         case {"type": "tool_use", "input": given}:
             return Block(kind, content | {"input": {}}, _encode(given).decode(), is_closed=True)
         case _:
             return Block(kind, content, is_closed=True)
 
 
-def _queued(telling: Telling) -> tuple[Telling, Events]:
-    shown = response(telling.head, "queued", [])
-    return replace(telling, is_created=True), [_lifecycle("response.created", shown)]
+def _queued(state: StreamState) -> tuple[StreamState, Events]:
+    queued = build_response(state.head, "queued", [])
+    return replace(state, is_created=True), [_lifecycle("response.created", queued)]
 
 
-def _opened(telling: Telling) -> tuple[Telling, Events]:
-    """Before anything is said: the response is there, and in progress."""
-    if telling.is_in_progress:
-        return telling, []
-    shown = response(telling.head, "in_progress", [])
-    created = [] if telling.is_created else [_lifecycle("response.created", shown)]
-    opened = replace(telling, is_created=True, is_in_progress=True)
-    return opened, [*created, _lifecycle("response.in_progress", shown)]
+def _in_progress(state: StreamState) -> tuple[StreamState, Events]:
+    """Returns the events before the first item, if they were not rendered yet."""
+    if state.is_in_progress:
+        return state, []
+    running = build_response(state.head, "in_progress", [])
+    created = [] if state.is_created else [_lifecycle("response.created", running)]
+    state = replace(state, is_created=True, is_in_progress=True)
+    return state, [*created, _lifecycle("response.in_progress", running)]
 
 
-def _closed(telling: Telling, status: str) -> tuple[Telling, Events]:
-    if telling.open is None:
-        return telling, []
-    item, closing = closed(telling.open, status)
-    items = telling.items if item is None else (*telling.items, item)
-    return replace(telling, open=None, items=items), closing
+def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
+    if state.open is None:
+        return state, []
+    item, closing = close_item(state.open, status)
+    items = state.items if item is None else (*state.items, item)
+    return replace(state, open=None, items=items), closing
 
 
 def _ended(
-    telling: Telling,
+    state: StreamState,
     outcome: str,
     stop_reason: str | None,
     usage: Usage,
     failure: Failure | None,
     ended_at: datetime | None,
-) -> tuple[Telling, Events]:
-    """The last events: what is still open is closed, and the whole response follows."""
+) -> tuple[StreamState, Events]:
+    """Returns the last events: the open item is closed, and the whole response follows."""
     status = status_of(outcome, stop_reason)
-    telling, opening = (telling, []) if telling.is_created else _queued(telling)
-    telling, closing = _closed(telling, "completed" if outcome == "completed" else "incomplete")
-    shown = response(
-        telling.head,
+    state, opening = (state, []) if state.is_created else _queued(state)
+    state, closing = _close(state, "completed" if outcome == "completed" else "incomplete")
+    response = build_response(
+        state.head,
         status,
-        list(telling.items),
+        list(state.items),
         usage=usage,
         stop_reason=stop_reason,
         failure=failure or (LOST if outcome == "failed" else None),
         ended_at=ended_at,
     )
-    return telling, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), shown)]
+    return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
 
 
-def _lifecycle(kind: str, shown: dict[str, Any]) -> dict[str, Any]:
-    return {"type": kind, "response": shown}
+def _lifecycle(kind: str, response: dict[str, Any]) -> dict[str, Any]:
+    return {"type": kind, "response": response}
 
 
-def _framed(telling: Telling, told: Events) -> tuple[Frame, Telling]:
-    frame = Frame(_numbered(told, count(telling.number))) if told else SILENT
-    return frame, replace(telling, number=telling.number + len(told))
+def _frame(state: StreamState, rendered: Events) -> tuple[Frame, StreamState]:
+    frame = Frame(_numbered(rendered, count(state.number))) if rendered else SILENT
+    return frame, replace(state, number=state.number + len(rendered))
 
 
-def _numbered(told: Events, numbers: Iterable[int]) -> sse.Events:
+def _numbered(rendered: Events, numbers: Iterable[int]) -> sse.Events:
     return tuple(
         sse.Event(_encode({**event, "sequence_number": number}), name=event["type"].encode())
-        for event, number in zip(told, numbers, strict=False)
+        for event, number in zip(rendered, numbers, strict=False)
     )
 
 
 OPENAI_RESPONSES = Dialect(
     name="openai-responses",
-    media_type=sse.MEDIA_TYPE,
-    heartbeat=sse.HEARTBEAT,
-    is_self_delimited=False,
-    can_reset=False,
     start=start,
     render=render,
     render_record=render_record,

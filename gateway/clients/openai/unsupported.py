@@ -1,7 +1,8 @@
-"""Parameters that another protocol has and Claude has not: what is ignored, what refused, and why. Pure.
+"""Parameters of other protocols that Claude does not support: which are ignored, which are refused, and why.
 
-Ignored is what changes nothing in the meaning of an answer, and each is named to the client in the response; refused
-is what would. A value that asks for nothing is taken without a word. The tables themselves stand with their protocol.
+A parameter that does not change the meaning of the answer is ignored, and named in the response header
+`tailrace-ignored`; any other is refused. A value that asks for nothing special, such as the default, is accepted.
+Each protocol has its own table.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,33 +14,36 @@ from tailrace.proto.errors import Refused
 IGNORED, REFUSED = False, True
 
 
-class Foreign(NamedTuple):
-    """`idle`: the values that ask for nothing, besides null."""
+class Unsupported(NamedTuple):
+    """A parameter. `allowed`: the values besides null that ask for nothing special."""
 
     name: str
-    idle: tuple[object, ...]
+    allowed: tuple[object, ...]
     is_refused: bool
-    why: str
+    reason: str
 
 
-class Asked(NamedTuple):
-    """The question, and the names of what was asked in vain."""
+class BuiltTurn(NamedTuple):
+    """A turn, and the names of the parameters of its request that were ignored."""
 
-    ask: NewTurn
+    turn: NewTurn
     ignored: list[str]
 
 
-def ignored(given: Any, table: Iterable[Foreign]) -> Iterator[str]:
-    """The names of what `given`, a Struct with those fields, asks in vain; raises Refused for what has a meaning."""
-    for foreign in table:
-        value = getattr(given, foreign.name)
-        if value is None or value in foreign.idle:
+def ignored_parameters(body: Any, table: Iterable[Unsupported]) -> Iterator[str]:
+    """Yields the names of parameters that are ignored. Raises Refused for the others.
+
+    `body` is a Struct that has a field for each row of the table.
+    """
+    for parameter in table:
+        value = getattr(body, parameter.name)
+        if value is None or value in parameter.allowed:
             continue
-        if foreign.is_refused:
-            raise Refused("request_invalid", f"`{foreign.name}` is not supported: {foreign.why}")
-        yield foreign.name
+        if parameter.is_refused:
+            raise Refused("request_invalid", f"`{parameter.name}` is not supported: {parameter.reason}")
+        yield parameter.name
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
-    """The response header that names them; none when there are none."""
+    """Returns the response header with the ignored names; no header if there are none."""
     return {"tailrace-ignored": ", ".join(names)} if names else {}

@@ -1,7 +1,7 @@
-"""The routes that tutorials teach, so that their pages run as they are. Behind each is a turn like any other.
+"""The routes that streaming tutorials teach, so that their pages run without changes.
 
-Their answers are generated in the request and lost with it. These are in the log: a stream that was cut is taken up at
-`/v1/turns/{turn}/events` (the header `tailrace-turn` names the turn), and every conversation is in the history.
+Each request becomes an ordinary turn: a stream that was cut can be resumed at `/v1/turns/{turn}/events` (the response
+header `tailrace-turn` has the id), and every conversation is in the history.
 """
 
 import hashlib
@@ -17,65 +17,37 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
-from tailrace.gateway.clients.native.text import TEXT
-from tailrace.gateway.clients.tutorials.content import CONTENT
-from tailrace.gateway.clients.tutorials.delta import DELTA
-from tailrace.gateway.clients.tutorials.job import JOB
+from tailrace.gateway.clients.native.text_stream import TEXT
+from tailrace.gateway.clients.tutorials.content_stream import CONTENT
+from tailrace.gateway.clients.tutorials.delta_stream import DELTA
+from tailrace.gateway.clients.tutorials.job_stream import JOB
+from tailrace.gateway.clients.tutorials.request import (
+    AIChatRequest,
+    ChatRequest,
+    ChatStreamRequest,
+    StartJobRequest,
+    ai_chat_turn,
+    chat_stream_turn,
+    chat_turn,
+    job_turn,
+)
 from tailrace.gateway.dependencies import gateway_of, tenant_of, turn_named
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import accepted, answer, asked
 from tailrace.gateway.turns.submit import claimed_key
-from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 
 COOKIE = "tailrace_chat"
-# As `secrets.token_urlsafe(24)` makes them. Who knows one is in that conversation, so nobody can guess one.
+# The format of `secrets.token_urlsafe(24)`. The cookie grants access to its conversation, so it must be unguessable.
 COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{32}")
 COOKIE_AGE_S = 30 * 24 * 3600
-# As many characters as 16 random bytes have in base64; a UUID has more.
+# The length of 16 random bytes in base64; a UUID is longer.
 FIRST_KEY_CHARS_MIN = 22
 
 
-class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /chat/stream`."""
-
-    message: str
-    max_tokens: int | None = None
-    system: str | None = None
-
-
-class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /chat`."""
-
-    message: str
-
-
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /ai/chat`."""
-
-    messages: list[Line]
-    model: str | None = None
-
-
-class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/start-job`: `prompt`, or `message`, which means the same."""
-
-    prompt: str | None = None
-    message: str | None = None
-    model: str | None = None
-    system: str | None = None
-    max_tokens: int | None = None
-
-
-class Started(msgspec.Struct, frozen=True):
-    """A job that is in the log, and where to watch it."""
+class StartedJob(msgspec.Struct, frozen=True):
+    """A new job, stored in the log, and the path of its stream."""
 
     job_id: TurnId
     session: SessionId
@@ -83,85 +55,73 @@ class Started(msgspec.Struct, frozen=True):
     status: Literal["queued"] = "queued"
 
 
-async def chat_stream(request: Request) -> ASGIApp:
-    """`POST /chat/stream`: one question, its answer in the dialect `delta`; a failure is told in the stream."""
-    prompt, raw = await asked(request, Prompt)
-    ask = NewTurn(message=prompt.message, max_tokens=prompt.max_tokens, system=prompt.system)
-    return await answer(request, ask, raw, DELTA, is_streamed=True, is_first_word_awaited=False)
+async def post_chat_stream(request: Request) -> ASGIApp:
+    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure is an event of the stream."""
+    body, raw = await asked(request, ChatStreamRequest)
+    return await answer(request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False)
 
 
-async def chat(request: Request) -> ASGIApp:
-    """`POST /chat`: bare text, in the conversation that the cookie names. A cookie that is none of ours begins one.
+async def post_chat(request: Request) -> ASGIApp:
+    """`POST /chat`: answers in plain text, in the conversation that the cookie identifies, or in a new one.
 
-    With an Idempotency-Key the first POST of a conversation may be repeated, too: it is given the same cookie again.
+    With an Idempotency-Key the first POST of a conversation can be repeated, too: it gets the same cookie again.
     """
-    said, raw = await asked(request, Said)
-    name = request.cookies.get(COOKIE, "")
-    if COOKIE_VALUE.fullmatch(name) is None:
+    body, raw = await asked(request, ChatRequest)
+    cookie = request.cookies.get(COOKIE, "")
+    if COOKIE_VALUE.fullmatch(cookie) is None:
         key = claimed_key(request)
-        name = secrets.token_urlsafe(24) if key is None else first_name(tenant_of(request), key, raw)
-    # Sessions are listed, and their names stand in headers: none of that may tell the cookie.
-    session = f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
-    # Two tabs have one cookie: what one of them asks ends no answer in the other.
-    ask = NewTurn(message=said.message, session=session, create_session=True, on_busy="branch")
+        cookie = secrets.token_urlsafe(24) if key is None else cookie_of_key(tenant_of(request), key, raw)
+    # Hashed, because session names are listed and sent in headers, and must not reveal the cookie.
+    session = f"chat:{hashlib.sha256(cookie.encode()).hexdigest()}"
     secure = "; Secure" if request.url.scheme == "https" else ""
-    cookie = f"{COOKIE}={name}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
-    # The same words with the same Idempotency-Key are another question in another conversation.
-    return await answer(request, ask, raw + name.encode(), TEXT, is_streamed=True, headers={"set-cookie": cookie})
+    set_cookie = f"{COOKIE}={cookie}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
+    # The cookie is part of the compared body: the same text and Idempotency-Key in another conversation is a conflict.
+    raw += cookie.encode()
+    return await answer(
+        request, chat_turn(body, session), raw, TEXT, is_streamed=True, headers={"set-cookie": set_cookie}
+    )
 
 
-def first_name(tenant: Tenant, key: str, raw: bytes) -> str:
-    """What a conversation is called that begins with `key`: whoever lost the answer lost its cookie, too.
+def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
+    """Returns the cookie of the conversation that a POST with this Idempotency-Key and body starts.
 
-    So the key is as good as the cookie. Raises Refused for one that somebody else might think of as well.
+    It is derived, so that a client that lost the response gets the same cookie from the repeated POST. The key then
+    grants as much as the cookie: raises Refused for one that is short enough to guess.
     """
     if len(key) < FIRST_KEY_CHARS_MIN:
         raise Refused(
             "idempotency_key_invalid",
-            "before there is a cookie, whoever knows the Idempotency-Key is in the conversation: "
-            f"make it random, {FIRST_KEY_CHARS_MIN} characters or more, as a UUID is",
+            "the Idempotency-Key of a first message gives access to the conversation: "
+            f"send a random one of at least {FIRST_KEY_CHARS_MIN} characters, for example a UUID",
         )
     digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{key}\0".encode() + raw).digest()
     return urlsafe_b64encode(digest[:24]).decode()
 
 
-async def ai_chat(request: Request) -> ASGIApp:
-    """`POST /ai/chat`: a conversation told from its beginning, its answer in the dialect `content`."""
-    told, raw = await asked(request, Conversation)
-    ask = msgspec.structs.replace(spoken(told.messages), model=told.model)
-    return await answer(request, ask, raw, CONTENT, is_streamed=True)
+async def post_ai_chat(request: Request) -> ASGIApp:
+    """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`."""
+    body, raw = await asked(request, AIChatRequest)
+    return await answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
 
 
-async def start_job(request: Request) -> Response:
-    """`POST /api/start-job`: 202 with the job's id, which is the turn's."""
-    job, raw = await asked(request, Job)
-    if (job.prompt is None) == (job.message is None):
-        raise Refused("request_invalid", "send `prompt`, a string")
-    ask = NewTurn(
-        message=job.prompt or job.message or "", model=job.model, system=job.system, max_tokens=job.max_tokens
-    )
-    key, asked_for = await accepted(request, ask, raw)
+async def post_job(request: Request) -> Response:
+    """`POST /api/start-job`: starts a job. Answers 202 with the job's id, which is the turn's."""
+    body, raw = await asked(request, StartJobRequest)
+    key, entry = await accepted(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
-    started = Started(job_id=key.turn, session=asked_for.session, stream=stream)
+    started = StartedJob(job_id=key.turn, session=entry.session, stream=stream)
     return json_response(started, status=202, headers={"location": stream, "tailrace-turn": key.turn})
 
 
-async def job_stream(request: Request) -> ASGIApp:
-    """`GET /api/stream/{job_id}`: the job in the dialect `job`, from its beginning or from a cursor on."""
+async def get_job_stream(request: Request) -> ASGIApp:
+    """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on."""
     return stream_of(gateway_of(request), turn_named(request, "job_id"), cursor_of(request), JOB, request.method)
 
 
-def spoken(lines: list[Line]) -> NewTurn:
-    """A conversation in OpenAI's words: what its system says goes before it."""
-    system = "\n\n".join(line.content for line in lines if line.role == "system")
-    messages = [Message(line.role, line.content) for line in lines if line.role != "system"]
-    return NewTurn(messages=messages, system=system or None)
-
-
 ROUTES = [
-    Route("/chat/stream", chat_stream, methods=["POST"]),
-    Route("/chat", chat, methods=["POST"]),
-    Route("/ai/chat", ai_chat, methods=["POST"]),
-    Route("/api/start-job", start_job, methods=["POST"]),
-    Route("/api/stream/{job_id}", job_stream, methods=["GET"]),
+    Route("/chat/stream", post_chat_stream, methods=["POST"]),
+    Route("/chat", post_chat, methods=["POST"]),
+    Route("/ai/chat", post_ai_chat, methods=["POST"]),
+    Route("/api/start-job", post_job, methods=["POST"]),
+    Route("/api/stream/{job_id}", get_job_stream, methods=["GET"]),
 ]

@@ -1,7 +1,7 @@
-"""The dialect `text`: the bare text, for curl and a plain fetch loop.
+"""The dialect `text`: the answer's text without framing, for curl and simple fetch loops.
 
-Bare text has no way to say "error" or "forget that": there the connection is broken off, which a client sees, since the
-body's last chunk is missing. A turn that was cancelled has ended, and its text with it.
+Plain text cannot express "error" or "discard the text so far". For both, the gateway breaks the connection off: the
+body's last chunk is missing, and the client's HTTP library reports it. A cancelled turn ends the body normally.
 """
 
 from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
@@ -9,20 +9,20 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.records import TurnRecord
 
-BROKEN_OFF = Frame(is_break=True)
+BREAK = Frame(is_break=True)
 
 
 def render(state: None, stored: Stored) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart") | End(outcome="failed"):
-            return BROKEN_OFF, state
+            return BREAK, state
         case entry:
-            text = said(entry)
+            text = text_of(entry)
             return (Frame(text=_utf8(text)) if text else SILENT), state
 
 
-def said(entry: Entry) -> str:
-    """What an entry adds to the text that a reader sees; mostly nothing."""
+def text_of(entry: Entry) -> str:
+    """Returns the text that an entry adds to the visible answer; empty for most entries."""
     match entry:
         case Event(event=raw, is_hidden=False):
             event = events.decode(raw)
@@ -45,11 +45,9 @@ def _utf8(text: str) -> bytes:
 
 TEXT = Dialect(
     name="text",
-    media_type="text/plain; charset=utf-8",
-    heartbeat=b"",
-    is_self_delimited=False,
-    can_reset=False,
     start=lambda _: None,
     render=render,
     render_record=render_record,
+    media_type="text/plain; charset=utf-8",
+    heartbeat=b"",
 )

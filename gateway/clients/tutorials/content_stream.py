@@ -1,19 +1,19 @@
-"""The dialect `content`: `data: {"content":…}` and nothing else, for loops that add up what they find there.
+"""The dialect `content`: `data: {"content":…}` only, for loops that concatenate the content of every event.
 
-Like bare text it has no word for the end: a stream that is closed early lacks its body's last chunk. A failure is
-`data: {"error":…}`, and then that.
+It has no event for the end: a stream that stops early lacks its body's last chunk. A failure is
+`data: {"error":…}`, and then the connection is broken off.
 """
 
 import msgspec
 
 from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.native.text import said
+from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.streaming import sse
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.records import TurnRecord
 
-BEGUN_ANEW = "the answer begins anew: ask again"
+RESTARTED = "the answer starts again: send the request again"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -21,11 +21,11 @@ _encode = msgspec.json.Encoder().encode
 def render(state: None, stored: Stored) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
-            return Frame(_error(BEGUN_ANEW), is_break=True), state
+            return Frame(_error(RESTARTED), is_break=True), state
         case End(outcome="failed", error=failure):
             return Frame(_error((failure or LOST).message), is_break=True), state
         case entry:
-            text = said(entry)
+            text = text_of(entry)
             return (Frame(sse.frame(_encode({"content": text}), seq=stored.seq)) if text else SILENT), state
 
 
@@ -40,13 +40,4 @@ def _error(message: str) -> sse.Events:
     return sse.frame(_encode({"error": message}))
 
 
-CONTENT = Dialect(
-    name="content",
-    media_type=sse.MEDIA_TYPE,
-    heartbeat=sse.HEARTBEAT,
-    is_self_delimited=False,
-    can_reset=False,
-    start=lambda _: None,
-    render=render,
-    render_record=render_record,
-)
+CONTENT = Dialect(name="content", start=lambda _: None, render=render, render_record=render_record)

@@ -1,0 +1,56 @@
+"""The dialect `delta`: three types of event, for the fetch loops that tutorials teach.
+
+{"type":"delta","text":…}                                          a delta of the answer's text
+{"type":"done"}                                                    the end
+{"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
+from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
+from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.streaming import sse
+from tailrace.proto.entries import Attempt, End, Failure, Stored
+from tailrace.proto.records import TurnRecord
+
+RESTARTED = Failure("backend_broken", "the answer starts again: send the request again")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    match stored.entry:
+        case Attempt(mode="restart"):
+            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
+        case End(outcome="completed"):
+            return Frame(_frame({"type": "done"}, stored.seq)), state
+        case End(error=failure):
+            return Frame(_frame(error_event(failure or CANCELLED), stored.seq)), state
+        case entry:
+            text = text_of(entry)
+            return (Frame(_frame({"type": "delta", "text": text}, stored.seq)) if text else SILENT), state
+
+
+def render_record(record: TurnRecord, _: int) -> Frame:
+    text = _frame({"type": "delta", "text": record.text}) if record.text else ()
+    if record.outcome == "completed":
+        return Frame(text + _frame({"type": "done"}, record.cursor))
+    return Frame(text + _frame(error_event(failure_of(record)), record.cursor))
+
+
+def error_event(failure: Failure) -> dict[str, Any]:
+    """Returns the error event; `retry_after`, in seconds, only where the model's provider gave a time."""
+    retry = {} if failure.retry_after_s is None else {"retry_after": math.ceil(failure.retry_after_s)}
+    return {"type": "error", "error": error_type(failure).removesuffix("_error"), "message": failure.message, **retry}
+
+
+def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
+    return sse.frame(_encode(event), seq=seq)
+
+
+# Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
+DELTA = Dialect(name="delta", start=lambda _: None, render=render, render_record=render_record)

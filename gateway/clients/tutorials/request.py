@@ -1,0 +1,69 @@
+"""The bodies that tutorials' pages POST, and the turns that they become."""
+
+from typing import Literal
+
+import msgspec
+
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+
+
+class ChatStreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /chat/stream`."""
+
+    message: str
+    max_tokens: int | None = None
+    system: str | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /chat`."""
+
+    message: str
+
+
+class AIChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class AIChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /ai/chat`: the whole conversation in OpenAI's format."""
+
+    messages: list[AIChatMessage]
+    model: str | None = None
+
+
+class StartJobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/start-job`: either `prompt` or `message`, which mean the same."""
+
+    prompt: str | None = None
+    message: str | None = None
+    model: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+
+
+def chat_stream_turn(body: ChatStreamRequest) -> NewTurn:
+    return NewTurn(message=body.message, max_tokens=body.max_tokens, system=body.system)
+
+
+def chat_turn(body: ChatRequest, session: str) -> NewTurn:
+    # Two browser tabs share the cookie, so a question in one must not interrupt an answer in the other.
+    return NewTurn(message=body.message, session=session, create_session=True, on_busy="branch")
+
+
+def ai_chat_turn(body: AIChatRequest) -> NewTurn:
+    """Joins the system messages, which Anthropic takes as one field, and keeps the order of the others."""
+    system = "\n\n".join(message.content for message in body.messages if message.role == "system")
+    messages = [Message(message.role, message.content) for message in body.messages if message.role != "system"]
+    return NewTurn(messages=messages, system=system or None, model=body.model)
+
+
+def job_turn(body: StartJobRequest) -> NewTurn:
+    """Raises Refused unless exactly one of `prompt` and `message` is there."""
+    if (body.prompt is None) == (body.message is None):
+        raise Refused("request_invalid", "send `prompt`, a string")
+    message = body.prompt or body.message or ""
+    return NewTurn(message=message, model=body.model, system=body.system, max_tokens=body.max_tokens)
