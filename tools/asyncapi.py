@@ -1,7 +1,7 @@
 """The streams as an AsyncAPI 3.0 document: each dialect with what it says of one turn, and the log's own subjects.
 
 Source: AsyncAPI Specification 3.0.0. The messages are those that the dialects render, so they are as the code has them;
-it is written to docs/asyncapi.json by `make schema`, and served by nobody.
+`make schema` writes it to docs/asyncapi.json. No route serves it.
 """
 
 import json

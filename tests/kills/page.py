@@ -1,4 +1,4 @@
-"""docs/KILLS.md, from what came of the kills: a table a process, and one of the dialects. Pure."""
+"""Renders docs/KILLS.md from the results of the kills: one table per process, and one of the dialects."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,26 +14,26 @@ EVIDENCE_CHARS = 300
 
 HEAD = """# The kill matrix
 
-Written by `make kills`; do not edit. Real processes, `kill -9`. A turn is held at each of its entries: the generator
-waits there, the log is looked at, and every reader has been told all that there is. Then the process is killed, and all
-goes on. Nothing is drawn by chance, so there is no seed: the same command makes the same page.
+Written by `make kills`; do not edit. Real processes, `kill -9`. A turn is paused at each of its entries: the generator
+waits there until every reader has received all stored entries. Then the process is killed, and the turn continues.
+There is no randomness: the same command writes the same page.
 
-`✓ 3` is a cell that was hit by three kills, and after each of them all of this held:
+`✓ 3` means that three kills hit this cell, and that after each of them all of this was true:
 
 - the [five promises](../tests/promises.py): no gap, no repeat, one end, one story, nothing forgotten;
-- the turn came to what its `on_interrupt` says, in as many attempts as that takes (`fail` fails when a block had begun,
-  the answer was not whole, and it was the generator that died), and the model was called no more often;
-- a reader in each dialect, who came back as its clients do, has what one has who was never cut off, byte for byte;
-- of the whole run, all [invariants](../tests/checker/invariants.py) that it can show.
+- the turn ended as its `on_interrupt` requires, in the expected number of attempts, without an additional model call
+  (`fail` fails if the generator died after a block had begun and before the answer was complete);
+- a reader in each dialect that resumed received the same bytes as a reader that was never disconnected;
+- all [invariants](../tests/checker/invariants.py) that apply to the run.
 
-`✗` is one where something did not; what, stands below the tables. `-`: there is no such entry.
+`✗` means that one of these was false; the evidence is below the tables. `-` means that there is no such entry.
 """
 
-SAYS = {
-    "generator": "Another takes over. The last row is behind the settling of limits and before the acknowledgement.",
-    "gateway": "Its readers come back to another gateway.",
-    "persistence": "It is started again. It reads `request` and `end`; at the others it has nothing to lose.",
-    "nats-server": "It is started again on what it has stored; nobody else is.",
+EFFECTS = {
+    "generator": "Another generator takes over. Last row: after the settlement of limits, before the acknowledgement.",
+    "gateway": "Its readers resume at another gateway.",
+    "persistence": "It is restarted. It only consumes `request` and `end`; a kill at another entry affects nothing.",
+    "nats-server": "It is restarted with its store. No other process is restarted.",
 }
 
 
@@ -43,7 +43,7 @@ def page(hits: Sequence[Hit], broken: dict[str, dict[str, Verdict]]) -> str:
 
 def _tables(hits: Sequence[Hit]) -> Iterator[str]:
     for process in PROCESSES:
-        yield f"## {process} killed\n\n{SAYS[process]}\n"
+        yield f"## {process} killed\n\n{EFFECTS[process]}\n"
         yield from _table([hit for hit in hits if hit.process == process], ALONE)
         yield f"\nAn answer of {TOGETHER}:\n"
         yield from _table([hit for hit in hits if hit.process == process], [TOGETHER])
@@ -72,31 +72,31 @@ def _cell(hits: Iterable[Hit]) -> str:
 
 
 def _dialects(hits: Sequence[Hit]) -> Iterator[str]:
-    yield "## The dialects\n\nTurns that a reader in this dialect was told, each with a kill in it.\n"
+    yield "## The dialects\n\nThe number of turns with a kill that a reader received in this dialect.\n"
     yield f"| dialect | {' | '.join(f'{process} killed' for process in PROCESSES)} |"
     yield "|---" * (len(PROCESSES) + 1) + "|"
     for dialect in DIALECTS:
-        cells = (_told([hit for hit in hits if hit.process == process], dialect) for process in PROCESSES)
+        cells = (_received([hit for hit in hits if hit.process == process], dialect) for process in PROCESSES)
         yield f"| `{dialect}` | {' | '.join(cells)} |"
 
 
-def _told(hits: Sequence[Hit], dialect: str) -> str:
-    told = [hit for hit in hits if dialect in hit.dialects]
-    if not told:
+def _received(hits: Sequence[Hit], dialect: str) -> str:
+    received = [hit for hit in hits if dialect in hit.dialects]
+    if not received:
         return "-"
-    return "✗" if any(dialect in hit.wrong for hit in told) else f"✓ {len(told)}"
+    return "✗" if any(dialect in hit.wrong for hit in received) else f"✓ {len(received)}"
 
 
 def _evidence(hits: Sequence[Hit], broken: dict[str, dict[str, Verdict]]) -> Iterator[str]:
     lines = list(evidence(hits, broken))
     if lines:
-        yield "\n## What did not hold\n"
+        yield "\n## Failed checks\n"
         yield from (f"- {line[:EVIDENCE_CHARS]}" for line in lines)
     yield ""
 
 
 def evidence(hits: Sequence[Hit], broken: dict[str, dict[str, Verdict]]) -> Iterator[str]:
-    """A line for all that is wrong."""
+    """Yields one line for each check that failed."""
     for hit in hits:
         cell = hit.cell
         for what, problem in hit.wrong.items():

@@ -1,4 +1,4 @@
-"""Where tests leave what they leave: in one folder of the run's own. It looks into no other test."""
+"""Temporary files of tests are in one folder per test run."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ import tempfile
 WHERE = "import tempfile; print(tempfile.gettempdir())"
 
 
-def test_temporary_files_are_in_a_folder_that_goes_with_the_run() -> None:
-    """Of the tests as of what they start: a browser that is killed, a fork, a generator."""
+def test_temporary_files_are_in_the_folder_of_the_run() -> None:
+    """This holds for the tests and for processes that they start, so that the folder can be deleted after the run."""
     started = subprocess.run([sys.executable, "-c", WHERE], check=True, capture_output=True, text=True)
     assert "/tailrace-tests-" in tempfile.gettempdir()
     assert started.stdout.strip() == tempfile.gettempdir()

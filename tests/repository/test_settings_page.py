@@ -1,4 +1,4 @@
-"""Every setting of every process is explained, has a default, and stands in docs/SETTINGS.md."""
+"""Every setting of every process has a default, a description, and a row in docs/SETTINGS.md."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ KINDS = [kind for _, kind in SERVICES]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__module__)
-def test_every_setting_has_a_meaning_a_default_and_a_line_in_the_docs(kind: type[msgspec.Struct]) -> None:
-    """`python -m … --env` and docs/SETTINGS.md say what each is for; a laptop needs none."""
+def test_every_setting_is_documented_and_has_a_default(kind: type[msgspec.Struct]) -> None:
+    """`python -m … --env` prints the same descriptions."""
     kind()
     page = (ROOT / "docs/SETTINGS.md").read_text()
     for name, _, _, meaning in table(kind):

@@ -1,4 +1,4 @@
-"""What is counted, and by which labels: each from a set that is fixed before anybody asks."""
+"""Metrics: label values come from fixed sets, and docs/METRICS.md lists every metric."""
 
 import re
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from tailrace.proto.errors import CODES
 from tailrace.proto.usage import Usage
 from tests.processes import CHECKOUT
 
-# Whoever adds a label says here which values it can have. What a client names, or a model says, is no such set.
+# The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_refused", "code"): CODES,
     ("tailrace_generator_attempts", "mode"): get_args(Mode),
@@ -33,7 +33,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_usage_tokens", "kind"): Usage.__struct_fields__,
     ("tailrace_persistence_webhooks_given_up", "reason"): get_args(GivenUp),
 }
-# Of all metrics together, if each label came with all of its values.
+# The number of series if every label has all of its values.
 SERIES_MAX = 400
 MODULES = (
     tailrace.gateway.metrics,
@@ -45,14 +45,14 @@ METRICS = [one for module in MODULES for one in vars(module).values() if isinsta
 
 
 @pytest.mark.rule("S11")
-def test_every_label_is_in_the_table() -> None:
-    """A metric with a label that nobody has judged may be filled by who asks often enough."""
+def test_every_label_has_a_fixed_set_of_values() -> None:
+    """A label with unbounded values would let a client fill the memory of a process."""
     assert {(metric._name, label) for metric in METRICS for label in metric._labelnames} == set(LABELS)
     assert sum(len(set(values)) for values in LABELS.values()) < SERIES_MAX
 
 
-def test_every_metric_stands_in_the_docs_under_the_name_that_is_scraped() -> None:
-    """Who writes an alert finds its name, what it tells and its labels."""
+def test_metrics_page_lists_every_scraped_name() -> None:
+    """The names are those that Prometheus scrapes."""
     scraped = re.findall(r"^# TYPE (tailrace_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE)
     names = {name for name in scraped if not name.endswith("_created")}
     page = (CHECKOUT / "docs/METRICS.md").read_text()

@@ -1,4 +1,4 @@
-"""No secret stands in the repository. It looks at what git tracks, and knows a secret by its form."""
+"""No tracked file contains a secret. Secrets are recognised by their format."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ FORMS = {
     "a password in a URL": r"\b[a-z][a-z0-9+]*://[^\s/:@\"'{}<>$]+:(?!secret@|password@|PASSWORD@)[A-Za-z0-9]{16,}@",
 }
 BAD_NAMES = re.compile(r"(^|/)(\.env(\..*)?|id_(rsa|ecdsa|ed25519)|.*\.(pem|p12|pfx|jks|key)|credentials(\.json)?)$")
-# One of each form, in pieces, so that this file has none.
+# One sample of each format, in pieces, so that this file contains none.
 SAMPLES = {
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----\n" + "A" * 64,
     "a key of Anthropic's": "sk-" + "ant-api03-" + "a1B2" * 12,
@@ -45,9 +45,9 @@ def secrets(text: str) -> list[str]:
 
 
 @pytest.mark.rule("S17")
-@pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="this is no checkout")
-def test_no_file_has_a_secret_in_it() -> None:
-    """What is pushed once is everybody's for ever: keys, tokens, passwords, and files that are made of them."""
+@pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="not a git checkout")
+def test_no_tracked_file_contains_a_secret() -> None:
+    """Keys, tokens, passwords, and files that usually contain them."""
     names = tracked()
     found = {name: secrets((CHECKOUT / name).read_text(errors="replace")) for name in names}
     assert {name: forms for name, forms in found.items() if forms} == {}
@@ -56,6 +56,6 @@ def test_no_file_has_a_secret_in_it() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_secret_is_known_by_its_form(form: str) -> None:
-    """Each pattern finds one, and no other takes it for its own."""
+def test_secret_format_is_recognised(form: str) -> None:
+    """Exactly one pattern matches each sample."""
     assert secrets(f'key = "{SAMPLES[form]}"') == [form]
