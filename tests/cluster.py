@@ -11,7 +11,7 @@ import nats.errors
 from nats.js.api import ClusterInfo
 
 from tailrace.deploy.local import nats_cluster
-from tailrace.deploy.local.nats_server import NatsServer, Site
+from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Sync
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, streams
@@ -30,12 +30,12 @@ class Cluster:
     """
 
     def __init__(
-        self, folder: Path, *, sync: Sync = "default", sites: Sequence[Site] = (), bytes_max: int = GIB // 4
+        self, folder: Path, *, sync: Sync = "default", specs: Sequence[ServerSpec] = (), bytes_max: int = GIB // 4
     ) -> None:
-        sites = sites or nats_cluster.choose(folder, sync=sync, file_bytes_max=GIB)
-        for site in sites:
-            site.folder.mkdir(parents=True, exist_ok=True)
-        self.nodes = [NatsServer(site.folder, site=site) for site in sites]
+        specs = specs or nats_cluster.new_specs(folder, sync=sync, file_bytes_max=GIB)
+        for spec in specs:
+            spec.directory.mkdir(parents=True, exist_ok=True)
+        self.nodes = [NatsServer(spec.directory, spec=spec) for spec in specs]
         self._bytes_max = bytes_max
         self.urls = [node.url for node in self.nodes]
         self.url = ",".join(self.urls)
@@ -58,7 +58,7 @@ class Cluster:
     async def leader(self, stream: str = STREAM) -> NatsServer:
         """Who leads the stream, once somebody does."""
         info = await until(lambda: self._info(stream), START_S_MAX)
-        return next(node for node in self.nodes if info is not None and node.site.name == info.leader)
+        return next(node for node in self.nodes if info is not None and node.spec.name == info.leader)
 
     async def followers(self, stream: str = STREAM) -> list[NatsServer]:
         leader = await self.leader(stream)

@@ -144,7 +144,7 @@ class System:
     async def connected_to(self, node: NatsServer, role: str) -> int:
         """How many processes of that role have their connection to this server."""
         async with httpx2.AsyncClient(trust_env=False) as client:
-            told = (await client.get(f"http://127.0.0.1:{node.site.monitor_port}/connz")).json()
+            told = (await client.get(f"http://127.0.0.1:{node.spec.monitor_port}/connz")).json()
         return sum(one["name"] == f"tailrace-{role}" for one in told["connections"])
 
     async def attempts(self) -> int:

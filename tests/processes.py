@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import msgspec
 
-from tailrace.deploy.local.nats_server import EVERYBODY
+from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
@@ -103,7 +103,7 @@ class Process:
 
 def as_user(nats_url: str, user: str) -> str:
     """The same server, with a role's rights: a NatsServer's users have one password."""
-    return nats_url.replace(f"//{EVERYBODY}:", f"//{user}:")
+    return nats_url.replace(f"//{ROOT_USER}:", f"//{user}:")
 
 
 def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -> Process:

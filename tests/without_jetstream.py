@@ -16,7 +16,7 @@ async def without_jetstream(server: NatsServer) -> AsyncIterator[None]:
     """At the same address, for the same users, while the block runs; then it is killed. What was stored stays."""
     config = nats_server.config
 
-    def without(site: nats_server.Site) -> str:
+    def without(site: nats_server.ServerSpec) -> str:
         return re.sub(r"jetstream \{.*?\n\}\n", "", config(site), flags=re.DOTALL).replace("jetstream: enabled", "")
 
     await server.stop(SIGKILL)

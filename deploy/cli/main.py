@@ -124,7 +124,7 @@ def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     options = Options(
         host=given.host,
         port=given.port,
-        folder=given.data.resolve(),
+        data_dir=given.data.resolve(),
         generators=given.generators,
         gateways=given.gateways,
         cluster=given.cluster,
@@ -239,7 +239,7 @@ def command(
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    default = Options().folder
+    default = Options().data_dir
     parser.add_argument("--data", type=Path, default=default, metavar="FOLDER", help="of a running `up` (%(default)s)")
 
 
@@ -256,7 +256,7 @@ def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
     count = number("count", 1, 64)
     add("--host", default=default.host, help="address to listen on (%(default)s)")
     add("--port", type=number("port", 0, 65535), default=default.port, metavar="N", help="0: a free one (%(default)s)")
-    add("--data", type=Path, default=default.folder, metavar="FOLDER", help="all is kept there (%(default)s)")
+    add("--data", type=Path, default=default.data_dir, metavar="FOLDER", help="all is kept there (%(default)s)")
     add("--generators", type=count, default=default.generators, metavar="N", help="they call the model (%(default)s)")
     add("--gateways", type=count, default=default.gateways, metavar="N", help="they share the port (%(default)s)")
     add("--cluster", action="store_true", help="three nats-servers with three copies of the log, not one")

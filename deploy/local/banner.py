@@ -1,4 +1,4 @@
-"""What `up` says to a person: who answers, what runs where, and what to try; pure text."""
+"""Texts that `tailrace up` prints when it starts: the model in use, the process table and a command to try."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -10,25 +10,31 @@ from tailrace.proto.runtime.settings import read
 TURN = '{"message": "Why is the sky blue?"}'
 
 
-def who_answers(environ: Mapping[str, str]) -> str:
+def model_banner(environ: Mapping[str, str]) -> str:
+    """Returns which model answers and whether it costs money."""
     if is_simulated(environ):
-        return "ANTHROPIC_API_KEY is not set: a simulated Claude answers, and costs nothing"
+        return "ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge"
     where = read(Settings, environ).anthropic_base_url
-    return f"ANTHROPIC_API_KEY is set: the real Claude answers, at {where}, and costs money"
+    return f"ANTHROPIC_API_KEY is set: Claude at {where} answers, and each turn costs money"
 
 
-def welcome(rows: Sequence[Sequence[str]], url: str, folder: str, *, is_key_needed: bool) -> str:
-    """A row is a process: name, pid, addresses."""
-    key = "-H 'Authorization: Bearer YOUR-KEY' " if is_key_needed else ""
+def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, needs_key: bool) -> str:
+    """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses."""
+    key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
     return f"""
 {table(rows)}
 
-  everything is kept in {folder}; try
+  Data directory:  {data_dir}
+  API reference:   {url}/docs
+  Stop:            Ctrl-C
+
+  Try it:
 
   curl -N {url}/v1/turns {key}-H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{TURN}'
 """
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns `rows` with aligned columns, indented by two spaces."""
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return "\n".join("  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""What `up` was given by its environment is judged before anything starts; nothing here is changed or passed on."""
+"""Checks of the environment variables of `up`, before any process starts."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -23,29 +23,30 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
 
 
 async def check(environ: Mapping[str, str]) -> None:
-    """Raises SettingsInvalid for a name that nobody reads, and for what a process would refuse after its start."""
+    """Raises SettingsInvalid for an unknown TAILRACE_… variable, and for values that a process would reject."""
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
     for name in environ:
         if name.startswith(settings.PREFIX) and name not in known:
-            raise SettingsInvalid(f"{name}: there is no such setting{nearest(name, known)}; docs/SETTINGS.md lists all")
+            raise SettingsInvalid(f"{name} is not a setting{suggest(name, known)}; docs/SETTINGS.md lists all settings")
     for _, kind in SERVICES:
         settings.read(kind, environ)
     for name in parse_backends(settings.read(tailrace.generators.settings.Settings, environ).backends).backends:
         require_known(name)
     sender.check(settings.read(tailrace.persistence.settings.Settings, environ))
-    # Whether strangers may reach it is asked when NATS runs: that is where keys are.
+    # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.
     await startup_checks.check(settings.read(tailrace.gateway.settings.Settings, environ))
 
 
-def of_gateway(options: Options, environ: Mapping[str, str], nats_url: str) -> tailrace.gateway.settings.Settings:
-    """What a gateway of this `up` will be told."""
+def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str) -> tailrace.gateway.settings.Settings:
+    """Returns the settings that a gateway of this `up` will have."""
     return settings.read(
         tailrace.gateway.settings.Settings, {**environ, "TAILRACE_HOST": options.host, "TAILRACE_NATS_URL": nats_url}
     )
 
 
-def nearest(name: str, known: set[str]) -> str:
-    # Compared without what all begin with: that alone would make every name look like every other.
+def suggest(name: str, known: set[str]) -> str:
+    """Returns a hint with the most similar known name, or an empty text."""
+    # Compared without the common prefix, which would make all names similar.
     bare = {each.removeprefix(settings.PREFIX): each for each in sorted(known)}
     return "".join(
         f" (did you mean {bare[found]}?)" for found in get_close_matches(name[len(settings.PREFIX) :], bare, 1)

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: every line with the name of the process that said it; never decides."""
+"""Terminal output of `tailrace up`: each line of a process, prefixed with the process' name."""
 
 import asyncio
 import os
@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TextIO
 
-# A line without an end must not fill our memory: at this length it is printed as it is.
+# A longer line is printed in pieces, so that a process that never ends its line does not fill the memory.
 LINE_BYTES_MAX = 65_536
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 
 
 def split(text: bytes) -> tuple[list[str], bytes]:
-    """The whole lines of `text`, the empty ones left out, and the rest that is not a line yet."""
+    """Returns the complete lines of `text`, without empty ones, and the incomplete rest."""
     *lines, rest = text.split(b"\n")
     if len(rest) > LINE_BYTES_MAX:
         lines, rest = [*lines, rest], b""
@@ -25,7 +25,7 @@ def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 class Console:
-    """Prints to `out`. Names are padded to `width`; each gets its own colour when `coloured`."""
+    """Prints to `out`. Names are padded to `width`; each has its own colour if `coloured`."""
 
     def __init__(self, out: TextIO, *, width: int, coloured: bool) -> None:
         self.out = out
@@ -33,25 +33,26 @@ class Console:
         self.coloured = coloured
         self.names: list[str] = []
 
-    def say(self, text: str, name: str = "up") -> None:
-        self.show(self.prefix(name) + text)
+    def log(self, text: str, name: str = "up") -> None:
+        """Prints a line with a process' name."""
+        self.print(self._prefix(name) + text)
 
-    def show(self, text: str) -> None:
-        """Without a name: for what is read, copied, or waited for by a script."""
-        with suppress(BrokenPipeError):  # nobody reads any more: no reason to stop serving
+    def print(self, text: str) -> None:
+        """Prints text without a name: the banner, and lines that scripts wait for."""
+        with suppress(BrokenPipeError):  # `tailrace up | head`: the system continues without output
             print(text, file=self.out, flush=True)
 
-    def prefix(self, name: str) -> str:
+    def _prefix(self, name: str) -> str:
         if name not in self.names:
             self.names.append(name)
         label = f"{name:<{self.width}} | "
         colour = COLOURS[self.names.index(name) % len(COLOURS)]
         return f"\x1b[{colour}m{label}\x1b[0m" if self.coloured else label
 
-    async def follow(self, name: str, pipe: int, is_told: Callable[[str], bool]) -> None:
-        """Print what comes out of the descriptor `pipe` until its other end is closed by all who hold it.
+    async def relay(self, name: str, pipe: int, is_shown: Callable[[str], bool]) -> None:
+        """Prints the lines of the file descriptor `pipe` for which `is_shown` is true, until all writers close it.
 
-        `is_told` is asked of each line, once.
+        `is_shown` is called once a line.
         """
         reader = StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -61,9 +62,9 @@ class Console:
         try:
             while text := await reader.read(LINE_BYTES_MAX):
                 lines, rest = split(rest + text)
-                for line in filter(is_told, lines):
-                    self.say(line, name)
+                for line in filter(is_shown, lines):
+                    self.log(line, name)
         finally:
-            if rest and is_told(last := rest.decode(errors="replace")):
-                self.say(last, name)
+            if rest and is_shown(last := rest.decode(errors="replace")):
+                self.log(last, name)
             transport.close()

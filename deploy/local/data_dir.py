@@ -1,4 +1,4 @@
-"""The data folder: made private and held by one `up` at a time; never looks at what the processes keep in it."""
+"""The data directory: created private, and locked so that one `tailrace up` uses it at a time."""
 
 import fcntl
 import os
@@ -10,34 +10,36 @@ from tailrace.deploy.local.errors import UpRefused
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold `folder` until the end of the block, or of the process: the kernel drops the lock of a killed `up`.
+def lock(data_dir: Path) -> Iterator[None]:
+    """Locks `data_dir` until the end of the block or of the process; the kernel releases the lock of a killed `up`.
 
-    A folder that we make is 0700. One that was there keeps its mode: it may be somebody's home, and what we
-    put into it is private by the umask that `up` sets.
+    A new directory has mode 0700. An existing one keeps its mode, because it may be a home directory; the files in it
+    are private by the umask that `up` sets. Raises UpRefused if it cannot be written or is locked.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise UpRefused(f"cannot write to {folder} ({error.strerror}): choose another with --data") from error
-    with os.fdopen(descriptor, "r+") as lock:
+        raise UpRefused(
+            f"cannot write to the data directory {data_dir} ({error.strerror}): choose another with --data"
+        ) from error
+    with os.fdopen(descriptor, "r+") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UpRefused(
-                f"{folder} is in use by another `tailrace up` (pid {lock.read().strip()}):"
-                " stop that one, or give this one its own folder with --data"
+                f"the data directory {data_dir} is in use by another `tailrace up` (pid {file.read().strip()}):"
+                " stop that one, or choose another directory with --data"
             ) from error
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        # The file stays: removing it would let two hold two files of the same name.
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        # The file is never removed: two processes could then lock two files of the same name.
         yield
 
 
 def write_private(path: Path, text: str) -> None:
-    """`text` in a file that only its owner may read, also when the file was there with another mode."""
+    """Writes `text` to a file that only its owner may read, also if the file existed with another mode."""
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_text(text, encoding="utf-8")

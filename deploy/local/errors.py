@@ -1,7 +1,7 @@
-"""Why `up` does not start, or gives up; each is one sentence that says what to do next, never a traceback."""
+"""The error of `tailrace up`: one sentence that says what is wrong and what to do."""
 
 from tailrace.proto.errors import TailraceError
 
 
 class UpRefused(TailraceError):
-    """Nothing was started, or all of it was stopped again. The message is for the person at the terminal."""
+    """`up` did not start, or stopped everything again. The message is shown without a traceback."""

@@ -1,6 +1,7 @@
-"""A nats-server whose disk was full stores nothing until it is started again, also once there is room: it is started.
+"""Restart of a nats-server that found its disk full: it stores nothing until then, even when there is space again.
 
-It says so itself, on its monitoring port. As long as there is no room it is left alone: it still tells what it has.
+The server reports it on its monitoring port. As long as the disk is full it is left running, because it still serves
+reads.
 """
 
 import asyncio
@@ -8,40 +9,43 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tailrace.deploy.local.nats_server import Site, answers
-from tailrace.deploy.local.readiness import Answer, ask
+from tailrace.deploy.local.nats_server import ServerSpec, wait_started
+from tailrace.deploy.local.readiness import Response, http_get
 from tailrace.deploy.local.supervisor import Supervisor
 
-LOOK_EVERY_S = 5.0
+INTERVAL_S = 5.0
 # Two of the largest messages.
-ROOM_BYTES_MIN = 16 * 1024**2
-# What one server says whose write has failed, and what one of three does: it gives up storing altogether.
+FREE_BYTES_MIN = 16 * 1024**2
+# Reported after a failed write by a single server, and by a server of a cluster, which disables JetStream.
 SIGNS = "write error", "JetStream not enabled"
-GREETS_S_MAX = 1.0
+INFO_S_MAX = 1.0
 
 
-async def mend(sites: Sequence[Site], supervisor: Supervisor) -> None:
-    """Looks at each for ever. One at a time: what one of three has lost, it gets from the others."""
+async def restart_stuck_servers(specs: Sequence[ServerSpec], supervisor: Supervisor) -> None:
+    """Checks all servers every `INTERVAL_S`, forever, and restarts at most one at a time.
+
+    A server of a cluster gets the messages that it missed from the others.
+    """
     while True:
-        await asyncio.sleep(LOOK_EVERY_S)
-        for site in sites:
-            answer = await ask("127.0.0.1", site.monitor_port, "/healthz")
-            has_room = shutil.disk_usage(site.store).free >= ROOM_BYTES_MIN
-            if is_stuck(answer) and has_room and await greets(site):
-                supervisor.screen.say(f"{site.name} found its disk full, and there is room again: it is started anew")
-                supervisor.restart(site.name)
+        await asyncio.sleep(INTERVAL_S)
+        for spec in specs:
+            health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
+            has_space = shutil.disk_usage(spec.store).free >= FREE_BYTES_MIN
+            if is_stuck(health) and has_space and await has_started(spec):
+                supervisor.console.log(f"{spec.name} stopped storing because its disk was full; restarting it")
+                supervisor.restart(spec.name)
                 break
 
 
-def is_stuck(answer: Answer) -> bool:
-    """Whether a write has failed: from then on no other is tried. One that is still starting may say the same."""
-    return answer.status == 503 and any(sign in answer.body for sign in SIGNS)
+def is_stuck(health: Response) -> bool:
+    """Whether a write has failed; the server then tries no other. A server that is starting may report the same."""
+    return health.status == 503 and any(sign in health.body for sign in SIGNS)
 
 
-async def greets(site: Site) -> bool:
-    """Whether it has started: it greets nobody before it has read its store."""
+async def has_started(spec: ServerSpec) -> bool:
+    """Whether the server accepts clients, which it does after it has read its store."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(GREETS_S_MAX):
-            await answers(site.port)
+        async with asyncio.timeout(INFO_S_MAX):
+            await wait_started(spec.port)
             return True
     return False

@@ -1,13 +1,14 @@
-"""The log of one nats-server is moved to three, or back: copied while nobody uses it, and what it was is put aside.
+"""Migration of the log between one nats-server and a cluster of three, and from a version without accounts.
 
-Neither sees what the other stored. Until a copy is whole it is not where a log is looked for, so that whoever is
-stopped in the middle begins anew, and nothing is lost.
+The log is copied while no other process uses it, and the old one is kept under another name. A single server and a
+cluster cannot read each other's stores. An incomplete copy lies in a staging directory, so an interrupted migration
+starts again and loses nothing.
 
-Servers of a cluster that have just started answer with less than they have: each cuts its store down to its last
-snapshot and tells the rest of it again from what they agreed upon (Raft's log), once there is a leader; and who leads a
-stream says so before it has. So they are read only when they are settled: nothing that was agreed upon is left to be
-told, on any server. A copy is whole when each server has by itself what each of the others has; one that broke off may
-look like that and never become it, so it is thrown away with its servers.
+Servers of a cluster that have just started answer with less than they store: each truncates its store to the last
+snapshot and applies the rest of Raft's log again once there is a leader, and the leader of a stream announces itself
+before it has done so. So they are read only when they have applied everything that was committed, on all servers. A
+copy is complete when each server by itself has the same messages as all others. A copy that was interrupted may never
+become complete, so it is deleted with its servers.
 """
 
 import asyncio
@@ -30,28 +31,28 @@ from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.nats_server import SHARED, NatsServer, Site
+from tailrace.deploy.local.nats_server import GLOBAL_ACCOUNT, NatsServer, ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, stream_copy
 from tailrace.proto.nats.permissions import LOG
 
 STAGE = "moving"
-ONE_FIRST = "start `up` once without --cluster, which copies the log, and then with it"
-ASIDE = ".before"
-# Of a log of gigabytes.
-MOVE_S_MAX = 1800.0
-TRIES_MAX = 5
-LOOK_EVERY_S = 0.1
-# So often a person who waits is told for what.
-TELL_EVERY_S = 5.0
-# A leader is chosen within 9 s, and then something changes with every message.
-STILL_S_MAX = 30.0
-ANSWER_S_MAX = 5.0
+SINGLE_FIRST = "start `tailrace up` once without --cluster, which migrates the log, and then with --cluster"
+OLD = ".before"
+# For a log of gigabytes.
+MIGRATE_S_MAX = 1800.0
+ATTEMPTS_MAX = 5
+POLL_S = 0.1
+# Interval of the messages that say what `up` waits for.
+MESSAGE_EVERY_S = 5.0
+# A leader is elected within 9 s; afterwards the state changes with every message.
+UNCHANGED_S_MAX = 30.0
+RESPONSE_S_MAX = 5.0
 
 
-class Held(NamedTuple):
-    """What one server has of a stream. What is empty has no first sequence."""
+class StreamState(NamedTuple):
+    """What one server stores of a stream. `first` is 0 for an empty stream."""
 
     messages: int
     first: int
@@ -59,8 +60,8 @@ class Held(NamedTuple):
     consumers: int
 
 
-class Group(NamedTuple):
-    """How far one server is in what is agreed upon about one stream or consumer: indices of Raft's log."""
+class RaftGroup(NamedTuple):
+    """One server's progress in the Raft log of a stream or consumer: indices of the log."""
 
     leader: str
     last: int
@@ -72,213 +73,227 @@ class Group(NamedTuple):
         return self.leader != "" and self.last == self.committed == self.applied
 
 
-class Seen(NamedTuple):
-    """One server by itself, whoever leads; of one that is alone there are no groups."""
+class ServerState(NamedTuple):
+    """What one server reports about itself; `groups` is None for a single server."""
 
-    streams: Mapping[str, Held]
-    groups: Mapping[str, Group] | None
+    streams: Mapping[str, StreamState]
+    groups: Mapping[str, RaftGroup] | None
 
 
-def sites_of(options: Options, folder: Path) -> list[Site]:
-    """Where the servers of a log in `folder` live that is as `options` want it."""
+def server_specs(options: Options, data_dir: Path) -> list[ServerSpec]:
+    """Returns the servers for `options`, with new ports and passwords, for a new or existing log in `data_dir`."""
     if options.cluster:
-        room = nats_server.room_bytes(store_of(options, folder), nats_cluster.NODES)
-        return nats_cluster.choose(folder, sync=options.sync, file_bytes_max=room)
-    room = nats_server.room_bytes(store_of(options, folder))
-    return [nats_server.choose(folder, sync=options.sync, file_bytes_max=room)]
+        limit = nats_server.storage_limit(store_of(options, data_dir), nats_cluster.NODES)
+        return nats_cluster.new_specs(data_dir, sync=options.sync, file_bytes_max=limit)
+    limit = nats_server.storage_limit(store_of(options, data_dir))
+    return [nats_server.new_spec(data_dir, sync=options.sync, file_bytes_max=limit)]
 
 
-def store_of(options: Options, folder: Path) -> Path:
-    return folder / (nats_cluster.FOLDER if options.cluster else nats_server.STORE)
+def store_of(options: Options, data_dir: Path) -> Path:
+    return data_dir / (nats_cluster.DIRECTORY if options.cluster else nats_server.STORE)
 
 
-def found(options: Options, folder: Path) -> list[Site]:
-    """The same for a log that is there, maybe from before there were accounts. Raises UpRefused."""
-    sites = sites_of(options, folder)
-    # Of all of them, or of none: what a server has lost the others give it.
-    before = [is_shared(site.store) for site in sites]
-    return [msgspec.structs.replace(site, is_shared=any(before)) for site in sites]
+def existing_specs(options: Options, data_dir: Path) -> list[ServerSpec]:
+    """Like `server_specs` for an existing log, which a version without accounts may have written. Raises UpRefused."""
+    specs = server_specs(options, data_dir)
+    # If any store has one account, all servers are configured so: a server that lost its store gets it from the others.
+    is_old = [has_one_account(spec.store) for spec in specs]
+    return [msgspec.structs.replace(spec, has_one_account=any(is_old)) for spec in specs]
 
 
-def is_shared(store: Path) -> bool:
-    """Whether all that a server has stored is in the one account that had no name.
+def has_one_account(store: Path) -> bool:
+    """Whether all streams of a server are in the global account, as versions without accounts stored them.
 
-    Raises UpRefused where something is in the log's own, too: somebody has gone back to a version before, which found
-    no log and began one. Only he knows which of them is to go on.
+    Raises UpRefused if there are streams in the log's own account as well: an older version was started again, did not
+    find the log and made a new one. Only the operator knows which of them to keep.
     """
-    before, after = (nats_server.stored(store, account) for account in (SHARED, LOG))
-    if before.exists() and after.exists():
+    old, new = (nats_server.account_dir(store, account) for account in (GLOBAL_ACCOUNT, LOG))
+    if old.exists() and new.exists():
         raise UpRefused(
-            f"there are two logs: {before}, of an older version, and {after}, of this one. "
-            "Move the one away that is not to go on"
+            f"there are two logs: {old} of an older version, and {new} of this one. "
+            "Move the one that you do not want to keep to another directory"
         )
-    return before.exists()
+    return old.exists()
 
 
-async def move(options: Options, screen: Console) -> None:
-    """Returns when the log is as `options` want it, if there is one. Raises UpRefused, LogUnavailable."""
-    _name(options.folder, screen)
+async def migrate(options: Options, console: Console) -> None:
+    """Converts an existing log to one server or a cluster, as `options` say. Raises UpRefused, LogUnavailable."""
+    _rename_account(options.data_dir, console)
     other = _other(options)
-    old, new = store_of(other, options.folder), store_of(options, options.folder)
-    # Where nothing is, to choose a place would make it.
-    if options.cluster and new.exists() and any(site.is_shared for site in found(options, options.folder)):
-        raise UpRefused(f"{new} is of a version before: {ONE_FIRST}")
+    old, new = store_of(other, options.data_dir), store_of(options, options.data_dir)
+    # `existing_specs` would create the directory.
+    if (
+        options.cluster
+        and new.exists()
+        and any(spec.has_one_account for spec in existing_specs(options, options.data_dir))
+    ):
+        raise UpRefused(f"{new} was written by an older version: {SINGLE_FIRST}")
     if not old.exists():
         return
     if not new.exists():
-        screen.say(f"the log is moved to {'three servers' if options.cluster else 'one server'}")
-        stage = options.folder / STAGE
+        console.log(f"copying the log to {'three servers' if options.cluster else 'one server'}")
+        stage = options.data_dir / STAGE
         try:
-            async with asyncio.timeout(MOVE_S_MAX):
-                await copy(found(other, options.folder), options, stage, screen)
+            async with asyncio.timeout(MIGRATE_S_MAX):
+                await copy(existing_specs(other, options.data_dir), options, stage, console)
         except TimeoutError as error:
-            raise UpRefused(f"the log could not be moved in {MOVE_S_MAX:g} s, and is where it was") from error
-        # A copy is no append: nobody has waited for the disk.
+            raise UpRefused(
+                f"the log could not be copied within {MIGRATE_S_MAX:g} s; nothing was changed. Try again"
+            ) from error
+        # The copy was not synced message by message.
         os.sync()
         store_of(options, stage).rename(new)
         shutil.rmtree(stage)
-    # Where both were, the copy was whole, and nobody has used it yet.
-    aside = old.with_name(old.name + ASIDE)
-    shutil.rmtree(aside, ignore_errors=True)
-    old.rename(aside)
-    screen.say(f"what it was is kept in {aside}, and may be removed")
+    # If both exist, the copy was complete and has not been used yet.
+    kept = old.with_name(old.name + OLD)
+    shutil.rmtree(kept, ignore_errors=True)
+    old.rename(kept)
+    console.log(f"the previous log is kept in {kept}; delete it when you no longer need it")
 
 
-def _name(folder: Path, screen: Console) -> None:
-    """What one server has stored of the account without a name gets the log's: a rename is all that there is to it.
+def _rename_account(data_dir: Path, console: Console) -> None:
+    """Moves the streams of a single server from the global account to the log's account, by renaming a directory.
 
-    Of three, each one's agreements name the account as well, so that they have to be copied.
+    The Raft logs of a cluster contain the account's name, so a cluster has to be copied.
     """
-    store = folder / nats_server.STORE
-    if is_shared(store):
-        nats_server.stored(store, SHARED).rename(nats_server.stored(store, LOG))
-        screen.say("the log has an account of its own in NATS now")
+    store = data_dir / nats_server.STORE
+    if has_one_account(store):
+        nats_server.account_dir(store, GLOBAL_ACCOUNT).rename(nats_server.account_dir(store, LOG))
+        console.log("the log was moved to a NATS account of its own")
 
 
 def _other(options: Options) -> Options:
-    return Options(folder=options.folder, cluster=not options.cluster, sync=options.sync)
+    return Options(data_dir=options.data_dir, cluster=not options.cluster, sync=options.sync)
 
 
-async def copy(old: Sequence[Site], options: Options, stage: Path, screen: Console) -> None:
-    """Returns when there is a whole copy below `stage`, and no server runs. Raises UpRefused, LogUnavailable."""
+async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console: Console) -> None:
+    """Returns when there is a complete copy below `stage` and all servers have stopped.
+
+    Raises UpRefused, LogUnavailable.
+    """
     async with AsyncExitStack() as stack:
-        source, servers = await _started(old, stack)
-        await _settled(screen, old, still_s_max=MOVE_S_MAX)
-        for left in reversed(range(TRIES_MAX)):
+        source, servers = await _start(old, stack)
+        await _wait_until_equal(console, old, unchanged_s_max=MIGRATE_S_MAX)
+        for attempts_left in reversed(range(ATTEMPTS_MAX)):
             try:
-                await _copy_once(old, source, _fresh(options, stage), screen)
+                await _copy_once(old, source, _new_stage(options, stage), console)
                 break
             except LogUnavailable as error:
-                if not left:
-                    raise UpRefused(f"the log could not be moved, and is where it was: {error}") from error
-                screen.say(f"the log is copied anew: {error}")
+                if not attempts_left:
+                    raise UpRefused(f"the log could not be copied ({error}); nothing was changed. Try again") from error
+                console.log(f"copying the log again: {error}")
         await _stop(servers, source)
 
 
-def _fresh(options: Options, stage: Path) -> list[Site]:
+def _new_stage(options: Options, stage: Path) -> list[ServerSpec]:
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(mode=0o700)
-    return sites_of(options, stage)
+    return server_specs(options, stage)
 
 
-async def _copy_once(old: Sequence[Site], source: Connection, new: Sequence[Site], screen: Console) -> None:
-    """Raises LogUnavailable where that broke off."""
+async def _copy_once(
+    old: Sequence[ServerSpec], source: Connection, new: Sequence[ServerSpec], console: Console
+) -> None:
+    """Raises LogUnavailable if the copy was interrupted."""
     async with AsyncExitStack() as stack:
-        target, servers = await _started(new, stack)
-        await _settled(screen, new)
+        target, servers = await _start(new, stack)
+        await _wait_until_equal(console, new)
         bytes_max = streams.log_bytes_max(new[0].file_bytes_max)
         await stream_copy.copy_streams(source, target, replicas=len(new), bytes_max=bytes_max)
-        # What has become too old meanwhile leaves both.
-        await _settled(screen, old, new)
+        # Messages that expire in the meantime leave both logs.
+        await _wait_until_equal(console, old, new)
         await _stop(servers, target)
 
 
-async def _started(sites: Sequence[Site], stack: AsyncExitStack) -> tuple[Connection, list[NatsServer]]:
+async def _start(specs: Sequence[ServerSpec], stack: AsyncExitStack) -> tuple[Connection, list[NatsServer]]:
     servers = []
-    for site in sites:
-        site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        servers.append(await stack.enter_async_context(NatsServer(site.folder, site=site)))
+    for spec in specs:
+        spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        servers.append(await stack.enter_async_context(NatsServer(spec.directory, spec=spec)))
     connection = await Connection.open(",".join(server.url for server in servers), "tailrace-moving")
     stack.push_async_callback(connection.close)
     return connection, servers
 
 
 async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
-    """Each writes down how far it is: what it has to tell again at its next start is then nothing."""
+    """Stops the servers in order, so that each writes a snapshot and has nothing to apply at its next start."""
     await connection.close()
     with suppress(TimeoutError):
         await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
 
 
-async def _settled(screen: Console, *ends: Sequence[Site], still_s_max: float = STILL_S_MAX) -> None:
-    """Returns when the servers of each end are settled, and all have the same.
+async def _wait_until_equal(
+    console: Console, *ends: Sequence[ServerSpec], unchanged_s_max: float = UNCHANGED_S_MAX
+) -> None:
+    """Returns when the servers of each end are settled, and all servers store the same.
 
-    Raises LogUnavailable when nothing has changed for `still_s_max`.
+    Raises LogUnavailable when nothing has changed for `unchanged_s_max`.
     """
-    named = " and ".join(f"{len(sites)} in {sites[0].folder.parent}" for sites in ends)
-    last: list[list[Seen]] = []
-    changed = told = time.monotonic()
+    names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in ends)
+    last: list[list[ServerState]] = []
+    changed = logged = time.monotonic()
     while True:
-        seen: list[list[Seen]] = []
-        with suppress(OSError, HTTPException):  # one does not answer, or not yet
-            seen = [[await asyncio.to_thread(_see, site) for site in sites] for sites in ends]
-        if seen and all(map(are_settled, seen)) and are_alike(list(chain(*seen))):
+        states: list[list[ServerState]] = []
+        with suppress(OSError, HTTPException):  # a server does not answer yet
+            states = [[await asyncio.to_thread(_read_state, spec) for spec in specs] for specs in ends]
+        if states and all(map(are_settled, states)) and are_equal(list(chain(*states))):
             return
         now = time.monotonic()
-        if seen != last:
-            last, changed = seen, now
-        if now - changed >= still_s_max:
-            raise LogUnavailable(f"the servers do not come to have the same: {named}")
-        if now - told >= TELL_EVERY_S:
-            screen.say(f"the log waits until the servers have the same: {named}")
-            told = now
-        await asyncio.sleep(LOOK_EVERY_S)
+        if states != last:
+            last, changed = states, now
+        if now - changed >= unchanged_s_max:
+            raise LogUnavailable(f"the servers do not reach the same state: {names}")
+        if now - logged >= MESSAGE_EVERY_S:
+            console.log(f"waiting until the servers have the same state: {names}")
+            logged = now
+        await asyncio.sleep(POLL_S)
 
 
-def are_settled(servers: Sequence[Seen]) -> bool:
-    """Whether each server has applied all that any of them has agreed upon, and they have the same."""
-    groups = [seen.groups for seen in servers if seen.groups is not None]
-    for seen in servers:
-        # The one that is no stream's has made all of them.
-        wanted = 1 + sum(1 + held.consumers for held in seen.streams.values())
-        if seen.groups is not None and len(seen.groups) != wanted:
+def are_settled(servers: Sequence[ServerState]) -> bool:
+    """Whether each server has applied all that was committed, and all have the same state."""
+    groups = [state.groups for state in servers if state.groups is not None]
+    for state in servers:
+        # One group for the cluster's metadata, one a stream and one a consumer.
+        expected = 1 + sum(1 + stream.consumers for stream in state.streams.values())
+        if state.groups is not None and len(state.groups) != expected:
             return False
-    are_told = all(group.is_settled for one in groups for group in one.values())
-    return are_told and all(one == groups[0] for one in groups) and are_alike(servers)
+    are_applied = all(group.is_settled for one in groups for group in one.values())
+    return are_applied and all(one == groups[0] for one in groups) and are_equal(servers)
 
 
-def are_alike(servers: Sequence[Seen]) -> bool:
-    return all(seen.streams == servers[0].streams for seen in servers)
+def are_equal(servers: Sequence[ServerState]) -> bool:
+    return all(state.streams == servers[0].streams for state in servers)
 
 
-def _see(site: Site) -> Seen:
-    # Asked for first: what is applied after that, the streams have too.
-    asked = ("/raftz", f"/raftz?acc={site.account}")
-    groups = {k: v for path in asked for k, v in groups_of(_told(site, path)).items()} if site.membership else None
-    return Seen(held_of(_told(site, "/jsz?accounts=true&streams=true")), groups)
+def _read_state(spec: ServerSpec) -> ServerState:
+    # The groups first: what is applied by then is in the streams that are read afterwards.
+    paths = ("/raftz", f"/raftz?acc={spec.account}")
+    groups = {k: v for path in paths for k, v in parse_groups(_get(spec, path)).items()} if spec.member else None
+    return ServerState(parse_streams(_get(spec, "/jsz?accounts=true&streams=true")), groups)
 
 
-def held_of(told: dict[str, Any]) -> dict[str, Held]:
-    """Of a server's `/jsz` with all streams of all accounts."""
-    found = {}
-    for account in told.get("account_details") or []:
+def parse_streams(jsz: dict[str, Any]) -> dict[str, StreamState]:
+    """Returns the streams of all accounts in a server's `/jsz` response."""
+    streams = {}
+    for account in jsz.get("account_details") or []:
         for stream in account.get("stream_detail") or []:
             state = stream["state"]
             first = state["first_seq"] if state["messages"] else 0
-            found[stream["name"]] = Held(state["messages"], first, state["last_seq"], state["consumer_count"])
-    return found
+            streams[stream["name"]] = StreamState(state["messages"], first, state["last_seq"], state["consumer_count"])
+    return streams
 
 
-def groups_of(told: dict[str, Any]) -> dict[str, Group]:
-    """Of a server's `/raftz` with the groups of one account."""
+def parse_groups(raftz: dict[str, Any]) -> dict[str, RaftGroup]:
+    """Returns the groups in a server's `/raftz` response for one account."""
     return {
-        name: Group(group.get("leader", ""), group["pindex"], group["committed"], group["applied"])
-        for groups in told.values()
+        name: RaftGroup(group.get("leader", ""), group["pindex"], group["committed"], group["applied"])
+        for groups in raftz.values()
         for name, group in groups.items()
     }
 
 
-def _told(site: Site, path: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{site.monitor_port}{path}", timeout=ANSWER_S_MAX) as answer:
-        told: dict[str, Any] = json.load(answer)
-        return told
+def _get(spec: ServerSpec, path: str) -> dict[str, Any]:
+    url = f"http://127.0.0.1:{spec.monitor_port}{path}"
+    with urllib.request.urlopen(url, timeout=RESPONSE_S_MAX) as response:
+        body: dict[str, Any] = json.load(response)
+        return body

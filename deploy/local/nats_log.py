@@ -1,18 +1,18 @@
-"""What a nats-server says: all of it goes to a file, and a person is told what went wrong; never changes a line."""
+"""Output of nats-server: all lines go to a rotated file, and those that a person needs also to the terminal."""
 
 import re
 from contextlib import suppress
 from pathlib import Path
 
 FILE = "nats.log"
-# What was said before that is in a second file, and before that is gone.
+# A full file is renamed to nats.log.1, which replaces the one before.
 FILE_BYTES_MAX = 8 * 1024**2
 LINE = re.compile(r"\[\d+\] [\d/]+ [\d:.]+ \[(?P<level>[A-Z]{3})\] ?(?P<text>.*)")
-NO_TROUBLE = ("DBG", "INF", "TRC")
+QUIET_LEVELS = ("DBG", "INF", "TRC")
 READY = "Server is ready"
-# Of three that start or stop, one is the first, and the last: each says so as a warning, or an error. Who is away
-# for longer is said by `up`, and by the streams that have lost their majority.
-USUAL = re.compile(
+# Warnings and errors that are normal while the servers of a cluster start or stop one after the other. A server that
+# stays down is reported by `up`, and by streams that have lost their majority.
+EXPECTED = re.compile(
     "Plaintext passwords detected"
     "|Waiting for routing to be established"
     "|JetStream has not established contact with a meta leader"
@@ -23,28 +23,28 @@ USUAL = re.compile(
 )
 
 
-def is_told(line: str) -> bool:
-    """Whether a person needs it: that the server is ready, what is no usual trouble, and what has another form."""
+def is_shown(line: str) -> bool:
+    """Whether to show a line: the server is ready, an unexpected warning or error, or another format."""
     found = LINE.fullmatch(line)
     if found is None:
-        return True  # a setting that is refused, a panic
-    if found["level"] in NO_TROUBLE:
+        return True  # a rejected setting, a panic
+    if found["level"] in QUIET_LEVELS:
         return found["text"] == READY
-    return USUAL.match(found["text"]) is None
+    return EXPECTED.match(found["text"]) is None
 
 
-class NatsLines:
-    """The lines of one server, in its folder. A disk that is full keeps none of them, and stops nothing."""
+class NatsLogFile:
+    """The log file of one server, in its directory. Lines are lost while the disk is full; nothing stops."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE
 
-    def heard(self, line: str) -> bool:
-        """Keeps `line`; whether it is to be told."""
+    def write(self, line: str) -> bool:
+        """Appends `line` to the file, and returns whether to show it."""
         with suppress(OSError):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
                 is_full = file.tell() >= FILE_BYTES_MAX
             if is_full:
                 self._path.replace(self._path.with_suffix(".log.1"))
-        return is_told(line)
+        return is_shown(line)

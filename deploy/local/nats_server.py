@@ -1,4 +1,4 @@
-"""A nats-server beside us: how it is configured, started and ended; never speaks NATS beyond the greeting."""
+"""Configuration, start and stop of a local nats-server."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from tailrace.deploy.local import ports as port
+from tailrace.deploy.local import ports
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
@@ -24,105 +24,106 @@ from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import
 
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
-# A disk that is really full is silence until the server is restarted, so the server must say "full" before.
+# On a full disk the server stops storing until it is restarted, so its limit must be reached before the disk is full.
 DISK_SHARE_MAX = 0.8
-# The server's default: acknowledged and on the disk are then two minutes apart.
+# The server's default: an acknowledged message is on the disk up to two minutes later.
 SYNC_DEFAULT = "2m"
 START_S_MAX = 10.0
 STOP_S_MAX = 10.0
-# It answers within 20 to 50 ms: asking more often than it can matter costs a connect on loopback.
-ASK_EVERY_S = 0.01
+# A server starts in 20 to 50 ms. A check costs one connection on loopback.
+POLL_S = 0.01
 
 NAME = "nats-server"
-# Where `up` says what a command of the same folder connects to.
+# `up` writes the administrator's URL to it, for commands with the same data directory.
 URL_FILE = "nats.url"
 PID_FILE = "nats.pid"
 STORE = "nats"
-# A planned stop: the server hands over what it leads, then sends its clients away one by one, and leaves.
+# A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.
 LAME_DUCK = """\
 lame_duck_duration: "30s"
 lame_duck_grace_period: "1s"
 """
 
-# The way back of a question that may have many answers stays open for so long after the last one, and twice as long at
-# most: nobody waits longer. The server's default is two minutes, and a busy gateway asks a hundred such in a second.
-ANSWER_S_MAX = 30
+# The reply subject of a request with many responses stays open for this long after the last one, and at most twice as
+# long; no client waits longer. The server's default is two minutes, and a busy gateway makes a hundred such requests a
+# second.
+RESPONSE_S_MAX = 30
 
-# nats-server's own name for the one account that there is where none is named.
-SHARED = "$G"
-# Who has a server of its own.
-EVERYBODY = "everybody"
+# nats-server's name for the account of servers that configure none.
+GLOBAL_ACCOUNT = "$G"
+# The user without limits of `NatsServer`.
+ROOT_USER = "everybody"
 
 
-class Membership(msgspec.Struct, frozen=True):
-    """A server's place in a cluster: the loopback port for its fellows, theirs, and the password among them."""
+class ClusterMember(msgspec.Struct, frozen=True):
+    """A server's cluster settings: its route port on loopback, the other servers' ports, and the shared password."""
 
     port: int
     others: tuple[int, ...]
     password: str
 
 
-class Site(msgspec.Struct, frozen=True):
-    """Where one server lives: chosen once, so that after a restart it is found where it was."""
+class ServerSpec(msgspec.Struct, frozen=True):
+    """Directory, ports, passwords and limits of one server. They stay the same when it is restarted."""
 
-    folder: Path
+    directory: Path
     port: int
     monitor_port: int
-    # By user: each of proto/nats/permissions.py has one, and whoever else may do everything where the log is.
+    # By user: those of proto/nats/permissions.py. Any other user may do everything in the log's account.
     passwords: Mapping[str, str]
     sync: Sync
     file_bytes_max: int
-    # Its copies of the log are known by it: it stays when ports change.
+    # Identifies its copies of the log in a cluster, so it must not change.
     name: str = NAME
-    membership: Membership | None = None
-    # As it was before there were accounts: all users are of one, which has the log.
-    is_shared: bool = False
+    member: ClusterMember | None = None
+    # As written by versions without accounts: all users share one account, which has the log.
+    has_one_account: bool = False
 
     @property
     def store(self) -> Path:
-        return self.folder / STORE
+        return self.directory / STORE
 
     @property
     def account(self) -> str:
-        """Whose the log is."""
-        return SHARED if self.is_shared else LOG
+        """The account that has the log."""
+        return GLOBAL_ACCOUNT if self.has_one_account else LOG
 
     def url(self, user: str) -> str:
         return f"nats://{user}:{self.passwords[user]}@127.0.0.1:{self.port}"
 
 
-def choose(folder: Path, *, sync: Sync, file_bytes_max: int) -> Site:
-    """A site in `folder` on free ports, with passwords that nobody knows."""
-    own, monitor = port.free(2)
-    return Site(folder, own, monitor, new_passwords(), sync, file_bytes_max)
+def new_spec(directory: Path, *, sync: Sync, file_bytes_max: int) -> ServerSpec:
+    """Returns a server in `directory` with free ports and new random passwords."""
+    own, monitor = ports.find_free(2)
+    return ServerSpec(directory, own, monitor, new_passwords(), sync, file_bytes_max)
 
 
 def new_passwords() -> dict[str, str]:
     return {user: secrets.token_hex(16) for user in RIGHTS}
 
 
-def config(site: Site) -> str:
+def config(spec: ServerSpec) -> str:
     """One server on loopback with JetStream. 8 MB a message: a request with pictures is one entry."""
     return f"""\
-server_name: {site.name}
-listen: "127.0.0.1:{site.port}"
-http: "127.0.0.1:{site.monitor_port}"
-{shared_config(site) if site.is_shared else own_config(site)}max_payload: 8MB
+server_name: {spec.name}
+listen: "127.0.0.1:{spec.port}"
+http: "127.0.0.1:{spec.monitor_port}"
+{shared_config(spec) if spec.has_one_account else own_config(spec)}max_payload: 8MB
 jetstream {{
-  store_dir: {quote(str(site.store))}
-  sync_interval: {SYNC_DEFAULT if site.sync == "default" else site.sync}
-  max_file_store: {site.file_bytes_max}
+  store_dir: {quote(str(spec.store))}
+  sync_interval: {SYNC_DEFAULT if spec.sync == "default" else spec.sync}
+  max_file_store: {spec.file_bytes_max}
 }}
-{cluster_config(site, site.membership) if site.membership else ""}"""
+{cluster_config(spec, spec.member) if spec.member else ""}"""
 
 
-def shared_config(site: Site) -> str:
+def shared_config(spec: ServerSpec) -> str:
     """For who reads what was stored before there were accounts."""
-    return f"authorization {{ user: {EVERYBODY}, password: {quote(site.passwords[EVERYBODY])} }}\n"
+    return f"authorization {{ user: {ROOT_USER}, password: {quote(spec.passwords[ROOT_USER])} }}\n"
 
 
-def own_config(site: Site) -> str:
-    return f"accounts {{\n{accounts_config({user: quote(password) for user, password in site.passwords.items()})}}}\n"
+def own_config(spec: ServerSpec) -> str:
+    return f"accounts {{\n{accounts_config({user: quote(password) for user, password in spec.passwords.items()})}}}\n"
 
 
 def accounts_config(passwords: Mapping[str, str]) -> str:
@@ -165,7 +166,7 @@ def permissions(user: str) -> str:
 
 def export(way: Import, importers: Sequence[str]) -> str:
     kind = "stream" if way.is_stream else "service"
-    many = f', response_type: stream, response_threshold: "{ANSWER_S_MAX}s"' if has_many_replies(way.subject) else ""
+    many = f', response_type: stream, response_threshold: "{RESPONSE_S_MAX}s"' if has_many_replies(way.subject) else ""
     return f"{kind}: {quote(way.subject)}{many}, accounts: [{', '.join(importers)}]"
 
 
@@ -178,40 +179,41 @@ def listed(subjects: Sequence[str]) -> str:
     return "[" + ", ".join(map(quote, subjects)) + "]"
 
 
-def cluster_config(site: Site, membership: Membership) -> str:
+def cluster_config(spec: ServerSpec, member: ClusterMember) -> str:
     """Clients know all addresses by their setting, and are told no others: ports of a start that is over, say."""
-    user = f"tailrace:{membership.password}"
-    routes = ", ".join(quote(f"nats://{user}@127.0.0.1:{other}") for other in membership.others)
+    user = f"tailrace:{member.password}"
+    routes = ", ".join(quote(f"nats://{user}@127.0.0.1:{other}") for other in member.others)
     return f"""\
-pid_file: {quote(str(site.folder / PID_FILE))}
+pid_file: {quote(str(spec.directory / PID_FILE))}
 {LAME_DUCK}cluster {{
   name: tailrace
-  listen: "127.0.0.1:{membership.port}"
-  authorization {{ user: tailrace, password: {quote(membership.password)} }}
+  listen: "127.0.0.1:{member.port}"
+  authorization {{ user: tailrace, password: {quote(member.password)} }}
   no_advertise: true
   routes: [{routes}]
 }}
 """
 
 
-def stored(store: Path, name: str) -> Path:
-    """Where a server keeps what the account of that name has."""
+def account_dir(store: Path, name: str) -> Path:
+    """Returns the directory in which a server stores the streams of an account."""
     return store / "jetstream" / name
 
 
-def url(folder: Path, environ: Mapping[str, str]) -> str:
-    """Where the NATS is that a command is about: TAILRACE_NATS_URL, or that of the `up` in `folder`.
+def url(data_dir: Path, environ: Mapping[str, str]) -> str:
+    """Returns the NATS URL for a command: TAILRACE_NATS_URL, or that of the `up` with this data directory.
 
-    Raises SettingsInvalid when neither is there.
+    Raises SettingsInvalid if there is neither.
     """
     given = environ.get("TAILRACE_NATS_URL")
     if given:
         return given
     try:
-        return (folder / URL_FILE).read_text(encoding="utf-8").strip()
+        return (data_dir / URL_FILE).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsInvalid(
-            f"there is no `up` in {folder}: name its folder with --data, or a NATS with TAILRACE_NATS_URL"
+            f"{data_dir} is not the data directory of a `tailrace up`: "
+            "choose it with --data, or set TAILRACE_NATS_URL to your NATS"
         ) from error
 
 
@@ -220,28 +222,28 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def command(site: Site) -> tuple[str, ...]:
-    """Write the configuration, which holds the passwords, and say how to start the server on it.
+def command(spec: ServerSpec) -> tuple[str, ...]:
+    """Writes the configuration file, which contains the passwords, and returns the command that starts the server.
 
-    The binary is the one of the venv that runs us: Debian's own is too old, and stands first on some paths.
+    The binary is that of the running virtual environment: Debian's is too old, and is first in some PATHs.
     """
     binary = Path(sys.executable).parent / "nats-server"
     if not binary.exists():
-        raise UpRefused(f"{binary} is missing: run `make setup`, which installs it")
-    site.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(site.folder / "nats.conf", config(site))
-    return (str(binary), "-c", str(site.folder / "nats.conf"))
+        raise UpRefused(f"{binary} is missing: install it with `make setup`")
+    spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(spec.directory / "nats.conf", config(spec))
+    return (str(binary), "-c", str(spec.directory / "nats.conf"))
 
 
-def room_bytes(store: Path, servers: int = 1) -> int:
-    """What each of `servers` may store on this disk, counting what is there already."""
+def storage_limit(store: Path, servers: int = 1) -> int:
+    """Returns the bytes that each of `servers` may store on this disk, including what is stored already."""
     store.mkdir(exist_ok=True)
-    held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    return min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + held) / servers))
+    used = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    return min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + used) / servers))
 
 
-async def answers(port: int) -> None:
-    """Returns when the server greets. It does so only after JetStream has read its store."""
+async def wait_started(port: int) -> None:
+    """Returns when the server sends INFO to a new connection, which it does after JetStream has read its store."""
     while True:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -250,24 +252,24 @@ async def answers(port: int) -> None:
                     return
             finally:
                 writer.close()
-        await asyncio.sleep(ASK_EVERY_S)
+        await asyncio.sleep(POLL_S)
 
 
 class NatsServer:
-    """A server of one's own in `folder`: `async with NatsServer(folder) as server: ... server.url`.
+    """A server for a test or a migration: `async with NatsServer(directory) as server: … server.url`.
 
-    It can be paused, stopped or killed, and started again; its port, passwords and store stay. What it says stands in
-    `folder/nats.log`. Who has one plays every part: `url` is of a user without limits, and all users have its password.
+    It can be paused, stopped or killed, and started again with the same port, passwords and store. Its output is in
+    `directory/nats.log`. `url` is that of a user without limits; all users have the same password.
     """
 
     def __init__(
-        self, folder: Path, *, sync: Sync = "default", file_bytes_max: int = GIB, site: Site | None = None
+        self, directory: Path, *, sync: Sync = "default", file_bytes_max: int = GIB, spec: ServerSpec | None = None
     ) -> None:
-        site = site or choose(folder, sync=sync, file_bytes_max=file_bytes_max)
-        password = site.passwords[ADMIN]
-        self.site = msgspec.structs.replace(site, passwords=dict.fromkeys((EVERYBODY, *site.passwords), password))
-        self.url = self.site.url(EVERYBODY)
-        self.log = folder / FILE
+        spec = spec or new_spec(directory, sync=sync, file_bytes_max=file_bytes_max)
+        password = spec.passwords[ADMIN]
+        self.spec = msgspec.structs.replace(spec, passwords=dict.fromkeys((ROOT_USER, *spec.passwords), password))
+        self.url = self.spec.url(ROOT_USER)
+        self.log = directory / FILE
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -277,19 +279,19 @@ class NatsServer:
         await self.stop(SIGKILL)
 
     async def start(self) -> None:
-        """Returns when it answers; raises UpRefused with its last line when it does not."""
+        """Starts the server; returns when it accepts clients. Raises UpRefused with its last line of output."""
         with self.log.open("ab") as log:
-            self.process = await spawn(command(self.site), {}, log.fileno())
+            self.process = await spawn(command(self.spec), {}, log.fileno())
         try:
             async with asyncio.timeout(START_S_MAX):
-                await answers(self.site.port)
+                await wait_started(self.spec.port)
         except TimeoutError as error:
             status = await self.stop(SIGKILL)
             last_line = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
             raise UpRefused(f"nats-server {describe(status)}: {last_line}") from error
 
     async def stop(self, number: Signals = SIGTERM) -> int:
-        """End it by `number`, SIGKILL for a crash; returns its status when it is gone."""
+        """Sends the signal `number` (SIGKILL for a crash), and returns the status when the server has ended."""
         self.signal(number)
         async with asyncio.timeout(STOP_S_MAX):
             return await self.process.wait()
@@ -299,5 +301,5 @@ class NatsServer:
         return self.process.pid
 
     def signal(self, number: Signals) -> None:
-        """SIGSTOP freezes it, SIGCONT wakes it."""
+        """Sends a signal: SIGSTOP pauses the server, SIGCONT resumes it."""
         signal_group(self.process, number)

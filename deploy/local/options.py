@@ -1,4 +1,4 @@
-"""What a person may choose about `up`; holds the defaults and nothing that is found out while starting."""
+"""The options of `tailrace up` and their defaults."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,9 +11,9 @@ SYNCS: tuple[Sync, ...] = get_args(Sync)
 
 
 def default_data_dir() -> Path:
-    """Returns `.tailrace` in the current folder if it exists, else the user's data directory.
+    """Returns `.tailrace` in the current directory if it exists, else the user's data directory.
 
-    `make run` keeps the data of a checkout in its `.tailrace`; an installed `tailrace` works from any folder.
+    `make run` keeps the data of a checkout in its `.tailrace`; an installed `tailrace` works from any directory.
     """
     here = Path(".tailrace")
     return here if here.is_dir() else user_data_path("tailrace", appauthor=False)
@@ -22,10 +22,10 @@ def default_data_dir() -> Path:
 class Options(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8000
-    folder: Path = msgspec.field(default_factory=default_data_dir)
+    data_dir: Path = msgspec.field(default_factory=default_data_dir)
     generators: int = 2
     gateways: int = 1
-    # Three nats-servers with three copies of the log, of which any one may be lost.
+    # Three nats-servers with a copy of the log each; any one of them may fail.
     cluster: bool = False
-    # Acknowledged means on the disk. With the server's own default a power cut takes two minutes of it.
+    # "always": acknowledged means on the disk. With nats-server's own default a power cut loses up to two minutes.
     sync: Sync = "always"

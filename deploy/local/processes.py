@@ -1,6 +1,6 @@
-"""Which processes make a Tailrace, and which settings each gets; pure, and starts none of them.
+"""The processes of a local Tailrace and the settings of each. Pure; `up` starts them.
 
-Settings go by the environment: an argument can be read by every user of the machine, and some are secret.
+Settings are passed by the environment, because arguments are visible to all users of the machine and some are secret.
 """
 
 import os
@@ -15,21 +15,21 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.supervisor import ProcessSpec
 
-# The folder that holds the package `tailrace`: the checkout, or site-packages.
+# The directory that contains the package `tailrace`: the checkout, or site-packages.
 IMPORT_PATH = str(Path(__file__).parents[3])
-# The SDK wants a key; the simulated Claude takes any.
+# The SDK requires a key; the simulated Claude accepts any.
 SIMULATED_KEY = "simulated"
-# Only who sends webhooks has it; gateways are told that there is one.
+# Only persistence, which sends webhooks, gets the key; gateways only learn that there is one.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
-# What each process counts says so, too (proto/runtime/main.py).
+# A metric of each process (proto/runtime/main.py).
 READY = "\ntailrace_ready 1.0"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was found out before the first process: free ports, passwords, the socket that the gateways share."""
+    """What is determined before the processes start: ports, NATS URLs and the socket that the gateways share."""
 
-    nats_urls: Mapping[str, str]  # by user: no process is told another one's
-    host: str  # where people reach the gateway; not 0.0.0.0, which is nowhere
+    nats_urls: Mapping[str, str]  # by user: each process gets only its own
+    host: str  # where clients reach the gateway; never a wildcard such as 0.0.0.0
     port: int
     listen_fd: int
     claude_port: int
@@ -41,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """`python -m tailrace.MODULE` under a name of its own, with what it alone has to know."""
+    """`python -m tailrace.MODULE` under its own name, with the settings that only this process gets."""
 
     name: str
     module: str
@@ -49,34 +49,35 @@ class Service(msgspec.Struct, frozen=True):
     where: str = ""
 
 
-# What other backends than claude read, keys among it: also where Claude is simulated, they may be real.
-BACKENDS_OWN = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
-GENERATORS_OWN = ("ANTHROPIC_", *BACKENDS_OWN)
+# Variables of backends other than claude, including keys: they may be real while Claude is simulated.
+OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
+ALL_BACKENDS = ("ANTHROPIC_", *OTHER_BACKENDS)
 
 
 def is_simulated(environ: Mapping[str, str]) -> bool:
-    """Whether somebody has to stand for Anthropic's API: a backend asks it, and there is no key."""
-    asks = re.search(r"\bclaude(_code)?\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
-    return asks is not None and not environ.get("ANTHROPIC_API_KEY")
+    """Whether the simulated Claude is needed: a backend calls Anthropic's API and there is no key."""
+    calls_claude = re.search(r"\bclaude(_code)?\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
+    return calls_claude is not None and not environ.get("ANTHROPIC_API_KEY")
 
 
-def parts(options: Options, ground: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
-    """All but nats-server, in the order of their start.
+def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
+    """Returns all processes except nats-server, in the order of their start.
 
-    They inherit `environ`, so any setting can be given to `up`; what is the backends' goes to the generators only.
+    All inherit `environ`, so that any setting can be given to `up`; variables of backends go to generators only.
     """
-    own = {name: value for name, value in environ.items() if name.startswith(GENERATORS_OWN)}
+    backend_settings = {name: value for name, value in environ.items() if name.startswith(ALL_BACKENDS)}
     inherited = {
         "TAILRACE_LOG_FORMAT": "console",
-        "TAILRACE_CLAUDE_CODE_ROOT": str(options.folder / "projects"),
-        **{name: value for name, value in environ.items() if name not in own and name != WEBHOOK_KEY},
+        "TAILRACE_CLAUDE_CODE_ROOT": str(options.data_dir / "projects"),
+        **{name: value for name, value in environ.items() if name not in backend_settings and name != WEBHOOK_KEY},
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),
-        "PYTHONUNBUFFERED": "1",  # a line is seen when it is said
-        "PYTHONSAFEPATH": "1",  # no module is looked for where `up` happens to be called
+        "PYTHONUNBUFFERED": "1",  # lines appear at once
+        "PYTHONSAFEPATH": "1",  # the current directory is not searched for modules
     }
     if is_simulated(environ):
-        own = {name: value for name, value in own.items() if name.startswith(BACKENDS_OWN)} | simulated_settings(ground)
-    persistence, *others = (
+        others = {name: value for name, value in backend_settings.items() if name.startswith(OTHER_BACKENDS)}
+        backend_settings = others | simulated_settings(plan)
+    persistence, *rest = (
         ProcessSpec(
             name=service.name,
             role=service.module,
@@ -84,55 +85,54 @@ def parts(options: Options, ground: Plan, environ: Mapping[str, str]) -> list[Pr
             environ={
                 **inherited,
                 **service.settings,
-                "TAILRACE_NATS_URL": ground.nats_urls[service.module],
+                "TAILRACE_NATS_URL": plan.nats_urls[service.module],
                 "TAILRACE_METRICS_PORT": str(port),
             },
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
-            fds=(ground.listen_fd,) if service.module == "gateway" else (),
+            fds=(plan.listen_fd,) if service.module == "gateway" else (),
             readiness=HealthCheck(port, "/metrics", READY),
         )
         for service, port in zip(
-            services(options, ground, own, environ.get(WEBHOOK_KEY, "")), ground.metrics_ports, strict=True
+            services(options, plan, backend_settings, environ.get(WEBHOOK_KEY, "")), plan.metrics_ports, strict=True
         )
     )
-    simulated = [simulated_claude(ground, inherited)] if is_simulated(environ) else []
-    return [persistence, *simulated, *others]
+    simulated = [simulated_claude(plan, inherited)] if is_simulated(environ) else []
+    return [persistence, *simulated, *rest]
 
 
-def services(options: Options, ground: Plan, own: Mapping[str, str], webhook_key: str) -> list[Service]:
-    """`own` is what only the generators are told."""
-    database = str(options.folder / "tailrace.db")
+def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], webhook_key: str) -> list[Service]:
+    database = str(options.data_dir / "tailrace.db")
     persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
     gateway = {
         "TAILRACE_WEBHOOKS": "true" if webhook_key else "false",
-        "TAILRACE_LISTEN_FD": str(ground.listen_fd),
+        "TAILRACE_LISTEN_FD": str(plan.listen_fd),
         "TAILRACE_HOST": options.host,
-        "TAILRACE_PORT": str(ground.port),
+        "TAILRACE_PORT": str(plan.port),
     }
     generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
     return [
         Service("persistence", "persistence", persistence, database),
-        *(Service(name, "generators", {**own, "TAILRACE_GENERATOR": name}) for name in generators),
-        *(Service(name, "gateway", gateway, ground.url) for name in gateways),
+        *(Service(name, "generators", {**backend_settings, "TAILRACE_GENERATOR": name}) for name in generators),
+        *(Service(name, "gateway", gateway, plan.url) for name in gateways),
     ]
 
 
-def simulated_settings(ground: Plan) -> dict[str, str]:
+def simulated_settings(plan: Plan) -> dict[str, str]:
     return {
-        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{ground.claude_port}",
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{plan.claude_port}",
         "ANTHROPIC_API_KEY": SIMULATED_KEY,
-        "NO_PROXY": "127.0.0.1",  # a proxy of the machine's owner does not lead back here
+        "NO_PROXY": "127.0.0.1",  # an HTTP proxy of this machine cannot reach it
     }
 
 
-def simulated_claude(ground: Plan, environ: Mapping[str, str]) -> ProcessSpec:
+def simulated_claude(plan: Plan, environ: Mapping[str, str]) -> ProcessSpec:
     module = "tailrace.deploy.simulated_claude"
     return ProcessSpec(
         name="simulated-claude",
         role=module,
-        command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(ground.claude_port)),
+        command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(plan.claude_port)),
         environ={name: value for name, value in environ.items() if name != "TAILRACE_NATS_URL"},
-        where=(f"http://127.0.0.1:{ground.claude_port}",),
-        readiness=HealthCheck(ground.claude_port, "/_sim/stats"),
+        where=(f"http://127.0.0.1:{plan.claude_port}",),
+        readiness=HealthCheck(plan.claude_port, "/_sim/stats"),
     )

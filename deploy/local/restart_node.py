@@ -1,7 +1,7 @@
-"""A planned restart of one nats-server of a cluster: it hands over, leaves, and `up` starts it again.
+"""Planned restart of one nats-server of a cluster: it hands over its leaderships, exits, and `up` starts it again.
 
-Killed, a server that leads takes appends with it for seconds, until the others have missed it and chosen another. One
-that is told to go has chosen it first (SIGUSR2, which NATS calls lame duck mode).
+When a leader is killed, appends wait for seconds until the others have noticed and elected a new one. In lame duck mode
+(SIGUSR2) the server hands over before it exits.
 """
 
 import asyncio
@@ -17,75 +17,78 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.streams import lagging_servers
 
-# It sends its clients away a second apart.
-LEAVE_S_MAX = 60.0
+# In lame duck mode it disconnects its clients one by one, over 30 s.
+EXIT_S_MAX = 60.0
 CATCH_UP_S_MAX = 300.0
 # An election takes 4 to 9 s.
-LED_S_MAX = 15.0
-LOOK_EVERY_S = 0.1
-# With thirty turns told, one look in ten found a copy of the log an entry behind.
-LOOKS = 10
+ELECTION_S_MAX = 15.0
+POLL_S = 0.1
+# With thirty streaming turns, one check in ten found a copy of the log one entry behind.
+CHECKS = 10
 
 
-async def restart(folder: Path, name: str) -> None:
-    """Returns when the server is back and has all that the others have.
+async def restart(data_dir: Path, name: str) -> None:
+    """Restarts the server `name`; returns when it has caught up with the others.
 
-    Raises UpRefused when its fellows could not do without it, SettingsInvalid, LogUnavailable.
+    Raises UpRefused if the other servers could not continue without it, SettingsInvalid, LogUnavailable.
     """
-    url = nats_server.url(folder, {})
-    pid_file = folder / nats_cluster.FOLDER / name / nats_server.PID_FILE
+    url = nats_server.url(data_dir, {})
+    pid_file = data_dir / nats_cluster.DIRECTORY / name / nats_server.PID_FILE
     if not pid_file.exists():
-        raise UpRefused(f"the `up` in {folder} has one nats-server: start it with --cluster to have three")
-    # Each is asked itself: of one that hangs the others know only after a while.
-    for fellow, address in zip(nats_cluster.names(), url.split(","), strict=True):
+        raise UpRefused(f"the `up` in {data_dir} has one nats-server: start it with --cluster to have three")
+    # Each server is contacted directly: the others notice only after some time that one hangs.
+    for node, address in zip(nats_cluster.names(), url.split(","), strict=True):
         try:
             await (await Connection.open(address, "tailrace-node")).close()
         except LogUnavailable as error:
-            raise UpRefused(f"{fellow} does not answer: without {name}, too, nothing could be stored") from error
+            raise UpRefused(
+                f"{node} does not answer: if {name} stopped as well, nothing could be stored. Repair {node} first"
+            ) from error
     connection = await Connection.open(url, "tailrace-node")
     try:
         if missing := await _behind(connection):
-            raise UpRefused(f"{', '.join(sorted(missing))} has not caught up: wait until it has all that {name} has")
+            raise UpRefused(f"{', '.join(sorted(missing))} has not caught up with {name}: try again in a moment")
         pid = pid_file.read_text(encoding="utf-8")
         os.kill(int(pid), SIGUSR2)
 
-        async def is_another() -> bool:
+        async def has_new_pid() -> bool:
             return pid_file.exists() and pid_file.read_text(encoding="utf-8") not in ("", pid)
 
-        async def is_whole() -> bool:
-            # Whoever it was connected to is looked for, and what it led is led by another.
+        async def has_caught_up() -> bool:
+            # Fails while the client reconnects and while other servers take over its leaderships.
             with suppress(LogUnavailable):
                 return not await lagging_servers(connection)
             return False
 
-        await _until(is_another, LEAVE_S_MAX, f"{name} has not been started again: see what `up` says of it")
-        await _until(is_whole, CATCH_UP_S_MAX, f"{name} runs, and has not caught up: see what `up` says of it")
+        await _wait_for(has_new_pid, EXIT_S_MAX, f"{name} was not started again: see the lines that `up` printed")
+        await _wait_for(has_caught_up, CATCH_UP_S_MAX, f"{name} runs but has not caught up: see the lines of `up`")
     finally:
         await connection.close()
 
 
 async def _behind(connection: Connection) -> set[str]:
-    """The servers that are; asked again while a stream has no leader, as for a moment after each restart.
+    """Returns the servers that are behind.
 
-    And some times more, for a copy that is written to is a moment behind.
+    Repeats the check while a stream has no leader, as shortly after a restart, and up to `CHECKS` times, because a copy
+    that is being written to is often a moment behind.
     """
-    deadline = asyncio.get_running_loop().time() + LED_S_MAX
-    looks = 0
+    deadline = asyncio.get_running_loop().time() + ELECTION_S_MAX
+    checks = 0
     while True:
         try:
-            looks += 1
-            if not (missing := await lagging_servers(connection)) or looks >= LOOKS:
+            checks += 1
+            if not (missing := await lagging_servers(connection)) or checks >= CHECKS:
                 return missing
         except LogUnavailable:
             if asyncio.get_running_loop().time() >= deadline:
                 raise
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_S)
 
 
-async def _until(condition: Callable[[], Awaitable[bool]], deadline_s: float, otherwise: str) -> None:
+async def _wait_for(condition: Callable[[], Awaitable[bool]], timeout_s: float, failure: str) -> None:
     try:
-        async with asyncio.timeout(deadline_s):
+        async with asyncio.timeout(timeout_s):
             while not await condition():  # noqa: ASYNC110  # another process makes it true
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(POLL_S)
     except TimeoutError as error:
-        raise UpRefused(otherwise) from error
+        raise UpRefused(failure) from error

@@ -1,4 +1,4 @@
-"""One process that cannot outlive us: its own session, its lines in one pipe; never starts it a second time."""
+"""Child processes in a session of their own that end with their parent."""
 
 import asyncio
 import ctypes
@@ -10,24 +10,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-# Loaded before any fork: what runs between fork and exec should do as little as it can.
+# Loaded before any fork: the code between fork and exec should do as little as possible.
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int, fds: Sequence[int] = ()) -> Process:
-    """Start `command`, its standard output and error both going to the descriptor `output`.
+    """Starts `command`, with standard output and error going to the file descriptor `output`.
 
-    Its own session keeps the terminal's Ctrl-C away from it: the supervisor alone says when and in which order.
-    On Linux the kernel kills it when we die, however we die. SIGKILL and not SIGTERM: a process that hangs would
-    stay, and what the log acknowledged is safe. Elsewhere (macOS) there is no such call, and a supervisor killed
-    by SIGKILL leaves its children: end them by the pids that it printed.
+    In a session of its own it does not get the terminal's Ctrl-C: only the supervisor decides when and in which order
+    processes stop. On Linux the kernel kills it when this process dies for any reason. SIGKILL and not SIGTERM: a
+    process that hangs would stay, and everything that the log acknowledged is safe. On macOS there is no such call, and
+    a supervisor that is killed by SIGKILL leaves its children running: stop them by the pids that it printed.
     """
     parent = os.getpid()
 
-    def tether() -> None:
+    def die_with_parent() -> None:
         if LIBC is not None:
             LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            # We may have died before that call: then the kernel has nothing to tell any more.
+            # If the parent died before that call, the kernel sends no signal.
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -39,16 +39,16 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
         stderr=output,
         pass_fds=tuple(fds),
         start_new_session=True,
-        preexec_fn=tether,
+        preexec_fn=die_with_parent,
     )
 
 
 def signal_group(process: Process, number: signal.Signals) -> None:
-    """Signal the process and all that it started in its session; one that is gone is no error."""
+    """Signals the process and all processes of its session. A process that has ended is not an error."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def describe(status: int) -> str:
-    """How a process ended, in words, from asyncio's return code."""
+    """Returns in words how a process ended; `status` is asyncio's return code."""
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"

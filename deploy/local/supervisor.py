@@ -1,7 +1,7 @@
-"""Keeps parts running: starts again what died, stops all in order; never knows what a part is for.
+"""Process supervisor: restarts processes that end, with a growing delay, and stops all in order.
 
-What is decided here is two pure functions, `next_delay_s` and `stop_order`; the rest waits and signals. One
-coroutine is the whole life of a child, so that "is it running, and who acts next" has one answer.
+The decisions are two pure functions, `next_delay_s` and `stop_order`. One coroutine runs each process for the whole
+time, so its state has one owner.
 """
 
 import asyncio
@@ -23,52 +23,52 @@ from tailrace.proto.runtime.main import EXIT_USAGE
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 5.0
-# Who lived this long was not in a crash loop: its next death counts as a first one.
+# A process that ran this long was not in a crash loop: the delay starts again at its minimum.
 LIFE_S_MIN = 10.0
-# For the last words of a dead process, when something that it started still holds the pipe.
-LAST_WORDS_S = 1.0
+# Wait for the last lines of an ended process, whose pipe may be held open by a process that it started.
+LAST_LINES_S = 1.0
 # Both are an orderly end: uvicorn, when it has closed everything, dies of the signal that it was sent.
 STOPPED = (0, -SIGTERM)
-EXIT_NOT_STARTED = 127  # as a shell says it
+EXIT_NOT_STARTED = 127  # as in a shell
 
 
-def always(_: str) -> bool:
+def show_all(_: str) -> bool:
     return True
 
 
 class ProcessSpec(msgspec.Struct, frozen=True):
-    """One process to keep: `gateway-2` is the second of the role `gateway`."""
+    """One process to run. `role` groups equal processes: `gateway-2` has the role `gateway`."""
 
     name: str
     role: str
     command: tuple[str, ...]
     environ: Mapping[str, str]
-    where: tuple[str, ...] = ()  # its addresses, for the person who looks for it
+    where: tuple[str, ...] = ()  # its addresses, for the process table
     fds: tuple[int, ...] = ()  # sockets that it inherits
     grace_s: float = 8.0  # from SIGTERM to SIGKILL
-    is_told: Callable[[str], bool] = always  # of each line that it says: whether a person is
-    readiness: HealthCheck | None = None  # None: it is known otherwise
+    is_shown: Callable[[str], bool] = show_all  # called with each line of its output: whether to print it
+    readiness: HealthCheck | None = None  # None: `up` checks it in another way
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
-    """The wait before the next start, when the one before was `delay_s` (0 before the first)."""
+    """Returns the seconds to wait before the next start; `delay_s` was the previous wait, 0 before the first."""
     if delay_s == 0 or lived_s >= LIFE_S_MIN:
         return DELAY_S_MIN
     return min(2 * delay_s, DELAY_S_MAX)
 
 
-def stop_order(parts: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
-    """The start backwards; neighbours of one role stop together."""
-    return [list(rank) for _, rank in groupby(reversed(parts), key=lambda part: part.role)]
+def stop_order(specs: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
+    """Returns the reverse order of the start; adjacent processes of one role stop together."""
+    return [list(rank) for _, rank in groupby(reversed(specs), key=lambda spec: spec.role)]
 
 
 class Child:
-    """One part, and the process that plays it now."""
+    """A process that is restarted until it is stopped."""
 
-    def __init__(self, part: ProcessSpec, screen: Console, hopeless: Future[str]) -> None:
-        self.part = part
-        self.screen = screen
-        self.hopeless = hopeless
+    def __init__(self, spec: ProcessSpec, console: Console, fatal_config: Future[str]) -> None:
+        self.spec = spec
+        self.console = console
+        self.fatal_config = fatal_config
         self.process: Process | None = None
         self.stopping = Event()
 
@@ -76,60 +76,60 @@ class Child:
     def pid(self) -> int | None:
         return self.process.pid if self.process and self.process.returncode is None else None
 
-    async def keep(self) -> None:
-        """Run the part again and again, until `stopping` is set or its settings are wrong."""
-        name, delay_s = self.part.name, 0.0
+    async def run(self) -> None:
+        """Runs the process again and again, until `stopping` is set or it reports an invalid setting."""
+        name, delay_s = self.spec.name, 0.0
         while not self.stopping.is_set():
             started_s = time.monotonic()
-            status = await self.live(is_again=delay_s > 0)
+            status = await self.run_once(is_restart=delay_s > 0)
             how = describe(status)
             if self.stopping.is_set():
-                self.screen.say(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
+                self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return
             if status == EXIT_USAGE:
-                self.screen.say(f"{name} {how}")
-                if not self.hopeless.done():
-                    self.hopeless.set_result(name)
+                self.console.log(f"{name} {how}")
+                if not self.fatal_config.done():
+                    self.fatal_config.set_result(name)
                 return
             delay_s = next_delay_s(delay_s, time.monotonic() - started_s)
-            self.screen.say(f"{name} {how}; next start in {delay_s:g} s")
+            self.console.log(f"{name} {how}; next start in {delay_s:g} s")
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self.stopping.wait()
 
-    async def live(self, *, is_again: bool) -> int:
-        """One life of the process, from its start to its last line; its status."""
-        listening, speaking = os.pipe()
-        voice = asyncio.create_task(self.screen.follow(self.part.name, listening, self.part.is_told))
+    async def run_once(self, *, is_restart: bool) -> int:
+        """Runs the process from its start to its last line; returns its status."""
+        read_end, write_end = os.pipe()
+        relay = asyncio.create_task(self.console.relay(self.spec.name, read_end, self.spec.is_shown))
         try:
-            self.process = await spawn(self.part.command, self.part.environ, speaking, self.part.fds)
+            self.process = await spawn(self.spec.command, self.spec.environ, write_end, self.spec.fds)
         except OSError as error:
-            self.screen.say(f"{self.part.name} cannot be started: {error}")
+            self.console.log(f"{self.spec.name} cannot be started: {error}")
             return EXIT_NOT_STARTED
         finally:
-            os.close(speaking)
-        if is_again:  # the first pid stands in the table that `up` prints
-            self.screen.say(f"{self.part.name} runs again, pid {self.process.pid}")
+            os.close(write_end)
+        if is_restart:  # the first pid is in the process table
+            self.console.log(f"{self.spec.name} runs again, pid {self.process.pid}")
         try:
-            return await self.end(self.process)
+            return await self.wait_or_stop(self.process)
         finally:
-            signal_group(self.process, SIGKILL)  # what it started goes with it
-            await asyncio.wait([voice], timeout=LAST_WORDS_S)
-            voice.cancel()
+            signal_group(self.process, SIGKILL)  # processes that it started
+            await asyncio.wait([relay], timeout=LAST_LINES_S)
+            relay.cancel()
 
-    async def end(self, process: Process) -> int:
-        """Its status: wait for it to end by itself, and end it when `stopping` is set."""
+    async def wait_or_stop(self, process: Process) -> int:
+        """Waits until the process ends, and stops it when `stopping` is set; returns its status."""
         ended = asyncio.create_task(process.wait())
-        asked = asyncio.create_task(self.stopping.wait())
+        stop_requested = asyncio.create_task(self.stopping.wait())
         try:
-            await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, stop_requested], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asked.cancel()
+            stop_requested.cancel()
         if not ended.done():
             process.terminate()
-            await asyncio.wait([ended], timeout=self.part.grace_s)
+            await asyncio.wait([ended], timeout=self.spec.grace_s)
         if not ended.done():
-            self.screen.say(f"{self.part.name} did not stop within {self.part.grace_s:g} s")
+            self.console.log(f"{self.spec.name} did not stop within {self.spec.grace_s:g} s")
             signal_group(process, SIGKILL)
         return await ended
 
@@ -140,37 +140,37 @@ class Child:
 
 
 class Supervisor:
-    """The children, each kept by a task of `tasks`.
+    """All processes, each run by a task of `tasks`.
 
-    `hopeless` gets the name of the first that found a setting of its own wrong: no start will cure that.
+    `fatal_config` gets the name of the first process that reported an invalid setting, which no restart can repair.
     """
 
-    def __init__(self, tasks: TaskGroup, screen: Console) -> None:
+    def __init__(self, tasks: TaskGroup, console: Console) -> None:
         self.tasks = tasks
-        self.screen = screen
-        self.hopeless: Future[str] = asyncio.get_running_loop().create_future()
+        self.console = console
+        self.fatal_config: Future[str] = asyncio.get_running_loop().create_future()
         self.children: dict[str, Child] = {}
-        self.lives: dict[str, asyncio.Task[None]] = {}
+        self.runs: dict[str, asyncio.Task[None]] = {}
         self.is_stopping = False
 
-    def start(self, part: ProcessSpec) -> None:
-        """Nothing, once `stop` was called: who did not hear of it yet must not start what nobody would stop."""
+    def start(self, spec: ProcessSpec) -> None:
+        """Starts a process, unless `stop` was called: a task that was not yet cancelled must start nothing."""
         if self.is_stopping:
             return
-        child = Child(part, self.screen, self.hopeless)
-        self.children[part.name] = child
-        self.lives[part.name] = self.tasks.create_task(child.keep())
+        child = Child(spec, self.console, self.fatal_config)
+        self.children[spec.name] = child
+        self.runs[spec.name] = self.tasks.create_task(child.run())
 
     async def stop(self) -> None:
-        """Stop rank after rank, each part within its grace; returns when no process is left."""
+        """Stops role after role, each process within its grace period; returns when all have ended."""
         self.is_stopping = True
-        for rank in stop_order([child.part for child in self.children.values()]):
-            for part in rank:
-                self.children[part.name].stopping.set()
-            await asyncio.wait([self.lives[part.name] for part in rank])
+        for rank in stop_order([child.spec for child in self.children.values()]):
+            for spec in rank:
+                self.children[spec.name].stopping.set()
+            await asyncio.wait([self.runs[spec.name] for spec in rank])
 
     def restart(self, name: str) -> None:
-        """Asks a part to end; it is started again like one that ended by itself."""
+        """Terminates a process, which is then started again."""
         process = self.children[name].process
         if process and self.children[name].pid and not self.is_stopping:
             process.terminate()

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.full_disk import is_stuck
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.local.readiness import ask
+from tailrace.deploy.local.readiness import http_get
 from tests.chaos.clock import Clock
 from tests.chaos.link import Failure
 from tests.chaos.system import Ends, Joined, System
@@ -126,7 +126,7 @@ async def signal_node(number: Signals, scene: Scene) -> Struck:
     finally:
         await _start(node)
     await _whole(scene)
-    return Struck(node.site.name, 1, scene.at_once)
+    return Struck(node.spec.name, 1, scene.at_once)
 
 
 async def stop_node(scene: Scene) -> Struck:
@@ -137,7 +137,7 @@ async def stop_node(scene: Scene) -> Struck:
     finally:
         node.signal(SIGCONT)
     await _whole(scene)
-    return Struck(node.site.name, felt, scene.at_once)
+    return Struck(node.spec.name, felt, scene.at_once)
 
 
 async def step_down(scene: Scene) -> Struck:
@@ -145,7 +145,7 @@ async def step_down(scene: Scene) -> Struck:
     assert cluster is not None
     old = await cluster.leader()
     await cluster.step_down()
-    return Struck(old.site.name, int(await cluster.leader() is not old), scene.at_once)
+    return Struck(old.spec.name, int(await cluster.leader() is not old), scene.at_once)
 
 
 async def fill_node(scene: Scene) -> Struck:
@@ -156,7 +156,7 @@ async def fill_node(scene: Scene) -> Struck:
 
     async def look() -> bool:
         nonlocal stuck
-        stuck = int(is_stuck(await ask("127.0.0.1", node.site.monitor_port, "/healthz")))
+        stuck = int(is_stuck(await http_get("127.0.0.1", node.spec.monitor_port, "/healthz")))
         return bool(stuck)
 
     try:
@@ -169,7 +169,7 @@ async def fill_node(scene: Scene) -> Struck:
         await node.stop(SIGTERM)
         await _start(node)
     await _whole(scene)
-    return Struck(node.site.name, stuck, scene.at_once)
+    return Struck(node.spec.name, stuck, scene.at_once)
 
 
 def _fill(disk: Path) -> None:
@@ -186,7 +186,7 @@ async def _start(node: NatsServer) -> None:
         with suppress(UpRefused):
             await node.start()
             return
-    raise AssertionError(f"{node.site.name} does not start")
+    raise AssertionError(f"{node.spec.name} does not start")
 
 
 async def _whole(scene: Scene) -> None:

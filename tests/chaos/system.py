@@ -133,7 +133,7 @@ class System(House):
 
     def memory(self) -> dict[str, Memory]:
         """Of all that runs."""
-        pids = self.pids | {node.site.name: node.pid for node in self.nodes} | {"simulated Claude": self.claude.pid}
+        pids = self.pids | {node.spec.name: node.pid for node in self.nodes} | {"simulated Claude": self.claude.pid}
         return {name: Memory(pid, held_by(pid)["rss_bytes"]) for name, pid in pids.items()}
 
 
@@ -166,26 +166,26 @@ async def _nodes(
     # Requests' pictures and all counters have their share, too.
     file_bytes_max, disk_bytes = 4 * size.log_bytes, size.log_bytes * 3 // 2
     if size.nodes == 1:
-        site = nats_server.choose(folder, sync="always", file_bytes_max=file_bytes_max)
-        disk = _disk(stack, site.store, disk_bytes)
-        server = await stack.enter_async_context(NatsServer(folder, site=site))
+        spec = nats_server.new_spec(folder, sync="always", file_bytes_max=file_bytes_max)
+        disk = _disk(stack, spec.store, disk_bytes)
+        server = await stack.enter_async_context(NatsServer(folder, spec=spec))
         connection = await Connection.open(server.url, "chaos-streams")
         await streams.apply(connection, bytes_max=size.log_bytes)
         await connection.close()
         return [server], None, [], disk
-    sites, routes = nats_cluster.choose(folder, sync="always", file_bytes_max=file_bytes_max), list[Link]()
-    names = {site.membership.port: site.name for site in sites if site.membership}
-    for number, site in enumerate(sites):
-        assert site.membership is not None
+    specs, routes = nats_cluster.new_specs(folder, sync="always", file_bytes_max=file_bytes_max), list[Link]()
+    names = {spec.member.port: spec.name for spec in specs if spec.member}
+    for number, spec in enumerate(specs):
+        assert spec.member is not None
         ways = [
-            await stack.enter_async_context(Link(f"{site.name} > {names[other]}", other))
-            for other in site.membership.others
+            await stack.enter_async_context(Link(f"{spec.name} > {names[other]}", other))
+            for other in spec.member.others
         ]
         routes += ways
-        membership = msgspec.structs.replace(site.membership, others=tuple(way.port for way in ways))
-        sites[number] = msgspec.structs.replace(site, membership=membership)
-    cluster = Cluster(folder, sites=sites, bytes_max=size.log_bytes)
-    disk = _disk(stack, sites[-1].store, disk_bytes)
+        membership = msgspec.structs.replace(spec.member, others=tuple(way.port for way in ways))
+        specs[number] = msgspec.structs.replace(spec, membership=membership)
+    cluster = Cluster(folder, specs=specs, bytes_max=size.log_bytes)
+    disk = _disk(stack, specs[-1].store, disk_bytes)
     await stack.enter_async_context(cluster)
     return cluster.nodes, cluster, routes, disk
 
@@ -205,7 +205,7 @@ async def _parts(stack: AsyncExitStack, system: System, size: Size) -> None:
         return await stack.enter_async_context(Link(f"{name} > {ends}", to))
 
     async def nats(name: str) -> tuple[str, list[Link]]:
-        ways = [await join("log", f"{name} > {node.site.name}", node.site.port) for node in system.nodes]
+        ways = [await join("log", f"{name} > {node.spec.name}", node.spec.port) for node in system.nodes]
         host, _, _ = system.server.url.rpartition(":")
         return ",".join(f"{host}:{way.port}" for way in ways), ways
 
@@ -232,7 +232,7 @@ async def _parts(stack: AsyncExitStack, system: System, size: Size) -> None:
         own(process, clock, ways)
         own(process, None, [model], "model")
     system.claude_url = claude_url
-    for number, own_port in enumerate(ports.free(size.gateways)):
+    for number, own_port in enumerate(ports.find_free(size.gateways)):
         name = f"gateway-{number}"
         url, ways = await nats(name)
         clock, environ = wind(name)

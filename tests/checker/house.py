@@ -146,7 +146,7 @@ class House:
         await self.count()
 
     async def _counts(self) -> census.Counts:
-        monitor_urls = [f"http://127.0.0.1:{server.site.monitor_port}" for server in self.servers]
+        monitor_urls = [f"http://127.0.0.1:{server.spec.monitor_port}" for server in self.servers]
         return await census.counts(self.pids, self.connection, monitor_urls)
 
     async def collect(self, *, nodes: int = 1) -> None:
@@ -188,7 +188,9 @@ async def opened(
         if limits:
             keys = ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())
             settings |= {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
-        house.gateways = [make("gateway", folder, **settings, TAILRACE_PORT=number) for number in ports.free(gateways)]
+        house.gateways = [
+            make("gateway", folder, **settings, TAILRACE_PORT=number) for number in ports.find_free(gateways)
+        ]
         house.persistence = make(
             "persistence",
             folder,

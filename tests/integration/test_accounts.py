@@ -18,7 +18,7 @@ from structlog.typing import EventDict
 
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_server, ports
-from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer
+from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
 from tailrace.deploy.local.spawn import signal_group, spawn
 from tailrace.proto import subjects
 from tailrace.proto.api_key import ApiKey
@@ -171,7 +171,7 @@ async def test_an_answer_reaches_nothing_that_its_question_may_not(own_server: N
 
     The last three lines show that the same leads somewhere for whoever is of the log's account.
     """
-    role, anybody = await opened(own_server.url, user), await opened(own_server.url, EVERYBODY)
+    role, anybody = await opened(own_server.url, user), await opened(own_server.url, ROOT_USER)
     await forge(role, STORES[user], [aim for aim in AIMS if not may(user, aim)])
     await answered(role, STORES[user])
     assert await messages(anybody, subjects.KEYS_STREAM) == 0
@@ -239,7 +239,7 @@ async def is_in(connection: Connection, stream: str) -> bool:
 
 async def test_no_message_takes_the_place_of_a_whole_bucket(own_server: NatsServer) -> None:
     """Persistence says beside the claims what was deleted, and may not have them forgotten by that."""
-    role, anybody = await opened(own_server.url, PERSISTENCE), await opened(own_server.url, EVERYBODY)
+    role, anybody = await opened(own_server.url, PERSISTENCE), await opened(own_server.url, ROOT_USER)
     await anybody.jetstream.publish(f"$KV.{subjects.CLAIMS}.a_key", b"{}")
     for rollup in ("all", "sub"):
         with pytest.raises(nats.js.errors.APIError, match="rollup not permitted"):
@@ -257,7 +257,7 @@ async def test_what_a_gateway_forges_no_other_takes_for_stored(own_server: NatsS
     The last lines show that each is heard of when it is.
     """
     one, other = await opened(own_server.url, GATEWAY), await opened(own_server.url, GATEWAY)
-    anybody = await opened(own_server.url, EVERYBODY)
+    anybody = await opened(own_server.url, ROOT_USER)
     record = ApiKey(id="key_x", sha256="0" * 64, tenant=key.tenant, scopes=["admin"], created_at=0)
     heard: list[KeyChange] = []
 
@@ -326,7 +326,7 @@ async def test_an_answer_by_a_later_connection_is_refused_and_whoever_asks_again
 
 async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
     """A NATS of one's own includes the file: `admin` sets up, each process begins, and nobody else is let in."""
-    own, _ = ports.free(2)
+    own, _ = ports.find_free(2)
     (tmp_path / "nats-users.conf").write_text((CHECKOUT / "docs" / "nats-users.conf").read_text())
     (tmp_path / "nats.conf").write_text(
         f'listen: "127.0.0.1:{own}"\njetstream {{ store_dir: "{tmp_path}/store" }}\n'
@@ -337,7 +337,7 @@ async def test_the_users_in_the_docs_are_those_of_up(tmp_path: Path) -> None:
     with (tmp_path / "nats.log").open("wb") as log:
         server = await spawn((binary, "-c", str(tmp_path / "nats.conf")), passwords, log.fileno())
     try:
-        await nats_server.answers(own)
+        await nats_server.wait_started(own)
         await streams.apply(f"nats://{ADMIN}:of-{ADMIN}@127.0.0.1:{own}", file_bytes_max=nats_server.GIB)
         for user in RIGHTS:
             connection = await Connection.open(f"nats://{user}:of-{user}@127.0.0.1:{own}", "test")

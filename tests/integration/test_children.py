@@ -117,7 +117,7 @@ async def test_a_part_whose_settings_are_wrong_is_named_as_hopeless() -> None:
     async with watched() as watch:
         watch.start("a", "raise SystemExit(1)")
         watch.start("b", "raise SystemExit(2)")
-        assert await asyncio.wait_for(watch.supervisor.hopeless, timeout=10) == "b"
+        assert await asyncio.wait_for(watch.supervisor.fatal_config, timeout=10) == "b"
 
 
 async def test_parts_stop_one_role_after_the_other() -> None:

@@ -188,7 +188,7 @@ async def test_where_nobody_delivers_not_everything_is_there(system: System) -> 
     cluster = system.cluster
     delivering = (await cluster.connection.jetstream.consumer_info(STREAM, GENERATORS)).cluster
     assert delivering is not None
-    node = next(node for node in cluster.nodes if node.site.name == delivering.leader)
+    node = next(node for node in cluster.nodes if node.spec.name == delivering.leader)
     for name in streams.EVERY_STREAM:
         if await cluster.leader(name) is node:
             await cluster.step_down(name)

@@ -52,7 +52,7 @@ async def test_who_hears_no_answer_is_told_what_to_do(connection: Connection) ->
 async def told_by(server: NatsServer) -> dict[str, int]:
     """What it counts, by its monitoring port."""
     async with httpx2.AsyncClient(trust_env=False) as client:
-        told: dict[str, int] = (await client.get(f"http://127.0.0.1:{server.site.monitor_port}/varz")).json()
+        told: dict[str, int] = (await client.get(f"http://127.0.0.1:{server.spec.monitor_port}/varz")).json()
         return told
 
 
@@ -95,10 +95,10 @@ async def test_who_is_given_another_roles_user_does_not_begin(
 async def test_a_password_that_is_refused_is_said_once(own_server: NatsServer) -> None:
     """At each of four tries a second it would fill the log, and say nothing that a person could do."""
     connection = await Connection.open(as_user(own_server.url, GATEWAY), "test")
-    site = own_server.site
+    site = own_server.spec
     with structlog.testing.capture_logs() as lines:
         await own_server.stop(SIGKILL)
-        own_server.site = msgspec.structs.replace(site, passwords=dict.fromkeys(site.passwords, "another"))
+        own_server.spec = msgspec.structs.replace(site, passwords=dict.fromkeys(site.passwords, "another"))
         await own_server.start()
         await until(lambda: connection.is_refused)
 
@@ -110,7 +110,7 @@ async def test_a_password_that_is_refused_is_said_once(own_server: NatsServer) -
             "nats does not know our user, or not by that password: TAILRACE_NATS_URL has both"
         ]
         await own_server.stop(SIGKILL)
-        own_server.site = site
+        own_server.spec = site
         await own_server.start()
         await until(lambda: not connection.is_refused)
     assert connection.is_up
@@ -134,9 +134,9 @@ async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
     """The sentence says what to mend, and neither token."""
     monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.5)
     with pytest.raises(LogUnavailable) as refused:
-        await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.site.port}", "test")
+        await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.spec.port}", "test")
     assert str(refused.value) == (
-        f"NATS at 127.0.0.1:{nats_server.site.port} does not know us:"
+        f"NATS at 127.0.0.1:{nats_server.spec.port} does not know us:"
         " TAILRACE_NATS_URL says who we are, as nats://USER:PASSWORD@HOST:PORT"
     )
 

@@ -93,9 +93,9 @@ async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its servers go with it: one that has lost a stream half way does not always find back to it."""
-    options, out, really_copy = Options(folder=tmp_path), io.StringIO(), stream_copy.copy_streams
-    (old,) = migrate_log.sites_of(options, tmp_path)
-    async with NatsServer(tmp_path, site=old) as server:
+    options, out, really_copy = Options(data_dir=tmp_path), io.StringIO(), stream_copy.copy_streams
+    (old,) = migrate_log.server_specs(options, tmp_path)
+    async with NatsServer(tmp_path, spec=old) as server:
         await filled(server.url)
         await server.stop(SIGTERM)
 
@@ -106,7 +106,7 @@ async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
 
     monkeypatch.setattr(stream_copy, "copy_streams", broken_off)
     await migrate_log.copy([old], options, tmp_path / "moving", Console(out, width=2, coloured=False))
-    assert out.getvalue() == "up | the log is copied anew: one stream of nine\n"
+    assert out.getvalue() == "up | copying the log again: one stream of nine\n"
     async with NatsServer(tmp_path / "moving") as server:
         connection = await Connection.open(server.url, "test")
         assert (await held(connection))[STREAM] == (2, 3, 3)

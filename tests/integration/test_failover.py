@@ -12,7 +12,7 @@ import pytest
 from anthropic.lib.aws._auth import _get_session
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.local.ports import free
+from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
@@ -89,7 +89,7 @@ async def test_a_refused_key_and_nobody_there_are_failed_over(
 ) -> None:
     """What the first backend misses, the second may have."""
     if "anthropic_base_url" in given:
-        given = {"anthropic_base_url": f"http://127.0.0.1:{free(1)[0]}"}
+        given = {"anthropic_base_url": f"http://127.0.0.1:{find_free(1)[0]}"}
     async with working(own_server.url, claude, backends=BOTH, call_tries_max=2, **given):
         turn = await ended(own_log, key := await ask(own_log, "words=20 rate=0"))
     assert (turn.text, turn.outcome) == (words(20), "completed")

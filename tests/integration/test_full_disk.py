@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.full_disk import is_stuck
-from tailrace.deploy.local.readiness import Answer
+from tailrace.deploy.local.readiness import Response
 from tests.answering import words
 from tests.disk import MIB, needs_mount, small_disk
 from tests.until import until
@@ -19,11 +19,11 @@ SIZE = 64 * MIB
 def test_only_a_write_that_failed_is_mended_by_a_start() -> None:
     """A server that is starting, or whose leader is away, is not well either, and needs nothing but time."""
     failed = "JetStream stream '$G > TURNS' write error: write 3.blk: no space left on device"
-    assert is_stuck(Answer(503, failed))
-    assert is_stuck(Answer(503, '{"status":"unavailable","error":"JetStream not enabled (10076)"}'))
-    assert not is_stuck(Answer(503, "JetStream has not established contact with a meta leader"))
-    assert not is_stuck(Answer(200, "ok"))
-    assert not is_stuck(Answer(0, ""))
+    assert is_stuck(Response(503, failed))
+    assert is_stuck(Response(503, '{"status":"unavailable","error":"JetStream not enabled (10076)"}'))
+    assert not is_stuck(Response(503, "JetStream has not established contact with a meta leader"))
+    assert not is_stuck(Response(200, "ok"))
+    assert not is_stuck(Response(0, ""))
 
 
 def fill(there: Path) -> None:
@@ -73,7 +73,7 @@ async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -
             again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
             assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
             assert (await client.get(path)).text == words(20)
-        said = re.findall(r"^up +\| nats-server found its disk full, and there is room again: ", up.text, re.MULTILINE)
+        said = re.findall(r"^up +\| nats-server stopped storing because its disk was full; ", up.text, re.MULTILINE)
         assert len(said) == 1
 
 

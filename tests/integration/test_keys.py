@@ -81,7 +81,7 @@ async def test_what_is_stored_of_a_key_does_not_tell_it(keys: ApiKeyStore, own_c
     assert len(key.secret) == 46  # 256 bits in base64
 
 
-async def test_no_two_keys_are_alike() -> None:
+async def test_no_two_keys_are_equal() -> None:
     """Neither their secrets nor their ids."""
     made = [a_key() for _ in range(100)]
     assert len({key.secret for key in made}) == len({key.record.id for key in made}) == 100

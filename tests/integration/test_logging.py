@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from tailrace.deploy.local.nats_server import EVERYBODY, NatsServer
+from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
@@ -78,7 +78,7 @@ async def told(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncI
         await until(lambda: [fact for fact in house["generators"].said("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
         await until(lambda: len(house["persistence"].said("turn recorded")) >= 2)
-        yield Told(completed, cancelled, house, tmp_path, own_server.site.passwords[EVERYBODY])
+        yield Told(completed, cancelled, house, tmp_path, own_server.spec.passwords[ROOT_USER])
 
 
 async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:

@@ -60,7 +60,7 @@ async def server(tmp_path: Path, ours: Certificates, monkeypatch: pytest.MonkeyP
 
 
 def url(server: NatsServer, user: str, certificates: Certificates | None, *, with_cert: bool = True) -> str:
-    found = server.site.url(user).replace("nats://", "tls://")
+    found = server.spec.url(user).replace("nats://", "tls://")
     if certificates is None:
         return found
     ca, cert, key = certificates
@@ -88,7 +88,7 @@ async def test_who_is_not_trusted_is_said_so(tmp_path: Path, server: NatsServer,
     ):
         with pytest.raises(LogUnavailable) as refused:
             await Connection.open(wrong, "test")
-        assert server.site.passwords[ADMIN] not in str(refused.value)
+        assert server.spec.passwords[ADMIN] not in str(refused.value)
         assert "/others" not in str(refused.value)
     with pytest.raises(LogUnavailable, match="do not trust each other"):
         await Connection.open(url(server, ADMIN, None), "test")

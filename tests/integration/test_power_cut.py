@@ -121,7 +121,7 @@ async def test_what_three_servers_acknowledged_outlives_a_power_cut_of_all(tmp_p
     """Three copies in three page caches are none."""
     cluster = Cluster(tmp_path, sync=sync)
     async with AsyncExitStack() as stack:
-        disks = [stack.enter_context(disk(tmp_path, node.site.folder)) for node in cluster.nodes]
+        disks = [stack.enter_context(disk(tmp_path, node.spec.directory)) for node in cluster.nodes]
         await stack.enter_async_context(cluster)
         for one in disks:
             one.flush()

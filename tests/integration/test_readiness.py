@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, closing, suppress
 import pytest
 
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.ports import free
-from tailrace.deploy.local.readiness import Answer, HealthCheck, ask, parse, ready
+from tailrace.deploy.local.ports import find_free
+from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, parse, wait_ready
 
 
 @asynccontextmanager
@@ -34,8 +34,8 @@ def http(status: int, body: str) -> bytes:
 async def test_it_waits_until_the_gateway_says_200() -> None:
     """Silence, garbage and 503 are all "not yet"."""
     async with answering(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
-        await ready("127.0.0.1", port, {})
-        assert await ask("127.0.0.1", port) == Answer(200, "{}")
+        await wait_ready("127.0.0.1", port, {})
+        assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
 async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +43,8 @@ async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pyte
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(503, '{"persistence":"no answer"}')) as port:
         with pytest.raises(UpRefused) as refusal:
-            await ready("127.0.0.1", port, {})
-    assert str(refusal.value) == 'not ready after 0.3 s: the gateway says {"persistence":"no answer"}'
+            await wait_ready("127.0.0.1", port, {})
+    assert str(refusal.value) == 'not ready after 0.3 s: the gateway answers {"persistence":"no answer"}'
 
 
 async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
@@ -52,8 +52,8 @@ async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
     async with answering(waiting, waiting, done) as part, answering(http(200, "{}")) as port:
         question = HealthCheck(part, "/metrics", "tailrace_ready 1.0")
-        await ready("127.0.0.1", port, {"generator-2": question})
-        assert await ask("127.0.0.1", part) == Answer(200, "tailrace_ready 1.0")
+        await wait_ready("127.0.0.1", port, {"generator-2": question})
+        assert await http_get("127.0.0.1", part) == Response(200, "tailrace_ready 1.0")
 
 
 async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,28 +61,28 @@ async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(200, "tailrace_ready 0.0\n")) as part, answering(http(200, "{}")) as port:
         with pytest.raises(UpRefused) as refusal:
-            await ready("127.0.0.1", port, {"generator-2": HealthCheck(part, "/metrics", "tailrace_ready 1.0")})
-    assert str(refusal.value) == "not ready after 0.3 s: nothing of generator-2; see the lines above"
+            await wait_ready("127.0.0.1", port, {"generator-2": HealthCheck(part, "/metrics", "tailrace_ready 1.0")})
+    assert str(refusal.value) == "not ready after 0.3 s: generator-2 did not become ready; see the lines above"
 
 
 async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody to ask is an answer of its own."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    [port] = free(1)
-    with pytest.raises(UpRefused, match="no gateway answers; see its lines above"):
-        await ready("127.0.0.1", port, {})
+    [port] = find_free(1)
+    with pytest.raises(UpRefused, match="the gateway does not answer; see its lines above"):
+        await wait_ready("127.0.0.1", port, {})
 
 
 @pytest.mark.parametrize(
     ("answer", "parsed"),
     [
-        (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nfine\n", Answer(200, "fine")),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Answer(503, "")),
-        (b"HTTP/1.1 x y\r\n\r\n", Answer(0, "")),
-        (b"SSH-2.0-OpenSSH\r\n", Answer(0, "")),
-        (b"", Answer(0, "")),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nfine\n", Response(200, "fine")),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Response(503, "")),
+        (b"HTTP/1.1 x y\r\n\r\n", Response(0, "")),
+        (b"SSH-2.0-OpenSSH\r\n", Response(0, "")),
+        (b"", Response(0, "")),
     ],
 )
-def test_only_http_is_an_answer(answer: bytes, parsed: Answer) -> None:
+def test_only_http_is_an_answer(answer: bytes, parsed: Response) -> None:
     """Something else on the port is nobody."""
     assert parse(answer) == parsed

@@ -66,7 +66,7 @@ async def test_it_says_ready_last_and_before_it_what_runs_where(up: Up) -> None:
     names = ["nats-server", "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
     assert list(up.pids()) == names
     assert sorted(up.pids().values()) == sorted(up.tree())
-    assert up.said("up ").endswith("| ANTHROPIC_API_KEY is not set: a simulated Claude answers, and costs nothing")
+    assert up.said("up ").endswith("| ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge")
 
 
 async def test_the_line_to_try_answers(up: Up) -> None:
@@ -127,7 +127,7 @@ async def test_a_second_one_on_the_same_port_is_refused(up: Up, tmp_path: Path) 
     port = (await up.ready()).rpartition(":")[2]
     status, sentence = refused("--port", port, "--data", str(tmp_path / "other"))
     assert (status, sentence.count("\n")) == (1, 1)
-    assert f"port {port} on 127.0.0.1 is taken" in sentence
+    assert f"port {port} on 127.0.0.1 is in use" in sentence
     assert "--port" in sentence
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["lock"]
 
@@ -152,7 +152,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> No
     """Whoever mistypes a name reads one sentence, and finds nothing half-started: not even the folder."""
     status, sentence = refused("--port", "0", "--data", str(tmp_path / "data"), TAILRACE_GRACE="3")
     assert (status, sentence.count("\n")) == (2, 1)
-    assert "TAILRACE_GRACE: there is no such setting (did you mean TAILRACE_GRACE_S?)" in sentence
+    assert "TAILRACE_GRACE is not a setting (did you mean TAILRACE_GRACE_S?)" in sentence
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,7 +264,7 @@ async def test_a_setting_that_only_a_part_finds_wrong_ends_it_soon(tmp_path: Pat
     with running(tmp_path, *LEAN, PYTHONPATH=str(tmp_path)) as up:
         assert up.process.wait(timeout=STOP_S_MAX) == 1
         assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
-        assert up.lines[-1] == "tailrace: a setting of persistence is wrong: see its lines above"
+        assert up.lines[-1] == "tailrace: persistence reports an invalid setting: see its lines above"
 
 
 async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
             shown["printed"] = up.text + (up.folder / "nats.log").read_text()
             assert "simulated-claude" not in up.pids()
             assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
-            assert f"the real Claude answers, at {claude.url}, and costs money" in up.said("up ")
+            assert f"Claude at {claude.url} answers, and each turn costs money" in up.said("up ")
     assert len(set(passwords)) == len(RIGHTS)
     assert all(re.fullmatch("[0-9a-f]{32}", password) for password in passwords)
     # What is looked through is what there is.

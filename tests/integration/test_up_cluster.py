@@ -84,7 +84,7 @@ async def test_three_servers_run_and_the_screen_says_so(up: Up) -> None:
         *NAMES, "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2",
     ]  # fmt: skip
     assert sorted(up.pids().values()) == sorted(up.tree())
-    said = "3 nats-servers keep a copy of the log each, and any one of them may be lost"
+    said = "3 nats-servers have a copy of the log each; any one of them may fail"
     assert [line for line in up.lines if line.startswith("up ") and line.endswith(f"| {said}")]
 
 
@@ -187,7 +187,7 @@ async def test_a_server_that_the_others_need_is_not_restarted(up: Up) -> None:
     try:
         done = await restart(up.folder, "nats-1")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-        assert "nats-3 does not answer: without nats-1, too, nothing could be stored" in done.stderr
+        assert "nats-3 does not answer: if nats-1 stopped as well, nothing could be stored" in done.stderr
     finally:
         os.kill(before["nats-3"], SIGKILL)  # `up` starts it again
     assert is_alive(before["nats-1"])
@@ -227,7 +227,7 @@ async def test_a_log_is_moved_to_three_servers_and_back(tmp_path: Path) -> None:
             found = {info.config.num_replicas for info in await connection.jetstream.streams_info()}
             await connection.close()
             assert found == {3 if arguments else 1}
-            moved = [line for line in up.lines if "| the log is moved to " in line]
+            moved = [line for line in up.lines if "| copying the log to " in line]
             assert len(moved) == (len(told) > 1)
             up.process.send_signal(SIGTERM)
             assert up.process.wait(timeout=STOP_S_MAX) == 0

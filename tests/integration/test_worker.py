@@ -13,7 +13,7 @@ from signal import SIGKILL
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.local.ports import free
+from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.__main__ import build_batch_runner
@@ -202,7 +202,7 @@ async def test_calls_are_bounded(own_server: NatsServer, own_log: TurnLog, claud
 
 async def test_a_model_that_cannot_be_reached_is_waited_for(own_server: NatsServer, own_log: TurnLog) -> None:
     """Connection refused, until somebody listens: still the first attempt."""
-    [port] = free(1)
+    [port] = find_free(1)
     async with working(own_server.url, f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
         key = await ask(own_log, "words=9 rate=0")
         await until(lambda: attempts(own_log, key))

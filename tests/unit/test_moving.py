@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.deploy.local import migrate_log
 from tailrace.deploy.local.console import Console
-from tailrace.deploy.local.migrate_log import Group, Held, Seen
+from tailrace.deploy.local.migrate_log import RaftGroup, ServerState, StreamState
 from tailrace.deploy.local.options import Options
 
 
@@ -25,8 +25,8 @@ async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
     for name in ("nats", "cluster", kept[-1 if is_cluster else 0]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    await migrate_log.move(
-        Options(folder=tmp_path, cluster=is_cluster), Console(io.StringIO(), width=1, coloured=False)
+    await migrate_log.migrate(
+        Options(data_dir=tmp_path, cluster=is_cluster), Console(io.StringIO(), width=1, coloured=False)
     )
     assert stores(tmp_path) == kept
     aside = next(name for name in kept if name.endswith(".before"))
@@ -36,10 +36,10 @@ async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
 async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
     """The first start, and every start of the same kind."""
     out = io.StringIO()
-    for options in (Options(folder=tmp_path), Options(folder=tmp_path, cluster=True)):
-        await migrate_log.move(options, Console(out, width=1, coloured=False))
+    for options in (Options(data_dir=tmp_path), Options(data_dir=tmp_path, cluster=True)):
+        await migrate_log.migrate(options, Console(out, width=1, coloured=False))
     (tmp_path / "nats").mkdir()
-    await migrate_log.move(Options(folder=tmp_path), Console(out, width=1, coloured=False))
+    await migrate_log.migrate(Options(data_dir=tmp_path), Console(out, width=1, coloured=False))
     assert stores(tmp_path) == ["nats"]
     assert out.getvalue() == ""
 
@@ -50,19 +50,19 @@ def test_what_a_server_has_is_what_it_says_of_each_stream() -> None:
     empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
     details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
     told = {"account_details": [{"name": "$G", "stream_detail": details}]}
-    assert migrate_log.held_of(told) == {"TURNS": Held(3, 2, 9, 1), "SLOTS": Held(0, 0, 9, 0)}
-    assert migrate_log.held_of({}) == {}
+    assert migrate_log.parse_streams(told) == {"TURNS": StreamState(3, 2, 9, 1), "SLOTS": StreamState(0, 0, 9, 0)}
+    assert migrate_log.parse_streams({}) == {}
 
 
 def test_how_far_a_server_is_is_what_it_says_of_each_group() -> None:
     """As `/raftz?acc=$G` tells it; one without a leader has none to name."""
     group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
     told = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
-    assert migrate_log.groups_of(told) == {"S-1": Group("x", 4, 3, 2), "C-1": Group("", 4, 3, 2)}
+    assert migrate_log.parse_groups(told) == {"S-1": RaftGroup("x", 4, 3, 2), "C-1": RaftGroup("", 4, 3, 2)}
 
 
-DONE = Group("x", 4, 4, 4)
-WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
+DONE = RaftGroup("x", 4, 4, 4)
+WHOLE = ServerState({"TURNS": StreamState(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
 
 
 @pytest.mark.parametrize(
@@ -70,23 +70,25 @@ WHOLE = Seen({"TURNS": Held(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": D
     [
         (WHOLE, True),
         # A store that was cut down to its last snapshot: on all of them it is alike.
-        (WHOLE._replace(groups={"_meta_": DONE, "S-1": Group("x", 4, 4, 1), "C-1": DONE}), False),
-        (WHOLE._replace(groups={"_meta_": DONE, "S-1": Group("x", 4, 1, 1), "C-1": DONE}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": RaftGroup("x", 4, 4, 1), "C-1": DONE}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": RaftGroup("x", 4, 1, 1), "C-1": DONE}), False),
         # A snapshot needs what each consumer's leader knows.
-        (WHOLE._replace(groups={"_meta_": DONE, "S-1": DONE, "C-1": Group("", 4, 4, 4)}), False),
+        (WHOLE._replace(groups={"_meta_": DONE, "S-1": DONE, "C-1": RaftGroup("", 4, 4, 4)}), False),
         (WHOLE._replace(groups={"_meta_": DONE, "S-1": DONE}), False),
         (WHOLE._replace(groups={}), False),
     ],
 )
-def test_servers_are_read_when_nothing_they_agreed_upon_is_left_to_be_told(one: Seen, *, is_settled: bool) -> None:
+def test_servers_are_read_when_nothing_they_agreed_upon_is_left_to_be_told(
+    one: ServerState, *, is_settled: bool
+) -> None:
     """That all three have the same is not enough: just started, they may have the same nothing."""
     assert migrate_log.are_settled([one, one, one]) == is_settled
 
 
 def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
     """What was agreed upon last may have reached only two of them."""
-    assert not migrate_log.are_settled([WHOLE, WHOLE, Seen({"TURNS": Held(2, 2, 8, 1)}, WHOLE.groups)])
-    behind = Group("x", 3, 3, 3)
+    assert not migrate_log.are_settled([WHOLE, WHOLE, ServerState({"TURNS": StreamState(2, 2, 8, 1)}, WHOLE.groups)])
+    behind = RaftGroup("x", 3, 3, 3)
     assert not migrate_log.are_settled(
         [WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})]
     )

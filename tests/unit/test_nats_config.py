@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local import nats_cluster
-from tailrace.deploy.local.nats_server import EVERYBODY, FILE_BYTES_MAX, Site, choose, config, room_bytes
+from tailrace.deploy.local.nats_server import FILE_BYTES_MAX, ROOT_USER, ServerSpec, config, new_spec, storage_limit
 from tailrace.deploy.local.options import Sync
 from tailrace.proto.nats.permissions import RIGHTS, imports_of
 
-SITE = Site(
+SITE = ServerSpec(
     Path("/data"),
     port=4222,
     monitor_port=8222,
@@ -108,19 +108,19 @@ def test_a_way_is_open_to_who_takes_it_and_says_how_many_answers_it_brings() -> 
 
 def test_what_was_stored_before_there_were_accounts_is_read_without_any() -> None:
     """By whoever moves it: the server finds it in the account that has no name."""
-    said = config(msgspec.structs.replace(SITE, passwords={EVERYBODY: "w"}, is_shared=True))
+    said = config(msgspec.structs.replace(SITE, passwords={ROOT_USER: "w"}, has_one_account=True))
     assert 'authorization { user: everybody, password: "w" }\nmax_payload' in said
     assert "accounts" not in said
 
 
 def test_the_servers_of_a_cluster_find_each_other_by_a_password() -> None:
     """Each has a name that stays and two fellows, lets nobody in without the password, and tells clients of nobody."""
-    sites = nats_cluster.choose(Path("/data"), sync="always", file_bytes_max=1000)
-    assert [site.name for site in sites] == ["nats-1", "nats-2", "nats-3"]
-    first = sites[0].membership
+    specs = nats_cluster.new_specs(Path("/data"), sync="always", file_bytes_max=1000)
+    assert [spec.name for spec in specs] == ["nats-1", "nats-2", "nats-3"]
+    first = specs[0].member
     assert first is not None
     assert (
-        config(sites[0]).partition("pid_file")[2]
+        config(specs[0]).partition("pid_file")[2]
         == f"""\
 : "/data/cluster/nats-1/nats.pid"
 lame_duck_duration: "30s"
@@ -135,32 +135,30 @@ cluster {{
 }}
 """
     )
-    assert [site.passwords for site in sites] == [sites[0].passwords] * 3
-    assert [site.membership and site.membership.password for site in sites] == [first.password] * 3
-    assert first.password not in sites[0].passwords.values()
-    every = {
-        port for site in sites for port in (site.port, site.monitor_port, site.membership and site.membership.port)
-    }
+    assert [spec.passwords for spec in specs] == [specs[0].passwords] * 3
+    assert [spec.member and spec.member.password for spec in specs] == [first.password] * 3
+    assert first.password not in specs[0].passwords.values()
+    every = {port for spec in specs for port in (spec.port, spec.monitor_port, spec.member and spec.member.port)}
     assert len(every) == 9
-    assert nats_cluster.url(sites, "admin").split(",") == [site.url("admin") for site in sites]
+    assert nats_cluster.url(specs, "admin").split(",") == [spec.url("admin") for spec in specs]
 
 
 def test_the_servers_of_a_cluster_share_the_disk(tmp_path: Path) -> None:
     """Three stores on one disk may not each take most of it."""
-    assert room_bytes(tmp_path / "nats", servers=10**6) * 10**6 <= shutil.disk_usage(tmp_path).free
+    assert storage_limit(tmp_path / "nats", servers=10**6) * 10**6 <= shutil.disk_usage(tmp_path).free
 
 
 @pytest.mark.parametrize(("sync", "line"), [("always", "always"), ("1s", "1s"), ("default", "2m")])
 def test_sync_says_what_a_power_cut_may_take(sync: Sync, line: str) -> None:
     """`default` is NATS's own two minutes, written out."""
-    site = Site(SITE.folder, 1, 2, {}, sync, 1)
-    assert f"  sync_interval: {line}\n" in config(site)
+    spec = ServerSpec(SITE.directory, 1, 2, {}, sync, 1)
+    assert f"  sync_interval: {line}\n" in config(spec)
 
 
 def test_two_sites_share_neither_port_nor_password(tmp_path: Path) -> None:
     """Each start has passwords that nobody can know before, and no role can guess another's."""
-    first = choose(tmp_path, sync="always", file_bytes_max=1)
-    second = choose(tmp_path, sync="always", file_bytes_max=1)
+    first = new_spec(tmp_path, sync="always", file_bytes_max=1)
+    second = new_spec(tmp_path, sync="always", file_bytes_max=1)
     passwords = [*first.passwords.values(), *second.passwords.values()]
     assert len(set(passwords)) == 2 * len(RIGHTS) == 8
     assert {len(password) for password in passwords} == {32}
@@ -169,5 +167,5 @@ def test_two_sites_share_neither_port_nor_password(tmp_path: Path) -> None:
 
 def test_the_log_is_bounded_and_leaves_a_part_of_the_disk_free(tmp_path: Path) -> None:
     """A disk that is full to the brim is silence; the server has to say "full" before."""
-    room = room_bytes(tmp_path / "nats")
+    room = storage_limit(tmp_path / "nats")
     assert 0 < room <= FILE_BYTES_MAX

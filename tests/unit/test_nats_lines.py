@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local import nats_log
-from tailrace.deploy.local.nats_log import FILE, NatsLines
+from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 
 BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
 
@@ -30,7 +30,7 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
 )
 def test_a_person_is_told_what_is_wrong_and_not_what_always_happens(line: str, *, is_told: bool) -> None:
     """Three that start find each other only after a moment, and each says so as an error."""
-    assert nats_log.is_told(line) == is_told
+    assert nats_log.is_shown(line) == is_told
 
 
 def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
@@ -38,9 +38,9 @@ def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
 ) -> None:
     """What was said last is always there, and what was said before it up to twice the bound."""
     monkeypatch.setattr("tailrace.deploy.local.nats_log.FILE_BYTES_MAX", 40)
-    lines = NatsLines(tmp_path)
+    lines = NatsLogFile(tmp_path)
     for number in range(100):
-        lines.heard(f"line {number}")
+        lines.write(f"line {number}")
     files = [tmp_path / f"{FILE}.1", tmp_path / FILE]
     kept = "".join(file.read_text() for file in files if file.exists()).splitlines()
     assert kept == [f"line {number}" for number in range(100)][-len(kept) :]
@@ -50,4 +50,4 @@ def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
 
 def test_a_line_that_cannot_be_kept_is_told_nonetheless(tmp_path: Path) -> None:
     """The disk is full, or its folder is gone: just then it may say why."""
-    assert NatsLines(tmp_path / "gone").heard("panic: no space left on device")
+    assert NatsLogFile(tmp_path / "gone").write("panic: no space left on device")

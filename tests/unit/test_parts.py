@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.processes import Plan, parts
+from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.supervisor import ProcessSpec
 from tailrace.proto.nats.permissions import RIGHTS
 
 PASSWORD, KEY = "password-of", "key-of-claude"
-GROUND = Plan(
+PLAN = Plan(
     nats_urls={user: f"nats://{user}:{PASSWORD}-{user}@127.0.0.1:4222" for user in RIGHTS},
     host="127.0.0.1",
     port=8000,
@@ -18,11 +18,11 @@ GROUND = Plan(
     claude_port=9000,
     metrics_ports=(9001, 9002, 9003, 9004, 9005),
 )
-OPTIONS = Options(folder=Path("/data"), generators=2, gateways=2)
+OPTIONS = Options(data_dir=Path("/data"), generators=2, gateways=2)
 
 
 def made(environ: dict[str, str]) -> dict[str, ProcessSpec]:
-    return {part.name: part for part in parts(OPTIONS, GROUND, environ)}
+    return {part.name: part for part in process_specs(OPTIONS, PLAN, environ)}
 
 
 def test_parts_start_before_those_that_need_them() -> None:
@@ -133,7 +133,7 @@ def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
     """Any setting may be turned from outside, except those that `up` has to know."""
     found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
     settings = found["gateway-1"].environ
-    assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", GROUND.nats_urls["gateway"])
+    assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", PLAN.nats_urls["gateway"])
     assert settings["PYTHONPATH"].endswith(":/more")
     assert made({})["gateway-1"].environ["TAILRACE_LOG_FORMAT"] == "console"
 

@@ -44,9 +44,9 @@ def test_every_line_carries_its_speakers_name_in_a_column() -> None:
     """Names are padded to one width, so that lines of different processes stand below each other."""
     out = io.StringIO()
     screen = Console(out, width=11, coloured=False)
-    screen.say("serving", "gateway-1")
-    screen.say("ready", "nats-server")
-    screen.show("ready http://127.0.0.1:8000")
+    screen.log("serving", "gateway-1")
+    screen.log("ready", "nats-server")
+    screen.print("ready http://127.0.0.1:8000")
     assert out.getvalue() == "gateway-1   | serving\nnats-server | ready\nready http://127.0.0.1:8000\n"
 
 
@@ -61,7 +61,7 @@ def test_colours_are_for_terminals_that_want_them() -> None:
     assert not is_coloured(Terminal(), {"NO_COLOR": "1"})
     assert is_coloured(Terminal(), {})
     out = Terminal()
-    Console(out, width=9, coloured=True).say("serving", "gateway-1")
+    Console(out, width=9, coloured=True).log("serving", "gateway-1")
     assert out.getvalue() == "\x1b[36mgateway-1 | \x1b[0mserving\n"
 
 
@@ -72,4 +72,4 @@ def test_a_screen_that_nobody_reads_any_more_stops_nothing() -> None:
         def write(self, _: str) -> int:
             raise BrokenPipeError
 
-    Console(Closed(), width=1, coloured=False).say("serving")
+    Console(Closed(), width=1, coloured=False).log("serving")
