@@ -1,6 +1,6 @@
-"""The door to the bucket KEYS: make, revoke, and hear of API keys. It knows hashes of them, and judges nobody.
+"""API keys in the bucket KEYS: create, revoke, list, and watch changes. Holds hashes of keys, not the keys.
 
-A revoked key keeps its record, so that everybody who reads the bucket learns of it, whenever that is.
+A revoked key keeps its record, so that each reader of the bucket learns of it, whenever it reads.
 """
 
 import asyncio
@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 import nats.errors
-import nats.js.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.kv import KeyValue
 
 from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -21,16 +19,18 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
+from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 
-TRIES = 10
+REVOKE_TRIES = 10
+READ_TRIES = 10
 STALE_WAIT_S = 0.02
 
 _decoder = msgspec.json.Decoder(ApiKey)
 
 
 class KeyChange(NamedTuple):
-    """What is stored of the key `id` at `seq`; no record: it was deleted, or nobody can read it."""
+    """What is stored of the key `id` at `seq`. No record: the key was deleted, or its record cannot be decoded."""
 
     seq: Seq
     id: str
@@ -38,7 +38,7 @@ class KeyChange(NamedTuple):
 
 
 class KeyPosition(NamedTuple):
-    """How far the bucket has got. Another `made_at` is another bucket, whose numbers mean something else."""
+    """The last sequence of the bucket. Another `made_at` means a new bucket, whose sequences start again."""
 
     made_at: datetime | None
     last: Seq
@@ -46,92 +46,81 @@ class KeyPosition(NamedTuple):
 
 
 class ApiKeyStore:
+    """The API keys of all tenants."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reads = DirectReader(connection, KEYS_STREAM)
-        self._bucket: KeyValue | None = None
+        self._reader = DirectReader(connection, KEYS_STREAM)
+        self._bucket = Bucket(connection, KEYS, "the API key")
 
     async def create(self, record: ApiKey) -> None:
-        """Stores a new key. Raises LogUnavailable, after which it may be stored: nobody has been shown its secret."""
-        try:
-            await (await self._open()).create(record.id, msgspec.json.encode(record))
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the key cannot be stored: {type(error).__name__}") from error
+        """Stores a new key. After LogUnavailable it may be stored, but its secret has not been shown."""
+        await self._bucket.create(record.id, msgspec.json.encode(record))
 
     async def revoke(self, key_id: str, now: int) -> tuple[ApiKey, bool] | None:
-        """Revokes a key, once: its record then, and whether it was revoked already; None when there is no such key.
+        """Revokes a key. Returns its record and whether it was revoked before, or None if there is no such key.
 
-        Raises LogUnavailable.
+        Raises LogUnavailable: then it may not be revoked.
         """
-        for _ in range(TRIES):
-            try:
-                bucket = await self._open()
-                entry = await bucket.get(key_id)
-                record = _decoder.decode(entry.value or b"")
-                was_before = record.revoked_at is not None
-                if not was_before:
-                    record = msgspec.structs.replace(record, revoked_at=now)
-                    await bucket.update(key_id, msgspec.json.encode(record), last=entry.revision)
-            except nats.js.errors.KeyWrongLastSequenceError:
-                # Somebody else has just done something to it.
-                continue
-            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError, *DECODE_ERRORS):
-                # What nobody can read opens nothing.
+        for _ in range(REVOKE_TRIES):
+            if (found := await self._bucket.get(key_id)) is None:
                 return None
-            except nats.errors.Error as error:
-                raise LogUnavailable(f"the key may not be revoked: {type(error).__name__}. Try again") from error
-            return record, was_before
-        raise LogUnavailable("the key may not be revoked: others are changing it. Try again")
+            try:
+                record = _decoder.decode(found.data)
+            except DECODE_ERRORS:
+                # A record that cannot be decoded authenticates no request.
+                return None
+            if record.revoked_at is not None:
+                return record, True
+            record = msgspec.structs.replace(record, revoked_at=now)
+            if await self._bucket.update(key_id, msgspec.json.encode(record), found.revision):
+                return record, False
+        raise LogUnavailable("the key may not be revoked, because other clients are changing it: retry")
 
     async def list_keys(self) -> list[ApiKey]:
-        """Every key there is, the revoked ones too. Raises LogUnavailable."""
+        """Returns every key, including revoked ones. Raises LogUnavailable."""
         _, changes = await self.snapshot()
         return [change.record for change in changes if change.record is not None]
 
     async def snapshot(self) -> tuple[KeyPosition, list[KeyChange]]:
-        """All that is stored, and where that was. Raises LogUnavailable."""
-        for _ in range(TRIES):
-            place = await self.position()
+        """Returns all stored records and the position up to which they are complete. Raises LogUnavailable."""
+        for _ in range(READ_TRIES):
+            position = await self.position()
             changes = await self.changes_after(BEFORE_FIRST)
-            # The leader has counted them. Who was read may be behind it (PROTOCOL R14).
-            if len(changes) >= place.stored:
-                return place, changes
+            # The count is the leader's; the server that was read may lag behind it (PROTOCOL R14).
+            if len(changes) >= position.stored:
+                return position, changes
             await asyncio.sleep(STALE_WAIT_S)
-        raise LogUnavailable("the keys cannot be read: no server has all of them yet")
+        raise LogUnavailable("the API keys cannot be read, because no server has all of them yet: retry")
 
     async def position(self) -> KeyPosition:
-        """How far the bucket has got, as its leader says. Raises LogUnavailable."""
+        """Returns the bucket's position, from its leader. Raises LogUnavailable."""
         try:
             info = await self._connection.jetstream.stream_info(KEYS_STREAM)
         except nats.errors.Error as error:
-            raise LogUnavailable(f"the keys cannot be read: {type(error).__name__}") from error
+            raise LogUnavailable(f"the API keys cannot be read ({type(error).__name__}): retry") from error
         finally:
             raise_if_cancelled()
         return KeyPosition(info.created, Seq(info.state.last_seq), info.state.messages)
 
     async def changes_after(self, seq: Seq) -> list[KeyChange]:
-        """What is stored after `seq`, oldest first; maybe not the latest yet. Raises LogUnavailable."""
+        """Returns what is stored after `seq`, oldest first; the latest may be missing. Raises LogUnavailable."""
         changes: list[KeyChange] = []
         is_last = False
         while not is_last:
-            messages, is_last = await self._reads.page(EVERY_KEY, Seq(seq + 1))
+            messages, is_last = await self._reader.page(EVERY_KEY, Seq(seq + 1))
             changes += [_change(message) for message in messages]
             seq = changes[-1].seq if changes else seq
         return changes
 
-    async def watch(self, heard: Callable[[KeyChange], Awaitable[None]]) -> Subscription:
-        """Calls `heard` with what has just been stored. It may miss, as every live feed does."""
+    async def watch(self, on_change: Callable[[KeyChange], Awaitable[None]]) -> Subscription:
+        """Calls `on_change` after each change. A live feed: it may miss changes."""
 
-        async def hear_message(message: Msg) -> None:
+        async def on_message(message: Msg) -> None:
             if is_stored_below(message, EVERY_KEY):
-                await heard(_change(message))
+                await on_change(_change(message))
 
-        return await self._connection.subscribe(EVERY_LIVE_KEY, hear_message)
-
-    async def _open(self) -> KeyValue:
-        if self._bucket is None:
-            self._bucket = await self._connection.jetstream.key_value(KEYS)
-        return self._bucket
+        return await self._connection.subscribe(EVERY_LIVE_KEY, on_message)
 
 
 def _change(message: Msg) -> KeyChange:
@@ -140,7 +129,7 @@ def _change(message: Msg) -> KeyChange:
     try:
         record = _decoder.decode(message.data)
     except DECODE_ERRORS:
-        # Of a deletion, which has no payload, or of nobody that we know.
+        # A deletion, which has no payload, or not a record.
         record = None
-    # A name that is not the record's own would be revoked in vain.
+    # A record under another name than its id could not be revoked.
     return KeyChange(Seq(int(headers["Nats-Sequence"])), key_id, record if record and record.id == key_id else None)

@@ -1,22 +1,19 @@
-"""Logins: what stands behind a browser's refresh token, in the bucket LOGINS, for all gateways. It decides nothing."""
+"""Browser logins behind refresh tokens, in the bucket LOGINS, shared by all gateways."""
 
 import msgspec
-import nats.errors
-import nats.js.errors
-from nats.js.kv import KeyValue
 
-from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import LOGINS
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """`key` is the name of the API key that logged in; times are Unix seconds."""
+    """A browser's login. `key` is the name of the API key that logged in; times are Unix seconds."""
 
     key: str
     until: int
     generation: int = 0
-    """How often it was refreshed: the refresh token of this number is the one that is good."""
+    """How often it was refreshed. Only the refresh token of this number is valid."""
     refreshed_at: float
 
 
@@ -24,44 +21,20 @@ _decoder = msgspec.json.Decoder(Login)
 
 
 class Logins:
-    """Every method raises LogUnavailable. What is read was asked of the leader, and is written by its revision."""
+    """All logins. Reads go to the bucket's leader; writes expect the revision that was read. Raises LogUnavailable."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._bucket: KeyValue | None = None
+        self._bucket = Bucket(connection, LOGINS, "the login")
 
     async def put(self, name: str, login: Login, revision: int = 0) -> bool:
-        """Stores it in the place of what was read at `revision`, 0: of nothing. Whether nobody was faster."""
-        try:
-            await (await self._open()).update(name, msgspec.json.encode(login), last=revision)
-        except nats.js.errors.KeyWrongLastSequenceError:
-            return False
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
-        return True
+        """Replaces the login that was read at `revision` (0: none). Returns False if it has changed since."""
+        return await self._bucket.update(name, msgspec.json.encode(login), revision)
 
     async def get(self, name: str) -> tuple[Login, int] | None:
-        """The login and its revision; None: there is none, or no longer."""
-        try:
-            found = await (await self._open()).get(name)
-        except nats.js.errors.KeyNotFoundError:
-            return None
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
-        return _decoder.decode(found.value or b""), found.revision or 0
+        """Returns the login and its revision, or None if it does not exist or was deleted."""
+        found = await self._bucket.get(name)
+        return (_decoder.decode(found.data), found.revision) if found is not None else None
 
     async def delete(self, name: str) -> None:
-        """None of its refresh tokens is good any more."""
-        try:
-            await (await self._open()).delete(name)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
-
-    async def _open(self) -> KeyValue:
-        if self._bucket is None:
-            self._bucket = await self._connection.jetstream.key_value(LOGINS)
-        return self._bucket
-
-
-def _unavailable(error: nats.errors.Error) -> LogUnavailable:
-    return LogUnavailable(f"the login cannot be looked up: {type(error).__name__}")
+        """Deletes the login: none of its refresh tokens is valid any more."""
+        await self._bucket.delete(name)

@@ -1,0 +1,88 @@
+"""A KV bucket: create-if-absent, get, compare-and-set and delete. Errors of NATS become LogUnavailable."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import nats.errors
+import nats.js.errors
+from nats.js.kv import KeyValue
+
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats.connection import Connection
+
+CREATE_TRIES = 10
+STALE_WAIT_S = 0.01
+
+
+class Value(NamedTuple):
+    """A key's value, and the revision that `update` expects."""
+
+    data: bytes
+    revision: int
+
+
+class Bucket:
+    """A bucket of `streams.buckets`. Every method raises LogUnavailable when NATS does not answer or refuses."""
+
+    def __init__(self, connection: Connection, name: str, content: str) -> None:
+        """`content` names what the bucket holds in error messages: "the idempotency key"."""
+        self._connection = connection
+        self._name = name
+        self._content = content
+        self._bucket: KeyValue | None = None
+
+    async def create(self, key: str, data: bytes) -> bytes:
+        """Stores `data` unless `key` exists. Returns the value of `key` after that: `data`, or an earlier one.
+
+        A caller whose acknowledgement was lost gets its own value from the next call.
+        """
+        for _ in range(CREATE_TRIES):
+            with self._unavailable():
+                try:
+                    await (await self._open()).create(key, data)
+                except nats.js.errors.KeyWrongLastSequenceError:
+                    pass
+                else:
+                    return data
+            if (found := await self.get(key)) is not None:
+                return found.data
+            # The key exists, but the server that answered the read lags behind (PROTOCOL R14).
+            await asyncio.sleep(STALE_WAIT_S)
+        raise LogUnavailable(f"{self._content} exists, but no server can read it yet: retry")
+
+    async def get(self, key: str) -> Value | None:
+        """Returns the value of `key`; None if there is none or `key` is not a valid name. May be a moment old."""
+        with self._unavailable():
+            try:
+                found = await (await self._open()).get(key)
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError):
+                return None
+            return Value(found.value or b"", found.revision or 0)
+
+    async def update(self, key: str, data: bytes, revision: int) -> bool:
+        """Replaces the value that was read at `revision` (0: no value). Returns False if it has changed since."""
+        with self._unavailable():
+            try:
+                await (await self._open()).update(key, data, last=revision)
+            except nats.js.errors.KeyWrongLastSequenceError:
+                return False
+            return True
+
+    async def delete(self, key: str) -> None:
+        """Deletes `key`, if it exists."""
+        with self._unavailable():
+            await (await self._open()).delete(key)
+
+    async def _open(self) -> KeyValue:
+        if self._bucket is None:
+            self._bucket = await self._connection.jetstream.key_value(self._name)
+        return self._bucket
+
+    @contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"{self._content} cannot be read or stored ({type(error).__name__}): retry") from error
