@@ -25,7 +25,7 @@ from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.resources import UsageBy
 from tailrace.proto.runtime.logging_setup import configure
-from tailrace.proto.runtime.main import EXIT_TROUBLE, EXIT_USAGE
+from tailrace.proto.runtime.main import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
 UP_EXAMPLES = """\
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = given.command(given, os.environ)
     except TailraceError as error:
         print(f"tailrace: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_TROUBLE
+        return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
     except KeyboardInterrupt:
         # `up` stops in order by itself; of other commands there is nothing to tell, and a traceback looks like a fault.
         print(file=sys.stderr)
@@ -185,7 +185,7 @@ def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def ask_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     is_whole = batch.run(batch.door(given.url, environ), given.file, given.output, given.parallel, given.via)
-    return 0 if is_whole else EXIT_TROUBLE
+    return 0 if is_whole else EXIT_ERROR
 
 
 def list_keys(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -197,7 +197,7 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     revoked = asyncio.run(keys.revoke(nats_server.url(given.data, environ), given.id))
     if revoked is None:
         print(f"tailrace: there is no key {given.id!r}: see `tailrace keys list`", file=sys.stderr)
-        return EXIT_TROUBLE
+        return EXIT_ERROR
     key, was_before, is_last = revoked
     how = f"was revoked already, {keys.day(key.revoked_at)}" if was_before else "is revoked"
     print(f"{key.id} of {key.tenant} {how}")

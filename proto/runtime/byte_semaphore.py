@@ -1,4 +1,4 @@
-"""A semaphore of bytes, for large bodies in memory: first come, first served."""
+"""A semaphore that counts bytes, in first-in-first-out order. It bounds the memory of large bodies."""
 
 import asyncio
 from collections import deque
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class ByteSemaphore:
-    """`async with room.taken(size):` waits until there is room; what is larger than all of it waits for all of it."""
+    """`async with semaphore.reserve(size):` waits for `size` free bytes, at most for all of them."""
 
     def __init__(self, bytes_max: int) -> None:
         self._all = self.free = bytes_max
@@ -22,17 +22,17 @@ class ByteSemaphore:
             self.release(size)
 
     async def acquire(self, size: int) -> int:
-        """Waits for room; returns how much of it was taken, which is to be given back."""
+        """Waits for `size` free bytes. Returns the reserved size, which the caller must `release`."""
         size = min(size, self._all)
-        entering = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, entering))
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, waiter))
         self._admit()
         try:
-            await entering
+            await waiter
         except asyncio.CancelledError:
-            if not entering.cancelled():
+            if not waiter.cancelled():
                 self.release(size)
-            # Whoever stood behind a large one may fit now that it has left.
+            # A waiter behind a cancelled large one may fit now.
             self._admit()
             raise
         return size
@@ -42,12 +42,12 @@ class ByteSemaphore:
         self._admit()
 
     def _admit(self) -> None:
-        """Lets in who is first for as long as there is room: no small one passes by a large one for ever."""
+        """Admits waiters in order while bytes are free. Small requests do not overtake a large one."""
         while self._waiting:
-            size, entering = self._waiting[0]
-            if not entering.done():
+            size, waiter = self._waiting[0]
+            if not waiter.done():
                 if size > self.free:
                     return
                 self.free -= size
-                entering.set_result(None)
+                waiter.set_result(None)
             self._waiting.popleft()

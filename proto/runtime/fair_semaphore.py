@@ -7,44 +7,44 @@ from contextlib import asynccontextmanager
 
 
 class FairSemaphore:
-    """`async with places.taken(whose):` waits for one. Of one tenant: first come, first served."""
+    """`async with semaphore.slot(tenant):` waits for one of `slots`. First in, first out within a tenant."""
 
-    def __init__(self, at_once: int) -> None:
-        self._free = at_once
+    def __init__(self, slots: int) -> None:
+        self._free = slots
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        """Of each tenant that waits, the one whose turn it is first."""
+        """The waiters of each tenant; the tenant that is served next comes first."""
 
     @asynccontextmanager
-    async def slot(self, whose: str) -> AsyncIterator[None]:
-        await self._take(whose)
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        await self._acquire(tenant)
         try:
             yield
         finally:
-            self._give_back()
+            self._release()
 
-    async def _take(self, whose: str) -> None:
-        entering = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(whose, deque()).append(entering)
+    async def _acquire(self, tenant: str) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(waiter)
         self._admit()
         try:
-            await entering
+            await waiter
         except asyncio.CancelledError:
-            if not entering.cancelled():
-                self._give_back()
+            if not waiter.cancelled():
+                self._release()
             raise
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._free += 1
         self._admit()
 
     def _admit(self) -> None:
         while self._free and self._waiting:
-            whose = next(iter(self._waiting))
-            own = self._waiting.pop(whose)
-            entering = own.popleft()
+            tenant = next(iter(self._waiting))
+            own = self._waiting.pop(tenant)
+            waiter = own.popleft()
             if own:
-                # Behind all others that wait.
-                self._waiting[whose] = own
-            if not entering.done():
+                # The tenant goes to the end of the round.
+                self._waiting[tenant] = own
+            if not waiter.done():
                 self._free -= 1
-                entering.set_result(None)
+                waiter.set_result(None)

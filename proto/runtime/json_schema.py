@@ -1,4 +1,4 @@
-"""Whether a JSON Schema is one, and whether a text fits it. A process of its own says so; this file judges nothing."""
+"""Validates JSON Schemas, and texts against them, in a sandboxed subprocess (json_schema_worker.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -10,44 +10,44 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.sandbox import Sandbox
 
 PROGRAM = Path(__file__).with_name("json_schema_worker.py")
-# What it may compute is in the program, and less: a machine that is busy makes no schema wrong.
-JUDGEMENT_S_MAX = 10.0
+# Longer than the worker's CPU limit: a busy machine must not make a schema invalid.
+VALIDATION_S_MAX = 10.0
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is wrong with the schema, or with the text; neither: it fits."""
+    """The worker's reply: the error of the schema or of the text. Neither: the text is valid."""
 
     invalid: str | None = None
     misfit: str | None = None
 
 
 class SchemaChecker:
-    """Nothing that a schema refers to is fetched, and none keeps it for ever."""
+    """Runs validations in subprocesses. References of a schema are not fetched; the time is bounded."""
 
     def __init__(self, *, wait_s: float) -> None:
-        """`wait_s`: how long a judgement waits for those of others."""
-        self._child = Sandbox(PROGRAM, wait_s=wait_s)
+        """`wait_s`: how long a validation waits for a free subprocess."""
+        self._sandbox = Sandbox(PROGRAM, wait_s=wait_s)
 
-    async def check_schema(self, schema: dict[str, Any], whose: Tenant) -> None:
-        """Raises Refused for what is no JSON Schema, or takes too long to be read."""
+    async def check_schema(self, schema: dict[str, Any], tenant: Tenant) -> None:
+        """Raises Refused if `schema` is not a valid JSON Schema, takes too long, or no subprocess is free."""
         try:
-            verdict = await self._verdict(schema, b"", whose)
+            verdict = await self._verdict(schema, b"", tenant)
         except SandboxBusy as error:
-            raise Refused("server_busy", f"the JSON Schema was not looked at: {error}. Send it again") from error
+            raise Refused("server_busy", f"the JSON Schema was not checked: {error}. Send the request again") from error
         except SandboxFailed as error:
-            raise Refused("schema_invalid", f"the JSON Schema cannot be used: {error}") from error
+            raise Refused("schema_invalid", f"the JSON Schema cannot be used: {error}. Simplify it") from error
         if verdict.invalid is not None:
-            raise Refused("schema_invalid", f"that is no JSON Schema: {verdict.invalid}")
+            raise Refused("schema_invalid", f"the JSON Schema is invalid: {verdict.invalid}")
 
-    async def find_mismatch(self, schema: dict[str, Any], text: str, whose: Tenant) -> str | None:
-        """Why `text` is not JSON that fits `schema`; None when it is. Raises SandboxFailed when nobody can say."""
-        # No text at all is no JSON, as a blank is none.
-        verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ", whose)
+    async def find_mismatch(self, schema: dict[str, Any], text: str, tenant: Tenant) -> str | None:
+        """Returns why `text` is not JSON that is valid by `schema`, or None if it is. Raises SandboxFailed."""
+        # An empty text is sent as a blank, because the worker takes "no text" as "check the schema only".
+        verdict = await self._verdict(schema, text.encode("utf-8", "replace") or b" ", tenant)
         if verdict.invalid is not None:
-            raise SandboxFailed(f"that is no JSON Schema: {verdict.invalid}")
+            raise SandboxFailed(f"the JSON Schema is invalid: {verdict.invalid}")
         return verdict.misfit
 
-    async def _verdict(self, schema: dict[str, Any], text: bytes, whose: Tenant) -> Verdict:
-        asked = msgspec.json.encode(schema)
-        said = await self._child.run(b"%d\n%b%b" % (len(asked), asked, text), JUDGEMENT_S_MAX, whose)
-        return msgspec.json.decode(said, type=Verdict)
+    async def _verdict(self, schema: dict[str, Any], text: bytes, tenant: Tenant) -> Verdict:
+        encoded = msgspec.json.encode(schema)
+        reply = await self._sandbox.run(b"%d\n%b%b" % (len(encoded), encoded, text), VALIDATION_S_MAX, tenant)
+        return msgspec.json.decode(reply, type=Verdict)

@@ -1,7 +1,4 @@
-"""Structured logging for every process: one line a fact, on standard error; never a prompt, an answer or a key.
-
-`logger` here is Python's kind of log. The turn's log is in `tailrace.proto.nats`.
-"""
+"""Structured logging (structlog) to standard error: one line per event, without prompts, answers and keys."""
 
 import logging
 import sys
@@ -13,7 +10,7 @@ LogFormat = Literal["json", "console"]
 
 
 def configure(role: str, form: LogFormat, level: str = "info") -> None:
-    """Send structlog's lines, and those of the libraries below, to standard error in `form`."""
+    """Sends structlog's lines and the libraries' log records to standard error, in the format `form`."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -22,7 +19,7 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        # Plain: a formatter that shows local variables would show prompts.
+        # Plain tracebacks: a formatter that shows local variables would print prompts.
         else structlog.dev.ConsoleRenderer(
             colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
@@ -43,13 +40,13 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
     foreign.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [foreign]
-    # The libraries' own chatter is not ours to repeat; what they find wrong is.
+    # Only warnings and errors of libraries.
     root.setLevel(logging.WARNING)
 
 
 def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """What somebody else has said is no line break and no command to the terminal that shows it. JSON has its own."""
+    """Escapes control characters of foreign texts, so that they cannot break lines or control the terminal."""
     return {
-        name: told.encode("unicode_escape").decode() if isinstance(told, str) and not told.isprintable() else told
-        for name, told in event.items()
+        name: value.encode("unicode_escape").decode() if isinstance(value, str) and not value.isprintable() else value
+        for name, value in event.items()
     }

@@ -1,4 +1,4 @@
-"""How each of the three processes starts, tells about itself, and stops. What it does in between it brings along."""
+"""Start and stop of the three services: arguments, settings, logging, signals, exit status."""
 
 import argparse
 import asyncio
@@ -24,48 +24,48 @@ from tailrace.proto.runtime import settings as environment
 
 logger = structlog.get_logger()
 
-READY = prometheus_client.Gauge("tailrace_ready", "1 as soon as this process does its work, 0 while it starts")
+READY = prometheus_client.Gauge("tailrace_ready", "1 while this process does its work, 0 while it starts")
 
-EXIT_TROUBLE = 1
+EXIT_ERROR = 1
 EXIT_USAGE = 2
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every process can be told by its environment."""
+    """The settings of every process."""
 
     nats_url: Annotated[
         str,
-        Meta(description="where the log is: nats://USER:PASSWORD@HOST:PORT, several joined by commas"),
+        Meta(description="URLs of the NATS servers: nats://USER:PASSWORD@HOST:PORT, separated by commas"),
     ] = "nats://127.0.0.1:4222"
     metrics_port: Annotated[
-        int, Meta(ge=0, le=65535, description="Prometheus on this loopback port; 0: none, and of `up` free ones")
+        int, Meta(ge=0, le=65535, description="loopback port for Prometheus metrics; 0: no metrics (`up`: a free port)")
     ] = 0
     log_format: Annotated[
-        logging.LogFormat, Meta(description="one line a fact, as json or for a console; on a terminal: console")
+        logging.LogFormat, Meta(description="format of log lines; the default on a terminal is console")
     ] = "json"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="what is less than this is not said")
+        Literal["debug", "info", "warning", "error"], Meta(description="lowest level of log lines")
     ] = "info"
 
 
 S = TypeVar("S", bound=ProcessSettings)
 
 Preflight = Callable[[S], Awaitable[None]]
-"""Raises what the settings alone are wrong about."""
+"""Checks the settings. Raises SettingsInvalid."""
 Probe = Callable[[S], Awaitable[None]]
-"""Raises what is wrong with what only a request would tell; `--check` makes it."""
+"""Checks with a request what the settings alone do not show. Runs with `--check`."""
 Serve = Callable[[S, Connection, asyncio.Event], Awaitable[None]]
-"""Does the work until the event is set."""
+"""Does the process's work until the event is set."""
 
 
 def mark_ready(**facts: object) -> None:
-    """Said by each `serve`, once it does its work: to who reads the lines, and to who asks for the metrics."""
+    """Logs `ready` and sets the metric `tailrace_ready`. Each `serve` calls it once it does its work."""
     logger.info("ready", **facts)
     READY.set(1)
 
 
 async def no_probe(_: object) -> None:
-    """The probe of who needs nothing but the log."""
+    """The probe of processes that need only the log."""
 
 
 def main(
@@ -76,38 +76,40 @@ def main(
     serve: Serve[S],
     probe: Probe[S] = no_probe,
 ) -> int:
-    """Runs a process until SIGTERM or SIGINT; the exit status comes back.
+    """Runs a process until SIGTERM or SIGINT and returns its exit status.
 
-    0 when it was told to stop, 1 when something it needs is away or it broke, 2 when a setting is wrong.
+    0: stopped by a signal. 1: a dependency is unavailable, or an error. 2: a setting is invalid.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tailrace.{role}", description=about)
-    parser.add_argument("--env", action="store_true", help="print every setting: type, default, meaning")
-    parser.add_argument("--check", action="store_true", help="check settings and connections, then leave")
-    asked = parser.parse_args()
-    if asked.env:
+    parser.add_argument("--env", action="store_true", help="print all settings with type, default and meaning")
+    parser.add_argument("--check", action="store_true", help="check settings and connections, then exit")
+    arguments = parser.parse_args()
+    if arguments.env:
         sys.stdout.write(environment.render(settings_type) + "\n")
         return 0
     try:
-        settings = environment.read(settings_type, {**_of_the_terminal(), **os.environ})
+        settings = environment.read(settings_type, {**_terminal_defaults(), **os.environ})
         logging.configure(role, settings.log_format, settings.log_level)
-        uvloop.run(_check(role, settings, preflight, probe) if asked.check else _run(role, settings, preflight, serve))
+        uvloop.run(
+            _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
+        )
     except SettingsInvalid as error:
         sys.stderr.write(f"{role}: {error}\n")
         return EXIT_USAGE
     except TailraceError as error:
-        # What we raise ourselves is a sentence that says what to do; a traceback would hide it.
+        # The message of our own errors says what to do; a traceback would hide it.
         logger.error("stopped", error=str(error))  # noqa: TRY400
-        return EXIT_TROUBLE
+        return EXIT_ERROR
     finally:
-        # No garbage is looked for in what is thrown away as a whole: with the SDK that took 0.3 s of every stop.
+        # Skips the garbage collection at exit, which took 0.3 s with the SDK loaded.
         gc.freeze()
-    if asked.check:
-        sys.stdout.write(f"{role}: settings and connections are fine\n")
+    if arguments.check:
+        sys.stdout.write(f"{role}: settings and connections are valid\n")
     return 0
 
 
-def _of_the_terminal() -> dict[str, str]:
-    """What a person at a terminal need not ask for; what is asked for goes before it."""
+def _terminal_defaults() -> dict[str, str]:
+    """Returns settings for a terminal on standard error. The environment overrides them."""
     return {environment.env_name("log_format"): "console"} if sys.stderr.isatty() else {}
 
 
@@ -138,14 +140,14 @@ async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # A connection that is closed for good ends the process in order; its supervisor starts another (ADR 7).
+    # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
     closing = asyncio.create_task(_set_when_closed(connection, stop))
     try:
         await serve(settings, connection, stop)
     finally:
         closing.cancel()
     if connection.closed.is_set():
-        raise LogUnavailable("NATS closed the connection for good")
+        raise LogUnavailable("NATS closed the connection for good: restart this process")
 
 
 async def _set_when_closed(connection: Connection, stop: asyncio.Event) -> None:

@@ -1,6 +1,6 @@
-"""A program of ours that works on what strangers have written: a process with a time, no environment, and then none.
+"""Runs a helper script in a subprocess with a CPU limit, a timeout and an empty environment.
 
-There are schemas and templates of some hundred bytes that take years, and a thread cannot be stopped.
+For untrusted input: JSON Schemas and templates of some hundred bytes can take years, and a thread cannot be stopped.
 """
 
 import asyncio
@@ -13,36 +13,33 @@ from weakref import WeakValueDictionary
 
 from tailrace.proto.errors import SandboxBusy, SandboxFailed
 
-# Of computing, each; as a program's argument, for it is the program that sets its limit.
+# CPU seconds of a subprocess. Passed as an argument, because the script sets its own limit.
 CPU_S_MAX = 3
-# Two cores may have other things to do.
+# On a machine with few cores, more subprocesses would take CPU from the streams.
 PROCESSES_MAX = 3
-# So that a tenant whose are slow keeps no other one waiting.
+# One tenant's slow inputs must not occupy all subprocesses.
 PROCESSES_TENANT_MAX = 2
 
 
 class Sandbox:
-    """At most AT_ONCE_MAX of them at once, OF_ONE_MAX of them for one tenant; whoever else wants one waits, a while.
-
-    Each takes 50 to 150 ms of CPU.
-    """
+    """Runs a script in at most PROCESSES_MAX subprocesses (PROCESSES_TENANT_MAX a tenant), 50 to 150 ms each."""
 
     def __init__(self, program: Path, *, wait_s: float) -> None:
-        """`program` is run as a file, and imports nothing of Tailrace. `wait_s`: how long one waits to be begun.
+        """`program` is run as a file with its CPU limit in seconds as argument; it imports nothing of Tailrace.
 
-        Its argument is how many seconds it may compute.
+        `wait_s`: how long a run waits for a free subprocess.
         """
         self._command = (sys.executable, "-I", str(program))
         self._wait_s = wait_s
-        self._room = asyncio.Semaphore(PROCESSES_MAX)
+        self._all = asyncio.Semaphore(PROCESSES_MAX)
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def run(self, told: bytes, within_s: float, whose: str) -> bytes:
-        """What it says to `told`, for the tenant `whose`; raises SandboxFailed when it takes longer, or breaks.
+    async def run(self, data: bytes, timeout_s: float, tenant: str) -> bytes:
+        """Returns the script's output for the input `data`. Raises SandboxFailed if it is too slow or crashes.
 
-        Raises SandboxBusy when it could not be begun.
+        Raises SandboxBusy if no subprocess was free within `wait_s`.
         """
-        async with self._place(whose):
+        async with self._slot(tenant):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -53,31 +50,31 @@ class Sandbox:
                     env={},
                 )
             except OSError as error:
-                raise SandboxFailed(f"no process could be started: {error}") from error
+                raise SandboxFailed(f"the subprocess could not be started: {error}") from error
             try:
-                async with asyncio.timeout(within_s):
-                    said, _ = await process.communicate(told)
+                async with asyncio.timeout(timeout_s):
+                    output, _ = await process.communicate(data)
             except TimeoutError as error:
-                raise SandboxFailed(f"it takes more than {within_s:.0f} s") from error
+                raise SandboxFailed(f"it takes more than {timeout_s:.0f} s") from error
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
         if process.returncode == -SIGXCPU:
-            raise SandboxFailed("it takes more computing than it may")
+            raise SandboxFailed(f"it takes more than {CPU_S_MAX} s of CPU time")
         if process.returncode:
-            raise SandboxFailed(f"what works on it broke with status {process.returncode}")
-        return said
+            raise SandboxFailed(f"the subprocess failed with status {process.returncode}")
+        return output
 
     @asynccontextmanager
-    async def _place(self, whose: str) -> AsyncIterator[None]:
-        share = self._shares.setdefault(whose, asyncio.Semaphore(PROCESSES_TENANT_MAX))
+    async def _slot(self, tenant: str) -> AsyncIterator[None]:
+        share = self._shares.setdefault(tenant, asyncio.Semaphore(PROCESSES_TENANT_MAX))
         async with AsyncExitStack() as held:
             try:
-                # A few tenants whose are all slow could keep everybody else waiting for as long as they like.
+                # Without a timeout, a few tenants with slow inputs could make all others wait for ever.
                 async with asyncio.timeout(self._wait_s):
                     await held.enter_async_context(share)
-                    await held.enter_async_context(self._room)
+                    await held.enter_async_context(self._all)
             except TimeoutError as error:
-                raise SandboxBusy(f"others' were in the way for {self._wait_s:g} s") from error
+                raise SandboxBusy(f"no subprocess was free within {self._wait_s:g} s") from error
             yield

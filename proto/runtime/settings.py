@@ -1,7 +1,7 @@
-"""Settings are a frozen Struct read from the environment once; this file reads it and prints its table.
+"""Reads settings Structs from environment variables and prints them as a table.
 
-Each service declares its own Struct in its `settings.py`. The environment name of a field is `TAILRACE_` and the
-field's name in capitals. `Annotated[..., Meta(description=...)]` says in one line why a field is there.
+Each service declares a frozen Struct in its `settings.py`. The variable of a field is `TAILRACE_` and the field's name
+in capitals. `Annotated[..., Meta(description=...)]` gives the field's meaning in one line.
 """
 
 import math
@@ -14,14 +14,14 @@ import msgspec
 from tailrace.proto.errors import SettingsInvalid
 
 PREFIX = "TAILRACE_"
-# Names that other programs have made standard are taken as they are.
+# Variables that other programs use under the same name.
 STANDARD_NAMES = {"anthropic_api_key": "ANTHROPIC_API_KEY", "anthropic_base_url": "ANTHROPIC_BASE_URL"}
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
-    """The settings of `kind` from `environ`; raises SettingsInvalid with the variable's name and what it may be."""
+    """Reads the settings of `kind` from `environ`. Raises SettingsInvalid with the variable and its valid values."""
     given = {f.name: environ[env_name(f.name)] for f in msgspec.structs.fields(kind) if env_name(f.name) in environ}
     hints = get_type_hints(kind)
     for name, text in given.items():
@@ -29,16 +29,14 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
             value = getattr(convert(kind, {name: text}), name)
         except msgspec.ValidationError as error:
             why = str(error).removesuffix(f" - at `$.{name}`")
-            raise SettingsInvalid(f"{env_name(name)}: {why}; it is {describe_values(hints[name])}") from error
+            raise SettingsInvalid(f"{env_name(name)}: {why}; expected {describe_values(hints[name])}") from error
         if isinstance(value, float) and not math.isfinite(value):
-            raise SettingsInvalid(
-                f"{env_name(name)}: {text} is no number that ends; it is {describe_values(hints[name])}"
-            )
+            raise SettingsInvalid(f"{env_name(name)}: {text} is not finite; expected {describe_values(hints[name])}")
     return convert(kind, given)
 
 
 def describe_values(kind: object) -> str:
-    """What a setting of that type may be, in words."""
+    """Describes the valid values of a setting of type `kind`."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")  # type: ignore[call-overload,no-any-return]
@@ -49,10 +47,10 @@ def convert(kind: type[S], given: Mapping[str, str]) -> S:
 
 
 def from_text(kind: type, text: str) -> object:
-    """What msgspec does not make of a text by itself: a path."""
+    """msgspec's decoding hook: converts a text to a Path."""
     if kind is Path:
         return Path(text)
-    raise NotImplementedError(f"no setting can be a {kind.__name__}")
+    raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
 
 
 def env_name(field: str) -> str:
@@ -60,7 +58,7 @@ def env_name(field: str) -> str:
 
 
 def table(kind: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
-    """One row a setting: environment name, type, default, meaning."""
+    """Returns a row per setting: variable, type, default, meaning."""
     plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     return [
         (env_name(f.name), type_name(plain[f.name]), default_text(f.default), meaning(annotated[f.name]))
@@ -69,7 +67,7 @@ def table(kind: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
 
 
 def render(kind: type[msgspec.Struct]) -> str:
-    """The table as text for `--env`."""
+    """Returns the table as text for `--env`."""
     return "\n".join(f"{name}  ({type_}, default {default})\n    {why}" for name, type_, default, why in table(kind))
 
 

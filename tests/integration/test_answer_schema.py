@@ -22,7 +22,7 @@ from tests.processes import Process
 from tests.promises import Connected
 from tests.reading import read
 from tests.saying import SAYS, data
-from tests.unit.test_judge import SLOW_TO_READ, doubling
+from tests.unit.test_json_schema import SLOW_TO_READ, doubling
 from tests.until import until
 
 SCHEMA = {"type": "object", "properties": {"km": {"type": "integer"}}, "required": ["km"]}

@@ -17,7 +17,7 @@ from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.receiving import Got, Receiver, hang, status
 from tests.stopping import stop
-from tests.unit.test_destination import NO_URL, NOT_HTTPS, NOT_PUBLIC
+from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 LOOPBACK = frozenset({"127.0.0.1"})
 NAMED = frozenset({"hooks.test"})

@@ -32,7 +32,7 @@ from tests.integration.conftest import NewGateway
 from tests.persisting import Persistence
 from tests.processes import persistence as process
 from tests.receiving import Got, Receiver, hang, status
-from tests.unit.test_destination import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
+from tests.unit.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 from tests.until import until
 from tests.writing import Writer
 

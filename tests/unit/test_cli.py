@@ -8,7 +8,7 @@ from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.ports import find_free
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.main import EXIT_TROUBLE, EXIT_USAGE
+from tailrace.proto.runtime.main import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
 
@@ -63,7 +63,7 @@ def test_a_nats_that_is_away_is_one_sentence(
 ) -> None:
     """On standard error, with nothing of the library's own before it: standard output is what a program reads."""
     monkeypatch.setenv("TAILRACE_NATS_URL", f"nats://127.0.0.1:{find_free(1)[0]}")
-    assert main(["keys", "list"]) == EXIT_TROUBLE
+    assert main(["keys", "list"]) == EXIT_ERROR
     said = capfd.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
 

@@ -1,4 +1,4 @@
-"""How settings are read and shown; what each process has is in its own `settings.py`."""
+"""Reading settings from the environment, and printing them as a table."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,13 +19,13 @@ class Settings(msgspec.Struct, frozen=True):
     anthropic_api_key: Annotated[str, msgspec.Meta(description="Claude's key")] = ""
 
 
-def test_nothing_given_is_the_defaults() -> None:
-    """A laptop needs no setting at all; what belongs to others is not looked at."""
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """Unknown variables are ignored."""
     assert read(Settings, {"PATH": "x", "TAILRACE_OTHER": "y"}) == Settings()
 
 
-def test_settings_are_read_by_their_names_in_capitals() -> None:
-    """TAILRACE_ and the field's name, but Anthropic's own names as everybody knows them."""
+def test_variables_are_tailrace_and_the_field_in_capitals() -> None:
+    """Except Anthropic's variables, which keep their names."""
     environ = {
         "TAILRACE_NATS_URL": "nats://h:1",
         "TAILRACE_GRACE_S": "0.5",
@@ -47,15 +47,15 @@ def test_settings_are_read_by_their_names_in_capitals() -> None:
         ("TAILRACE_LOG_FORMAT", "xml", "xml"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(name: str, text: str, says: str) -> None:
-    """The message names the variable and what is wrong with it, and nothing of the program's inside."""
+def test_an_invalid_value_is_refused_with_the_variables_name(name: str, text: str, says: str) -> None:
+    """The message has the variable and the reason, and no internal path."""
     with pytest.raises(SettingsInvalid, match=f"^{name}: .*{says}") as refused:
         read(Settings, {name: text})
     assert "$." not in str(refused.value)
 
 
-def test_a_path_is_a_setting_like_any_other() -> None:
-    """Where a file is kept is read as a path, which msgspec does not do by itself."""
+def test_a_path_field_is_read_as_a_path() -> None:
+    """msgspec needs a hook for it."""
 
     class Kept(msgspec.Struct, frozen=True):
         database: Annotated[Path, msgspec.Meta(description="the file")] = Path("a.db")
@@ -64,8 +64,8 @@ def test_a_path_is_a_setting_like_any_other() -> None:
     assert read(Kept, {}) == Kept()
 
 
-def test_the_table_has_a_row_for_each_setting() -> None:
-    """Name, type, default, meaning; an empty default is none."""
+def test_table_has_a_row_for_each_setting() -> None:
+    """Variable, type, default, meaning; an empty default is shown as none."""
     assert table(Settings) == [
         ("TAILRACE_NATS_URL", "str", "nats://127.0.0.1:4222", "where NATS is"),
         ("TAILRACE_GRACE_S", "float", "8.0", "how long to wait"),
@@ -76,6 +76,6 @@ def test_the_table_has_a_row_for_each_setting() -> None:
     ]
 
 
-def test_the_table_is_printed_for_people() -> None:
-    """`--env` prints two lines a setting."""
+def test_render_prints_two_lines_per_setting() -> None:
+    """The output of `--env`."""
     assert "TAILRACE_TURNS_MAX  (int, default 100)\n    how many at once" in render(Settings)

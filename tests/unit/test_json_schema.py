@@ -1,4 +1,4 @@
-"""Whether a text fits a schema: the judge is the real process, and the schemas are also those of nobody's friends."""
+"""Schema checks in the real subprocess, also with hostile schemas."""
 
 import asyncio
 from typing import Any
@@ -21,14 +21,14 @@ RIVER = {
 
 
 def doubling(levels: int) -> dict[str, Any]:
-    """Each level asks twice for the one below: some hundred bytes, and 2 ** `levels` questions."""
+    """Returns a schema in which each level refers twice to the next: 2 ** `levels` checks."""
     named: dict[str, Any] = {"a0": {"type": "string"}}
     for level in range(1, levels + 1):
         named[f"a{level}"] = {"allOf": [{"$ref": f"#/$defs/a{level - 1}"}] * 2}
     return {"$ref": f"#/$defs/a{levels}", "$defs": named}
 
 
-# What already takes for ever to be read.
+# Takes practically for ever to compile.
 SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
 
 
@@ -49,14 +49,14 @@ SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
         ("", "it is not JSON"),
     ],
 )
-async def test_a_text_fits_or_is_told_why_not(text: str, said: str | None) -> None:
-    """The whole text is the JSON: what is around it would be in everybody's way."""
+async def test_find_mismatch_says_why_a_text_is_invalid(text: str, said: str | None) -> None:
+    """The whole text must be JSON, without surrounding prose."""
     misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(RIVER, text, ACME)
     assert misfit is None if said is None else misfit is not None and said in misfit
 
 
-async def test_what_is_wrong_is_told_in_a_few_words() -> None:
-    """It goes into the log and to the model, and an answer may be as long as it likes."""
+async def test_a_mismatch_message_is_short() -> None:
+    """It is stored in the log and sent to the model."""
     misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(
         {"items": {"type": "string"}}, "[" + ",".join(["1" * 500] * 900) + "]", ACME
     )
@@ -79,17 +79,17 @@ async def test_what_is_wrong_is_told_in_a_few_words() -> None:
         SLOW_TO_READ,
     ],
 )
-async def test_what_is_no_schema_is_refused(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that is, and cannot be read in time."""
-    monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 1.0)
+async def test_invalid_schemas_are_refused(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also schemas that take too long to compile."""
+    monkeypatch.setattr(json_schema, "VALIDATION_S_MAX", 1.0)
     with pytest.raises(Refused) as refused:
         await SchemaChecker(wait_s=LONG_S).check_schema(schema, ACME)
     assert refused.value.code == "schema_invalid"
 
 
 @pytest.mark.parametrize("name", ["draft-07/schema#", "draft-04/schema#"])
-async def test_older_drafts_are_schemas(name: str) -> None:
-    """What several clients' libraries write by themselves."""
+async def test_older_drafts_are_accepted(name: str) -> None:
+    """Some client libraries still write them."""
     await SchemaChecker(wait_s=LONG_S).check_schema(
         {"$schema": f"http://json-schema.org/{name}", "type": "object"}, ACME
     )
@@ -97,8 +97,8 @@ async def test_older_drafts_are_schemas(name: str) -> None:
 
 @pytest.mark.rule("R60")
 @pytest.mark.rule("S10")
-async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
-    """Somebody who listens at its address hears nothing."""
+async def test_references_are_not_fetched() -> None:
+    """A server at the reference's address receives no connection."""
     heard = asyncio.Event()
     server = await asyncio.start_server(lambda *_: heard.set(), "127.0.0.1", 0)
     async with server:
@@ -110,55 +110,55 @@ async def test_nothing_that_a_schema_refers_to_is_fetched() -> None:
 
 
 @pytest.mark.usefixtures("one_cpu_second")
-async def test_a_judgement_without_end_stops_nobody() -> None:
-    """The loop goes on, others are judged meanwhile, and its process is killed."""
-    judging = SchemaChecker(wait_s=LONG_S)
-    slow = asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME))
-    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+async def test_an_endless_check_does_not_block_others() -> None:
+    """The event loop runs on, other checks finish, and the endless one is killed."""
+    checker = SchemaChecker(wait_s=LONG_S)
+    slow = asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME))
+    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     assert not slow.done()
     with pytest.raises(SandboxFailed):
         await slow
 
 
 @pytest.mark.usefixtures("one_cpu_second")
-async def test_who_waits_for_those_without_end_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is room for a few at once, and each leaves it in time."""
-    monkeypatch.setattr(json_schema, "JUDGEMENT_S_MAX", 2.0)
-    judging = SchemaChecker(wait_s=LONG_S)
-    slow = [asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(PROCESSES_MAX)]
-    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+async def test_a_check_waits_for_endless_checks_to_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All subprocesses are occupied; each ends at its timeout."""
+    monkeypatch.setattr(json_schema, "VALIDATION_S_MAX", 2.0)
+    checker = SchemaChecker(wait_s=LONG_S)
+    slow = [asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(PROCESSES_MAX)]
+    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
     for one in slow:
         with pytest.raises(SandboxFailed):
             await one
 
 
-async def test_who_sends_many_without_end_keeps_no_other_tenant_waiting() -> None:
-    """One tenant's wait for one another, and leave room."""
-    judging = SchemaChecker(wait_s=LONG_S)
-    slow = [asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(2 * PROCESSES_MAX)]
-    # They stand before it.
+async def test_one_tenants_endless_checks_do_not_delay_another_tenant() -> None:
+    """One tenant may not occupy all subprocesses."""
+    checker = SchemaChecker(wait_s=LONG_S)
+    slow = [asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(2 * PROCESSES_MAX)]
+    # The slow checks queue first.
     await asyncio.sleep(0)
-    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', BETA) is None
+    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', BETA) is None
     assert not any(one.done() for one in slow)
     for one in slow:
         one.cancel()
     await asyncio.wait(slow)
 
 
-async def test_a_judgement_that_nobody_waits_for_is_over() -> None:
-    """Its process goes with whoever asked, and its room is another's."""
-    judging = SchemaChecker(wait_s=LONG_S)
+async def test_cancelling_a_check_frees_its_subprocess() -> None:
+    """The process is killed, and its slot is free."""
+    checker = SchemaChecker(wait_s=LONG_S)
     for _ in range(PROCESSES_MAX + 1):
-        asking = asyncio.create_task(judging.find_mismatch(doubling(60), '"x"', ACME))
-        await asyncio.wait({asking}, timeout=0.2)
-        asking.cancel()
-        await asyncio.wait({asking})
-    assert await judging.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
+        check = asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME))
+        await asyncio.wait({check}, timeout=0.2)
+        check.cancel()
+        await asyncio.wait({check})
+    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(a+)+(?=b)b$", "^(?=(a+))\\1+b$"])
-async def test_a_pattern_that_is_tried_in_many_ways_ends(pattern: str) -> None:
-    """With an answer or without one."""
+async def test_backtracking_patterns_end_in_time(pattern: str) -> None:
+    """With a result or with SandboxFailed."""
     async with asyncio.timeout(10):
         try:
             await SchemaChecker(wait_s=LONG_S).find_mismatch({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
