@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Frame
-from tailrace.proto import entries, events
-from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored, Unknown
+from tailrace.proto import entries
+from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.event_stream import parse
-from tests.handwritten import NOON, Handwritten, answered, attempt, closing, event, junk, opening, raw, request
+from tests.handwritten import NOON, Handwritten, closing, junk, opening, raw
 from tests.reading import data, rendered, told
 from tests.saying import SAYS
 
@@ -52,101 +51,9 @@ def failing() -> Handwritten:
     return log
 
 
-DELTA = events.BlockDelta(0, events.TextDelta('a "b"\n🌊'))
 START = Handwritten()
 START.ask()
 START.take()
-DONE = ended(answered("hi"))
-
-
-@pytest.mark.parametrize(
-    ("entry", "shown"),
-    [
-        (request(), {"type": "start", "turn": "turn-1", "session": "session-1", "model": "claude-sonnet-5-5"}),
-        (attempt(START.chain), None),
-        (attempt(START.chain, "continue"), None),
-        (attempt(START.chain, "restart"), {"type": "reset"}),
-        (event(START.chain, DELTA), {"type": "delta", "text": 'a "b"\n🌊'}),
-        (event(START.chain, DELTA, is_hidden=True), None),
-        (
-            event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))),
-            {"type": "thinking", "text": "hm"},
-        ),
-        (
-            event(START.chain, events.BlockStart(2, {"type": "tool_use", "id": "t1", "name": "look", "input": {}})),
-            {"type": "tool_use", "index": 2, "id": "t1", "name": "look"},
-        ),
-        (
-            event(START.chain, events.BlockDelta(2, events.InputJsonDelta('{"a'))),
-            {"type": "tool_use", "index": 2, "partial_json": '{"a'},
-        ),
-        (event(START.chain, events.BlockStart(0, {"type": "text", "text": ""})), None),
-        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), {"type": "delta", "text": "ab"}),
-        (event(START.chain, events.BlockStop(0)), None),
-        (event(START.chain, opening()[0]), None),
-        (an_event({"type": "newer_event"}), None),
-        (an_event({"type": "content_block_delta", "index": 0, "delta": {"type": "newer_delta"}}), None),
-        (an_event([]), None),
-        (Unknown(prev=Seq(1), attempt=1), None),
-        (
-            DONE,
-            {
-                "type": "done",
-                "outcome": "completed",
-                "stop_reason": "end_turn",
-                "usage": {"input_tokens": 10, "output_tokens": 1},
-                "usage_is_estimated": False,
-                "cost_usd": 0.00003,
-                "text_chars": 2,
-                "text_sha256": "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4",
-            },
-        ),
-        (
-            ended(failing()),
-            {
-                "type": "error",
-                "code": "backend_overloaded",
-                "message": "Claude is overloaded",
-                "usage": {"input_tokens": 10, "output_tokens": 2},
-                "usage_is_estimated": True,
-                "cost_usd": 0.00004,
-                "text_chars": 4,
-                "text_sha256": "a11ae06469c63740d7b0ecf802f282a0d46e94f31a654dfcd3c0dc6dc277f904",
-            },
-        ),
-    ],
-    ids=range(19),
-)
-def test_an_entry_in_tailrace(entry: Entry, shown: dict[str, Any] | None) -> None:
-    """The table at the top of the dialect, row by row. How soon to come back is said by no entry."""
-    made = frame("tailrace", entry)
-    if shown is None:
-        assert made == Frame()
-        return
-    (sent,) = parse(made.data)
-    assert (json.loads(sent.data), sent.id, sent.event, made.is_break) == (shown, 7, "", False)
-    assert sent.retry_ms is None
-
-
-@pytest.mark.parametrize(
-    ("entry", "shown"),
-    [
-        (request(), Frame()),
-        (attempt(START.chain, "continue"), Frame()),
-        (attempt(START.chain, "restart"), Frame(is_break=True)),
-        (event(START.chain, DELTA), Frame(text='a "b"\n🌊'.encode())),
-        (event(START.chain, DELTA, is_hidden=True), Frame()),
-        (event(START.chain, events.BlockStart(0, {"type": "text", "text": "ab"})), Frame(text=b"ab")),
-        (event(START.chain, events.BlockDelta(0, events.ThinkingDelta("hm"))), Frame()),
-        (an_event([]), Frame()),
-        (DONE, Frame()),
-        (ended(failing()), Frame(is_break=True)),
-    ],
-    ids=range(10),
-)
-def test_an_entry_in_bare_text(entry: Entry, shown: Frame) -> None:
-    """Text and nothing else; what it has no word for breaks the connection off."""
-    assert frame("text", entry) == shown
 
 
 @pytest.mark.parametrize(
@@ -191,41 +98,6 @@ def test_what_nobody_can_read_breaks_no_stream(newer: bytes) -> None:
     told = frame("anthropic", entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(start))).data
     assert b'"id":"msg_turn-1"' in told
     assert newer in told
-
-
-def test_an_end_in_anthropic_is_message_delta_and_message_stop() -> None:
-    """One entry, two events, one id: the usage of all the turn's calls, each count by name, also one that is 0."""
-    delta, stop = parse(frame("anthropic", DONE).data)
-    assert (delta.event, delta.id, stop.event, stop.id) == ("message_delta", None, "message_stop", 7)
-    assert json.loads(delta.data) == {
-        "type": "message_delta",
-        "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-        "usage": {
-            "input_tokens": 10,
-            "output_tokens": 1,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-        },
-    }
-    assert frame("anthropic", event(START.chain, closing(1)[1])) == Frame()
-
-
-def test_a_messages_id_leads_to_its_turn_in_anthropic() -> None:
-    """Whichever call of the model told it: in the stream, as one body, and from the database."""
-    (start,) = parse(frame("anthropic", event(START.chain, opening()[0])).data)
-    record = archived(answered("hi"))
-    (first, *_) = parse(DIALECTS["anthropic"].render_record(record, 0).data)
-    whole = ANTHROPIC.render_json
-    assert whole is not None
-    ids = [json.loads(start.data)["message"]["id"], json.loads(first.data)["message"]["id"]]
-    assert [*ids, json.loads(whole(record))["id"]] == ["msg_turn-1"] * 3
-
-
-def test_a_restart_in_anthropic_breaks_the_stream_off_behind_its_cursor() -> None:
-    """Its clients pass over a ping; one that comes back with its id is told the new answer."""
-    made = frame("anthropic", attempt(START.chain, "restart"))
-    (sent,) = parse(made.data)
-    assert (sent.event, sent.data, sent.id, made.is_break) == ("ping", '{"type":"ping"}', 7, True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage
-from tests.citing import CITATIONS, PAGE, RESULT
+from tests.citing import CITATIONS
 from tests.event_stream import parse
 from tests.handwritten import MODEL, NOON, Handwritten, opening
 from tests.made_up import MadeUp, logs
@@ -92,86 +92,6 @@ def deltas(log: Handwritten) -> list[dict[str, Any]]:
 
 def is_done(log: Handwritten) -> bool:
     return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in rendered(KEY, log.stored, CHAT))
-
-
-def test_an_answer_in_chunks() -> None:
-    """Thoughts, text, a call in pieces and one without arguments: as OpenAI's clients read them."""
-    log = begun()
-    log.hear(*thinking(0, "hm"), *text(1, "a", "b"), *tool(2, '{"q":', "1}"), *tool(3))
-    ended(log, "tool_use")
-
-    def call(index: int, **function: str) -> dict[str, Any]:
-        return {"tool_calls": [{"index": index, "function": function}]}
-
-    def opened(index: int, block: int) -> dict[str, Any]:
-        function = {"name": "look", "arguments": ""}
-        return {"tool_calls": [{"index": index, "id": f"toolu_{block}", "type": "function", "function": function}]}
-
-    assert deltas(log) == [
-        {"role": "assistant", "content": ""},
-        {"reasoning_content": "hm"},
-        {"content": "a"},
-        {"content": "b"},
-        opened(0, 2),
-        call(0, arguments='{"q":'),
-        call(0, arguments="1}"),
-        opened(1, 3),
-        call(1, arguments="{}"),
-        {},
-    ]
-    last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
-    assert chunks(log)[-1] == HEAD | {"choices": [last], "cursor": log.stored[-1].seq}
-    assert is_done(log)
-
-
-def test_what_claude_cites_are_annotations() -> None:
-    """Pages, once, when all is said; each marks in the whole message what was said of it. Files have no word here."""
-    log = begun()
-    log.hear(*text(0, "Not "), *text(1, "wa", "ter 🌊", citations=CITATIONS), *text(2, " runs.", citations=[PAGE]))
-    ended(log)
-
-    def cited(url: str, title: str, start: int, end: int) -> dict[str, Any]:
-        page = {"url": url, "title": title, "start_index": start, "end_index": end}
-        return {"type": "url_citation", "url_citation": page}
-
-    annotations = [
-        cited(PAGE["url"], "Rivers", 4, 11),
-        cited(RESULT["source"], "", 4, 11),
-        cited(PAGE["url"], "Rivers", 11, 17),
-    ]
-    assert deltas(log)[-2:] == [{"annotations": annotations}, {}]
-    message = json.loads(render_completion(record_from_fold(KEY, log.turn)))["choices"][0]["message"]
-    assert message["annotations"] == annotations
-    assert message["content"][4:11] == "water 🌊"
-    assert message["content"] == "Not water 🌊 runs."
-
-
-def test_an_answer_that_begins_anew_cites_nothing_of_the_old() -> None:
-    """Neither its sources nor where they stood."""
-    log = begun()
-    log.hear(*text(0, "old", citations=[PAGE]))
-    log.take("restart")
-    log.hear(opening()[0], *text(0, "new", citations=[PAGE]))
-    ended(log)
-    [cited] = chunks(log)[-2]["choices"][0]["delta"]["annotations"]
-    assert (cited["url_citation"]["start_index"], cited["url_citation"]["end_index"]) == (0, 3)
-
-
-def test_the_usage_comes_last_when_it_is_asked_for() -> None:
-    """A chunk without choices; in the others it is null."""
-    log = begun()
-    log.hear(*text(0, "a"))
-    ended(log)
-    *others, last = chunks(log, COUNTED)
-    assert {chunk["usage"] for chunk in others} == {None}
-    usage = {
-        "prompt_tokens": 10,
-        "completion_tokens": 3,
-        "total_tokens": 13,
-        "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-    }
-    assert last == HEAD | {"choices": [], "usage": usage, "cursor": log.stored[-1].seq}
-    assert [{**chunk, "usage": None} for chunk in chunks(log)][:-1] == others[:-1]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.citing import CITATIONS, FILE, PAGE, RESULT
+from tests.citing import CITATIONS
 from tests.event_stream import parse
 from tests.handwritten import Handwritten, answered, junk, opening
 from tests.made_up import TEXTS
@@ -268,34 +268,6 @@ def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handw
     assert "".join(whole) == log.turn.text
 
 
-def test_what_claude_cites_are_annotations() -> None:
-    """Pages and files, when their text is whole, at its place; a place in a document without a file is none."""
-    log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0])
-    block(log, 0, "text", "Not this.")
-    block(log, 1, "cited text", "Water ", "runs. 🌊")
-    log.hear(events.MessageDelta(events.StopReason("end_turn")))
-    log.end()
-    sent = told(log.stored)
-    place = {"start_index": 0, "end_index": 13}
-    annotations = [
-        {"type": "url_citation", "url": PAGE["url"], "title": "Rivers", **place},
-        {"type": "url_citation", "url": RESULT["source"], "title": "", **place},
-        {"type": "file_citation", "file_id": FILE["file_id"], "filename": "rivers.pdf", "index": 13},
-    ]
-    added = [event for event in sent if event["type"] == "response.output_text.annotation.added"]
-    assert [event["annotation"] for event in added] == annotations
-    assert [(event["output_index"], event["annotation_index"]) for event in added] == [(1, 0), (1, 1), (1, 2)]
-    [first, second] = sent[-1]["response"]["output"]
-    assert first["content"][0]["annotations"] == []
-    assert second["content"][0]["annotations"] == annotations
-    assert [event["part"] for event in sent if event["type"] == "response.content_part.done"][1] == second["content"][0]
-    after = [event["type"] for event in sent[sent.index(added[-1]) :]]
-    assert after[1:3] == ["response.output_text.done", "response.content_part.done"]
-
-
 @given(st.lists(TEXTS, max_size=5))
 def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[str]) -> None:
     """A client that drops by number what it has seen (the SDK's `.stream`) does not drop the end."""
@@ -305,74 +277,6 @@ def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[
     ]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
-
-
-def test_an_answer_of_all_kinds() -> None:
-    """Item by item, as OpenAI's reference has it; a block without a word for it leaves no gap."""
-    log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0])
-    block(log, 0, "thinking", "hm", "m")
-    block(log, 1, "redacted_thinking")
-    block(log, 2, "text", "a", "", "b")
-    block(log, 3, "tool_use", '{"x"', ":1}")
-    block(log, 4, "newer")
-    block(log, 5, "nameless", "{}")
-    block(log, 6, "tool_use")
-    log.hear(events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=7)))
-    log.end()
-    sent = told(log.stored)
-    assert [(event["type"].removeprefix("response."), event.get("delta")) for event in sent] == [
-        ("created", None),
-        ("in_progress", None),
-        ("output_item.added", None),
-        ("reasoning_summary_part.added", None),
-        ("reasoning_summary_text.delta", "hm"),
-        ("reasoning_summary_text.delta", "m"),
-        ("reasoning_summary_text.done", None),
-        ("reasoning_summary_part.done", None),
-        ("output_item.done", None),
-        ("output_item.added", None),
-        ("output_item.done", None),
-        ("output_item.added", None),
-        ("content_part.added", None),
-        ("output_text.delta", "a"),
-        ("output_text.delta", "b"),
-        ("output_text.done", None),
-        ("content_part.done", None),
-        ("output_item.done", None),
-        ("output_item.added", None),
-        ("function_call_arguments.delta", '{"x"'),
-        ("function_call_arguments.delta", ":1}"),
-        ("function_call_arguments.done", None),
-        ("output_item.done", None),
-        ("output_item.added", None),
-        ("function_call_arguments.delta", "{}"),
-        ("function_call_arguments.done", None),
-        ("output_item.done", None),
-        ("completed", None),
-    ]
-    assert [event["output_index"] for event in sent if event["type"] == "response.output_item.done"] == [0, 1, 2, 3, 4]
-    thought, hidden, said, called, called_without = sent[-1]["response"]["output"]
-    assert thought == {
-        "id": "rs_turn-1_0",
-        "type": "reasoning",
-        "status": "completed",
-        "summary": [{"type": "summary_text", "text": "hmm"}],
-        "encrypted_content": "c2ln",
-    }
-    assert (hidden["id"], hidden["encrypted_content"]) == ("rs_turn-1_1", "redacted_thinking:c2VjcmV0")
-    assert (said["id"], said["content"][0]["text"]) == ("msg_turn-1_2", "ab")
-    assert called == {
-        "id": "fc_turn-1_3",
-        "type": "function_call",
-        "status": "completed",
-        "call_id": "toolu_3",
-        "name": "look",
-        "arguments": '{"x":1}',
-    }
-    assert called_without["arguments"] == "{}"
 
 
 def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:

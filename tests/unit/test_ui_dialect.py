@@ -18,13 +18,12 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.event_stream import parse
-from tests.handwritten import MODEL, Handwritten, opening
+from tests.handwritten import Handwritten, opening
 from tests.saying import ui as said
 from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
-PLACE = {"turn": "turn-1", "session": "session-1"}
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 WEB = {"type": "web_search_result_location", "url": "https://a", "title": "A", "cited_text": "a"}
 PAGE = {"type": "page_location", "document_title": None, "start_page_number": 1}
@@ -56,15 +55,6 @@ def taken(*events_: events.Event) -> Handwritten:
 def shown(*events_: events.Event) -> list[Chunk]:
     """What those add to the opening."""
     return chunks(sent(taken(*events_)))[3:]
-
-
-def test_a_turn_opens_with_its_names() -> None:
-    """The message's id is the turn's: whoever reads it again replaces what it has."""
-    start, place, step = chunks(sent(taken()))
-    metadata = {**PLACE, "model": MODEL, "asked_at": "2026-01-01T12:00:01Z"}
-    assert start == {"type": "start", "messageId": "msg_turn-1", "messageMetadata": metadata}
-    assert place == {"type": "data-tailrace", "id": "turn-1", "data": PLACE}
-    assert step == {"type": "start-step"}
 
 
 @pytest.mark.parametrize(
@@ -208,16 +198,6 @@ def test_every_end_has_a_finish(outcome: Any, stop_reason: str | None, want: lis
     (metadata,) = [chunk["messageMetadata"] for chunk in ending if "messageMetadata" in chunk]
     assert (metadata["outcome"], metadata["usage_is_estimated"]) == (outcome, True)
     assert parse(data)[-1].data == "[DONE]"
-
-
-def test_what_began_anew_forgets_what_was_open() -> None:
-    """The new answer's blocks have the same numbers."""
-    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
-    log.take("restart")
-    log.hear(*opening())
-    log.say("whole")
-    assert [chunk["type"] for chunk in chunks(sent(log))[5:]] == ["reset-step", "text-start", "text-delta"]
-    assert said(sent(log)) == "whole"
 
 
 def test_what_began_anew_and_said_nothing_closes_nothing() -> None:

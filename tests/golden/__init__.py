@@ -1,0 +1,79 @@
+"""Golden files of the dialects: the entries of a turn (CASE.jsonl), and what each dialect renders (CASE.DIALECT.txt).
+
+A line of CASE.jsonl is one stored entry: its sequence, time, kind and content. CASE.DIALECT.txt has up to three parts:
+the stream of a reader that was there from the start, the turn from the database, and the JSON body of a request
+without streaming. `python -m tests.golden --update` writes the .txt files again; review the difference before you
+commit it.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.clients.dialect import Dialect, Frame
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto import entries
+from tailrace.proto.entries import Stored
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import record_from_fold
+from tailrace.proto.subjects import TurnKey
+
+FOLDER = Path(__file__).parent
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+CASES = sorted(path.stem for path in FOLDER.glob("*.jsonl"))
+BREAK = "[the connection is broken off]\n"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line of a .jsonl file."""
+
+    seq: int
+    at: datetime
+    kind: str
+    entry: msgspec.Raw
+
+
+def read_case(case: str) -> list[Stored]:
+    """Returns the entries of a case."""
+    lines = (FOLDER / f"{case}.jsonl").read_bytes().splitlines()
+    parsed = (msgspec.json.decode(line, type=Line) for line in lines)
+    return [Stored(Seq(line.seq), line.at, entries.decode(line.kind, bytes(line.entry))) for line in parsed]
+
+
+def golden_path(case: str, dialect: str) -> Path:
+    return FOLDER / f"{case}.{dialect}.txt"
+
+
+def render_golden(case: str, dialect: Dialect) -> str:
+    """Returns the content of a .txt file."""
+    log = read_case(case)
+    record = record_from_fold(KEY, fold(log))
+    parts = ["=== stream\n", *_stream(dialect, log), "=== from the database\n", _text(dialect.render_record(record, 0))]
+    if dialect.render_json is not None and record.outcome == "completed":
+        body: Any = msgspec.json.decode(dialect.render_json(record))
+        parts += ["=== JSON body\n", msgspec.json.format(msgspec.json.encode(body), indent=2).decode(), "\n"]
+    return "".join(parts)
+
+
+def update() -> None:
+    for case in CASES:
+        for name, dialect in DIALECTS.items():
+            golden_path(case, name).write_text(render_golden(case, dialect))
+
+
+def _stream(dialect: Dialect, log: list[Stored]) -> Iterator[str]:
+    state = dialect.start(KEY)
+    for stored in log:
+        frame, state = dialect.render(state, stored)
+        yield _text(frame)
+
+
+def _text(frame: Frame) -> str:
+    text = frame.data.decode()
+    # Plain text has no line break at its end.
+    line_break = "\n" if text and not text.endswith("\n") else ""
+    return text + line_break + (BREAK if frame.is_break else "")

@@ -1,0 +1,19 @@
+"""Every dialect renders the turns in tests/golden as the golden files have them."""
+
+import pytest
+
+from tailrace.gateway.clients.registry import DIALECTS
+from tests.golden import CASES, golden_path, render_golden
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("case", CASES)
+def test_rendered_turn_equals_golden_file(case: str, dialect: str) -> None:
+    """After a deliberate change: `python -m tests.golden --update`, and review the difference."""
+    assert render_golden(case, DIALECTS[dialect]) == golden_path(case, dialect).read_text()
+
+
+def test_every_golden_file_has_a_case_and_a_dialect() -> None:
+    """A file of a removed case or dialect would be tested by nothing."""
+    files = {path.name for path in golden_path("x", "y").parent.glob("*.txt")}
+    assert files == {golden_path(case, dialect).name for case in CASES for dialect in DIALECTS}
