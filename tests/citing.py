@@ -1,4 +1,4 @@
-"""What Claude cites, as Anthropic's API has it: two pages, a file, and a place in a document that has no name."""
+"""Citations in the form of Anthropic's API: a web page, a search result, a PDF and an untitled document."""
 
 from typing import Any
 

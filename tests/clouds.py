@@ -1,7 +1,7 @@
-"""The clouds' doors to a simulated Claude: their paths, their names of models, their credentials. It answers nothing.
+"""Endpoints of Amazon Bedrock and Google Vertex AI in front of the simulated Claude.
 
-Amazon Bedrock's Messages API and Google's Vertex AI say what Anthropic's own API says, at other addresses. Who stands
-at a door here checks what the cloud would check, and lets the request through to the simulated Claude behind it.
+Both clouds speak Anthropic's protocol under other paths, model names and credentials. These endpoints check the path,
+the model name and the signature or token as the cloud does, and forward the request to the simulated Claude.
 """
 
 import re
@@ -31,7 +31,7 @@ FAULT = re.compile(rb" fault=[^ \\\"]+")
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A request as it came to a door, before it was let through."""
+    """A request as the endpoint received it."""
 
     path: str
     headers: dict[str, str]
@@ -39,7 +39,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Doors:
-    """What stands before the simulated Claude `behind`. `is_kind`: directives of faults are not passed on."""
+    """An ASGI app that checks each request and forwards it to `behind`. `is_kind` removes `fault=` directives."""
 
     def __init__(self, behind: ASGIApp, *, is_kind: bool) -> None:
         self._behind = behind
@@ -78,7 +78,7 @@ class Doors:
 
 
 def through_bedrock(request: Request, raw: bytes) -> dict[str, Any] | None:
-    """The body for Anthropic's API; None when AWS would not let it in."""
+    """Returns the body for Anthropic's API, or None if AWS would refuse the request."""
     if request.url.path != "/anthropic/v1/messages" or not is_signed(request, raw):
         return None
     body: dict[str, Any] = msgspec.json.decode(raw)
@@ -87,7 +87,7 @@ def through_bedrock(request: Request, raw: bytes) -> dict[str, Any] | None:
 
 
 def is_signed(request: Request, raw: bytes) -> bool:
-    """Whether AWS's own library would have signed it so (Signature Version 4)."""
+    """Whether the signature is the one that AWS's own library makes (Signature Version 4)."""
     found = re.fullmatch(
         rf"AWS4-HMAC-SHA256 Credential={AWS_KEY}/\d{{8}}/{AWS_REGION}/bedrock-mantle/aws4_request, "
         r"SignedHeaders=([a-z0-9;-]+), Signature=([0-9a-f]{64})",
@@ -105,7 +105,7 @@ def is_signed(request: Request, raw: bytes) -> bool:
 
 
 def through_vertex(request: Request, raw: bytes) -> dict[str, Any] | None:
-    """The body for Anthropic's API; None when Google would not let it in."""
+    """Returns the body for Anthropic's API, or None if Google would refuse the request."""
     body: dict[str, Any] = msgspec.json.decode(raw)
     found = VERTEX.fullmatch(request.url.path)
     if found is None or request.headers.get("authorization") != f"Bearer {GOOGLE_TOKEN}" or "model" in body:
@@ -115,7 +115,7 @@ def through_vertex(request: Request, raw: bytes) -> dict[str, Any] | None:
 
 
 class Cloud(msgspec.Struct, frozen=True):
-    """Where the doors are, what came to them, and what one has to know to be let in."""
+    """A running endpoint: its URL, the requests it received, and the environment of a client."""
 
     url: str
     asked: list[Asked]
@@ -132,7 +132,7 @@ async def cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator[Cloud]:
 
 
 def environ(url: str, folder: Path) -> dict[str, str]:
-    """The variables that the clouds' own libraries read."""
+    """Returns the environment variables that the clouds' libraries read."""
     account = folder / "account.json"
     account.write_bytes(msgspec.json.encode(service_account(url)))
     return {
@@ -149,7 +149,7 @@ def environ(url: str, folder: Path) -> dict[str, str]:
 
 
 def service_account(url: str) -> dict[str, str]:
-    """A key of nobody's, as Google would give it: with it a token is asked for at `/token`."""
+    """Returns a service account with a new private key; its token endpoint is `/token` of this server."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return {

@@ -1,4 +1,4 @@
-"""Three nats-servers that are one, on loopback, as `up --cluster` has them: for what a single server cannot show."""
+"""A cluster of three nats-servers on loopback, configured as `tailrace up --cluster` does."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ START_S_MAX = 20.0
 
 
 class Cluster:
-    """`async with Cluster(folder) as cluster:` has all streams in three copies.
+    """A cluster that runs for the length of the block, with all streams at three replicas.
 
-    `cluster.nodes` may be killed, frozen and started again; `cluster.urls` has one for each, `cluster.url` all.
+    Tests may kill, freeze and restart its `nodes`; `urls` has one URL a node, `url` all of them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Cluster:
                 await starting.enter_async_context(node)
             self.connection = await Connection.open(self.url, "test-cluster")
             starting.push_async_callback(self.connection.close)
-            # Answers come before the three have found each other and chosen a leader.
+            # The servers answer requests before they have elected a leader.
             await until(lambda: _applied(self.connection, self._bytes_max), START_S_MAX)
             self._running = starting.pop_all()
         return self
@@ -56,7 +56,7 @@ class Cluster:
         await self._running.aclose()
 
     async def leader(self, stream: str = STREAM) -> NatsServer:
-        """Who leads the stream, once somebody does."""
+        """Waits until the stream has a leader and returns it."""
         info = await until(lambda: self._info(stream), START_S_MAX)
         return next(node for node in self.nodes if info is not None and node.spec.name == info.leader)
 
@@ -65,7 +65,7 @@ class Cluster:
         return [node for node in self.nodes if node is not leader]
 
     async def step_down(self, stream: str = STREAM) -> None:
-        """Another leads the stream when it returns."""
+        """Makes the leader step down; returns when another server leads."""
         old = await self.leader(stream)
         await self.connection.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=5)
 
@@ -75,7 +75,7 @@ class Cluster:
         await until(is_another, START_S_MAX)
 
     async def is_whole(self) -> bool:
-        """Whether all three have all of everything, and all consumers have somebody who delivers."""
+        """Whether all replicas are current and every consumer has a leader."""
         with suppress(LogUnavailable):
             return not await streams.lagging_servers(self.connection)
         return False
@@ -93,7 +93,7 @@ class Cluster:
             node.signal(number)
 
     async def _info(self, stream: str) -> ClusterInfo | None:
-        # The leader alone answers; without one nobody does.
+        # Only the leader answers.
         with suppress(nats.errors.Error):
             found = (await self.connection.jetstream.stream_info(stream)).cluster
             return found if found and found.leader else None

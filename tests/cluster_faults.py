@@ -1,4 +1,4 @@
-"""What is done to three servers while turns are being told, and how soon they have to go on. Judges nothing."""
+"""Faults of a three-server cluster, each with the longest pause that running turns may have."""
 
 from collections.abc import Awaitable, Callable
 from signal import SIGKILL
@@ -41,7 +41,7 @@ async def kill_all(system: System) -> None:
 
 
 Fault = Callable[[System], Awaitable[None]]
-# The bars of FAULTS F7 to F10, in seconds. One for a frozen leader is not there: it is missed, and then as if killed.
+# Longest pause in seconds (docs/FAULTS.md F7 to F10). A frozen leader is detected first, then replaced as if killed.
 FAULTS: dict[Fault, float] = {
     kill_leader: 12.0,
     freeze_leader: 16.0,

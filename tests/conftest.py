@@ -1,4 +1,4 @@
-"""The nouns that every test may ask for: a real nats-server, a connection, the log, a tenant. None is a stand-in.
+"""Fixtures for all tests: a real nats-server, a connection, the log, a tenant.
 
 One server for each pytest process (so also for each xdist worker), on free ports and in its own folder. Tests keep out
 of each other's way by tenant: `tenant` is a new one each time. A test that kills, fills or pauses a server asks for
@@ -22,15 +22,15 @@ from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
 from tests.hurried import hurry
 
-# A server may store 1 GiB (NatsServer's default), and its streams may not ask for more than that.
+# The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
 
-# Two cores are shared with servers and browsers: an example that was slow once proves nothing.
+# Two cores are shared with servers and browsers: one slow example is no failure.
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
 settings.load_profile("house")
 
-# By default structlog draws every frame with its local variables. That takes seconds, in which leases run out.
+# structlog prints the local variables of every frame by default, which takes seconds: leases would expire.
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
@@ -38,7 +38,7 @@ hurry()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One folder for whatever a test, or who was killed in one, leaves among the temporary files; then it is gone.
+    """Puts the temporary files of the run, also those of killed processes, into one folder and removes it at the end.
 
     Workers and their children inherit it. What pytest keeps of the last runs stays where it is looked for.
     """
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    """The server that tests share, with all streams, buckets and consumers. Nobody stops it."""
+    """The nats-server that tests share, with all streams, buckets and consumers. Tests must not stop it."""
     async with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         await apply_streams(server.url)
         yield server
@@ -68,7 +68,7 @@ def nats_url(nats_server: NatsServer) -> str:
 
 @pytest_asyncio.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A server of this test's own, with all streams: it may be killed, paused, filled, and started again."""
+    """A nats-server for one test, with all streams: the test may kill, freeze, fill and restart it."""
     async with NatsServer(tmp_path) as server:
         await apply_streams(server.url)
         yield server
@@ -90,7 +90,7 @@ async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 def one_cpu_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's schema that takes for ever takes one second in this process, and not three."""
+    """Limits the CPU time of a sandboxed check to one second instead of three."""
     monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
 
 
@@ -112,7 +112,7 @@ def tenant() -> Tenant:
 
 @pytest.fixture
 def key(tenant: Tenant) -> TurnKey:
-    """A turn that nobody has asked for yet."""
+    """The key of a turn that does not exist yet."""
     return TurnKey(tenant, TurnId(new_id()))
 
 

@@ -1,8 +1,8 @@
-"""A TCP proxy that cuts connections: in front of a gateway, where the reader's network would break. Knows no HTTP.
+"""A TCP proxy that cuts connections after a given number of response bytes.
 
-`async with Cutting(port, seeded(7, 3, bytes_max=2000)) as proxy:`. The next cut is used up by the first connection on
-which so many bytes have come back; when all are, the proxy lets everything through. A fault that did not happen
-proves nothing, so a test ends with `assert proxy.left == []`.
+`async with Cutting(port, seeded(7, 3, bytes_max=2000)) as proxy:`. The first connection that returns enough bytes uses
+the next cut; after the last cut the proxy forwards everything. A test ends with `assert proxy.left == []`, which
+proves that every cut happened.
 """
 
 import asyncio
@@ -16,28 +16,28 @@ from typing import Literal, NamedTuple, Self, cast
 
 from tests.stopping import stop
 
-# "On, and wait zero seconds": closing a socket then throws away what was not sent, and the peer is told by RST.
+# SO_LINGER on with zero seconds: close() discards unsent data and sends RST.
 LINGER_NOT = struct.pack("ii", 1, 0)
 BYTES_AT_ONCE = 65536
 
 
 class Cut(NamedTuple):
-    """Bytes of one connection that still reach the client, its response headers included, and how it then breaks."""
+    """A cut: the number of response bytes, headers included, that still reach the client, then FIN or RST."""
 
     after_bytes: int
     how: Literal["fin", "rst"] = "rst"
 
 
 def seeded(seed: int, count: int, bytes_max: int, bytes_min: int = 0) -> list[Cut]:
-    """Cuts at random places; the same seed gives the same."""
+    """Returns cuts at random positions; the same seed gives the same cuts."""
     random = Random(seed)
     return [Cut(random.randint(bytes_min, bytes_max), random.choice(("fin", "rst"))) for _ in range(count)]
 
 
 class Cutting:
-    """The proxy, on a port of its own. `left` are the cuts that have not happened, `connections` counts clients.
+    """The proxy, on its own port. `left` holds the cuts that have not happened; `connections` counts clients.
 
-    Bytes that are `whole` are not cut through: what should go between two of them goes after them.
+    A cut never splits an occurrence of `whole`: it moves behind it.
     """
 
     def __init__(self, port: int, cuts: Iterable[Cut] = (), *, whole: bytes = b"") -> None:
@@ -54,7 +54,7 @@ class Cutting:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Whoever is still there is cut off; nothing of the proxy is left when it returns."""
+        """Aborts open connections; returns when all sockets and tasks of the proxy are closed."""
         await stop(self._server)
         carrying = dict(self._carrying)
         for task, client in carrying.items():
@@ -70,7 +70,7 @@ class Cutting:
         task.add_done_callback(self._carrying.pop)
 
     async def _carry(self, reader: StreamReader, client: StreamWriter) -> None:
-        """Until one side goes away, or the connection is cut; then both sides are closed."""
+        """Forwards until one side closes or the connection is cut; then closes both sides."""
         try:
             back, server = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
@@ -80,7 +80,7 @@ class Cutting:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Before anything is awaited: the block may end just now, and cancel this.
+            # Before the first await: the block may end now and cancel this task.
             server.transport.abort()
             client.close()
             for way in ways:
@@ -103,13 +103,13 @@ class Cutting:
                 passed += len(received)
 
     def _place(self, received: bytes, place: int) -> int:
-        """Where the cut goes that should go to `place`."""
+        """Returns the position of a cut wanted at `place`, behind an occurrence of `whole` around it."""
         begin = received.find(self._whole, max(place - len(self._whole) + 1, 0))
         return begin + len(self._whole) if 0 <= begin < place else place
 
 
 async def pump(reader: StreamReader, writer: StreamWriter) -> None:
-    """Whatever comes, until no more does; a peer that is gone is the end as well."""
+    """Copies until the end of the stream; a lost peer counts as the end."""
     with suppress(ConnectionError):
         while received := await reader.read(BYTES_AT_ONCE):
             writer.write(received)
@@ -117,16 +117,16 @@ async def pump(reader: StreamReader, writer: StreamWriter) -> None:
 
 
 async def are_closed(*writers: StreamWriter) -> None:
-    """Once they are; how they came to it does not matter."""
+    """Waits until the writers are closed; ignores their errors."""
     await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 def _break(client: StreamWriter, how: Literal["fin", "rst"]) -> None:
-    """What is written is sent; a FIN tells that no more comes, and looks like an end to who does not count."""
+    """Closes with FIN, which looks like a regular end to a client that does not count bytes, or with RST."""
     if how == "fin":
         client.close()
         return
-    # asyncio hands out a stand-in of the socket; its options are the socket's.
+    # asyncio returns a wrapper of the socket; setsockopt reaches the real one.
     sock = cast("socket.socket", client.get_extra_info("socket"))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
     client.transport.abort()

@@ -1,7 +1,7 @@
-"""A strict reader of event streams: fails on whatever a lenient client would guess about. It knows nothing of turns.
+"""A strict parser of server-sent events: it fails where a lenient client would guess.
 
-WHATWG HTML, "Server-sent events", section 9.2.6 says what is legal; of that we send less: LF only, each field once, one
-line of data, and no event without data.
+WHATWG HTML section 9.2.6 defines what is legal. Tailrace sends a subset: LF only, each field once, one data line per
+event, no event without data.
 """
 
 import re
@@ -15,7 +15,7 @@ RETRY = re.compile(rb"^retry: [0-9]+\n", re.MULTILINE)
 
 
 class Sent(NamedTuple):
-    """One event, and the bytes that it came as: without a `retry`, which is not the turn's but the connection's."""
+    """One event and its bytes, without the `retry` field, which belongs to the connection."""
 
     raw: bytes
     data: str
@@ -25,12 +25,12 @@ class Sent(NamedTuple):
 
 
 class EventStream:
-    """Takes the bytes of a body as they come; gives the events that are complete."""
+    """An incremental parser: `feed` returns the events that the new bytes complete."""
 
     def __init__(self) -> None:
         self.comments: list[bytes] = []
         self.rest = b""
-        """What came of an event that is not complete; empty at the end of a good stream."""
+        """The bytes of an incomplete event; empty at the end of a correct stream."""
 
     def feed(self, received: bytes) -> list[Sent]:
         self.rest += received
@@ -41,7 +41,7 @@ class EventStream:
 
     def _event(self) -> Sent | None:
         while self.rest.startswith(b":") and b"\n" in self.rest:
-            # A heartbeat stands between two events and ends neither.
+            # A heartbeat is a comment between two events.
             comment, _, self.rest = self.rest.partition(b"\n")
             self.comments.append(comment)
         lines, found, rest = self.rest.partition(b"\n\n")
@@ -52,7 +52,7 @@ class EventStream:
 
 
 def parse(body: bytes) -> list[Sent]:
-    """The events of a whole body; fails when it ends within one."""
+    """Returns the events of a whole body; fails if it ends within an event."""
     stream = EventStream()
     events = stream.feed(body)
     assert stream.rest == b"", f"the stream ends within an event: {stream.rest!r}"
@@ -60,7 +60,7 @@ def parse(body: bytes) -> list[Sent]:
 
 
 def turns_own(body: bytes) -> bytes:
-    """The body of any connection without what it says of coming back, which is its own."""
+    """Returns the body without its `retry` fields, which belong to the connection."""
     return RETRY.sub(b"", body)
 
 

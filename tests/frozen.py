@@ -1,4 +1,4 @@
-"""Freezing a process that the tests started: returns when it stands still. Never wakes it; SIGCONT does."""
+"""Freezes a process that a test started; SIGCONT continues it."""
 
 import os
 from signal import SIGSTOP, Signals
@@ -15,10 +15,10 @@ class Part(Protocol):
 
 
 def freeze(part: Part) -> None:
-    """SIGSTOP, and wait for the kernel's word that all its threads obeyed.
+    """Sends SIGSTOP and waits until the kernel reports that all threads have stopped.
 
-    kill(2) returns before that: on a busy machine a server has been seen to answer one more request after it.
+    kill(2) returns earlier: on a busy machine a server answered one more request after it.
     """
     part.signal(SIGSTOP)
-    # WNOWAIT leaves an exit to asyncio, which waits for it; WEXITED is there so that a dead process hangs nobody.
+    # WNOWAIT leaves an exit status to asyncio; WEXITED keeps a dead process from blocking this call.
     os.waitid(os.P_PID, part.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""Turn logs written by hand: the entries that tests append, and a log in memory. Nothing here reads or folds."""
+"""Builders of entries, and a turn's log in memory."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -50,7 +50,7 @@ def closing(output_tokens: int) -> list[events.Event]:
 
 
 class Handwritten:
-    """A turn's log in memory. Sequences go up by `step`, as they do when other turns are written at the same time."""
+    """A turn's log in memory. Sequences grow by `step`, as they do between the entries of other turns."""
 
     def __init__(self, step: int = 1) -> None:
         self.stored: list[Stored] = []
@@ -62,7 +62,7 @@ class Handwritten:
         return fold(self.stored)
 
     def store(self, entry: Entry) -> Stored:
-        """Puts `entry` into the log, valid or not."""
+        """Stores `entry`, valid or not."""
         seq = Seq(self.stored[-1].seq + self.step if self.stored else self.step)
         self.stored.append(Stored(seq, NOON + timedelta(seconds=seq), entry))
         self.chain = link(self.chain, seq, entry) or self.chain
@@ -87,7 +87,7 @@ class Handwritten:
 
 
 def answered(*texts: str, step: int = 1) -> Handwritten:
-    """A whole turn that said `texts` in one attempt."""
+    """Returns a completed turn that wrote `texts` in one attempt."""
     log = Handwritten(step)
     log.ask()
     log.take()

@@ -1,4 +1,4 @@
-"""Turns that are asked through a gateway and have ended, and lists read to their last page. It judges nothing."""
+"""Requests of tests: a turn posted and awaited, and a list read to its last page."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tests.integration.conftest import Gateway
 
 
 async def posted(gateway: Gateway, **body: object) -> dict[str, Any]:
-    """A turn that has ended, as its POST was answered."""
+    """Posts a turn, waits for its end and returns the response body."""
     answer = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0", **body})
     assert answer.status_code == 202, answer.text
     await gateway.client.get(answer.json()["links"]["events"])
@@ -15,7 +15,7 @@ async def posted(gateway: Gateway, **body: object) -> dict[str, Any]:
 
 
 async def pages(gateway: Gateway, path: str, name: str, limit: int, **query: str) -> list[list[dict[str, Any]]]:
-    """All pages, followed by their `next`."""
+    """Returns all pages of a list, following `next`."""
     found: list[list[dict[str, Any]]] = []
     after: dict[str, str] = {}
     while True:

@@ -1,4 +1,4 @@
-"""Turn logs that hypothesis makes up: attempts, answers, forks, late writers and junk, and which of it is valid."""
+"""Hypothesis strategies for turn logs: attempts, answers, forks, late writers, junk, and which entries are valid."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.usage import CallUsage, Usage
 from tests.handwritten import Handwritten, attempt, event, request
 
-# What models say: any Unicode text, but no lone surrogates, which are not in any JSON that msgspec reads.
+# Any Unicode text without lone surrogates, which msgspec refuses in JSON.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 COUNTS = st.integers(0, 1000)
 MODES: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "continue", "restart"])
@@ -26,7 +26,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 class MadeUp(msgspec.Struct, frozen=True):
-    """A log, and which of its entries are valid."""
+    """A generated log and the set of its valid entries."""
 
     stored: list[Stored]
     valid: list[Stored]
@@ -74,7 +74,7 @@ def next_entries(draw: st.DrawFn, chain: Chain) -> Entry:
 
 @st.composite
 def invalid_entries(draw: st.DrawFn, chain: Chain, seq: Seq) -> Entry:
-    """An entry that is not valid after `chain`: a fork's, a late writer's, or none that can be read."""
+    """An entry that is invalid after `chain`: of a fork, of a late writer, or unreadable."""
     elsewhere = st.integers(0, seq - 1).map(Seq).filter(lambda prev: prev != chain.last)
     made: Entry = draw(
         st.one_of(
@@ -96,7 +96,7 @@ def an_end(chain: Chain) -> End:
 
 @st.composite
 def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 20) -> MadeUp:
-    """A log of any length, ended or not, among other turns' entries."""
+    """A log of any length, ended or not, between entries of other turns."""
     log = Handwritten(step=draw(st.integers(1, 3)))
     valid = [log.ask()]
     for _ in range(draw(st.integers(0, entries_max))):
@@ -110,7 +110,7 @@ def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 20) -> M
 
 @st.composite
 def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
-    """A kind and an entry of it, with anything that its fields may hold."""
+    """A kind and an entry of that kind with any legal field values."""
     kind = draw(st.sampled_from(sorted(KINDS.values())))
     seq, number = st.integers(0, 2**63 - 1).map(Seq), st.integers(0, 99)
     texts = st.none() | TEXTS

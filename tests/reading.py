@@ -1,4 +1,4 @@
-"""Readers as the promises judge them: what one connection received, and what a client makes of it. Renders nothing."""
+"""Readers for the promises: what one connection received, and the text that a client makes of it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,7 +30,7 @@ async def read(
     dialect: str = "tailrace",
     most: int | None = None,
 ) -> Connected:
-    """One connection to the stream of `turn`, which goes away by itself after `most` frames."""
+    """Reads the stream of `turn` over one connection, and disconnects after `most` frames."""
     headers = {"last-event-id": str(cursor)} if cursor else {}
     url = f"/v1/turns/{turn}/events?dialect={dialect}"
     async with client.stream("GET", url, headers=headers) as response:
@@ -56,7 +56,7 @@ async def receive(response: httpx2.Response, cursor: Seq = BEFORE_FIRST, *, most
 
 
 def frames(events: Iterable[Sent]) -> list[Frame]:
-    """Events by the entry that they came from: several may belong to one, and then the last has the id."""
+    """Groups events by entry: of several events of one entry the last has the id."""
     found: list[Frame] = []
     raw = b""
     for event in events:
@@ -70,7 +70,7 @@ def frames(events: Iterable[Sent]) -> list[Frame]:
 
 
 def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
-    """What a reader sees who is never interrupted."""
+    """Returns the frames that an uninterrupted reader receives."""
     render = DIALECTS[dialect].render
     state, chain, found = DIALECTS[dialect].start(key), START, []
     for one in stored:
@@ -85,7 +85,7 @@ def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") 
 
 
 def told(sent: Iterable[bytes]) -> Story:
-    """What a client makes of the dialect `tailrace`: it adds up deltas, and forgets them at a reset."""
+    """Returns the story that a client of the dialect `tailrace` builds: it adds deltas and clears them at a reset."""
     text, usage, outcome = "", None, "running"
     for event in map(data, sent):
         match event["type"]:
@@ -101,7 +101,7 @@ def told(sent: Iterable[bytes]) -> Story:
 
 
 def data(sent: bytes) -> dict[str, Any]:
-    """The JSON of a frame with one event."""
+    """Returns the JSON of a frame with one event."""
     found: dict[str, Any] = msgspec.json.decode(sent.partition(b"data: ")[2].partition(b"\n")[0])
     return found
 
@@ -113,7 +113,7 @@ def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tai
 
 
 async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
-    """All that is stored of a turn, valid or not."""
+    """Returns all stored entries of a turn, valid or not."""
     stored: list[Stored] = []
     while more := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += more
@@ -123,14 +123,14 @@ async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
 async def history(
     log: TurnLog, key: TurnKey, *readers: Reader, records: dict[TurnKey, TurnRecord] | None = None
 ) -> History:
-    """What was seen of one acknowledged turn."""
+    """Returns the history of one acknowledged turn."""
     stored = await whole(log, key)
     seen = {(key, one.dialect): rendered(key, stored, one.dialect) for one in readers}
     return History(posted={key: True}, readers=readers, log={key: stored}, rendered=seen, records=records)
 
 
 async def is_read(log: TurnLog, key: TurnKey) -> bool:
-    """Whether a gateway has a reader of the turn; it says so to other gateways."""
+    """Whether a gateway reports a reader of the turn."""
     server = log._connection.client._current_server
     assert server is not None
     another = await Connection.open(as_user(server.uri.geturl(), GATEWAY), "test-gateway")

@@ -1,27 +1,27 @@
-"""Every route of the gateway, with what it is to strangers: a row for each. It calls none of them."""
+"""A table of all routes with the access rule of each."""
 
 import hashlib
 from typing import Any, NamedTuple
 
-# So long that it is lifted out of its request, and has a name of its own.
+# Long enough to be stored as a blob.
 LONG_MESSAGE = "#sim words=2 rate=0\n" + "long " * 20_000
 BATCH = {"requests": [{"custom_id": "one", "params": {"message": "#sim words=1 rate=0"}}]}
 LONG_SHA256 = hashlib.sha256(LONG_MESSAGE.encode()).hexdigest()
 
 
 class Row(NamedTuple):
-    """`names`: what the path names, which another tenant's must look like one that never was."""
+    """One route. `names`: the kind of resource in the path; another tenant's must look like one that does not exist."""
 
     names: str = ""
     is_everybodys: bool = False
-    """Whether what it names is every tenant's: a model, say."""
+    """Whether the resource belongs to all tenants, as a model does."""
     is_public: bool = False
     query: str = ""
     body: dict[str, Any] | None = None
 
 
 def named(turn: str, session: str, project: str, batch: str = "none") -> dict[str, str]:
-    """What the paths name, whatever they call it, of a turn, its session and its project."""
+    """Returns the path parameters of a turn, its session and its project."""
     return {
         "turn": turn,
         "session": session,

@@ -1,4 +1,4 @@
-"""What a client of each dialect makes of the bytes that it is sent: the text that it shows. It asks nobody for them."""
+"""The text that a client of each dialect shows for the bytes that it received."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tests.event_stream import parse
 
 
 def tailrace(sent: bytes) -> str:
-    """Adds up deltas, and forgets them at a reset."""
+    """Adds deltas; clears them at a reset."""
     text = ""
     for event in data(sent):
         match event:
@@ -37,7 +37,7 @@ def content(sent: bytes) -> str:
 
 
 def job(sent: bytes) -> str:
-    """Shows progress; what is complete stands in its place."""
+    """Shows progress until the complete result replaces it."""
     text = ""
     for event in data(sent):
         match event:
@@ -51,13 +51,13 @@ def job(sent: bytes) -> str:
 
 
 def openai_chat(sent: bytes) -> str:
-    """As OpenAI's SDKs add it up: the content of the one choice."""
+    """Adds the content of the one choice, as OpenAI's SDKs do."""
     chunks = [chunk for chunk in data(sent) if chunk.get("choices")]
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
 
 def ui(sent: bytes) -> str:
-    """Adds up deltas, and forgets those of a step that is reset."""
+    """Adds deltas; clears those of a step that is reset."""
     text = ""
     for event in data(sent):
         match event:
@@ -69,7 +69,7 @@ def ui(sent: bytes) -> str:
 
 
 def openai_responses(sent: bytes) -> str:
-    """Adds up what its message items say; a new response takes the place of the old."""
+    """Adds the text of message items; a new response replaces the old one."""
     text = ""
     for event in data(sent):
         match event:

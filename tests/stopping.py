@@ -1,4 +1,4 @@
-"""Ending a server of the tests' own, so that nobody who was just coming in is left behind."""
+"""Stops an asyncio server of a test without leaking connections that it is accepting."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Tokens as an issuer signs them, and as nobody should take them."""
+"""JWTs as an issuer signs them, and forged ones."""
 
 import base64
 import json
@@ -19,12 +19,12 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def settings(**given: object) -> dict[str, Any]:
-    """Of a gateway that takes tokens of that issuer, signed with the secret."""
+    """Returns the settings of a gateway that accepts this issuer's tokens, signed with the secret."""
     return {"jwt_secret": SECRET, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, **given}
 
 
 def claims(**given: object) -> dict[str, Any]:
-    """As Supabase has them; None leaves one out."""
+    """Returns claims as Supabase issues them; None removes a claim."""
     now = int(time.time())
     told = {"iss": ISSUER, "aud": AUDIENCE, "sub": SUBJECT, "exp": now + 3600, "iat": now, "role": "authenticated"}
     return {name: value for name, value in {**told, **given}.items() if value is not None}
@@ -35,13 +35,13 @@ def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] |
 
 
 def by_hand(header: object, payload: object, signature: bytes = b"") -> bytes:
-    """What no library signs."""
+    """Returns a token that no library would sign."""
     parts = [json.dumps(part).encode() for part in (header, payload)] + [signature]
     return b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
 
 
 def key_set(**keys: Any) -> bytes:
-    """A JWKS of the public halves of `keys`, by their names."""
+    """Returns a JWKS of the public keys of `keys`, with their names as key ids."""
     return json.dumps({"keys": [public(name, key) for name, key in keys.items()]}).encode()
 
 
@@ -51,7 +51,7 @@ def public(name: str, key: Any) -> dict[str, Any]:
 
 
 def pem(key: Any) -> bytes:
-    """A public key as everybody may have it, and as an attacker takes it for a secret."""
+    """Returns a public key as PEM: an attacker may use it as an HMAC secret."""
     told: bytes = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )

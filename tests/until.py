@@ -1,4 +1,4 @@
-"""Waiting in tests: for a condition, with a deadline. Never for a time."""
+"""Waits for a condition with a deadline."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ async def until(condition: Callable[[], Awaitable[T]], deadline_s: float = 10.0)
 @overload
 async def until(condition: Callable[[], T], deadline_s: float = 10.0) -> T: ...
 async def until(condition: Callable[[], T | Awaitable[T]], deadline_s: float = 10.0) -> T:
-    """The first true value of `condition`; fails after `deadline_s` with the last value it saw."""
+    """Returns the first true value of `condition`; fails after `deadline_s` seconds with the last value."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + deadline_s
     while True:

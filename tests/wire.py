@@ -1,4 +1,4 @@
-"""A wire between a client and a server that can be cut, or lose what the server says. What passes is not changed."""
+"""A TCP proxy that can be cut, or drop what the server sends."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ PIECE_BYTES = 65536
 
 
 class Wire:
-    """`async with Wire(server.url) as wire:` passes what comes to `wire.url` on to the server, both on loopback."""
+    """`async with Wire(server.url) as wire:` forwards connections to `wire.url` to the server."""
 
     def __init__(self, url: str) -> None:
         self._before, _, port = url.rpartition(":")
@@ -20,10 +20,10 @@ class Wire:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self.is_deaf = False
-        """What the server says is lost, and everything else arrives."""
+        """While true, bytes from the server are dropped."""
         self.lost = bytearray()
         self.is_cut = False
-        """Nobody gets through."""
+        """While true, no connection is forwarded."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
@@ -36,7 +36,7 @@ class Wire:
         self.cut()
 
     def cut(self) -> None:
-        """Ends every connection, and lets none through until `mend`."""
+        """Closes every connection and refuses new ones until `mend`."""
         self.is_cut = True
         for writer in self._writers:
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A nats-server that lacks its log: as one whose configuration was written anew, and a line was forgotten."""
+"""Restarts a nats-server without JetStream, as after a configuration that lost the line."""
 
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 
 @asynccontextmanager
 async def without_jetstream(server: NatsServer) -> AsyncIterator[None]:
-    """At the same address, for the same users, while the block runs; then it is killed. What was stored stays."""
+    """Runs the server without JetStream at the same address during the block, then kills it. The store stays."""
     config = nats_server.config
 
     def without(site: nats_server.ServerSpec) -> str:

@@ -1,4 +1,4 @@
-"""A turn that a test writes into a real log by hand, entry by entry, as a generator would. It checks nothing."""
+"""Writes a turn into a real log, entry by entry, as a generator does."""
 
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
@@ -9,7 +9,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests import handwritten
 
-# As the API has it. What `handwritten` encodes is only what the fold looks at, and the SDKs want all of it.
+# As the API sends it: the SDKs need all fields, while `handwritten` encodes only those that the fold reads.
 MESSAGE: dict[str, object] = {
     "id": "msg_1",
     "type": "message",
@@ -23,7 +23,7 @@ MESSAGE: dict[str, object] = {
 
 
 class Writer:
-    """The turn's only writer, so that its chain is the log's."""
+    """The only writer of its turn; its chain is the log's."""
 
     def __init__(self, log: TurnLog, key: TurnKey) -> None:
         self.log = log
@@ -38,7 +38,7 @@ class Writer:
         return await self.store(handwritten.request(**given))
 
     async def begin(self, *texts: str, mode: Mode = "fresh") -> None:
-        """An attempt that opens its message and says `texts`."""
+        """Begins an attempt, opens its message and writes `texts`."""
         await self.store(handwritten.attempt(self.chain, mode))
         start = handwritten.raw({"type": "message_start", "message": MESSAGE})
         await self.store(entries.Event(prev=self.chain.last, attempt=self.chain.attempt, event=start))
@@ -54,7 +54,7 @@ class Writer:
             await self.store(handwritten.says(self.chain, text))
 
     async def open(self, *texts: str) -> None:
-        """Asked and begun, with no end yet."""
+        """Writes a request and an attempt without an end."""
         await self.ask()
         await self.begin(*texts)
 
