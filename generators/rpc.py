@@ -19,7 +19,7 @@ from tailrace.proto.model_records import (
     PromptFields,
     replace_prompt,
 )
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -51,7 +51,7 @@ class ModelRpc:
         self._blobs = blobs
 
     @property
-    def answers(self) -> Mapping[str, Answer]:
+    def answers(self) -> Mapping[str, Handler]:
         """By the names under which they are asked (PROTOCOL R36)."""
         return {
             MODELS: self._models,

@@ -16,7 +16,7 @@ from tailrace.proto.batch_records import (
 )
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, child_id
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import TurnKey
 
 
@@ -26,7 +26,7 @@ class BatchQueries:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
         """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [

@@ -12,7 +12,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Tombstones
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
     CreateProject,
@@ -38,7 +38,7 @@ class Commands:
         self._queries = queries
         self._resources = resources
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
         """Returns the NATS handler of each command, by the command's name."""
         return dict(
             [

@@ -8,7 +8,7 @@ from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -39,7 +39,7 @@ class Queries:
         self._store = store
         self._idle = timedelta(seconds=session_idle_s)
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
         """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [

@@ -10,7 +10,7 @@ from tailrace.persistence.rpc import CatchUp, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession
 from tailrace.proto.resources import (
     BranchPage,
@@ -33,7 +33,7 @@ class ResourceQueries:
         self._store = store
         self._queries = queries
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Answer]:
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
         """Returns the NATS handler of each query, by the query's name."""
         return dict(
             [

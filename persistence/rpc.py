@@ -11,7 +11,7 @@ from tailrace.persistence.rows import micros
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import Query
 
 # A response is one NATS message, which is 1 MiB at most by default. Pages of long turns are shortened to fit.
@@ -22,7 +22,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 CatchUp = Callable[[], Awaitable[None]]
 
 
-def handler(query: type[Query[A]], run: Callable[[Tenant, Any], Awaitable[A]], catch_up: CatchUp) -> tuple[str, Answer]:
+def handler(
+    query: type[Query[A]], run: Callable[[Tenant, Any], Awaitable[A]], catch_up: CatchUp
+) -> tuple[str, Handler]:
     """Returns the subject name of `query` and the NATS handler that answers it with `run`."""
     decoder = msgspec.json.Decoder(query)
 

@@ -1,4 +1,4 @@
-"""The only door to NATS: a connection, and a file for each thing that is kept there or asked for."""
+"""The NATS client of all processes; no other package imports `nats`. One module per stream, bucket or RPC."""
 
 from tailrace.proto.nats.blob_pins import BlobPins
 from tailrace.proto.nats.blobs import BlobStore

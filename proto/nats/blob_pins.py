@@ -1,8 +1,8 @@
-"""BlobPins: which blobs somebody is about to refer to, so that a deletion leaves them alone. It knows none of them.
+"""Pins on blobs that a request is about to refer to, so that the garbage collection does not purge them.
 
-A request is in the log a moment after its blobs were found to be there. Whoever purges a blob condemns it first, and
-looks for holds after that; whoever refers to one holds it first, and looks at its mark after that. So one of the two
-sees the other, whatever comes between (PROTOCOL R34, ADR 15).
+A request reaches the log a moment after its blobs were found. A purge marks the blob as deleted first and looks for
+pins after that; a request pins the blob first and looks at its mark after that. So one of the two sees the other in
+every order (PROTOCOL R34, ADR 15).
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.subjects import CLAIMS_STREAM
 
 TRY_TIMEOUT_S = 2.0
-# Nobody takes that long from storing a blob to asking: who held it has died.
-HELD_MAX = timedelta(minutes=10)
-# So many of one blob that are too old are passed over; then it counts as held, until the bucket has forgotten them.
-PASSED_MAX = 100
+# Longer than any request takes from pinning to appending: the holder of an older pin has died.
+PIN_AGE_MAX = timedelta(minutes=10)
+# At most so many expired pins of a blob are skipped. With more, it counts as pinned until the bucket drops them.
+EXPIRED_MAX = 100
 
 
 class BlobPin(msgspec.Struct, frozen=True):
-    """One, as the bucket's leader shows it."""
+    """A pin as the bucket's leader returns it."""
 
     class Message(msgspec.Struct, frozen=True):
         seq: int
@@ -37,18 +37,18 @@ class BlobPin(msgspec.Struct, frozen=True):
     message: Message
 
 
-_hold = msgspec.json.Decoder(BlobPin)
+_pin = msgspec.json.Decoder(BlobPin)
 
 
 class BlobPins:
-    """Safe to share in a process. Each call raises LogUnavailable when NATS does not answer."""
+    """All pins. May be shared within a process. Every method raises LogUnavailable."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._holders: set[tuple[Tenant, str]] = set()
 
     async def pin(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
-        """Pins the blobs of these SHA-256 for `holder`, say a turn that is about to be asked. In its `until_asked`."""
+        """Pins blobs, given by SHA-256, for `holder`, such as a new turn. Must run inside `release_after`."""
         names = [subjects.blob_pin(tenant, holder, sha256) for sha256 in blobs]
         if not names:
             return
@@ -56,13 +56,13 @@ class BlobPins:
         try:
             await asyncio.gather(*(self._connection.jetstream.publish(name, b"") for name in names))
         except nats.errors.Error as error:
-            raise LogUnavailable(f"pictures and long texts cannot be held: {type(error).__name__}") from error
+            raise LogUnavailable(f"pictures and long texts cannot be pinned ({type(error).__name__}): retry") from error
 
     @asynccontextmanager
     async def release_after(self, tenant: Tenant, holder: str) -> AsyncIterator[None]:
-        """Lets go, after the block, of what `holder` has taken in it.
+        """Releases the pins of `holder` after the block.
 
-        Not when the block raises LogUnavailable: what it asked may be stored yet, and its holds go by their age.
+        Not if the block raises LogUnavailable: the request may still be stored, and its pins expire by age.
         """
         try:
             yield
@@ -75,9 +75,9 @@ class BlobPins:
         await self._drop(tenant, holder)
 
     async def is_pinned(self, tenant: Tenant, sha256: str) -> bool:
-        """Whether anybody is about to refer to the blob: asked of the bucket's leader, who is never behind."""
+        """Returns whether the blob is pinned, read from the bucket's leader, which never lags."""
         seq = 1
-        for _ in range(PASSED_MAX):
+        for _ in range(EXPIRED_MAX):
             query = msgspec.json.encode({"seq": seq, "next_by_subj": subjects.blob_pins_of(tenant, sha256)})
             reply = await self._connection.request(
                 f"$JS.API.STREAM.MSG.GET.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S
@@ -86,9 +86,9 @@ class BlobPins:
             if error is not None and error.err_code == pub_ack.NOT_FOUND:
                 return False
             if error is not None:
-                raise LogUnavailable(f"what is held cannot be seen: {error.description}")
-            found = _hold.decode(reply.data).message
-            if datetime.now(UTC) - found.time <= HELD_MAX:
+                raise LogUnavailable(f"pins cannot be read: {error.description}")
+            found = _pin.decode(reply.data).message
+            if datetime.now(UTC) - found.time <= PIN_AGE_MAX:
                 return True
             seq = found.seq + 1
         return True
@@ -98,6 +98,6 @@ class BlobPins:
             return
         self._holders.discard((tenant, holder))
         query = msgspec.json.encode({"filter": subjects.blob_pins_by(tenant, holder)})
-        # Whoever asked has been answered, or refused: a hold that stays is no reason to tell them otherwise.
+        # The client has its response already: a pin that stays must not turn it into an error.
         with suppress(LogUnavailable):
             await self._connection.request(f"$JS.API.STREAM.PURGE.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S)

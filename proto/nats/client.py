@@ -1,18 +1,18 @@
-"""nats-py's client, with a way to hang up on a server that takes nothing any more. It knows no setting of ours."""
+"""nats-py's client, extended by `abort`: closes the socket without waiting for a frozen server."""
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 
 
 class Client(NatsClient):
-    """nats-py closes politely before it looks for another server.
+    """nats-py flushes and closes a connection before it connects to another server.
 
-    One that is frozen takes neither what is still to be written, for which it was waited without end, nor TLS's
-    goodbye, for which it was waited for 30 s.
+    A frozen server reads neither the pending bytes, for which nats-py waits without a limit, nor TLS's close_notify,
+    for which it waits 30 s. So this client aborts the socket first.
     """
 
     def abort(self) -> None:
-        # nats-py has no call for it.
+        """Closes the socket at once and drops unsent bytes. nats-py has no public method for it."""
         if self._transport:
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
@@ -21,6 +21,6 @@ class Client(NatsClient):
         await super()._attempt_reconnect()
 
     async def _connect_to_server(self, s: Srv) -> None:
-        # What a server has refused is still open, and four times a second there would be one more.
+        # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
         await super()._connect_to_server(s)

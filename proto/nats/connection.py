@@ -1,7 +1,7 @@
-"""One connection to NATS, with the guards that nats-py lacks. It knows nothing of turns.
+"""The connection to NATS: settings, reconnects, errors and size checks on top of nats-py.
 
-nats-py's own defaults are deaf for minutes on a frozen server, give up after sixty tries, and buffer publishes that are
-then stored long after their writer gave up on them. None of that is wanted here.
+nats-py's defaults notice a frozen server after minutes, give up after sixty reconnects, and buffer publishes that are
+then stored long after their writer gave up. This module changes all three.
 """
 
 import asyncio
@@ -26,76 +26,76 @@ from tailrace.proto.nats.tls import TlsClient, ssl_context
 
 logger = structlog.get_logger()
 
-# A server has the product of both, 2 s, to answer a ping; one that is frozen is given up within 2.5 s. A loop of ours
-# that stood still counts one ping, whatever it has slept over, and reads the answers first.
+# A server has 2 s (the product) to answer a ping; a frozen one is given up within 2.5 s. A blocked event loop of ours
+# counts one ping at most, and reads replies first.
 PING_INTERVAL_S = 0.5
 PINGS_MAX = 4
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 2
 CLOSE_TIMEOUT_S = 2
-# Told to reconnect for ever, nats-py also tries the first connection for ever.
+# With unlimited reconnects, nats-py also tries the first connection without end.
 OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
 HEADERS_BYTES_FIXED = 12
 HEADER_BYTES_FIXED = 4
 AUTH_ERROR = "authorization violation"
-# The one error of the server's that leaves the connection open.
+# The only error after which the server keeps the connection open.
 PERMISSION_ERROR = "permissions violation"
-# What it says, in nats-py's small letters, to who answers a question of another account's without having been asked by
-# this connection.
+# The server's error, lowered by nats-py, for a reply to a request from another account that this connection did not
+# receive.
 LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
 URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
 
 class Connection:
-    """A connection that comes back by itself. `reconnected` calls are made after each time it did.
+    """A connection that reconnects by itself and then runs the `on_reconnected` callbacks.
 
-    When the server closes it for good (a protocol violation, a revoked user) `closed` is set, and the process ends:
-    whoever supervises it starts another, which is the same as surviving a crash.
+    When the server closes it for good (a protocol violation, a revoked user), `closed` is set and the process exits;
+    its supervisor restarts it, as after a crash.
     """
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.closed = asyncio.Event()
         self._reconnected: set[Callable[[], None]] = set()
-        self._is_leaving = False
+        self._is_closing = False
         self.is_refused = False
-        """The server does not know our user, or not by that password."""
+        """The server has rejected the user or the password."""
 
     @classmethod
     async def open(cls, url: str, name: str, user: str | None = None) -> Self:
-        """Connects to `url` (`nats://USER:PASSWORD@HOST:PORT`, several joined by commas).
+        """Connects to `url`: `nats://USER:PASSWORD@HOST:PORT`, several separated by commas; for `tls://` see tls.py.
 
-        `tls://` is as proto/nats/tls.py says. `user` is whom a URL that names one of accounts.py has to name. Raises
-        LogUnavailable, and SettingsInvalid for what is no such URL.
+        `user` is the role of this process: a URL with another role of permissions.py is refused. Raises LogUnavailable,
+        or SettingsInvalid for an invalid URL.
         """
         addresses = parse_servers(url)
         named = user_of(addresses)
         if user is not None and named in RIGHTS and named != user:
-            # NATS would refuse what is asked, one thing after the other, and never say why.
+            # NATS would refuse each publish and subscription by itself, without the reason.
             raise SettingsInvalid(
-                f"TAILRACE_NATS_URL is of the user {named}, who may not do this: give it nats://{user}:PASSWORD@HOST:PORT"
+                f"TAILRACE_NATS_URL has the user {named}, but this process needs nats://{user}:PASSWORD@HOST:PORT"
             )
         tls = ssl_context(addresses)
         connection = cls(TlsClient() if tls else Client())
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await connection.client.connect(
-                    # In turn, from one that is drawn on: whom it has lost is tried last. nats-py would draw each time,
-                    # and of a frozen server that is drawn it hears nothing until CONNECT_TIMEOUT_S.
+                    # Shuffled once, then in order, so that a lost server is tried last. nats-py would choose at random
+                    # each time, and a frozen server costs CONNECT_TIMEOUT_S.
                     servers=[address.partition("?")[0] for address in sample(addresses, len(addresses))],
                     dont_randomize=True,
                     tls=tls,
                     name=name,
-                    # A user of least right hears its own inboxes and nobody else's.
+                    # Each user may subscribe only to its own inboxes.
                     inbox_prefix=inbox_prefix(named),
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]  # annotated int, slept as a float
                     max_outstanding_pings=PINGS_MAX,
                     connect_timeout=CONNECT_TIMEOUT_S,
                     reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # as above
                     max_reconnect_attempts=-1,
-                    # Nothing is kept for a server that is away: an append that failed must not be stored an hour later.
+                    # No buffer while disconnected: a failed append must not be stored an hour later.
                     pending_size=-1,
                     error_cb=connection._on_error,
                     disconnected_cb=connection._on_disconnected,
@@ -105,8 +105,8 @@ class Connection:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             why = str(connection.client.last_error)
             await connection.close()
-            raise LogUnavailable(_nobody(url, why)) from error
-        # Of several servers, one may have refused it, and another one not.
+            raise LogUnavailable(_not_connected(url, why)) from error
+        # One of several servers may have refused the user before another accepted it.
         connection.is_refused = False
         return connection
 
@@ -116,7 +116,7 @@ class Connection:
 
     @property
     def server_version(self) -> tuple[int, int, int] | None:
-        """Of the server that is connected to; None while there is none."""
+        """The version of the connected server; None while disconnected."""
         version = self.client.connected_server_version
         numbers = version.major, version.minor, version.patch
         return numbers if any(numbers) else None
@@ -126,8 +126,9 @@ class Connection:
         return self.client.jetstream(timeout=2)
 
     async def close(self) -> None:
-        self._is_leaving = True
-        # nats-py still wants to send what it has, also when nobody is there; and asserts that it had somewhere to go.
+        self._is_closing = True
+        """Closes the connection, within CLOSE_TIMEOUT_S."""
+        # nats-py flushes first, also while disconnected, and then fails an assertion.
         with suppress(OSError, AssertionError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.client.close()
@@ -136,31 +137,31 @@ class Connection:
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Msg:
-        """The one reply to `payload`. Raises LogUnavailable when none comes, EntryTooLarge before sending too much."""
+        """Sends a request and returns its reply. Raises LogUnavailable without a reply in time, EntryTooLarge."""
         self.check_size(payload, headers)
         try:
             reply = await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
         except nats.errors.Error as error:
-            # Clients are told it, too.
-            raise LogUnavailable(f"the log does not answer ({type(error).__name__}): try again in a moment") from error
+            # Clients receive this message, too.
+            raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
         raise_if_cancelled()
         return reply
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
-        """Sends without waiting for anything; raises LogUnavailable when there is no connection."""
+        """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""
         self.check_size(payload, None)
         try:
             await self.client.publish(subject, payload, reply=reply)
         except nats.errors.Error as error:
-            raise LogUnavailable(f"cannot publish: {type(error).__name__}") from error
+            raise LogUnavailable(f"publishing to NATS failed ({type(error).__name__}): retry") from error
         raise_if_cancelled()
 
-    async def subscribe(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Calls `heard` for each message, in order; the subscription outlives reconnects."""
+    async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Calls `on_message` for each message, in order. The subscription survives reconnects."""
         try:
-            subscription = await self.client.subscribe(subject, cb=heard)
+            subscription = await self.client.subscribe(subject, cb=on_message)
         except nats.errors.Error as error:
-            raise LogUnavailable(f"cannot subscribe: {type(error).__name__}") from error
+            raise LogUnavailable(f"subscribing at NATS failed ({type(error).__name__}): retry") from error
         try:
             raise_if_cancelled()
         except asyncio.CancelledError:
@@ -169,54 +170,57 @@ class Connection:
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        # After the connection was closed there is nothing left to unsubscribe from.
+        """Ends a subscription. Does nothing on a closed connection."""
         if not self.client.is_closed:
             await subscription.unsubscribe()
 
     def on_reconnected(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Registers `call` for after each reconnect; returns what takes it back."""
+        """Calls `call` after each reconnect. Returns a function that unregisters it."""
         self._reconnected.add(call)
         return lambda: self._reconnected.discard(call)
 
     def check_size(self, payload: bytes, headers: dict[str, str] | None) -> None:
-        """nats-py checks the payload alone; one byte of headers too many, and the server hangs up for good."""
+        """Raises EntryTooLarge if payload and headers exceed the server's limit.
+
+        nats-py checks the payload alone, and the server closes the connection for good at one byte too many.
+        """
         size = len(payload)
         if headers:
             size += HEADERS_BYTES_FIXED + sum(len(k) + len(v) + HEADER_BYTES_FIXED for k, v in headers.items())
         if size > self.client.max_payload:
-            raise EntryTooLarge(f"{size} bytes are more than the {self.client.max_payload} the server takes")
+            raise EntryTooLarge(f"{size} bytes exceed the NATS server's limit of {self.client.max_payload}: send less")
 
     async def _on_error(self, error: Exception) -> None:
-        said = str(error).lower()
-        if AUTH_ERROR in said:
-            # Said once, and not at each of four tries a second.
+        text = str(error).lower()
+        if AUTH_ERROR in text:
+            # Logged once, not at each of four attempts a second.
             if not self.is_refused:
-                logger.error("nats does not know our user, or not by that password: TAILRACE_NATS_URL has both")
+                logger.error("nats rejects the user or password of TAILRACE_NATS_URL")
             self.is_refused = True
             return
-        if LATE_REPLY_ERROR in said:
-            # The right to answer is the connection's that heard the question, for two minutes. Whoever asked has
-            # been told by then that nobody answered, and may ask again.
-            logger.warning("nats refused an answer that came too late", error=str(error))
+        if LATE_REPLY_ERROR in text:
+            # Only the connection that received the request may reply, for two minutes. The client has timed out by
+            # then.
+            logger.warning("nats refused a late reply", error=str(error))
             return
-        if PERMISSION_ERROR in said:
-            # Of a publish nobody is told otherwise: who waits for its answer waits in vain.
-            logger.error("nats refused what its user may not", error=str(error))
+        if PERMISSION_ERROR in text:
+            # A refused publish has no other sign: a request only times out.
+            logger.error("nats denied a permission", error=str(error))
             return
-        # A server that is away says so four times a second; that the connection is lost was said once.
-        away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
-        (logger.debug if away else logger.warning)("nats reported an error", error=type(error).__name__)
-        # A slow subscription has dropped messages. To its readers that is the same as a reconnect: read again.
+        # Reconnect attempts fail four times a second; the lost connection was logged once.
+        is_away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
+        (logger.debug if is_away else logger.warning)("nats reported an error", error=type(error).__name__)
+        # nats-py dropped messages of a slow subscription: its readers must read again, as after a reconnect.
         if isinstance(error, nats.errors.SlowConsumerError):
             self._read_again()
 
     async def _on_disconnected(self) -> None:
-        if not self._is_leaving:
+        if not self._is_closing:
             logger.warning("nats connection lost")
 
     async def _on_reconnected(self) -> None:
         self.is_refused = False
-        logger.info("nats connection is back")
+        logger.info("nats connection restored")
         self._read_again()
 
     def _read_again(self) -> None:
@@ -228,17 +232,17 @@ class Connection:
 
 
 def parse_servers(url: str) -> list[str]:
-    """The addresses that TAILRACE_NATS_URL names; raises SettingsInvalid, without the secret that may be in them."""
+    """Returns the addresses in TAILRACE_NATS_URL. Raises SettingsInvalid; the message does not repeat the password."""
     addresses = [address.strip() for address in url.split(",")]
     if not all(map(_is_server, addresses)):
-        raise SettingsInvalid(f"TAILRACE_NATS_URL: expected {URL_FORMAT} or tls://…, several joined by commas")
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: expected {URL_FORMAT} or tls://…, several separated by commas")
     return addresses
 
 
 def user_of(addresses: Sequence[str]) -> str:
-    """The user of that URL; none where a token is enough."""
-    who = urlsplit(addresses[0] if "://" in addresses[0] else f"nats://{addresses[0]}")
-    return who.username or "" if who.password else ""
+    """Returns the user in the first address; "" if it has a token or no credentials."""
+    parts = urlsplit(addresses[0] if "://" in addresses[0] else f"nats://{addresses[0]}")
+    return parts.username or "" if parts.password else ""
 
 
 def _is_server(address: str) -> bool:
@@ -246,24 +250,24 @@ def _is_server(address: str) -> bool:
         parts = urlsplit(address if "://" in address else f"nats://{address}")
         return parts.scheme in ("nats", "tls") and HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
     except ValueError:
-        # A port that is none.
+        # An invalid port.
         return False
 
 
-def _nobody(url: str, why: str) -> str:
-    """What a person is told who waited for NATS at `url`; never the secret in it."""
+def _not_connected(url: str, why: str) -> str:
+    """Returns the error message for a failed connection to `url`, without its password."""
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
-        return f"NATS at {where} does not know us: TAILRACE_NATS_URL says who we are, as {URL_FORMAT}"
+        return f"NATS at {where} rejects the user or password: set TAILRACE_NATS_URL to {URL_FORMAT}"
     if "TLS" in why or "SSL" in why:
-        return f"NATS at {where} and we do not trust each other ({why}): TAILRACE_NATS_URL says ?ca=, &cert= and &key="
-    return f"no NATS server answers at {where}: TAILRACE_NATS_URL says where one is; `make run` starts all"
+        return f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL"
+    return f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
 
 
 def raise_if_cancelled() -> None:
-    """Raises the CancelledError that nats-py swallows when it arrives while it flushes.
+    """Raises the CancelledError that nats-py swallows when the task is cancelled during a flush.
 
-    Whoever was cancelled would go on for ever: whatever asks again and again calls this after each call of nats-py's.
+    Loops call it after each call of nats-py: otherwise a cancelled task would run for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -1,7 +1,7 @@
-"""Counters of what was used, true over all processes: one atomic round trip each. What is too much others say.
+"""Distributed counters of usage in JetStream: one atomic round trip per increment.
 
-A message with the header `Nats-Incr` adds to its subject's counter, and the acknowledgement says what it holds then
-(ADR-49 of nats-architecture-and-design). Those of short windows are kept for hours, those of days and months for weeks.
+A message with the header `Nats-Incr` adds to the counter of its subject, and the acknowledgement has the new value
+(ADR-49 of nats-architecture-and-design). Counters of short windows are kept for hours, of days and months for weeks.
 """
 
 import msgspec
@@ -20,27 +20,27 @@ class _Added(msgspec.Struct):
     error: dict[str, object] | None = None
 
 
-# The server writes a counter as a string: it may be longer than JSON's numbers.
+# The server sends the value as a string, because it may exceed JSON's numbers.
 _decode = msgspec.json.Decoder(_Added, strict=False).decode
 
 
 class Counters:
-    """Adds, and says what it comes to. A counter that nobody has added to is 0."""
+    """All counters. A counter starts at 0."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, subject: str, amount: int) -> int:
-        """What the counter holds with `amount`, which may be negative. Raises LogUnavailable: then it may be added."""
+        """Adds `amount`, which may be negative; returns the new value. After LogUnavailable it may have been added."""
         added = await self._add(subject, {INCREMENT: f"{amount:+d}"})
         if added.val is None:
-            raise LogUnavailable("the counter was not told")
+            raise LogUnavailable("the counter's value is missing in the server's reply")
         return added.val
 
     async def add_once(self, subject: str, amount: int, name: str) -> None:
-        """Adds `amount`, however often this is called with that `name` while the server remembers it.
+        """Adds `amount` once, however often it is called with the same `name` within the deduplication window.
 
-        Raises LogUnavailable: then it may be added, and is to be called again.
+        After LogUnavailable it may have been added: call it again.
         """
         await self._add(subject, {INCREMENT: f"{amount:+d}", MESSAGE_ID: f"{name}:{subject}"})
 
@@ -48,5 +48,5 @@ class Counters:
         reply = await self._connection.request(subject, b"", timeout_s=ADD_TIMEOUT_S, headers=headers)
         added = _decode(reply.data)
         if added.error is not None:
-            raise LogUnavailable(f"the counter does not add: {added.error.get('description')}")
+            raise LogUnavailable(f"the counter cannot be incremented: {added.error.get('description')}")
         return added

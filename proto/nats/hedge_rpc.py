@@ -1,7 +1,7 @@
-"""Asks another generator to make a call beside one that is late. Nothing is stored, and who has the turn the log says.
+"""RPC between generators: asks another generator to run a hedge, a second call beside a slow one (PROTOCOL R51).
 
-Two steps, so that nobody is asked by itself, and only one other takes it: all that have room offer themselves, and the
-first that is heard is given the turn.
+Two steps, so that exactly one other generator runs it: all generators with a free slot offer themselves, and the first
+offer gets the turn. Nothing is stored; the log decides which call wins.
 """
 
 from typing import Protocol
@@ -19,21 +19,21 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# Whoever has room says so at once; that nobody does is only known by waiting.
+# Generators with a free slot answer at once; that there is none shows only by waiting.
 OFFER_TIMEOUT_S = 1.0
 TAKE_TIMEOUT_S = 2.0
 TAKEN = b"taken"
 
 
 class Hedge(msgspec.Struct, frozen=True):
-    """A turn of which no token has come."""
+    """A turn whose first token is late."""
 
     tenant: Tenant
     turn: TurnId
     late: Seq
-    """The entry of the attempt that waits."""
+    """The sequence of the waiting attempt's entry."""
     lease: str
-    """Where the turn's delivery is renewed and acknowledged: both hold it until one has lost."""
+    """The reply subject of the turn's delivery. Both generators renew it until one has lost."""
 
     @property
     def key(self) -> TurnKey:
@@ -41,52 +41,52 @@ class Hedge(msgspec.Struct, frozen=True):
 
 
 class HedgeRunner(Protocol):
-    """Who makes such calls."""
+    """Runs hedges in this generator."""
 
     def has_room(self) -> bool: ...
 
     def take(self, hedge: Hedge) -> bool:
-        """Begins; False when there is no room any more, or the turn is here already."""
+        """Starts the hedge. Returns False if no slot is free any more or the turn already runs here."""
         ...
 
 
 class HedgeRpc:
-    """Asks and offers over core NATS, as one process."""
+    """Requests and serves hedges over core NATS, for one process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._place = new_id()
+        self._generator = new_id()
 
     async def request(self, hedge: Hedge) -> bool:
-        """Whether another process has taken it. An answer that is lost is a no, and the log knows better."""
+        """Returns whether another generator runs the hedge. A lost reply counts as no; the log decides in any case."""
         try:
             offer = await self._connection.request(
-                subjects.HEDGE_OFFERS, self._place.encode(), timeout_s=OFFER_TIMEOUT_S
+                subjects.HEDGE_OFFERS, self._generator.encode(), timeout_s=OFFER_TIMEOUT_S
             )
-            place = offer.data.decode(errors="replace")
-            if not is_token(place):
+            generator = offer.data.decode(errors="replace")
+            if not is_token(generator):
                 return False
             taken = await self._connection.request(
-                subjects.hedge(place), msgspec.json.encode(hedge), timeout_s=TAKE_TIMEOUT_S
+                subjects.hedge(generator), msgspec.json.encode(hedge), timeout_s=TAKE_TIMEOUT_S
             )
         except LogUnavailable:
             return False
         return taken.data == TAKEN
 
-    async def serve(self, taker: HedgeRunner) -> None:
-        """Has `taker` offered to the others from now on."""
+    async def serve(self, runner: HedgeRunner) -> None:
+        """Serves requests of other generators with `runner`."""
 
-        async def asked(message: Msg) -> None:
-            if message.data != self._place.encode() and taker.has_room():
-                await message.respond(self._place.encode())
+        async def on_request(message: Msg) -> None:
+            if message.data != self._generator.encode() and runner.has_room():
+                await message.respond(self._generator.encode())
 
-        async def given(message: Msg) -> None:
+        async def on_hedge(message: Msg) -> None:
             try:
                 hedge = msgspec.json.decode(message.data, type=Hedge)
             except DECODE_ERRORS:
-                logger.warning("a hedge that cannot be read")
+                logger.warning("received an invalid hedge")
                 return
-            await message.respond(TAKEN if taker.take(hedge) else b"")
+            await message.respond(TAKEN if runner.take(hedge) else b"")
 
-        await self._connection.subscribe(subjects.hedge(self._place), given)
-        await self._connection.subscribe(subjects.HEDGE_OFFERS, asked)
+        await self._connection.subscribe(subjects.hedge(self._generator), on_hedge)
+        await self._connection.subscribe(subjects.HEDGE_OFFERS, on_request)

@@ -1,7 +1,7 @@
-"""Places that are held, of which an owner has so many: each by one holder, over all processes. It knows no limit.
+"""Distributed semaphore: N slots per owner, stored in JetStream. Used for running turns and open streams.
 
-A place is the last message on a subject of its own, and taking it is a create: two can never have the same. What is
-taken for a life is given up by the server when nobody renews it, so that a killed holder keeps nothing.
+A slot is the last message on its own subject, and acquiring it is a create, so that two processes never hold the same
+slot. A slot with a lifetime is released by the server unless it is renewed, so that a killed holder frees it.
 """
 
 import random
@@ -19,40 +19,42 @@ from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.subjects import SLOTS
 
 TIMEOUT_S = 2.0
-# Whoever is slower than another finds a different place the next time; so many are never slower so many times.
+# A process that loses a race tries another random slot. So many lost races in a row do not happen.
 TRIES = 200
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 LIFE = "Nats-TTL"
 
 
 class HeldSlot(NamedTuple):
+    """A slot that some process holds."""
+
     subject: str
     seq: Seq
     holder: str
     at: datetime
-    """When it was taken, or renewed, by the server's clock."""
+    """When it was acquired or renewed, by the server's clock."""
 
 
 class Slot(NamedTuple):
-    """A slot that one has taken."""
+    """A slot that this process has acquired."""
 
     subject: str
     seq: Seq
 
 
 class Slots:
-    """Each call names the tenant and the owner, a key of it or itself, whose places they are."""
+    """All slots. The owner of slots is a tenant or one of its keys."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reads = DirectReader(connection, SLOTS)
+        self._reader = DirectReader(connection, SLOTS)
 
     async def held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
-        """Those that are taken; a moment old. Raises LogUnavailable."""
+        """Returns the held slots; the result may be a moment old. Raises LogUnavailable."""
         found: list[HeldSlot] = []
         while True:
             first = Seq(max((slot.seq for slot in found), default=BEFORE_FIRST) + 1)
-            page = await self._reads.page(subjects.slots(tenant, owner, what), first)
+            page = await self._reader.page(subjects.slots(tenant, owner, what), first)
             for message in page.messages:
                 headers = message.headers or {}
                 at = datetime.fromisoformat(headers["Nats-Time-Stamp"])
@@ -65,9 +67,9 @@ class Slots:
     async def acquire(
         self, tenant: Tenant, owner: str, what: str, most: int, holder: str, *, life_s: int | None = None
     ) -> Slot | None:
-        """One of `most` places, now `holder`'s; None when all are taken. Raises LogUnavailable.
+        """Acquires one of `most` slots for `holder`. Returns None if all are held. Raises LogUnavailable.
 
-        With `life_s` it has it for so many seconds, unless it is renewed.
+        With `life_s`, the server releases the slot after so many seconds unless it is renewed.
         """
         for _ in range(TRIES):
             held = await self.held(tenant, owner, what)
@@ -79,15 +81,15 @@ class Slots:
             seq = await self._put(subject, holder, BEFORE_FIRST, life_s)
             if seq is not None:
                 return Slot(subject, seq)
-        raise LogUnavailable("so many others take places that none can be taken: try again")
+        raise LogUnavailable("too many processes compete for a slot: retry")
 
-    async def renew(self, place: Slot, holder: str, life_s: int) -> Slot | None:
-        """The place for another life; None when it was given up meanwhile. Raises LogUnavailable."""
-        seq = await self._put(place.subject, holder, place.seq, life_s)
-        return Slot(place.subject, seq) if seq is not None else None
+    async def renew(self, slot: Slot, holder: str, life_s: int) -> Slot | None:
+        """Extends the slot by another lifetime. Returns None if it was released meanwhile. Raises LogUnavailable."""
+        seq = await self._put(slot.subject, holder, slot.seq, life_s)
+        return Slot(slot.subject, seq) if seq is not None else None
 
     async def release(self, seq: Seq) -> None:
-        """Gives up what is held under `seq`, if it still is. Raises LogUnavailable."""
+        """Releases the slot that was acquired at `seq`, if it is still held. Raises LogUnavailable."""
         query = msgspec.json.encode({"seq": seq, "no_erase": True})
         await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{SLOTS}", query, timeout_s=TIMEOUT_S)
 
@@ -99,4 +101,4 @@ class Slots:
             return stored.seq
         if stored.error.err_code in pub_ack.FENCE_CODES:
             return None
-        raise LogUnavailable(f"the place cannot be taken: {stored.error.description}")
+        raise LogUnavailable(f"the slot cannot be acquired: {stored.error.description}")

@@ -1,6 +1,6 @@
-"""A stream with all that it holds, sequences and consumers too, from one NATS to another: a snapshot that is restored.
+"""Copies all streams, with their sequences and consumers, from one NATS server to another by snapshot and restore.
 
-Nothing may write to either meanwhile. ADR-22 of nats-architecture-and-design has no more than what is used here.
+Nothing may write to either server meanwhile. The protocol is ADR-22 of nats-architecture-and-design.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ NO_MORE = "204"
 
 
 async def copy_streams(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
-    """Every stream of ours, each `replicas` times and with at most as many bytes as one of `bytes_max` would have.
+    """Copies every stream of Tailrace with `replicas` copies and byte limits as for a log of `bytes_max`.
 
-    `target` has nothing yet. Raises LogUnavailable: what is in the target then is no copy, and may look like one (a
-    restore that broke off leaves an empty stream), so whoever tries again needs another target.
+    `target` must be empty. Raises LogUnavailable: the target is then incomplete, and may look complete (an interrupted
+    restore leaves an empty stream), so that a retry needs a new target.
     """
     for name in EVERY_STREAM:
         try:
@@ -47,22 +47,22 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
         _checked(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
         if chunk.reply:
             await source.publish(chunk.reply, b"")
-    # A last chunk that says why it is the last; behind several chunks it is no more than that.
+    # The last message has a status that tells whether the snapshot is complete.
     if chunk.headers and chunk.headers.get("Status") != NO_MORE:
-        raise LogUnavailable(f"the snapshot of {name} broke off: {chunk.headers}")
+        raise LogUnavailable(f"the snapshot of {name} is incomplete: {chunk.headers}")
     held = _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))["state"]
-    # Not how many there are: what grows too old meanwhile is forgotten by the one and not yet by the other.
+    # The number of messages may differ: messages expire meanwhile, on one server earlier than on the other.
     if held["last_seq"] != snapshot["state"]["last_seq"]:
-        raise LogUnavailable(f"the copy of {name} is not whole: it ends at {held['last_seq']}")
+        raise LogUnavailable(f"the copy of {name} is incomplete: it ends at {held['last_seq']}")
     await chunks.unsubscribe()
 
 
-async def _ask(connection: Connection, subject: str, question: dict[str, Any]) -> dict[str, Any]:
-    return _checked(await connection.request(subject, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S))
+async def _ask(connection: Connection, subject: str, query: dict[str, Any]) -> dict[str, Any]:
+    return _checked(await connection.request(subject, msgspec.json.encode(query), timeout_s=ASK_TIMEOUT_S))
 
 
 def _checked(reply: Any) -> dict[str, Any]:
     answer: dict[str, Any] = msgspec.json.decode(reply.data) if reply.data else {}
     if (error := answer.get("error")) is not None:
-        raise LogUnavailable(f"the server refuses a copy: {error.get('description')}")
+        raise LogUnavailable(f"the server refuses the copy: {error.get('description')}")
     return answer

@@ -1,4 +1,4 @@
-"""TLS to NATS, as its URL asks for it: `tls://HOST:PORT?ca=FILE&cert=FILE&key=FILE`. It opens no connection."""
+"""TLS to NATS, configured by its URL: `tls://HOST:PORT?ca=FILE&cert=FILE&key=FILE`."""
 
 import ssl
 from collections.abc import Sequence
@@ -14,32 +14,32 @@ FILES = ("ca", "cert", "key")
 
 
 def ssl_context(addresses: Sequence[str]) -> ssl.SSLContext | None:
-    """How certificates are judged, and which is ours; None where no address begins with `tls://`.
+    """Returns the TLS context for `addresses`, or None if none begins with `tls://`.
 
-    Without `ca` it is whom the machine trusts. Raises SettingsInvalid for files that cannot be used.
+    Without `ca`, the system's certificate authorities are trusted. Raises SettingsInvalid for unusable files.
     """
-    asked = [urlsplit(address) for address in addresses]
-    given = {name: value for one in asked for name, value in parse_qsl(one.query, keep_blank_values=True)}
-    if not any(one.scheme == "tls" for one in asked):
+    urls = [urlsplit(address) for address in addresses]
+    given = {name: value for url in urls for name, value in parse_qsl(url.query, keep_blank_values=True)}
+    if not any(url.scheme == "tls" for url in urls):
         if given:
-            raise SettingsInvalid("TAILRACE_NATS_URL: certificates are for addresses that begin with tls://")
+            raise SettingsInvalid("TAILRACE_NATS_URL: ca, cert and key need an address that begins with tls://")
         return None
-    if strange := sorted(given.keys() - FILES):
-        raise SettingsInvalid(f"TAILRACE_NATS_URL: {strange[0]} is none of ca, cert, key")
+    if unknown := sorted(given.keys() - FILES):
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: the parameter {unknown[0]} is unknown; use ca, cert and key")
     if ("cert" in given) != ("key" in given):
-        raise SettingsInvalid("TAILRACE_NATS_URL: cert and key are given together")
+        raise SettingsInvalid("TAILRACE_NATS_URL: cert and key must be given together")
     try:
         context = ssl.create_default_context(cafile=given.get("ca"))
         if "cert" in given:
             context.load_cert_chain(given["cert"], given["key"])
     except OSError as error:
-        # Also what is no certificate, or not that key's.
-        raise SettingsInvalid(f"TAILRACE_NATS_URL: the files after `?` cannot be used: {error}") from error
+        # Includes ssl.SSLError: not a certificate, or not the certificate of the key.
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: the files in its parameters cannot be used: {error}") from error
     return context
 
 
 class TlsClient(Client):
-    """nats-py believes a server, or whoever stands between, that says that it has no TLS, and sends it the password."""
+    """Requires TLS. nats-py continues without TLS, and sends the password, if the server says that it has none."""
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and not info.get("tls_required"):

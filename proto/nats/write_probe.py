@@ -1,7 +1,7 @@
-"""Whether the log takes entries just now: one is stored, and removed again. It belongs to no turn, and nobody reads it.
+"""Write probe of the log: stores a message that belongs to no turn, and deletes it (PROTOCOL R68).
 
-Nothing less would tell. A leader without a majority still says how full its stream is, and a server whose disk is full
-answers every question and stores nothing.
+Reads do not show whether the log accepts writes: a leader without a majority still reports its stream's state, and a
+server with a full disk answers every read and stores nothing.
 """
 
 import msgspec
@@ -17,21 +17,18 @@ TIMEOUT_S = 2.0
 
 
 class WriteProbe:
-    """One process's own: it has a subject that no other has."""
+    """The write probe of one process, on a subject of its own."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._subject = subjects.probe(TurnId(new_id()))
 
     async def run(self) -> None:
-        """Returns when an entry was stored, and when there is no room for one, which is an answer, too.
-
-        Raises LogUnavailable.
-        """
+        """Returns if a message was stored, and also if the log is full. Raises LogUnavailable otherwise."""
         reply = await self._connection.request(self._subject, b"{}", timeout_s=TIMEOUT_S)
         stored = pub_ack.decode(reply.data)
         if stored.error is None:
             query = msgspec.json.encode({"seq": stored.seq, "no_erase": True})
             await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{STREAM}", query, timeout_s=TIMEOUT_S)
         elif stored.error.err_code not in pub_ack.FULL_CODES:
-            raise LogUnavailable(f"nothing is stored: {stored.error.description}")
+            raise LogUnavailable(f"the log stores nothing: {stored.error.description}")

@@ -48,7 +48,7 @@ async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
     own_server.signal(SIGSTOP)
     try:
         asking = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
-        waiting = reads._places._waiting
+        waiting = reads._slots._waiting
         await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - READS_MAX)
     finally:
         own_server.signal(SIGCONT)

@@ -557,7 +557,7 @@ async def test_who_cannot_say_whether_they_asked_holds_on_for_a_while(
     with pytest.raises(LogUnavailable):
         await fails(mine, tenant, LogUnavailable("unclear"))
     assert await mine.is_pinned(tenant, "a")
-    monkeypatch.setattr(blob_pins, "HELD_MAX", -blob_pins.HELD_MAX)
+    monkeypatch.setattr(blob_pins, "PIN_AGE_MAX", -blob_pins.PIN_AGE_MAX)
     assert not await mine.is_pinned(tenant, "a")
 
 

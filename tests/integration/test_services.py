@@ -9,7 +9,7 @@ import pytest_asyncio
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.rpc import Answer
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.until import until
 
@@ -35,21 +35,21 @@ def name() -> str:
     return f"query-{new_id()}"
 
 
-def answering(outcome: Callable[[Tenant, bytes], bytes]) -> Answer:
+def answering(outcome: Callable[[Tenant, bytes], bytes]) -> Handler:
     async def answer(tenant: Tenant, question: bytes) -> bytes:
         return outcome(tenant, question)
 
     return answer
 
 
-def failing(error: Exception) -> Answer:
+def failing(error: Exception) -> Handler:
     def fail(_: Tenant, __: bytes) -> bytes:
         raise error
 
     return answering(fail)
 
 
-async def serve(connection: Connection, name: str, answer: Answer, role: str = PERSISTENCE) -> None:
+async def serve(connection: Connection, name: str, answer: Handler, role: str = PERSISTENCE) -> None:
     """Returns when the server knows who answers."""
     service = await Rpc(connection).serve(role, "1.0.0", {name: answer})
     # Not `flush()`: nats-py's PING overtakes a subscription that waits to be sent. A request does not.
@@ -73,8 +73,8 @@ async def test_an_answer_goes_to_who_asked_and_knows_whose_it_is(
         (Refused("turn_not_found", "there is no such turn"), "turn_not_found", "there is no such turn"),
         (Refused("turn_not_found", "“héllo”\nworld 🌊"), "turn_not_found", "“héllo”\nworld 🌊"),
         (Refused("a_newer_code", "m"), "internal", "m"),
-        (StoreBusy("locked"), "persistence_unavailable", "the history cannot be read just now: try again"),
-        (RuntimeError("secret"), "internal", "the question could not be answered"),
+        (StoreBusy("locked"), "persistence_unavailable", "the history cannot be read at the moment: retry"),
+        (RuntimeError("secret"), "internal", "the query failed: the logs have the traceback"),
     ],
 )
 async def test_a_refusal_goes_to_who_asked(
