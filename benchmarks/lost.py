@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog, turn_log
+from tailrace.proto.nats import Connection, TurnLog, jetstream_log
 from tailrace.proto.subjects import TurnKey
 from tests.answering import words
 from tests.conftest import apply_streams
@@ -39,7 +39,7 @@ async def main() -> None:
 
 async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant, *, count: int) -> int:
     """How many turns are not as they were written, once that many acknowledgements were lost; 0 is good."""
-    wait_s, turn_log.PUBLISH_TIMEOUT_S = turn_log.PUBLISH_TIMEOUT_S, WAIT_S
+    wait_s, jetstream_log.PUBLISH_TIMEOUT_S = jetstream_log.PUBLISH_TIMEOUT_S, WAIT_S
     try:
         async with Losing(server.url, share=0.5) as losing:
             connection = await Connection.open(losing.url, "losing")
@@ -56,7 +56,7 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
             written = await asyncio.gather(*(write() for _ in range(WRITERS)))
             await connection.close()
     finally:
-        turn_log.PUBLISH_TIMEOUT_S = wait_s
+        jetstream_log.PUBLISH_TIMEOUT_S = wait_s
     found = [(await log.turn(key), said) for key, said in written]
     return sum((turn.text.strip(), turn.skipped, turn.outcome) != (words(said), 0, "completed") for turn, said in found)
 

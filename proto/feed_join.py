@@ -1,8 +1,8 @@
-"""Joins what is read from a turn's log with what the live feed says of it. Pure: it is told, it tells what to read.
+"""FeedJoin: joins entries read from a turn's log with entries from its live feed. Pure.
 
-The live feed is a hint: it misses, repeats and reorders (ADR 4). The log is the truth, but one read of it may be
-behind. So an entry from the feed is taken only when it continues the chain; one that is further on proves that
-something was missed, and then the log has to be read until it reaches at least there.
+The live feed is a hint: it misses, repeats and reorders entries (ADR 4). The log is the truth, but one read of it may
+be behind. Therefore an entry from the feed is accepted only when it continues the chain. One that is further on proves
+that an entry was missed, and the log must be read until it reaches at least there.
 """
 
 from collections.abc import Iterable
@@ -12,50 +12,50 @@ from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST
 
 
-class Join:
-    """One turn as one follower sees it.
+class FeedJoin:
+    """One follower's view of one turn.
 
-    `chain` is where its story stands; `read` the sequence up to which it knows the log; `behind` the highest sequence
-    that is known to be stored and not yet settled. `skipped` counts what is stored and not valid.
+    `chain` is the chain of all accepted entries. The log has been read up to the sequence `read_upto`, and is known to
+    have entries up to `stored_upto`. `skipped` counts stored entries that are not valid.
     """
 
     def __init__(self, chain: Chain = START) -> None:
         self.chain = chain
-        self.read = chain.last
-        self.behind = BEFORE_FIRST
+        self.read_upto = chain.last
+        self.stored_upto = BEFORE_FIRST
         self.skipped = 0
 
     @property
     def has_gap(self) -> bool:
-        """The log has to be read again after `read`."""
-        return self.behind > self.read
+        """Whether the log must be read after `read_upto`."""
+        return self.stored_upto > self.read_upto
 
-    def replayed(self, entries: Iterable[Stored]) -> list[Stored]:
-        """Entries read from the log after `read`, in its order and without a hole; the valid ones come back."""
-        return [stored for stored in entries if self._settle(stored)]
+    def add_read(self, entries: Iterable[Stored]) -> list[Stored]:
+        """Adds entries read from the log after `read_upto`, in order and without a hole; returns the valid ones."""
+        return [stored for stored in entries if self._add_read(stored)]
 
-    def heard(self, stored: Stored) -> list[Stored]:
-        """An entry from the live feed; it comes back when it continues the chain.
+    def add_live(self, stored: Stored) -> bool:
+        """Adds an entry from the live feed; returns whether it continues the chain.
 
-        One that came too early is not kept: it may be a fork's, whose rival is what was missed. The log says which.
+        An entry that is further on is not kept: it may belong to a fork whose rival was missed. The log decides.
         """
-        if stored.seq <= self.read or self.chain.is_ended:
-            return []
+        if stored.seq <= self.read_upto or self.chain.is_ended:
+            return False
         chain = link(self.chain, stored.seq, stored.entry)
         if chain is not None:
-            self.chain, self.read = chain, stored.seq
-            return [stored]
+            self.chain, self.read_upto = chain, stored.seq
+            return True
         if stored.entry.prev <= self.chain.last:
-            # A fork's: it continues what the chain has already passed. A replay would skip it too.
+            # A fork's entry: it continues an entry that the chain has already passed. A replay would skip it, too.
             self.skipped += 1
-            return []
-        self.behind = max(self.behind, stored.seq)
-        return []
-
-    def _settle(self, stored: Stored) -> bool:
-        if stored.seq <= self.read:
             return False
-        self.read = stored.seq
+        self.stored_upto = max(self.stored_upto, stored.seq)
+        return False
+
+    def _add_read(self, stored: Stored) -> bool:
+        if stored.seq <= self.read_upto:
+            return False
+        self.read_upto = stored.seq
         chain = link(self.chain, stored.seq, stored.entry)
         if chain is None:
             self.skipped += 1

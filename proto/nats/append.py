@@ -1,91 +1,99 @@
-"""How an entry gets into a turn's log exactly once, decided step by step (PROTOCOL R8 to R14). Pure.
+"""append: stores one entry in a turn's log exactly once, behind the fence (PROTOCOL R8 to R14).
 
-After an unclear outcome the tail is read: if what was being appended stands there, it stands; if somebody else's entry
-does, the fence is lost; otherwise again. One read never proves that something is not there.
+After an unclear outcome the tail of the log is read. If it holds the entry, the append has succeeded; if it holds
+another writer's entry, the fence is lost; otherwise the entry is published again. A single read never proves that an
+entry is missing.
 """
+
+import asyncio
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq
-from tailrace.proto.nats.replay import confirm_known, is_valid
-from tailrace.proto.nats.step import Now, Page, Pause, Publish, Read, Steps, Unclear
+from tailrace.proto.nats.log_server import LogServer, PublishUnclear
+from tailrace.proto.nats.replay import is_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
 UNCLEAR_WAIT_S = 0.05
-# A thousand turns may wait for a leader at once, and half a second more is little beside what it takes to find one.
-UNLED_WAIT_S_MAX = 0.5
+# A thousand turns may wait for a new leader at once. Finding one takes seconds, so half a second more matters little.
+NO_LEADER_WAIT_S_MAX = 0.5
 
 
-def append(key: TurnKey, chain: Chain, entry: Entry, *, now: Now, timeout_s: float) -> Steps[Chain]:
-    """`chain` with `entry` as its next link, once that is stored.
+async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float) -> Chain:
+    """Stores `entry` as the next link of `chain`; returns the extended chain.
 
-    Raises FenceLost when another writer has continued the turn, TurnUnknown when it was purged, LogFull, LogUnavailable
-    when it is still unclear after `timeout_s` seconds (the entry may then stand).
+    Raises FenceLost when another writer has continued the turn, TurnUnknown when the turn was purged, LogFull,
+    EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s` seconds (the entry may then be
+    stored).
     """
-    linked(chain, Seq(chain.last + 1), entry)
-    there = yield from _stored(key, chain, entry, now, timeout_s)
-    # Stored is not valid, if a change of leader has let a fork in; and whoever has ended a turn lets go of it.
-    if there.is_ended and not (yield from is_valid(key, there.last, START, now)):
-        raise FenceLost(f"{key.turn} has another writer, and goes on: the end at {there.last} is a fork's")
-    return there
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    expected = link(chain, Seq(chain.last + 1), entry)
+    if expected is None:
+        raise AssertionError(f"the entry does not continue {chain}: {entry!r:.200}")
+    try:
+        seq = await server.publish(key, entry, chain.last)
+    except (PublishUnclear, LogFull) as error:
+        seq = await _publish_again(server, key, chain, entry, error, deadline)
+    extended = Chain(seq, expected.attempt, expected.is_ended)
+    # After a change of leader a stored end may belong to a fork, and its writer is about to leave the turn.
+    if extended.is_ended and not await is_valid(server, key, extended.last, START):
+        raise FenceLost(f"{key.turn} has another writer and is not ended: the end at {extended.last} is a fork's")
+    return extended
 
 
-def _stored(key: TurnKey, chain: Chain, entry: Entry, now: Now, timeout_s: float) -> Steps[Chain]:
-    fence = chain.last
-    deadline, wait_s = now() + timeout_s, UNCLEAR_WAIT_S
+async def _publish_again(
+    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, error: Exception, deadline: float
+) -> Seq:
+    """Reads the tail after `error` and publishes again until the entry is stored; raises as `append` does."""
+    fence, wait_s = chain.last, UNCLEAR_WAIT_S
     while True:
+        # Only a leader knows that a turn was purged. Without one the question would wait for its time-out.
+        is_led = not isinstance(error, PublishUnclear) or error.is_answered
         try:
-            seq: Seq = yield Publish(entry, fence)
-            return linked(chain, seq, entry)
-        except (Unclear, LogFull) as error:
-            unclear: Exception = error
-        # Only who leads the stream can say that the turn was purged, and who asks where nobody does waits for nothing.
-        is_led = getattr(unclear, "is_answered", True)
+            seq, fence = await read_tail(server, key, chain, entry, fence, is_led=is_led)
+        except LogUnavailable as unavailable:
+            seq, error = None, unavailable
+        if seq is not None:
+            return seq
+        if isinstance(error, LogFull):
+            raise error
+        if asyncio.get_running_loop().time() >= deadline:
+            raise LogUnavailable(f"an entry of {key.turn} could not be stored in time: {error}") from error
+        await asyncio.sleep(wait_s)
+        wait_s = UNCLEAR_WAIT_S if is_led else min(2 * wait_s, NO_LEADER_WAIT_S_MAX)
         try:
-            stands, fence = yield from tail(key, chain, entry, fence, now, is_led=is_led)
-        except LogUnavailable as error:
-            stands, unclear = None, error
-        if stands is not None:
-            return stands
-        if isinstance(unclear, LogFull):
-            raise unclear
-        if now() >= deadline:
-            raise LogUnavailable(f"the log did not take an entry of {key.turn}: {unclear}") from unclear
-        yield Pause(wait_s)
-        wait_s = UNCLEAR_WAIT_S if is_led else min(2 * wait_s, UNLED_WAIT_S_MAX)
+            return await server.publish(key, entry, fence)
+        except (PublishUnclear, LogFull) as again:
+            error = again
 
 
-def tail(
-    key: TurnKey, chain: Chain, entry: Entry, fence: Seq, now: Now, *, is_led: bool = True
-) -> Steps[tuple[Chain | None, Seq]]:
-    """After an unclear append: the chain with it if it stands, else None and the fence to try again with."""
+async def read_tail(
+    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, fence: Seq, *, is_led: bool = True
+) -> tuple[Seq | None, Seq]:
+    """Reads the log after `chain` to learn the outcome of an append: the sequence of `entry` if it is stored.
+
+    Otherwise None, and the fence for the next publish. Raises FenceLost, TurnUnknown, LogUnavailable.
+    """
     last = fence
-    page: Page = yield Read(chain.last)
+    page = await server.read(key, chain.last)
     for number, stored in enumerate(page.entries, 1):
-        there = link(chain, stored.seq, stored.entry)
-        if there is not None and entries.encode(stored.entry) == entries.encode(entry):
+        is_next = link(chain, stored.seq, stored.entry) is not None
+        if is_next and entries.encode(stored.entry) == entries.encode(entry):
             is_followed = number < len(page.entries) or not page.is_last
             if isinstance(entry, Attempt) and entry.backend != MESSAGE_BATCHES and is_followed:
-                # Of an attempt nobody tells anything before it stands: this is one that the same process has made
-                # before, and what it has read of the turn was older.
-                raise FenceLost(f"{key.turn} has had this attempt already, at {stored.seq}")
-            return there, fence
-        if there is not None:
-            raise FenceLost(f"{key.turn} was continued by another writer after {chain.last}")
+                # Nothing is appended under an attempt before it is known to be stored. So this process has appended the
+                # same attempt earlier, and has now planned from an older read of the turn.
+                raise FenceLost(f"{key.turn} already has this attempt, at {stored.seq}")
+            return stored.seq, fence
+        if is_next:
+            raise FenceLost(f"another writer has continued {key.turn} after {chain.last}")
         last = max(last, stored.seq)
     if chain.last and last == fence and is_led:
-        # Nothing follows, which one read does not prove. If the turn was purged, nothing ever will.
-        yield from confirm_known(key)
-    # Two rivals are stored. The one that is skipped is nobody's predecessor, but the server's fence counts it.
-    if last > fence and chain.last and not (yield from is_valid(key, chain.last, START, now)):
-        raise FenceLost(f"{key.turn} has another writer, whose entry stands instead of {chain.last}")
+        # Nothing follows, which one read does not prove. If the turn was purged, nothing will ever follow.
+        await require_turn(server, key)
+    # Two rivals are stored. The skipped one has no successors, but the server's fence counts it.
+    if last > fence and chain.last and not await is_valid(server, key, chain.last, START):
+        raise FenceLost(f"another writer of {key.turn} has an entry in the place of {chain.last}")
     return None, last
-
-
-def linked(chain: Chain, seq: Seq, entry: Entry) -> Chain:
-    there = link(chain, seq, entry)
-    if there is None:
-        raise AssertionError(f"this entry no reader will take after {chain}: {entry!r:.200}")
-    return there

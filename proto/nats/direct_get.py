@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.step import BATCH
+from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import STREAM, tenant_of
 

@@ -1,136 +1,152 @@
-"""How what is stored of a turn is read, step by step, although one read may be behind (PROTOCOL R14). Pure.
+"""Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72).
 
-What is known to be stored is read until it is seen. That there is no turn at all is believed when the stream's leader
-has said so twice.
+An entry that is known to be stored is read for until it is seen. A turn is unknown only when the stream's leader has
+said so twice.
 """
+
+import asyncio
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
-from tailrace.proto.feed_join import Join
+from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.step import Confirm, Now, Page, Pause, Reached, Read, Steps
+from tailrace.proto.nats.log_server import LogServer
 from tailrace.proto.subjects import TurnKey
 
 READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
-# An old leader that wakes up answers as if it led: 11 ms were measured.
+# A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 
 
-def folded(key: TurnKey, so_far: Turn = EMPTY_TURN, *, now: Now) -> Steps[Turn]:
-    """`so_far` and all that is stored after it. Raises TurnUnknown when the log has none of it, LogUnavailable."""
-    turn = so_far
-    deadline = now() + READ_TIMEOUT_S
+async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    """Folds onto `known` all entries after it that the answering server has; it may be behind.
+
+    Raises TurnUnknown when the log has no such turn, LogUnavailable.
+    """
+    turn = known
+    deadline = _now() + READ_TIMEOUT_S
     while True:
-        page: Page = yield Read(Seq(turn.tail))
+        page = await server.read(key, Seq(turn.tail))
         turn = fold(page.entries, turn)
         if not page.is_last:
             continue
         if turn.request is not None:
             return turn
-        yield from confirm_known(key)
-        if now() >= deadline and turn.tail:
-            raise TurnUnknown(f"the log has no request of {key.turn} that can be read")
-        if now() >= deadline:
-            # Whoever was frozen is here after one read: what is known to be there may not be given up as unknown.
-            raise LogUnavailable(f"{key.turn} is stored and cannot be read")
-        yield Pause(STALE_WAIT_S)
+        await require_turn(server, key)
+        if _now() >= deadline and turn.tail:
+            raise TurnUnknown(f"{key.turn} has no request in the log that can be read")
+        if _now() >= deadline:
+            # A process that was frozen passes its deadline after a single read. A turn that exists is not unknown.
+            raise LogUnavailable(f"{key.turn} is stored but cannot be read yet: try again")
+        await asyncio.sleep(STALE_WAIT_S)
 
 
-def folded_upto(key: TurnKey, reached: Seq, *, now: Now) -> Steps[Turn]:
-    """The fold, with the entry `reached` in it, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
-    turn = yield from folded(key, now=now)
-    return (yield from _read_on(key, turn, reached, now))
+async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
+    """Folds the turn, including the entry at `seq`, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
+    return await _read_on(server, key, await read_turn(server, key), seq)
 
 
-def folded_now(key: TurnKey, so_far: Turn = EMPTY_TURN, *, now: Now) -> Steps[Turn]:
-    """`so_far` and all that was stored after it when this was asked: whoever was told more before is not told less.
+async def read_current_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    """Folds onto `known` all entries that were stored at the time of the call (PROTOCOL R72).
 
-    Raises TurnUnknown when the log has none of it, LogUnavailable.
+    Raises TurnUnknown when the log has no such turn, LogUnavailable. An ended turn is read without a leader.
     """
-    turn = yield from folded(key, so_far, now=now)
+    turn = await read_turn(server, key, known)
     if turn.end is not None:
-        # Nothing follows it, and it can be told also while nobody leads the stream.
+        # Nothing follows an end.
         return turn
-    reached: Seq = yield Reached()
-    if reached == BEFORE_FIRST:
-        yield from confirm_known(key)
-    return (yield from _read_on(key, turn, reached, now))
+    last = await server.last_seq(key)
+    if last == BEFORE_FIRST:
+        await require_turn(server, key)
+    return await _read_on(server, key, turn, last)
 
 
-def _read_on(key: TurnKey, turn: Turn, reached: Seq, now: Now) -> Steps[Turn]:
-    deadline = now() + STALE_MAX_S
-    while turn.tail < reached:
-        if now() >= deadline:
-            raise LogUnavailable(f"{key.turn} is stored further than it can be read")
-        yield Pause(STALE_WAIT_S)
-        turn = yield from folded(key, turn, now=now)
+async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Turn:
+    deadline = _now() + STALE_MAX_S
+    while turn.tail < seq:
+        if _now() >= deadline:
+            raise LogUnavailable(f"{key.turn} has an entry at {seq} that cannot be read yet: try again")
+        await asyncio.sleep(STALE_WAIT_S)
+        turn = await read_turn(server, key, turn)
     return turn
 
 
-def settled(key: TurnKey, join: Join, now: Now, *, is_first: bool = False) -> Steps[list[Stored]]:
-    """The valid entries that `join` does not know yet, up to the last. Raises LogUnavailable; then join is void.
+async def read_valid(server: LogServer, key: TurnKey, join: FeedJoin, *, is_first: bool = False) -> list[Stored]:
+    """Reads the log until `join` has no gap; returns the valid entries that `join` did not have.
 
-    `is_first`: nothing is known of the turn, and TurnUnknown is raised when the log has none.
+    `is_first`: nothing is known of the turn yet, and TurnUnknown is raised when the log has no such turn. Raises
+    LogUnavailable; `join` must then be discarded.
     """
     valid: list[Stored] = []
-    deadline = now() + READ_TIMEOUT_S
+    deadline = _now() + READ_TIMEOUT_S
     while True:
-        page: Page = yield Read(join.read)
-        valid += join.replayed(page.entries)
+        page = await server.read(key, join.read_upto)
+        valid += join.add_read(page.entries)
         if is_first and join.chain.last == BEFORE_FIRST:
-            yield from confirm_known(key)
+            await require_turn(server, key)
         elif page.is_last and not join.has_gap:
             return valid
         if page.is_last:
-            # Known to be stored and not seen: the server that answered is behind.
-            if now() >= deadline:
-                raise LogUnavailable(f"{key.turn} is stored further than it can be read")
-            yield Pause(STALE_WAIT_S)
+            # The entry is stored, and the server that answered is behind.
+            if _now() >= deadline:
+                raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
+            await asyncio.sleep(STALE_WAIT_S)
 
 
-def is_valid(key: TurnKey, seq: Seq, sure: Chain, now: Now) -> Steps[bool]:
-    """Whether the entry at `seq`, which is known to be stored, is a link of the chain that goes on from `sure`."""
-    join = Join(sure)
-    join.behind = seq
-    valid = yield from settled(key, join, now)
-    return any(stored.seq == seq for stored in valid)
+async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> bool:
+    """Reads whether the entry at `seq`, which is known to be stored, is a link of the chain that continues `start`.
+
+    Raises LogUnavailable.
+    """
+    join = FeedJoin(start)
+    join.stored_upto = seq
+    return any(stored.seq == seq for stored in await read_valid(server, key, join))
 
 
-def chain_at(key: TurnKey, cursor: Seq, now: Now) -> Steps[Chain]:
-    """The chain as it was when `cursor` was its last entry. Raises CursorUnknown, LogUnavailable."""
+async def read_chain(server: LogServer, key: TurnKey, cursor: Seq) -> Chain:
+    """Returns the chain whose last entry is the one at `cursor`, valid or not.
+
+    Raises CursorUnknown when the turn has no such entry, LogUnavailable.
+    """
     if cursor == BEFORE_FIRST:
         return START
-    deadline = now() + STALE_MAX_S
+    deadline = _now() + STALE_MAX_S
     while True:
-        page: Page = yield Read(Seq(cursor - 1), 1)
-        found = page.entries
+        found = (await server.read(key, Seq(cursor - 1), 1)).entries
         if found and found[0].seq == cursor:
             entry = found[0].entry
             attempt = 0 if isinstance(entry, entries.Request) else getattr(entry, "attempt", 0)
             return Chain(cursor, attempt, isinstance(entry, entries.End))
-        # Who has later ones has them all. Who has none may be behind, for as long as its way to the others is slow.
-        if found or not (yield from _stands(cursor)):
+        # A server that has a later entry has all before it. One that has none may be behind, for as long as its
+        # connection to the others is slow.
+        if found or not await _has_entry(server, key, cursor):
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
-        if now() >= deadline:
-            raise LogUnavailable(f"{key.turn} is stored further than it can be read")
-        yield Pause(STALE_WAIT_S)
+        if _now() >= deadline:
+            raise LogUnavailable(f"{key.turn} has an entry at {cursor} that cannot be read yet: try again")
+        await asyncio.sleep(STALE_WAIT_S)
 
 
-def confirm_known(key: TurnKey) -> Steps[None]:
-    """Raises TurnUnknown, LogUnavailable."""
-    if not (yield from _stands(BEFORE_FIRST)):
-        raise TurnUnknown(f"the log has no turn {key.turn}")
+async def require_turn(server: LogServer, key: TurnKey) -> None:
+    """Raises TurnUnknown when the stream's leader has said twice that the turn has no request; LogUnavailable."""
+    if await server.last_seq(key, "request") == BEFORE_FIRST:
+        await asyncio.sleep(WOKEN_WAIT_S)
+        if await server.last_seq(key, "request") == BEFORE_FIRST:
+            raise TurnUnknown(f"the log has no turn {key.turn}")
 
 
-def _stands(seq: Seq) -> Steps[bool]:
-    """What a Confirm asks. A no is believed when it was said twice. Raises LogUnavailable."""
-    if (yield Confirm(seq)):
+async def _has_entry(server: LogServer, key: TurnKey, seq: Seq) -> bool:
+    """Returns False only when the stream's leader has said so twice. Raises LogUnavailable."""
+    if await server.has_entry(key, seq):
         return True
-    yield Pause(WOKEN_WAIT_S)
-    return bool((yield Confirm(seq)))
+    await asyncio.sleep(WOKEN_WAIT_S)
+    return await server.has_entry(key, seq)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

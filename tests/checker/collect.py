@@ -17,8 +17,8 @@ from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.nats.turn_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.run import Logged, Queue, Rest, Row, save

@@ -17,8 +17,8 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats import Delivery, append, turn_log
-from tailrace.proto.nats.step import Now, Steps
+from tailrace.proto.nats import Delivery, TurnLog
+from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
 from tests.processes import Process
@@ -29,9 +29,11 @@ REFUSED = (FenceLost, LogFull, EntryTooLarge)
 
 def record(recorder: Recorder) -> None:
     """Wraps the doors of this process."""
-    steps, done, commit = append.append, Delivery.ack, Store.record
+    append, done, commit = TurnLog.append, Delivery.ack, Store.record
 
-    def recorded_append(key: TurnKey, chain: Chain, entry: Entry, *, now: Now, timeout_s: float) -> Steps[Chain]:
+    async def recorded_append(
+        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+    ) -> Chain:
         begun = Append(
             tenant=key.tenant,
             turn=key.turn,
@@ -41,7 +43,7 @@ def record(recorder: Recorder) -> None:
         )
         with recorder.recording(begun) as appending:
             try:
-                stands = yield from steps(key, chain, entry, now=now, timeout_s=timeout_s)
+                stands = await append(self, key, chain, entry, timeout_s=timeout_s)
             except REFUSED:
                 appending.fail()
                 raise
@@ -62,8 +64,8 @@ def record(recorder: Recorder) -> None:
             await commit(self, rows, reached)
             committing.ok()
 
-    # As a patch, for the part is not to know. The turn log has it by its name; who is imported later gets ours.
-    append.append = turn_log.append = recorded_append  # type: ignore[attr-defined]
+    # As patches: the recorded program is not to know.
+    TurnLog.append = recorded_append  # type: ignore[method-assign]
     Delivery.ack = recorded_done  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 

@@ -560,7 +560,7 @@ async def test_a_post_that_a_silent_server_does_not_answer_waits_no_longer_than_
     own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs is missed after seconds, and one try of an append would wait for it: the POST does not."""
-    monkeypatch.setattr("tailrace.proto.nats.turn_log.PUBLISH_TIMEOUT_S", 60)
+    monkeypatch.setattr("tailrace.proto.nats.jetstream_log.PUBLISH_TIMEOUT_S", 60)
     gateway = await new_gateway(own_server.url, accept_timeout_s=0.3)
     freeze(own_server)
     try:

@@ -21,8 +21,8 @@ from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.signing_secret import signing_secret
-from tailrace.proto.nats.step import Unclear
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.cluster import Cluster
@@ -40,10 +40,10 @@ class CountingLog(TurnLog):
         super().__init__(connection)
         self.refused: Counter[str] = Counter()
 
-    async def _publish(self, key: TurnKey, subject: str, payload: bytes, fence: Seq) -> Seq:
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         try:
-            return await super()._publish(key, subject, payload, fence)
-        except Unclear as unclear:
+            return await super().publish(key, entry, fence)
+        except PublishUnclear as unclear:
             self.refused[str(unclear).split()[0]] += 1
             raise
 

@@ -20,7 +20,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, streams
-from tailrace.proto.nats.step import Page, Read
+from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.persisting import Persistence
@@ -318,10 +318,10 @@ async def test_a_read_that_is_behind_is_not_recorded_as_the_end(
     behind = 0
 
     class Behind(TurnLog):
-        async def _page(self, key: TurnKey, read: Read) -> Page:
+        async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
             nonlocal behind
-            page = await super()._page(key, read)
-            if read.after != BEFORE_FIRST:
+            page = await super().read(key, after, limit)
+            if after != BEFORE_FIRST:
                 return page
             behind += 1
             return Page(page.entries[:1], is_last=True)

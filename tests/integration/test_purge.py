@@ -73,13 +73,13 @@ async def test_the_follower_of_a_silent_turn_goes_on(
     """A model that thinks is no purge: the log is asked, again and again, and its answer is not taken for one."""
     looks = 0
 
-    async def has(self: TurnLog, key: TurnKey, kind: str) -> bool:
+    async def counted(self: TurnLog, key: TurnKey, kind: str | None = None) -> int:
         nonlocal looks
         looks += 1
-        return await asked(self, key, kind)
+        return await last_seq(self, key, kind)
 
-    asked = TurnLog._has
-    monkeypatch.setattr(TurnLog, "_has", has)
+    last_seq = TurnLog.last_seq
+    monkeypatch.setattr(TurnLog, "last_seq", counted)
     monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.02)
     writer = Writer(log, key)
     await writer.open("Light")

@@ -54,8 +54,8 @@ def hold(gate: Gate, role: str) -> None:
     left: dict[TurnKey, int] = {}
     unacknowledged: set[TurnKey] = set()
 
-    async def held_turn(self: TurnLog, key: TurnKey, so_far: Turn = EMPTY_TURN) -> Turn:
-        found = await turn(self, key, so_far)
+    async def held_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        found = await turn(self, key, known)
         place = place_of(found.request) if found.request and not found.attempt and role == HOLDS else None
         if place is not None and key not in left:
             entries, is_end = place

@@ -1,100 +1,100 @@
-"""Clients who ask, who cancel, and who look, each until a gateway has answered them."""
+"""Clients that post, cancel and look up a turn, each until a gateway has answered."""
 
-from tailrace.gateway.turns.cancel import cancelled
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
-from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST
-from tailrace.proto.nats.append import append
-from tailrace.proto.nats.replay import folded_now
-from tailrace.proto.nats.step import Steps
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
-from tests.schedules.reader import Reading
-from tests.schedules.stream import Stream
+from tests.schedules.reader import Reader
+from tests.schedules.server import SimulatedLog, SimulatedServer
 
 ACCEPT_TIMEOUT_S = 5.0
-COMES_BACK_S = 1.0
+RETRY_S_MAX = 1.0
 
 
-class Asking(Process):
-    """A client that posts under an Idempotency-Key, and posts again until the gateway says that the turn is in the log.
+class Poster:
+    """A client that posts with an Idempotency-Key, again until the gateway says that the turn is in the log.
 
-    Another gateway's client may do the same at the same time: the claim has given both one turn.
+    Another gateway's client may do the same at the same time: the claim has given both the same turn.
     """
 
-    def __init__(self, stream: Stream, key: TurnKey, name: str, request: Request) -> None:
-        super().__init__(stream, name)
-        self.key = key
-        self.request = request
-        self.acknowledged: list[Chain] = []
+    def __init__(self, server: SimulatedServer, key: TurnKey, name: str, request: Request) -> None:
+        self.process = Process(server.world, name)
+        self.acknowledged: list[tuple[str, Chain]] = []
+        self._log = SimulatedLog(server, self.process)
+        self._key = key
+        self._request = request
 
-    def post(self) -> None:
-        asked = append(self.key, START, self.request, now=self.world.now, timeout_s=ACCEPT_TIMEOUT_S)
-        self.start(asked, self._answered)
+    def post_after(self, wait_s: float) -> None:
+        self.process.start(self._post(wait_s))
 
-    def _answered(self, how: object) -> None:
-        match how:
-            case Chain():
-                self.acknowledged.append(how)
-            case FenceLost():
-                # Another's request stands, under the same claim: the same turn.
-                pass
-            case LogError():
-                self.world.after(COMES_BACK_S * self.world.chance(), self.post)
-            case BaseException():
-                raise how
-
-
-class Cancelling(Process):
-    """A client that wants the turn ended, and asks again until it is told that it has."""
-
-    def __init__(self, stream: Stream, key: TurnKey, name: str) -> None:
-        super().__init__(stream, name)
-        self.key = key
-
-    def cancel(self) -> None:
-        self.start(self._cancel(), self._answered)
-
-    def _cancel(self) -> Steps[str]:
-        turn, _ = yield from cancelled(self.key, self.world.now)
-        return turn.outcome
-
-    def _answered(self, how: object) -> None:
-        if isinstance(how, LogError):
-            self.world.after(COMES_BACK_S * self.world.chance(), self.cancel)
-        elif isinstance(how, BaseException):
-            raise how
+    async def _post(self, wait_s: float) -> None:
+        world = self.process.world
+        while True:
+            await world.wait(wait_s)
+            try:
+                chain = await self._log.append(self._key, START, self._request, timeout_s=ACCEPT_TIMEOUT_S)
+            except FenceLost:
+                # The other gateway's request is stored, under the same claim: it is the same turn.
+                return
+            except LogError:
+                wait_s = RETRY_S_MAX * world.chance()
+            else:
+                self.acknowledged.append((self.process.name, chain))
+                return
 
 
-class Looking(Process):
-    """A client that reads, and asks besides how far the turn is."""
+class Canceller:
+    """A client that cancels the turn, again until it is told that the turn has ended."""
 
-    def __init__(self, stream: Stream, key: TurnKey, name: str, reader: Reading) -> None:
-        super().__init__(stream, name)
-        self.key = key
-        self.reader = reader
-        self.less: list[str] = []
-        """When he was told less than he had been before."""
-        self._had = BEFORE_FIRST
+    def __init__(self, server: SimulatedServer, key: TurnKey, name: str) -> None:
+        self.process = Process(server.world, name)
+        self._log = SimulatedLog(server, self.process)
+        self._key = key
+
+    def cancel_after(self, wait_s: float) -> None:
+        self.process.start(self._cancel(wait_s))
+
+    async def _cancel(self, wait_s: float) -> None:
+        world = self.process.world
+        while True:
+            await world.wait(wait_s)
+            try:
+                await cancel(self._log, self._key)
+            except LogError:
+                wait_s = RETRY_S_MAX * world.chance()
+            else:
+                return
+
+
+class Looker:
+    """A client that reads the stream, and gets the turn besides."""
+
+    def __init__(self, server: SimulatedServer, key: TurnKey, name: str, reader: Reader) -> None:
+        self.process = Process(server.world, name)
+        self.shrunk: list[str] = []
+        """One line for each answer with less than the client had seen before."""
+        self._log = SimulatedLog(server, self.process)
+        self._server = server
+        self._key = key
+        self._reader = reader
+        self._seen = BEFORE_FIRST
 
     def look(self) -> None:
-        if not self.is_busy:
-            self._had = max([self._had, *(stored.seq for stored in self.reader.told)])
-            self.stream.done.append("look")
-            self.start(folded_now(self.key, now=self.world.now), self._looked)
+        if not self.process.is_busy:
+            self._server.happened.append("look")
+            self.process.start(self._look())
 
-    def _looked(self, how: object) -> None:
-        match how:
-            case Turn():
-                if how.chain.last < self._had:
-                    self.less.append(f"{self.name} had seen {self._had}, and then {how.chain.last}")
-                self._had = max(self._had, how.chain.last)
-            case TurnUnknown():
-                if self._had:
-                    self.less.append(f"{self.name} had seen {self._had}, and then nothing")
-            case LogUnavailable():
-                pass
-            case BaseException():
-                raise how
+    async def _look(self) -> None:
+        seen = max([self._seen, *(stored.seq for stored in self._reader.received)])
+        try:
+            last = (await self._log.turn(self._key)).chain.last
+        except LogUnavailable:
+            return
+        except TurnUnknown:
+            last = BEFORE_FIRST
+        if last < seen:
+            self.shrunk.append(f"{self.process.name} had seen {seen}, and then {last}")
+        self._seen = max(seen, last)

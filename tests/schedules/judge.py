@@ -1,4 +1,4 @@
-"""A schedule that was played, before the five promises, and before what only a simulator can see."""
+"""Judges a played schedule: by the five promises, and by properties that only the simulator can see."""
 
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, Event, Stored
@@ -7,13 +7,13 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdict, worst
 from tests.promises import judge as judge_promises
-from tests.schedules import answers
-from tests.schedules.reader import Reading
+from tests.schedules import model
+from tests.schedules import reader as simulated
 from tests.schedules.schedule import KEY, Schedule
 
 
-class Folded(History, frozen=True, kw_only=True):
-    """A history of one turn, whose fold is known."""
+class _History(History, frozen=True, kw_only=True):
+    """A history of one turn, which is folded once."""
 
     turn: Turn
 
@@ -22,15 +22,15 @@ class Folded(History, frozen=True, kw_only=True):
 
 
 def judge(schedule: Schedule) -> Verdict:
-    """The worst of all there is to say; its evidence begins with the seed."""
-    stored = schedule.stream.stored
+    """Returns the worst verdict; its evidence begins with the seed."""
+    stored = schedule.server.stored
     turn, valid = fold(stored), valid_of(stored)
-    history = Folded(
+    history = _History(
         posted={KEY: True},
         readers=tuple(_reader(reader, turn, valid) for reader in schedule.readers),
         log={KEY: tuple(stored)},
         rendered={(KEY, "entries"): tuple(Frame(one.seq, b"") for one in valid)},
-        records={KEY: schedule.recorder.row} if schedule.recorder.row is not None else {},
+        records={KEY: record} if (record := schedule.recorder.record) is not None else {},
         turn=turn,
     )
     verdict = worst(
@@ -40,7 +40,7 @@ def judge(schedule: Schedule) -> Verdict:
             _right_text(schedule, turn),
             _acknowledged(schedule, {one.seq for one in valid}),
             _paid(schedule),
-            _taken_back(valid),
+            _shown_once(valid),
             *(_refused(reader, valid) for reader in schedule.readers),
             _seen(schedule),
         ]
@@ -57,9 +57,9 @@ def valid_of(stored: list[Stored]) -> list[Stored]:
     return valid
 
 
-def _reader(reader: Reading, turn: Turn, valid: list[Stored]) -> Reader:
-    is_whole = len(reader.told) == len(valid) and all(a is b for a, b in zip(reader.told, valid, strict=True))
-    told = turn if is_whole else fold(reader.told)
+def _reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
+    is_whole = len(reader.received) == len(valid) and all(a is b for a, b in zip(reader.received, valid, strict=True))
+    told = turn if is_whole else fold(reader.received)
     return Reader(
         name=reader.name,
         key=KEY,
@@ -73,7 +73,7 @@ def _ended(schedule: Schedule) -> Verdict:
     """Everybody came to an end in bounded time."""
     if schedule.is_over:
         return KEPT
-    return Verdict(False, f"it is not over after {schedule.world.happened} happenings")
+    return Verdict(False, f"it is not over after {schedule.world.handled} happenings")
 
 
 def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
@@ -83,23 +83,23 @@ def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
     script = schedule.script
     if turn.end.outcome == "completed":
         wanted = script.answer(is_corrected=turn.end.schema_valid is not False)
-        if [(block.type, block.text) for block in turn.blocks] != [(block.type, block.whole) for block in wanted]:
+        if [(block.type, block.text) for block in turn.blocks] != [(block.type, block.text) for block in wanted]:
             return Verdict(False, f"the answer is {turn.blocks}, and not {wanted}")
-    elif not any(answers.text_of(blocks).startswith(turn.text) for blocks in (script.blocks, script.wrong)):
+    elif not any(model.text_of(blocks).startswith(turn.text) for blocks in (script.blocks, script.wrong)):
         return Verdict(False, f"{turn.text!r} is not the beginning of the answer")
     return KEPT
 
 
 def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
     """An append that was told to stand is in the story; a delivery is acknowledged after the end."""
-    if schedule.queue.too_early:
-        return Verdict(False, schedule.queue.too_early[0])
+    if schedule.too_early:
+        return Verdict(False, schedule.too_early[0])
     if schedule.faults.may_fork:
         # Two rivals may both have been told so: the server's promise is broken then, and ours is that one counts.
         return KEPT
-    told = [(writer.name, chain) for writer in schedule.workers for chain in writer.acknowledged]
-    told += [(writer.name, chain) for writer in schedule.askers for chain in writer.acknowledged]
-    for name, chain in told:
+    appends = [one for generator in schedule.generators for one in generator.acknowledged]
+    appends += [one for poster in schedule.posters for one in poster.acknowledged]
+    for name, chain in appends:
         if chain.last not in valid:
             return Verdict(False, f"{name} was told that {chain.last} stands, and it is not valid")
     return KEPT
@@ -107,8 +107,9 @@ def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
 
 def _paid(schedule: Schedule) -> Verdict:
     """No call that no attempt stands for, or that was not made beside one that was late: each has one such at most."""
-    attempts = [one.entry for one in schedule.stream.stored if isinstance(one.entry, Attempt)]
-    calls, hedges = (sum(getattr(worker, name) for worker in schedule.workers) for name in ("calls", "hedges"))
+    attempts = [one.entry for one in schedule.server.stored if isinstance(one.entry, Attempt)]
+    calls = sum(generator.calls for generator in schedule.generators)
+    hedges = sum(generator.hedges for generator in schedule.generators)
     own = sum(not attempt.is_hedge for attempt in attempts)
     if calls - hedges > own:
         return Verdict(False, f"{calls - hedges} calls for {own} attempts")
@@ -116,7 +117,7 @@ def _paid(schedule: Schedule) -> Verdict:
     return KEPT if hedges <= late else Verdict(False, f"{hedges} hedges of {late} first attempts")
 
 
-def _taken_back(valid: list[Stored]) -> Verdict:
+def _shown_once(valid: list[Stored]) -> Verdict:
     """What readers were shown is said anew by a restart alone: a fresh attempt follows nothing that was shown."""
     is_shown = False
     for stored in valid:
@@ -132,7 +133,7 @@ def _taken_back(valid: list[Stored]) -> Verdict:
     return KEPT
 
 
-def _refused(reader: Reading, valid: list[Stored]) -> Verdict:
+def _refused(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
     """Nobody who asks for what is there is told that it is not."""
     if reader.refused:
         return Verdict(False, f"{reader.name}: {reader.refused[0]}")
@@ -147,4 +148,4 @@ def _seen(schedule: Schedule) -> Verdict:
     if schedule.faults.may_fork or schedule.faults.wakings:
         # What is a fork's goes away. And an old leader says in the moment in which it wakes up what it knew before.
         return KEPT
-    return Verdict(False, schedule.looker.less[0]) if schedule.looker.less else KEPT
+    return Verdict(False, schedule.looker.shrunk[0]) if schedule.looker.shrunk else KEPT

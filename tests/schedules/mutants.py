@@ -1,34 +1,38 @@
-"""What keeps the promises, taken away one at a time. Each mutant has to turn some seed red, or the simulator is blind.
+"""Mutants: each removes one rule from the product, or the fence from the server. The judge must notice each of them.
 
-A mutant changes what the product decides with, or what the server would keep, for as long as it is in place.
+A mutant that no seed turns red shows that the simulator cannot see the rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 
+from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.plan import Plan, plan
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
-from tailrace.proto.feed_join import Join
-from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq
-from tailrace.proto.nats.replay import folded
-from tailrace.proto.nats.step import Confirm, Now, Page, Read, Steps
+from tailrace.proto.feed_join import FeedJoin
+from tailrace.proto.fold import EMPTY_TURN, Turn
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.log_server import LogServer
+from tailrace.proto.nats.replay import read_turn
+from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
-from tests.schedules.generator import Worker
-from tests.schedules.stream import Stream
+from tests.schedules.generator import GeneratorLog
+from tests.schedules.process import PROCESS
+from tests.schedules.server import Answer, SimulatedServer
 
 Patches = list[Any]
 
-_heard, _append = Join.heard, Worker._append
+_add_live, _append, _turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.turn
 
-# Whoever goes by the chain. The judge does not: it keeps the rule as it was.
-LINKED = (
+# All modules that follow the chain, but not the judge, which keeps the rule.
+LINKS = (
     "tailrace.proto.nats.append.link",
     "tailrace.proto.fold.link",
     "tailrace.proto.nats.follower.link",
@@ -37,100 +41,100 @@ LINKED = (
 
 
 def fence() -> Patches:
-    """The server stores whatever it is sent."""
+    """The server stores entries whatever their fence."""
 
-    def unfenced(self: Stream, entry: Entry, _: Seq, wait_s: float) -> Any:
+    def unfenced(self: SimulatedServer, entry: Entry, _: Seq, wait_s: float) -> Answer:
         return wait_s, self.store(entry)
 
-    return [patch.object(Stream, "_applied", unfenced)]
+    return [patch.object(SimulatedServer, "apply", unfenced)]
 
 
 def prev() -> Patches:
-    """Nobody looks at the predecessor: whatever is stored is a link."""
+    """An entry is valid whatever its predecessor."""
 
     def loose(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(entry.prev, chain.attempt, chain.is_ended), seq, entry)
 
-    return [patch(name, loose) for name in LINKED]
+    return [patch(name, loose) for name in LINKS]
 
 
 def epoch() -> Patches:
-    """An attempt that is over may write on."""
+    """An entry of an attempt that is over is valid."""
 
     def ageless(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         there = link(Chain(chain.last, -1, chain.is_ended), seq, entry)
         return there and Chain(there.last, max(there.attempt, chain.attempt), there.is_ended)
 
-    return [patch(name, ageless) for name in LINKED]
+    return [patch(name, ageless) for name in LINKS]
 
 
 def end_is_last() -> Patches:
-    """An end is an entry like others, and a turn that has one is carried on."""
+    """Entries after an end are valid, and an ended turn is continued."""
 
     def endless(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(chain.last, chain.attempt), seq, entry)
 
-    def again(turn: Turn, attempts_max: int) -> Plan:
+    def plan_again(turn: Turn, attempts_max: int) -> Plan:
         return plan(msgspec.structs.replace(turn, end=None), attempts_max)
 
-    return [*(patch(name, endless) for name in LINKED), patch("tests.schedules.generator.plan", again)]
+    return [*(patch(name, endless) for name in LINKS), patch("tailrace.generators.attempt.plan", plan_again)]
 
 
 def tail_rule() -> Patches:
-    """After an unclear outcome an entry that stands is not looked for: it is appended once more."""
+    """After an unclear outcome the entry is published again without a look whether it is stored."""
 
-    def blind(
-        _: TurnKey, chain: Chain, __: Entry, fence: Seq, ___: Now, *, is_led: bool
-    ) -> Steps[tuple[Chain | None, Seq]]:
-        page: Page = yield Read(chain.last)
+    async def read_tail(
+        server: LogServer, key: TurnKey, chain: Chain, _: Entry, fence: Seq, **__: bool
+    ) -> tuple[Seq | None, Seq]:
+        page = await server.read(key, chain.last)
         return None, max([fence, *(stored.seq for stored in page.entries)])
 
-    return [patch("tailrace.proto.nats.append.tail", blind)]
+    return [patch("tailrace.proto.nats.append.read_tail", read_tail)]
 
 
 def end_check() -> Patches:
-    """An end that was acknowledged is taken for one."""
-    return [patch("tailrace.proto.nats.append.is_valid", _steps_to(True))]
+    """A writer believes that its end is valid because it was acknowledged."""
+    return [patch("tailrace.proto.nats.append.is_valid", _returns(True))]
 
 
 def reader_end_check() -> Patches:
-    """What a reader was told is never compared with the log."""
-    return [patch("tailrace.proto.nats.follower.is_valid", _steps_to(True))]
+    """A follower never compares with the log what the feed has shown."""
+    return [patch("tailrace.proto.nats.follower.is_valid", _returns(True))]
 
 
 def reader_repeats() -> Patches:
-    """A reader is told all that the feed says, also what he has had."""
+    """A follower yields entries from the feed that it has yielded before."""
 
-    def heard(self: Join, stored: Stored) -> list[Stored]:
-        return [stored] if stored.seq <= self.read else _heard(self, stored)
+    def add_live(self: FeedJoin, stored: Stored) -> bool:
+        return stored.seq <= self.read_upto or _add_live(self, stored)
 
-    return [patch.object(Join, "heard", heard)]
+    return [patch.object(FeedJoin, "add_live", add_live)]
 
 
 def reader_gap() -> Patches:
-    """What comes too early is taken for what comes next."""
+    """A follower accepts an entry from the feed although others are missing before it."""
 
-    def heard(self: Join, stored: Stored) -> list[Stored]:
-        if stored.seq <= self.read or self.chain.is_ended:
-            return []
+    def add_live(self: FeedJoin, stored: Stored) -> bool:
+        if stored.seq <= self.read_upto or self.chain.is_ended:
+            return False
         self.chain = Chain(stored.seq, getattr(stored.entry, "attempt", 0), isinstance(stored.entry, End))
-        self.read = stored.seq
-        return [stored]
+        self.read_upto = stored.seq
+        return True
 
-    return [patch.object(Join, "heard", heard)]
+    return [patch.object(FeedJoin, "add_live", add_live)]
 
 
 def reader_reread() -> Patches:
-    """A reader whose feed is silent believes that nothing was stored."""
-    return [patch("tailrace.proto.nats.follower.Follower._page", _steps_to([]))]
+    """A follower does not read the log when the feed is silent."""
+    return [patch("tailrace.proto.nats.follower.Follower._read_page", _returns([]))]
 
 
 def cursor_rule() -> Patches:
-    """A cursor that a few reads do not find is refused."""
+    """A cursor that three reads do not find is refused."""
 
-    def chain_at(_: TurnKey, cursor: Seq, __: Now) -> Steps[Chain]:
-        for ___ in range(3 if cursor else 0):
-            page: Page = yield Read(Seq(cursor - 1), 1)
+    async def read_chain(server: LogServer, key: TurnKey, cursor: Seq) -> Chain:
+        for _ in range(3 if cursor else 0):
+            page = await server.read(key, Seq(cursor - 1), 1)
             if page.entries and page.entries[0].seq == cursor:
                 entry = page.entries[0].entry
                 return Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))
@@ -138,75 +142,84 @@ def cursor_rule() -> Patches:
             raise CursorUnknown("the cursor was not found")
         return START
 
-    return [patch("tailrace.proto.nats.follower.chain_at", chain_at)]
+    return [patch("tailrace.proto.nats.follower.read_chain", read_chain)]
 
 
 def acknowledgement_rule() -> Patches:
-    """Whoever has lost the fence acknowledges the turn's request."""
-    return [patch("tests.schedules.generator.Worker._was_ended", _steps_to(True))]
+    """A generator that has lost the fence acknowledges the turn's request."""
+    return [patch("tailrace.generators.worker.Worker._was_ended", _returns(True))]
 
 
 def reading_as_far_as_told() -> Patches:
-    """To persistence one look at the log is enough."""
-    return [patch("tests.schedules.recorder.folded_upto", lambda key, _, *, now: folded(key, now=now))]
+    """Persistence folds what a single read returns."""
+
+    async def turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
+        return await read_turn(self, key)
+
+    return [patch.object(TurnLog, "turn_upto", turn_upto)]
 
 
 def reading_before_planning() -> Patches:
-    """To a generator one look at the log is enough to plan by."""
-    return [patch("tests.schedules.generator.folded_now", folded)]
+    """A generator plans by what a single read returns."""
+    return [patch.object(TurnLog, "turn", _reading_once_in("generator"))]
 
 
 def looking_at_the_leader() -> Patches:
-    """To a client who looks one look at the log is enough."""
-    return [patch("tests.schedules.client.folded_now", folded)]
+    """A client that gets the turn receives what a single read returns."""
+    return [patch.object(TurnLog, "turn", _reading_once_in("looker"))]
 
 
 def asking_twice() -> Patches:
-    """That there is no such turn is believed at once."""
+    """One answer of a leader is enough to say that a turn does not exist."""
 
-    def confirm_known(key: TurnKey) -> Steps[None]:
-        if not (yield Confirm()):
+    async def require_turn(server: LogServer, key: TurnKey) -> None:
+        if await server.last_seq(key, "request") == BEFORE_FIRST:
             raise TurnUnknown(key.turn)
 
     return [
-        patch("tailrace.proto.nats.replay.confirm_known", confirm_known),
-        patch("tailrace.proto.nats.follower.confirm_known", confirm_known),
+        patch(f"tailrace.proto.nats.{module}.require_turn", require_turn) for module in ("replay", "follower", "append")
     ]
 
 
 def continuation() -> Patches:
-    """What a continuing call says is stored as it comes."""
-    return [patch("tests.schedules.generator.continuation_of", lambda *_: None)]
+    """The events of a continuing call are stored as they come."""
+    return [patch("tailrace.generators.attempt.map_continuation", lambda *_: None)]
 
 
 def hedge_fence() -> Patches:
-    """A hedge with a token takes the turn, whatever was stored since the attempt that it was late beside."""
+    """A hedge takes the turn whatever was stored since the late attempt."""
 
-    def takes(self: Worker, _: Chain, hedge: Attempt) -> Steps[Chain]:
-        turn = yield from folded(self.key, now=self.world.now)
-        if turn.chain.is_ended:
-            raise FenceLost("it has ended")
-        return (yield from self._append(turn.chain, msgspec.structs.replace(hedge, prev=turn.chain.last)))
+    async def append(
+        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+    ) -> Chain:
+        if isinstance(entry, Attempt) and entry.is_hedge:
+            chain = (await read_turn(self, key)).chain
+            if chain.is_ended:
+                raise FenceLost("the turn has ended")
+            entry = msgspec.structs.replace(entry, prev=chain.last)
+        return await _append(self, key, chain, entry, timeout_s=timeout_s)
 
-    return [patch.object(Worker, "_take", takes)]
+    return [patch.object(GeneratorLog, "append", append)]
 
 
 def race_loser() -> Patches:
-    """Whoever's token was not the first writes on behind the other's: both append."""
+    """The call whose token was not the first is stored behind the other one's."""
 
-    def appended(self: Worker, chain: Chain, entry: Entry) -> Steps[Chain]:
+    async def append(
+        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+    ) -> Chain:
         while True:
             try:
-                return (yield from _append(self, chain, entry))
+                return await _append(self, key, chain, entry, timeout_s=timeout_s)
             except FenceLost:
-                if not self.stream.faults.is_hedged or not isinstance(entry, Event):
+                if not self.server.faults.is_hedged or not isinstance(entry, Event):
                     raise
-                chain = (yield from folded(self.key, now=self.world.now)).chain
+                chain = (await read_turn(self, key)).chain
                 if chain.is_ended:
                     raise
                 entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
 
-    return [patch.object(Worker, "_append", appended), patch.object(Worker, "_stop", lambda *_: None)]
+    return [patch.object(GeneratorLog, "append", append), patch.object(TurnRunner, "_race", _returns(None))]
 
 
 MUTANTS: dict[str, Callable[[], Patches]] = {
@@ -237,17 +250,27 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
+    """Removes the rule `name` while the block runs."""
     with ExitStack() as stack:
         for changed in MUTANTS[name]():
             stack.enter_context(changed)
         yield
 
 
-def _steps_to(there: Any) -> Callable[..., Steps[Any]]:
-    """No step at all, and that is what they lead to."""
+def _returns(value: Any) -> Callable[..., Awaitable[Any]]:
+    async def instead(*_: Any, **__: Any) -> Any:
+        return value
 
-    def steps(*_: Any) -> Steps[Any]:
-        yield from ()
-        return there
+    return instead
 
-    return steps
+
+def _reading_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
+    """A `TurnLog.turn` that is content with a single read in the processes whose name begins with `role`."""
+
+    async def turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        process = PROCESS.get()
+        if process is not None and process.name.startswith(role):
+            return await read_turn(self, key, known)
+        return await _turn(self, key, known)
+
+    return turn

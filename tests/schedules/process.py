@@ -1,87 +1,73 @@
-"""Somebody who takes steps: one at a time, with the answers that the log gives. He may be killed, or frozen."""
+"""Process: a simulated operating-system process, whose tasks are frozen or killed together."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from tailrace.proto.nats.step import Steps
-from tests.schedules.stream import Stream
+if TYPE_CHECKING:
+    from tests.schedules.world import World
 
-Done = Callable[[Any], None]
-"""Told where the steps have led: what they came to, or the exception that they raised."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
+"""The process that the running code belongs to."""
 
 
 class Process:
-    """At most one walk of steps at a time."""
+    """Has tasks. What a killed process still does on its way out has no effect on others: see `require_alive`."""
 
-    def __init__(self, stream: Stream, name: str) -> None:
-        self.stream = stream
-        self.world = stream.world
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
         self.name = name
+        self.is_dead = False
         self.frozen_until_s = 0.0
-        self._steps: Steps[Any] | None = None
-        self._done: Done | None = None
-        self._walk = 0
+        self._tasks: list[asyncio.Task[Any]] = []
 
     @property
     def is_busy(self) -> bool:
-        return self._steps is not None
+        return any(not task.done() for task in self._tasks)
 
     @property
     def is_frozen(self) -> bool:
-        return self.frozen_until_s > self.world.now_s
+        return self.frozen_until_s > self.world.time()
 
-    def start(self, steps: Steps[Any], done: Done) -> None:
-        self._steps, self._done = steps, done
-        self._walk += 1
-        self._go(None)
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs `coroutine` as a task of this process. An exception that leaves it ends the schedule."""
+        task = self.world.create_task(coroutine, context=self._context())
+        task.add_done_callback(_raise)
+        self._tasks.append(task)
+        return task
 
-    def stop(self) -> None:
-        """Killed: whatever was on its way to him finds nobody. What he has sent is on its way all the same."""
-        if self._steps is not None:
-            self._steps.close()
-        self._steps = None
-        self._walk += 1
+    def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls `call` as code of this process: tasks that it creates belong to it."""
+        return self._context().run(call, *args, **kwargs)
 
-    def raise_in(self, error: Exception) -> None:
-        """Has `error` raised where he is, whatever he waits for."""
-        self._walk += 1
-        self._go(error)
+    def _context(self) -> Context:
+        context = copy_context()
+        context.run(PROCESS.set, self)
+        return context
 
     def freeze(self, wait_s: float) -> None:
-        self.frozen_until_s = max(self.frozen_until_s, self.world.now_s + wait_s)
-        self.world.tell(self.name, f"is frozen for {wait_s:.2f} s")
+        """Stops all of its tasks for `wait_s` seconds, as SIGSTOP and SIGCONT do."""
+        self.frozen_until_s = max(self.frozen_until_s, self.world.time() + wait_s)
+        self.world.frozen_until_s = max(self.world.frozen_until_s, self.frozen_until_s)
+        self.world.record(self.name, f"is frozen for {wait_s:.2f} s")
 
-    def serve(self, step: Any) -> None:
-        """Has `step` answered, some time."""
-        walk = self._walk
-        wait_s, answer = self.stream.answer(self.name, step)
-        # With this very step he may have been killed: it was sent, and nobody is there for the answer.
-        if walk == self._walk:
-            self.resume_after(wait_s, answer)
+    def kill(self) -> None:
+        """Ends all of its tasks. A request that it has sent is served all the same."""
+        self.is_dead = True
+        self.frozen_until_s = 0.0
+        for task in self._tasks:
+            task.cancel()
 
-    def resume_after(self, wait_s: float, answer: Any) -> None:
-        self.world.after(wait_s, partial(self._resume, self._walk, answer))
+    def require_alive(self) -> None:
+        """Raises CancelledError in a process that was killed: it sends nothing any more."""
+        if self.is_dead:
+            raise asyncio.CancelledError
 
-    def _resume(self, walk: int, answer: Any) -> None:
-        if walk != self._walk:
-            return
-        if self.frozen_until_s > self.world.now_s:
-            self.world.after(self.frozen_until_s - self.world.now_s, partial(self._resume, walk, answer))
-        else:
-            self._go(answer)
 
-    def _go(self, answer: Any) -> None:
-        steps, done = self._steps, self._done
-        assert steps is not None
-        assert done is not None
-        try:
-            step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
-        except StopIteration as there:
-            self._steps = None
-            done(there.value)
-        except Exception as error:  # noqa: BLE001  # the turn's edge: whoever started it looks at it
-            self._steps = None
-            done(error)
-        else:
-            self.serve(step)
+def _raise(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()

@@ -1,145 +1,93 @@
-"""A reader of a turn: the product's follower over a feed that misses, repeats and reorders; cut off, it comes back."""
+"""Reader: a client that follows the turn with TurnLog.follow, and resumes after its connection was cut."""
 
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import aclosing
+from typing import Literal
 
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.follower import Follower
-from tailrace.proto.nats.step import Hear, Steps
 from tailrace.proto.subjects import TurnKey
 from tests.promises import Connected, Frame
 from tests.schedules.process import Process
-from tests.schedules.stream import Stream, shown
+from tests.schedules.server import SimulatedLog, SimulatedServer, shown
 
-COMES_BACK_S = 0.5
+RETRY_S_MAX = 0.5
 
 
-class Reading(Process):
-    """`connections` and `told` are of the present story; one that a fork broke off is over, and kept in `broken`."""
+class Reader:
+    """`connections` and `received` are of the present story. Stories that a fork has broken off are in `broken`."""
 
-    def __init__(self, stream: Stream, key: TurnKey, name: str, cuts: list[int]) -> None:
-        super().__init__(stream, name)
-        self.key = key
+    def __init__(
+        self, server: SimulatedServer, key: TurnKey, name: str, cuts: list[int], is_acknowledged: Callable[[], bool]
+    ) -> None:
+        self.name = name
+        self.process = Process(server.world, name)
         self.connections: list[Connected] = []
-        self.told: list[Stored] = []
+        self.received: list[Stored] = []
         self.broken: list[list[Stored]] = []
-        self.is_over = False
         self.refused: list[str] = []
-        """When he was told that a turn is unknown whose request had been acknowledged."""
-        self.is_known: Callable[[], bool] = lambda: False
+        """Errors "unknown" for a turn whose request was acknowledged before."""
+        self.is_over = False
+        self._server = server
+        self._log = SimulatedLog(server, self.process)
+        self._key = key
         self._cuts = cuts
+        self._is_acknowledged = is_acknowledged
         self._cursor: Seq = BEFORE_FIRST
         self._frames: list[Frame] = []
-        self._follower: Follower | None = None
-        self._heard: deque[Stored] = deque()
-        self._is_hearing = False
-        self._is_connected = False
-        self._was_known = False
-        self._waits = 0
-        stream.feeds.append(self.hear)
 
-    def connect(self) -> None:
-        self.world.tell(self.name, f"reads after {self._cursor}")
-        self._heard.clear()
-        self._is_hearing, self._is_connected = False, True
-        self._frames = []
-        self._was_known = self.is_known()
-        self.start(self._read(), self._read_up)
+    def read_after(self, wait_s: float) -> None:
+        self.process.start(self._read(wait_s))
 
-    def hear(self, stored: Stored) -> None:
-        if self._is_connected:
-            self._heard.append(stored)
-            self._wake()
+    def reset_feed(self) -> None:
+        """Has the gateway's connection to NATS reconnect: entries of the live feed may be missing."""
+        self.process.world.record(self.name, "has its live feed reset")
+        for feed in self._server.feeds:
+            if feed.owner is self.process:
+                feed.feed.reset()
 
-    def doubt(self) -> None:
-        """The connection was cut and is there again: something may have been missed."""
-        if self._is_connected:
-            self.world.tell(self.name, "doubts what he has heard")
-            self._heard.clear()
-            if self._is_hearing:
-                self._is_hearing = False
-                self.resume_after(0, [])
+    async def _read(self, wait_s: float) -> None:
+        world = self.process.world
+        while not self.is_over:
+            await world.wait(wait_s)
+            was_acknowledged = self._is_acknowledged()
+            try:
+                is_ended = await self._connect()
+            except CursorUnknown:
+                # What was received last was a fork's. This story is void, and the client reads from the beginning.
+                self._close("cut")
+                self.broken.append(self.received)
+                self.received, self.connections, self._cursor = [], [], BEFORE_FIRST
+            except TurnUnknown as error:
+                self._close("cut")
+                if was_acknowledged:
+                    self.refused.append(str(error))
+            except LogUnavailable:
+                self._close("cut")
+            else:
+                self.is_over = is_ended
+                self._close("ended" if is_ended else "cut")
+            wait_s = RETRY_S_MAX * world.chance()
 
-    def serve(self, step: Any) -> None:
-        if not isinstance(step, Hear):
-            super().serve(step)
-            return
-        self._is_hearing = True
-        if self._heard:
-            self.world.after(0, self._wake)
-        else:
-            self._tire(step.timeout_s)
+    async def _connect(self) -> bool:
+        """Receives entries after the cursor; False when the connection was cut before the end."""
+        self.process.world.record(self.name, f"reads after {self._cursor}")
+        async with aclosing(self._log.follow(self._key, self._cursor)) as following:
+            async for entries in following:
+                if entries and self.process.world.trace is not None:
+                    self.process.world.record(self.name, f"receives {' '.join(shown(one.seq) for one in entries)}")
+                for stored in entries:
+                    self._frames.append(Frame(stored.seq, b""))
+                    self.received.append(stored)
+                    if self._cuts and len(self.received) >= self._cuts[0]:
+                        self._cuts.pop(0)
+                        return False
+        return True
 
-    def _tire(self, timeout_s: float) -> None:
-        walk = self._walk
-
-        def tire() -> None:
-            if walk == self._walk and self._is_hearing and self._waits == waits:
-                self._is_hearing = False
-                self.resume_after(0, [])
-
-        self._waits = waits = self._waits + 1
-        self.world.after(timeout_s, tire)
-
-    def _wake(self) -> None:
-        if not self._is_hearing or not self._heard:
-            return
-        self._is_hearing = False
-        heard = list(self._heard)
-        self._heard.clear()
-        self._go(heard)
-
-    def _read(self) -> Steps[str]:
-        follower = Follower(self.key, self._cursor, self.world.now)
-        told = yield from follower.first()
-        if self._tell(told):
-            return "cut"
-        while not follower.is_ended:
-            told = yield from follower.more()
-            if self._tell(told):
-                return "cut"
-        return "ended"
-
-    def _tell(self, told: list[Stored]) -> bool:
-        """Sends what he was told; whether he is cut off in the middle of it."""
-        if told and self.world.trace is not None:
-            self.world.tell(self.name, f"is told {shown(told)}")
-        for stored in told:
-            self._frames.append(Frame(stored.seq, b""))
-            self.told.append(stored)
-            if self._cuts and len(self.told) >= self._cuts[0]:
-                self._cuts.pop(0)
-                return True
-        return False
-
-    def _read_up(self, how: object) -> None:
-        self._is_connected = False
-        match how:
-            case "ended":
-                # Whoever was cut off after the very end comes back, and is told that there is nothing more.
-                self._leave("ended")
-                self.is_over = True
-            case "cut":
-                self._leave("cut")
-            case CursorUnknown():
-                # What he was told last was a fork's. His story is void, and he begins anew.
-                self._leave("cut")
-                self.broken.append(self.told)
-                self.told, self.connections, self._cursor = [], [], BEFORE_FIRST
-            case TurnUnknown() | LogUnavailable():
-                self._leave("cut")
-                if isinstance(how, TurnUnknown) and self._was_known:
-                    self.refused.append(str(how))
-            case BaseException():
-                raise how
-        if not self.is_over:
-            self.world.after(COMES_BACK_S * self.world.chance(), self.connect)
-
-    def _leave(self, over: Any) -> None:
-        self.world.tell(self.name, f"{over} after {self._frames[-1].seq if self._frames else self._cursor}")
+    def _close(self, over: Literal["ended", "cut"]) -> None:
+        self.process.world.record(self.name, f"{over} after {self._frames[-1].seq if self._frames else self._cursor}")
         self.connections.append(Connected(self._cursor, tuple(self._frames), over))
         if self._frames:
             self._cursor = self._frames[-1].seq
+        self._frames = []

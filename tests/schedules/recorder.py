@@ -1,52 +1,64 @@
-"""Persistence in a schedule: each end that it is told of is folded from the log, at least up to there, and written."""
+"""Persistence: the product's Recorder, with a store in memory."""
 
-from tailrace.proto.entries import Stored
-from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq
-from tailrace.proto.nats.replay import folded_upto
-from tailrace.proto.records import TurnRecord, record_from_fold
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.rows import TurnRow, turn_record
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
+from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.process import Process
-from tests.schedules.stream import Stream
+from tests.schedules.server import SimulatedLog, SimulatedServer
 
-AGAIN_S = 1.0
+RETRY_WAIT_S = 1.0
+BATCH_MAX = 10
+UNUSED: Any = None
 
 
-class Recording(Process):
-    """`row` is what the database has of the turn. One that has ended is never overwritten by its beginning."""
+class SimulatedStore:
+    """The product's Store for one turn. The row of an ended turn is never overwritten by that of a running one."""
 
-    def __init__(self, stream: Stream, key: TurnKey) -> None:
-        super().__init__(stream, "recorder")
-        self.key = key
-        self.row: TurnRecord | None = None
-        self._told: list[Seq] = []
+    def __init__(self, process: Process) -> None:
+        self.row: TurnRow | None = None
+        self._process = process
+
+    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:  # noqa: ARG002
+        self._process.require_alive()
+        for row in rows:
+            if row.ended_at is not None or self.row is None or self.row.ended_at is None:
+                self.row = row
+            self._process.world.record(self._process.name, f"writes {row.outcome}")
+
+    def raise_if_damaged(self) -> None:
+        """It is never damaged."""
+
+    async def fail_expired(self, first: Seq, why: Failure) -> int:  # noqa: ARG002
+        return 0
+
+    async def running_turns(self) -> list[TurnKey]:
+        return []
+
+
+class SimulatedRecorder:
+    """A Recorder in a process of its own."""
+
+    def __init__(self, server: SimulatedServer, consumer: SimulatedConsumer) -> None:
+        self.process = Process(server.world, "recorder")
+        self._store = SimulatedStore(self.process)
+        store: Any = self._store
+        log, deliveries = SimulatedLog(server, self.process), SimulatedDeliveries(consumer, self.process)
+        self._recorder = Recorder(log, UNUSED, deliveries, store, batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
+
+    def start(self) -> None:
+        self.process.start(self._recorder.run(self.process.world.never))
 
     @property
-    def is_done(self) -> bool:
-        return not self._told
-
-    def told(self, end: Stored) -> None:
-        self._told.append(end.seq)
-        self.world.after(0.001, self._record)
-
-    def _record(self) -> None:
-        if self._told and not self.is_busy:
-            self.start(folded_upto(self.key, self._told[0], now=self.world.now), self._recorded)
-
-    def _recorded(self, how: object) -> None:
-        match how:
-            case Turn():
-                self._told.pop(0)
-                if how.end is not None or self.row is None:
-                    self.row = record_from_fold(self.key, how)
-                self.world.tell(self.name, f"writes {how.outcome}")
-                self._record()
-            case LogUnavailable():
-                self.world.after(AGAIN_S, self._record)
-            case TurnUnknown():
-                # It leaves the turn out, for ever.
-                self._told.pop(0)
-                self._record()
-            case BaseException():
-                raise how
+    def record(self) -> TurnRecord | None:
+        """The turn as the database has it."""
+        row = self._store.row
+        return turn_record(msgspec.structs.asdict(row)) if row is not None else None

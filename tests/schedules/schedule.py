@@ -1,114 +1,141 @@
-"""One schedule: a turn is asked, carried, cancelled, read and recorded while things go wrong. Nobody judges here."""
+"""Schedule: one turn is posted, generated, cancelled, read and recorded while faults happen. The judge is elsewhere."""
 
+import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 from tailrace.proto import chain as proto_chain
 from tailrace.proto import events
 from tailrace.proto.chain import START
-from tailrace.proto.entries import Event
+from tailrace.proto.entries import End, Event, Request
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import TurnKey
-from tests.schedules import answers
-from tests.schedules.client import Asking, Cancelling, Looking
+from tests.schedules import model
+from tests.schedules.client import Canceller, Looker, Poster
+from tests.schedules.consumer import SimulatedConsumer
 from tests.schedules.faults import Faults
-from tests.schedules.generator import Worker
-from tests.schedules.lease import Queue
-from tests.schedules.reader import Reading
-from tests.schedules.recorder import Recording
-from tests.schedules.stream import Stream
+from tests.schedules.generator import Generator
+from tests.schedules.process import Process
+from tests.schedules.reader import Reader
+from tests.schedules.recorder import SimulatedRecorder
+from tests.schedules.server import SimulatedServer
 from tests.schedules.world import World
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
-# What takes longer never ends: the longest of 20,000 took 625.
-HAPPENINGS_MAX = 3000
+# A schedule that needs more callbacks never ends.
+HANDLES_MAX = 50_000
 SOON_S = 0.0005
-FREEZE_MAX_S = 6.0
-# How often there is a second reader, who is never cut.
-SECOND = 0.3
+FREEZE_S_MAX = 6.0
+# The share of schedules with a second reader, whose connection is never cut.
+SECOND_READER = 0.3
 POLICIES = ("continue", "restart", "fail")
 STRAY = events.BlockDelta(0, events.TextDelta("a stray's"))
-# Strays go by the rule as it is written, whatever a mutant has made of everybody else's.
+# Stray writers follow the rule as it is written, also when a mutant has replaced it for all others.
 link = proto_chain.link
 
 
 class Schedule:
-    """Everybody who takes part, and what they will have seen."""
+    """All processes of one schedule, and what the judge looks at."""
 
     def __init__(self, seed: int, *, is_traced: bool = False) -> None:
         self.seed = seed
         world = self.world = World(seed, is_traced=is_traced)
         faults = self.faults = Faults(world)
-        stream = self.stream = Stream(world, faults)
-        self.script = answers.SCRIPTS[world.below(len(answers.SCRIPTS))]
-        self.policy = POLICIES[world.below(len(POLICIES))]
-        request = answers.question(self.script, self.policy)
-        self.askers = [Asking(stream, KEY, f"asking-{n}", request) for n in range(1 + faults.is_asked_twice)]
-        self.workers = [Worker(stream, KEY, self.script, f"worker-{n}") for n in range(2)]
+        server = self.server = SimulatedServer(world, faults)
+        self.script = model.SCRIPTS[world.below(len(model.SCRIPTS))]
+        policy = POLICIES[world.below(len(POLICIES))]
+        request = model.question(self.script, policy)
+        self.posters = [Poster(server, KEY, f"poster-{n}", request) for n in range(1 + faults.is_asked_twice)]
+        self.requests = SimulatedConsumer(server, KEY, lambda one: isinstance(one.entry, Request), self._acknowledged)
+        self.generators = [Generator(server, self.requests, self.script, f"generator-{n}") for n in range(2)]
+        for generator in self.generators:
+            generator.others = [other for other in self.generators if other is not generator]
         cuts: list[list[int]] = [sorted(faults.cuts), []]
-        self.readers = [Reading(stream, KEY, f"reader-{n}", cuts[n]) for n in range(1 + (world.chance() < SECOND))]
-        for reader in self.readers:
-            reader.is_known = self._is_acknowledged
-        self.recorder = Recording(stream, KEY)
-        self.cancels = [Cancelling(stream, KEY, f"cancel-{n}") for n, _ in enumerate(faults.cancels)]
-        self.looker = Looking(stream, KEY, "looking", self.readers[0])
-        self.queue = Queue(stream, self.workers)
-        stream.on_request = self.queue.stored
-        stream.on_end = self.recorder.told
-        stream.end_feeds += [worker.hear for worker in self.workers]
-        if faults.is_hedged:
-            stream.race_feeds += [worker.hear for worker in self.workers]
+        self.readers = [
+            Reader(server, KEY, f"reader-{n}", cuts[n], self._is_posted)
+            for n in range(1 + (world.chance() < SECOND_READER))
+        ]
+        self.ends = SimulatedConsumer(server, KEY, lambda one: isinstance(one.entry, Request | End), lambda _: None)
+        self.recorder = SimulatedRecorder(server, self.ends)
+        self.cancellers = [Canceller(server, KEY, f"canceller-{n}") for n, _ in enumerate(faults.cancels)]
+        self.looker = Looker(server, KEY, "looker", self.readers[0])
+        self.too_early: list[str] = []
+        """Acknowledgements of the request while the log had no end."""
         self.is_over = False
 
     def play(self) -> None:
+        """Runs the schedule until everybody is done."""
         world, faults = self.world, self.faults
-        for asker in self.askers:
-            world.after(world.chance() * 0.004, asker.post)
+        for poster in self.posters:
+            poster.post_after(world.chance() * 0.004)
         for reader in self.readers:
-            world.after(world.chance() ** 2 * 0.2, reader.connect)
-        self._at(faults.kills, lambda: self.queue.kill(self._somebody()))
+            reader.read_after(world.chance() ** 2 * 0.2)
+        for generator in self.generators:
+            generator.start()
+        self.recorder.start()
+        self._at(faults.kills, lambda: self._some_generator().kill())
         self._at(faults.freezes, self._freeze)
-        self._at(faults.thefts, self.queue.steal)
-        self._at(faults.changes, self.stream.change_leader)
-        self._at(faults.wakings, self.stream.wake)
-        self._at(faults.lags, self.stream.fall_behind)
-        self._at(faults.strays, self._stray)
-        self._at(faults.doubts, self.readers[-1].doubt)
+        self._at(faults.thefts, self.requests.lose_leases)
+        self._at(faults.changes, self.server.change_leader)
+        self._at(faults.wakings, self.server.wake_former_leader)
+        self._at(faults.lags, self.server.fall_behind)
+        self._at(faults.strays, self._store_stray)
+        self._at(faults.doubts, self.readers[-1].reset_feed)
         self._at(faults.looks, self.looker.look)
-        for cancel, moment in zip(self.cancels, faults.cancels, strict=True):
-            self._at([moment], partial(world.after, SOON_S, cancel.cancel))
-        self.is_over = world.run(self._is_over, HAPPENINGS_MAX)
+        for canceller, moment in zip(self.cancellers, faults.cancels, strict=True):
+            self._at([moment], partial(canceller.cancel_after, SOON_S))
+        # The jitter of the product's retries comes from here.
+        random.seed(self.seed)
+        with patch.object(SchemaChecker, "misfit", model.misfit):
+            self.is_over = world.run_while(self._is_running, HANDLES_MAX)
+            self._end()
 
-    def _at(self, moments: list[int], do: Callable[[], None]) -> None:
+    def _end(self) -> None:
+        """Ends all processes, so that no task outlives the schedule."""
+        self.server.is_kind = True
+        for process in self._processes():
+            process.kill()
+        self.world.run_while(lambda: any(process.is_busy for process in self._processes()), 2 * HANDLES_MAX)
+
+    def _processes(self) -> list[Process]:
+        others: list[Any] = [*self.posters, *self.cancellers, *self.readers, *self.generators]
+        return [self.recorder.process, self.looker.process, *(one.process for one in others)]
+
+    def _at(self, moments: list[int], do: Callable[[], Any]) -> None:
         for moment in moments:
-            self.stream.at_publish.setdefault(moment, []).append(do)
+            self.server.at_publish.setdefault(moment, []).append(do)
 
-    def _somebody(self) -> Worker:
-        """Rather one who has the turn."""
-        busy = [worker for worker in self.workers if worker.is_busy] or self.workers
+    def _some_generator(self) -> Generator:
+        """One of those that hold a turn, if there is one."""
+        busy = [generator for generator in self.generators if generator.is_busy] or self.generators
         return busy[self.world.below(len(busy))]
 
     def _freeze(self) -> None:
-        worker = self._somebody()
-        worker.freeze(self.world.chance() * FREEZE_MAX_S)
-        self.queue.lapse(worker)
+        self._some_generator().process.freeze(self.world.chance() * FREEZE_S_MAX)
 
-    def _stray(self) -> None:
-        """Somebody, of whatever version, writes on under an attempt that is over."""
+    def _store_stray(self) -> None:
+        """Stores an entry of an attempt that is over, as a writer of another version might."""
         chain = START
-        for stored in self.stream.stored:
+        for stored in self.server.stored:
             chain = link(chain, stored.seq, stored.entry) or chain
         if chain.attempt and not chain.is_ended:
-            self.world.tell("a stray", f"writes under attempt {chain.attempt - 1}")
-            self.stream.store(Event(prev=chain.last, attempt=chain.attempt - 1, event=events.encode(STRAY)))
+            self.world.record("stray", f"writes under attempt {chain.attempt - 1}")
+            self.server.store(Event(prev=chain.last, attempt=chain.attempt - 1, event=events.encode(STRAY)))
 
-    def _is_acknowledged(self) -> bool:
-        return any(asker.acknowledged for asker in self.askers)
+    def _acknowledged(self, name: str) -> None:
+        if not self.server.has_end:
+            self.too_early.append(f"{name} acknowledged a turn without an end")
 
-    def _is_over(self) -> bool:
-        if not self.queue.is_done or not self.recorder.is_done:
-            return False
-        for one in (*self.askers, *self.cancels, self.looker):
-            if one.is_busy:
-                return False
-        return all(reader.is_over for reader in self.readers)
+    def _is_posted(self) -> bool:
+        return any(poster.acknowledged for poster in self.posters)
+
+    def _is_running(self) -> bool:
+        if not self.server.has_end or not self.requests.is_done or not self.ends.is_done:
+            return True
+        if not all(reader.is_over for reader in self.readers):
+            return True
+        clients: list[Poster | Canceller | Looker] = [*self.posters, *self.cancellers, self.looker]
+        return any(client.process.is_busy for client in clients)

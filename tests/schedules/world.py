@@ -1,51 +1,66 @@
-"""Virtual time and one source of chance: all that happens is in the order of its time, and the seed's."""
+"""World: virtual time, the dice of one seed, and the trace of one schedule."""
 
+import asyncio
 from collections.abc import Callable
-from heapq import heappop, heappush
+from contextvars import Context
 from random import Random
+from typing import Any
 
-Do = Callable[[], None]
+from tests.schedules.process import PROCESS
+from tests.virtual_time import Handle, VirtualLoop
+
+# Sleeps take up to so much longer than asked for, as on a busy machine.
+OVERSLEPT_MAX = 0.25
 
 
-class World:
-    """Nothing here waits: time goes on to whatever is due next."""
+class World(VirtualLoop):
+    """The event loop of one schedule. Callbacks of a frozen process wait until it is thawed."""
 
     def __init__(self, seed: int, *, is_traced: bool = False) -> None:
+        super().__init__()
         self.seed = seed
-        self.dice = Random(seed)
-        self.chance = self.dice.random
-        """A number from 0 to 1, 1 excluded."""
-        self.now_s = 0.0
-        self.happened = 0
-        self.may_be_over = False
-        """Before somebody says so, nobody is asked whether it is."""
+        self.chance = Random(seed).random
+        """Returns a number from 0 up to but not including 1."""
         self.trace: list[str] | None = [] if is_traced else None
-        self._due: list[tuple[float, int, Do]] = []
-        self._made = 0
-
-    def now(self) -> float:
-        return self.now_s
-
-    def after(self, wait_s: float, do: Do) -> None:
-        """Does `do` in `wait_s` seconds; of two at the same time the one that was asked first."""
-        self._made += 1
-        heappush(self._due, (self.now_s + wait_s, self._made, do))
+        self.frozen_until_s = 0.0
+        """Until then at least one process is frozen."""
+        self.never = asyncio.Event()
+        """Is never set."""
+        self._context = Context()
 
     def below(self, end: int) -> int:
-        """A whole number from 0, below `end`."""
+        """Returns an integer from 0 up to but not including `end`."""
         return int(self.chance() * end)
 
-    def tell(self, who: str, what: str) -> None:
+    def record(self, name: str, what: str) -> None:
+        """Adds a line to the trace, if there is one."""
         if self.trace is not None:
-            self.trace.append(f"{self.now_s:9.4f}  {who:10} {what}")
+            self.trace.append(f"{self.time():9.4f}  {name:10} {what}")
 
-    def run(self, is_over: Callable[[], bool], happenings_max: int) -> bool:
-        """Lets time pass until `is_over`; False when it is not after so many happenings, or nothing is due."""
-        due = self._due
-        while not (self.may_be_over and is_over()):
-            if not due or self.happened >= happenings_max:
-                return False
-            self.now_s, _, do = heappop(due)
-            self.happened += 1
-            do()
-        return True
+    def after(self, wait_s: float, call: Callable[..., Any], *args: Any) -> None:
+        """Calls `call` in `wait_s` seconds, on behalf of no process."""
+        self.call_at(self.time() + wait_s, call, *args, context=self._context)
+
+    async def wait(self, wait_s: float) -> None:
+        """Waits exactly `wait_s` seconds."""
+        over = self.create_future()
+        self.after(wait_s, _finish, over)
+        await over
+
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Handle:
+        if delay > 0:
+            delay *= 1 + self.chance() * OVERSLEPT_MAX
+        return super().call_later(delay, callback, *args, context=context)
+
+    def postpone(self, context: Context) -> float:
+        if self.frozen_until_s <= self.time():
+            return 0.0
+        process = context.get(PROCESS)
+        return process.frozen_until_s - self.time() if process is not None else 0.0
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

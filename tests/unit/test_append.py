@@ -1,87 +1,80 @@
-"""What an append does next after each answer, without a server; what a server does is tried in tests/integration."""
+"""append: what it requests after each answer. What a server really answers is tested in tests/integration."""
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Stored
+from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, Stored
 from tailrace.proto.errors import FenceLost
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.append import append
-from tailrace.proto.nats.step import Confirm, Page, Pause, Publish, Read, Step, Steps, Unclear
+from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON, says
+from tests.scripted_log import NOTHING, ScriptedServer, page
+from tests.virtual_time import run
 
-KEY = TurnKey(Tenant("t"), TurnId(new_id()))
-CHAIN = Chain(7, 1)  # type: ignore[arg-type]
+KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
+CHAIN = Chain(Seq(7), 1)
 ENTRY = says(CHAIN, "a")
+STORED = Seq(8)
+REFUSED = PublishUnclear("10071")
+NO_ANSWER = PublishUnclear("no answer", is_answered=False)
 
 
-def begun() -> Steps[Chain]:
-    return append(KEY, CHAIN, ENTRY, now=lambda: 0.0, timeout_s=30)
+def appended(server: ScriptedServer, entry: Entry = ENTRY) -> Chain:
+    return run(append(server, KEY, CHAIN, entry, timeout_s=30))
 
 
-def after(unclear: Unclear) -> Iterator[Step]:
-    """The steps after a Publish with that outcome, when nothing is stored behind it, up to the next Publish."""
-    steps = begun()
-    step = next(steps)
-    assert isinstance(step, Publish)
-    step = steps.throw(unclear)
-    while not isinstance(step, Publish):
-        yield step
-        step = steps.send(Page([], is_last=True) if isinstance(step, Read) else isinstance(step, Confirm))
+def taken(backend: str, generator: str) -> Attempt:
+    return Attempt(prev=CHAIN.last, attempt=2, generator=generator, backend=backend, mode="fresh")
 
 
-def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_is_there() -> None:
-    """What was purged is refused for ever, and nothing that is stored would say so."""
-    kinds = [type(step) for step in after(Unclear("10071"))]
-    assert kinds == [Read, Confirm, Pause]
+def test_an_acknowledged_entry_costs_one_request() -> None:
+    """The fence of the first publish is the chain's last sequence."""
+    server = ScriptedServer(publish=[STORED])
+    assert appended(server) == Chain(STORED, 1)
+    assert [request.arguments for request in server.requests] == [(ENTRY, CHAIN.last)]
 
 
-def test_no_answer_is_followed_by_the_next_try_and_by_no_question_to_the_leader() -> None:
-    """Who asks a leader that is not there waits two seconds for it, in which another may have begun to lead."""
-    kinds = [type(step) for step in after(Unclear("nobody answers", is_answered=False))]
-    assert kinds == [Read, Pause]
+def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> None:
+    """Appends to a purged turn are refused for ever, and no entry says why."""
+    server = ScriptedServer(publish=[REFUSED, STORED], read=[NOTHING], last_seq=[Seq(1)])
+    appended(server)
+    assert server.names == ["publish", "read", "last_seq", "publish"]
 
 
-def test_who_waits_for_a_leader_asks_less_and_less_and_at_least_twice_a_second() -> None:
-    """A thousand turns that ask twenty times a second for minutes would keep the servers from finding one."""
-    steps, waits = begun(), list[float]()
-    step = next(steps)
-    while len(waits) < 6:
-        match step:
-            case Publish():
-                step = steps.throw(Unclear(is_answered=False))
-            case Read():
-                step = steps.send(Page([], is_last=True))
-            case Pause(wait_s):
-                waits.append(wait_s)
-                step = steps.send(None)
+def test_without_a_leader_the_leader_is_not_asked() -> None:
+    """The question would wait two seconds for its time-out, while another server may become the leader."""
+    server = ScriptedServer(publish=[NO_ANSWER, STORED], read=[NOTHING])
+    appended(server)
+    assert server.names == ["publish", "read", "publish"]
+
+
+def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
+    """A thousand turns that publish twenty times a second would keep the servers from electing a leader."""
+    server = ScriptedServer(publish=[*6 * [NO_ANSWER], STORED], read=[NOTHING])
+    appended(server)
+    waits = [round(after - before, 3) for before, after in pairwise(server.times("publish"))]
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
 
 @pytest.mark.rule("R13")
 @pytest.mark.parametrize("is_last", [True, False])
-def test_an_attempt_that_something_follows_is_an_earlier_one_of_the_same_process(*, is_last: bool) -> None:
-    """Whoever is given a turn once more, and reads of it what is seconds old, would pay for its answer once more."""
-    taken = Attempt(prev=CHAIN.last, attempt=2, generator="g-1", backend="anthropic", mode="fresh")
-    steps = append(KEY, CHAIN, taken, now=lambda: 0.0, timeout_s=30)
-    next(steps)
-    assert steps.throw(Unclear("10071")) == Read(CHAIN.last)
-    there, next_ = Stored(Seq(8), NOON, taken), Stored(Seq(9), NOON, says(Chain(Seq(8), 2), "a"))
+def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is_last: bool) -> None:
+    """A generator that planned from an old read must not make its call a second time."""
+    attempt = taken("anthropic", "g-1")
+    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
+    tail = page(there, following) if is_last else page(there, is_last=False)
     with pytest.raises(FenceLost):
-        steps.send(Page([there, next_] if is_last else [there], is_last))
+        appended(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
 
 
 @pytest.mark.rule("R13")
-def test_an_attempt_that_is_the_same_whoever_writes_it_stands() -> None:
-    """The answers of a message batch are written once more by whoever takes it over, from the first entry on."""
-    taken = Attempt(prev=CHAIN.last, attempt=2, generator="msgbatch_1", backend=MESSAGE_BATCHES, mode="fresh")
-    steps = append(KEY, CHAIN, taken, now=lambda: 0.0, timeout_s=30)
-    next(steps)
-    assert steps.throw(Unclear("10071")) == Read(CHAIN.last)
-    there, next_ = Stored(Seq(8), NOON, taken), Stored(Seq(9), NOON, says(Chain(Seq(8), 2), "a"))
-    with pytest.raises(StopIteration) as stands:
-        steps.send(Page([there, next_], is_last=True))
-    assert stands.value.value == Chain(Seq(8), 2)
+def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
+    """Whoever takes over a message batch writes its answers again from the first entry on, with the same bytes."""
+    attempt = taken(MESSAGE_BATCHES, "msgbatch_1")
+    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
+    server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])
+    assert appended(server, attempt) == Chain(STORED, 2)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import End, Stored
-from tailrace.proto.feed_join import Join
+from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import Seq
 from tests.handwritten import answered, says
 from tests.made_up import MadeUp, logs
@@ -15,10 +15,10 @@ LOG = answered("The", " sky", " is", " blue.", step=10).stored
 FIRST, SECOND, THIRD, FOURTH = LOG[:4]
 
 
-def at(position: int) -> Join:
+def at(position: int) -> FeedJoin:
     """A follower who has read the first `position` entries of LOG."""
-    join = Join()
-    assert join.replayed(LOG[:position]) == LOG[:position]
+    join = FeedJoin()
+    assert join.add_read(LOG[:position]) == LOG[:position]
     return join
 
 
@@ -26,8 +26,8 @@ def at(position: int) -> Join:
 def test_what_continues_the_chain_is_taken_from_the_feed() -> None:
     """Nothing is read for an entry that names the last one as its predecessor."""
     join = at(2)
-    assert join.heard(THIRD) == [THIRD]
-    assert join.heard(FOURTH) == [FOURTH]
+    assert join.add_live(THIRD)
+    assert join.add_live(FOURTH)
     assert not join.has_gap
 
 
@@ -35,8 +35,8 @@ def test_what_continues_the_chain_is_taken_from_the_feed() -> None:
 def test_a_repeated_entry_is_dropped() -> None:
     """The feed repeats at a leader's death, and says again what a replay has read."""
     join = at(3)
-    assert join.heard(THIRD) == []
-    assert join.heard(FIRST) == []
+    assert not join.add_live(THIRD)
+    assert not join.add_live(FIRST)
     assert not join.has_gap
 
 
@@ -44,11 +44,11 @@ def test_a_repeated_entry_is_dropped() -> None:
 def test_an_entry_that_is_further_on_proves_a_gap() -> None:
     """The log has to be read until it reaches at least there; one that is behind does not close the gap."""
     join = at(1)
-    assert join.heard(FOURTH) == []
+    assert not join.add_live(FOURTH)
     assert join.has_gap
-    assert join.replayed([SECOND]) == [SECOND]
+    assert join.add_read([SECOND]) == [SECOND]
     assert join.has_gap
-    assert join.replayed([THIRD, FOURTH]) == [THIRD, FOURTH]
+    assert join.add_read([THIRD, FOURTH]) == [THIRD, FOURTH]
     assert not join.has_gap
 
 
@@ -58,10 +58,10 @@ def test_a_gap_is_closed_by_the_log_and_not_by_what_came_too_early() -> None:
     join = at(3)
     rival = says(Chain(FOURTH.seq, 1), "rival")
     forked = Stored(Seq(LOG[4].seq + 5), LOG[4].at, rival)
-    assert join.heard(forked) == []
-    assert join.replayed([FOURTH]) == [FOURTH]
+    assert not join.add_live(forked)
+    assert join.add_read([FOURTH]) == [FOURTH]
     assert join.has_gap
-    assert join.replayed([LOG[4], forked]) == [LOG[4]]
+    assert join.add_read([LOG[4], forked]) == [LOG[4]]
     assert (join.has_gap, join.skipped) == (False, 1)
 
 
@@ -70,9 +70,9 @@ def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
     """It continues what the chain has passed already."""
     join = at(3)
     fork = Stored(Seq(35), FOURTH.at, says(Chain(SECOND.seq, 1), "fork"))
-    assert join.heard(fork) == []
+    assert not join.add_live(fork)
     assert (join.has_gap, join.skipped) == (False, 1)
-    assert join.heard(FOURTH) == [FOURTH]
+    assert join.add_live(FOURTH)
 
 
 @pytest.mark.rule("R16")
@@ -82,7 +82,7 @@ def test_nothing_is_taken_after_the_end() -> None:
     end = LOG[-1]
     late = Stored(Seq(end.seq + 1), end.at, says(join.chain, "late"))
     assert isinstance(end.entry, End)
-    assert join.heard(late) == []
+    assert not join.add_live(late)
     assert not join.has_gap
 
 
@@ -108,12 +108,12 @@ def test_a_follower_tells_the_log_or_its_last_entry_is_not_valid(log: MadeUp, da
 @given(logs(), st.data())
 def test_reads_alone_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
     """Without a feed, however many pages and however stale, forks and junk are skipped."""
-    join, told = Join(), list[Stored]()
-    while join.read < log.stored[-1].seq:
-        after = [stored for stored in log.stored if stored.seq > join.read]
+    join, told = FeedJoin(), list[Stored]()
+    while join.read_upto < log.stored[-1].seq:
+        after = [stored for stored in log.stored if stored.seq > join.read_upto]
         if data.draw(st.booleans()):
-            told += join.replayed([])
-        told += join.replayed(after[: data.draw(st.integers(1, len(after)))])
+            told += join.add_read([])
+        told += join.add_read(after[: data.draw(st.integers(1, len(after)))])
     assert told == log.valid
     assert join.skipped == len(log.stored) - len(log.valid)
 
@@ -129,19 +129,20 @@ def test_any_cursor_is_followed_from_there(log: MadeUp, data: st.DataObject) -> 
     assert told == log.valid[position:]
 
 
-def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[Stored], Join]:
+def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[Stored], FeedJoin]:
     """A follower of `log` under a schedule that hypothesis draws; at the end it reads until there is nothing more."""
-    join, told = Join(chain), list[Stored]()
+    join, told = FeedJoin(chain), list[Stored]()
     # The feed: every entry any number of times, in any order, and none before it was stored.
     hints = data.draw(st.lists(st.sampled_from(log.stored), max_size=2 * len(log.stored)))
     stored_upto = Seq(0)
     for hint in hints:
         stored_upto = max(stored_upto, hint.seq, data.draw(st.sampled_from(log.stored)).seq)
-        told += join.heard(hint)
+        if join.add_live(hint):
+            told.append(hint)
         if join.has_gap:
             # A read may be behind by any number of entries, and is asked again while it is.
-            there = [stored for stored in log.stored if join.read < stored.seq <= stored_upto]
-            told += join.replayed(there[: data.draw(st.integers(0, len(there)))])
-    told += join.replayed([stored for stored in log.stored if stored.seq > join.read])
+            there = [stored for stored in log.stored if join.read_upto < stored.seq <= stored_upto]
+            told += join.add_read(there[: data.draw(st.integers(0, len(there)))])
+    told += join.add_read([stored for stored in log.stored if stored.seq > join.read_upto])
     assert not join.has_gap
     return told, join

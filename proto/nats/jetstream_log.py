@@ -1,0 +1,120 @@
+"""JetStreamLog: the LogServer that stores entries in the JetStream stream TURNS.
+
+Its `publish` is the only function that publishes entries of a turn. It sets subject and fence together (PROTOCOL R8).
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import msgspec
+from nats.aio.msg import Msg
+
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.errors import LogFull, LogUnavailable
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
+from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
+from tailrace.proto.subjects import STREAM, TurnKey
+
+FENCE = "Nats-Expected-Last-Subject-Sequence"
+FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+PUBLISH_TIMEOUT_S = 2.0
+PURGE_TIMEOUT_S = 10.0
+
+
+class JetStreamLog:
+    """A LogServer on one NATS connection. Its methods are described in LogServer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reads = DirectReader(connection)
+
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+        turn = subjects.entries(key)
+        try:
+            reply = await self._connection.request(
+                f"{turn[:-1]}{entries.kind_of(entry)}",
+                entries.encode(entry),
+                timeout_s=PUBLISH_TIMEOUT_S,
+                headers={FENCE: str(fence), FENCE_SUBJECT: turn},
+            )
+        except LogUnavailable as error:
+            raise PublishUnclear(str(error), is_answered=False) from error
+        ack = pub_ack.decode(reply.data)
+        if ack.error is None:
+            return ack.seq
+        if ack.error.err_code in pub_ack.FULL_CODES:
+            raise LogFull("the log is full: wait until old turns are removed, or give the stream TURNS more bytes")
+        # 10071: the fence did not match, perhaps because this entry is already stored. 10164: an earlier write is not
+        # settled. Other codes come from a server without a leader. All are as unclear as no answer.
+        raise PublishUnclear(f"{ack.error.err_code} {ack.error.description}")
+
+    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+        page = await self._reads.page(subjects.entries(key), Seq(after + 1), limit)
+        return Page([_stored(message) for message in page.messages], page.is_last)
+
+    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
+        return await self._find({"last_by_subj": subjects.entry(key, kind) if kind else subjects.entries(key)})
+
+    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
+        return await self._find({"seq": seq, "next_by_subj": subjects.entries(key)}) == seq
+
+    async def purge(self, key: TurnKey) -> None:
+        query = msgspec.json.encode({"filter": subjects.entries(key)})
+        reply = await self._connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
+        if (error := pub_ack.decode(reply.data).error) is not None:
+            raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
+
+    @asynccontextmanager
+    async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
+        feed, turn = LiveFeed(), subjects.entries(key)
+
+        async def add(message: Msg) -> None:
+            if is_stored_below(message, turn):
+                feed.add(_stored(message))
+
+        subscription = await self._connection.subscribe(f"{subjects.live(key)[:-1]}{kind}", add)
+        forget = self._connection.on_reconnected(feed.reset)
+        try:
+            yield feed
+        finally:
+            forget()
+            await self._connection.unsubscribe(subscription)
+
+    async def _find(self, query: dict[str, object]) -> Seq:
+        """Asks the stream's leader for one message; returns its sequence, or BEFORE_FIRST when there is none."""
+        reply = await self._connection.request(
+            f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
+        )
+        found = _decode(reply.data)
+        if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
+            raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
+        return found.message.seq if found.message is not None else BEFORE_FIRST
+
+
+class _Found(msgspec.Struct):
+    """The answer of `$JS.API.STREAM.MSG.GET`."""
+
+    class Message(msgspec.Struct):
+        seq: Seq
+
+    message: Message | None = None
+    error: pub_ack.Ack.Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Found).decode
+
+
+def _stored(message: Msg) -> Stored:
+    headers = message.headers or {}
+    _, kind = subjects.parse(stored_subject(message))
+    return Stored(
+        Seq(int(headers["Nats-Sequence"])),
+        datetime.fromisoformat(headers["Nats-Time-Stamp"]),
+        entries.decode(kind, message.data),
+    )

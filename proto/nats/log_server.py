@@ -1,0 +1,115 @@
+"""LogServer: the protocol between the turn log's rules (append, replay, follower) and the server that stores entries.
+
+`NatsLogServer` implements it with JetStream. The schedule simulator implements it with a model that loses, repeats,
+delays and forks (tests/schedules/server.py). Time is the event loop's: `loop.time()` and `asyncio.sleep`.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.ids import Seq
+from tailrace.proto.subjects import TurnKey
+
+# The most entries that one read returns.
+BATCH = 512
+
+
+class PublishUnclear(Exception):
+    """A publish has neither succeeded nor failed for certain: the entry may be stored.
+
+    `is_answered`: a leader of the stream has answered. False: no answer came, and the stream may have no leader.
+    """
+
+    def __init__(self, message: str = "", *, is_answered: bool = True) -> None:
+        super().__init__(message)
+        self.is_answered = is_answered
+
+
+class Page(NamedTuple):
+    """The entries of one read, oldest first, valid or not; `is_last`: none followed at the time of the read."""
+
+    entries: list[Stored]
+    is_last: bool
+
+
+class LiveFeed:
+    """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Stored] = deque()
+        self._may_have_missed = False
+        self._arrived = asyncio.Event()
+
+    def add(self, stored: Stored) -> None:
+        self._entries.append(stored)
+        self._arrived.set()
+
+    def reset(self) -> None:
+        """Drops what has arrived, because entries may be missing: `next` then returns an empty list at once."""
+        self._entries.clear()
+        self._may_have_missed = True
+        self._arrived.set()
+
+    async def next(self, timeout_s: float) -> list[Stored]:
+        """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
+
+        An empty list means "read the log".
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return []
+        self._arrived.clear()
+        if self._may_have_missed:
+            self._may_have_missed = False
+            return []
+        arrived = list(self._entries)
+        self._entries.clear()
+        return arrived
+
+
+class LogServer(Protocol):
+    """The server that stores the logs of all turns."""
+
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+        """Stores `entry` if `fence` is the sequence of the turn's last entry; returns the new entry's sequence.
+
+        Raises PublishUnclear when the entry may be stored or not, LogFull, EntryTooLarge.
+        """
+        ...
+
+    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+        """Returns the entries after `after`, at most `limit`. The server that answers may be behind (PROTOCOL R14).
+
+        Raises LogUnavailable.
+        """
+        ...
+
+    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
+        """Returns the sequence of the turn's last entry (of `kind`) from the stream's leader; BEFORE_FIRST: none.
+
+        A leader that was frozen and has just woken up may answer from the past. Raises LogUnavailable.
+        """
+        ...
+
+    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
+        """Asks the stream's leader whether the turn has an entry at `seq`. As wrong as `last_seq` may be.
+
+        Raises LogUnavailable.
+        """
+        ...
+
+    async def purge(self, key: TurnKey) -> None:
+        """Removes all entries of a turn. Raises LogUnavailable; some entries may then be gone."""
+        ...
+
+    def subscribe(self, key: TurnKey, kind: str = ">") -> AbstractAsyncContextManager[LiveFeed]:
+        """Subscribes to the turn's live feed (entries of `kind`; default: all) until the context is left.
+
+        Raises LogUnavailable on entry.
+        """
+        ...

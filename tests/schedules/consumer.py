@@ -1,0 +1,164 @@
+"""SimulatedConsumer: a durable pull consumer whose leases run out, or are lost while a leader is away (R18)."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tailrace.proto.entries import Stored, kind_of
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
+from tailrace.proto.subjects import TurnKey
+from tests.schedules.process import Process
+from tests.schedules.server import SimulatedServer
+
+ACK_WAIT_S = 2.0
+DELIVERY_S = 0.001
+
+
+class Message:
+    """One entry that the consumer delivers until it is acknowledged."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self.times = 0
+        self.lease_until_s = 0.0
+        self.is_done = False
+        self.is_waiting = False
+        """Whether it waits for a process that asks for it."""
+
+
+class SimulatedConsumer:
+    """Delivers each entry that `is_wanted` to one of the processes that ask for it, until one acknowledges it."""
+
+    def __init__(
+        self, server: SimulatedServer, key: TurnKey, is_wanted: Callable[[Stored], bool], on_done: Callable[[str], Any]
+    ) -> None:
+        self.world = server.world
+        self.server = server
+        self.key = key
+        self.messages: list[Message] = []
+        self._is_wanted = is_wanted
+        self._on_done = on_done
+        self._pulls: list[tuple[Process, asyncio.Future[list[Message]]]] = []
+        server.watches.append(self._stored)
+
+    @property
+    def is_done(self) -> bool:
+        return all(message.is_done for message in self.messages)
+
+    def _stored(self, stored: Stored) -> None:
+        if self._is_wanted(stored):
+            message = Message(stored)
+            self.messages.append(message)
+            self.world.after(DELIVERY_S, self._offer, message)
+
+    def lose_leases(self) -> None:
+        """Delivers all messages again, as after a time without a leader in which renewals were lost."""
+        for message in self.messages:
+            self._offer(message)
+
+    def offer_after(self, wait_s: float, message: Message) -> None:
+        self.world.after(wait_s, self._offer, message)
+
+    def _offer(self, message: Message) -> None:
+        if not message.is_done:
+            message.is_waiting = True
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Gives the waiting messages to one of the processes that ask."""
+        self._pulls = [(process, pull) for process, pull in self._pulls if not pull.done()]
+        awake = [(process, pull) for process, pull in self._pulls if not process.is_frozen]
+        waiting = [message for message in self.messages if message.is_waiting]
+        if waiting and awake:
+            process, pull = awake[self.world.below(len(awake))]
+            self._lease(process, waiting)
+            pull.set_result(waiting)
+
+    def _lease(self, process: Process, messages: Sequence[Message]) -> None:
+        for message in messages:
+            message.is_waiting = False
+            message.times += 1
+            self.world.record("consumer", f"delivers {message.stored.seq} to {process.name}")
+            self.renew(message)
+            self.world.after(ACK_WAIT_S, self._expire, message, message.times)
+
+    def renew(self, message: Message) -> None:
+        message.lease_until_s = self.world.time() + ACK_WAIT_S
+
+    def _expire(self, message: Message, times: int) -> None:
+        if message.is_done or message.times != times:
+            return
+        if message.lease_until_s > self.world.time():
+            self.world.after(message.lease_until_s - self.world.time(), self._expire, message, times)
+        else:
+            self._offer(message)
+
+    def acknowledge(self, message: Message, process: Process) -> None:
+        self.world.record(process.name, f"acknowledges {message.stored.seq}")
+        message.is_done, message.is_waiting = True, False
+        self._on_done(process.name)
+
+    async def next(self, process: Process) -> list[Message]:
+        """Waits until there are messages for `process`."""
+        pull = self.world.create_future()
+        self._pulls.append((process, pull))
+        self._deliver()
+        messages: list[Message] = await pull
+        return messages
+
+
+class SimulatedDelivery(Delivery):
+    """The product's Delivery, in one process."""
+
+    def __init__(self, consumer: SimulatedConsumer, message: Message, process: Process) -> None:
+        self._consumer = consumer
+        self._entry = message
+        self._process = process
+        self.ack_wait_s = ACK_WAIT_S
+        self.key = consumer.key
+        self.kind = kind_of(message.stored.entry)
+        self.seq = message.stored.seq
+        self.lease = str(message.stored.seq)
+        self.times = message.times
+
+    @property
+    def is_batch(self) -> bool:
+        return False
+
+    async def renew(self) -> None:
+        if not self._process.is_dead:
+            self._consumer.renew(self._entry)
+
+    async def ack(self) -> None:
+        if not self._process.is_dead:
+            self._consumer.acknowledge(self._entry, self._process)
+
+    async def release(self, delay_s: float = 0.0) -> None:
+        if not self._process.is_dead:
+            self._consumer.offer_after(delay_s, self._entry)
+
+
+class SimulatedDeliveries(Deliveries):
+    """The product's Deliveries, in one process."""
+
+    ack_wait_s = ACK_WAIT_S
+    renew_every_s = ACK_WAIT_S / RENEWALS
+
+    def __init__(self, consumer: SimulatedConsumer, process: Process) -> None:
+        self._consumer = consumer
+        self._process = process
+
+    async def next(self, most: int = 1) -> list[Delivery]:  # noqa: ARG002
+        messages = await self._consumer.next(self._process)
+        return [SimulatedDelivery(self._consumer, message, self._process) for message in messages]
+
+    def from_lease(self, key: TurnKey, lease: str) -> SimulatedDelivery:  # noqa: ARG002
+        message = next(one for one in self._consumer.messages if str(one.stored.seq) == lease)
+        return SimulatedDelivery(self._consumer, message, self._process)
+
+    async def first(self) -> Seq:
+        return Seq(1)
+
+    async def backlog(self) -> Backlog:
+        return Backlog(0, 0, Seq(0), Seq(0))

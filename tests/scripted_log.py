@@ -1,0 +1,70 @@
+"""ScriptedServer: a LogServer with given answers, which records the requests and their times."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple
+
+from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page
+from tailrace.proto.subjects import TurnKey
+
+NOTHING = Page([], is_last=True)
+
+
+def page(*stored: Stored, is_last: bool = True) -> Page:
+    return Page(list(stored), is_last=is_last)
+
+
+class Request(NamedTuple):
+    name: str
+    arguments: tuple[Any, ...]
+    at_s: float
+
+
+class ScriptedServer:
+    """Answers the requests of each method in the given order; the last answer is repeated. Exceptions are raised."""
+
+    def __init__(self, **answers: Sequence[Any]) -> None:
+        self.requests: list[Request] = []
+        self._answers = {name: list(given) for name, given in answers.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The methods that were called, in order."""
+        return [request.name for request in self.requests]
+
+    def times(self, name: str) -> list[float]:
+        """When the method was called, in seconds of the loop."""
+        return [request.at_s for request in self.requests if request.name == name]
+
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:  # noqa: ARG002
+        seq: Seq = self._answer("publish", entry, fence)
+        return seq
+
+    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:  # noqa: ARG002
+        answer: Page = self._answer("read", after, limit)
+        return answer
+
+    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:  # noqa: ARG002
+        seq: Seq = self._answer("last_seq", kind)
+        return seq
+
+    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:  # noqa: ARG002
+        answer: bool = self._answer("has_entry", seq)
+        return answer
+
+    async def purge(self, key: TurnKey) -> None:
+        raise NotImplementedError
+
+    def subscribe(self, key: TurnKey, kind: str = ">") -> AbstractAsyncContextManager[LiveFeed]:
+        raise NotImplementedError
+
+    def _answer(self, name: str, *arguments: Any) -> Any:
+        self.requests.append(Request(name, arguments, asyncio.get_running_loop().time()))
+        answers = self._answers[name]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
