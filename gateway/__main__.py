@@ -78,7 +78,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
     fd_limit.raise_limit(settings.streams_max)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
-    await prompts.read()
+    await prompts.load()
     async with asyncio.TaskGroup() as group:
         signature = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, stop, door, signature=signature)._replace(prompts=prompts)
@@ -86,7 +86,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         watching = [
             group.create_task(gateway.fullness.watch()),
             group.create_task(gateway.pulse.watch()),
-            group.create_task(gateway.streams.watch()),
+            group.create_task(gateway.streams.renew_periodically()),
             group.create_task(ring.follow(keys, connection)),
             group.create_task(door.jwts.refresh_periodically()),
         ]
@@ -117,7 +117,7 @@ def build(
     lives = FanOut(turns, group, settings.linger_s)
     limits = limiter(settings, connection, turns)
     room = ReaderLimits(
-        of_all=min(settings.streams_max, fd_limit.streams_max()),
+        total=min(settings.streams_max, fd_limit.streams_max()),
         of_tenant=settings.streams_tenant_max,
         of_address=settings.streams_address_max,
     )

@@ -7,7 +7,7 @@ from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import server
-from tailrace.gateway.prompts.templates import FILL_S_MAX, Prompts
+from tailrace.gateway.prompts.templates import RENDER_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.limits import Limits, parse_limits_setting
@@ -23,7 +23,7 @@ async def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
-    await Prompts(settings.prompts, wait_s=FILL_S_MAX).read()
+    await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
 
 
 def check_address(settings: Settings) -> None:

@@ -1,1 +1,1 @@
-"""How much: what a key or a tenant may use, counted over all gateways."""
+"""Limits of a key and of a tenant, counted over all gateways: requests, tokens, money, running turns and streams."""

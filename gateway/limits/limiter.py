@@ -1,8 +1,8 @@
-"""What a turn takes before it is asked, from its key's limits and its tenant's; and what came to nothing is given back.
+"""Admission of turns by the limits of a key and of its tenant.
 
-The counters and slots are in NATS, and true over all gateways. Counting is "add, then look": whoever is over takes back
-what was added, so that those who were let in are never more than the limit, and what was refused is not counted.
-A slot of a running turn is free as soon as the log has the turn's end, whoever forgot to give it up.
+Counters and slots are in NATS and shared by all gateways. A counter is incremented first and read after that; above the
+limit the increment is undone, so concurrent requests never exceed a limit and refused ones are not counted. The slot of
+a running turn counts as free as soon as the log has the turn's end, even if nobody freed it.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from typing import NamedTuple, Self
 import msgspec
 
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.cost_estimate import NOTHING, Estimate, estimate_of
+from tailrace.gateway.limits.cost_estimate import ZERO, Estimate, estimate_request
 from tailrace.gateway.limits.pdf_pages import PageCounter
-from tailrace.gateway.limits.quotas import Owner, Quota, What, owners, quota
+from tailrace.gateway.limits.quotas import Owner, Quota, What, owners_of, quota_of
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId
@@ -27,28 +27,28 @@ from tailrace.proto.nats.slots import HeldSlot
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
-# A turn that has a slot, and that the log does not know after this long, was never asked: its gateway died before.
-ASKED_WITHIN = timedelta(seconds=60)
-# So many slots are looked at for one that is free when all are taken; those that end give up their own.
-LOOKED_AT_MAX = 64
-RUNNING_AGAIN_S = 1.0
+# A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.
+STORED_WITHIN = timedelta(seconds=60)
+# How many slots are checked for an ended turn when all are taken.
+CHECKED_SLOTS_MAX = 64
+RUNNING_RETRY_AFTER_S = 1.0
 
-PER = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
-LARGE = " of pictures, documents and long texts"
+UNITS = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
+STORED = " of images, documents and long texts"
 PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
 class Standing(NamedTuple):
-    """How a caller stands with a limit, as it is told in headers."""
+    """What remains of a quota, for the rate-limit headers."""
 
     quota: Quota
     remaining: int
 
 
 class Limiter:
-    """`of_keys` and `of_tenants` hold for each that has none of its own. `now`: Unix seconds.
+    """The limits of this gateway. `of_keys` and `of_tenants` apply to each key and tenant without its own.
 
-    `is_hedged`: generators may make a late call a second time.
+    `now` returns Unix seconds. `is_hedged`: generators may repeat a slow call in parallel.
     """
 
     def __init__(
@@ -70,15 +70,17 @@ class Limiter:
         self._of_keys = of_keys
         self._of_tenants = of_tenants
 
-    def owners(self, caller: Principal) -> tuple[Owner, Owner]:
-        return owners(caller, self._of_keys, self._of_tenants)
+    def owners(self, principal: Principal) -> tuple[Owner, Owner]:
+        """Returns the key and the tenant of `principal` with their limits."""
+        return owners_of(principal, self._of_keys, self._of_tenants)
 
-    def admission(self, caller: Principal) -> "Admission":
-        return Admission(self, caller.tenant, self.owners(caller))
+    def admission(self, principal: Principal) -> "Admission":
+        """Returns the admission of one request."""
+        return Admission(self, principal.tenant, self.owners(principal))
 
 
 class Admission:
-    """What one request has taken. As a context it gives all of it back, unless it was kept."""
+    """What one request has taken from its limits. Leaving the context returns it, unless `keep` was called."""
 
     def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner]) -> None:
         self._limiter = limiter
@@ -88,7 +90,7 @@ class Admission:
         self._slots: list[Seq] = []
         self._counter = PageCounter()
         self.standings: dict[str, Standing] = {}
-        """By counter, as it stood when it was last looked at."""
+        """What remained of each counter when it was last read."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,47 +98,47 @@ class Admission:
     async def __aexit__(self, *_: object) -> None:
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
-        # Where NATS is away by now it stays counted: for a minute, or, an estimate, for the day.
+        # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.
         with suppress(LogError):
-            for limited, amount in reversed(taken):
-                self._stands(limited, await self._limiter.counters.add(limited.subject, -amount))
+            for quota, amount in reversed(taken):
+                self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
             for seq in slots:
                 await self._limiter.slots.release(seq)
 
     def keep(self) -> None:
-        """The turn is in the log, or may be: what it holds is settled with its end."""
+        """Keeps what was taken: the turn is, or may be, in the log, and its end settles it."""
         self._taken, self._slots = [], []
 
-    async def request(self) -> None:
-        """Counts one request; raises Refused, LogUnavailable."""
+    async def count_request(self) -> None:
+        """Counts one request. Raises Refused, LogUnavailable."""
         await self._take("requests", 1)
 
-    async def stored(self, size: int) -> None:
-        """Counts bytes that are stored beside the log; raises Refused, LogUnavailable."""
+    async def count_stored_bytes(self, size: int) -> None:
+        """Counts bytes that are stored as blobs. Raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
     async def estimate(self, request: Request) -> Estimate:
-        """What `request` may come to, for limits that ask for it: pages are not counted for nobody."""
+        """Returns the estimate for `request`; zero if no limit of tokens or money needs one."""
         if not any(owner.limits.is_estimated for owner in self._owners):
-            return NOTHING
-        # Elsewhere: to look through long PDFs takes a tenth of a second, for which every stream would stand still.
-        return await asyncio.to_thread(estimate_of, request, self._counter, is_hedged=self._limiter.is_hedged)
+            return ZERO
+        # In a thread: counting the pages of long PDFs takes 0.1 s and would stop every stream.
+        return await asyncio.to_thread(estimate_request, request, self._counter, is_hedged=self._limiter.is_hedged)
 
-    async def turn(self, turn: TurnId, request: Request) -> Request:
-        """`request` with what limits hold for it until its end. Raises Refused, LogUnavailable."""
-        (holds,), slots, _ = await self.batch(turn, [await self.estimate(request)], 1)
+    async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
+        """Returns `request` with its reservations in `holds`, until its end. Raises Refused, LogUnavailable."""
+        (holds,), slots, _ = await self.reserve_batch(turn, [await self.estimate(request)], 1)
         return msgspec.structs.replace(request, holds=[*holds, *slots] or None)
 
-    async def batch(
+    async def reserve_batch(
         self, turn: TurnId, estimates: Sequence[Estimate], parallel: int
     ) -> tuple[list[list[Reservation]], list[Reservation], int]:
-        """What limits hold for each of a batch's turns, for the batch, and how many of `parallel` may run at once.
+        """Returns the reservations of each turn of a batch, its slots, and how many turns, up to `parallel`, may run.
 
-        Tokens and money are counted for all of them now; each turn settles its own. Raises Refused, LogUnavailable.
+        Tokens and money of all turns are counted now; each turn settles its own. Raises Refused, LogUnavailable.
         """
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
-        # Before money: of many at once, those who find no place would have the budget look spent to those who do.
-        slots, running = await self._places(turn, parallel)
+        # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
+        slots, running = await self._running_slots(turn, parallel)
         money = sum(estimate.nano_usd for estimate in estimates)
         nano_usd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
         each = [
@@ -146,12 +148,12 @@ class Admission:
         ]
         return each, slots, running
 
-    async def _places(self, turn: TurnId, most: int) -> tuple[list[Reservation], int]:
-        """The slots that `most` running turns have, or as many of them as there are; one at least, or Refused."""
+    async def _running_slots(self, turn: TurnId, most: int) -> tuple[list[Reservation], int]:
+        """Takes slots for up to `most` running turns; returns them and their number. Raises Refused if none is free."""
         slots: list[Reservation] = []
         for running in range(most):
             try:
-                slots += await self._run(turn)
+                slots += await self._take_running_slot(turn)
             except Refused:
                 if not running:
                     raise
@@ -159,51 +161,51 @@ class Admission:
         return slots, most
 
     async def _take(self, what: What, amount: int) -> list[str]:
-        """The counters that `amount` was added to."""
+        """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable."""
         added: list[str] = []
         for owner in self._owners:
-            limited = quota(owner, what, self._limiter.now())
-            if limited is None:
+            quota = quota_of(owner, what, self._limiter.now())
+            if quota is None:
                 continue
-            # Where the answer is lost it may have been added; that stays, since too much is safer than too little.
-            value = await self._limiter.counters.add(limited.subject, amount)
-            self._taken.append((limited, amount))
-            self._stands(limited, value)
-            if value > limited.most:
-                raise refusal(limited, amount, value - amount, self._limiter.now())
-            added.append(limited.subject)
+            # If the acknowledgement is lost the amount may be counted; it stays: too much is safer than too little.
+            value = await self._limiter.counters.add(quota.subject, amount)
+            self._taken.append((quota, amount))
+            self._record(quota, value)
+            if value > quota.most:
+                raise quota_error(quota, amount, value - amount, self._limiter.now())
+            added.append(quota.subject)
         return added
 
-    def _stands(self, limited: Quota, held: int) -> None:
-        self.standings[limited.subject] = Standing(limited, max(0, limited.most - held))
+    def _record(self, quota: Quota, counted: int) -> None:
+        self.standings[quota.subject] = Standing(quota, max(0, quota.most - counted))
 
-    async def _run(self, turn: TurnId) -> list[Reservation]:
-        """A slot of each owner whose running turns are limited, or none of any: then it raises Refused."""
+    async def _take_running_slot(self, turn: TurnId) -> list[Reservation]:
+        """Takes one slot of each owner with a limit `running`. Raises Refused, and takes none, if one has none free."""
         taken: list[Reservation] = []
         for owner in self._owners:
             most = owner.limits.running
             if most is None:
                 continue
-            place = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
-            if place is None and await self._sweep(owner):
-                place = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
-            if place is None:
-                for slot in taken:
-                    await self._limiter.slots.release(Seq(slot.amount))
-                    self._slots.remove(Seq(slot.amount))
+            slot = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
+            if slot is None and await self._free_ended(owner):
+                slot = await self._limiter.slots.acquire(owner.tenant, owner.name, "running", most, turn)
+            if slot is None:
+                for reservation in taken:
+                    await self._limiter.slots.release(Seq(reservation.amount))
+                    self._slots.remove(Seq(reservation.amount))
                 raise Refused(
                     "too_many_turns",
-                    f"{most} turns of this {owner.noun} are running, and no more may: wait for one to end",
-                    retry_after_s=RUNNING_AGAIN_S,
+                    f"This {owner.noun} has {most} running turns, its limit; wait for one to end.",
+                    retry_after_s=RUNNING_RETRY_AFTER_S,
                 )
-            self._slots.append(place.seq)
-            taken.append(Reservation(place.subject, "slot", place.seq))
+            self._slots.append(slot.seq)
+            taken.append(Reservation(slot.subject, "slot", slot.seq))
         return taken
 
-    async def _sweep(self, owner: Owner) -> bool:
-        """Gives up the slots of turns that have ended, or never began; whether there was one."""
+    async def _free_ended(self, owner: Owner) -> bool:
+        """Frees slots of turns that have ended or were never stored; returns whether there was one."""
         held = await self._limiter.slots.held(owner.tenant, owner.name, "running")
-        over = await asyncio.gather(*(self._is_over(slot) for slot in held[:LOOKED_AT_MAX]))
+        over = await asyncio.gather(*(self._is_over(slot) for slot in held[:CHECKED_SLOTS_MAX]))
         ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]
         for slot in ended:
             await self._limiter.slots.release(slot.seq)
@@ -215,47 +217,47 @@ class Admission:
         if await log.has_end(key):
             return True
         age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
-        return age > ASKED_WITHIN and not await log.is_known(key)
+        return age > STORED_WITHIN and not await log.is_known(key)
 
 
-def refusal(limited: Quota, amount: int, held: int, now: float) -> Refused:
-    """Why `amount` more is too much, and when it is not."""
-    at = f"{datetime.fromtimestamp(limited.renews_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    if limited.what in ("usd_day", "usd_month"):
-        # 402, and no Retry-After: the SDKs repeat a 429, and nothing changes until then.
+def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
+    """Returns the error for `amount` more than the quota allows, with the time at which it renews."""
+    at = f"{datetime.fromtimestamp(quota.renews_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if quota.what in ("usd_day", "usd_month"):
+        # 402 without Retry-After: SDKs repeat a 429, which would fail until the quota renews.
         return Refused(
             "budget_exceeded",
-            f"the budget of this {limited.noun} for the {PERIOD[limited.what]} is {_usd(limited.most)}: "
-            f"{_usd(held)} are spent or held for turns that run, and this turn may cost {_usd(amount)}. "
-            f"It renews at {at}; a smaller `max_tokens` or a `max_cost` holds less",
+            f"The budget of this {quota.noun} for the {PERIOD[quota.what]} is {_usd(quota.most)}: "
+            f"{_usd(held)} is spent or reserved for running turns, and this turn may cost {_usd(amount)}. "
+            f"It renews at {at}. A smaller `max_tokens` or a `max_cost` reserves less.",
         )
-    if amount > limited.most:
-        # No 429: who repeats it waits for nothing.
+    if amount > quota.most:
+        # Not a 429: a retry can never succeed.
         return Refused(
             "request_invalid",
-            f"this needs {_counted(amount, limited)}, and this {limited.noun} may use {_most(limited)}: "
-            "ask for less at once, with a smaller `max_tokens` for one",
+            f"This request needs {_counted(amount, quota)}, and this {quota.noun} may use {_most(quota)}. "
+            "Send a smaller request, for example with a smaller `max_tokens`.",
         )
     return Refused(
         "rate_limited",
-        f"this {limited.noun} may use {_most(limited)}: "
-        f"{max(0, limited.most - held)} left until {at}, and this needs {amount}",
-        retry_after_s=max(0.001, limited.renews_at - now),
+        f"This {quota.noun} may use {_most(quota)}: "
+        f"{max(0, quota.most - held)} left until {at}, and this request needs {amount}. Retry then.",
+        retry_after_s=max(0.001, quota.renews_at - now),
     )
 
 
-def _most(limited: Quota) -> str:
-    """As it was set, too: a minute's, where a `burst` has it counted in shorter windows."""
-    most = _counted(limited.most, limited)
-    if limited.what == "bytes_day":
-        return f"{most}{LARGE} a day"
-    if limited.window_s == MINUTE_S:
+def _most(quota: Quota) -> str:
+    """Formats the limit as it was set: by the minute too, where `burst` makes the window shorter."""
+    most = _counted(quota.most, quota)
+    if quota.what == "bytes_day":
+        return f"{most}{STORED} a day"
+    if quota.window_s == MINUTE_S:
         return f"{most} a minute"
-    return f"{most} in {limited.window_s:g} s ({limited.most * MINUTE_S / limited.window_s:g} a minute)"
+    return f"{most} in {quota.window_s:g} s ({quota.most * MINUTE_S / quota.window_s:g} a minute)"
 
 
-def _counted(amount: int, limited: Quota) -> str:
-    return f"{amount} {PER[limited.what]}{'' if amount == 1 else 's'}"
+def _counted(amount: int, quota: Quota) -> str:
+    return f"{amount} {UNITS[quota.what]}{'' if amount == 1 else 's'}"
 
 
 def _usd(nano_usd: int) -> str:

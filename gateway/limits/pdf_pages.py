@@ -1,72 +1,76 @@
-"""How many pages a PDF has: by what it says of itself, or by its size. A guess, in bounded time; it reads none. Pure.
+"""Estimate of the number of pages of a PDF, in bounded time. Pure.
 
-A page is an object of `/Type /Page` (ISO 32000, 7.7.3.3). Such objects stand in the file, or, since PDF 1.5, within
-compressed streams of objects (7.5.7).
+A page is an object of `/Type /Page` (ISO 32000, section 7.7.3.3). Such objects stand in the file or, since PDF 1.5, in
+compressed object streams (section 7.5.7). The counter counts their names and parses nothing. docs/DEPENDENCIES.md says
+why this is not pypdf.
 """
 
 import binascii
 import re
 import zlib
 
-# Anthropic takes no more in one request (platform.claude.com, "PDF support").
+# The most that Anthropic accepts in one request (platform.claude.com, "PDF support").
 PAGES_MAX = 600
-# Of what is not at hand, its size alone is known. A page of text is mostly 10 to 50 kB, a scanned one more.
+# Used where only the size is known. A page of text mostly has 10 to 50 kB, a scanned one more.
 PAGE_BYTES = 20_000
-# Of a document that is named by a URL or an id, not even that.
+# Used where a URL or a file id names the document, so that not even its size is known.
 UNKNOWN_PAGES = 100
 
-# The two ways in which programs write it; a tree of pages is `/Pages`.
-NAMES = (b"/Type /Page", b"/Type/Page")
-OBJECTS = re.compile(rb"/ObjStm\b")
-BEGINNING = re.compile(rb"stream\r?\n")
-# From where a stream's kind is said to where its bytes begin.
-BEGINNING_BYTES_MAX = 1024
+# The two spellings that programs write. A node of the page tree is `/Pages`.
+PAGE_NAMES = (b"/Type /Page", b"/Type/Page")
+OBJECT_STREAM = re.compile(rb"/ObjStm\b")
+STREAM_START = re.compile(rb"stream\r?\n")
+# The distance from a stream's type to its first byte.
+START_BYTES_MAX = 1024
 STREAM_BYTES_MAX = 256 * 1024
-# What a short one counts for: to begin it costs as much.
+# The least that a stream counts for: starting the decompressor costs about as much.
 STREAM_BYTES_MIN = 16 * 1024
-# Of all documents of one request: a tenth of a second. A body has room for a thousand, each of which unpacks to 25 MB.
-UNPACKED_BYTES_MAX = 8 * 1024 * 1024
+# For all documents of one request: takes 0.1 s. A body can hold 1,000 documents that decompress to 25 MB each.
+DECOMPRESSED_BYTES_MAX = 8 * 1024 * 1024
 
 
 class PageCounter:
-    """Counts the pages of one request's documents, of which so much is unpacked and no more."""
+    """Counts the pages of all documents of one request; decompresses at most DECOMPRESSED_BYTES_MAX of them."""
 
     def __init__(self) -> None:
-        self._left = UNPACKED_BYTES_MAX
+        self._left = DECOMPRESSED_BYTES_MAX
 
-    def pages(self, base64: str) -> int:
-        """Of a PDF in base64, 1 to PAGES_MAX; by its size, where it shows none, or not all of it was looked into."""
+    def count(self, base64: str) -> int:
+        """Returns the pages of a PDF in base64, 1 to PAGES_MAX.
+
+        Estimates by size if it finds no page, or if the decompression limit is reached.
+        """
         try:
             pdf = binascii.a2b_base64(base64)
         except ValueError:
-            # Nobody will read it.
+            # Not base64: the model will refuse it.
             return 1
-        found = _named(pdf)
-        for kind in OBJECTS.finditer(pdf):
+        found = _count_names(pdf)
+        for match in OBJECT_STREAM.finditer(pdf):
             if self._left <= 0:
-                found = max(found, of_size(len(base64)))
+                found = max(found, pages_of_size(len(base64)))
                 break
-            objects = _unpacked(pdf, kind.end())
+            objects = _decompress(pdf, match.end())
             self._left -= max(len(objects), STREAM_BYTES_MIN)
-            found += _named(objects)
-        return min(found or of_size(len(base64)), PAGES_MAX)
+            found += _count_names(objects)
+        return min(found or pages_of_size(len(base64)), PAGES_MAX)
 
 
-def of_size(base64_bytes: int) -> int:
-    """The pages that a PDF of so many bytes, in base64, may have."""
+def pages_of_size(base64_bytes: int) -> int:
+    """Returns an estimate of the pages of a PDF that has `base64_bytes` in base64."""
     return min(1 + base64_bytes * 3 // 4 // PAGE_BYTES, PAGES_MAX)
 
 
-def _named(objects: bytes) -> int:
-    return sum(objects.count(name) - objects.count(name + b"s") for name in NAMES)
+def _count_names(objects: bytes) -> int:
+    return sum(objects.count(name) - objects.count(name + b"s") for name in PAGE_NAMES)
 
 
-def _unpacked(pdf: bytes, said: int) -> bytes:
-    """The objects in the stream whose kind is said until `said`; none, where it cannot be read."""
-    beginning = BEGINNING.search(pdf, said, said + BEGINNING_BYTES_MAX)
-    if beginning is None:
+def _decompress(pdf: bytes, after: int) -> bytes:
+    """Returns the content of the stream whose type ends at `after`; empty if it cannot be decompressed."""
+    start = STREAM_START.search(pdf, after, after + START_BYTES_MAX)
+    if start is None:
         return b""
-    compressed = memoryview(pdf)[beginning.end() : beginning.end() + STREAM_BYTES_MAX]
+    compressed = memoryview(pdf)[start.end() : start.end() + STREAM_BYTES_MAX]
     try:
         return zlib.decompressobj().decompress(compressed, STREAM_BYTES_MAX)
     except zlib.error:

@@ -1,4 +1,4 @@
-"""What limits mean at a time: which counters of whom, how much fits into each, and when it is empty again. Pure."""
+"""Quotas: the counter of each limit at a point in time, its maximum, and when it renews. Pure."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -11,14 +11,14 @@ from tailrace.proto.limits import NAMES, Limits, Rate, merge_limits, parse_limit
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
-# What the counters of a tenant are called; a key's begin otherwise.
+# The name of a tenant's counters; a key's names begin with `k_`.
 TENANT = "tenant"
 KEY_CHARS = 32
 DAY_S = 24 * 3600.0
 
 
 class Owner(NamedTuple):
-    """Whose limits they are: a key's, or its tenant's. `name` is its token in subjects."""
+    """A key or a tenant that has limits. `name` is its token in NATS subjects."""
 
     tenant: Tenant
     name: str
@@ -30,7 +30,7 @@ class Owner(NamedTuple):
 
 
 class Quota(NamedTuple):
-    """A counter, and the most that it may hold until `renews_at` (Unix seconds), when another takes its place."""
+    """A counter and the most that it may hold until `renews_at` (Unix seconds), when the next counter replaces it."""
 
     what: What
     noun: str
@@ -40,19 +40,18 @@ class Quota(NamedTuple):
     renews_at: float
 
 
-def owners(caller: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
-    """The key first: what it is refused for, its tenant is not counted for."""
-    # What a newer version may have written beside them is its own to hold.
-    known = {name: limit for name, limit in (caller.limits or {}).items() if name in NAMES}
+def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
+    """Returns key and tenant of `principal`. The key is first: what it refuses is not counted for the tenant."""
+    # A newer release may have stored limits that this one does not know.
+    known = {name: limit for name, limit in (principal.limits or {}).items() if name in NAMES}
     own = merge_limits(parse_limits(known), of_keys)
-    # No name of a key becomes a part of a subject: it may have a dot or a `*` in it.
-    # Who needs no key shares one with all who need none.
-    name = "k_" + hashlib.sha256((caller.key or "").encode()).hexdigest()[:KEY_CHARS]
-    return Owner(caller.tenant, name, own), Owner(caller.tenant, TENANT, of_tenants)
+    # Hashed, because an id of a credential may contain `.` or `*`. All requests without a key share one counter.
+    name = "k_" + hashlib.sha256((principal.key or "").encode()).hexdigest()[:KEY_CHARS]
+    return Owner(principal.tenant, name, own), Owner(principal.tenant, TENANT, of_tenants)
 
 
-def quota(owner: Owner, what: What, now: float) -> Quota | None:
-    """None: not limited."""
+def quota_of(owner: Owner, what: What, now: float) -> Quota | None:
+    """Returns the quota of one limit at `now` (Unix seconds), or None if it is not limited."""
     limits = owner.limits
     match what:
         case "requests":
@@ -72,7 +71,7 @@ def quota(owner: Owner, what: What, now: float) -> Quota | None:
 def _windowed(owner: Owner, what: What, rate: Rate | None, now: float) -> Quota | None:
     if rate is None:
         return None
-    # In whole milliseconds: every gateway is to name the same window.
+    # Whole milliseconds, so that all gateways compute the same window number.
     window_ms = max(1, round(rate.window_s * 1000))
     number = int(now * 1000) // window_ms
     subject = subjects.limit(owner.tenant, owner.name, what, f"{window_ms}-{number}")

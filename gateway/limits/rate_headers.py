@@ -1,7 +1,7 @@
-"""Tells a caller in headers how it stands with its limits, in the words of the protocol that it speaks.
+"""Rate-limit response headers, in the form of the client protocol of the route.
 
-Anthropic's: docs, "Rate limits", response headers; the reset is a time. OpenAI's: docs, "Rate limits", "Rate limits in
-headers"; the reset is a duration. Ours are the IETF's (draft-ietf-httpapi-ratelimit-headers, since its 8th version).
+Anthropic: docs, "Rate limits", response headers; the reset is a time. OpenAI: docs, "Rate limits", "Rate limits in
+headers"; the reset is a duration. Other routes: the IETF's draft-ietf-httpapi-ratelimit-headers, version 8 and later.
 """
 
 import math
@@ -12,18 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.limits.limiter import Admission, Standing
 
-# In a request's state: what it has taken.
+# The key of the request's Admission in its state.
 ADMISSION = "admission"
 ANTHROPIC = ("/v1/messages",)
 OPENAI = ("/v1/chat/completions", "/v1/responses")
-# What SDKs look for. Budgets are told when they are spent.
-TOLD = ("requests", "tokens")
+# The limits that SDKs read. Budgets appear in the error when they are exceeded.
+SHOWN = ("requests", "tokens")
 
 Headers = dict[str, str]
 
 
 class RateHeaders:
-    """ASGI middleware. `now`: Unix seconds."""
+    """ASGI middleware that adds the headers of the request's admission. `now` returns Unix seconds."""
 
     def __init__(self, app: ASGIApp, now: Callable[[], float]) -> None:
         self._app = app
@@ -32,23 +32,23 @@ class RateHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
 
-        async def send_told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             admission: Admission | None = state.get(ADMISSION)
             if message["type"] == "http.response.start" and admission is not None:
-                told = headers(scope["path"], admission.standings.values(), self._now())
-                more = [(name.encode(), value.encode()) for name, value in told.items()]
+                found = rate_headers(scope["path"], admission.standings.values(), self._now())
+                more = [(name.encode(), value.encode()) for name, value in found.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        await self._app(scope, receive, send_told)
+        await self._app(scope, receive, send_with_headers)
 
 
-def headers(path: str, standings: Iterable[Standing], now: float) -> Headers:
-    """Of each kind the limit of which the least is left: a key's or its tenant's."""
+def rate_headers(path: str, standings: Iterable[Standing], now: float) -> Headers:
+    """Returns the headers for the limit with the least remaining, of key and tenant, for each kind."""
     least: dict[str, Standing] = {}
     for standing in standings:
         what = standing.quota.what
-        if what in TOLD and (what not in least or standing.remaining < least[what].remaining):
+        if what in SHOWN and (what not in least or standing.remaining < least[what].remaining):
             least[what] = standing
     if path.startswith(ANTHROPIC):
         return _anthropic(least)
@@ -56,28 +56,28 @@ def headers(path: str, standings: Iterable[Standing], now: float) -> Headers:
 
 
 def _anthropic(least: dict[str, Standing]) -> Headers:
-    told: Headers = {}
+    result: Headers = {}
     for what, (quota, remaining) in least.items():
         name = f"anthropic-ratelimit-{what}"
-        # Never before it renews: times there are in whole seconds.
+        # Rounded up: a client that waits until then must find the quota renewed.
         reset = datetime.fromtimestamp(math.ceil(quota.renews_at), UTC)
-        told |= {
+        result |= {
             f"{name}-limit": str(quota.most),
             f"{name}-remaining": str(remaining),
             f"{name}-reset": f"{reset:%Y-%m-%dT%H:%M:%SZ}",
         }
-    return told
+    return result
 
 
 def _openai(least: dict[str, Standing], now: float) -> Headers:
-    told: Headers = {}
+    result: Headers = {}
     for what, (quota, remaining) in least.items():
-        told |= {
+        result |= {
             f"x-ratelimit-limit-{what}": str(quota.most),
             f"x-ratelimit-remaining-{what}": str(remaining),
             f"x-ratelimit-reset-{what}": duration(quota.renews_at - now),
         }
-    return told
+    return result
 
 
 def _ietf(least: dict[str, Standing], now: float) -> Headers:
@@ -92,7 +92,7 @@ def _ietf(least: dict[str, Standing], now: float) -> Headers:
 
 
 def duration(seconds: float) -> str:
-    """As Go writes them: `12ms`, `1s`, `6m0s`."""
+    """Formats seconds as Go does: `12ms`, `1s`, `6m0s`."""
     if seconds < 1:
         return f"{max(0, math.ceil(seconds * 1000))}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

@@ -1,7 +1,7 @@
-"""How many readers this gateway has at once: of all, of one tenant, from one address. It knows nobody who has left.
+"""Limits on the open readers of one gateway: in total, of one tenant, and from one address.
 
-What a tenant may have over all gateways is a limit of its own (open_streams.py), and none by default. This is what
-keeps one gateway, and its other readers, from one tenant's mistake, and it needs no NATS.
+They protect one gateway from one tenant's mistake, are on by default and need no NATS. The limit `streams` of a tenant
+over all gateways is in stream_slots.py.
 """
 
 import ipaddress
@@ -14,51 +14,51 @@ from tailrace.gateway.http.retry_later import again_s
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
-# An IPv6 address is one of very many that its owner has.
-OWNED_BITS = 64
+# The owner of an IPv6 address has a whole /64.
+IPV6_PREFIX_BITS = 64
 
 
 class ReaderLimits(NamedTuple):
-    """The most readers of each kind."""
+    """The most readers in total, of one tenant and from one address."""
 
-    of_all: int
+    total: int
     of_tenant: int
     of_address: int
 
 
 class ReaderCounts:
-    """`with crowd.joined(tenant, address):` while somebody is read to, or waits for it."""
+    """Counts open readers: `with counts.count(tenant, address):` for as long as a reader is connected."""
 
-    def __init__(self, room: ReaderLimits) -> None:
-        self._room = room
-        self._all = 0
-        self._of: Counter[tuple[str, str]] = Counter()
+    def __init__(self, limits: ReaderLimits) -> None:
+        self._limits = limits
+        self._total = 0
+        self._by: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
-    def joined(self, tenant: Tenant, address: str) -> Iterator[None]:
-        """Raises Refused when there are too many."""
-        room, kinds = self._room, (("tenant", tenant), ("address", owner_of(address)))
-        if self._all >= room.of_all:
-            message = f"{room.of_all} streams are open here, and no more may be: come again"
+    def count(self, tenant: Tenant, address: str) -> Iterator[None]:
+        """Counts one reader. Raises Refused above a limit."""
+        limits, kinds = self._limits, (("tenant", tenant), ("address", owner_of(address)))
+        if self._total >= limits.total:
+            message = f"This gateway has {limits.total} open streams, its limit; retry."
             raise Refused("server_busy", message, retry_after_s=again_s())
-        for kind, most, noun in zip(kinds, room[1:], ("of this tenant", "from this address"), strict=True):
-            if self._of[kind] >= most:
-                message = f"{most} streams {noun} are open here, and no more may be: close one"
+        for kind, most, noun in zip(kinds, limits[1:], ("This tenant", "This address"), strict=True):
+            if self._by[kind] >= most:
+                message = f"{noun} has {most} open streams at this gateway, its limit; close one."
                 raise Refused("too_many_streams", message, retry_after_s=again_s())
-        self._all += 1
-        self._of.update(kinds)
+        self._total += 1
+        self._by.update(kinds)
         try:
             yield
         finally:
-            self._all -= 1
-            self._of.subtract(kinds)
+            self._total -= 1
+            self._by.subtract(kinds)
             for kind in kinds:
-                if not self._of[kind]:
-                    del self._of[kind]
+                if not self._by[kind]:
+                    del self._by[kind]
 
 
 def owner_of(address: str) -> str:
-    """Whose an address is: of IPv6 a network of them."""
+    """Returns the owner of an address: itself for IPv4, its /64 for IPv6."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -67,4 +67,4 @@ def owner_of(address: str) -> str:
         return address
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
-    return str(ipaddress.ip_network((ip, OWNED_BITS), strict=False))
+    return str(ipaddress.ip_network((ip, IPV6_PREFIX_BITS), strict=False))

@@ -1,7 +1,7 @@
-"""The streams that are open here, as limits count them: each has a slot, which is renewed while it is read.
+"""Slots of open streams, for the limit `streams` of a key and of a tenant over all gateways.
 
-A gateway that is killed renews nothing, and within `LIFE_S` its readers' slots are free again. While NATS is away
-streams are let in uncounted: what is read was paid for. What one gateway can take is counted always (crowd.py).
+A slot is renewed while its stream is open. The slots of a gateway that was killed are free after SLOT_LIFE_S. While
+NATS is unreachable streams are not counted: what they deliver is paid for. reader_counts.py still limits each gateway.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from tailrace.proto.nats.slots import Slot
 
 logger = structlog.get_logger()
 
-LIFE_S = 6
-# Two renewals may be lost.
-RENEW_EVERY_S = LIFE_S / 3
-AGAIN_S = 2.0
+SLOT_LIFE_S = 6
+# Two renewals may fail.
+RENEW_INTERVAL_S = SLOT_LIFE_S / 3
+RETRY_AFTER_S = 2.0
 STREAMS = "streams"
-# In a request's state: the slots of a stream that is to come.
-RESERVED = "reserved_stream"
-# And its place in the crowd; and whether it has one.
-RESERVED_PLACE = "reserved_place"
-IS_PLACED = "is_placed"
+# Keys in a request's state: the slots that are reserved for its stream, its reserved reader count, and whether the
+# request is counted as a reader.
+RESERVED_SLOTS = "reserved_slots"
+RESERVED_READER = "reserved_reader"
+IS_COUNTED = "is_counted_reader"
 
 
 class Lease:
@@ -39,120 +39,124 @@ class Lease:
 
     def __init__(self) -> None:
         self.holder = new_id()
-        self.places: list[Slot] = []
+        self.slots: list[Slot] = []
 
 
 class StreamSlots:
-    def __init__(self, limiter: Limiter, crowd: ReaderCounts) -> None:
+    """Counts the streams of this gateway."""
+
+    def __init__(self, limiter: Limiter, readers: ReaderCounts) -> None:
         self._limiter = limiter
-        self._crowd = crowd
+        self._readers = readers
         self._open: set[Lease] = set()
 
     @contextmanager
-    def placed(self, scope: Scope) -> Iterator[None]:
-        """While somebody is read to here, or held; raises Refused. What is begun within it has the same place."""
+    def count_reader(self, scope: Scope) -> Iterator[None]:
+        """Counts the request as an open reader of this gateway; nested calls count once. Raises Refused."""
         state = scope.setdefault("state", {})
-        if IS_PLACED in state:
+        if IS_COUNTED in state:
             yield
             return
-        with state.pop(RESERVED_PLACE, None) or self._place(scope):
-            state[IS_PLACED] = True
+        with state.pop(RESERVED_READER, None) or self._count(scope):
+            state[IS_COUNTED] = True
             try:
                 yield
             finally:
-                del state[IS_PLACED]
+                del state[IS_COUNTED]
 
-    def _place(self, scope: Scope) -> ExitStack:
-        place, client = ExitStack(), scope.get("client")
-        if (caller := scope["state"].get("caller")) is not None:
-            place.enter_context(self._crowd.joined(caller.tenant, client[0] if client else ""))
-        return place
+    def _count(self, scope: Scope) -> ExitStack:
+        counted, client = ExitStack(), scope.get("client")
+        if (principal := scope["state"].get("caller")) is not None:
+            counted.enter_context(self._readers.count(principal.tenant, client[0] if client else ""))
+        return counted
 
     @asynccontextmanager
-    async def counted(self, scope: Scope) -> AsyncIterator[None]:
-        """While a stream is read; raises Refused when too many are. What was reserved for it is what it has."""
+    async def hold_slots(self, scope: Scope) -> AsyncIterator[None]:
+        """Holds the slots of a stream, reserved ones if there are any. Raises Refused if all are taken."""
         state = scope.get("state", {})
-        lease = state.pop(RESERVED, None) or await self._take(state.get("caller"))
+        lease = state.pop(RESERVED_SLOTS, None) or await self._acquire(state.get("caller"))
         try:
             yield
         finally:
-            await self._give_up(lease)
+            await self._release(lease)
 
     @asynccontextmanager
-    async def reserved(self, request: Request) -> AsyncIterator[None]:
-        """For a turn that will be streamed: refused before it is asked. Given up if it is not asked after all."""
+    async def reserve(self, request: Request) -> AsyncIterator[None]:
+        """Reserves the slots of a stream before its turn is submitted; releases them if that fails. Raises Refused."""
         with ExitStack() as leaving:
-            place = leaving.enter_context(self._place(request.scope))
-            lease = await self._take(getattr(request.state, "caller", None))
+            counted = leaving.enter_context(self._count(request.scope))
+            lease = await self._acquire(getattr(request.state, "caller", None))
             try:
                 yield
             except BaseException:
-                await self._give_up(lease)
+                await self._release(lease)
                 raise
-            setattr(request.state, RESERVED, lease)
-            setattr(request.state, RESERVED_PLACE, place)
+            setattr(request.state, RESERVED_SLOTS, lease)
+            setattr(request.state, RESERVED_READER, counted)
             leaving.pop_all()
 
-    async def unread(self, scope: Scope) -> None:
-        """What was reserved for a stream that was not read after all is given up: its turn failed before a word."""
-        if (lease := scope.get("state", {}).pop(RESERVED, None)) is not None:
-            await self._give_up(lease)
+    async def release_reserved(self, scope: Scope) -> None:
+        """Releases slots that were reserved for a stream that did not start."""
+        if (lease := scope.get("state", {}).pop(RESERVED_SLOTS, None)) is not None:
+            await self._release(lease)
 
-    async def watch(self) -> None:
-        """Renews the slots of all streams that are open here."""
+    async def renew_periodically(self) -> None:
+        """Renews the slots of all open streams until it is cancelled."""
         while True:
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(RENEW_INTERVAL_S)
             for lease in tuple(self._open):
                 await self._renew(lease)
 
-    async def _take(self, caller: Principal | None) -> Lease:
+    async def _acquire(self, principal: Principal | None) -> Lease:
         lease = Lease()
-        if caller is None:
+        if principal is None:
             return lease
         try:
-            for owner in self._limiter.owners(caller):
-                await self._take_of(owner, lease)
+            for owner in self._limiter.owners(principal):
+                await self._acquire_of(owner, lease)
         except Refused:
-            await self._give_up(lease)
+            await self._release(lease)
             raise
         except LogUnavailable as error:
             logger.debug("stream not counted", error=str(error))
-        if lease.places:
+        if lease.slots:
             self._open.add(lease)
         return lease
 
-    async def _take_of(self, owner: Owner, lease: Lease) -> None:
+    async def _acquire_of(self, owner: Owner, lease: Lease) -> None:
         most = owner.limits.streams
         if most is None:
             return
-        place = await self._limiter.slots.acquire(owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=LIFE_S)
-        if place is None:
+        slot = await self._limiter.slots.acquire(
+            owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=SLOT_LIFE_S
+        )
+        if slot is None:
             raise Refused(
                 "too_many_streams",
-                f"{most} streams of this {owner.noun} are open, and no more may be: close one",
-                retry_after_s=AGAIN_S,
+                f"This {owner.noun} has {most} open streams, its limit; close one.",
+                retry_after_s=RETRY_AFTER_S,
             )
-        lease.places.append(place)
+        lease.slots.append(slot)
 
-    async def _give_up(self, lease: Lease) -> None:
+    async def _release(self, lease: Lease) -> None:
         self._open.discard(lease)
-        # First: what is renewed at this moment is given up by who renews it.
-        places, lease.places = lease.places, []
-        # What cannot be given up is free when its life is over.
+        # Before freeing: a concurrent renewal sees that the slot is gone from the lease and frees the new one.
+        slots, lease.slots = lease.slots, []
+        # A slot that cannot be freed expires.
         with suppress(LogError):
-            for place in places:
-                await self._limiter.slots.release(place.seq)
+            for slot in slots:
+                await self._limiter.slots.release(slot.seq)
 
     async def _renew(self, lease: Lease) -> None:
         with suppress(LogError):
-            for place in tuple(lease.places):
-                newer = await self._limiter.slots.renew(place, lease.holder, LIFE_S)
-                if place not in lease.places:
-                    # It was closed meanwhile.
+            for slot in tuple(lease.slots):
+                newer = await self._limiter.slots.renew(slot, lease.holder, SLOT_LIFE_S)
+                if slot not in lease.slots:
+                    # The stream was closed meanwhile.
                     if newer is not None:
                         await self._limiter.slots.release(newer.seq)
                     continue
-                lease.places.remove(place)
-                # A stream that was let in stays, also when this gateway was cut off for longer than its slot lives.
+                lease.slots.remove(slot)
+                # The stream stays open even if its slot expired while NATS was unreachable.
                 if newer is not None:
-                    lease.places.append(newer)
+                    lease.slots.append(newer)

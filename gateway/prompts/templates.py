@@ -1,6 +1,6 @@
-"""The prompts that the operator has written: templates in a folder, by name. A process of its own fills them.
+"""Prompt templates of the operator: Jinja2 files in the folder TAILRACE_PROMPTS, rendered in a subprocess.
 
-They are read once, at the start. A name is looked up among those that were found there, and never becomes a path.
+The folder is read once, at the start. A client names a template; the name is looked up and never becomes a path.
 """
 
 import re
@@ -16,22 +16,22 @@ from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsI
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.sandbox import Sandbox
 
-PROGRAM = Path(__file__).with_name("worker.py")
-# What it may compute is in the program, and less: a machine that is busy makes no template wrong.
-FILL_S_MAX = 10.0
+WORKER = Path(__file__).with_name("worker.py")
+# Longer than the CPU limit of the worker: on a busy machine a template that is fine may wait for the CPU.
+RENDER_S_MAX = 10.0
 SUFFIX = ".j2"
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 SOURCE_CHARS_MAX = 65_536
 
-# One process fills so many: to start one takes longer than most templates.
-FILLED_AT_ONCE = 200
+# One subprocess renders this many: starting one takes longer than most templates.
+RENDERED_AT_ONCE = 200
 
 A = TypeVar("A", bound=msgspec.Struct)
 P = TypeVar("P", bound=Params)
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """A template as its users see it. `variables` are the names that it takes, `makes` what comes of them."""
+    """A template as `GET /v1/prompts` shows it: the variables that it takes, and the fields that it makes."""
 
     name: str
     description: str
@@ -39,15 +39,15 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     makes: list[Literal["system", "message"]]
 
 
-class _Described(msgspec.Struct, frozen=True, kw_only=True):
+class _Description(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     variables: list[str] = []
     makes: list[Literal["system", "message"]] = []
     error: str | None = None
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prompt says with its variables."""
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that a template makes with its variables."""
 
     system: str | None = None
     message: str | None = None
@@ -55,126 +55,135 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prompts:
-    """Those of one folder; none until they are read."""
+    """The templates of one folder. Call `load` before use."""
 
     def __init__(self, folder: str, *, wait_s: float) -> None:
-        """`wait_s`: how long one that is to be filled waits for those of others."""
+        """`wait_s`: how long a request waits for the subprocesses of other requests."""
         self._folder = folder
-        self._child = Sandbox(PROGRAM, wait_s=wait_s)
+        self._child = Sandbox(WORKER, wait_s=wait_s)
         self._prompts: dict[str, tuple[Prompt, str]] = {}
 
-    async def read(self) -> None:
-        """Reads the folder; raises SettingsInvalid with what is wrong with which file."""
+    async def load(self) -> None:
+        """Reads the folder. Raises SettingsInvalid, which names the file and the error."""
         if not self._folder:
             return
-        sources = sources_in(Path(self._folder))
+        sources = read_sources(Path(self._folder))
         try:
-            described = await self._said([*sources.values()], None, _Described, "")
+            descriptions = await self._run([*sources.values()], None, _Description, "")
         except SandboxFailed as error:
             raise SettingsInvalid(f"TAILRACE_PROMPTS: {self._folder} cannot be read: {error}") from error
-        for (file, source), told in zip(sources.items(), described, strict=True):
-            if told.error is not None:
-                raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: {told.error}")
-            about = {field: getattr(told, field) for field in ("description", "variables", "makes")}
-            self._prompts[file.stem] = (Prompt(name=file.stem, **about), source)
+        for (file, source), description in zip(sources.items(), descriptions, strict=True):
+            if description.error is not None:
+                raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: {description.error}")
+            fields = {field: getattr(description, field) for field in ("description", "variables", "makes")}
+            self._prompts[file.stem] = (Prompt(name=file.stem, **fields), source)
 
-    def all(self) -> list[Prompt]:
-        """By name."""
+    def list_all(self) -> list[Prompt]:
+        """Returns all templates, by name."""
         return [prompt for prompt, _ in self._prompts.values()]
 
-    def named(self, name: str) -> Prompt:
-        """Raises Refused."""
-        prompt, _ = self._found(name)
+    def find(self, name: str) -> Prompt:
+        """Returns the template of this name. Raises Refused if there is none."""
+        prompt, _ = self._find(name)
         return prompt
 
-    async def filled(self, ask: P, whose: Tenant) -> P:
-        """`ask`, saying what its prompt makes of its variables. Raises Refused."""
-        (made,) = await self.all_filled([ask], whose)
-        if isinstance(made, Refused):
-            raise made
-        return made
+    async def render(self, params: P, tenant: Tenant) -> P:
+        """Returns `params` with its prompt rendered into `system` and `message`. Raises Refused."""
+        (result,) = await self.render_all([params], tenant)
+        if isinstance(result, Refused):
+            raise result
+        return result
 
-    async def all_filled(self, asks: Sequence[P], whose: Tenant) -> list[P | Refused]:
-        """Each of `asks` as it is with its prompt filled, if it names one; or why that cannot be. Raises Refused."""
-        made: list[P | Refused] = list(asks)
+    async def render_all(self, params: Sequence[P], tenant: Tenant) -> list[P | Refused]:
+        """Renders the prompt of each of `params` that names one; returns for each the result or its error.
+
+        Raises Refused if no subprocess was free within `wait_s`.
+        """
+        results: list[P | Refused] = list(params)
         wanted: list[tuple[int, Filled]] = []
-        for number, ask in enumerate(asks):
-            if ask.prompt is not None:
+        for number, one in enumerate(params):
+            if one.prompt is not None:
                 try:
-                    self._require_fit(ask, ask.prompt)
+                    self._check(one, one.prompt)
                 except Refused as refused:
-                    made[number] = refused
+                    results[number] = refused
                 else:
-                    wanted.append((number, ask.prompt))
-        for first in range(0, len(wanted), FILLED_AT_ONCE):
-            some = wanted[first : first + FILLED_AT_ONCE]
-            texts = await self._texts([prompt for _, prompt in some], whose)
-            for (number, _), text in zip(some, texts, strict=True):
-                made[number] = text if isinstance(text, Refused) else said(asks[number], text)
-        return made
+                    wanted.append((number, one.prompt))
+        for first in range(0, len(wanted), RENDERED_AT_ONCE):
+            part = wanted[first : first + RENDERED_AT_ONCE]
+            texts = await self._texts([prompt for _, prompt in part], tenant)
+            for (number, _), text in zip(part, texts, strict=True):
+                results[number] = text if isinstance(text, Refused) else apply(params[number], text)
+        return results
 
-    def _require_fit(self, ask: Params, wanted: Filled) -> None:
-        """Raises Refused for names that the prompt does not have, and for what it says itself."""
-        prompt, _ = self._found(wanted.name)
+    def _check(self, params: Params, wanted: Filled) -> None:
+        """Raises Refused for an unknown variable and for a field that both the client and the template set."""
+        prompt, _ = self._find(wanted.name)
         if unknown := wanted.variables.keys() - set(prompt.variables):
             names = ", ".join(prompt.variables) or "none"
-            raise Refused("prompt_invalid", f"`{prompt.name}` has no variable `{min(unknown)[:64]}`; there are {names}")
+            raise Refused(
+                "prompt_invalid",
+                f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; its variables are: {names}.",
+            )
         if is_deeper(wanted.variables, ASKED_LEVELS_MAX):
-            raise Refused("request_invalid", f"`variables` are nested more than {ASKED_LEVELS_MAX} levels deep")
-        if "message" in prompt.makes and (ask.message is not None or ask.messages is not None):
-            raise Refused("request_invalid", f"`{prompt.name}` makes the message: send no other")
-        if "system" in prompt.makes and ask.system is not None:
-            raise Refused("request_invalid", f"`{prompt.name}` makes the system prompt: send no other")
+            raise Refused("request_invalid", f"`variables` are nested more than {ASKED_LEVELS_MAX} levels deep.")
+        if "message" in prompt.makes and (params.message is not None or params.messages is not None):
+            raise Refused(
+                "request_invalid", f"The prompt `{prompt.name}` makes the message; leave out `message` and `messages`."
+            )
+        if "system" in prompt.makes and params.system is not None:
+            raise Refused("request_invalid", f"The prompt `{prompt.name}` makes the system prompt; leave out `system`.")
 
-    async def _texts(self, wanted: Sequence[Filled], whose: Tenant) -> list["Made | Refused"]:
-        """What comes of each, all in one process. Raises Refused when there was no room for one in time."""
+    async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["Rendered | Refused"]:
+        """Renders templates in one subprocess. Raises Refused if none was free in time."""
         names = list(dict.fromkeys(prompt.name for prompt in wanted))
-        sources = [self._found(name)[1] for name in names]
-        fillings = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
+        sources = [self._find(name)[1] for name in names]
+        inputs = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
         try:
-            made = await self._said(sources, fillings, Made, whose)
+            rendered = await self._run(sources, inputs, Rendered, tenant)
         except SandboxBusy as error:
-            raise Refused("server_busy", f"`{names[0]}` was not filled: {error}. Send it again") from error
+            raise Refused("server_busy", f"The prompt `{names[0]}` was not rendered: {error}. Retry.") from error
         except SandboxFailed as error:
-            return [unfilled(prompt, error) for prompt in wanted]
+            return [render_error(prompt, error) for prompt in wanted]
         return [
-            text if text.error is None else unfilled(prompt, text.error)
-            for prompt, text in zip(wanted, made, strict=True)
+            text if text.error is None else render_error(prompt, text.error)
+            for prompt, text in zip(wanted, rendered, strict=True)
         ]
 
-    def _found(self, name: str) -> tuple[Prompt, str]:
+    def _find(self, name: str) -> tuple[Prompt, str]:
         if name not in self._prompts:
-            raise Refused("prompt_not_found", "there is no such prompt: GET /v1/prompts lists them")
+            raise Refused("prompt_not_found", f"There is no prompt `{name[:64]}`; GET /v1/prompts lists them.")
         return self._prompts[name]
 
-    async def _said(
-        self, sources: list[str], fillings: list[tuple[int, dict[str, Any]]] | None, kind: type[A], whose: str
+    async def _run(
+        self, sources: list[str], inputs: list[tuple[int, dict[str, Any]]] | None, kind: type[A], tenant: str
     ) -> list[A]:
-        asked = msgspec.json.encode({"sources": sources, "fillings": fillings})
-        return msgspec.json.decode(await self._child.run(asked, FILL_S_MAX, whose), type=list[kind])  # type: ignore[valid-type]
+        task = msgspec.json.encode({"sources": sources, "inputs": inputs})
+        return msgspec.json.decode(await self._child.run(task, RENDER_S_MAX, tenant), type=list[kind])  # type: ignore[valid-type]
 
 
-def said(ask: P, text: Made) -> P:
-    """`ask` with what its prompt says."""
-    given = {name: it for name in ("system", "message") if (it := getattr(text, name)) is not None}
-    return msgspec.structs.replace(ask, prompt=None, **given)
+def apply(params: P, text: Rendered) -> P:
+    """Returns `params` with the rendered fields in place of `prompt`."""
+    fields = {name: value for name in ("system", "message") if (value := getattr(text, name)) is not None}
+    return msgspec.structs.replace(params, prompt=None, **fields)
 
 
-def unfilled(wanted: Filled, why: object) -> Refused:
-    return Refused("prompt_invalid", f"`{wanted.name}` cannot be filled: {why}")
+def render_error(wanted: Filled, reason: object) -> Refused:
+    """Returns the error for a template that cannot be rendered with these variables."""
+    return Refused("prompt_invalid", f"The prompt `{wanted.name}` cannot be rendered: {reason}")
 
 
-def sources_in(folder: Path) -> dict[Path, str]:
-    """The templates of a folder; raises SettingsInvalid."""
+def read_sources(folder: Path) -> dict[Path, str]:
+    """Returns the text of each template file in a folder. Raises SettingsInvalid."""
     if not folder.is_dir():
-        raise SettingsInvalid(f"TAILRACE_PROMPTS: there is no folder {folder}")
-    return {file: source_of(file) for file in sorted(folder.glob(f"*{SUFFIX}"))}
+        raise SettingsInvalid(f"TAILRACE_PROMPTS: the folder {folder} does not exist")
+    return {file: read_source(file) for file in sorted(folder.glob(f"*{SUFFIX}"))}
 
 
-def source_of(file: Path) -> str:
-    """What a template says; raises SettingsInvalid for what none can be called, or is too long."""
+def read_source(file: Path) -> str:
+    """Returns the text of a template. Raises SettingsInvalid if its name is not valid or it is too long."""
     if NAME.fullmatch(file.stem) is None:
-        raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: a prompt's name is 1 to 64 of a-z 0-9 _ -")
+        raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: the name of a prompt has 1 to 64 characters of a-z 0-9 _ -")
     try:
         source = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

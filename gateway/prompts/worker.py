@@ -1,7 +1,8 @@
-"""Reads Jinja2 templates, or fills them, and leaves: a process of its own, which is killed when it is slow.
+"""Subprocess that describes or renders Jinja2 templates, with limits on CPU, memory and output.
 
-It is run as a file (proto/runtime/sandbox.py), and imports nothing of Tailrace. Operators write templates, clients the
-values. Of a template the block `system` is the system prompt and `message` the message; one without these is a message.
+proto/runtime/sandbox.py runs this file, and kills it after a time limit; it imports nothing of Tailrace. Operators
+write the templates, clients send the values. The block `system` becomes the system prompt and `message` the message;
+a template without these blocks is a message. docs/DEPENDENCIES.md says why this is not an in-process engine.
 """
 
 import json
@@ -16,34 +17,34 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES_MAX = 1024**3
-FILLED_CHARS_MAX = 1_000_000
+RENDERED_CHARS_MAX = 1_000_000
 BLOCKS = ("system", "message")
 
 
 def main() -> None:
-    # A second between the two limits: the first says why, the other cannot be ignored.
+    # The soft limit raises a signal that names the reason; the hard one, a second later, cannot be caught.
     cpu_s = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     with suppress(ValueError, OSError):
-        # Not every system can say that.
+        # Not every system supports this limit.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
-    told = json.loads(sys.stdin.buffer.read())
-    # No loader: a template stands for itself, and names no file. Nothing is escaped: it is read by a model.
+    task = json.loads(sys.stdin.buffer.read())
+    # No loader, so that no template can include a file. No escaping, because the reader is a model.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    sources = told["sources"]
-    if told["fillings"] is None:
-        said = [said_of(described, environment, source) for source in sources]
+    sources = task["sources"]
+    if task["inputs"] is None:
+        results = [attempt(describe, environment, source) for source in sources]
     else:
-        # Thousands of inputs may be of one template.
+        # A batch may have thousands of inputs for one template.
         template_of = cache(environment.from_string)
-        said = [said_of(filled, template_of, sources[number], values) for number, values in told["fillings"]]
-    sys.stdout.write(json.dumps(said))
+        results = [attempt(render, template_of, sources[number], values) for number, values in task["inputs"]]
+    sys.stdout.write(json.dumps(results))
 
 
-def said_of(work: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any]:
-    """What comes of it, or the error that a template has, or makes of its values."""
+def attempt(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Returns the result of `work`, or the error of the template or of its values."""
     try:
-        return work(*told)
+        return work(*arguments)
     except (
         TemplateError,
         TypeError,
@@ -56,8 +57,8 @@ def said_of(work: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any]:
         return {"error": f"{error}"[:300] or type(error).__name__}
 
 
-def described(environment: ImmutableSandboxedEnvironment, source: str) -> dict[str, Any]:
-    """What there is to know of a template: its first comment, the names that it takes, and what it makes."""
+def describe(environment: ImmutableSandboxedEnvironment, source: str) -> dict[str, Any]:
+    """Returns a template's description (its first comment), its variables and the fields that it makes."""
     comments = (text for _, kind, text in environment.lex(source) if kind == "comment")
     names = meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys()
     blocks = [name for name in BLOCKS if name in environment.from_string(source).blocks]
@@ -68,21 +69,23 @@ def described(environment: ImmutableSandboxedEnvironment, source: str) -> dict[s
     }
 
 
-def filled(template_of: Callable[[str], Template], source: str, variables: dict[str, Any]) -> dict[str, str]:
+def render(template_of: Callable[[str], Template], source: str, variables: dict[str, Any]) -> dict[str, str]:
+    """Returns the text of each field that the template makes."""
     template = template_of(source)
     context = template.new_context(variables)
     blocks = {name: template.blocks[name] for name in BLOCKS if name in template.blocks}
-    making = blocks or {"message": template.root_render_func}
-    return {name: joined(render(context)) for name, render in making.items()}
+    functions = blocks or {"message": template.root_render_func}
+    return {name: join(function(context)) for name, function in functions.items()}
 
 
-def joined(pieces: Iterable[str]) -> str:
+def join(parts: Iterable[str]) -> str:
+    """Joins rendered parts. Raises ValueError above RENDERED_CHARS_MAX."""
     text, chars = [], 0
-    for piece in pieces:
-        chars += len(piece)
-        if chars > FILLED_CHARS_MAX:
-            raise ValueError(f"it makes more than {FILLED_CHARS_MAX} characters")
-        text.append(piece)
+    for part in parts:
+        chars += len(part)
+        if chars > RENDERED_CHARS_MAX:
+            raise ValueError(f"the result has more than {RENDERED_CHARS_MAX} characters")
+        text.append(part)
     return "".join(text).strip()
 
 

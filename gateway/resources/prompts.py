@@ -21,12 +21,12 @@ class PromptList(msgspec.Struct, frozen=True, kw_only=True):
 
 async def prompts(request: Request) -> Response:
     """`GET /v1/prompts`: their names, what they are for, and the variables that they take."""
-    return json_response(PromptList(data=gateway_of(request).prompts.all()))
+    return json_response(PromptList(data=gateway_of(request).prompts.list_all()))
 
 
 async def prompt(request: Request) -> Response:
     """`GET /v1/prompts/{name}`: one of them."""
-    return json_response(gateway_of(request).prompts.named(request.path_params["name"]))
+    return json_response(gateway_of(request).prompts.find(request.path_params["name"]))
 
 
 ROUTES = [

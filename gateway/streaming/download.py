@@ -35,8 +35,8 @@ class Download:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._gateway.streams
-        with streams.placed(scope):
-            async with streams.counted(scope) if self._is_stream else nullcontext():
+        with streams.count_reader(scope):
+            async with streams.hold_slots(scope) if self._is_stream else nullcontext():
                 await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

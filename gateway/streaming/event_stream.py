@@ -89,7 +89,7 @@ class EventStream:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.streams.placed(scope):
+        with self._gateway.streams.count_reader(scope):
             await self._tell(scope, receive, send)
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,13 +106,13 @@ class EventStream:
                     if self._is_first_word_awaited:
                         await first_word(self._gateway, live, ended)
                     with metrics.STREAMS.track_inprogress():
-                        async with self._gateway.streams.counted(scope):
+                        async with self._gateway.streams.hold_slots(scope):
                             back_within_s = await self._serve(live, receive, send, ended)
         except (TurnUnknown, CursorUnknown):
             await self._archived(send)
             return
         finally:
-            await self._gateway.streams.unread(scope)
+            await self._gateway.streams.release_reserved(scope)
         if back_within_s is not None:
             self._gateway.departures.left(self._key, back_within_s)
 

@@ -48,7 +48,7 @@ class WaitForLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = _Response(send)
-        with self._gateway.streams.placed(scope), self._gateway.door.watch(caller_of(Request(scope))) as ended:
+        with self._gateway.streams.count_reader(scope), self._gateway.door.watch(caller_of(Request(scope))) as ended:
             await self._hold(scope, receive, response, ended)
 
     async def _hold(self, scope: Scope, receive: Receive, response: "_Response", ended: asyncio.Event) -> None:

@@ -63,7 +63,7 @@ async def prepared(
     requests, estimates = await _requests(gateway, caller, asked, session, admission)
     # Nothing of it runs here while Anthropic has it.
     at_once = asked.parallel if asked.via == "messages" else 1
-    each, slots, parallel = await admission.batch(turn, estimates, at_once)
+    each, slots, parallel = await admission.reserve_batch(turn, estimates, at_once)
     lines: list[entries.Request] = []
     for index, (request, holds) in enumerate(zip(requests, each, strict=True)):
         held = msgspec.structs.replace(request, holds=holds or None)
@@ -78,7 +78,7 @@ async def prepared(
     inputs = batch.encode_inputs(lines)
     # Elsewhere, as in blobs.py.
     sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
-    await admission.stored(len(inputs))
+    await admission.count_stored_bytes(len(inputs))
     await gateway.holds.pin(caller.tenant, turn, [sha256])
     await gateway.bodies.put(caller.tenant, {sha256: inputs})
     referred = sorted({name for line in lines for name in blobs_needed(line)})
@@ -101,7 +101,7 @@ async def _requests(
     gateway: Gateway, caller: Principal, asked: NewBatch, session: SessionId, admission: Admission
 ) -> tuple[list[entries.Request], list[Estimate]]:
     settings, offer = gateway.settings, await gateway.catalogue.offer(caller.tenant)
-    filled = await gateway.prompts.all_filled([given.params for given in asked.requests], caller.tenant)
+    filled = await gateway.prompts.render_all([given.params for given in asked.requests], caller.tenant)
     room = settings.body_bytes_max
     requests: list[entries.Request] = []
     estimates: list[Estimate] = []

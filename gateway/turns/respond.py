@@ -70,7 +70,7 @@ async def answer(
     """
     gateway, pace = gateway_of(request), pace_of(request)
     is_stream = is_streamed or dialect.render_json is None
-    async with gateway.streams.reserved(request) if is_stream else nullcontext():
+    async with gateway.streams.reserve(request) if is_stream else nullcontext():
         key, asked_for = await accepted(request, ask, raw, idempotency_key=idempotency_key)
     # An error that this turn comes to names it, too.
     request.state.turn = key.turn

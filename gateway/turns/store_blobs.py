@@ -34,7 +34,7 @@ async def check_in(gateway: Gateway, key: TurnKey, request: entries.Request, adm
     if sum(blob.bytes for blob in found) > most:
         raise Refused("body_too_large", TOO_LARGE.format(most=most))
     if lifted:
-        await admission.stored(sum(map(len, lifted.values())))
+        await admission.count_stored_bytes(sum(map(len, lifted.values())))
     await gateway.holds.pin(key.tenant, key.turn, {blob.sha256 for blob in found})
     await gateway.bodies.put(key.tenant, lifted)
     try:

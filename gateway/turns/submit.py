@@ -72,7 +72,7 @@ async def _request(
     if (schema := schema_of(asked.options)) is not None:
         require_small_schema(schema)
         await gateway.judge.check_schema(schema, caller.tenant)
-    asked = await admission.turn(turn, asked)
+    asked = await admission.reserve_turn(turn, asked)
     return await store_blobs.check_in(gateway, TurnKey(caller.tenant, turn), asked, admission)
 
 
@@ -104,7 +104,7 @@ async def _accepted(
     if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
         return repeated
     # Before anything is looked up for it, or interrupted.
-    await admission.request()
+    await admission.count_request()
     try:
         request = await prepared(mine.turn)
     except Refused:

@@ -17,9 +17,9 @@ from tailrace.deploy.cli.keys import create
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.cost_estimate import NOTHING
+from tailrace.gateway.limits.cost_estimate import ZERO
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.quotas import TENANT, owners, quota
+from tailrace.gateway.limits.quotas import TENANT, owners_of, quota_of
 from tailrace.gateway.turns import delete
 from tailrace.proto import entries, events
 from tailrace.proto.api_key import SCOPES
@@ -109,7 +109,7 @@ def limiter_of(connection: Connection, limits: Limits, now: float) -> Limiter:
 async def spent(connection: Connection, tenant: Tenant, limits: Limits) -> int:
     """What the day's counter of the fixtures' key holds, in nano-dollars."""
     name = f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"
-    limited = quota(owners(Principal(tenant, name), limits, UNLIMITED)[0], "usd_day", time.time())
+    limited = quota_of(owners_of(Principal(tenant, name), limits, UNLIMITED)[0], "usd_day", time.time())
     assert limited is not None
     return await Counters(connection).add(limited.subject, 0)
 
@@ -157,7 +157,7 @@ async def test_a_batch_keeps_no_place_of_its_key_beside_none_of_its_tenant(
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
     async with limiter.admission(Principal(tenant)) as admission:
-        _, holds, running = await admission.batch(TurnId(new_id()), [NOTHING] * 3, 3)
+        _, holds, running = await admission.reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
         admission.keep()
     held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
@@ -230,7 +230,7 @@ async def test_a_key_has_its_own_and_a_tenant_one_for_all_of_its_keys(
         other.headers["authorization"] = f"Bearer {OTHER_KEY}"
         answers = [await other.post("/v1/turns", json=SLOW) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 429]
-    assert "this tenant" in answers[1].json()["error"]["message"]
+    assert "This tenant" in answers[1].json()["error"]["message"]
 
 
 async def test_a_turn_that_has_ended_has_no_place_whoever_ended_it(nats_url: str, new_gateway: NewGateway) -> None:
@@ -248,12 +248,12 @@ async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
 ) -> None:
     """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
     caller, limits = Principal(tenant), Limits(running=1)
-    (owner, _) = owners(caller, limits, UNLIMITED)
+    (owner, _) = owners_of(caller, limits, UNLIMITED)
     assert await Slots(connection).acquire(tenant, owner.name, "running", 1, new_id()) is not None
     now, later = (limiter_of(connection, limits, time.time() + after_s) for after_s in (0, 90))
-    with pytest.raises(Refused, match="are running"):
-        await now.admission(caller).turn(TurnId(new_id()), request())
-    asked = await later.admission(caller).turn(TurnId(new_id()), request())
+    with pytest.raises(Refused, match="running turns"):
+        await now.admission(caller).reserve_turn(TurnId(new_id()), request())
+    asked = await later.admission(caller).reserve_turn(TurnId(new_id()), request())
     assert [hold.unit for hold in asked.holds or ()] == ["slot"]
 
 
@@ -413,7 +413,7 @@ async def test_bytes_that_are_stored_beside_the_log_are_limited(nats_url: str, n
     long = [{"message": f"{number}" + "x" * 100_000} for number in range(4)]
     answers = [await gateway.client.post("/v1/turns", json=body) for body in long]
     assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
-    assert "bytes of pictures" in answers[3].json()["error"]["message"]
+    assert "bytes of images" in answers[3].json()["error"]["message"]
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
@@ -612,7 +612,7 @@ async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
             assert read.status_code == 200
             # Longer than a place lives that nobody renews.
             slots = Slots(own_connection)
-            (owner, _) = owners(
+            (owner, _) = owners_of(
                 Principal(tenant, f"env_{hashlib.sha256(KEY.encode()).hexdigest()[:12]}"), UNLIMITED, UNLIMITED
             )
             assert owner.name != TENANT

@@ -171,8 +171,8 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     slots, one = Meeting(connection), Limits(streams=1)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
     streams, caller = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)
-    watching = asyncio.create_task(streams.watch())
-    async with streams.counted({"state": {"caller": caller}}):
+    watching = asyncio.create_task(streams.renew_periodically())
+    async with streams.hold_slots({"state": {"caller": caller}}):
         await slots.is_renewed.wait()
     owners = [owner.name for owner in limiter.owners(caller)]
 
@@ -180,5 +180,5 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
         held = await asyncio.gather(*(slots.held(tenant, owner, stream_slots.STREAMS) for owner in owners))
         return not any(held)
 
-    await until(are_free, stream_slots.LIFE_S / 3)
+    await until(are_free, stream_slots.SLOT_LIFE_S / 3)
     watching.cancel()

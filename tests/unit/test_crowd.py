@@ -13,7 +13,7 @@ ALICE, BOB = Tenant("alice"), Tenant("bob")
 
 def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, bool]:
     """The code, and whether it says when to come again."""
-    with pytest.raises(Refused) as refused, crowd.joined(tenant, address):
+    with pytest.raises(Refused) as refused, crowd.count(tenant, address):
         pass
     return refused.value.code, (refused.value.retry_after_s or 0) >= 1
 
@@ -32,15 +32,15 @@ def test_each_kind_has_its_most(room: ReaderLimits, tenant: Tenant, address: str
     crowd = ReaderCounts(room)
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
-        first.enter_context(crowd.joined(ALICE, "10.0.0.1"))
-        stack.enter_context(crowd.joined(ALICE, "10.0.0.1"))
+        first.enter_context(crowd.count(ALICE, "10.0.0.1"))
+        stack.enter_context(crowd.count(ALICE, "10.0.0.1"))
         assert refusal(crowd, tenant, address) == (code, True)
         if code == "too_many_streams":
-            stack.enter_context(crowd.joined(BOB, "10.0.0.2"))
+            stack.enter_context(crowd.count(BOB, "10.0.0.2"))
         first.close()
-        stack.enter_context(crowd.joined(tenant, address))
+        stack.enter_context(crowd.count(tenant, address))
         assert refusal(crowd, tenant, address) == (code, True)
-    assert crowd._of == {}
+    assert crowd._by == {}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import base64
 import msgspec
 import pytest
 
-from tailrace.gateway.limits.cost_estimate import MISFIT_TOKENS, PAGE_TOKENS, PICTURE_TOKENS, estimate_of
+from tailrace.gateway.limits.cost_estimate import IMAGE_TOKENS, PAGE_TOKENS, SCHEMA_RETRY_TOKENS, estimate_request
 from tailrace.proto.entries import Message, Request
 from tests.handwritten import request
 
@@ -22,9 +22,9 @@ def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
     assert len(TEXT) == 49
     asked = request(messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100)
     # The words of the block count, too: 14 + 14 + 4.
-    assert estimate_of(asked).tokens == 132
+    assert estimate_request(asked).tokens == 132
     with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{TEXT: TEXT}], max_tokens=100)
-    assert estimate_of(with_system).tokens == 156
+    assert estimate_request(with_system).tokens == 156
 
 
 @pytest.mark.parametrize("value", [1234567, 12345.6, True, [], ""])
@@ -32,15 +32,15 @@ def test_what_is_no_text_is_told_to_the_model_too(value: object) -> None:
     """A tool of 10,000 numbers, or of as many empty lists: a thousand such turns at once are held at what they cost."""
     tool = {"name": "t", "input_schema": {"enum": [value] * 10_000}}
     told = len(msgspec.json.encode(value)) + 1 if value not in ("", []) else 1
-    held = estimate_of(request(messages=[Message("user", "hi")], tools=[tool], max_tokens=1)).tokens
+    held = estimate_request(request(messages=[Message("user", "hi")], tools=[tool], max_tokens=1)).tokens
     assert held >= told * 10_000 * 2 // 7
 
 
 @pytest.mark.parametrize("block", [PICTURE, LIFTED_PICTURE])
 def test_a_picture_is_no_text(block: dict[str, object]) -> None:
     """A million characters of base64 are one picture, lifted out or not."""
-    tokens = estimate_of(request(messages=[Message("user", [block])], max_tokens=1)).tokens
-    assert PICTURE_TOKENS < tokens < PICTURE_TOKENS + 10
+    tokens = estimate_request(request(messages=[Message("user", [block])], max_tokens=1)).tokens
+    assert IMAGE_TOKENS < tokens < IMAGE_TOKENS + 10
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_picture_is_no_text(block: dict[str, object]) -> None:
 def test_a_document_is_held_by_its_pages(source: dict[str, object], pages: int) -> None:
     """Each is told as text and as a picture; of what is not at hand they are guessed, by its size or without it."""
     block = {"type": "document", "source": source, "title": "T"}
-    tokens = estimate_of(request(messages=[Message("user", [block])], max_tokens=1)).tokens
+    tokens = estimate_request(request(messages=[Message("user", [block])], max_tokens=1)).tokens
     assert pages * PAGE_TOKENS < tokens < pages * PAGE_TOKENS + 10
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_held_that_no_model_takes() -> None:
     """A prompt beyond the model's window is refused by who answers, and costs nothing."""
     document = {"type": "document", "source": {"type": "url", "url": "https://example.com/long.pdf"}}
     asked = request(model="claude-sonnet-5-5", messages=[Message("user", [document] * 9)], max_tokens=5)
-    assert estimate_of(asked).tokens == 1_000_005
+    assert estimate_request(asked).tokens == 1_000_005
 
 
 MARKED = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral"}}]
@@ -87,7 +87,7 @@ MARKED_1H = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral
 )
 def test_what_is_to_be_kept_is_held_at_the_price_of_keeping_it(kept: Request, price_nano_usd: int) -> None:
     """Sonnet 5.5: 1.25 times as much for five minutes, twice for an hour; who asks for it, turn or client, pays it."""
-    estimate = estimate_of(kept)
+    estimate = estimate_request(kept)
     assert estimate.tokens > 1
     assert estimate.nano_usd == (estimate.tokens - 1) * price_nano_usd + 10_000
 
@@ -98,24 +98,24 @@ def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
     wanted = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
     asked = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
     once = 14 + -(-len("typeobjectproperties" + TEXT + "typestring") * 2 // 7)
-    assert estimate_of(asked).tokens == (once + 100) + (once + 100 + MISFIT_TOKENS + 100)
-    assert estimate_of(asked).nano_usd == (2 * once + 100 + MISFIT_TOKENS) * 2000 + 200 * 10_000
+    assert estimate_request(asked).tokens == (once + 100) + (once + 100 + SCHEMA_RETRY_TOKENS + 100)
+    assert estimate_request(asked).nano_usd == (2 * once + 100 + SCHEMA_RETRY_TOKENS) * 2000 + 200 * 10_000
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted, via="message_batches")
-    assert estimate_of(batched).tokens == once + 100
+    assert estimate_request(batched).tokens == once + 100
 
 
 def test_a_call_that_may_be_made_twice_at_once_is_held_with_both_prompts() -> None:
     """Who loses was told all of it, at the same prices, and closes with the first word; nobody hedges a batch's."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
-    alone, hedged = estimate_of(asked), estimate_of(asked, is_hedged=True)
+    alone, hedged = estimate_request(asked), estimate_request(asked, is_hedged=True)
     assert (hedged.tokens - alone.tokens, hedged.nano_usd - alone.nano_usd) == (14 + 1, 14 * 4000 + 10_000)
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches")
-    assert estimate_of(batched, is_hedged=True) == estimate_of(batched)
+    assert estimate_request(batched, is_hedged=True) == estimate_request(batched)
 
 
 def test_a_long_text_is_as_long_when_a_conversation_goes_on_from_it() -> None:
     """Lifted out of an earlier turn, the model is told all of it again: who goes on fifty times holds fifty times."""
-    tokens = estimate_of(request(messages=[Message("user", [LIFTED])], max_tokens=1)).tokens
+    tokens = estimate_request(request(messages=[Message("user", [LIFTED])], max_tokens=1)).tokens
     assert 200_000 < tokens < 200_010
 
 
@@ -123,18 +123,18 @@ def test_a_fast_answer_is_held_at_what_it_costs() -> None:
     """Opus 4.6 costs six times as much then, others twice."""
     slow = request(model="claude-opus-4-6", max_tokens=100)
     fast = request(model="claude-opus-4-6", max_tokens=100, options={"speed": "fast"})
-    assert estimate_of(fast).nano_usd == 6 * estimate_of(slow).nano_usd > 0
+    assert estimate_request(fast).nano_usd == 6 * estimate_request(slow).nano_usd > 0
 
 
 def test_money_is_at_the_models_prices_and_no_more_than_the_turn_may_cost() -> None:
     """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100)
-    assert estimate_of(asked).nano_usd == 14 * 2000 + 100 * 10_000
+    assert estimate_request(asked).nano_usd == 14 * 2000 + 100 * 10_000
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=50_000)
-    assert estimate_of(cut).nano_usd == 50_000
-    assert estimate_of(request(model="nobody", max_tokens=100)).nano_usd == 0
+    assert estimate_request(cut).nano_usd == 50_000
+    assert estimate_request(request(model="nobody", max_tokens=100)).nano_usd == 0
     # What the model is told is paid for before it says a word that could be cut.
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=5)
-    assert estimate_of(cut).nano_usd == 14 * 2000
-    halved = estimate_of(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))
-    assert (halved.nano_usd, halved.tokens) == (estimate_of(asked).nano_usd // 2, estimate_of(asked).tokens)
+    assert estimate_request(cut).nano_usd == 14 * 2000
+    halved = estimate_request(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))
+    assert (halved.nano_usd, halved.tokens) == (estimate_request(asked).nano_usd // 2, estimate_request(asked).tokens)

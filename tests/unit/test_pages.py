@@ -7,14 +7,20 @@ import zlib
 
 import pytest
 
-from tailrace.gateway.limits.pdf_pages import PAGES_MAX, STREAM_BYTES_MAX, UNPACKED_BYTES_MAX, PageCounter, of_size
+from tailrace.gateway.limits.pdf_pages import (
+    DECOMPRESSED_BYTES_MAX,
+    PAGES_MAX,
+    STREAM_BYTES_MAX,
+    PageCounter,
+    pages_of_size,
+)
 
 PAGE = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] >>"
 TREE = b"%PDF-1.5\n2 0 obj\n<< /Type /Pages /Kids [3 0 R] /Count 9 >>\nendobj\n"
 
 
 def counted(base64: str) -> int:
-    return PageCounter().pages(base64)
+    return PageCounter().count(base64)
 
 
 def in_base64(pdf: bytes) -> str:
@@ -43,8 +49,8 @@ def test_pages_that_are_compressed_are_counted() -> None:
 def test_what_shows_no_page_is_taken_by_its_size() -> None:
     """Encrypted, say; and what is no base64 is nothing that anybody reads."""
     noise = random.Random(1).randbytes(100_000)
-    assert counted(in_base64(noise)) == of_size(len(in_base64(noise))) == 6
-    assert (counted("é"), of_size(0), of_size(32 * 1024 * 1024)) == (1, 1, PAGES_MAX)
+    assert counted(in_base64(noise)) == pages_of_size(len(in_base64(noise))) == 6
+    assert (counted("é"), pages_of_size(0), pages_of_size(32 * 1024 * 1024)) == (1, 1, PAGES_MAX)
 
 
 def test_what_would_unpack_without_end_is_looked_into_so_far() -> None:
@@ -65,9 +71,9 @@ def test_however_many_documents_unpack_without_end_they_are_looked_into_so_far()
     small = 100 * packed(bytes(STREAM_BYTES_MAX))
     documents = [in_base64(small + PAGE)] * 1000
     counter, started = PageCounter(), time.process_time()
-    pages = [counter.pages(document) for document in documents]
+    pages = [counter.count(document) for document in documents]
     assert time.process_time() - started < 2
-    assert pages[0] == pages[-1] == of_size(len(documents[0])) == 2
+    assert pages[0] == pages[-1] == pages_of_size(len(documents[0])) == 2
     # An honest one is looked into whole.
-    honest = TREE + UNPACKED_BYTES_MAX // STREAM_BYTES_MAX // 2 * packed(PAGE + bytes(STREAM_BYTES_MAX - len(PAGE)))
+    honest = TREE + DECOMPRESSED_BYTES_MAX // STREAM_BYTES_MAX // 2 * packed(PAGE + bytes(STREAM_BYTES_MAX - len(PAGE)))
     assert counted(in_base64(honest)) == 16

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.limiter import refusal
-from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners, quota
+from tailrace.gateway.limits.limiter import quota_error
+from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners_of, quota_of
 from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.limits import UNLIMITED, Limits
 
@@ -35,23 +35,23 @@ ROWS: list[tuple[What, str, int, str]] = [
 def test_a_limit_is_a_counter_of_its_window(what: What, subject: str, most: int, renews: str) -> None:
     """The window is in the name, so that no two gateways have to agree on more than the time."""
     owner = Owner(ACME, TENANT, LIMITS)
-    found = quota(owner, what, at("2026-12-05T23:59:35"))
+    found = quota_of(owner, what, at("2026-12-05T23:59:35"))
     assert found is not None
     if what in ("requests", "tokens"):
         window_ms = round(found.window_s * 1000)
         subject = f"limits.acme.tenant.{what}.{window_ms}-{int(at('2026-12-05T23:59:35')) * 1000 // window_ms}"
     assert (found.subject, found.most, found.renews_at) == (subject, most, at(renews))
-    assert quota(Owner(ACME, TENANT, UNLIMITED), what, 0.0) is None
+    assert quota_of(Owner(ACME, TENANT, UNLIMITED), what, 0.0) is None
 
 
 @given(st.sampled_from(WHATS), st.floats(0, 4e9))
 def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float) -> None:
     """And what counts at its end has another name."""
     owner = Owner(ACME, TENANT, LIMITS)
-    found = quota(owner, what, now)
+    found = quota_of(owner, what, now)
     assert found is not None
     assert now < found.renews_at + 1e-6
-    after = quota(owner, what, found.renews_at + 0.001)
+    after = quota_of(owner, what, found.renews_at + 0.001)
     assert after is not None
     assert after.subject != found.subject
 
@@ -59,7 +59,7 @@ def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float
 def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
     """Its hash is, and two keys have two."""
     names = [
-        owners(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
+        owners_of(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
         for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
     ]
     assert len(set(names)) == len(names)
@@ -68,7 +68,7 @@ def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
 
 def test_a_caller_is_a_key_and_then_its_tenant() -> None:
     """With the key's own limits where its record has them."""
-    key, tenant = owners(
+    key, tenant = owners_of(
         Principal(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9)
     )
     assert (key.limits, tenant.limits) == (Limits(requests=5, running=2), Limits(running=9))
@@ -78,18 +78,18 @@ def test_a_caller_is_a_key_and_then_its_tenant() -> None:
 @pytest.mark.parametrize(
     ("what", "limits", "said"),
     [
-        ("requests", Limits(requests=2, burst=1), "this key may use 1 request in 30 s (2 a minute): 0 left until "),
-        ("requests", Limits(requests=2), "this key may use 2 requests a minute: 0 left until "),
-        ("tokens", Limits(tokens=1), "this key may use 1 token a minute: 0 left until "),
+        ("requests", Limits(requests=2, burst=1), "This key may use 1 request in 30 s (2 a minute): 0 left until "),
+        ("requests", Limits(requests=2), "This key may use 2 requests a minute: 0 left until "),
+        ("tokens", Limits(tokens=1), "This key may use 1 token a minute: 0 left until "),
         (
             "bytes_day",
             Limits(bytes_day=9),
-            "this key may use 9 bytes of pictures, documents and long texts a day: 0 left until ",
+            "This key may use 9 bytes of images, documents and long texts a day: 0 left until ",
         ),
     ],
 )
-def test_who_is_refused_is_told_the_limit_that_was_set(what: What, limits: Limits, said: str) -> None:
-    """A window that nobody set is told with the minute that somebody did set."""
-    limited = quota(Owner(ACME, "k_1", limits), what, 0.0)
+def test_the_error_names_the_limit_as_it_was_set(what: What, limits: Limits, said: str) -> None:
+    """A shorter window, which `burst` makes, is given with the rate by the minute."""
+    limited = quota_of(Owner(ACME, "k_1", limits), what, 0.0)
     assert limited is not None
-    assert refusal(limited, 1, limited.most, 0.0).message.startswith(said)
+    assert quota_error(limited, 1, limited.most, 0.0).message.startswith(said)

@@ -4,7 +4,7 @@ import pytest
 
 from tailrace.gateway.limits.limiter import Standing
 from tailrace.gateway.limits.quotas import Quota, What
-from tailrace.gateway.limits.rate_headers import duration, headers
+from tailrace.gateway.limits.rate_headers import duration, rate_headers
 
 NOW = 1_765_000_000.0
 
@@ -24,7 +24,7 @@ STANDINGS = [
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 def test_anthropics_clients_are_told_a_time(path: str) -> None:
     """RFC 3339, never before it renews; of two limits the one that is nearer."""
-    assert headers(path, STANDINGS, NOW) == {
+    assert rate_headers(path, STANDINGS, NOW) == {
         "anthropic-ratelimit-requests-limit": "100",
         "anthropic-ratelimit-requests-remaining": "9",
         "anthropic-ratelimit-requests-reset": "2025-12-06T05:47:11Z",
@@ -37,7 +37,7 @@ def test_anthropics_clients_are_told_a_time(path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_openais_clients_are_told_a_duration(path: str) -> None:
     """As Go writes it."""
-    assert headers(path, STANDINGS, NOW) == {
+    assert rate_headers(path, STANDINGS, NOW) == {
         "x-ratelimit-limit-requests": "100",
         "x-ratelimit-remaining-requests": "9",
         "x-ratelimit-reset-requests": "31s",
@@ -49,7 +49,7 @@ def test_openais_clients_are_told_a_duration(path: str) -> None:
 
 def test_everybody_else_is_told_as_the_ietf_has_it() -> None:
     """Policies, and what is left of each."""
-    assert headers("/v1/turns", STANDINGS, NOW) == {
+    assert rate_headers("/v1/turns", STANDINGS, NOW) == {
         "ratelimit-policy": '"requests";q=100;w=60, "tokens";q=1000;w=60',
         "ratelimit": '"requests";r=9;t=31, "tokens";r=0;t=1',
     }
@@ -58,7 +58,7 @@ def test_everybody_else_is_told_as_the_ietf_has_it() -> None:
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/turns"])
 def test_who_is_not_limited_is_told_nothing(path: str) -> None:
     """Nor of budgets, which no client knows."""
-    assert headers(path, [standing("usd_month", 5, 1, 9999)], NOW) == {}
+    assert rate_headers(path, [standing("usd_month", 5, 1, 9999)], NOW) == {}
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ async def post_turn(request: Request) -> Response | ASGIApp:
     new_turn, raw = await asked(request, NewTurn)
     check_webhook(new_turn.webhook, gateway_of(request).settings)
     if new_turn.prompt is not None:
-        new_turn = await gateway_of(request).prompts.filled(new_turn, tenant_of(request))
+        new_turn = await gateway_of(request).prompts.render(new_turn, tenant_of(request))
     is_stream = "text/event-stream" in request.headers.get("accept", "")
-    async with gateway_of(request).streams.reserved(request) if is_stream else nullcontext():
+    async with gateway_of(request).streams.reserve(request) if is_stream else nullcontext():
         key, entry = await accepted(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     if is_stream:
