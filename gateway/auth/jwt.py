@@ -59,10 +59,12 @@ class JwtVerifier:
         self._scopes_claim = settings.jwt_scopes_claim
         for name, value in (("TAILRACE_JWT_ISSUER", self._issuer), ("TAILRACE_JWT_AUDIENCE", self._audience)):
             if self and not value:
-                raise SettingsInvalid(f"{name} is not set; set the issuer and the audience of your tokens")
+                raise SettingsInvalid(f"{name} is not set: set the issuer and the audience of your tokens")
             if value and not self:
                 # The operator expects that a token is needed, and none would be.
-                raise SettingsInvalid(f"{name} is set, but neither TAILRACE_JWT_SECRET nor TAILRACE_JWT_KEYS; set one")
+                raise SettingsInvalid(
+                    f"{name}: no key verifies tokens; set TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS too"
+                )
 
     def __bool__(self) -> bool:
         """Whether JWTs are accepted."""
@@ -146,11 +148,11 @@ def _secret(settings: Settings) -> VerificationKey | None:
     secret = settings.jwt_secret.encode()
     if len(secret) < SECRET_BYTES_MIN:
         raise SettingsInvalid(
-            f"TAILRACE_JWT_SECRET has {len(secret)} bytes and could be guessed; use {SECRET_BYTES_MIN} or more"
+            f"TAILRACE_JWT_SECRET: {len(secret)} bytes could be guessed; use at least {SECRET_BYTES_MIN} bytes"
         )
     try:
         jwt.encode({}, secret, algorithm="HS256")
     except jwt.PyJWTError as error:
         # Everybody who has the public key would have the secret.
-        raise SettingsInvalid("TAILRACE_JWT_SECRET is a public key; set TAILRACE_JWT_KEYS instead") from error
+        raise SettingsInvalid("TAILRACE_JWT_SECRET: this is a public key; set TAILRACE_JWT_KEYS instead") from error
     return VerificationKey("HS256", secret)

@@ -112,7 +112,7 @@ async def eager(
     nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
 ) -> Gateway:
     """The same; each name that it has not heard of has it ask the issuer, and not once in ten seconds."""
-    monkeypatch.setitem(JwksCache.__init__.__kwdefaults__ or {}, "again_s", 0.0)
+    monkeypatch.setitem(JwksCache.__init__.__kwdefaults__ or {}, "cooldown_s", 0.0)
     return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
 
 

@@ -167,7 +167,7 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its key's nor its tenant's: who comes back at once would be refused by its own."""
-    monkeypatch.setattr(stream_slots, "RENEW_EVERY_S", 0.01)
+    monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
     slots, one = Meeting(connection), Limits(streams=1)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
     streams, caller = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)

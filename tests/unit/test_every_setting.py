@@ -51,7 +51,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_FULL_AT": [("1.5", "<= 1"), ("0", "> 0")],
     "TAILRACE_LIMITS_KEY": LIMITS,
     "TAILRACE_LIMITS_TENANT": LIMITS,
-    "TAILRACE_PROMPTS": [("/nowhere", "no folder")],
+    "TAILRACE_PROMPTS": [("/nowhere", "does not exist")],
     "TAILRACE_CACHE": [("9m", "one of auto, 5m, 1h, off"), ("", "one of auto, 5m, 1h, off")],
     "TAILRACE_LOG_FORMAT": [("xml", "one of json, console")],
     "TAILRACE_LOG_LEVEL": [("loud", "one of debug, info, warning, error")],
