@@ -41,10 +41,10 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
         (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
     ],
     "TAILRACE_API_KEYS": [("acme:secret", "TENANT:SHA256"), (f"A:{'0' * 64}", "a-z 0-9")],
-    "TAILRACE_JWT_SECRET": [("short", "32 or more")],
+    "TAILRACE_JWT_SECRET": [("short", "32 bytes")],
     "TAILRACE_JWT_KEYS": [("/nowhere", "URL"), ("http://[::1", "URL"), ("file:///etc/passwd", "URL")],
-    "TAILRACE_JWT_ISSUER": [("https://issuer.example", "neither TAILRACE_JWT_SECRET nor TAILRACE_JWT_KEYS")],
-    "TAILRACE_JWT_AUDIENCE": [("authenticated", "neither TAILRACE_JWT_SECRET nor TAILRACE_JWT_KEYS")],
+    "TAILRACE_JWT_ISSUER": [("https://issuer.example", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
+    "TAILRACE_JWT_AUDIENCE": [("authenticated", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     "TAILRACE_HOSTS": [("https://h", "without scheme and port"), ("h:80", "without scheme and port")],
     "TAILRACE_ORIGINS": [("app.example", "https://app.example"), ("*", "https://app.example")],
     "TAILRACE_PROXIES": [(text, "neither an address") for text in ("proxy.example", "10.0.0.5/8", "*")],
