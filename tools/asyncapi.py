@@ -1,7 +1,7 @@
-"""The streams as an AsyncAPI 3.0 document: each dialect with what it says of one turn, and the log's own subjects.
+"""Builds the AsyncAPI 3.0 document: the events of each dialect, and the entries of the log.
 
-Source: AsyncAPI Specification 3.0.0. The messages are those that the dialects render, so they are as the code has them;
-`make schema` writes it to docs/asyncapi.json. No route serves it.
+Source: AsyncAPI Specification 3.0.0. The examples are rendered by the dialects from one turn. `make schema` writes the
+document to docs/asyncapi.json.
 """
 
 import json
@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS, Dialect
+from tailrace.gateway.clients.dialect import Dialect
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
@@ -26,18 +27,18 @@ KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))
 MODEL = "claude-sonnet-5-5"
 REF = "#/components/schemas/{name}"
 BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "progress": Progress, "end": End}
-# Enough to see what changes from one to the next.
+# Enough examples to show which fields change.
 EXAMPLES_MAX = 3
 ABOUT = (
-    "What a reader of a turn receives, in each dialect, as server-sent events or bare text; and the log that it comes "
-    "from. proto/PROTOCOL.md has the rules, gateway/openapi/openapi.json the routes."
+    "The events that a reader of a turn receives in each dialect, as server-sent events or plain text, and the entries "
+    "of the log. The rules are in proto/PROTOCOL.md, the routes in gateway/openapi/openapi.json."
 )
 
 Json = dict[str, Any]
 
 
-def document(version: str) -> Json:
-    """The document; the same for the same code."""
+def build_document(version: str) -> Json:
+    """Returns the document."""
     _, schemas = msgspec.json.schema_components(tuple(BY_KIND.values()), ref_template=REF)
     channels = {name: _channel(dialect) for name, dialect in DIALECTS.items()} | {"log": _log()}
     return {
@@ -60,9 +61,9 @@ def document(version: str) -> Json:
 
 
 def _channel(dialect: Dialect) -> Json:
-    """One dialect; its messages are what it makes of the example."""
+    """Returns the channel of a dialect; its messages are rendered from the example turn."""
     messages: dict[str, Json] = {}
-    for name, payload in said(dialect):
+    for name, payload in render_example(dialect):
         kind = "object" if isinstance(payload, dict) else "string"
         message = messages.setdefault(
             name, {"contentType": dialect.media_type, "payload": {"type": kind}, "examples": []}
@@ -80,9 +81,9 @@ def _channel(dialect: Dialect) -> Json:
 def _log() -> Json:
     return {
         "address": "turns.{tenant}.{turn}.{kind}",
-        "description": "The entries of a turn, in the stream TURNS; republished on live.{tenant}.{turn}.{kind}.",
+        "description": "The entries of a turn in the stream TURNS, republished as live.{tenant}.{turn}.{kind}.",
         "parameters": {
-            "tenant": {"description": "Whose turn it is."},
+            "tenant": {"description": "The tenant of the turn."},
             "turn": {"description": "The turn's id."},
             "kind": {"enum": list(BY_KIND)},
         },
@@ -94,10 +95,10 @@ def _log() -> Json:
     }
 
 
-def said(dialect: Dialect) -> Iterator[tuple[str, Any]]:
-    """What `dialect` says of the example, event by event: its name, and its JSON or text."""
+def render_example(dialect: Dialect) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the JSON value or text of each event that the example turn has in `dialect`."""
     state = dialect.start(KEY)
-    for stored in example():
+    for stored in example_turn():
         frame, state = dialect.render(state, stored)
         if dialect.media_type != "text/event-stream":
             yield from [("text", frame.data.decode())] if frame.data else []
@@ -116,8 +117,8 @@ def _named(fields: dict[str, str]) -> tuple[str, Any]:
     return str(fields.get("event") or payload.get("type") or payload.get("object") or next(iter(payload))), payload
 
 
-def example() -> list[Stored]:
-    """A turn that is begun, begun anew, thinks, says something and calls a tool."""
+def example_turn() -> list[Stored]:
+    """Returns a turn with a restart, thinking, text and a tool call."""
     log: list[Stored] = []
     _append(log, Request(model=MODEL, max_tokens=1000, messages=[Message("user", "Hi")], session=SessionId(KEY.turn)))
     _attempt(log, "fresh", [events.BlockStart(0, {"type": "text", "text": ""}), _text(0, "Hel")])
@@ -147,19 +148,19 @@ def _text(index: int, text: str) -> events.Event:
     return events.BlockDelta(index, events.TextDelta(text))
 
 
-def _attempt(log: list[Stored], mode: Mode, told: list[events.Event]) -> None:
+def _attempt(log: list[Stored], mode: Mode, generated: list[events.Event]) -> None:
     chain = fold(log).chain
-    taken = Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
-    _append(log, taken)
+    attempt = Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
+    _append(log, attempt)
     head = events.MessageStart(
         events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=10, cache_read_input_tokens=2000))
     )
-    for one in (head, *told):
+    for event in (head, *generated):
         chain = fold(log).chain
-        _append(log, entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(one)))
+        _append(log, entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(event)))
 
 
 def _append(log: list[Stored], entry: Entry) -> None:
     seq = Seq(len(log) + 1)
-    assert link(fold(log).chain if log else START, seq, entry)  # noqa: S101  # an example that is no log shows nothing
+    assert link(fold(log).chain if log else START, seq, entry)  # noqa: S101  # the example must be a valid log
     log.append(Stored(seq, NOON + timedelta(seconds=seq), entry))

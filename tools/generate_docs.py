@@ -19,7 +19,7 @@ from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.gateway.app import ROUTES
-from tailrace.gateway.openapi.document import document
+from tailrace.gateway.openapi.document import build_document
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.errors import CODES
 from tailrace.proto.nats.permissions import RIGHTS
@@ -54,8 +54,8 @@ def generated() -> dict[str, str]:
         "docs/SIMULATED.md": simulated_page(),
         "proto/entries.schema.json": entries_schema(),
         "docs/nats-users.conf": accounts_configuration(),
-        "docs/asyncapi.json": json.dumps(asyncapi.document(VERSION), indent=1) + "\n",
-        "gateway/openapi/openapi.json": json.dumps(document(ROUTES, VERSION), indent=1) + "\n",
+        "docs/asyncapi.json": json.dumps(asyncapi.build_document(VERSION), indent=1) + "\n",
+        "gateway/openapi/openapi.json": json.dumps(build_document(ROUTES, VERSION), indent=1) + "\n",
     }
 
 

@@ -2,7 +2,7 @@
 
 from tailrace.gateway.clients.ai_sdk.stream import UI
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
-from tailrace.gateway.clients.dialect import Dialect, Frame
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
@@ -11,7 +11,18 @@ from tailrace.gateway.clients.tutorials.content_stream import CONTENT
 from tailrace.gateway.clients.tutorials.delta_stream import DELTA
 from tailrace.gateway.clients.tutorials.job_stream import JOB
 
-ALL = (TAILRACE, TEXT, ANTHROPIC, DELTA, CONTENT, JOB, OPENAI_CHAT, OPENAI_CHAT_USAGE, OPENAI_RESPONSES, UI)
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in ALL}
-
-__all__ = ["DIALECTS", "TAILRACE", "Dialect", "Frame"]
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        TAILRACE,
+        TEXT,
+        ANTHROPIC,
+        DELTA,
+        CONTENT,
+        JOB,
+        OPENAI_CHAT,
+        OPENAI_CHAT_USAGE,
+        OPENAI_RESPONSES,
+        UI,
+    )
+}

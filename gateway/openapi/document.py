@@ -1,6 +1,6 @@
-"""The API as an OpenAPI 3.1 document: made from the routes, their docstrings and the Structs that they read and write.
+"""Builds the OpenAPI 3.1 document from the routes, their docstrings and the Structs of their bodies.
 
-Source: OpenAPI Specification 3.1.1. It is written beside this file by `make schema` and served at /openapi.json.
+Source: OpenAPI Specification 3.1.1. `make schema` writes the document beside this file; it is served at /openapi.json.
 """
 
 import re
@@ -22,31 +22,31 @@ VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
 EVENT_STREAM = "text/event-stream"
 ABOUT = (
-    "Claude's answers, carried from the model to everybody who is reading them. A stream that was cut is taken up with "
-    "`Last-Event-ID`, at any gateway, under the same ids. Every error has one body, whatever the protocol."
+    "Streams Claude's answers to any number of readers. A stream that was cut can be resumed with `Last-Event-ID` at "
+    "any gateway. Every error has the same body in all protocols."
 )
 
 WEBHOOK_HEADERS = {
-    "webhook-id": "The turn's id, the same each time that it is told.",
-    "webhook-timestamp": "When it was sent, in seconds of Unix time.",
-    "webhook-signature": "`v1,` and an HMAC-SHA256 over id, timestamp and body in base64; several joined by spaces.",
+    "webhook-id": "The turn's id, the same for every delivery.",
+    "webhook-timestamp": "The time of the delivery, in Unix seconds.",
+    "webhook-signature": "`v1,` and the base64 HMAC-SHA256 of id, timestamp and body; several are separated by spaces.",
 }
 
 Json = dict[str, Any]
 
 
-def document(routes: Sequence[Route], version: str) -> Json:
-    """The document of `routes`; raises KeyError for one that gateway/operations.py does not tell of."""
-    kinds = {kind for told in OPERATIONS.values() for kind in told.kinds} | {Envelope, WebhookPayload}
+def build_document(routes: Sequence[Route], version: str) -> Json:
+    """Returns the document. Raises KeyError for a route without a row in operations.py."""
+    kinds = {kind for row in OPERATIONS.values() for kind in row.kinds} | {Envelope, WebhookPayload}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
-    # Some routes answer with an object that is another protocol's, or a few fields of their own.
+    # `Any` is an object of another protocol, or one without a Struct.
     schema_of = {Any: {"type": "object"}} | dict(zip(named, schemas, strict=True))
     paths: dict[str, Json] = {}
     for route in routes:
         for method in sorted((route.methods or set()) - {"HEAD"}):
-            told = OPERATIONS[method, route.path]
-            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, told, schema_of)
+            row = OPERATIONS[method, route.path]
+            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of)
     return {
         "openapi": VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
@@ -56,10 +56,10 @@ def document(routes: Sequence[Route], version: str) -> Json:
             "schemas": components,
             "responses": {
                 str(status): {
-                    "description": _codes(status),
+                    "description": _error_codes(status),
                     "content": {"application/json": {"schema": schema_of[Envelope]}},
                 }
-                for status in _refusals()
+                for status in _error_statuses()
             },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -70,51 +70,55 @@ def document(routes: Sequence[Route], version: str) -> Json:
     }
 
 
-def _operation(route: Route, method: str, told: Operation, schema_of: dict[Any, Json]) -> Json:
+def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, Json]) -> Json:
     summary, _, more = (route.endpoint.__doc__ or "").partition("\n")
     operation: Json = {
         "operationId": f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).rstrip('_')}",
-        "tags": [told.tag],
-        "summary": re.sub(r"^`[^`]*`(: )?", "", summary),
-        "responses": _responses(told, schema_of),
+        "tags": [row.tag],
+        "summary": _capitalise(re.sub(r"^`[^`]*`(: )?", "", summary)),
+        "responses": _responses(row, schema_of),
     }
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
     names = re.findall(r"{(\w+)}", route.path)
-    parameters = [_in_path(name) for name in names] + [PARAMETERS[name] for name in told.parameters]
+    parameters = [_in_path(name) for name in names] + [PARAMETERS[name] for name in row.parameters]
     if parameters:
         operation["parameters"] = parameters
-    if told.asks is not None:
-        content = {"application/json": {"schema": schema_of[told.asks]}}
+    if row.body is not None:
+        content = {"application/json": {"schema": schema_of[row.body]}}
         operation["requestBody"] = {"required": True, "content": content}
-    if told.see:
-        operation["externalDocs"] = {"url": told.see}
-    operation["security"] = _security(NEEDS[method, route.path], told)
+    if row.reference:
+        operation["externalDocs"] = {"url": row.reference}
+    operation["security"] = _security(NEEDS[method, route.path], row)
     return operation
 
 
-def _security(need: Need, told: Operation) -> list[Json]:
-    """What a credential needs to be, and may do, for it: what the guard asks for. OpenAPI 3.1.1, 4.8.30: roles."""
+def _capitalise(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _security(need: Need, row: Operation) -> list[Json]:
+    """Returns the credentials and scopes that the route's guard requires. OpenAPI 3.1.1, 4.8.30: roles."""
     if need == "public":
         return []
-    return [{"login": [need]}] if told.has_cookie else [{"bearer": [need]}, {"key": [need]}]
+    return [{"login": [need]}] if row.uses_cookie else [{"bearer": [need]}, {"key": [need]}]
 
 
 def _webhook(schema: Json) -> Json:
     return {
         "operationId": "webhook_turn",
         "tags": ["turns"],
-        "summary": "What a turn's webhook is told when it has ended.",
-        "description": "Signed as Standard Webhooks says, and told again until it is taken; a session's in order.",
+        "summary": "The request to a turn's webhook after the turn has ended.",
+        "description": "Signed according to Standard Webhooks and repeated until accepted; in order within a session.",
         "parameters": [
             {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": meaning}
             for name, meaning in WEBHOOK_HEADERS.items()
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": {
-            "2XX": {"description": "It was taken, and is not told again."},
-            "410": {"description": "Nobody wants it: it is not told again."},
-            "default": {"description": "It is told again, after `Retry-After` if there is one."},
+            "2XX": {"description": "Accepted: it is not sent again."},
+            "410": {"description": "Rejected for good: it is not sent again."},
+            "default": {"description": "It is sent again, after `Retry-After` if there is one."},
         },
         "security": [],
     }
@@ -124,28 +128,28 @@ def _in_path(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
-def _responses(told: Operation, schema_of: dict[Any, Json]) -> Json:
+def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
     content: Json = {}
-    if told.answers is not None:
-        content["application/json"] = {"schema": schema_of[told.answers]}
-    if told.streams:
-        content[told.streams] = _streamed(told.streams)
-    responses: Json = {str(told.status): {"description": "As asked for.", **({"content": content} if content else {})}}
-    for status, description in told.also.items():
+    if row.response is not None:
+        content["application/json"] = {"schema": schema_of[row.response]}
+    if row.streams:
+        content[row.streams] = _streamed(row.streams)
+    responses: Json = {str(row.status): {"description": "Success.", **({"content": content} if content else {})}}
+    for status, description in row.statuses.items():
         streamed = {"content": {EVENT_STREAM: _streamed(EVENT_STREAM)}} if status == HTTPStatus.OK else {}
         responses[str(status)] = {"description": description, **streamed}
-    return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _refusals()}
+    return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
 
 
 def _streamed(media_type: str) -> Json:
-    # A schema here would be one of each event, and those stand in docs/asyncapi.json.
+    # The events have schemas in docs/asyncapi.json.
     return {} if media_type == EVENT_STREAM else {"schema": {"type": "string"}}
 
 
-def _refusals() -> list[int]:
-    """Every status that means an error. Which of them a route can answer with is nothing that a client could use."""
+def _error_statuses() -> list[int]:
+    """Returns every status of an error. They are listed for all routes: clients need one error handler."""
     return sorted({row.status for row in CODES.values()})
 
 
-def _codes(status: int) -> str:
+def _error_codes(status: int) -> str:
     return "One of: " + ", ".join(code for code, row in CODES.items() if row.status == status)

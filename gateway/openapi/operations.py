@@ -1,7 +1,7 @@
-"""What the API's document has to know of each route beyond its path: a row for each. It serves nothing.
+"""The table of operations: for each route its bodies, parameters and statuses in the OpenAPI document.
 
-A test fails on a route without a row. What a route does stands in its docstring; the shapes are the Structs that it
-reads and writes. Where a body is another protocol's, its own reference is linked: that is the contract.
+A test fails on a route without a row. Descriptions come from the endpoints' docstrings, schemas from the Structs. A
+route of another protocol links to that protocol's reference.
 """
 
 from collections.abc import Mapping
@@ -52,33 +52,35 @@ Json = dict[str, Any]
 
 
 class Operation(NamedTuple):
+    """What the document has about a route besides its path and docstring."""
+
     tag: str
-    asks: Any = None
-    """The Struct of its JSON body."""
-    answers: Any = None
-    """The Struct of its JSON answer; `Any` is an object that has none."""
+    body: Any = None
+    """The Struct of the JSON body."""
+    response: Any = None
+    """The Struct of the JSON response; `Any` for an object without a Struct."""
     status: int = 200
     streams: str = ""
-    """The media type of what it streams."""
+    """The media type of a streamed response."""
     parameters: tuple[str, ...] = ()
-    also: Mapping[int, str] = {}
-    """Other statuses that are no errors."""
-    has_cookie: bool = False
-    """Whether a cookie stands for who asks, and no key."""
-    see: str = ""
-    """Whose protocol it is."""
+    statuses: Mapping[int, str] = {}
+    """Further statuses that are not errors."""
+    uses_cookie: bool = False
+    """Whether the credential is the login cookie instead of a key."""
+    reference: str = ""
+    """The URL of the protocol's reference."""
 
     @property
     def kinds(self) -> set[Any]:
-        return {kind for kind in (self.asks, self.answers) if kind not in (None, Any)}
+        return {kind for kind in (self.body, self.response) if kind not in (None, Any)}
 
 
-def _query(name: str, about: str, **schema: Any) -> Json:
-    return {"name": name, "in": "query", "description": about, "schema": schema or {"type": "string"}}
+def _query(name: str, description: str, **schema: Any) -> Json:
+    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
 
 
-def _header(name: str, about: str, **schema: Any) -> Json:
-    return {"name": name, "in": "header", "description": about, "schema": schema or {"type": "string"}}
+def _header(name: str, description: str, **schema: Any) -> Json:
+    return {"name": name, "in": "header", "description": description, "schema": schema or {"type": "string"}}
 
 
 PACE_PATTERN = f"^({PACE.pattern})$"
@@ -86,114 +88,117 @@ CURSOR = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 PARAMETERS: dict[str, Json] = {
     "key": _header(
         "Idempotency-Key",
-        "The same key with the same body is the same turn; `auto`: the same question is.",
+        "A repeated request with the same key and body gets the same turn; `auto` derives the key from the body.",
         type="string",
         pattern="^[!-~]{1,200}$",
     ),
-    "last": _header("Last-Event-ID", "The last `id:` that was received.", **CURSOR),
-    "ticket": _query("ticket", "In the place of a key: what `POST /v1/turns/{turn}/tickets` gave."),
-    "cursor": _query("after", "The same as Last-Event-ID.", **CURSOR),
+    "last": _header("Last-Event-ID", "The `id:` of the last received event.", **CURSOR),
+    "ticket": _query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key."),
+    "cursor": _query("after", "The same as `Last-Event-ID`.", **CURSOR),
     "pace": _query(
-        "pace", "How many times as fast as it was written; at once by default.", type="string", pattern=PACE_PATTERN
+        "pace",
+        "The replay speed: 1 is the original; by default as fast as possible.",
+        type="string",
+        pattern=PACE_PATTERN,
     ),
-    "dialect": _query("dialect", "How the turn is told; `tailrace` by default.", type="string", enum=list(DIALECTS)),
-    "session": _header("X-Session-ID", "The conversation that this belongs to; a new name begins one."),
-    "project": _header("X-Project-ID", "The project that the conversation belongs to."),
-    "after": _query("after", "The `next` of the page before."),
-    "after_index": _query("after", "The `index` of the last line that was received.", type="integer", minimum=0),
-    "limit": _query("limit", "The size of a page.", type="integer", minimum=1, maximum=200),
-    "of_project": _query("project_id", "Only those of this project."),
-    "by": _query("by", "What is added up.", enum=["day", "model", "key", "session", "project"]),
+    "dialect": _query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(DIALECTS)),
+    "session": _header("X-Session-ID", "The session of the turn; a new name creates it."),
+    "project": _header("X-Project-ID", "The project of the session."),
+    "after": _query("after", "The `next` of the previous page."),
+    "after_index": _query("after", "The `index` of the last received line.", type="integer", minimum=0),
+    "limit": _query("limit", "The maximum number of items in the page.", type="integer", minimum=1, maximum=200),
+    "of_project": _query("project_id", "Only items of this project."),
+    "by": _query("by", "The unit to sum by.", enum=["day", "model", "key", "session", "project"]),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
     "to": _query("to", "The last day (UTC).", type="string", format="date"),
-    "after_id": _query("after_id", "Models after this one."),
-    "before_id": _query("before_id", "Models before this one."),
-    "lifecycle": _query("lifecycle[]", "`active`, `deprecated`, `retired`: the first two by default."),
-    "stream": _query("stream", "Whether it is streamed.", type="boolean"),
-    "starting_after": _query("starting_after", "The `sequence_number` to go on after.", type="integer", minimum=0),
-    "snapshot": _query("snapshot", "1: what was said so far as one delta.", enum=["1"]),
-    "start_index": _query("startIndex", "The first chunk wanted; below 0, counted from the end.", type="integer"),
+    "after_id": _query("after_id", "Only models after this one."),
+    "before_id": _query("before_id", "Only models before this one."),
+    "lifecycle": _query("lifecycle[]", "`active`, `deprecated` or `retired`; the first two by default."),
+    "stream": _query("stream", "Whether to stream the response.", type="boolean"),
+    "starting_after": _query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
+    "snapshot": _query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
+    "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
 }
 PAGE = ("after", "limit")
 READING = ("last", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
-GONE = {204: "At the end: there is nothing more."}
-STREAMED = {200: "The stream itself."}
+GONE = {204: "The cursor is at the end: there are no more events."}
+STREAMED = {200: "The stream, with `Accept: text/event-stream`."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
-        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace"), also=STREAMED
+        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace"), statuses=STREAMED
     ),
-    ("GET", "/v1/turns/{turn}"): Operation("turns", answers=TurnRecord),
-    ("DELETE", "/v1/turns/{turn}"): Operation("turns", answers=Deleted),
-    ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), also=GONE),
-    ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", answers=TurnRecord),
-    ("GET", "/v1/batches"): Operation("batches", answers=BatchList, parameters=PAGE),
+    ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
+    ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
+    ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), statuses=GONE),
+    ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", response=TurnRecord),
+    ("GET", "/v1/batches"): Operation("batches", response=BatchList, parameters=PAGE),
     ("POST", "/v1/batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("key",)),
-    ("GET", "/v1/batches/{batch}"): Operation("batches", answers=BatchRecord),
+    ("GET", "/v1/batches/{batch}"): Operation("batches", response=BatchRecord),
     ("GET", "/v1/batches/{batch}/results"): Operation("batches", streams=JSON_LINES, parameters=("after_index",)),
-    ("POST", "/v1/batches/{batch}/cancel"): Operation("batches", answers=BatchRecord),
+    ("POST", "/v1/batches/{batch}/cancel"): Operation("batches", response=BatchRecord),
     ("GET", "/v1/blobs/{sha256}"): Operation("turns", streams="application/octet-stream"),
     ("POST", "/v1/turns/{turn}/tickets"): Operation("turns", NewTicket, MadeTicket),
-    ("POST", "/v1/login"): Operation("login", answers=LoggedIn),
-    ("POST", "/v1/login/refresh"): Operation("login", answers=LoggedIn, has_cookie=True),
+    ("POST", "/v1/login"): Operation("login", response=LoggedIn),
+    ("POST", "/v1/login/refresh"): Operation("login", response=LoggedIn, uses_cookie=True),
     ("POST", "/v1/logout"): Operation("login", status=204),
     ("POST", "/v1/chat/completions"): Operation(
-        "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED, see=OPENAI_CHAT
+        "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED, reference=OPENAI_CHAT
     ),
     ("POST", "/v1/responses"): Operation(
-        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED, see=OPENAI_RESPONSES
+        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED, reference=OPENAI_RESPONSES
     ),
     ("GET", "/v1/responses/{response}"): Operation(
         "openai",
-        answers=Any,
+        response=Any,
         streams=SSE,
         parameters=("stream", "starting_after", "snapshot"),
-        see=OPENAI_RESPONSES,
+        reference=OPENAI_RESPONSES,
     ),
-    ("DELETE", "/v1/responses/{response}"): Operation("openai", answers=Any, see=OPENAI_RESPONSES),
-    ("POST", "/v1/responses/{response}/cancel"): Operation("openai", answers=Any, see=OPENAI_RESPONSES),
-    ("GET", "/v1/responses/{response}/input_items"): Operation("openai", answers=Any, see=OPENAI_RESPONSES),
+    ("DELETE", "/v1/responses/{response}"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
+    ("POST", "/v1/responses/{response}/cancel"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
+    ("GET", "/v1/responses/{response}/input_items"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
     ("POST", "/v1/messages"): Operation(
-        "anthropic", MessagesRequest, Any, streams=SSE, parameters=NAMED, see=ANTHROPIC
+        "anthropic", MessagesRequest, Any, streams=SSE, parameters=NAMED, reference=ANTHROPIC
     ),
-    ("POST", "/v1/messages/count_tokens"): Operation("anthropic", CountTokensRequest, TokenCount, see=ANTHROPIC),
+    ("POST", "/v1/messages/count_tokens"): Operation("anthropic", CountTokensRequest, TokenCount, reference=ANTHROPIC),
     ("GET", "/v1/models"): Operation(
-        "models", answers=ModelPage, parameters=("limit", "after_id", "before_id", "lifecycle")
+        "models", response=ModelPage, parameters=("limit", "after_id", "before_id", "lifecycle")
     ),
-    ("GET", "/v1/models/capabilities"): Operation("models", answers=ModelSheets),
-    ("GET", "/v1/models/{model}"): Operation("models", answers=ModelCard),
-    ("GET", "/v1/prompts"): Operation("models", answers=PromptList),
-    ("GET", "/v1/prompts/{name}"): Operation("models", answers=PromptTemplate),
-    ("POST", "/api/chat"): Operation("ai-sdk", UIChatRequest, streams=SSE, parameters=("key",), see=AI_SDK),
+    ("GET", "/v1/models/capabilities"): Operation("models", response=ModelSheets),
+    ("GET", "/v1/models/{model}"): Operation("models", response=ModelCard),
+    ("GET", "/v1/prompts"): Operation("models", response=PromptList),
+    ("GET", "/v1/prompts/{name}"): Operation("models", response=PromptTemplate),
+    ("POST", "/api/chat"): Operation("ai-sdk", UIChatRequest, streams=SSE, parameters=("key",), reference=AI_SDK),
     ("GET", "/api/chat/{chat}/stream"): Operation(
-        "ai-sdk", streams=SSE, parameters=("start_index",), also=GONE, see=AI_SDK
+        "ai-sdk", streams=SSE, parameters=("start_index",), statuses=GONE, reference=AI_SDK
     ),
-    ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", answers=Stopped),
-    ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", answers=Any, see=AI_SDK),
-    ("GET", "/v1/sessions"): Operation("sessions", answers=SessionList, parameters=(*PAGE, "of_project")),
+    ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
+    ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=Any, reference=AI_SDK),
+    ("GET", "/v1/sessions"): Operation("sessions", response=SessionList, parameters=(*PAGE, "of_project")),
     ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord, 201),
-    ("GET", "/v1/sessions/stats"): Operation("sessions", answers=SessionStats),
-    ("GET", "/v1/sessions/{session}"): Operation("sessions", answers=SessionRecord),
+    ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
+    ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", RenameBody, SessionRecord),
-    ("DELETE", "/v1/sessions/{session}"): Operation("sessions", answers=Deleted),
-    ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", answers=TurnPage, parameters=PAGE),
-    ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", answers=BranchList, parameters=PAGE),
-    ("GET", "/v1/projects"): Operation("projects", answers=ProjectList, parameters=PAGE),
+    ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
+    ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=PAGE),
+    ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
+    ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=PAGE),
     ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectRecord, 201),
-    ("GET", "/v1/projects/{project}"): Operation("projects", answers=ProjectRecord),
-    ("DELETE", "/v1/projects/{project}"): Operation("projects", answers=Deleted),
-    ("GET", "/v1/usage"): Operation("projects", answers=UsageList, parameters=("by", "from", "to", *PAGE)),
+    ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectRecord),
+    ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
+    ("GET", "/v1/usage"): Operation("projects", response=UsageList, parameters=("by", "from", "to", *PAGE)),
     ("POST", "/chat/stream"): Operation("tutorials", ChatStreamRequest, streams=SSE, parameters=("key",)),
     ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key",)),
     ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key",)),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
-    ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), also=GONE),
-    ("GET", "/"): Operation("operation", answers=Directory, streams="text/plain"),
-    ("GET", "/health"): Operation("operation", answers=Health),
-    ("GET", "/healthz"): Operation("operation", answers=Any),
-    ("GET", "/readyz"): Operation("operation", answers=Any),
+    ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
+    ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
+    ("GET", "/health"): Operation("operation", response=Health),
+    ("GET", "/healthz"): Operation("operation", response=Any),
+    ("GET", "/readyz"): Operation("operation", response=Any),
     ("GET", "/metrics"): Operation("operation", streams="text/plain"),
-    ("GET", "/openapi.json"): Operation("operation", answers=Any),
+    ("GET", "/openapi.json"): Operation("operation", response=Any),
     ("GET", "/docs"): Operation("operation", streams="text/html"),
 }

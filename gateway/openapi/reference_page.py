@@ -1,4 +1,4 @@
-"""The API's document as a page to read: HTML and a style sheet, no script, nothing from elsewhere. Pure."""
+"""Renders the OpenAPI document as one HTML page without scripts and external resources."""
 
 import re
 from html import escape
@@ -19,8 +19,8 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem .
 """
 
 
-def page(document: Json) -> str:
-    """The whole page. Everything in it that is not ours is escaped."""
+def render_page(document: Json) -> str:
+    """Returns the page. All text from the document is escaped."""
     info = document["info"]
     operations = [
         (path, method, operation)
@@ -31,7 +31,7 @@ def page(document: Json) -> str:
     parts = [f"<section><h2>{escape(tag)}</h2>{_section(tag, operations)}</section>" for tag in tags]
     schemas = document["components"]["schemas"]
     errors = "".join(
-        f"<tr><td><code>{escape(status)}</code></td><td>{_prose(answer['description'])}</td></tr>"
+        f"<tr><td><code>{escape(status)}</code></td><td>{_text(answer['description'])}</td></tr>"
         for status, answer in document["components"]["responses"].items()
     )
     shapes = "".join(_schema(name, schema) for name, schema in sorted(schemas.items()))
@@ -39,10 +39,10 @@ def page(document: Json) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body>"
-        f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_prose(info['description'])}</p>"
-        "<p>A key goes into <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
-        '<a href="/openapi.json">The document</a> behind this page is for programs.</p>'
-        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Shapes</h2>{shapes}</section></body></html>"
+        f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_text(info['description'])}</p>"
+        "<p>Send a key in <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
+        'Programs can read <a href="/openapi.json">the OpenAPI document</a>.</p>'
+        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section></body></html>"
     )
 
 
@@ -53,7 +53,7 @@ def _section(tag: str, operations: list[tuple[str, str, Json]]) -> str:
 def _operation(path: str, method: str, operation: Json) -> str:
     rows = [
         f"<tr><td><code>{escape(one['name'])}</code></td><td>{escape(one['in'])}</td>"
-        f"<td>{_prose(one.get('description', ''))}</td></tr>"
+        f"<td>{_text(one.get('description', ''))}</td></tr>"
         for one in operation.get("parameters", ())
     ]
     body = _content("Body", operation.get("requestBody", {}))
@@ -63,54 +63,52 @@ def _operation(path: str, method: str, operation: Json) -> str:
         if "$ref" not in answer
     ]
     scopes = {scope for one in operation.get("security", ()) for needed in one.values() for scope in needed}
-    needs = (
-        "".join(f" Needs the scope <code>{escape(scope)}</code>." for scope in sorted(scopes)) or " Asks for no key."
-    )
+    needs = "".join(f" Needs the scope <code>{escape(scope)}</code>." for scope in sorted(scopes)) or " Needs no key."
     return (
         f'<details id="{escape(operation["operationId"])}"><summary><span class="method">{method.upper()}</span>'
-        f"<code>{escape(path)}</code> {_prose(operation.get('summary', ''))}</summary>"
-        f"<p>{_prose(operation.get('description', ''))}{needs}</p>"
+        f"<code>{escape(path)}</code> {_text(operation.get('summary', ''))}</summary>"
+        f"<p>{_text(operation.get('description', ''))}{needs}</p>"
         f"{'<table>' + ''.join(rows) + '</table>' if rows else ''}{body}{''.join(answers)}</details>"
     )
 
 
 def _content(title: str, holder: Json) -> str:
     kinds = [
-        f"<li><code>{escape(media)}</code> {_shape(content.get('schema', {'type': 'events'}))}</li>"
+        f"<li><code>{escape(media)}</code> {_type(content.get('schema', {'type': 'events'}))}</li>"
         for media, content in holder.get("content", {}).items()
     ]
-    return f"<h4>{_prose(title)}</h4><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
+    return f"<h4>{_text(title)}</h4><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
 
 
 def _schema(name: str, schema: Json) -> str:
     required = set(schema.get("required", ()))
     rows = [
         f"<tr><td><code>{escape(field)}</code>{'' if field in required else ' (optional)'}</td>"
-        f"<td>{_shape(kind)}</td><td>{_prose(kind.get('description', ''))}</td></tr>"
+        f"<td>{_type(kind)}</td><td>{_text(kind.get('description', ''))}</td></tr>"
         for field, kind in schema.get("properties", {}).items()
     ]
-    about = _prose(schema.get("description", ""))
+    about = _text(schema.get("description", ""))
     return (
         f'<details id="shape-{escape(name)}"><summary><code>{escape(name)}</code></summary>'
         f"<p>{about}</p><table>{''.join(rows)}</table></details>"
     )
 
 
-def _prose(text: str) -> str:
-    """What a docstring says: text, and code where it has backticks."""
+def _text(text: str) -> str:
+    """Returns escaped text with `code` for what is in backticks."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _shape(schema: Json) -> str:
-    """A type in a few words; one with a name is a link to it."""
+def _type(schema: Json) -> str:
+    """Describes a schema in a few words, with a link to a named one."""
     match schema:
         case {"$ref": str(ref)}:
             name = escape(ref.rpartition("/")[2])
             return f'<a href="#shape-{name}"><code>{name}</code></a>'
         case {"anyOf": list(kinds)}:
-            return " or ".join(_shape(kind) for kind in kinds)
+            return " or ".join(_type(kind) for kind in kinds)
         case {"type": "array", "items": dict(items)}:
-            return f"list of {_shape(items)}"
+            return f"list of {_type(items)}"
         case {"enum": list(values)}:
             return ", ".join(f"<code>{escape(str(value))}</code>" for value in values)
         case {"const": value}:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.openapi import reference_page as api_page
+from tailrace.gateway.openapi.reference_page import render_page
 
 DOCUMENT = files("tailrace.gateway.openapi") / "openapi.json"
 
@@ -21,7 +21,7 @@ def document() -> bytes:
 @cache
 def page() -> bytes:
     # Made once: it takes 5 ms, in which every stream stands still, and anybody may ask for it.
-    return api_page.page(msgspec.json.decode(document())).encode()
+    return render_page(msgspec.json.decode(document())).encode()
 
 
 async def openapi(_: Request) -> Response:

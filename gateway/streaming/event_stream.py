@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.http.large_bodies import let_go
 from tailrace.gateway.streaming import sse

@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple
 
 from tailrace.gateway import metrics
-from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.streaming import sse
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
-from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.dependencies import Gateway, caller_of
 from tailrace.gateway.streaming.event_stream import disconnected, piece
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown

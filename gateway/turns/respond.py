@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.dependencies import caller_of, gateway_of, refuse_when_draining, tenant_of
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of

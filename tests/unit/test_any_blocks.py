@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import response_of
-from tailrace.gateway.clients.registry import DIALECTS, Dialect
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Block, content
 from tailrace.proto.ids import Tenant, TurnId

@@ -11,7 +11,7 @@ from tailrace.proto.version import VERSION
 from tests.saying import SAYS
 from tools import asyncapi
 
-DOCUMENT: dict[str, Any] = asyncapi.document(VERSION)
+DOCUMENT: dict[str, Any] = asyncapi.build_document(VERSION)
 
 
 def test_every_dialect_and_the_log_are_channels() -> None:
@@ -23,7 +23,7 @@ def test_every_dialect_and_the_log_are_channels() -> None:
 
 def test_the_example_is_a_whole_turn() -> None:
     """Every entry of it is valid, and it ends."""
-    turn = fold(asyncapi.example())
+    turn = fold(asyncapi.example_turn())
     assert (turn.skipped, turn.outcome, turn.text) == (0, "completed", "Hello, world.")
 
 
@@ -31,7 +31,7 @@ def test_the_example_is_a_whole_turn() -> None:
 def test_what_a_channel_shows_is_what_its_dialect_says(name: str) -> None:
     """Each kind of message once, in the words of the example: a client written from it shows the answer."""
     messages = DOCUMENT["channels"][name]["messages"]
-    said = list(asyncapi.said(DIALECTS[name]))
+    said = list(asyncapi.render_example(DIALECTS[name]))
     assert list(messages) == list(dict(said))
     assert "Hel" in json.dumps([message["examples"] for message in messages.values()])
     assert set(SAYS) == set(DIALECTS)

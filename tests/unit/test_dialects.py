@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Frame
+from tailrace.gateway.clients.dialect import Frame
+from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import entries
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId

@@ -7,7 +7,9 @@ from typing import cast
 
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS, TAILRACE, Dialect, Frame
+from tailrace.gateway.clients.dialect import Dialect, Frame
+from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown

@@ -12,9 +12,10 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from tailrace.gateway.clients.dialect import Frame
 from tailrace.gateway.clients.openai.responses_object import response_of, usage_object
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
-from tailrace.gateway.clients.registry import DIALECTS, Frame
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming import sse
 from tailrace.gateway.streaming.event_stream import unseen
 from tailrace.gateway.streaming.fanout import RenderedFrame

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.openapi import reference_page as api_page
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
+from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.resources import docs
 from tailrace.gateway.resources.docs import document
 from tailrace.persistence.webhooks import payload, signature
@@ -52,16 +52,16 @@ def test_every_operation_has_a_name_of_its_own() -> None:
     assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)
 
 
-def test_every_operation_says_what_it_does() -> None:
-    """In the words of its own docstring, without the path that stands beside them."""
+def test_every_operation_has_a_summary() -> None:
+    """It is the endpoint's docstring without method and path."""
     for path, methods in DOCUMENT["paths"].items():
         for method, one in methods.items():
             assert one["summary"], (method, path)
             assert "`GET" not in one["summary"]
 
 
-def test_what_asks_for_no_key_says_so() -> None:
-    """And nothing else does: the same rows that the tests of tenants walk."""
+def test_exactly_the_public_routes_need_no_key() -> None:
+    """The table of routes is the one that the tests of tenants use."""
     public = {
         (method.upper(), path)
         for path, methods in DOCUMENT["paths"].items()
@@ -71,19 +71,19 @@ def test_what_asks_for_no_key_says_so() -> None:
     assert public == {route for route, row in ROWS.items() if row.is_public}
 
 
-def test_an_operation_names_the_scope_that_its_route_asks_for() -> None:
-    """The guard's own table; a person reads it on the page."""
-    page = api_page.page(DOCUMENT)
+def test_operation_and_page_name_the_scope_of_the_route() -> None:
+    """The scopes come from the guard's table."""
+    page = render_page(DOCUMENT)
     for (method, path), need in NEEDS.items():
         operation = DOCUMENT["paths"][path][method.lower()]
         named = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
         assert named == ({need} if need != "public" else set()), (method, path)
         shown = page.partition(f'<details id="{operation["operationId"]}">')[2].partition("</details>")[0]
-        said = "Asks for no key." if need == "public" else f"Needs the scope <code>{need}</code>."
+        said = "Needs no key." if need == "public" else f"Needs the scope <code>{need}</code>."
         assert said in shown, (method, path)
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_ref_resolves() -> None:
     for ref in references(DOCUMENT):
         found: Any = DOCUMENT
         for step in ref.removeprefix("#/").split("/"):
@@ -91,49 +91,49 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
-def test_every_shape_is_a_json_schema(name: str) -> None:
+def test_every_component_is_a_json_schema(name: str) -> None:
     """OpenAPI 3.1 schemas are JSON Schema 2020-12."""
     Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
 
 
-def test_no_parameter_is_told_of_that_no_route_has() -> None:
-    assert {name for told in OPERATIONS.values() for name in told.parameters} == set(PARAMETERS)
+def test_every_described_parameter_belongs_to_a_route() -> None:
+    assert {name for row in OPERATIONS.values() for name in row.parameters} == set(PARAMETERS)
 
 
 def test_the_page_shows_no_backticks() -> None:
-    """They are how docstrings write code, and mean nothing to who reads HTML."""
-    assert "`" not in api_page.page(DOCUMENT)
+    """Backticks in docstrings become code elements."""
+    assert "`" not in render_page(DOCUMENT)
 
 
-def test_a_dialect_is_one_of_those_that_there_are() -> None:
-    """Whoever generates a client from the document gets the names with it."""
+def test_parameter_dialect_lists_all_dialects() -> None:
+    """A generated client has their names."""
     parameters = DOCUMENT["paths"]["/v1/turns/{turn}/events"]["get"]["parameters"]
     (dialect,) = [one for one in parameters if one["name"] == "dialect"]
     assert dialect["schema"] == {"type": "string", "enum": list(DIALECTS)}
 
 
 @pytest.mark.rule("S8")
-def test_the_page_has_every_route_and_runs_nothing() -> None:
-    """It works offline: no script, no address but its own."""
-    page = api_page.page(DOCUMENT)
+def test_reference_page_has_every_route_and_works_offline() -> None:
+    """It has no script and no external address."""
+    page = render_page(DOCUMENT)
     assert all(f"<code>{path}</code>" in page for _, path in METHODS)
     assert re.findall(r"<script|src=|url\(|@import|\bon[a-z]+=", page) == []
     assert set(re.findall(r'href="([^"#]+)"', page)) == {"/openapi.json"}
 
 
-async def test_the_page_is_made_once_however_often_strangers_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes some milliseconds, in which every stream stands still, and nobody needs a key for it."""
-    asked = Request({"type": "http", "method": "GET", "path": "/docs", "headers": []})
-    first = await docs.docs(asked)
-    monkeypatch.setattr(api_page, "page", pytest.fail)
-    assert (await docs.docs(asked)).body == first.body
+async def test_reference_page_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering blocks all streams for some milliseconds, and the route needs no key."""
+    request = Request({"type": "http", "method": "GET", "path": "/docs", "headers": []})
+    first = await docs.docs(request)
+    monkeypatch.setattr(docs, "render_page", pytest.fail)
+    assert (await docs.docs(request)).body == first.body
 
 
 @pytest.mark.rule("S8")
-def test_what_a_docstring_says_is_text_on_the_page() -> None:
-    """Markup in it is shown, not obeyed; what stands in backticks is code."""
+def test_reference_page_escapes_docstrings() -> None:
+    """Markup is shown as text, and text in backticks as code."""
     paths = {"/x": {"get": {"operationId": "x", "tags": ["<i>"], "summary": "<b>& `<b>`", "responses": {}}}}
-    page = api_page.page({**DOCUMENT, "paths": paths})
+    page = render_page({**DOCUMENT, "paths": paths})
     assert "&lt;b&gt;&amp;" in page
     assert "<code>&lt;b&gt;</code>" in page
     assert "<b>" not in page

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
 from tailrace.gateway.clients.ai_sdk.stream import UI, UI_REPLAY
-from tailrace.gateway.clients.registry import Dialect
+from tailrace.gateway.clients.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId

@@ -10,7 +10,8 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import strip_proof
-from tailrace.gateway.clients.registry import DIALECTS, Dialect
+from tailrace.gateway.clients.dialect import Dialect
+from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming import sse
