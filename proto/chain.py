@@ -1,8 +1,8 @@
-"""Which entries of a turn's log are valid: the one rule that every reader and writer applies. No I/O, no clock.
+"""Chain and link: the rule which entries of a turn's log are valid (PROTOCOL R11). Pure.
 
 The server's fence keeps two writers apart, but in a replicated stream a change of leader can let a fork in (ADR 2).
-Every entry therefore names its predecessor. The log is totally ordered, so whoever applies this rule from the beginning
-comes to the same story: the first entry that continues the chain is part of it, everything else is skipped.
+Therefore every entry names its predecessor. The log is totally ordered, so all readers that apply this rule from the
+beginning get the same entries: the first entry that continues the chain is valid, all others are skipped.
 """
 
 import msgspec
@@ -12,9 +12,9 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A turn's chain so far: its last valid entry, the number of the attempt that holds it, whether it has ended.
+    """The valid entries of a turn up to `last`: its sequence, the number of the current attempt, whether it has ended.
 
-    All of it can be read off the last valid entry, so that a reader may start at any.
+    All three follow from the last valid entry, so that a reader may start at any entry.
     """
 
     last: Seq = BEFORE_FIRST
@@ -26,11 +26,11 @@ START = Chain()
 
 
 def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
-    """The chain with `entry` (stored at `seq`) as its next link; None when the entry is not valid there."""
+    """Returns `chain` extended by `entry`, stored at `seq`; None when the entry is not valid there."""
     if chain.is_ended or entry.prev != chain.last:
         return None
     is_first = chain.last == BEFORE_FIRST
-    # Most entries by far are events, and every entry comes by here.
+    # The most frequent kinds first: this runs for every entry.
     match entry:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_first

@@ -1,19 +1,19 @@
-"""What JetStream answers to a publish. What follows from it is for those who published to say."""
+"""Ack: JetStream's answer to a publish, and the error codes of nats-server that matter here."""
 
 import msgspec
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 
-# Codes of nats-server. 10077: the stream's limit; 10023, 10047: the store's.
+# 10077: the stream's limit is reached; 10023 and 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)
-# Somebody was first, or an earlier write is not settled yet.
+# 10071: the fence did not match; 10164: an earlier write is not settled yet.
 FENCE_CODES = (10071, 10164)
-# No such message, as a stream's leader says it.
+# The stream's leader has no such message.
 NOT_FOUND = 10037
 
 
 class Ack(msgspec.Struct):
-    """Stored under `seq`, or not, with a reason. Also the shape of an answer that is nothing but an error."""
+    """The sequence of the stored message, or an error. Answers that hold only an error have the same shape."""
 
     class Error(msgspec.Struct):
         err_code: int = 0

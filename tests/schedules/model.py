@@ -70,7 +70,7 @@ def question(script: Script, on_interrupt: str) -> Request:
 
 
 async def misfit(_judge: object, _schema: object, text: str, _tenant: object) -> str | None:
-    """Replaces SchemaChecker.misfit, which starts a process."""
+    """Replaces SchemaChecker.find_mismatch, which starts a process."""
     return None if text.startswith("[") else MISFIT
 
 

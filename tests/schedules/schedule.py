@@ -89,7 +89,7 @@ class Schedule:
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
         random.seed(self.seed)
-        with patch.object(SchemaChecker, "misfit", model.misfit):
+        with patch.object(SchemaChecker, "find_mismatch", model.misfit):
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)
             self._end()
 
