@@ -12,7 +12,7 @@ import time
 from contextlib import nullcontext
 
 from tests.schedules.judge import judge
-from tests.schedules.many import outcomes_in_processes, quiet
+from tests.schedules.many import outcomes_in_processes
 from tests.schedules.mutants import MUTANTS, without
 from tests.schedules.schedule import Schedule
 
@@ -59,7 +59,7 @@ def main() -> int:
 def play_one(seed: int, rule: str | None, *, is_traced: bool) -> int:
     """Plays one seed and prints its trace and verdict; returns the exit status."""
     schedule = Schedule(seed, is_traced=is_traced)
-    with without(rule) if rule else nullcontext(), quiet():
+    with without(rule) if rule else nullcontext():
         schedule.play()
     verdict = judge(schedule)
     print(*(schedule.world.trace or ()), verdict.evidence if not verdict.is_green else "green", sep="\n")

@@ -14,6 +14,7 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Hedge
+from tailrace.proto.nats.hedge_rpc import HedgeRpc
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
@@ -29,7 +30,7 @@ DEADLINE_S = 900.0
 # One call an attempt; a further attempt follows at once.
 RETRY = Retry(tries_max=1, wait_s=0.01, wait_max_s=0.01)
 ORDERS = BackendOrders((Source("claude"), Source("bedrock")))
-LOST_QUESTIONS = 0.1
+LOST_REQUESTS = 0.1
 RESTART_S = 0.05
 UNUSED: Any = None
 """In the place of services that these turns do not need: batches, blobs, counters."""
@@ -48,6 +49,16 @@ class GeneratorLog(SimulatedLog):
         extended = await super().append(key, chain, entry, timeout_s=timeout_s)
         self._acknowledged.append((self.name, extended))
         return extended
+
+
+class SimulatedHedgeRpc(HedgeRpc):
+    """The product's HedgeRpc of one generator."""
+
+    def __init__(self, generator: "Generator") -> None:
+        self._generator = generator
+
+    async def request(self, hedge: Hedge) -> bool:
+        return await self._generator.request_hedge(hedge)
 
 
 class Generator:
@@ -77,7 +88,7 @@ class Generator:
         self._backends.append(backend)
         log = GeneratorLog(self._server, process, self.acknowledged)
         settlement = Settlement(UNUSED, UNUSED)
-        hedges: Any = self
+        hedging = Hedging(SimulatedHedgeRpc(self), settlement, after_s=HEDGE_AFTER_S)
         runner = TurnRunner(
             log,
             BlobLoader(UNUSED, UNUSED),
@@ -86,7 +97,9 @@ class Generator:
             RETRY,
             name=self.name,
             attempts_max=ATTEMPTS_MAX,
-            hedging=Hedging(hedges, settlement, after_s=HEDGE_AFTER_S) if self._server.faults.is_hedged else None,
+            hedging=Hedging(SimulatedHedgeRpc(self), settlement, after_s=HEDGE_AFTER_S)
+            if self._server.faults.is_hedged
+            else None,
         )
         self.worker = Worker(
             log,
@@ -115,11 +128,11 @@ class Generator:
         report = self.worker.report()
         return report is not None and msgspec.json.decode(report)["running"] > 0
 
-    async def ask(self, hedge: Hedge) -> bool:
-        """The product's Hedges.ask: another generator with room makes the call, too; the question may be lost."""
+    async def request_hedge(self, hedge: Hedge) -> bool:
+        """Has another generator with room make the call, too; the request may be lost."""
         world = self._server.world
         willing = [other for other in self.others if other.worker.has_room() and not other.process.is_frozen]
-        if self.process.is_dead or not willing or world.chance() < LOST_QUESTIONS:
+        if self.process.is_dead or not willing or world.chance() < LOST_REQUESTS:
             return False
         other = willing[world.below(len(willing))]
         is_taken = other.take(hedge)

@@ -35,6 +35,7 @@ def judge(schedule: Schedule) -> Verdict:
     )
     verdict = worst(
         [
+            _failed(schedule),
             _ended(schedule),
             judge_promises(history),
             _right_text(schedule, turn),
@@ -67,6 +68,11 @@ def _reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader
         connections=tuple(reader.connections) or (Connected(Seq(0), (), "cut"),),
         told=Story(told.text, told.usage, told.outcome),
     )
+
+
+def _failed(schedule: Schedule) -> Verdict:
+    """The product has logged no unexpected exception."""
+    return Verdict(False, f"{schedule.failures[0]!r} was logged") if schedule.failures else KEPT
 
 
 def _ended(schedule: Schedule) -> Verdict:

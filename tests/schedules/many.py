@@ -1,15 +1,12 @@
 """Plays and judges many schedules, one after another or in several processes."""
 
 import gc
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
-
-import structlog
 
 from tests.schedules.judge import judge
 from tests.schedules.mutants import without
@@ -34,7 +31,7 @@ class Outcome(NamedTuple):
 
 def outcomes(seeds: Iterable[int], rule: str | None = None) -> Iterator[Outcome]:
     """Plays the schedule of each seed, without `rule` if one is given, and judges it."""
-    with _few_collections(), quiet():
+    with _few_collections():
         for played, seed in enumerate(seeds, 1):
             schedule = Schedule(seed)
             with without(rule) if rule else nullcontext():
@@ -56,17 +53,6 @@ def outcomes_in_processes(processes: int, first: int, after: int, rule: str | No
 
 def _listed(seeds: range, rule: str | None) -> list[Outcome]:
     return list(outcomes(seeds, rule))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Turns the product's logging off, which takes a third of the time."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tests.schedules.consumer import SimulatedConsumer
 from tests.schedules.faults import Faults
 from tests.schedules.generator import Generator
 from tests.schedules.process import Process
+from tests.schedules.quiet import only_failures
 from tests.schedules.reader import Reader
 from tests.schedules.recorder import SimulatedRecorder
 from tests.schedules.server import SimulatedServer
@@ -65,6 +66,8 @@ class Schedule:
         self.too_early: list[str] = []
         """Acknowledgements of the request while the log had no end."""
         self.is_over = False
+        self.failures: list[BaseException] = []
+        """Unexpected exceptions that the product has logged."""
 
     def play(self) -> None:
         """Runs the schedule until everybody is done."""
@@ -89,7 +92,7 @@ class Schedule:
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
         random.seed(self.seed)
-        with patch.object(SchemaChecker, "find_mismatch", model.misfit):
+        with patch.object(SchemaChecker, "find_mismatch", model.misfit), only_failures() as self.failures:
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)
             self._end()
 

@@ -8,7 +8,7 @@ import pytest
 
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold
-from tests.schedules.many import outcomes, quiet
+from tests.schedules.many import outcomes
 from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
 
@@ -20,8 +20,7 @@ SEEDS_FOR_A_MUTANT = 8_000
 
 def played(seed: int, *, is_traced: bool = False) -> Schedule:
     schedule = Schedule(seed, is_traced=is_traced)
-    with quiet():
-        schedule.play()
+    schedule.play()
     return schedule
 
 
