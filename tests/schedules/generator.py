@@ -97,9 +97,7 @@ class Generator:
             RETRY,
             name=self.name,
             attempts_max=ATTEMPTS_MAX,
-            hedging=Hedging(SimulatedHedgeRpc(self), settlement, after_s=HEDGE_AFTER_S)
-            if self._server.faults.is_hedged
-            else None,
+            hedging=hedging if self._server.faults.is_hedged else None,
         )
         self.worker = Worker(
             log,
