@@ -1,7 +1,7 @@
-"""fold(entries) -> Turn: what a turn's log adds up to. The same function everywhere; no clock, no randomness, no I/O.
+"""fold: reduces the entries of a turn's log to a Turn. Pure: times come from the entries.
 
-The gateway folds for a reader who wants the whole answer, a generator to take over from a dead one, persistence to
-write the row. Time comes in with the entries. Folding a prefix and then the rest is folding the whole.
+The gateway folds to answer with a whole turn, a generator to take a turn over, persistence to write a row. Folding a
+prefix and then the rest gives the same Turn as folding all entries.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 
-# The request of the session's next turn puts five around it: entry, messages, message, content, block (PROTOCOL R7).
+# A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
 NO_TIME = timedelta()
 
 
 class Block(msgspec.Struct, frozen=True):
-    """One content block of the answer. `text` is what its deltas add up to: text, thinking, or a tool's input."""
+    """One content block of the answer. `text` joins its deltas: text, thinking, or the JSON of a tool's input."""
 
     type: str
     start: dict[str, Any]
-    """The `content_block` as it was opened."""
+    """The `content_block` of its content_block_start."""
     text: str = ""
     signature: str = ""
     citations: tuple[dict[str, Any], ...] = ()
@@ -36,45 +36,45 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as far as its log goes."""
+    """The state of a turn, as far as its log was read."""
 
     chain: Chain = START
     tail: int = 0
-    """The last stored sequence, valid or not: what a fence has to name."""
+    """The sequence of the last entry, valid or not: the fence of the next append."""
     skipped: int = 0
-    """Entries that are stored and not valid: 0 unless the broker stored a fork."""
+    """How many entries are not valid: 0 unless the broker has stored a fork."""
     request: Request | None = None
     asked_at: datetime | None = None
     ended_at: datetime | None = None
     reached_at: datetime | None = None
     """When the last valid entry was stored."""
     worked: timedelta = NO_TIME
-    """From each attempt to the last entry of it, by the server's clock: not the time in which nobody had the turn."""
+    """The time from each attempt to its last entry, by the server's clock, without the time between attempts."""
     generator: str = ""
     backend: str = ""
     mode: Mode = "fresh"
     hedges: int = 0
-    """Attempts that took the turn from one that was late: they are not counted as tries."""
+    """Attempts that took the turn from a late one: they do not count against the limit of attempts."""
     message: events.MessageHead | None = None
-    """The message that readers were shown the opening of; None until then, and after a restart."""
+    """The head of the message whose start readers have received; None before that, and after a restart."""
     blocks: tuple[Block, ...] = ()
     stop: events.StopReason = events.StopReason()
     envelope: dict[str, Any] = {}
-    """What the message says of itself besides: see tailrace.proto.events.envelope."""
+    """Further fields of the message: see tailrace.proto.events.envelope."""
     misfit: str | None = None
-    """Why a whole answer did not fit its schema; None: it was not asked for again."""
+    """Why a complete answer does not match its schema; None when it was not requested again."""
     rejected: str = ""
     """The text of that answer."""
     calls_before: tuple[CallUsage, ...] = ()
-    """The usage of each call before the current one."""
+    """The usage of each earlier call."""
     usage_call: CallUsage = CallUsage()
-    """Of the current call, as far as the model has counted."""
+    """The usage of the current call, as far as the model has reported it."""
     said_chars: int = 0
-    """What the current call has said since then."""
+    """Characters of the current call that the model's reported usage does not include yet."""
     was_estimated: bool = False
-    """Whether a call before the current one broke off uncounted."""
+    """Whether an earlier call broke off before the model had reported its output."""
     progress: Progress | None = None
-    """How far a batch has come; None for any other turn."""
+    """The progress of a batch; None for other turns."""
     end: End | None = None
 
     @property
@@ -91,12 +91,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def calls(self) -> tuple[CallUsage, ...]:
-        """The usage of each call. The output of one that broke off, or is not done, is estimated (PROTOCOL R23)."""
+        """The usage of each call. Output that the model has not reported is estimated (PROTOCOL R23)."""
         return (*self.calls_before, estimate_usage(self.usage_call, self.said_chars))
 
     @property
     def usage(self) -> Usage:
-        """Of all calls."""
+        """The usage of all calls."""
         return sum(self.calls, start=Usage())
 
     @property
@@ -116,21 +116,21 @@ EMPTY_TURN = Turn()
 
 
 def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
-    """`turn` and then `entries`, in the order of the log. What is not valid is skipped and counted (PROTOCOL R11)."""
+    """Folds `entries`, in the order of the log, onto `turn`. Entries that are not valid are counted (PROTOCOL R11)."""
     folding = _Folding(turn)
     for stored in entries:
         folding.add(stored)
-    return folding.turn()
+    return folding.build()
 
 
 def text_proof(text: str) -> tuple[int, str]:
-    """The count and hash of a text that its `end` carries: code points, SHA-256 of the UTF-8 in hex."""
-    # A lone surrogate can come out of a model's JSON escape; it has no UTF-8, and the proof must not fail over it.
+    """Returns the text's number of code points, and the SHA-256 of its UTF-8 in hex, as an `end` holds them (R24)."""
+    # A model's JSON escapes can hold a lone surrogate, which has no UTF-8.
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def content(block: Block) -> dict[str, Any]:
-    """The block as Anthropic's API would have given it, had it not been streamed."""
+    """Returns the block as Anthropic's API returns it in an answer that is not streamed."""
     match block.type:
         case "text":
             cited = {"citations": list(block.citations)} if block.citations else {}
@@ -144,19 +144,19 @@ def content(block: Block) -> dict[str, Any]:
 
 
 def _input(block: Block) -> object:
-    # A tool without arguments streams no input at all; one that was cut off streams half of it. Deltas carry the input
-    # as text, so that no writer has seen how deep it nests.
+    # A tool without arguments streams no input; an input that was cut off is incomplete JSON. Deltas carry the input as
+    # text, so that its depth has not been checked before.
     if not block.text:
         return block.start.get("input", {})
     try:
-        told = msgspec.json.decode(block.text)
+        decoded = msgspec.json.decode(block.text)
     except DECODE_ERRORS:
         return {}
-    return {} if is_deeper(told, INPUT_LEVELS_MAX) else told
+    return {} if is_deeper(decoded, INPUT_LEVELS_MAX) else decoded
 
 
-class _Open:
-    """A block that is being folded: its pieces are joined once, at the end, so that a fold is linear."""
+class _OpenBlock:
+    """A block being folded. Its pieces are joined once, at the end, so that a fold takes linear time."""
 
     def __init__(self, block: Block) -> None:
         self.block = block
@@ -165,7 +165,7 @@ class _Open:
         self.citations = list(block.citations)
         self.is_closed = block.is_closed
 
-    def closed(self) -> Block:
+    def build(self) -> Block:
         return Block(
             self.block.type,
             self.block.start,
@@ -177,7 +177,7 @@ class _Open:
 
 
 class _Folding:
-    """The fold under way. It never leaves this file: what comes out is a Turn."""
+    """The mutable state of a fold."""
 
     def __init__(self, turn: Turn) -> None:
         self.was = turn
@@ -185,7 +185,7 @@ class _Folding:
         self.tail = turn.tail
         self.skipped = turn.skipped
         self.changes: dict[str, Any] = {}
-        self.blocks = [_Open(block) for block in turn.blocks]
+        self.blocks = [_OpenBlock(block) for block in turn.blocks]
         self.calls_before = turn.calls_before
         self.usage_call = turn.usage_call
         self.said_chars = turn.said_chars
@@ -212,8 +212,8 @@ class _Folding:
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
-                    self.say(events.envelope(raw))
-                self.event(event)
+                    self.merge_envelope(events.envelope(raw))
+                self.add_event(event)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
             case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge):
@@ -221,7 +221,7 @@ class _Folding:
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text()}
-                self.count_call()
+                self.end_call()
                 if mode != "continue":
                     self.blocks.clear()
                     self.envelope = {}
@@ -233,17 +233,17 @@ class _Folding:
             case _:
                 pass
 
-    def event(self, event: events.Event | events.UnknownEvent) -> None:
+    def add_event(self, event: events.Event | events.UnknownEvent) -> None:
         match event:
             case events.MessageStart(message):
                 self.usage_call, self.said_chars = message.usage, 0
             case events.BlockStart(_, block):
                 text = str(block.get("text", ""))
-                self.blocks.append(_Open(Block(str(block.get("type", "")), block, text)))
+                self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
                 self.said_chars += len(text)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
-                    self.delta(self.blocks[index], delta)
+                    self.add_delta(self.blocks[index], delta)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 self.blocks[index].is_closed = True
             case events.MessageDelta(stop, usage):
@@ -254,21 +254,21 @@ class _Folding:
             case _:
                 pass
 
-    def say(self, more: dict[str, Any]) -> None:
-        """Later words stand for earlier ones, count by count."""
+    def merge_envelope(self, more: dict[str, Any]) -> None:
+        """Merges `more` into the envelope: later fields, and later counts of `usage`, replace earlier ones."""
         usage = self.envelope.get("usage", {}) | more.get("usage", {})
         self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
 
     def text(self) -> str:
         return "".join(piece for open_ in self.blocks if open_.block.type == "text" for piece in open_.pieces)
 
-    def count_call(self) -> None:
-        """The current call is over, whole or not."""
+    def end_call(self) -> None:
+        """Ends the current call, complete or not, in the list of calls."""
         self.calls_before += (estimate_usage(self.usage_call, self.said_chars),)
         self.was_estimated |= self.said_chars > 0
         self.usage_call, self.said_chars = CallUsage(), 0
 
-    def delta(self, block: _Open, delta: events.Delta) -> None:
+    def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
@@ -278,13 +278,13 @@ class _Folding:
             case events.CitationsDelta(citation):
                 block.citations.append(citation)
 
-    def turn(self) -> Turn:
+    def build(self) -> Turn:
         return msgspec.structs.replace(
             self.was,
             chain=self.chain,
             tail=self.tail,
             skipped=self.skipped,
-            blocks=tuple(block.closed() for block in self.blocks),
+            blocks=tuple(block.build() for block in self.blocks),
             calls_before=self.calls_before,
             usage_call=self.usage_call,
             said_chars=self.said_chars,

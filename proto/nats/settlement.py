@@ -1,8 +1,8 @@
-"""What limits held for a turn by an estimate is settled once the turn has ended, whoever ended it.
+"""Settlement: replaces the estimates that limits have reserved for a turn by its real usage (PROTOCOL R37).
 
-It is done before the turn's delivery is acknowledged, or its log is purged: so at least once, by whoever comes to that,
-and each counter knows what it was told of a turn already. Calls that were cut off, other attempts, cancelled turns: all
-of it is in the `end`, and counts once. What was never asked is settled under the id that its turn would have had.
+It runs before the turn's delivery is acknowledged or its log is purged, so at least once; the counters accept the
+amount of a turn only once. The `end` includes broken calls, all attempts and cancelled turns. Reservations for inputs
+of a batch that never became turns are given back under the id that the turn would have had.
 """
 
 from tailrace.proto import batch
@@ -15,12 +15,14 @@ from tailrace.proto.usage import Usage
 
 
 class Settlement:
+    """Settles reservations with the counters and slots of the limits."""
+
     def __init__(self, counters: Counters, slots: Slots) -> None:
         self._counters = counters
         self._slots = slots
 
     async def settle(self, key: TurnKey, turn: Turn) -> None:
-        """Puts what an ended turn used in the place of what was held for it. Raises LogUnavailable: settle it again."""
+        """Replaces an ended turn's reservations by its usage. Raises LogUnavailable: call it again."""
         if turn.request is None or turn.end is None:
             return
         used = {"tokens": rated(turn.end.usage), "nusd": turn.end.cost_nano_usd}
@@ -31,10 +33,7 @@ class Settlement:
                 await self._counters.add_once(hold.subject, used[hold.unit] - hold.amount, key.turn)
 
     async def add(self, request: Request, name: str, usage: Usage, nano_usd: int) -> None:
-        """Adds what was used for a turn beside all that its log tells of, once for each `name`.
-
-        Raises LogUnavailable.
-        """
+        """Adds usage that is not in the turn's log to its counters, once for each `name`. Raises LogUnavailable."""
         used = {"tokens": rated(usage), "nusd": nano_usd}
         for hold in request.holds or ():
             if hold.unit != "slot":
@@ -42,16 +41,16 @@ class Settlement:
 
 
 async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, line: bytes) -> None:
-    """Gives back what limits hold for one of a batch's turns, which the log does not have: it will never be asked.
+    """Gives back the reservations of a batch's input `line` that will never become the turn `child`.
 
-    Raises LogUnavailable: give it back again.
+    Raises LogUnavailable: call it again.
     """
-    # One that was deleted has settled its own.
+    # The reservations of a deleted turn were settled when it was deleted.
     if not await tombstones.exists(child):
         for hold in batch.decode_input(line).holds or ():
             await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 
 def rated(usage: Usage) -> int:
-    """The tokens that count against a rate. What is read from a cache does not, as with Anthropic's own limits."""
+    """Returns the tokens that count against a rate limit: all but those read from a cache, as in Anthropic's limits."""
     return usage.input_tokens + usage.output_tokens + usage.cache_creation_input_tokens
