@@ -74,6 +74,10 @@ class SimulatedConsumer:
             process, pull = awake[self.world.below(len(awake))]
             self._lease(process, waiting)
             pull.set_result(waiting)
+        elif waiting and self._pulls:
+            # All that ask are frozen: one of them is served when it is thawed.
+            thawed_s = min(process.frozen_until_s for process, _ in self._pulls)
+            self.world.after(thawed_s - self.world.time(), self._deliver)
 
     def _lease(self, process: Process, messages: Sequence[Message]) -> None:
         for message in messages:
