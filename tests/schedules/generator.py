@@ -55,10 +55,10 @@ class SimulatedHedgeRpc(HedgeRpc):
     """The product's HedgeRpc of one generator."""
 
     def __init__(self, generator: "Generator") -> None:
-        self._generator = generator
+        self._of = generator
 
     async def request(self, hedge: Hedge) -> bool:
-        return await self._generator.request_hedge(hedge)
+        return await self._of.request_hedge(hedge)
 
 
 class Generator:
