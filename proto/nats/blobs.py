@@ -1,15 +1,15 @@
-"""The door to what was lifted out of requests (PROTOCOL R33): put, renew, read, purge. It looks into none of it.
+"""Blobs in the stream BODIES (PROTOCOL R33): put, renew, read, mark as deleted, purge.
 
-A blob is its chunks, and a mark that is stored after them and tells how long it is. Both are named by tenant and
-content, and a subject keeps one message: whoever stores a blob again changes nothing but its age, also while another
-does so, or reads it. NATS's object store gives each put new names and takes the old chunks away from under its
-readers, and nats-py's waits for ever for one that is gone.
+A blob is a number of chunks and a mark, which is stored after them and has the blob's length. Subjects consist of the
+tenant and the content's SHA-256 and keep one message, so that storing a blob again only renews its age, also while
+another process stores or reads it. (NATS's object store gives each put new names and deletes the old chunks under its
+readers, and nats-py's client then waits for ever.)
 
-A mark is stored only where the one before it is still the one that its writer saw before the first chunk. So what is
-purged, which is condemned first, loses the chunks of that life, and none of the next.
+A mark is stored with a fence: the mark that its writer saw before the first chunk must still be the last. So a purge,
+which marks the blob as deleted first, removes only chunks that were stored before.
 
-A chunk is well below what any server takes, and the next waits for its acknowledgement: nothing of a client's size is
-ever published, and the appends of the turns that share the connection pass by.
+A chunk is far below the server's limit, and the next one waits for its acknowledgement: large bodies do not delay the
+appends of turns on the same connection.
 """
 
 import asyncio
@@ -34,32 +34,32 @@ from tailrace.proto.subjects import BODIES
 CHUNK_BYTES = 512 * 1024
 TRY_TIMEOUT_S = 2.0
 TRY_AGAIN_S = 0.05
-# Of a blob that others store or condemn at the same time.
+# For a blob that other processes store or mark as deleted at the same time.
 TRIES_MAX = 5
-# Nobody was seen to be behind for longer. A doomed blob's chunks are on their way out, or have expired before its mark.
+# The longest lag seen of a follower. Chunks of a blob marked as deleted may be purged, or expired before its mark.
 BEHIND_MAX_S = 1.0
-# For one chunk, or one mark: a leader is elected in this time, and clients of gateways do not wait for longer.
+# Per chunk or mark: long enough for the election of a leader, short enough for a waiting client.
 TIMEOUT_S = 10.0
 
-UNKNOWN = "there is no such blob, or it has expired"
-CONTENDED = "a picture, document or long text is stored and deleted at the same time, again and again"
+UNKNOWN = "the blob does not exist or has expired: send its content again"
+CONTENDED = "a picture, document or long text is being stored and deleted at the same time: retry"
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-FULL = "the store of pictures, documents and long texts is full: they leave it by age, or give BODIES more bytes"
+FULL = "the storage for pictures, documents and long texts is full: wait until some expire, or raise BODIES' limit"
 
 
 T = TypeVar("T")
 
 
 class Size(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a mark tells. One that is doomed may be read, and whoever refers to it stores all of it again."""
+    """A mark's content. A blob marked as deleted may be read; a new request stores it again."""
 
     bytes: int
-    """0 while it is stored for the first time: no such blob is there yet."""
+    """0 while the blob is stored for the first time: it does not exist yet."""
     is_doomed: bool = False
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A mark, as the stream's leader shows it; or that there is none."""
+    """A blob's last mark as the stream's leader returns it, or none."""
 
     class Message(msgspec.Struct, frozen=True):
         seq: Seq
@@ -78,20 +78,20 @@ _mark = msgspec.json.Decoder(Mark)
 
 
 class BlobStore:
-    """Safe to share in a process. Each call raises LogUnavailable when NATS does not answer in bounded time."""
+    """All blobs. May be shared within a process. Every method raises LogUnavailable after a bounded time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._life: timedelta | None = None
+        self._lifetime: timedelta | None = None
 
     async def put(self, tenant: Tenant, lifted: Mapping[str, bytes]) -> None:
-        """Stores what is not there, or is past half its life; raises LogFull."""
+        """Stores the blobs that do not exist or are past half of their lifetime. Raises LogFull."""
         for sha256, content in lifted.items():
             for _ in range(TRIES_MAX):
                 marked = await self._last(tenant, sha256)
                 if marked is not None and not await self._ends_soon(marked):
                     break
-                # "There is none" is no fence: it is true again after others have stored and purged the blob.
+                # Sequence 0 is not a safe fence: it is valid again after others have stored and purged the blob.
                 seen = marked.seq if marked else await self._mark(tenant, sha256, Size(0), BEFORE_FIRST)
                 if seen is not None and await self._store(tenant, sha256, content, seen):
                     break
@@ -99,18 +99,18 @@ class BlobStore:
                 raise LogUnavailable(CONTENDED)
 
     async def renew(self, tenant: Tenant, blobs: Iterable[Blob]) -> None:
-        """Stores again what is past half its life; raises BlobUnknown for what is gone, LogFull.
+        """Stores blobs again that are past half of their lifetime. Raises BlobUnknown, LogFull.
 
-        So a conversation that goes on keeps its pictures.
+        So a conversation that continues keeps its pictures.
         """
         for blob in blobs:
             if await self._ends_soon(await self._marked(tenant, blob.sha256)):
                 await self.put(tenant, {blob.sha256: await self.read(tenant, blob)})
 
     async def mark_deleted(self, tenant: Tenant, sha256: str) -> Seq | None:
-        """Has whoever refers to the blob from now on store all of it again; returns what `purge` is told.
+        """Marks the blob as deleted: later requests store it again. Returns the sequence for `purge`.
 
-        None when there is no such blob.
+        Returns None if the blob does not exist.
         """
         for _ in range(TRIES_MAX):
             marked = await self._last(tenant, sha256)
@@ -122,32 +122,32 @@ class BlobStore:
             try:
                 seq = await self._mark(tenant, sha256, doomed, marked.seq)
             except LogFull:
-                # To the byte: a sign is longer than what it takes the place of. Who comes in this very moment sees
-                # none, and its turn fails with `blob_expired`; but a full store must not be kept from being emptied.
+                # The new mark is longer than the old one, and the stream is full to the byte. Purging goes on, because
+                # it frees space; a request of this moment does not see the mark and fails with `blob_expired`.
                 return marked.seq
             if seq is not None:
                 return seq
         raise LogUnavailable(CONTENDED)
 
-    async def purge(self, tenant: Tenant, sha256: str, condemned: Seq) -> None:
-        """Removes all of what was condemned, and nothing of what was stored again after that."""
-        await self._purge(subjects.chunks(tenant, sha256), condemned)
-        await self._purge(subjects.blob(tenant, sha256), condemned)
+    async def purge(self, tenant: Tenant, sha256: str, marked_at: Seq) -> None:
+        """Removes the chunks and the mark up to `marked_at`, and nothing that was stored after it."""
+        await self._purge(subjects.chunks(tenant, sha256), marked_at)
+        await self._purge(subjects.blob(tenant, sha256), marked_at)
 
     async def size(self, tenant: Tenant, sha256: str) -> int:
-        """How many bytes the blob has; raises BlobUnknown."""
+        """Returns the blob's length in bytes. Raises BlobUnknown."""
         return (await self._marked(tenant, sha256)).size.bytes
 
     async def read(self, tenant: Tenant, blob: Blob) -> bytes:
-        """The whole blob; raises BlobUnknown."""
+        """Returns the whole blob. Raises BlobUnknown."""
         if await self.size(tenant, blob.sha256) != blob.bytes:
             raise BlobUnknown(UNKNOWN)
         return b"".join([chunk async for chunk in self.chunks(tenant, blob)])
 
     async def chunks(self, tenant: Tenant, blob: Blob) -> AsyncGenerator[bytes, None]:
-        """The chunks of a blob of that size; raises BlobUnknown when it is purged meanwhile.
+        """Yields the blob's chunks. Raises BlobUnknown if it is purged meanwhile.
 
-        Raises LogUnavailable, after the last one, if they are not the blob's.
+        Raises LogUnavailable after the last chunk if their hash is not the blob's.
         """
         digest = hashlib.sha256()
         for number in range(-(-blob.bytes // CHUNK_BYTES)):
@@ -155,7 +155,7 @@ class BlobStore:
             digest.update(chunk)
             yield chunk
         if digest.hexdigest() != blob.sha256:
-            raise LogUnavailable("a blob's chunks are not what its name says")
+            raise LogUnavailable(f"the chunks of blob {blob.sha256} do not have its hash: retry")
 
     async def _ends_soon(self, marked: Mark.Message) -> bool:
         if marked.size.is_doomed or not marked.size.bytes:
@@ -163,18 +163,18 @@ class BlobStore:
         return datetime.now(UTC) - marked.time > await self._half_life()
 
     async def _store(self, tenant: Tenant, sha256: str, content: bytes, seen: Seq) -> bool:
-        """Stores a blob whose last mark was `seen`; False when there is another by now, and this may be in pieces."""
+        """Stores a blob whose last mark was `seen`. Returns False if there is a newer mark: it may be incomplete."""
         for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
             await self._publish(subjects.chunk(tenant, sha256, number), content[start : start + CHUNK_BYTES])
         return await self._mark(tenant, sha256, Size(len(content)), seen) is not None
 
     async def _mark(self, tenant: Tenant, sha256: str, size: Size, seen: Seq) -> Seq | None:
-        """The mark's sequence; None when the one that was `seen` is not the last. That may be this very one."""
+        """Stores a mark. Returns its sequence, or None if `seen` is not the last mark; that may be this very one."""
         payload = msgspec.json.encode(size)
         return await self._publish(subjects.blob(tenant, sha256), payload, {EXPECTED: str(seen)}) or None
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
-        """Stored twice is stored once: what is unclear is simply sent again. 0 when the fence did not hold."""
+        """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
 
         def stored(reply: Msg) -> Seq | None:
             answer = pub_ack.decode(reply.data)
@@ -195,7 +195,7 @@ class BlobStore:
         await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, purged)
 
     async def _marked(self, tenant: Tenant, sha256: str) -> Mark.Message:
-        """The blob's mark; raises BlobUnknown, once that was said twice."""
+        """Returns the blob's mark. Raises BlobUnknown after two reads without one."""
         for wait_s in (WOKEN_WAIT_S, 0.0):
             marked = await self._last(tenant, sha256)
             if marked is not None and marked.size.bytes:
@@ -204,7 +204,7 @@ class BlobStore:
         raise BlobUnknown(UNKNOWN)
 
     async def _last(self, tenant: Tenant, sha256: str) -> Mark.Message | None:
-        """The mark as it stands: asked of the stream's leader, who is never behind its own acknowledgements."""
+        """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
 
         def shown(reply: Msg) -> Mark | None:
             error = pub_ack.decode(reply.data).error
@@ -216,20 +216,20 @@ class BlobStore:
         return (await self._ask(f"$JS.API.STREAM.MSG.GET.{BODIES}", query, shown)).message
 
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
-        """Any follower may answer, and may be behind the mark: what is not there yet is asked for again."""
+        """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
 
         def held(reply: Msg) -> bytes:
             return b"" if "Status" in (reply.headers or {}) else reply.data
 
-        begun = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         subject = subjects.chunk(tenant, sha256, number)
         while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", held)):
             is_doomed = (await self._marked(tenant, sha256)).size.is_doomed
-            waited_s = asyncio.get_running_loop().time() - begun
+            waited_s = asyncio.get_running_loop().time() - started
             if is_doomed and waited_s >= BEHIND_MAX_S:
                 raise BlobUnknown(UNKNOWN)
             if waited_s >= TIMEOUT_S:
-                raise LogUnavailable("a blob's chunk cannot be read")
+                raise LogUnavailable(f"a chunk of blob {sha256} cannot be read: retry")
             await asyncio.sleep(TRY_AGAIN_S)
         return chunk
 
@@ -240,8 +240,8 @@ class BlobStore:
         answer: Callable[[Msg], T | None],
         headers: dict[str, str] | None = None,
     ) -> T:
-        """What `answer` makes of the first reply that it makes something of; it is asked for until then."""
-        why = "it is behind, or has no leader"
+        """Repeats the request until `answer` accepts a reply, and returns its result."""
+        why = "it lags or has no leader"
         deadline = asyncio.get_running_loop().time() + TIMEOUT_S
         while asyncio.get_running_loop().time() < deadline:
             try:
@@ -252,14 +252,14 @@ class BlobStore:
                 if (answered := answer(reply)) is not None:
                     return answered
             await asyncio.sleep(TRY_AGAIN_S)
-        raise LogUnavailable(f"the store of pictures and long texts does not answer: {why}")
+        raise LogUnavailable(f"the storage for pictures and long texts does not answer: {why}")
 
     async def _half_life(self) -> timedelta:
-        if self._life is None:
+        if self._lifetime is None:
             try:
                 config = (await self._connection.jetstream.stream_info(BODIES)).config
             except nats.errors.Error as error:
-                raise LogUnavailable(f"the stream {BODIES} does not answer: {type(error).__name__}") from error
-            # A stream without an age keeps what it has.
-            self._life = timedelta(seconds=config.max_age) if config.max_age else timedelta.max
-        return self._life / 2
+                raise LogUnavailable(f"the stream {BODIES} does not answer ({type(error).__name__}): retry") from error
+            # Without max_age, blobs never expire.
+            self._lifetime = timedelta(seconds=config.max_age) if config.max_age else timedelta.max
+        return self._lifetime / 2

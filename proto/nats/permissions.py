@@ -1,12 +1,11 @@
-"""What each process may say and hear in NATS, and no more: an account and a user for each role. Pure; `deploy` tells
-the server.
+"""NATS accounts and permissions: which subjects each role may publish and subscribe to. Pure data.
 
-The log has an account of its own, and so has each role; what a role may ask of another account is imported there, and
-nothing else leads out. nats-server sends an answer to whatever subject its question names, and asks for nobody's right
-to it: in an account of its own that reaches nobody (ADR 23). The user's rights say the same once more, for a mistake is
-then refused and said, and not met with silence.
+The log has its own account, and so has each role. A role's account imports the subjects that it needs from other
+accounts, and nothing else crosses accounts. nats-server sends a reply to any subject that a request names, without a
+permission check; in a separate account such a reply reaches no other role (ADR 23). The user's permissions repeat the
+rules, so that a mistake is reported as an error instead of a lost message.
 
-A new subject has its row here or is refused, which the first test notices.
+`deploy` writes the server's configuration from this module. A new subject needs a row here.
 """
 
 from collections.abc import Mapping
@@ -66,16 +65,15 @@ from tailrace.proto.subjects import (
 )
 
 GATEWAY = "gateway"
-# Who sets NATS up, makes keys and asks what was used: `up` and the commands. It stores no entry, and reads all of them.
+# The user of `up` and of the commands: sets NATS up, creates keys, queries usage. Reads all entries, stores none.
 ADMIN = "admin"
 
-# The account that has the log; whoever is of no role is of this one, too.
+# The account of the log, and of all users without a role.
 LOG = "TAILRACE"
 
 API = "$JS.API"
-# How everything is set up: each process looks at that before it begins.
-# Who imports INFO is one of those accounts that have JetStream elsewhere. Without it nats-server itself answers
-# everything below ASK in an account that has none, with "not enabled" (Account.serviceImportShadowed).
+# Every process checks the configuration at startup. The import of INFO marks an account whose JetStream is in another
+# account: without it nats-server answers all of $JS.API with "not enabled" (Account.serviceImportShadowed).
 READ_CONFIG = (f"{API}.INFO", f"{API}.STREAM.INFO.*", f"{API}.CONSUMER.INFO.{STREAM}.*")
 READ_TURNS = (f"{API}.DIRECT.GET.{STREAM}", f"{API}.STREAM.MSG.GET.{STREAM}")
 READ_BLOBS = (f"{API}.DIRECT.GET.{BODIES}.>", f"{API}.STREAM.MSG.GET.{BODIES}")
@@ -101,37 +99,37 @@ PERSISTENCE_QUERIES = tuple(
         *(GetBatch, ListBatches, ListBatchTurns),
     )
 )
-# How `nats micro ls` finds who answers questions.
+# Used by `nats micro ls`.
 DISCOVERY = "$SRV.>"
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """Subjects with their wildcards. What it says and hears itself is among the processes of that role."""
+    """The subjects of a role. Subjects in both lists stay within the role's processes."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     serves: tuple[str, ...] = ()
-    """What it hears that others ask."""
+    """Subjects of requests that the role serves."""
     can_reply: bool = False
-    """It may also answer, once, what it was asked."""
+    """Whether the role may reply once to each request that it receives."""
 
 
 class Import(NamedTuple):
-    """That a subject leads out of one account into another, or, of a feed, is heard there."""
+    """An import of another account's subject: a service (requests), or a stream (messages)."""
 
     account: str
-    """Whose the subject is."""
+    """The account that exports the subject."""
     subject: str
     is_stream: bool = False
 
 
 def inbox_prefix(user: str) -> str:
-    """Where a user is answered, and no other hears it: the prefix of its inboxes."""
+    """Returns the prefix of a user's inboxes, to which no other user may subscribe."""
     return f"_INBOX.{user}" if is_token(user) else "_INBOX"
 
 
 def consume_subjects(durable: str) -> tuple[str, ...]:
-    """To be handed what a consumer has, and to acknowledge it."""
+    """Returns the subjects for fetching from a consumer and for acknowledging."""
     return (f"{API}.CONSUMER.MSG.NEXT.{STREAM}.{durable}", f"$JS.ACK.{STREAM}.{durable}.>")
 
 
@@ -144,7 +142,7 @@ RIGHTS: Mapping[str, Rights] = {
             EVERY_BLOB,
             EVERY_SLOT,
             *COUNT,
-            # Claims of idempotency keys, holds, and which tickets were used. What was deleted says persistence.
+            # Idempotency keys, pins and used tickets. Tombstones are written by persistence.
             f"$KV.{CLAIMS}.*",
             f"$KV.{CLAIMS}.held.>",
             f"$KV.{CLAIMS}.ticket.*",
@@ -155,7 +153,7 @@ RIGHTS: Mapping[str, Rights] = {
             health(GENERATORS),
             health(PERSISTENCE),
             EVERY_PRESENCE,
-            # Gateways are asked by gateways alone. `can_reply` would let one answer at whatever its own question names.
+            # Only gateways send requests to gateways. `can_reply` would allow replies to any subject.
             f"{inbox_prefix(GATEWAY)}.>",
             *READ_CONFIG,
             *READ_TURNS,
@@ -166,7 +164,7 @@ RIGHTS: Mapping[str, Rights] = {
             f"{API}.STREAM.MSG.GET.KV_{SECRETS}",
             f"{API}.STREAM.MSG.GET.KV_{LOGINS}",
             f"{API}.STREAM.PURGE.{CLAIMS_STREAM}",
-            # A turn that is deleted, and a probe that is taken back.
+            # For deleting a turn, and a write probe.
             PURGE_TURNS,
             f"{API}.STREAM.MSG.DELETE.{STREAM}",
         ),
@@ -174,7 +172,7 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     GENERATORS: Rights(
         publish=(
-            # A batch's inputs are asked by who carries it.
+            # The generator of a batch appends the requests of its inputs.
             EVERY_REQUEST,
             "turns.*.*.attempt",
             "turns.*.*.event",
@@ -200,7 +198,7 @@ RIGHTS: Mapping[str, Rights] = {
     ),
     PERSISTENCE: Rights(
         publish=(
-            # A blob that is to be purged is marked so before.
+            # A blob is marked as deleted before it is purged.
             "bodies.*.*",
             f"{API}.STREAM.PURGE.{BODIES}",
             f"$KV.{CLAIMS}.deleted.>",
@@ -225,29 +223,29 @@ RIGHTS: Mapping[str, Rights] = {
 
 
 def account(user: str) -> str:
-    """Whose inboxes, questions and answers are no other's."""
+    """Returns the account of a user."""
     return f"{LOG}_{user.upper()}" if user in RIGHTS and user != ADMIN else LOG
 
 
 ACCOUNTS = tuple(dict.fromkeys((LOG, *map(account, RIGHTS))))
-# What the log's account tells without being asked.
+# Message streams that the log's account exports.
 FEEDS = (EVERY_LIVE, EVERY_LIVE_KEY)
 
 
 def imports_of(user: str) -> list[Import]:
-    """What leads out of a user's account, and nothing else does."""
+    """Returns all imports of a user's account."""
     rights = RIGHTS[user]
-    asked = [
-        Import(whose, subject)
+    services = [
+        Import(owner, subject)
         for subject in rights.publish
         if subject not in rights.subscribe
-        for whose in ([account(one) for one in RIGHTS if subject in RIGHTS[one].serves] or [LOG])
+        for owner in ([account(one) for one in RIGHTS if subject in RIGHTS[one].serves] or [LOG])
     ]
-    heard = [Import(LOG, subject, is_stream=True) for subject in rights.subscribe if subject in FEEDS]
-    return [way for way in (*asked, *heard) if way.account != account(user)]
+    streams = [Import(LOG, subject, is_stream=True) for subject in rights.subscribe if subject in FEEDS]
+    return [one for one in (*services, *streams) if one.account != account(user)]
 
 
 def has_many_replies(subject: str) -> bool:
-    """Whether there may be more than one message in answer to a question. The last of one subject is one."""
+    """Returns whether a request on `subject` may have more than one reply message."""
     is_read = subject.startswith(f"{API}.DIRECT.GET.") and not subject.endswith(".>")
     return is_read or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.") or subject == DISCOVERY

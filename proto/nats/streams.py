@@ -1,7 +1,7 @@
-"""What Tailrace needs to exist in NATS, declared as data: five streams, four buckets, three consumers.
+"""The configuration of Tailrace's five streams, four KV buckets and three consumers in NATS.
 
-`apply` makes what is missing, `check` refuses to run on what differs. Neither changes what exists: `update_stream` with
-an older configuration silently turns things off, so a change is a migration that somebody asks for.
+`apply` creates what is missing, `check` raises if something differs. Neither changes what exists: `update_stream` with
+an older configuration silently turns features off, so a change is an explicit migration.
 """
 
 from typing import Any
@@ -47,31 +47,31 @@ from tailrace.proto.subjects import (
 )
 
 SCHEMA = "1"
-# Before it a client could restore streams that it may not, and a stranger fill the server's memory (CVE-2026-33222 and
-# its like); counters came with 2.12.
+# Earlier versions let a client restore streams without permission, and an unauthenticated one fill the server's memory
+# (CVE-2026-33222 and similar). Counters exist since 2.12.
 SERVER_MIN = (2, 12, 6)
 RETENTION_S = 24 * 3600.0
 BYTES_MAX = 8 * 1024**3
-# A conversation that is taken up within half of it keeps its pictures.
+# A conversation that continues within half of this time keeps its pictures.
 BODIES_RETENTION_S = 7 * 24 * 3600.0
-# Of the log's bytes, on top of them.
+# As a share of the log's byte limit, in addition to it.
 BODIES_SHARE = 1 / 6
-# From when a login was refreshed last; it has an end of its own before that.
+# After a login's last refresh; logins also have an expiry of their own.
 LOGINS_KEPT_S = 30 * 24 * 3600.0
-# A killed generator's turn is with another one after this long. Renewed three times in it while the turn runs.
+# After this time a killed generator's turn is delivered to another one. Renewed three times per period.
 GENERATOR_ACK_WAIT_S = 2.0
 PERSISTENCE_ACK_WAIT_S = 10.0
-# What a killed process had not told yet is told this much later.
+# After this time a killed process's webhook is delivered by another one.
 WEBHOOKS_ACK_WAIT_S = 10.0
-# A counter of an hour at most, and what is still added to it when a turn has ended.
+# Counters of windows up to one hour, plus what is settled at the end of turns.
 LIMITS_KEPT_S = 2 * 3600.0
-# A month that nobody has used for nine days is over.
+# A month, plus nine days.
 BUDGETS_KEPT_S = 40 * 24 * 3600.0
-# The server knows the names of increments by heart and, once it was started anew, by what is stored of them: therefore
-# the last of each counter are, as many as are added while a turn that was settled may still be delivered again. That is
-# some 25 kB each, and counters of days and months are many.
+# The server keeps the names of increments in memory, and after a restart rebuilds them from the stored messages. So the
+# last increments of each counter are stored: as many as occur while a settled turn may still be delivered again. That
+# is about 25 kB a counter, and there are many counters of days and months.
 INCREMENTS_KEPT = 128
-# No turn runs for so long, nor is its log kept.
+# Longer than any turn runs, and than its log is kept.
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 
 
@@ -82,7 +82,7 @@ def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamCon
         subjects=[EVERY_TURN],
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
-        # Full means that new turns are refused, not that old entries make way for them.
+        # A full log refuses new turns instead of dropping old entries.
         discard=DiscardPolicy.NEW,
         max_bytes=bytes_max,
         max_age=retention_s,
@@ -103,7 +103,7 @@ def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamCo
         discard=DiscardPolicy.NEW,
         max_bytes=bytes_max,
         max_age=retention_s,
-        # What is stored again takes the place of what it equals.
+        # A blob that is stored again replaces itself.
         max_msgs_per_subject=1,
         allow_direct=True,
         num_replicas=replicas,
@@ -112,7 +112,7 @@ def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamCo
 
 
 def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
-    """Such a stream takes increments and nothing else; the last message of a subject says what it comes to."""
+    """Returns the configuration of a stream of counters. The last message of a subject holds the counter's value."""
     return StreamConfig(
         name=name,
         description="Tailrace: what was used",
@@ -121,7 +121,7 @@ def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float,
         retention=RetentionPolicy.LIMITS,
         max_age=kept_s,
         max_msgs_per_subject=INCREMENTS_KEPT,
-        # For how long an increment that is sent again, with its name, is known and not added again.
+        # How long a repeated increment with the same name is recognised.
         duplicate_window=remembered_s,
         allow_msg_counter=True,
         allow_direct=True,
@@ -147,7 +147,7 @@ def slots_stream(replicas: int) -> StreamConfig:
 
 
 def limit_streams(replicas: int) -> list[StreamConfig]:
-    """What limits are counted in (PROTOCOL R37)."""
+    """Returns the streams for limits: counters of windows, counters of budgets, slots (PROTOCOL R37)."""
     return [
         counter_stream(LIMITS, EVERY_LIMIT, LIMITS_KEPT_S, LIMITS_KEPT_S, replicas),
         counter_stream(BUDGETS, EVERY_BUDGET, BUDGETS_KEPT_S, RETENTION_S, replicas),
@@ -173,10 +173,10 @@ def bucket(
     allow_direct: bool = False,
     republish: RePublish | None = None,
 ) -> StreamConfig:
-    """A bucket with the last of each key, as every client of NATS knows them (ADR-8 of nats-architecture-and-design).
+    """Returns the stream of a standard KV bucket (ADR-8 of nats-architecture-and-design).
 
-    Without `Nats-Rollup`, which nothing here asks for: one message of whoever may write could take the place of all.
-    Without `allow_direct` the leader alone is asked: "nobody has used it" is no old answer then.
+    `Nats-Rollup` is disabled: with it, one message of any writer could replace the whole bucket.
+    Without `allow_direct` only the leader answers reads, so that a read is never stale.
     """
     return StreamConfig(
         name=f"KV_{name}",
@@ -200,7 +200,7 @@ def consumers() -> list[ConsumerConfig]:
             filter_subjects=[EVERY_REQUEST],
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=GENERATOR_ACK_WAIT_S,
-            # A consumer that gives up does so in silence; attempts are counted in the log instead.
+            # With a limit, the consumer would stop delivering silently. Attempts are counted in the log instead.
             max_deliver=-1,
             max_ack_pending=-1,
         ),
@@ -231,7 +231,7 @@ async def apply(
     retention_s: float = RETENTION_S,
     bodies_retention_s: float = BODIES_RETENTION_S,
 ) -> None:
-    """Creates what is missing, then checks all of it. Raises LogMisconfigured, LogUnavailable."""
+    """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable."""
     jetstream = connection.jetstream
     try:
         for config in (
@@ -249,12 +249,12 @@ async def apply(
 
 
 async def check(connection: Connection) -> None:
-    """Raises LogMisconfigured when something is missing or not as this version needs it, LogUnavailable."""
+    """Raises LogMisconfigured if a stream or consumer is missing or differs from this version's, LogUnavailable."""
     jetstream = connection.jetstream
     if (server := connection.server_version) is not None and server < SERVER_MIN:
         raise LogMisconfigured(
             f"nats-server {'.'.join(map(str, server))} is older than {'.'.join(map(str, SERVER_MIN))}, "
-            "lacks what limits need, and has known holes: take a newer one"
+            "which limits need, and has known vulnerabilities: upgrade it"
         )
     try:
         differing = []
@@ -269,8 +269,8 @@ async def check(connection: Connection) -> None:
             await jetstream.key_value(name)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
-            "NATS lacks a stream or a part of one: run `tailrace streams`, or start `up`. "
-            "If there was a log before NATS had accounts: docs/RUNBOOK.md, Users of NATS"
+            "NATS lacks a stream, bucket or consumer: run `tailrace streams`, or start `tailrace up`. "
+            "If the log is older than the NATS accounts, see docs/RUNBOOK.md, Users of NATS"
         ) from error
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be checked: {_why(error)}") from error
@@ -280,15 +280,14 @@ async def check(connection: Connection) -> None:
 
 def _why(error: nats.errors.Error) -> str:
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
-        return "this NATS has no JetStream: its configuration needs `jetstream { store_dir: … }`"
+        return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
     return str(error)
 
 
 async def lagging_servers(connection: Connection) -> set[str]:
-    """The servers that could not stand in for another just now: away, or with a copy that is not whole.
+    """Returns the servers with an offline or lagging replica of a stream or consumer.
 
-    Consumers have copies of their own. Empty where everything has one copy. Raises LogUnavailable, also where a stream
-    or a consumer has no leader.
+    Empty without replication. Raises LogUnavailable, also if a stream or consumer has no leader.
     """
     jetstream = connection.jetstream
     try:
@@ -296,17 +295,17 @@ async def lagging_servers(connection: Connection) -> set[str]:
         for consumer in (GENERATORS, PERSISTENCE, WEBHOOKS):
             clusters.append((await jetstream.consumer_info(STREAM, consumer)).cluster)  # noqa: PERF401
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams do not answer: {type(error).__name__}") from error
+        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
     copies = [copy for cluster in clusters if cluster for copy in cluster.replicas or []]
     return {str(copy.name) for copy in copies if copy.offline or not copy.current}
 
 
 async def fullness(connection: Connection) -> float:
-    """How much of its byte limit the stream uses, 0 to 1. Raises LogUnavailable."""
+    """Returns the used share of the log's byte limit, 0 to 1. Raises LogUnavailable."""
     try:
         info = await connection.jetstream.stream_info(STREAM)
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+        raise LogUnavailable(f"the stream does not answer ({type(error).__name__}): retry") from error
     finally:
         raise_if_cancelled()
     limit = info.config.max_bytes or 0
@@ -316,7 +315,7 @@ async def fullness(connection: Connection) -> float:
 BUCKETS = (CLAIMS, KEYS, SECRETS, LOGINS)
 EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, *(f"KV_{bucket}" for bucket in BUCKETS))
 
-# The settings that the protocol rests on. Sizes, retention and replicas are the operator's.
+# The fields that the protocol depends on. Sizes, retention and replicas are the operator's choice.
 OWNED_BY_STREAM = (
     "subjects",
     "storage",
@@ -329,7 +328,7 @@ OWNED_BY_STREAM = (
     "allow_msg_ttl",
     "metadata",
 )
-# How many increments are kept may differ: earlier versions kept one, and counted as well while no server was restarted.
+# The number of stored increments may differ: earlier versions kept one, which is enough without a restart.
 OWNED_BY_COUNTERS = tuple(name for name in OWNED_BY_STREAM if name != "max_msgs_per_subject")
 OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
 
@@ -337,10 +336,10 @@ OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
 def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
     def same(name: str) -> bool:
         ours, theirs = getattr(wanted, name), getattr(found, name)
-        # A consumer with one filter comes back with the older, singular setting.
+        # nats-server reports a single filter in the older field `filter_subject`.
         if name == "filter_subjects" and not theirs:
             theirs = [found.filter_subject]
-        # The server adds metadata of its own.
+        # The server adds its own metadata.
         if name == "metadata":
             theirs = {key: (theirs or {}).get(key) for key in ours}
         return bool(ours is None or ours == theirs)
@@ -356,7 +355,7 @@ async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> N
 
 
 async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:
-    # `add_consumer` would silently update a durable consumer that exists.
+    # `add_consumer` would silently update an existing durable consumer.
     try:
         await jetstream.consumer_info(STREAM, str(config.durable_name))
     except nats.js.errors.NotFoundError:

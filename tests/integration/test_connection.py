@@ -61,7 +61,7 @@ async def test_a_nats_without_jetstream_is_told_what_it_lacks(own_server: NatsSe
     async with without_jetstream(own_server):
         connection = await Connection.open(own_server.url, "test")
         for ask in (check, streams.apply):
-            with pytest.raises(LogUnavailable, match="this NATS has no JetStream: its configuration needs"):
+            with pytest.raises(LogUnavailable, match="this NATS server has no JetStream: add"):
                 await ask(connection)
         await connection.close()
 
