@@ -22,25 +22,24 @@ is, against a running gateway: `make test`. Python's versions are those of `pypr
 """
 
 NOTES = """
-## What the clients make you do
+## Limitations of the clients
 
-Found by running them; the tests that hold it stand above.
+Observed with the versions above; tests verify each of them.
 
-- **EventSource** cannot send a key: it goes to your own backend, with your cookie ([API.md](API.md), "Where your
-  backend stands"). A clean end makes it come back, so close it at `done` or `error`.
-- **eventsource** (npm) does not keep Node alive while it waits to come back: something else has to.
-- **fetch-event-source** takes a clean end for the end of everything: throw in `onclose` unless `done` or `error` came.
-  It takes an id when it has read its line and not when the event is whole, which is why ids stand last in ours; cut
-  exactly between an event's last two newlines, it loses that event.
-- **fetch** in Chromium, without TLS, takes a connection that closes within the headers for an answer without a body.
-- **useChat** takes a clean end without `finish` for success, and asks to resume on every page: `204` is no error to it,
-  `404` is. Its `stop()` tells nobody: POST `/api/chat/{id}/stop` as well.
-- **WorkflowChatTransport** 2.0.43 brings an `ai` of its own (7.0.112), which refuses the finish reason `interrupted`,
-  comes back for ever until it sees `finish`, and sends no chat's name: give it one (`body: { session_id }`).
-- **Claude Code** as `make clients` installs it does not start by its link, `node_modules/.bin/claude`: npm's install
-  scripts are off, and one of them would put the program there. It is
-  `node_modules/@anthropic-ai/claude-code-linux-x64/claude`.
-- **npm** run by a Node older than 22 chooses last year's versions of these clients, and says nothing.
+- **EventSource** cannot send a key: let it read from your own backend, with your cookie ([API.md](API.md),
+  "Architecture of an app"). It reconnects after a clean end, so close it at `done` or `error`.
+- **eventsource** (npm) does not keep the Node process alive while it waits to reconnect.
+- **fetch-event-source** does not reconnect after a clean end: throw in `onclose` unless `done` or `error` came. It
+  stores an id when it has read its line, before the event is complete. Tailrace therefore sends the id last; if the
+  connection is cut exactly between an event's last two newlines, this client loses the event.
+- **fetch** in Chromium without TLS treats a connection that closes within the headers as a response without a body.
+- **useChat** treats a clean end without `finish` as success. It requests a resume on every page load; `204` is no
+  error for it, `404` is. Its `stop()` sends no request: POST `/api/chat/{id}/stop` as well.
+- **WorkflowChatTransport** 2.0.43 includes its own `ai` (7.0.112), which rejects the finish reason `interrupted`. It
+  reconnects until it receives `finish`, and sends no chat name: add one (`body: { session_id }`).
+- **Claude Code** as installed by `make clients` does not start by its link `node_modules/.bin/claude`, because npm's
+  install scripts are disabled. The program is `node_modules/@anthropic-ai/claude-code-linux-x64/claude`.
+- **npm** with Node before 22 installs old versions of these clients without a warning.
 """
 
 
