@@ -68,7 +68,7 @@ async def calls(claude: str) -> int:
     return (await stats(claude))["calls"]
 
 
-@pytest.mark.proves("anthropic", "spared its upstream's breaks", "Claude Code")
+@pytest.mark.proves("anthropic", "hides interruptions of the model call", "Claude Code")
 async def test_a_break_of_its_upstream_is_invisible(gateway: Gateway, claude: str, home: Path) -> None:
     """The model's stream is cut in mid-text; Claude Code is told one message, without a gap, and asks once."""
     before = await calls(claude)
@@ -107,7 +107,7 @@ async def test_a_question_that_came_to_nothing_is_asked_anew(gateway: Gateway, c
     assert [turn["outcome"] for turn in page["turns"]] == ["failed", "completed"]
 
 
-@pytest.mark.proves("anthropic", "goes on when a generator is killed", "Claude Code")
+@pytest.mark.proves("anthropic", "generator killed during the answer", "Claude Code")
 async def test_it_does_not_notice_that_a_generator_was_killed(takeover: Takeover, home: Path) -> None:
     """kill -9 in the middle of the answer: it has asked once, and shows the text that SQLite has."""
     running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
@@ -117,7 +117,7 @@ async def test_it_does_not_notice_that_a_generator_was_killed(takeover: Takeover
     assert await told(takeover.gateway, run.turns[0]) == TEXT
 
 
-@pytest.mark.proves("anthropic", "goes on when the gateway is killed", "Claude Code")
+@pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
 async def test_a_gateway_is_killed_and_its_successor_has_the_turn(
     house: House, gateway: Gateway, tenant: Tenant, claude: str, home: Path
 ) -> None:
@@ -142,7 +142,7 @@ async def has_said(claude: str, tokens: int) -> bool:
 
 
 @pytest.mark.proves("anthropic", "tools", "Claude Code")
-@pytest.mark.proves("anthropic", "found in the history", "Claude Code")
+@pytest.mark.proves("anthropic", "read from the history", "Claude Code")
 async def test_a_session_with_a_tool_is_one_conversation(
     gateway: Gateway, claude: str, home: Path, tenant: Tenant, house_log: TurnLog
 ) -> None:

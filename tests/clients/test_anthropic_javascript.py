@@ -28,8 +28,8 @@ def turn_of(message: dict[str, Any]) -> str:
     return str(message["id"]).removeprefix("msg_")
 
 
-@pytest.mark.proves("anthropic", "streams", "@anthropic-ai/sdk")
-@pytest.mark.proves("anthropic", "whole", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "stream", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "answer as one JSON body", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "tools", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "thinking", "@anthropic-ai/sdk")
 async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway) -> None:
@@ -44,7 +44,7 @@ async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gatew
     assert stream["message"] | same == whole["message"] | same
 
 
-@pytest.mark.proves("anthropic", "heartbeats before the first delta", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "heartbeats before the first event", "@anthropic-ai/sdk")
 async def test_pings_are_passed_over(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """Before `message_start` and between two deltas."""
     beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
@@ -52,8 +52,8 @@ async def test_pings_are_passed_over(house: House, gateway: Gateway, new_gateway
     assert (shown["text"], "ping" in shown["kinds"], shown["kinds"]["message_stop"]) == (words(3), False, 1)
 
 
-@pytest.mark.proves("anthropic", "errors before the first word", "@anthropic-ai/sdk")
-@pytest.mark.proves("anthropic", "errors in mid-stream", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "errors before the first event", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "errors during the stream", "@anthropic-ai/sdk")
 async def test_a_failure_is_raised_with_its_type(gateway: Gateway) -> None:
     """Before the first word with the API's status, and the turn; later on as an event, after the text that stands."""
     before, later = await asyncio.gather(
@@ -82,7 +82,7 @@ async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) ->
     assert SAYS["anthropic"](again) == TEXT == await told(gateway, turn["turn"])
 
 
-@pytest.mark.proves("anthropic", "goes on when a generator is killed", "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", "generator killed during the answer", "@anthropic-ai/sdk")
 async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer: one stream, the whole text."""
     running = asyncio.create_task(asked(takeover.gateway.url, "stream", SLOW))

@@ -75,8 +75,8 @@ async def broken(sdk: AsyncAnthropic, line: str) -> Broken:
 
 
 @pytest.mark.proves("anthropic", "citations", "anthropic (Python)")
-@pytest.mark.proves("anthropic", "streams", "anthropic (Python)")
-@pytest.mark.proves("anthropic", "whole", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "stream", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "answer as one JSON body", "anthropic (Python)")
 @pytest.mark.proves("anthropic", "tools", "anthropic (Python)")
 @pytest.mark.proves("anthropic", "thinking", "anthropic (Python)")
 async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway, sdk: AsyncAnthropic) -> None:
@@ -103,7 +103,7 @@ def blocks(message: Message) -> list[dict[str, Any]]:
     return [block.to_dict(mode="json") for block in message.content]
 
 
-@pytest.mark.proves("anthropic", "found in the history", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "read from the history", "anthropic (Python)")
 async def test_a_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: AsyncAnthropic, claude: str) -> None:
     """The client tells all of it each time; the session holds each message once, the model is told what was told."""
     headers = {"X-Session-ID": "test:conversation", "X-Project-ID": "test"}
@@ -171,7 +171,7 @@ async def test_both_headers_of_the_key_and_both_versions_are_taken(
     assert answer.headers["request-id"] == answer.headers["tailrace-turn"] == answer.json()["id"].removeprefix("msg_")
 
 
-@pytest.mark.proves("anthropic", "errors before the first word", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "errors before the first event", "anthropic (Python)")
 @pytest.mark.parametrize(
     ("line", "more", "kind", "type_", "sentence"),
     [
@@ -206,7 +206,7 @@ async def test_what_fails_before_its_first_word_has_the_apis_status_and_type(
         assert raised.value.response.headers["retry-after"] == "60"
 
 
-@pytest.mark.proves("anthropic", "errors in mid-stream", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "errors during the stream", "anthropic (Python)")
 async def test_a_failure_in_mid_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """After some text and all attempts; what was said stays, in the client and in the history."""
     shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4x99")
@@ -217,7 +217,7 @@ async def test_a_failure_in_mid_stream_is_raised_with_its_type(gateway: Gateway,
     assert shown.error.type == "api_error"
 
 
-@pytest.mark.proves("anthropic", "heartbeats before the first delta", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "heartbeats before the first event", "anthropic (Python)")
 async def test_pings_come_before_the_first_event_and_between_two(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
@@ -246,7 +246,7 @@ async def test_a_stream_that_was_cut_is_taken_up_in_any_dialect(gateway: Gateway
     assert SAYS[dialect](again) == TEXT == await told(gateway, shown.turn)
 
 
-@pytest.mark.proves("anthropic", "goes on when a generator is killed", "anthropic (Python)")
+@pytest.mark.proves("anthropic", "generator killed during the answer", "anthropic (Python)")
 async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer: one stream, the whole text."""
     async with sdk_of(takeover.gateway.url) as sdk:

@@ -19,7 +19,7 @@ MODEL = "claude-haiku-5-5"
 LOOKING = '#sim words=2 rate=0 tool=look json={"query":"the sky"}'
 
 
-@pytest.mark.proves("openai-chat", "streams, tools, structured output", "LangChain")
+@pytest.mark.proves("openai-chat", "stream with tools and structured output", "LangChain")
 async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
     """It streams with the usage, calls a tool, and reads an answer that fits a schema."""
     model = ChatOpenAI(
@@ -49,7 +49,7 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> N
     assert await structured.ainvoke(ANSWERED) == RHINE
 
 
-@pytest.mark.proves("openai-chat", "streams, tools", "pydantic-ai")
+@pytest.mark.proves("openai-chat", "stream with tools", "pydantic-ai")
 async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
     """Its agent runs a tool in the midst of a conversation, and streams."""
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)

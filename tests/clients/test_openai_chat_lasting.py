@@ -42,7 +42,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
         yield client
 
 
-@pytest.mark.proves("openai-chat", "heartbeats before the first word", "openai (Python)")
+@pytest.mark.proves("openai-chat", "heartbeats before the first event", "openai (Python)")
 async def test_silence_is_filled(nats_url: str, log: TurnLog, tenant: Tenant, new_gateway: NewGateway) -> None:
     """With comments, which the SDK passes over: before the first chunk, and between any two."""
     gateway = await new_gateway(nats_url, heartbeat_s=0.05)
@@ -82,7 +82,7 @@ async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) ->
     assert [chunk.choices[0].finish_reason for chunk in got if chunk.choices[0].finish_reason] == ["stop"]
 
 
-@pytest.mark.proves("openai-chat", "a gateway that goes away", "openai (Python)")
+@pytest.mark.proves("openai-chat", "resumes when its gateway drains", "openai (Python)")
 async def test_a_stream_that_a_gateway_lets_go_of_does_not_look_whole(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
@@ -100,7 +100,7 @@ async def test_a_stream_that_a_gateway_lets_go_of_does_not_look_whole(
     assert said(got) == TEXT
 
 
-@pytest.mark.proves("openai-chat", "a generator killed in mid-answer", "openai (Python)")
+@pytest.mark.proves("openai-chat", "generator killed during the answer", "openai (Python)")
 async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     async with sdk_of(takeover.gateway.url) as sdk:
@@ -111,7 +111,7 @@ async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-@pytest.mark.proves("openai-chat", "an answer that begins anew", "openai (Python)")
+@pytest.mark.proves("openai-chat", "restart of the answer", "openai (Python)")
 async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) -> None:
     """A generator died within a call, which cannot be continued: the SDK raises, and the turn has the whole answer."""
     line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
@@ -130,7 +130,7 @@ async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) 
     assert (said(chunks), json.loads(arguments)) == (words(2), {"query": "the sky " * 20})
 
 
-@pytest.mark.proves("openai-chat", "outlives the log", "openai (Python)")
+@pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
 async def test_an_answer_outlives_the_log(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
@@ -143,7 +143,7 @@ async def test_an_answer_outlives_the_log(
     assert (said(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
 
 
-@pytest.mark.proves("openai-chat", "is cancelled", "openai (Python)")
+@pytest.mark.proves("openai-chat", "cancel", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """By whoever may: its readers are told, and what was said stays in the history."""
@@ -172,7 +172,7 @@ async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_
     assert (await gateway.client.get(f"/v1/turns/{turn}")).json()["outcome"] == "cancelled"
 
 
-@pytest.mark.proves("openai-chat", "a retry joins its turn", "openai (Python)")
+@pytest.mark.proves("openai-chat", "repeated POST returns the same turn", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_a_retry_with_a_key_joins_the_turn_that_it_repeats(gateway: Gateway, *, is_streamed: bool) -> None:
     """The SDK's own retry, after its connection went away under the answer: it sends the same key again."""
@@ -191,7 +191,7 @@ async def test_a_retry_with_a_key_joins_the_turn_that_it_repeats(gateway: Gatewa
     assert [turn["text"] for turn in page["turns"]] == [text] == [TEXT]
 
 
-@pytest.mark.proves("openai-chat", "is taken up in another dialect", "openai (Python)")
+@pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")
 async def test_what_was_begun_here_is_taken_up_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A cursor is the turn's, not the dialect's."""
     stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)

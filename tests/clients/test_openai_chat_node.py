@@ -11,11 +11,11 @@ from tests.cutting import Cutting, seeded
 from tests.integration.conftest import KEY, Gateway
 
 
-@pytest.mark.proves("openai-chat", "whole", "openai (Node)")
-@pytest.mark.proves("openai-chat", "streams", "openai (Node)")
+@pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Node)")
+@pytest.mark.proves("openai-chat", "stream", "openai (Node)")
 @pytest.mark.proves("openai-chat", "tools", "openai (Node)")
-@pytest.mark.proves("openai-chat", "errors before the first word", "openai (Node)")
-@pytest.mark.proves("openai-chat", "errors in mid-stream", "openai (Node)")
+@pytest.mark.proves("openai-chat", "errors before the first event", "openai (Node)")
+@pytest.mark.proves("openai-chat", "errors during the stream", "openai (Node)")
 @pytest.mark.proves("openai-chat", "resumes after cuts", "openai (Node)")
 async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     """One process asks in every way: whole, streamed, with a tool that it runs itself, for errors, and through cuts."""
@@ -33,7 +33,7 @@ async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}
 
 
-@pytest.mark.proves("openai-chat", "a generator killed in mid-answer", "openai (Node)")
+@pytest.mark.proves("openai-chat", "generator killed during the answer", "openai (Node)")
 async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
     """Its accumulator has the whole answer, and so has who adds up the chunks."""
     line = "#sim words=40 rate=100"

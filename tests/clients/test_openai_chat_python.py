@@ -35,7 +35,7 @@ async def last_call(claude: str) -> dict[str, Any]:
         return body
 
 
-@pytest.mark.proves("openai-chat", "whole", "openai (Python)")
+@pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
 async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, finish reason and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
     raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asked(LINE), temperature=0.5)
@@ -51,7 +51,7 @@ async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
 
 
-@pytest.mark.proves("openai-chat", "streams", "openai (Python)")
+@pytest.mark.proves("openai-chat", "stream", "openai (Python)")
 async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The role first, then the text, the finish reason last; the same id and time in every chunk."""
     stream = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True)
@@ -64,7 +64,7 @@ async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert {chunk.usage for chunk in chunks} == {None}
 
 
-@pytest.mark.proves("openai-chat", "streams", "openai (Python), not async")
+@pytest.mark.proves("openai-chat", "stream", "openai (Python, sync)")
 async def test_an_answer_streams_without_asyncio(gateway: Gateway) -> None:
     """With the usage at the end, as it was asked for."""
 
@@ -144,7 +144,7 @@ async def test_an_answer_stops_where_it_is_told_to(sdk: AsyncOpenAI) -> None:
     assert ends == [(words(2), "stop"), (words(3), "length")]
 
 
-@pytest.mark.proves("openai-chat", "pictures and files", "openai (Python)")
+@pytest.mark.proves("openai-chat", "images and files", "openai (Python)")
 async def test_a_picture_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
     """As its own API takes it, with the system's and the developer's words at the beginning."""
     url = "data:image/png;base64,iVBORw0KGgo="
@@ -161,7 +161,7 @@ async def test_a_picture_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> Non
     assert body["messages"] == [{"role": "user", "content": content}]
 
 
-@pytest.mark.proves("openai-chat", "errors before the first word", "openai (Python)")
+@pytest.mark.proves("openai-chat", "errors before the first event", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_an_error_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """The SDK raises what OpenAI's own server would make it raise, with our code."""
@@ -182,7 +182,7 @@ async def test_an_error_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, 
     assert await refused(extra_headers=stranger) == (openai.AuthenticationError, "credential_invalid")
 
 
-@pytest.mark.proves("openai-chat", "errors in mid-stream", "openai (Python)")
+@pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
 async def test_an_error_in_mid_stream_is_raised(sdk: AsyncOpenAI) -> None:
     """After what was said; half an answer is not taken for a whole one."""
     body = {"on_interrupt": "fail"}

@@ -21,7 +21,7 @@ DIALECT = "openai-responses"
 LOOKING = '#sim words=2 rate=0 thinking=2 tool=look json={"query":"the sky"}'
 
 
-@pytest.mark.proves(DIALECT, "streams, tools, structured output", "LangChain")
+@pytest.mark.proves(DIALECT, "stream with tools and structured output", "LangChain")
 async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
     """It streams, sends a tool's answer back with all that was said before, and reads what fits a schema."""
     model = ChatOpenAI(
@@ -48,7 +48,7 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> N
     assert await structured.ainvoke(ANSWERED) == RHINE
 
 
-@pytest.mark.proves(DIALECT, "streams, tools", "pydantic-ai")
+@pytest.mark.proves(DIALECT, "stream with tools", "pydantic-ai")
 async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
     """Its agent runs a tool in the midst of a conversation, and streams."""
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)

@@ -22,15 +22,15 @@ NODE = "openai (Node)"
 DIALECT = "openai-responses"
 
 
-@pytest.mark.proves(DIALECT, "whole", NODE)
-@pytest.mark.proves(DIALECT, "streams", NODE)
+@pytest.mark.proves(DIALECT, "answer as one JSON body", NODE)
+@pytest.mark.proves(DIALECT, "stream", NODE)
 @pytest.mark.proves(DIALECT, "tools", NODE)
 @pytest.mark.proves(DIALECT, "thinking", NODE)
-@pytest.mark.proves(DIALECT, "errors before the first word", NODE)
+@pytest.mark.proves(DIALECT, "errors before the first event", NODE)
 @pytest.mark.proves(DIALECT, "resumes after cuts", NODE)
 @pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", NODE)
-@pytest.mark.proves(DIALECT, "in the background", NODE)
-@pytest.mark.proves(DIALECT, "is cancelled", NODE)
+@pytest.mark.proves(DIALECT, "background", NODE)
+@pytest.mark.proves(DIALECT, "cancel", NODE)
 async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
     """One process asks in every way: whole, streamed, with a tool, for an error, through cuts, in the background."""
     often, once = (seeded(5, count, bytes_min=2800, bytes_max=4500) for count in (4, 1))
@@ -86,7 +86,7 @@ async def test_a_gateway_is_killed_and_its_successor_goes_on(
     assert (shown.pop("breaks") >= 1, shown) == (True, {"isNumbered": True})
 
 
-@pytest.mark.proves(DIALECT, "a generator killed in mid-answer", NODE)
+@pytest.mark.proves(DIALECT, "generator killed during the answer", NODE)
 async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     asking = asyncio.create_task(lasting(takeover.gateway.url, "ask", "#sim words=40 rate=100"))
@@ -97,7 +97,7 @@ async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover)
     assert await told(takeover.gateway, turn) == words(40)
 
 
-@pytest.mark.proves(DIALECT, "found after the log has forgotten", NODE)
+@pytest.mark.proves(DIALECT, "read after the log has dropped the turn", NODE)
 async def test_the_database_tells_what_the_log_has_forgotten(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant
 ) -> None:

@@ -78,7 +78,7 @@ async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
     return (await sdk.responses.retrieve(response)).status not in ("queued", "in_progress")
 
 
-@pytest.mark.proves(DIALECT, "whole", PYTHON)
+@pytest.mark.proves(DIALECT, "answer as one JSON body", PYTHON)
 async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, status and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
     raw = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, temperature=0.5, store=False)
@@ -94,7 +94,7 @@ async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert (await sdk.responses.retrieve(made.id)).to_dict() == made.to_dict()
 
 
-@pytest.mark.proves(DIALECT, "streams", PYTHON)
+@pytest.mark.proves(DIALECT, "stream", PYTHON)
 async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The raw events, and the SDK's own accumulator, which is strict about their order."""
     events: list[Any] = []
@@ -107,7 +107,7 @@ async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
         assert (await stream.get_final_response()).output_text == TEXT
 
 
-@pytest.mark.proves(DIALECT, "whole, streams, resumes", "openai (Python, sync)")
+@pytest.mark.proves(DIALECT, "JSON body, stream, resume", "openai (Python, sync)")
 async def test_the_sdk_without_asyncio_does_the_same(gateway: Gateway) -> None:
     """`OpenAI` is another client within than `AsyncOpenAI`."""
 
@@ -167,7 +167,7 @@ async def test_an_answer_at_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
     assert [event.type async for event in stream][-1] == "response.incomplete"
 
 
-@pytest.mark.proves(DIALECT, "errors before the first word", PYTHON)
+@pytest.mark.proves(DIALECT, "errors before the first event", PYTHON)
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_a_failure_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """The SDK raises what it would raise of OpenAI's own."""
@@ -180,7 +180,7 @@ async def test_a_failure_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *,
         await sdk.responses.create(model="gpt-6-astra", input="hi", stream=is_streamed)
 
 
-@pytest.mark.proves(DIALECT, "errors in mid-stream", PYTHON)
+@pytest.mark.proves(DIALECT, "errors during the stream", PYTHON)
 async def test_a_failure_in_mid_stream_is_told(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`response.failed` with OpenAI's code and our sentence; and so it is when it is looked up."""
     events: list[Any] = []
@@ -198,7 +198,7 @@ async def test_a_failure_in_mid_stream_is_told(gateway: Gateway, sdk: AsyncOpenA
     assert (looked_up.status, looked_up.error) == ("failed", end.response.error)
 
 
-@pytest.mark.proves(DIALECT, "heartbeats before the first delta", PYTHON)
+@pytest.mark.proves(DIALECT, "heartbeats before the first event", PYTHON)
 async def test_silence_is_filled_with_comments(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """The SDK reads over them; between two events, and with a response that says that it is there."""
     patient = await new_gateway(house.nats_url, heartbeat_s=0.1)
@@ -243,7 +243,7 @@ async def test_a_stream_that_was_cut_is_resumed_where_it_was(
     assert said(events) == words(120) == await told(gateway, turn_of(response))
 
 
-@pytest.mark.proves(DIALECT, "resumes when its gateway goes away", PYTHON)
+@pytest.mark.proves(DIALECT, "resumes when its gateway drains", PYTHON)
 async def test_a_stream_that_its_gateway_closes_is_no_whole_answer(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
@@ -283,7 +283,7 @@ async def test_the_accumulator_resumes_too(gateway: Gateway, sdk: AsyncOpenAI) -
     assert said(shown) == final.output_text == TEXT == await told(gateway, turn_of(response))
 
 
-@pytest.mark.proves(DIALECT, "a generator killed in mid-answer", PYTHON)
+@pytest.mark.proves(DIALECT, "generator killed during the answer", PYTHON)
 async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     async with sdk_of(takeover.gateway.url) as sdk:
@@ -296,7 +296,7 @@ async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover
     assert said(events) == TEXT == await told(takeover.gateway, turn_of(events[-1].response.id))
 
 
-@pytest.mark.proves(DIALECT, "an answer that begins anew", PYTHON)
+@pytest.mark.proves(DIALECT, "restart of the answer", PYTHON)
 async def test_an_answer_that_begins_anew_is_never_mixed_with_the_old(takeover: Takeover) -> None:
     """Half a thought cannot be gone on from: its reader is told to ask again, and whoever does gets the new answer."""
     events: list[Any] = []
@@ -320,7 +320,7 @@ async def test_an_answer_that_begins_anew_is_never_mixed_with_the_old(takeover: 
     assert numbers([*events, *again]) == list(range(len(events) + len(again)))
 
 
-@pytest.mark.proves(DIALECT, "is cancelled", PYTHON)
+@pytest.mark.proves(DIALECT, "cancel", PYTHON)
 async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """By whoever may: its readers are told, and what was said stays."""
     events: list[Any] = []
@@ -338,7 +338,7 @@ async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> Non
     assert again.to_dict() == cancelled.to_dict()
 
 
-@pytest.mark.proves(DIALECT, "in the background", PYTHON)
+@pytest.mark.proves(DIALECT, "background", PYTHON)
 async def test_an_answer_goes_on_in_the_background(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """It is there at once, to be looked at until it has ended; and its stream can be taken up at any time."""
     queued = await sdk.responses.create(model=MODEL, input=SLOW, background=True)
@@ -362,7 +362,7 @@ async def test_the_headers_name_the_turn_in_the_background_too(sdk: AsyncOpenAI)
     assert [made.headers.get(name) for name in names] == [turn, turn, "background", "rivers"]
 
 
-@pytest.mark.proves(DIALECT, "a late joiner's snapshot", PYTHON)
+@pytest.mark.proves(DIALECT, "snapshot for a late reader", PYTHON)
 async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
     """`snapshot=1`: one delta for what was said, then live; the numbers meet those of who was there from the start."""
     writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
@@ -386,7 +386,7 @@ async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway,
     assert late[-1].to_dict() == early[-1].to_dict()
 
 
-@pytest.mark.proves(DIALECT, "resumed in another dialect", PYTHON)
+@pytest.mark.proves(DIALECT, "resumes in another dialect", PYTHON)
 async def test_a_turn_is_begun_in_one_dialect_and_read_in_another(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A turn's id is a response's, and a response's id a turn's."""
     made = await sdk.responses.create(model=MODEL, input=LINE)
@@ -399,7 +399,7 @@ async def test_a_turn_is_begun_in_one_dialect_and_read_in_another(gateway: Gatew
     assert (await sdk.responses.retrieve(accepted["turn"])).id == f"resp_{accepted['turn']}"
 
 
-@pytest.mark.proves(DIALECT, "found after the log has forgotten", PYTHON)
+@pytest.mark.proves(DIALECT, "read after the log has dropped the turn", PYTHON)
 async def test_the_database_tells_what_the_log_has_forgotten(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
@@ -455,7 +455,7 @@ async def test_what_was_asked_is_listed(sdk: AsyncOpenAI) -> None:
     assert await listed(order="asc", limit=1) == texts
 
 
-@pytest.mark.proves(DIALECT, "deleted", PYTHON)
+@pytest.mark.proves(DIALECT, "delete", PYTHON)
 async def test_a_deleted_response_is_not_there(sdk: AsyncOpenAI) -> None:
     """Neither to look at nor to go on from."""
     made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
@@ -491,7 +491,7 @@ async def test_a_wrong_question_about_a_response_is_refused(sdk: AsyncOpenAI, qu
             await sdk.get(f"/responses/{made.id}/input_items?{wrong}", cast_to=object)
 
 
-@pytest.mark.proves(DIALECT, "a repeated POST is one turn", PYTHON)
+@pytest.mark.proves(DIALECT, "repeated POST returns the same turn", PYTHON)
 async def test_a_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """With an `Idempotency-Key`: the same response, in the words of the same stream."""
     headers = {"Idempotency-Key": new_id()}

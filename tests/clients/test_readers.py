@@ -82,7 +82,7 @@ async def test_httpx_sse_shows_all_of_it_however_often_it_is_cut(gateway: Gatewa
 
 @pytest.mark.proves("tailrace", "resumes after cuts", "eventsource")
 @pytest.mark.proves("anthropic", "resumes after cuts", "eventsource")
-@pytest.mark.proves("text", "begins again after cuts", "fetch (Node)")
+@pytest.mark.proves("text", "replays from the start after cuts", "fetch (Node)")
 async def test_clients_in_node_show_all_of_it_however_often_they_are_cut(gateway: Gateway) -> None:
     """EventSource comes back by itself with its last id, in each dialect that has ids; bare text is asked for again."""
     turn = await asked(gateway)
@@ -104,7 +104,7 @@ async def test_clients_in_node_show_all_of_it_however_often_they_are_cut(gateway
 @pytest.mark.proves("tailrace", "resumes after cuts", "EventSource (Chromium)")
 @pytest.mark.proves("tailrace", "resumes after cuts", "fetch-event-source")
 @pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (Chromium)")
-@pytest.mark.proves("text", "begins again after cuts", "fetch (Chromium)")
+@pytest.mark.proves("text", "replays from the start after cuts", "fetch (Chromium)")
 async def test_clients_in_a_browser_show_all_of_it_however_often_they_are_cut(
     open_gateway: Gateway, browser: str
 ) -> None:
@@ -134,12 +134,12 @@ async def test_clients_in_a_browser_show_all_of_it_however_often_they_are_cut(
     assert await told(open_gateway, turn) == TEXT
 
 
-@pytest.mark.proves("tailrace", "goes on when a generator is killed", "EventSource (Chromium)")
-@pytest.mark.proves("tailrace", "goes on when a generator is killed", "fetch-event-source")
-@pytest.mark.proves("tailrace", "goes on when a generator is killed", "eventsource")
-@pytest.mark.proves("tailrace", "goes on when a generator is killed", "httpx-sse")
-@pytest.mark.proves("anthropic", "goes on when a generator is killed", "eventsource")
-@pytest.mark.proves("text", "goes on when a generator is killed", "fetch (Node)")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Chromium)")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "fetch-event-source")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "eventsource")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "httpx-sse")
+@pytest.mark.proves("anthropic", "generator killed during the answer", "eventsource")
+@pytest.mark.proves("text", "generator killed during the answer", "fetch (Node)")
 async def test_clients_show_all_of_it_though_a_generator_is_killed(takeover: Takeover, browser: str) -> None:
     """kill -9 in the middle of the answer: each client shows the whole text, and SQLite has the same."""
     gateway = takeover.gateway

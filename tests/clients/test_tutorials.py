@@ -44,7 +44,7 @@ async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
                 yield json.loads(line.removeprefix("data: "))
 
 
-@pytest.mark.proves("delta", "streams", "a tutorial's fetch loop")
+@pytest.mark.proves("delta", "stream", "a tutorial's fetch loop")
 async def test_the_streaming_tutorials_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """`delta`, `delta`, …, `done`: the three kinds that its page knows, and no other."""
     body = {"message": LINE, "max_tokens": 100, "system": "Be brief."}
@@ -54,7 +54,7 @@ async def test_the_streaming_tutorials_loop_shows_the_answer(gateway: Gateway, p
     assert "".join(event["text"] for event in events[:-1]) == TEXT == await told(gateway, turn["turn"])
 
 
-@pytest.mark.proves("delta", "goes on after a cut", "a tutorial's fetch loop")
+@pytest.mark.proves("delta", "resumes after cuts", "a tutorial's fetch loop")
 async def test_a_tutorials_stream_that_was_cut_is_taken_up(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """Its page knows no resume. Whoever adds one line has it: the same turn, from the last id on, in the same words."""
     sent = b""
@@ -73,7 +73,7 @@ async def test_a_tutorials_stream_that_was_cut_is_taken_up(gateway: Gateway, pag
     assert SAYS["delta"](sent) + SAYS["delta"](rest) == TEXT == await told(gateway, turn)
 
 
-@pytest.mark.proves("delta", "a generator killed in mid-answer", "a tutorial's fetch loop")
+@pytest.mark.proves("delta", "generator killed during the answer", "a tutorial's fetch loop")
 async def test_a_tutorials_page_does_not_notice_that_a_generator_died(
     takeover: Takeover, page: httpx.AsyncClient
 ) -> None:
@@ -120,7 +120,7 @@ async def test_a_failure_is_told_in_the_tutorials_own_words(
     assert [event async for event in events] == [{"type": "delta", "text": "half"}, shown]
 
 
-@pytest.mark.proves("text", "a conversation by cookie", "a tutorial's chat page")
+@pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")
 async def test_the_cookies_conversation_outlives_the_gateway(
     gateway: Gateway, house: House, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
 ) -> None:
@@ -223,7 +223,7 @@ async def test_without_a_key_every_first_question_begins_a_conversation(
     assert len({session for session, _ in seen}) == len({turn for _, turn in seen}) == 2
 
 
-@pytest.mark.proves("content", "streams", "a tutorial's fetch loop")
+@pytest.mark.proves("content", "stream", "a tutorial's fetch loop")
 async def test_the_proxied_tutorials_loop_shows_the_answer(
     gateway: Gateway, page: httpx.AsyncClient, claude: str
 ) -> None:

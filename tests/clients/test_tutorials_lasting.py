@@ -31,10 +31,10 @@ async def page() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.mark.proves("delta", "goes on when a generator is killed", "a tutorial's fetch loop")
-@pytest.mark.proves("text", "goes on when a generator is killed", "a tutorial's chat page")
-@pytest.mark.proves("content", "goes on when a generator is killed", "a tutorial's fetch loop")
-@pytest.mark.proves("job", "goes on when a generator is killed", "a tutorial's fetch loop")
+@pytest.mark.proves("delta", "generator killed during the answer", "a tutorial's fetch loop")
+@pytest.mark.proves("text", "generator killed during the answer", "a tutorial's chat page")
+@pytest.mark.proves("content", "generator killed during the answer", "a tutorial's fetch loop")
+@pytest.mark.proves("job", "generator killed during the answer", "a tutorial's fetch loop")
 async def test_no_page_notices_that_a_generator_died(takeover: Takeover, page: httpx.AsyncClient) -> None:
     """None of them can come back, and none has to: the stream that it has goes on. A job is watched to its end."""
     url = takeover.gateway.url
@@ -56,8 +56,8 @@ async def test_no_page_notices_that_a_generator_died(takeover: Takeover, page: h
     assert [await told(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4
 
 
-@pytest.mark.proves("delta", "goes on after cuts", "a tutorial's fetch loop")
-@pytest.mark.proves("content", "goes on after cuts", "a tutorial's fetch loop")
+@pytest.mark.proves("delta", "resumes after cuts", "a tutorial's fetch loop")
+@pytest.mark.proves("content", "resumes after cuts", "a tutorial's fetch loop")
 @pytest.mark.parametrize("dialect", ["delta", "content"])
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_a_page_that_was_cut_is_told_the_rest(

@@ -83,7 +83,7 @@ def plain(value: object) -> Any:
     return json.loads(msgspec.json.encode(value))
 
 
-@pytest.mark.proves("ui", "found in the history", "ai (Node)")
+@pytest.mark.proves("ui", "read from the history", "ai (Node)")
 async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
     """Every kind of part, from the log's stream and from the database's, and how a message ends."""
     live = [streamed(log) for log in LOGS.values()]
@@ -94,7 +94,7 @@ async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
 
 
-@pytest.mark.proves("ui", "an answer that goes on after a tool", "ai (Node)")
+@pytest.mark.proves("ui", "answer continues after a tool result", "ai (Node)")
 async def test_a_message_of_two_turns_is_one_in_the_history() -> None:
     """The tool's result stands in the call, and what follows in a step of its own."""
     call = recorded(LOGS["a call"])

@@ -44,9 +44,9 @@ def without_ids(messages: list[Json]) -> list[Json]:
     return [message if message["role"] == "assistant" else {**message, "id": ""} for message in messages]
 
 
-@pytest.mark.proves("ui", "resumes after a reload, once and twice, in StrictMode", "useChat (Chromium)")
+@pytest.mark.proves("ui", "resumes after one and two reloads, in StrictMode", "useChat (Chromium)")
 @pytest.mark.proves("ui", "several readers", "useChat (Chromium)")
-@pytest.mark.proves("ui", "goes on while nobody looks", "useChat (Chromium)")
+@pytest.mark.proves("ui", "continues without readers", "useChat (Chromium)")
 @pytest.mark.proves("ui", "cancel", "useChat (Chromium)")
 @pytest.mark.proves("ui", "resumes after cuts", "useChat (Chromium)")
 async def test_an_answer_is_seen_whole_whatever_happens_to_its_page(open_gateway: Gateway, browser: str) -> None:
@@ -80,13 +80,13 @@ async def check_stopped(gateway: Gateway, seen: Json) -> None:
 
 
 @pytest.mark.proves("ui", "tools", "useChat (Chromium)")
-@pytest.mark.proves("ui", "resumes after a reload amid a tool's steps", "useChat (Chromium)")
+@pytest.mark.proves("ui", "resumes after a reload between tool steps", "useChat (Chromium)")
 @pytest.mark.proves("ui", "thinking", "useChat (Chromium)")
-@pytest.mark.proves("ui", "follow-up, regenerate", "useChat (Chromium)")
-@pytest.mark.proves("ui", "errors before the first word", "useChat (Chromium)")
-@pytest.mark.proves("ui", "errors in mid-stream", "useChat (Chromium)")
-@pytest.mark.proves("ui", "an answer that begins anew", "useChat (Chromium)")
-@pytest.mark.proves("ui", "heartbeats before the first delta", "useChat (Chromium)")
+@pytest.mark.proves("ui", "follow-up and regenerate", "useChat (Chromium)")
+@pytest.mark.proves("ui", "errors before the first event", "useChat (Chromium)")
+@pytest.mark.proves("ui", "errors during the stream", "useChat (Chromium)")
+@pytest.mark.proves("ui", "restart of the answer", "useChat (Chromium)")
+@pytest.mark.proves("ui", "heartbeats before the first event", "useChat (Chromium)")
 async def test_a_chat_shows_what_the_model_does(
     open_gateway: Gateway, house: House, new_gateway: NewGateway, browser: str
 ) -> None:
@@ -154,7 +154,7 @@ async def check_tool(gateway: Gateway, seen: Json) -> None:
     assert [block["type"] for message in record["input"] for block in message["content"]] == ["tool_result"]
 
 
-@pytest.mark.proves("ui", "goes on when a generator is killed", "useChat (Chromium)")
+@pytest.mark.proves("ui", "generator killed during the answer", "useChat (Chromium)")
 async def test_a_page_shows_all_of_it_though_a_generator_is_killed(takeover: Takeover, browser: str) -> None:
     """kill -9 in the middle of the answer; the page shows the whole text, and SQLite has the same."""
     asking = asyncio.create_task(done(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))

@@ -38,7 +38,7 @@ def kinds(one: Json) -> list[str]:
     return [chunk["type"] for chunk in one["chunks"]]
 
 
-@pytest.mark.proves("ui", "streams", CLIENT)
+@pytest.mark.proves("ui", "stream", CLIENT)
 @pytest.mark.proves("ui", "resumes after cuts", CLIENT)
 async def test_it_tells_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
     """The run's id and the number of chunks are enough: what index N is, is the same at every read."""
@@ -91,9 +91,9 @@ async def is_told(gateway: Gateway, chat: str) -> bool:
 
 @pytest.mark.proves("ui", "tools", CLIENT)
 @pytest.mark.proves("ui", "thinking", CLIENT)
-@pytest.mark.proves("ui", "errors before the first word", CLIENT)
-@pytest.mark.proves("ui", "errors in mid-stream", CLIENT)
-@pytest.mark.proves("ui", "an answer that begins anew", CLIENT)
+@pytest.mark.proves("ui", "errors before the first event", CLIENT)
+@pytest.mark.proves("ui", "errors during the stream", CLIENT)
+@pytest.mark.proves("ui", "restart of the answer", CLIENT)
 async def test_it_comes_to_an_end_whatever_the_model_does(gateway: Gateway) -> None:
     """Without `finish` it would come back for ever: a failure has one too, and so has what is told anew."""
     called, failed, anew, refused = await seen(
@@ -117,7 +117,7 @@ async def test_it_comes_to_an_end_whatever_the_model_does(gateway: Gateway) -> N
     assert "529" in refused["thrown"]
 
 
-@pytest.mark.proves("ui", "heartbeats before the first delta", CLIENT)
+@pytest.mark.proves("ui", "heartbeats before the first event", CLIENT)
 async def test_silence_is_filled_and_counts_nothing(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """A comment is no chunk: an index means the same to who was sent some and to who was sent none."""
     beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
@@ -141,7 +141,7 @@ async def test_a_stopped_run_ends_for_the_transport_too(gateway: Gateway) -> Non
     assert (await gateway.client.post(f"/api/chat/{one['run']}/stop")).json() == stopped
 
 
-@pytest.mark.proves("ui", "goes on when a generator is killed", CLIENT)
+@pytest.mark.proves("ui", "generator killed during the answer", CLIENT)
 async def test_it_tells_all_of_it_though_a_generator_is_killed(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer, and no chunk of it is missing or told twice."""
     asking = asyncio.create_task(seen((takeover.gateway.url, question(LONG))))
