@@ -1,6 +1,6 @@
-"""The routes of batches: ask, list, look, take results, cancel. A batch is a turn, and read as one: `links.events`.
+"""Routes of batches: create, list, read, get results, cancel.
 
-What has left the log is told by the database.
+A batch is a turn, and `links.events` is its event stream. Batches that have left the log are read from the database.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
-# So many of its turns are read from the log at once.
+# How many turns of a batch are read from the log at once.
 READ_AT_ONCE = 32
 
 
 class AcceptedBatch(msgspec.Struct, frozen=True):
-    """A batch that is in the log, and where to go on. `of`: how many inputs it has."""
+    """A batch that is in the log. `of`: the number of its inputs."""
 
     batch: TurnId
     session: SessionId
@@ -50,7 +50,7 @@ class AcceptedBatch(msgspec.Struct, frozen=True):
 
 
 class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as far as it is. `done` of its turns are completed, `failed` have ended otherwise."""
+    """A batch and its progress. `done`: completed turns; `failed`: turns that ended otherwise."""
 
     batch: TurnId
     session: SessionId
@@ -61,7 +61,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     via: Via
     message_batch: str | None
-    """The id under which Anthropic's Message Batches have it."""
+    """The id of Anthropic's message batch."""
     cost_usd: float
     error: Failure | None
     metadata: dict[str, str]
@@ -71,11 +71,11 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchList(Page[BatchRecord], frozen=True, kw_only=True):
-    """Newest first."""
+    """Batches, newest first."""
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the results. Without a `turn`, the batch was ended before this input was asked."""
+    """One line of the results. Without a `turn`: the batch ended before this input became a turn."""
 
     index: int
     custom_id: str
@@ -91,14 +91,16 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: Request) -> Response:
-    """`POST /v1/batches`: 202 with the batch's id. All of it is accepted, or none."""
+    """`POST /v1/batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
     gateway, caller = gateway_of(request), caller_of(request)
     new, raw = await asked(request, NewBatch)
     check_webhook(new.webhook, gateway.settings)
     refuse_when_draining(gateway)
     idempotency_key = claimed_key(request)
     if idempotency_key == AUTO:
-        raise Refused("idempotency_key_invalid", "a batch takes no `auto`: send a key of your own")
+        raise Refused(
+            "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
+        )
     async with gateway.limits.admission(caller) as admission:
         request.state.admission = admission
 
@@ -112,24 +114,24 @@ async def post(request: Request) -> Response:
 
 
 async def batches(request: Request) -> Response:
-    """`GET /v1/batches`: all that there are, newest first."""
+    """`GET /v1/batches`: all batches, newest first, in pages."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     after, limit = page_of(request)
     found = await gateway.history.ask(tenant, ListBatches(after, limit))
-    told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, batch.batch), batch) for batch in found.batches))
+    told = await asyncio.gather(*(_current(gateway, TurnKey(tenant, batch.batch), batch) for batch in found.batches))
     return json_response(
         BatchList(data=[batch_record(one) for one in told], has_more=bool(found.next), next=found.next)
     )
 
 
 async def get(request: Request) -> Response:
-    """`GET /v1/batches/{batch}`: how far the batch is."""
+    """`GET /v1/batches/{batch}`: one batch with its progress."""
     _, told, _ = await batch_of(request)
     return json_response(batch_record(told))
 
 
 async def post_cancel(request: Request) -> Response:
-    """`POST /v1/batches/{batch}/cancel`: the batch with its end. What runs of it is cancelled, too."""
+    """`POST /v1/batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
     key, told, turn = await batch_of(request)
     if turn is not None:
         told = stored_batch(key, await cancel(gateway_of(request).log, key))
@@ -137,7 +139,7 @@ async def post_cancel(request: Request) -> Response:
 
 
 async def results(request: Request) -> ASGIApp:
-    """`GET /v1/batches/{batch}/results`: a line of JSON for each input whose turn has ended, in the inputs' order."""
+    """`GET /v1/batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
     gateway = gateway_of(request)
     key, told, turn = await batch_of(request)
     after = request.query_params.get("after")
@@ -146,13 +148,13 @@ async def results(request: Request) -> ASGIApp:
     if turn is not None and turn.request is not None and turn.request.batch is not None:
         lines = _results(gateway, key, turn.request.batch, numbers, is_over=turn.end is not None)
     else:
-        lines = _past(gateway, key, numbers)
+        lines = _stored_results(gateway, key, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
     return Download(gateway, lines, headers, is_stream=True)
 
 
-async def _past(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
-    """The lines of a batch that has left the log: the database has its turns, and nobody its inputs."""
+async def _stored_results(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
+    """Yields the result lines of a batch that has left the log. The database has its turns, but not its inputs."""
     encode = msgspec.json.Encoder().encode
     first = numbers.start
     while first < numbers.stop:
@@ -171,7 +173,7 @@ async def _results(
     gateway: Gateway, key: TurnKey, of: entries.Batch, numbers: range, *, is_over: bool
 ) -> AsyncGenerator[bytes, None]:
     encode = msgspec.json.Encoder().encode
-    unasked: list[bytes] | None = None
+    inputs: list[bytes] | None = None
     for first in range(0, len(numbers), READ_AT_ONCE):
         some = numbers[first : first + READ_AT_ONCE]
         turns = await asyncio.gather(*(_turn(gateway, batch.child_key(key, number)) for number in some))
@@ -180,15 +182,18 @@ async def _results(
             if turn is not None and turn.end is not None:
                 told.append(result(number, record_from_fold(batch.child_key(key, number), turn)))
             elif turn is None and is_over:
-                # Only then: the inputs are as long as a body may be.
-                unasked = await _inputs(gateway, key, of) if unasked is None else unasked
-                name = batch.custom_id(batch.decode_input(unasked[number])) if unasked else ""
+                # Read only if needed: the inputs may be as long as a request body.
+                inputs = await _inputs(gateway, key, of) if inputs is None else inputs
+                name = batch.custom_id(batch.decode_input(inputs[number])) if inputs else ""
                 told.append(BatchResult(index=number, custom_id=name))
         yield b"".join(encode(line) + b"\n" for line in told)
 
 
 async def _turn(gateway: Gateway, key: TurnKey) -> Turn | None:
-    """None: it was not asked, or is deleted. While the log has a batch, it has its turns, which are younger."""
+    """Returns a turn of the batch; None if it was never stored, or was deleted.
+
+    While the log has a batch it also has its turns, which are younger.
+    """
     try:
         return await gateway.log.turn(key)
     except TurnUnknown:
@@ -196,7 +201,7 @@ async def _turn(gateway: Gateway, key: TurnKey) -> Turn | None:
 
 
 async def _inputs(gateway: Gateway, key: TurnKey, of: entries.Batch) -> list[bytes]:
-    """None of them, once they have expired."""
+    """Returns the inputs of the batch; an empty list once their blob has expired."""
     try:
         return batch.split_inputs(await gateway.bodies.read(key.tenant, Blob(of.sha256, of.bytes)))
     except BlobUnknown:
@@ -220,11 +225,8 @@ def result(index: int, told: TurnRecord) -> BatchResult:
 
 
 async def batch_of(request: Request) -> tuple[TurnKey, StoredBatch, Turn | None]:
-    """The batch that the path names, and its fold, if the log still has it.
-
-    Raises Refused, the same for one that never was and for a turn that is none.
-    """
-    unknown = Refused("batch_not_found", "there is no such batch")
+    """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
+    unknown = Refused("batch_not_found", "There is no such batch.")
     try:
         key = turn_named(request, "batch")
     except Refused as error:
@@ -234,25 +236,25 @@ async def batch_of(request: Request) -> tuple[TurnKey, StoredBatch, Turn | None]
     try:
         turn = await gateway_of(request).log.turn(key)
     except TurnUnknown:
-        return key, past(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
+        return key, left_log(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
         raise unknown from error
 
 
-async def _now(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredBatch:
-    """A batch as it is now: the database is told of its beginning and its end, and of nothing in between."""
+async def _current(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredBatch:
+    """Returns the batch as the log has it if it is running; the database only knows its request and its end."""
     if told.outcome != "running":
         return told
     try:
         return stored_batch(key, await gateway.log.turn(key))
     except TurnUnknown:
-        return past(told)
+        return left_log(told)
 
 
-def past(told: StoredBatch) -> StoredBatch:
-    """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
+def left_log(told: StoredBatch) -> StoredBatch:
+    """Returns a batch that has left the log: as failed if it has no end, since none can be appended any more."""
     return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told
 
 

@@ -1,4 +1,4 @@
-"""The route of what is too long for the log: told to its tenant as it came."""
+"""Route of blobs: long strings that are stored outside of the log."""
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -14,13 +14,13 @@ from tailrace.proto.nats.blobs import UNKNOWN
 HEADERS = {
     "content-type": "application/octet-stream",
     "cache-control": "no-store",
-    # What a stranger has written must never become a page of this origin.
+    # A browser must not render content of a client as a page of this origin.
     "content-disposition": "attachment",
 }
 
 
 async def get(request: Request) -> ASGIApp:
-    """`GET /v1/blobs/{sha256}`: the string that a reference stands for, as UTF-8."""
+    """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):

@@ -1,4 +1,4 @@
-"""The answer to who deletes a turn, a session or a project. How that is done is not decided here."""
+"""Route that deletes a turn, and the response of all deletions."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ OBJECTS: dict[Kind, Deletion] = {"turn": "turn.deleted", "session": "session.del
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """That it is gone, as OpenAI's API says it and other servers for Claude; `turns` is how many went with it."""
+    """The deleted object, in the format of OpenAI's API; `turns`: how many turns were deleted."""
 
     id: str
     object: Deletion
@@ -34,13 +34,13 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def delete_turn(request: Request) -> Response:
-    """`DELETE /v1/turns/{turn}`: the turn, and those that went on from it: their requests repeat what it said."""
+    """`DELETE /v1/turns/{turn}`: deletes the turn and those that continue it, whose requests repeat its text."""
     key = turn_of(request)
-    return await deleted(gateway_of(request), key.tenant, "turn", key.turn)
+    return await delete_response(gateway_of(request), key.tenant, "turn", key.turn)
 
 
-async def deleted(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> Response:
-    """Deletes, and says so."""
+async def delete_response(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> Response:
+    """Deletes a turn, session or project with its turns and returns the response. Raises Refused."""
     turns = await delete(gateway, tenant, kind, name)
     logger.info("deleted", kind=kind, turns=turns)
     return json_response(

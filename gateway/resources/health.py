@@ -1,4 +1,4 @@
-"""The routes for whoever runs this: alive, ready, metrics. They tell nothing of any turn, and ask for no key."""
+"""Routes for operators: liveness, readiness, health and Prometheus metrics. They need no key and show no turn."""
 
 import asyncio
 from typing import Literal
@@ -18,18 +18,20 @@ from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tailrace.proto.version import VERSION
 
-# Longer than any that answers takes; a prober gives up after a few seconds itself.
+# Longer than a healthy process takes to answer, shorter than the time-out of a prober.
 HEALTH_TIMEOUT_S = 1.0
-AGAIN = {"retry-after": str(RETRY_AFTER_S)}
+RETRY_AFTER = {"retry-after": str(RETRY_AFTER_S)}
 
 
 class Report(msgspec.Struct):
+    """Whether a part works, and what is wrong if it does not."""
+
     ok: bool
     detail: str = ""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`active_turns` are those of all tenants that wait or run; None when NATS does not say."""
+    """`active_turns`: waiting and running turns of all tenants; null when NATS does not answer."""
 
     status: Literal["healthy", "unhealthy"]
     version: str
@@ -38,28 +40,28 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def healthz(_: Request) -> Response:
-    """`GET /healthz`: this process answers. Whether anything behind it does is /readyz's question."""
+    """`GET /healthz`: liveness: this process answers."""
     return json_response({"ok": True})
 
 
 async def readyz(request: Request) -> Response:
-    """`GET /readyz`: NATS, a generator and persistence answer; says which does not."""
+    """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not."""
     parts = await _parts(gateway_of(request))
-    return _told({"ok": _are_well(parts), **parts}, is_well=_are_well(parts))
+    return _response({"ok": _are_ok(parts), **parts}, is_ok=_are_ok(parts))
 
 
 async def health(request: Request) -> Response:
-    """`GET /health`: the version, how many turns wait or run, of all tenants together, and what is connected."""
+    """`GET /health`: the version, the number of waiting and running turns of all tenants, and what is connected."""
     gateway = gateway_of(request)
     parts, active = await asyncio.gather(_parts(gateway), _active_turns(gateway))
-    is_well = _are_well(parts)
-    told = Health(
-        status="healthy" if is_well else "unhealthy",
+    is_ok = _are_ok(parts)
+    report = Health(
+        status="healthy" if is_ok else "unhealthy",
         version=VERSION,
         active_turns=active,
         connected={name: parts[name].ok for name in ("nats", GENERATORS, PERSISTENCE)},
     )
-    return _told(told, is_well=is_well)
+    return _response(report, is_ok=is_ok)
 
 
 async def metrics(_: Request) -> Response:
@@ -67,11 +69,11 @@ async def metrics(_: Request) -> Response:
     return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
-def _told(report: object, *, is_well: bool) -> Response:
-    return json_response(report) if is_well else json_response(report, status=503, headers=AGAIN)
+def _response(report: object, *, is_ok: bool) -> Response:
+    return json_response(report) if is_ok else json_response(report, status=503, headers=RETRY_AFTER)
 
 
-def _are_well(parts: dict[str, Report]) -> bool:
+def _are_ok(parts: dict[str, Report]) -> bool:
     return all(part.ok for part in parts.values())
 
 
@@ -79,7 +81,7 @@ async def _parts(gateway: Gateway) -> dict[str, Report]:
     generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
     log = gateway.pulse.detail or gateway.fullness.detail
     return {
-        "nats": Report(gateway.connection.is_up, _away(gateway.connection)),
+        "nats": Report(gateway.connection.is_up, _connection_detail(gateway.connection)),
         "log": Report(not log, log),
         GENERATORS: generators,
         PERSISTENCE: persistence,
@@ -87,14 +89,14 @@ async def _parts(gateway: Gateway) -> dict[str, Report]:
     }
 
 
-def _away(connection: Connection) -> str:
+def _connection_detail(connection: Connection) -> str:
     if connection.is_up:
         return ""
-    return "our user is refused, or its password: see TAILRACE_NATS_URL" if connection.is_refused else "not connected"
+    return "NATS refuses the user or password; check TAILRACE_NATS_URL" if connection.is_refused else "not connected"
 
 
 async def _active_turns(gateway: Gateway) -> int | None:
-    """Those that no generator has finished with; None when NATS does not say."""
+    """Returns the number of turns that no generator has finished; None when NATS does not answer."""
     try:
         backlog = await consumer_backlog(gateway.connection, GENERATORS)
     except LogUnavailable:
@@ -105,13 +107,13 @@ async def _active_turns(gateway: Gateway) -> int | None:
 async def _report(gateway: Gateway, role: str) -> Report:
     reply = await gateway.services.health(role, timeout_s=HEALTH_TIMEOUT_S)
     if reply is None and not gateway.connection.is_up:
-        return Report(ok=False, detail="cannot be asked: NATS is away")
+        return Report(ok=False, detail="NATS is unreachable")
     if reply is None:
-        return Report(ok=False, detail=f"no {role} process answers: start one with `python -m tailrace.{role}`")
+        return Report(ok=False, detail=f"no {role} process answers; start one with `python -m tailrace.{role}`")
     return msgspec.json.decode(reply, type=Report)
 
 
-# Who looks after this gateway asks here, and is not kept waiting.
+# Admission control lets these paths through at once.
 PATHS = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
 ROUTES = [
     Route("/healthz", healthz, methods=["GET"]),

@@ -1,4 +1,4 @@
-"""What there is to ask: the API's directory, made of its routes, so that it lists what is there. It asks for no key."""
+"""Route of the API index: all routes with their methods. It needs no key."""
 
 from collections.abc import Iterable
 
@@ -24,8 +24,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: dict[str, list[str]]
 
 
-async def directory(request: Request) -> Response:
-    """`GET /`: JSON for who accepts it, else a short text."""
+async def index(request: Request) -> Response:
+    """`GET /`: the routes, as JSON if the client accepts it, else as text."""
     endpoints = endpoints_of(request.app.routes)
     if "application/json" in request.headers.get("accept", ""):
         return json_response(Directory(endpoints=endpoints))
@@ -34,7 +34,7 @@ async def directory(request: Request) -> Response:
 
 
 def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
-    """Every path with its methods, in the order of the routes."""
+    """Returns every path with its methods, in the order of the routes."""
     endpoints: dict[str, list[str]] = {}
     for route in routes:
         if isinstance(route, Route):
@@ -42,4 +42,4 @@ def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
     return endpoints
 
 
-ROUTES = [Route("/", directory, methods=["GET"])]
+ROUTES = [Route("/", index, methods=["GET"])]

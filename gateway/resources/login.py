@@ -1,4 +1,4 @@
-"""The routes of a page's login: in with an API key, on with a cookie, and out. No script sees the cookie."""
+"""Routes of browser logins: log in with an API key, refresh with the HttpOnly cookie, log out."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ from tailrace.proto.errors import Refused
 
 
 class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """An access token, in the words of OAuth (RFC 6749, 5.1). `expires_in`: seconds."""
+    """An access token, in the format of OAuth (RFC 6749, section 5.1). `expires_in`: seconds."""
 
     access_token: str
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  # OAuth's word for its kind
@@ -24,41 +24,39 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: Request) -> Response:
-    """`POST /v1/login`: an API key for an access token, and a cookie that gets the next one."""
-    refuse_elsewhere(request)
+    """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie."""
+    refuse_cross_origin(request)
     gateway, caller = gateway_of(request), caller_of(request)
-    # Not by what a key was exchanged for: a login would never end.
+    # An access token or a ticket must not create a login: logins would never end.
     if caller.key is None or caller != gateway.door.find_key(caller.key):
-        raise Refused(
-            "request_invalid", "log in with an API key; where none is asked for there is nothing to log in to"
-        )
-    return logged_in(await gateway.logins.create(caller.key))
+        raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
+    return login_response(await gateway.logins.create(caller.key))
 
 
 async def refresh(request: Request) -> Response:
-    """`POST /v1/login/refresh`: the next access token, and the next cookie; the one that was sent is used up."""
-    refuse_elsewhere(request)
-    return logged_in(await gateway_of(request).logins.refresh(token_of(request)))
+    """`POST /v1/login/refresh`: exchanges the refresh cookie, once, for the next access token and cookie."""
+    refuse_cross_origin(request)
+    return login_response(await gateway_of(request).logins.refresh(refresh_token_of(request)))
 
 
 async def logout(request: Request) -> Response:
-    """`POST /v1/logout`: the login has ended, and the cookie is gone. An access token ends by itself, in minutes."""
-    refuse_elsewhere(request)
-    await gateway_of(request).logins.end(token_of(request))
+    """`POST /v1/logout`: ends the login and deletes the cookie. An access token expires within 10 minutes."""
+    refuse_cross_origin(request)
+    await gateway_of(request).logins.end(refresh_token_of(request))
     return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": format_cookie("", 0)})
 
 
-def refuse_elsewhere(request: Request) -> None:
-    """A cookie is the browser's to send: the page that has it sent must be of this very origin. Raises Refused."""
+def refuse_cross_origin(request: Request) -> None:
+    """Raises Refused for a request of another origin, because a browser adds the cookie by itself."""
     if is_cross_origin(request):
         raise Refused("origin_refused", CROSS_ORIGIN_MESSAGE)
 
 
-def token_of(request: Request) -> bytes:
+def refresh_token_of(request: Request) -> bytes:
     return request.cookies.get(COOKIE, "").encode("latin-1", "replace")
 
 
-def logged_in(tokens: Tokens) -> Response:
+def login_response(tokens: Tokens) -> Response:
     headers = {"set-cookie": format_cookie(tokens.refresh, tokens.refresh_s)}
     return json_response(LoggedIn(access_token=tokens.access), headers=headers)
 

@@ -1,4 +1,4 @@
-"""The routes of models: which can be asked, and what each takes and costs."""
+"""Routes of models: the available ones, their limits, features and prices."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,18 +19,18 @@ async def models(request: Request) -> Response:
     wanted = lifecycles_of(request)
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
-    # All of them, for who names no limit: the openai SDKs know no pages here.
+    # Without a limit all of them: the openai SDKs do not page this list.
     return json_response(build_page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
 
 
 async def model(request: Request) -> Response:
-    """`GET /v1/models/{model}`: by any of its names."""
+    """`GET /v1/models/{model}`: one model, by any of its names."""
     offer = await offer_to(request)
     return json_response(build_card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
 
 
 async def capabilities(request: Request) -> Response:
-    """`GET /v1/models/capabilities`: limits, prices, and what each model takes."""
+    """`GET /v1/models/capabilities`: limits, prices and supported parameters of each model."""
     offer = await offer_to(request)
     return json_response(ModelSheets(data=[build_sheet(model, offer.listed) for model in offer.models]))
 

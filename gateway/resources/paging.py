@@ -1,4 +1,4 @@
-"""A list by pages: which page a request asks for, and how one looks. It knows nothing of what is listed."""
+"""Paging of lists: the query parameters `after` and `limit`, and the response body."""
 
 import re
 from typing import Generic, Literal, TypeVar
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class Page(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
-    """The shape that OpenAI's and Anthropic's lists have; `next` is the `after` of the page that follows."""
+    """One page, in the format of OpenAI's and Anthropic's lists; `next` is the `after` of the next page."""
 
     object: Literal["list"] = "list"
     data: list[R]
@@ -24,18 +24,18 @@ class Page(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
 
 def page_of(request: Request) -> tuple[str | None, int]:
-    """The page asked for: `?after=` is the `next` of the page before, `?limit=` its size."""
+    """Returns `?after=`, which is the `next` of the previous page, and `?limit=`. Raises Refused."""
     limit = limit_of(request, 50, LIMIT_MAX)
     if request.query_params.get("page", "1") != "1":
-        # Taken for the first one again, whoever counts pages would never come to an end.
-        raise Refused("request_invalid", "pages have no numbers: `after` is the `next` of the page before")
+        # A client that counts pages would get the first page again and again.
+        raise Refused("request_invalid", "`page` is not supported; send the `next` of the previous page as `after`.")
     return request.query_params.get("after"), limit
 
 
-def limit_of(request: Request, usual: int, most: int) -> int:
-    """How many `?limit=` asks for; `usual` when it is not there. Raises Refused."""
-    limit = request.query_params.get("limit", str(usual))
-    # Four digits: a text of thousands is no number to Python either.
+def limit_of(request: Request, default: int, most: int) -> int:
+    """Returns `?limit=`, or `default` without it. Raises Refused unless it is from 1 to `most`."""
+    limit = request.query_params.get("limit", str(default))
+    # At most four digits: Python refuses to convert thousands of digits.
     if LIMIT.fullmatch(limit) is None or not 1 <= int(limit) <= most:
-        raise Refused("request_invalid", f"`limit` must be from 1 to {most}")
+        raise Refused("request_invalid", f"`limit` must be from 1 to {most}.")
     return int(limit)

@@ -1,4 +1,4 @@
-"""The routes of projects: what sessions belong to, by a name that the client gives."""
+"""Routes of projects: groups of sessions."""
 
 import msgspec
 from starlette.requests import Request
@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from tailrace.gateway.dependencies import gateway_of, tenant_of
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.resources.deletion import deleted
+from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.request_body import check_name
@@ -32,14 +32,14 @@ class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
 
 
 async def projects(request: Request) -> Response:
-    """`GET /v1/projects`: newest first, by pages."""
+    """`GET /v1/projects`: all projects, newest first, in pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     found = await gateway_of(request).history.ask(tenant, ListProjects(after, limit))
     return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
 
 
 async def post(request: Request) -> Response:
-    """`POST /v1/projects`: a project before its first session."""
+    """`POST /v1/projects`: creates a project."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     new, _ = await asked(request, NewProjectBody)
     check_name("id", new.id)
@@ -50,16 +50,16 @@ async def post(request: Request) -> Response:
 
 
 async def project(request: Request) -> Response:
-    """`GET /v1/projects/{project}`: one, with the totals of all its sessions."""
+    """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
     tenant = tenant_of(request)
     question = GetProject(request.path_params["project"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 
 async def delete(request: Request) -> Response:
-    """`DELETE /v1/projects/{project}`: with all its sessions and their turns."""
+    """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns."""
     tenant = tenant_of(request)
-    return await deleted(gateway_of(request), tenant, "project", request.path_params["project"])
+    return await delete_response(gateway_of(request), tenant, "project", request.path_params["project"])
 
 
 ROUTES = [

@@ -1,4 +1,4 @@
-"""The routes of prompts: which the operator has written, and what each takes. What they say is told to nobody here."""
+"""Routes of prompt templates: their names, descriptions and variables, without their text."""
 
 from typing import Literal
 
@@ -13,19 +13,19 @@ from tailrace.gateway.prompts.templates import Prompt
 
 
 class PromptList(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them, by name."""
+    """All prompt templates, by name."""
 
     object: Literal["list"] = "list"
     data: list[Prompt]
 
 
 async def prompts(request: Request) -> Response:
-    """`GET /v1/prompts`: their names, what they are for, and the variables that they take."""
+    """`GET /v1/prompts`: all prompt templates, with description and variables."""
     return json_response(PromptList(data=gateway_of(request).prompts.list_all()))
 
 
 async def prompt(request: Request) -> Response:
-    """`GET /v1/prompts/{name}`: one of them."""
+    """`GET /v1/prompts/{name}`: one prompt template."""
     return json_response(gateway_of(request).prompts.find(request.path_params["name"]))
 
 

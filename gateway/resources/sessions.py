@@ -1,4 +1,4 @@
-"""The routes of sessions: conversations that people name, list, look at, and delete."""
+"""Routes of sessions: create, list, read, rename and delete conversations."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from tailrace.gateway.dependencies import Gateway, gateway_of, offer_to, tenant_
 from tailrace.gateway.history_client import past
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.resources.deletion import deleted
+from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
 from tailrace.gateway.turns.respond import asked
@@ -31,12 +31,12 @@ from tailrace.proto.resources import Branch, CreateSession, GetStats, ListBranch
 from tailrace.proto.subjects import TurnKey
 
 TITLE_CHARS_MAX = 500
-# It is in every answer about its session, and those are one message each.
+# Every answer about a session contains it, and each answer is one NATS message.
 SYSTEM_BYTES_MAX = 128 * 1024
 
 
 class NewSessionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/sessions`; all of it may be left out."""
+    """The body of `POST /v1/sessions`; every field is optional."""
 
     id: str | None = None
     title: str | None = None
@@ -52,17 +52,17 @@ class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class SessionList(Page[SessionRecord], frozen=True, kw_only=True):
-    """Newest first; `sessions` is the same as `data`."""
+    """Sessions, newest first; `sessions` repeats `data`."""
 
     sessions: list[SessionRecord]
 
 
 class BranchList(Page[Branch], frozen=True, kw_only=True):
-    """Newest leaf first."""
+    """Branches, newest leaf first."""
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
-    """The active sessions and what they have used, under the names of other servers for Claude."""
+    """The active sessions and their usage, with the field names of other servers for Claude."""
 
     active_sessions: int
     turns: int
@@ -73,7 +73,7 @@ class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """`claude_sessions` are those that are being answered just now, a thousand at most."""
+    """`claude_sessions`: the sessions with a running turn, at most 1,000."""
 
     session_stats: ActiveSessions
     active_claude_sessions: int
@@ -82,7 +82,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def sessions(request: Request) -> Response:
-    """`GET /v1/sessions`: newest first, by pages; `?project_id=`: those of one project."""
+    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`: those of one project."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     question = ListSessions(after, limit, request.query_params.get("project_id"))
     found = await gateway_of(request).history.ask(tenant, question)
@@ -91,7 +91,7 @@ async def sessions(request: Request) -> Response:
 
 
 async def post(request: Request) -> Response:
-    """`POST /v1/sessions`: a session before its first turn."""
+    """`POST /v1/sessions`: creates a session without turns."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     new, _ = await asked(request, NewSessionBody)
     _check(new, await offer_to(request))
@@ -101,14 +101,14 @@ async def post(request: Request) -> Response:
 
 
 async def session(request: Request) -> Response:
-    """`GET /v1/sessions/{session}`: one, with the totals of all its branches."""
+    """`GET /v1/sessions/{session}`: one session, with the totals of all its branches."""
     tenant = tenant_of(request)
     question = GetSession(request.path_params["session"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 
 async def patch(request: Request) -> Response:
-    """`PATCH /v1/sessions/{session}`: another title."""
+    """`PATCH /v1/sessions/{session}`: changes the title."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     title = (await asked(request, RenameBody))[0].title
     check_text("title", title, TITLE_CHARS_MAX)
@@ -117,22 +117,22 @@ async def patch(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """`DELETE /v1/sessions/{session}`: with all its turns."""
+    """`DELETE /v1/sessions/{session}`: deletes a session with all its turns."""
     tenant = tenant_of(request)
-    return await deleted(gateway_of(request), tenant, "session", request.path_params["session"])
+    return await delete_response(gateway_of(request), tenant, "session", request.path_params["session"])
 
 
 async def turns(request: Request) -> Response:
-    """`GET /v1/sessions/{session}/turns`: oldest first, by pages."""
+    """`GET /v1/sessions/{session}/turns`: its turns, oldest first, in pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     gateway, question = gateway_of(request), ListSessionTurns(request.path_params["session"], after, limit)
     found = await gateway.history.ask(tenant, question)
-    told = await asyncio.gather(*(_now(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
+    told = await asyncio.gather(*(_current(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
     return json_response(msgspec.structs.replace(found, turns=told))
 
 
 async def branches(request: Request) -> Response:
-    """`GET /v1/sessions/{session}/branches`: the turns that nobody has gone on from yet, each with those before it."""
+    """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     question = ListBranches(request.path_params["session"], after, limit)
     found = await gateway_of(request).history.ask(tenant, question)
@@ -140,7 +140,7 @@ async def branches(request: Request) -> Response:
 
 
 async def stats(request: Request) -> Response:
-    """`GET /v1/sessions/stats`: the sessions that are active, and what they have used."""
+    """`GET /v1/sessions/stats`: the active sessions and their usage."""
     tenant = tenant_of(request)
     found = await gateway_of(request).history.ask(tenant, GetStats())
     active = ActiveSessions(
@@ -161,8 +161,8 @@ async def stats(request: Request) -> Response:
     )
 
 
-async def _now(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
-    """A turn as it is now: the database is told of its request and its end, and of nothing in between."""
+async def _current(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
+    """Returns the turn as the log has it if it is running; the database only knows its request and its end."""
     if told.outcome != "running":
         return told
     try:
@@ -173,11 +173,11 @@ async def _now(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
 
 def check_text(field: str, text: str | None, chars_max: int) -> None:
     if text is not None and not 1 <= len(text) <= chars_max:
-        raise Refused("request_invalid", f"`{field}` must have from 1 to {chars_max} characters")
+        raise Refused("request_invalid", f"`{field}` must have from 1 to {chars_max} characters.")
 
 
 def _check(new: NewSessionBody, offer: Offer) -> None:
-    """What the types do not say; raises Refused."""
+    """Checks what the types do not. Raises Refused."""
     check_session("id", new.id)
     check_name("project_id", new.project_id)
     check_text("title", new.title, TITLE_CHARS_MAX)

@@ -1,4 +1,4 @@
-"""The route that makes tickets: a link to one turn's events, for who has no key."""
+"""Route that creates tickets: links to one turn's events that need no key."""
 
 import msgspec
 from starlette.requests import Request
@@ -14,14 +14,14 @@ from tailrace.proto.errors import Refused
 
 
 class NewTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/turns/{turn}/tickets`. `life_s`: seconds, of one that is shared."""
+    """The body of `POST /v1/turns/{turn}/tickets`. `life_s`: the lifetime of a shared ticket, in seconds."""
 
     is_shared: bool = False
     life_s: int | None = None
 
 
 class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
-    """A ticket, and the address that it is for. Times are Unix seconds."""
+    """A ticket, and the URL that it opens. Times are Unix seconds."""
 
     ticket: str
     events: str
@@ -30,14 +30,14 @@ class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: Request) -> Response:
-    """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader, or to be shared."""
+    """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader or to share."""
     gateway, key = gateway_of(request), turn_of(request)
     new, _ = await asked(request, NewTicket)
     if new.life_s is not None and not new.is_shared:
-        raise Refused("request_invalid", "`life_s` is for a ticket that `is_shared`")
+        raise Refused("request_invalid", "`life_s` needs `is_shared: true`.")
     life_s = SHARED_S if new.life_s is None else new.life_s
     if not SHARED_S_MIN <= life_s <= SHARED_S_MAX:
-        raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds")
+        raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds.")
     await read_turn(gateway, key)
     caller = caller_of(request)
     if new.is_shared:

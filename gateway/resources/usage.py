@@ -1,4 +1,4 @@
-"""The route of what was used: tokens and cost by day, model, key, session or project. It counts nothing itself."""
+"""Route of usage: tokens and cost by day, model, key, session or project."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import get_args
@@ -19,7 +19,7 @@ DAYS_MAX = 366
 
 
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
-    """In the order of the keys."""
+    """In the order of the keys of the groups."""
 
     by: UsageBy
     first: date = msgspec.field(name="from")
@@ -27,7 +27,7 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
 
 
 async def usage(request: Request) -> Response:
-    """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: of the turns of those days (UTC)."""
+    """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: usage of the turns of those days (UTC)."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     question = GetUsage(_by(request), first, last, after, limit)
@@ -40,25 +40,25 @@ async def usage(request: Request) -> Response:
 
 
 def days_of(request: Request, today: date) -> tuple[date, date]:
-    """The days asked for; up to today, and a month, where nothing is said."""
+    """Returns the first and last day of the query; by default the DAYS days up to today. Raises Refused."""
     last = _day(request, "to", today)
     first = _day(request, "from", last - timedelta(days=DAYS - 1))
     if not timedelta() <= last - first < timedelta(days=DAYS_MAX):
-        raise Refused("request_invalid", f"`from` must be before `to`, and no more than {DAYS_MAX} days")
+        raise Refused("request_invalid", f"`from` must not be after `to`, nor more than {DAYS_MAX} days before it.")
     return first, last
 
 
-def _day(request: Request, field: str, otherwise: date) -> date:
+def _day(request: Request, field: str, default: date) -> date:
     text = request.query_params.get(field)
     if text is None:
-        return otherwise
+        return default
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
         day = None
-    # Before 1970 there are no times in the database, and after 9998 none in Python for the day after.
+    # The database has no times before 1970, and Python has no day after the year 9999.
     if day is None or not text.isascii() or not 1970 <= day.year <= 9998:
-        raise Refused("request_invalid", f"`{field}` must be a day such as 2026-01-31")
+        raise Refused("request_invalid", f"`{field}` must be a day such as 2026-01-31.")
     return day
 
 

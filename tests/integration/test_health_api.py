@@ -65,7 +65,7 @@ async def test_a_house_whose_nats_is_away_says_so_and_lives(own_server: NatsServ
         _, parts = await ready(gateway)
         return parts["nats"] == {"ok": False, "detail": "not connected"}
 
-    unknown = {"ok": False, "detail": "cannot be asked: NATS is away"}
+    unknown = {"ok": False, "detail": "NATS is unreachable"}
 
     await until(is_away)
     assert (await gateway.client.get("/healthz")).json() == {"ok": True}
