@@ -1,4 +1,4 @@
-"""The routes that tell what the API is: the document, and a page of it for people. Both need nothing from elsewhere."""
+"""Routes of the API reference: the OpenAPI document and an HTML page made of it. Both work offline."""
 
 from functools import cache
 from importlib.resources import files
@@ -20,7 +20,7 @@ def document() -> bytes:
 
 @cache
 def page() -> bytes:
-    # Made once: it takes 5 ms, in which every stream stands still, and anybody may ask for it.
+    # Rendered once: it takes 5 ms, which would stop every stream, and the route needs no key.
     return render_page(msgspec.json.decode(document())).encode()
 
 
@@ -30,7 +30,7 @@ async def openapi(_: Request) -> Response:
 
 
 async def docs(_: Request) -> Response:
-    """`GET /docs`: the same, to read. It works offline."""
+    """`GET /docs`: the API reference as an HTML page. It works offline."""
     return Response(page(), media_type="text/html; charset=utf-8")
 
 
