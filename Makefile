@@ -9,7 +9,7 @@ INSTALLED := .venv/installed-dev
 # The `tailrace` command of this checkout, callable from any folder. -P: it imports nothing from that folder.
 LAUNCHER := .venv/bin/tailrace
 
-# Written when the clients in JavaScript are those of their package-lock.json.
+# Written when the JavaScript clients of package-lock.json are installed.
 CLIENTS := tests/clients/js/node_modules/installed
 
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
@@ -17,7 +17,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --cus
 .DEFAULT_GOAL := help
 .PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos rules wheel bench schema clean
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
@@ -28,18 +28,18 @@ run: $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrac
 wheel: setup ## build the wheel and the source archive into dist/
 	.venv/bin/uv build --quiet --out-dir dist .
 
-clients: $(CLIENTS) ## install the clients that the dialects are proved with; `test` does it by itself
+clients: $(CLIENTS) ## install the JavaScript clients that the dialects are tested with; `test` does it too
 
-# Hundreds of processes are started: what one of them has compiled, the next need not, whatever an image may have set.
+# The tests start hundreds of processes. Keep compiled bytecode, even if the environment disables it.
 test: export PYTHONDONTWRITEBYTECODE :=
-# Two of three seconds of a test are waiting, so each core has two workers.
-test: check $(CLIENTS) ## check, then every test
+# Tests wait for two thirds of their time, so each core has two workers.
+test: check $(CLIENTS) ## run `check` and every test
 	$(PYTHON) -m tests.run --numprocesses 4 --durations 25
-	@test -x .venv-litellm/bin/python || echo "SKIPPED: every test of the backend litellm, for it is not installed: make litellm."
-	@test "$$(id -u)" = 0 || echo "SKIPPED: every test of power cuts and of full disks, for only root may mount a disk."
-	@command -v chromium > /dev/null || echo "SKIPPED: every test in a browser, for there is no chromium on the path."
+	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
+	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
+	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
 
-coverage: setup $(CLIENTS) ## every test again, and the lines that none of them runs; it takes half as long again
+coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
 check: setup ## format, lint, types, imports, spelling and prose
@@ -51,45 +51,45 @@ check: setup ## format, lint, types, imports, spelling and prose
 	$(PYTHON) -m tools.check_prose
 	$(PYTHON) -m tests.rules > /dev/null
 
-litellm: setup ## install LiteLLM, for the backend of that name, into a venv of its own: .venv-litellm
+litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .venv-litellm
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-litellm.lock
 
-lock: setup ## write the lock files anew from pyproject.toml
+lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 
-# No part of `test`, which needs no network. Strict: what could not be looked up is no pass.
-audit: setup ## ask the public advisories about every package that is locked; needs the network
+# Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
+audit: setup ## look up known vulnerabilities of the locked packages; needs the network
 	for lock in requirements-dev.lock requirements-litellm.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
-chaos: setup ## break whatever can be broken, then have the checker judge; SEED= MINUTES= FAULTS=, ARGS='--help' tells more
+chaos: setup ## inject faults at random and check the result; SEED= MINUTES= FAULTS=, ARGS='--help'
 	@exec $(PYTHON) -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
-kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' kills less
+kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' for one process
 	@exec $(PYTHON) -m tests.kills $(ARGS)
 
-schedules: setup ## play schedules of faults against a model of the log; ARGS='--seed 7 --trace' tells one, '--without fence' misses a rule
+schedules: setup ## simulate schedules of faults; ARGS='--seed 7 --trace' prints one, '--without fence' disables a rule
 	@exec $(PYTHON) -m tests.schedules $(ARGS)
 
-rules: setup ## list the rules of the protocol, the faults and the attacks, with the tests that hold each
+rules: setup ## list the rules of the protocol, the faults and the attacks with their tests
 	@exec $(PYTHON) -m tests.rules
 
-fuzz: setup ## ask every route what nobody would, for longer than `make test` does; CASES=500 asks more, SEED= otherwise
+fuzz: setup ## send generated requests to every route, more than `test` does; CASES=500, SEED=
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_STRANGERS=10000 FUZZ_SEED=$(or $(SEED),7) \
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logs_and_metrics.py
 
-bench: setup ## measure what a delta takes from the model to its readers
+bench: setup ## measure the latency of a delta from the model to its readers
 	@exec $(PYTHON) -m benchmarks.latency $(ARGS)
 
-schema: setup ## write what is generated: schemas, settings tables, help pages
+schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tools.generate_docs
 	$(PYTHON) -m tests.clients.proofs
 
-clean: ## remove .venv and the caches; what is in .tailrace stays
+clean: ## remove .venv and the caches; keep .tailrace
 	rm -rf .venv .venv-litellm tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
