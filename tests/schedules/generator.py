@@ -111,7 +111,8 @@ class Generator:
         )
 
     def start(self) -> None:
-        self.process.start(self.worker.run(self._server.world.never))
+        if not self.process.is_dead:
+            self.process.start(self.worker.run(self._server.world.never))
 
     def kill(self) -> None:
         self.process.kill()

@@ -24,6 +24,7 @@ class Process:
         self.is_dead = False
         self.frozen_until_s = 0.0
         self._tasks: list[asyncio.Task[Any]] = []
+        world.processes.append(self)
 
     @property
     def is_busy(self) -> bool:

@@ -18,7 +18,6 @@ from tests.schedules.client import Canceller, Looker, Poster
 from tests.schedules.consumer import SimulatedConsumer
 from tests.schedules.faults import Faults
 from tests.schedules.generator import Generator
-from tests.schedules.process import Process
 from tests.schedules.quiet import only_failures
 from tests.schedules.reader import Reader
 from tests.schedules.recorder import SimulatedRecorder
@@ -99,13 +98,10 @@ class Schedule:
     def _end(self) -> None:
         """Ends all processes, so that no task outlives the schedule."""
         self.server.is_kind = True
-        for process in self._processes():
+        processes = self.world.processes
+        for process in processes:
             process.kill()
-        self.world.run_while(lambda: any(process.is_busy for process in self._processes()), 2 * HANDLES_MAX)
-
-    def _processes(self) -> list[Process]:
-        others: list[Any] = [*self.posters, *self.cancellers, *self.readers, *self.generators]
-        return [self.recorder.process, self.looker.process, *(one.process for one in others)]
+        self.world.run_while(lambda: any(process.is_busy for process in processes), 2 * HANDLES_MAX)
 
     def _at(self, moments: list[int], do: Callable[[], Any]) -> None:
         for moment in moments:

@@ -13,7 +13,7 @@ from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
 
 # `make schedules` plays 20,000.
-SEEDS, CHUNKS = 8_000, 4
+SEEDS, CHUNKS = 5_000, 4
 # The most that a mutant has needed is 2,650.
 SEEDS_FOR_A_MUTANT = 8_000
 

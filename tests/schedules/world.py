@@ -6,7 +6,7 @@ from contextvars import Context
 from random import Random
 from typing import Any
 
-from tests.schedules.process import PROCESS
+from tests.schedules.process import PROCESS, Process
 from tests.virtual_time import Handle, VirtualLoop
 
 # Sleeps take up to so much longer than asked for, as on a busy machine.
@@ -22,6 +22,8 @@ class World(VirtualLoop):
         self.chance = Random(seed).random
         """Returns a number from 0 up to but not including 1."""
         self.trace: list[str] | None = [] if is_traced else None
+        self.processes: list[Process] = []
+        """All processes, also those that were killed."""
         self.frozen_until_s = 0.0
         """Until then at least one process is frozen."""
         self.never = asyncio.Event()
