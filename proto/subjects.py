@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ids import TOKEN, Tenant, TurnId
 
 STREAM = "TURNS"
 BODIES = "BODIES"
@@ -162,6 +162,6 @@ def tenant_of(subject: str) -> str:
 
 def _token(text: str) -> str:
     # The server accepts a wildcard in a publish, and in a read it matches everything.
-    if not is_token(text):
+    if TOKEN.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not a valid subject token: it must match [a-z0-9_-]{{1,64}}")
     return text
