@@ -1,4 +1,4 @@
-"""What a chat completion's body asks: the same in the terms of Anthropic's API, or why it cannot be asked."""
+"""Chat completion requests: their conversion to turns, and what is refused or ignored."""
 
 import base64
 import re
@@ -55,8 +55,8 @@ def text(said: str, **further: object) -> dict[str, Any]:
     return {"type": "text", "text": said, **further}
 
 
-def test_a_question_is_the_same_question() -> None:
-    """Nothing is asked that was not, and each question without a session begins one."""
+def test_minimal_request_becomes_a_turn_without_session() -> None:
+    """Nothing is added to the request."""
     assert asked() == BuiltTurn(NewTurn(messages=[Message("user", "hi")], model=HAIKU), [])
 
 
@@ -100,12 +100,12 @@ def test_a_question_is_the_same_question() -> None:
         (HAIKU, {"temperature": 0.5, "top_p": 0.9}, None),
     ],
 )
-def test_an_option_in_anthropics_terms(model: str, given: dict[str, Any], wanted: dict[str, Any] | None) -> None:
-    """What goes to the model is what its own API calls it."""
+def test_parameter_becomes_an_option(model: str, given: dict[str, Any], wanted: dict[str, Any] | None) -> None:
+    """The names are those of Anthropic's Messages API."""
     assert asked(model, **given).turn.options == wanted
 
 
-def test_what_has_a_place_of_its_own() -> None:
+def test_parameters_become_fields_of_the_turn() -> None:
     """Tools, limits, metadata, and the extensions of OpenAI-compatible servers of Claude."""
     given: dict[str, Any] = {
         "max_completion_tokens": 9,
@@ -131,8 +131,8 @@ def test_what_has_a_place_of_its_own() -> None:
     assert asked(max_tokens=9).turn.max_tokens == asked(max_tokens=9, max_completion_tokens=9).turn.max_tokens == 9
 
 
-def test_a_tool_is_told_whole() -> None:
-    """What it may be without, and what Anthropic's definitions have besides."""
+def test_tool_definition_keeps_every_field() -> None:
+    """Optional fields, and those that Anthropic's definitions have besides."""
     strict = {**LOOK, "function": {"name": "look", "strict": True}, "cache_control": {"type": "ephemeral"}}
     assert asked(tools=[strict]).turn.tools == [
         {
@@ -144,15 +144,15 @@ def test_a_tool_is_told_whole() -> None:
     ]
 
 
-def test_system_messages_go_to_the_beginning() -> None:
-    """The system's and the developer's, wherever they stand: in their order."""
+def test_system_and_developer_messages_become_the_system_prompt() -> None:
+    """In their order, wherever they are."""
     assert said({"role": "system", "content": "Be brief."}, HI) == ("Be brief.", [Message("user", "hi")])
     told = ({"role": "developer", "content": [text("A")]}, HI, {"role": "system", "content": "B", "name": "x"}, HI)
     assert said(*told) == ([text("A"), text("B")], [Message("user", "hi")] * 2)
 
 
-def test_a_conversation_with_calls() -> None:
-    """What several tools answered to one message is one message; empty text is none; a call's id stays."""
+def test_conversation_with_tool_calls() -> None:
+    """Consecutive tool messages become one message; empty text is left out; call ids are kept."""
     second = {**CALL, "id": "c2", "function": {"name": "look", "arguments": ""}}
     told = (
         HI,
@@ -185,8 +185,8 @@ def test_a_conversation_with_calls() -> None:
     ]
 
 
-def test_pictures_and_files() -> None:
-    """By address or sent along; the detail is the model's own affair; a mark for the cache stays where it is."""
+def test_images_and_files() -> None:
+    """As URL or data; `detail` is ignored, `cache_control` is kept."""
     plain = base64.b64encode("naïve".encode()).decode()
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": "see", "cache_control": {"type": "ephemeral"}},
@@ -212,8 +212,8 @@ def test_pictures_and_files() -> None:
     ]
 
 
-def test_who_tells_an_answer_tells_the_conversation() -> None:
-    """Who tells none tells what is new in it, as clients of OpenAI-compatible servers with sessions do."""
+def test_messages_with_an_answer_are_the_full_history() -> None:
+    """Messages without an answer are added to the session, as with other OpenAI-compatible servers."""
     answer = {"role": "assistant", "content": "a"}
     tool = {"role": "tool", "tool_call_id": "c1", "content": "1"}
     assert asked(session_id="s", messages=[HI, answer, HI]).turn.full_history
@@ -222,8 +222,8 @@ def test_who_tells_an_answer_tells_the_conversation() -> None:
 
 
 @pytest.mark.parametrize("foreign", UNSUPPORTED, ids=lambda foreign: foreign.name)
-def test_what_claude_does_not_have_is_ignored_or_refused(foreign: Any) -> None:
-    """By the table: named either way, and taken without a word when it asks for nothing."""
+def test_unsupported_parameter_is_ignored_or_refused(foreign: Any) -> None:
+    """According to the table; values that ask for nothing special are accepted."""
     for idle in (None, *foreign.allowed):
         assert asked(**{foreign.name: idle}).ignored == []
     if foreign.is_refused:
@@ -232,8 +232,8 @@ def test_what_claude_does_not_have_is_ignored_or_refused(foreign: Any) -> None:
         assert asked(**{foreign.name: "something"}).ignored == [foreign.name]
 
 
-def test_sampling_is_named_where_the_model_takes_none() -> None:
-    """The current models refuse it; older ones take it, within their own bounds."""
+def test_sampling_is_ignored_by_models_without_it() -> None:
+    """Older models support it, within their own limits."""
     assert asked(SONNET, temperature=1, top_p=0.5).ignored == ["temperature", "top_p"]
     assert asked(OLD, temperature=1, top_p=0.5).ignored == []
 
@@ -295,8 +295,8 @@ def test_sampling_is_named_where_the_model_takes_none() -> None:
         (HAIKU, {"project_id": "a/b"}, "project"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_by_name(model: str, given: dict[str, Any], named: str) -> None:
-    """Never another question than the one that was meant."""
+def test_invalid_field_is_refused_by_name(model: str, given: dict[str, Any], named: str) -> None:
+    """The gateway never changes the meaning of a request."""
     assert named in refusal(model, **given)
 
 
@@ -316,23 +316,23 @@ TOLD = st.fixed_dictionaries(
     st.dictionaries(st.sampled_from(ChatCompletionRequest.__struct_fields__), JSON, max_size=3),
     st.lists(TOLD | JSON, max_size=3),
 )
-def test_any_body_is_a_question_or_is_refused(given_fields: dict[str, Any], told: list[Any]) -> None:
-    """Nothing else is raised, whatever stands in it."""
+def test_any_body_becomes_a_turn_or_is_refused(given_fields: dict[str, Any], told: list[Any]) -> None:
+    """No other exception is raised."""
     body = {**given_fields, "messages": [HI, *told], "model": HAIKU}
     with suppress(Refused):
         check(build_turn(decode(msgspec.json.encode(body), ChatCompletionRequest), models()[HAIKU]).turn)
 
 
-def test_every_parameter_of_openais_is_known() -> None:
-    """What its SDK can send is either taken or in the table: nothing is unknown by oversight."""
+def test_every_parameter_of_openais_sdk_is_known() -> None:
+    """It is either supported or in the table of unsupported parameters."""
     theirs = set(CompletionCreateParamsStreaming.__annotations__)
     assert {"messages", "stream", "web_search_options"} <= theirs
     assert theirs - set(ChatCompletionRequest.__struct_fields__) == set()
     assert {foreign.name for foreign in UNSUPPORTED} <= set(ChatCompletionRequest.__struct_fields__)
 
 
-def test_the_documented_tables_are_the_codes() -> None:
-    """docs/OPENAI.md: a row for each field that is taken, and for each foreign one what becomes of it and why."""
+def test_tables_in_the_docs_equal_the_code() -> None:
+    """docs/OPENAI.md has a row for each supported and each unsupported parameter."""
     (section,) = re.findall(
         r"^## `POST /v1/chat/completions`$(.*?)(?:^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )

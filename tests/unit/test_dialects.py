@@ -1,4 +1,4 @@
-"""The dialects: what each entry looks like to a client, and that all of them tell the fold's story."""
+"""Dialects: properties that hold for every turn and every dialect. tests/golden has what each renders."""
 
 import json
 from typing import Any
@@ -68,16 +68,16 @@ START.take()
         {"type": "Not-A-Name"},
     ],
 )
-def test_an_event_in_anthropic_is_passed_on_as_it_came(given: dict[str, Any]) -> None:
-    """Also what this version does not know: its client may."""
+def test_anthropic_passes_events_on_unchanged(given: dict[str, Any]) -> None:
+    """Also events that this version does not know."""
     (sent,) = parse(frame("anthropic", an_event(given)).data)
     assert (json.loads(sent.data), sent.id) == (given, 7)
     assert sent.event == (given["type"] if given["type"] != "Not-A-Name" else "")
 
 
 @pytest.mark.rule("S5")
-def test_line_breaks_between_the_tokens_of_an_event_do_not_break_a_line() -> None:
-    """Pretty-printed JSON is JSON; on a line of data it would end the line."""
+def test_anthropic_removes_line_breaks_between_json_tokens() -> None:
+    """They would end the data line."""
     pretty = json.dumps({"type": "ping2", "a": "b\nc"}, indent=2).replace("\n", "\r\n").encode()
     entry = entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(pretty))
     (sent,) = parse(frame("anthropic", entry).data)
@@ -85,14 +85,14 @@ def test_line_breaks_between_the_tokens_of_an_event_do_not_break_a_line() -> Non
 
 
 @pytest.mark.parametrize("given", [[], 5, "text", None, {"type": 5}, {"type": None}])
-def test_what_is_no_event_is_not_shown(given: object) -> None:
-    """It is in the log all the same, and must not break the stream of everybody who reads the turn."""
+def test_invalid_event_is_not_rendered(given: object) -> None:
+    """It is in the log, and must not break the streams of the turn's readers."""
     assert {name: frame(name, an_event(given)).data for name in DIALECTS} == dict.fromkeys(DIALECTS, b"")
 
 
 @pytest.mark.parametrize("newer", [b"1e999", b'"\xff"', b"1" * 5000])
-def test_what_nobody_can_read_breaks_no_stream(newer: bytes) -> None:
-    """A message that says such a thing of itself begins all the same; an event of such a type is not shown."""
+def test_undecodable_json_does_not_break_a_stream(newer: bytes) -> None:
+    """A message_start with such a value is passed on; an event of such a type is not rendered."""
     start = b'{"type":"message_start","message":{"id":"msg_1","role":"assistant","newer":%b}}' % newer
     for name in DIALECTS:
         frame(name, entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(start)))
@@ -122,8 +122,8 @@ def test_what_nobody_can_read_breaks_no_stream(newer: bytes) -> None:
     ],
     ids=["failed", "cancelled", "newer code"],
 )
-def test_what_is_no_whole_answer_in_anthropic_is_an_error(entry: Entry, type_: str, *, is_break: bool) -> None:
-    """Its SDKs raise, and their callers ask again."""
+def test_anthropic_renders_an_incomplete_answer_as_error(entry: Entry, type_: str, *, is_break: bool) -> None:
+    """Anthropic's SDKs raise it, and their callers retry."""
     made = frame("anthropic", entry)
     (sent,) = parse(made.data)
     assert (sent.event, json.loads(sent.data)["error"]["type"], made.is_break) == ("error", type_, is_break)
@@ -152,16 +152,16 @@ def turns(draw: st.DrawFn) -> Handwritten:
     return log
 
 
-def test_every_dialect_has_a_client() -> None:
-    """A new dialect says in tests/saying.py what its clients show, or none of the promises below is kept by it."""
+def test_every_dialect_has_a_text_parser() -> None:
+    """tests/saying.py reads the text of each dialect, for the tests below."""
     assert set(SAYS) == set(DIALECTS)
 
 
 @pytest.mark.rule("S5")
 @pytest.mark.parametrize("name", DIALECTS)
 @given(log=turns())
-def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
-    """Promise 4, for any turn; from after the last restart on where a dialect cannot take back."""
+def test_streamed_text_equals_the_folds_text(name: str, log: Handwritten) -> None:
+    """Promise 4. After the last restart, where a dialect cannot reset."""
     dialect = DIALECTS[name]
     last = max((one.seq for one in log.stored if is_restart(one)), default=0)
     seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
@@ -170,8 +170,8 @@ def test_every_dialects_text_is_the_folds(name: str, log: Handwritten) -> None:
 
 @pytest.mark.parametrize("name", DIALECTS)
 @given(log=turns())
-def test_an_archived_turn_says_the_same(name: str, log: Handwritten) -> None:
-    """What has left the log is told from the database, whole; a job says it when it is complete, and else nothing."""
+def test_text_from_the_database_equals_the_folds_text(name: str, log: Handwritten) -> None:
+    """The dialect `job` has it only for completed and cancelled turns."""
     told_whole = DIALECTS[name].render_record(record_from_fold(KEY, log.turn), 0).data
     is_told = name != "job" or log.turn.outcome in ("completed", "cancelled")
     assert SAYS[name](told_whole) == (log.turn.text if is_told else "")
@@ -182,8 +182,8 @@ def is_restart(stored: Stored) -> bool:
 
 
 @given(turns(), st.data())
-def test_a_dialect_without_a_state_can_be_resumed_at_any_frame(log: Handwritten, made: st.DataObject) -> None:
-    """What follows a cursor is what would have followed without the cut."""
+def test_stateless_dialect_resumes_after_any_entry(log: Handwritten, made: st.DataObject) -> None:
+    """The frames after a cursor are those of the uncut stream."""
     dialect = made.draw(st.sampled_from(sorted(name for name, one in DIALECTS.items() if not one.is_stateful)))
     whole = rendered(KEY, log.stored, dialect)
     cut = made.draw(st.integers(0, len(whole)))
@@ -206,8 +206,8 @@ def archived(log: Handwritten) -> TurnRecord:
 
 
 @given(turns().filter(lambda log: log.chain.is_ended))
-def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> None:
-    """Promise 4: text, usage, outcome, count and hash; the end with the same id."""
+def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -> None:
+    """Promise 4: text, usage, outcome, length and hash; the end has the same id."""
     sent = parse(TAILRACE.render_record(archived(log), 0).data)
     live = rendered(KEY, log.stored)
     assert told(one.raw for one in sent) == told(one.sent for one in live)
@@ -219,14 +219,14 @@ def test_a_turn_from_the_database_is_told_as_from_the_log(log: Handwritten) -> N
 @pytest.mark.parametrize(
     ("outcome", "is_break"), [("completed", False), ("cancelled", False), ("failed", True), ("running", True)]
 )
-def test_half_an_answer_from_the_database_is_broken_off_in_bare_text(outcome: Any, *, is_break: bool) -> None:
-    """As it was when it came from the log: nobody may take it for a whole one."""
+def test_incomplete_text_from_the_database_breaks_the_connection(outcome: Any, *, is_break: bool) -> None:
+    """As from the log, so that no client takes it for a whole answer."""
     half = msgspec.structs.replace(archived(failing()), outcome=outcome)
     assert DIALECTS["text"].render_record(half, 0) == Frame(text=b"half", is_break=is_break)
 
 
-def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
-    """Nobody will ever end it; each dialect says so in its way."""
+def test_turn_that_left_the_log_without_an_end_is_a_failure() -> None:
+    """It will never get an end."""
     log = Handwritten()
     log.ask()
     running = archived(log)
@@ -235,16 +235,16 @@ def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
     assert (end["type"], end["code"], error["type"]) == ("error", "internal", "api_error")
 
 
-def test_a_cancelled_turn_from_the_database_ends_as_from_the_log_in_anthropic() -> None:
-    """Promise 4: the same last event, whichever of the two was asked."""
+def test_anthropic_renders_cancellation_alike_from_database_and_log() -> None:
+    """Promise 4."""
     cancelled = entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256="")
     kept = msgspec.structs.replace(archived(failing()), outcome="cancelled", error=None)
     (wanted,) = parse(frame("anthropic", cancelled).data)
     assert parse(DIALECTS["anthropic"].render_record(kept, 0).data)[-1].data == wanted.data
 
 
-def test_an_archived_message_opens_with_every_count() -> None:
-    """As the API's own `message_start` has them."""
+def test_message_start_from_the_database_has_every_count() -> None:
+    """As the API's own `message_start`."""
     log = Handwritten()
     log.ask()
     start = json.loads(parse(DIALECTS["anthropic"].render_record(archived(log), 0).data)[0].data)

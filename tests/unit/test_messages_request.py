@@ -1,4 +1,4 @@
-"""The body of POST /v1/messages as a question: what is passed on, and how it came."""
+"""Requests of Anthropic's Messages API: their conversion to turns, and what is passed on."""
 
 import msgspec
 from hypothesis import given
@@ -28,8 +28,8 @@ def asked(body: dict[str, object], **headers: str) -> NewTurn:
     return build_turn(msgspec.convert(body, MessagesRequest), body, Headers(raw=raw))
 
 
-def test_a_question_is_told_as_it_came_in_a_place_of_its_own() -> None:
-    """Without a session it begins one; the conversation that it tells is all that the model is told."""
+def test_messages_become_a_turn_unchanged() -> None:
+    """Without a session header it creates one; the model gets exactly these messages."""
     assert asked(BODY) == NewTurn(
         model="claude-opus-5-5",
         max_tokens=100,
@@ -42,32 +42,32 @@ def test_a_question_is_told_as_it_came_in_a_place_of_its_own() -> None:
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=4))
-def test_every_other_field_is_the_apis_to_judge(fields: dict[str, object]) -> None:
-    """Also one that is newer than this version, with whatever it holds."""
+def test_every_other_field_becomes_an_option(fields: dict[str, object]) -> None:
+    """Also one that this version does not know, with any value."""
     assert asked(BODY | fields) == msgspec.structs.replace(asked(BODY), options=fields or None)
 
 
-def test_what_it_may_cost_is_ours_to_heed() -> None:
-    """A field that the model's API does not know, and would refuse."""
+def test_max_cost_is_not_passed_on() -> None:
+    """Anthropic's API would refuse the field."""
     told = asked(BODY | {"max_cost": 0.5, "metadata": {"user_id": "u"}})
     assert (told.max_cost, told.options, told.metadata) == (0.5, {"metadata": {"user_id": "u"}}, None)
 
 
-def test_system_and_tools_have_their_own_place() -> None:
-    """Blocks with `cache_control`, and tools that the API runs itself, as they are."""
+def test_system_and_tools_become_fields_of_the_turn() -> None:
+    """Blocks with `cache_control` and server tools are unchanged."""
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     tools = [{"type": "web_search_20260209", "name": "web_search", "max_uses": 2}]
     told = asked(BODY | {"system": system, "tools": tools})
     assert (told.system, told.tools, told.options) == (system, tools, None)
 
 
-def test_headers_say_the_session_the_project_the_version_and_the_betas() -> None:
+def test_headers_set_session_project_version_and_betas() -> None:
     named = {"x_session_id": "s:1", "x_project_id": "p.1", "anthropic_version": "2023-06-01"}
     told = asked(BODY, **named, anthropic_beta="a-2025-01-01,b-2026-02-02")
     assert (told.session, told.project, told.api_version) == ("s:1", "p.1", "2023-06-01")
     assert told.betas == ["a-2025-01-01", "b-2026-02-02"]
 
 
-def test_a_beta_that_is_named_twice_is_asked_for_once() -> None:
-    """In one header or in several, with any spaces: HTTP makes no difference (RFC 9110, 5.3)."""
+def test_beta_names_are_deduplicated() -> None:
+    """In one header or in several, with any spaces: HTTP treats them alike (RFC 9110, 5.3)."""
     assert beta_names(["a, b ,,a", "c", "", "b"]) == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Models as the API tells them: what Anthropic says stands over the data file, and pages leave nothing out."""
+"""The bodies of the model routes: Anthropic's list takes precedence over the data file; pages are complete."""
 
 from datetime import UTC, datetime
 
@@ -29,8 +29,8 @@ def ids(found: ModelPage) -> list[str]:
 
 
 @given(limit=st.integers(1, len(IDS) + 1))
-def test_pages_one_after_the_other_are_the_list(limit: int) -> None:
-    """Forwards by last_id and backwards by first_id: every model once, in order, and no page after the last."""
+def test_pages_are_the_list(limit: int) -> None:
+    """Forwards by last_id and backwards by first_id: every model once, in order."""
     forwards = [build_page(CARDS, after_id=None, before_id=None, limit=limit)]
     while forwards[-1].has_more:
         forwards.append(build_page(CARDS, after_id=forwards[-1].last_id, before_id=None, limit=limit))
@@ -49,28 +49,28 @@ def test_pages_one_after_the_other_are_the_list(limit: int) -> None:
     ("after_id", "before_id"),
     [("claude-unheard-of", None), (None, "claude-sonnet-5-5-latest"), ("", None), (IDS[0], IDS[1])],
 )
-def test_a_cursor_that_no_page_gave_is_refused(after_id: str | None, before_id: str | None) -> None:
-    """An id of this list, and one of the two: a page from somewhere else would be taken for the right one."""
+def test_unknown_or_double_cursor_is_refused(after_id: str | None, before_id: str | None) -> None:
+    """Otherwise a wrong page would look like the right one."""
     with pytest.raises(Refused) as refused:
         build_page(CARDS, after_id=after_id, before_id=before_id, limit=5)
     assert refused.value.code == "request_invalid"
 
 
-def test_anthropics_list_says_which_of_our_models_there_are() -> None:
-    """By whatever name it lists them; what has no row here could not be asked, and ours come in our order."""
+def test_anthropics_list_selects_models_of_the_data_file() -> None:
+    """By any of their names, in the order of the data file; unknown models are left out."""
     listed = offered([ListedModel(id=name) for name in ("claude-unheard-of", "claude-sonnet-4-5-20250929", IDS[0])])
     assert [model.id for model in Offer(listed).models] == [IDS[0], "claude-sonnet-4-5"]
 
 
 @pytest.mark.parametrize("names", [[], ["gpt-4o", "claude-unheard-of"]])
-def test_a_list_without_any_of_our_models_says_nothing(names: list[str]) -> None:
-    """Something else than Anthropic's API has answered: the data file stands."""
+def test_list_without_known_models_is_ignored(names: list[str]) -> None:
+    """Something else than Anthropic's API has answered: the data file is used."""
     assert offered([ListedModel(id=name) for name in names]) is None
     assert [model.id for model in Offer().models] == list(models())
 
 
-def test_what_anthropic_tells_of_a_model_stands_over_the_file() -> None:
-    """Limits, day and capabilities; the name and the prices are the file's."""
+def test_anthropics_values_take_precedence_over_the_data_file() -> None:
+    """Limits, date and capabilities; name and prices are from the file."""
     flags = capabilities(pdf_input={"supported": False})
     told = ListedModel(
         id="claude-sonnet-4-5-20250929",
@@ -88,8 +88,8 @@ def test_what_anthropic_tells_of_a_model_stands_over_the_file() -> None:
     assert sheeted.usd_per_million_tokens == build_sheet(SONNET, None).usd_per_million_tokens
 
 
-def test_capabilities_say_yes_no_or_nothing() -> None:
-    """Each in our words; what they do not name, and what is newer than we are, changes nothing."""
+def test_capabilities_update_only_what_they_contain() -> None:
+    """Absent and unknown capabilities change nothing."""
     known_before = Supports(vision=True, tools=True, prefill=True, effort=("low",))
     told = capabilities(
         image_input={"supported": False},
@@ -104,18 +104,18 @@ def test_capabilities_say_yes_no_or_nothing() -> None:
 
 
 @pytest.mark.parametrize("told", [b"null", b"{}", b"[]", b'{"image_input": true}', b"{"])
-def test_capabilities_that_cannot_be_read_say_nothing(told: bytes) -> None:
-    """A shape that changes one day must not turn a list of models into an error."""
+def test_invalid_capabilities_are_ignored(told: bytes) -> None:
+    """A changed format must not turn the model list into an error."""
     assert update_supports(Supports(vision=True), told) == Supports(vision=True)
 
 
-def test_an_unknown_day_is_anthropics_own_unknown_day() -> None:
-    """Their SDK wants a date: where there is none, the epoch, as they do it."""
+def test_unknown_release_date_is_the_epoch() -> None:
+    """Anthropic's SDK requires a date, and its API uses the epoch."""
     assert build_card(models()["claude-fable-5-2"], None).created_at == datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def test_a_long_prompts_prices_are_told() -> None:
-    """Dollars a million tokens, as on Anthropic's page."""
+def test_prices_of_long_prompts() -> None:
+    """In dollars per million tokens."""
     haiku = build_sheet(models()["claude-haiku-5-5"], None)
     long = haiku.usd_per_million_tokens_of_a_long_prompt
     assert long is not None

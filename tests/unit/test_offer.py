@@ -1,4 +1,4 @@
-"""What can be asked: one rule, whoever asks, and a refusal that says what is there."""
+"""Which models a gateway offers, and how it resolves their names."""
 
 import pytest
 
@@ -19,14 +19,14 @@ TWO = {name: ListedModel(id=name) for name in ("claude-opus-5-5", "claude-haiku-
         (None, "claude-haiku-5-5"),
     ],
 )
-def test_what_anthropic_lists_is_found_by_any_of_its_names(name: str | None, found: str) -> None:
-    """Claude's own, an operator's, and none at all, which is the first."""
+def test_listed_model_is_found_by_any_of_its_names(name: str | None, found: str) -> None:
+    """Claude's names, the operator's aliases, and none for the default."""
     assert Offer(TWO, {"gpt-4o": "claude-opus-5-5-latest"}).model(name).id == found
 
 
 @pytest.mark.parametrize("name", ["claude-sonnet-5-5", "gpt-4o", "gpt-5", ""])
-def test_what_anthropic_does_not_list_cannot_be_asked(name: str) -> None:
-    """Not by its own name and not by an operator's: the model would refuse it later, when the turn is accepted."""
+def test_unlisted_model_is_refused(name: str) -> None:
+    """By its own name and by an alias: the API would refuse it later."""
     with pytest.raises(Refused) as refused:
         Offer(TWO, {"gpt-4o": "claude-sonnet-5-5"}).model(name)
     assert refused.value.code == "model_unknown"
@@ -37,12 +37,12 @@ def test_what_anthropic_does_not_list_cannot_be_asked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models())
-def test_while_nobody_has_said_every_model_of_the_file_can_be_asked(name: str) -> None:
+def test_without_a_list_every_model_of_the_data_file_is_offered(name: str) -> None:
     assert Offer().model(name) == models()[name]
 
 
-def test_a_refusal_quotes_no_more_of_a_name_than_a_name_has() -> None:
-    """It is a client's word, and may be as long as its body."""
+def test_error_message_truncates_the_name() -> None:
+    """A client's name may be as long as the body."""
     with pytest.raises(Refused) as refused:
         Offer(TWO).model("x" * 1_000_000, "model_not_found")
     assert (refused.value.code, refused.value.message.count("x")) == ("model_not_found", 64)

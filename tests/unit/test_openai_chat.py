@@ -1,4 +1,4 @@
-"""The dialect `openai-chat`: what its clients put together from the chunks is the turn; nothing half looks whole."""
+"""The dialect openai-chat: properties for every turn, and OpenAI's own types. tests/golden has examples."""
 
 import json
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ def is_done(log: Handwritten) -> bool:
         ("refusal", "content_filter"),
     ],
 )
-def test_why_it_stopped(stop_reason: str, finish_reason: str) -> None:
-    """In OpenAI's words, streamed and whole."""
+def test_finish_reason(stop_reason: str, finish_reason: str) -> None:
+    """The same in the stream and in the completion."""
     log = ended(begun(), stop_reason)
     assert chunks(log)[-1]["choices"][0]["finish_reason"] == finish_reason
     assert (
@@ -116,8 +116,8 @@ def test_why_it_stopped(stop_reason: str, finish_reason: str) -> None:
     )
 
 
-def test_cached_tokens_are_part_of_the_prompt() -> None:
-    """OpenAI counts them in, Anthropic apart."""
+def test_prompt_tokens_include_cached_tokens() -> None:
+    """OpenAI includes them, Anthropic counts them separately."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -135,8 +135,8 @@ def test_cached_tokens_are_part_of_the_prompt() -> None:
         ("cancelled", None, "invalid_request_error", "turn_cancelled"),
     ],
 )
-def test_what_is_not_whole_is_an_error(outcome: Outcome, failure: Failure | None, type_: str, code: str) -> None:
-    """OpenAI's shape of an error in mid-stream, from the log and from the database; no `[DONE]` follows."""
+def test_incomplete_answer_ends_with_an_error(outcome: Outcome, failure: Failure | None, type_: str, code: str) -> None:
+    """From the log and from the database, in OpenAI's format."""
     log = begun()
     log.hear(*text(0, "half"))
     log.end(outcome, failure)
@@ -147,8 +147,8 @@ def test_what_is_not_whole_is_an_error(outcome: Outcome, failure: Failure | None
     assert not is_done(log)
 
 
-def test_an_answer_that_begins_anew_is_broken_off_and_told_from_its_beginning() -> None:
-    """Its readers are told that it does not count; whoever comes then gets the role and the indexes anew."""
+def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
+    """The role and the indices start again."""
     log = begun()
     log.hear(*tool(0, '{"q":1}'))
     restart = log.take("restart")
@@ -211,8 +211,8 @@ def same(message: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(turns())
-def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
-    """Promise 4, tool calls and thoughts included."""
+def test_stream_database_and_completion_have_the_same_message(log: Handwritten) -> None:
+    """Promise 4, with tool calls and thinking."""
     told = record_from_fold(KEY, log.turn)
     kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
     streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
@@ -228,8 +228,8 @@ def test_streamed_archived_and_whole_are_one_message(log: Handwritten) -> None:
 
 
 @given(turns())
-def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) -> None:
-    """Each is valid to the SDK's own types; what they do not know is what we say that we add."""
+def test_chunks_and_completions_match_openais_types(log: Handwritten) -> None:
+    """The only additional fields are the documented ones."""
     for chunk in [*chunks(log, CHAT), *chunks(log, COUNTED)]:
         made = ChatCompletionChunk.model_validate(chunk)
         assert set(made.model_extra or {}) <= {"cursor"}
@@ -242,8 +242,8 @@ def test_chunks_and_completions_are_what_openai_says_they_are(log: Handwritten) 
 
 @pytest.mark.parametrize("dialect", [CHAT, COUNTED])
 @given(log=logs())
-def test_any_log_is_told_in_lines_of_data_with_the_cursor_of_each_entry(dialect: str, log: MadeUp) -> None:
-    """No `id:`, `retry:` or `event:`, on which some clients fail; `[DONE]` after a real end, and nothing else."""
+def test_any_log_is_rendered_as_data_lines_with_cursors(dialect: str, log: MadeUp) -> None:
+    """No `id:`, `retry:` or `event:`, on which some clients fail; `[DONE]` only after a completed turn."""
     turn = fold(log.stored)
     frames = rendered(KEY, log.stored, dialect)
     restarts = {one.seq for one in log.stored if isinstance(one.entry, Attempt)}

@@ -1,4 +1,4 @@
-"""The dialect `openai-responses`: events that the SDK knows, numbers that stay, and an answer that is the fold's."""
+"""The dialect openai-responses: properties for every turn, and the SDK's types. tests/golden has examples."""
 
 import itertools
 import json
@@ -168,23 +168,23 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 
 
 @given(answers())
-def test_every_event_is_one_that_the_sdk_knows(log: Handwritten) -> None:
-    """Its pydantic models, and nothing beside their fields."""
+def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
+    """Without additional fields."""
     whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
     for event in [*told(log.stored), *whole, *data(sse.encode(render_snapshot(KEY, log.turn, len(told(log.stored)))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
 
 @given(answers())
-def test_events_are_numbered_from_0_through_every_restart(log: Handwritten) -> None:
-    """One for each event: a number that was given stays that event's."""
+def test_sequence_numbers_count_from_0_through_restarts(log: Handwritten) -> None:
+    """The number of an event never changes."""
     numbers = [event["sequence_number"] for event in told(log.stored)]
     assert numbers == list(range(len(numbers)))
 
 
 @given(answers(), st.data())
-def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) -> None:
-    """`starting_after`: byte for byte what would have followed, up to a break, which comes but once."""
+def test_starting_after_skips_exactly_the_received_events(log: Handwritten, made: st.DataObject) -> None:
+    """The rest is equal byte for byte, up to a break, which is sent once."""
     whole = frames(log.stored)
     numbered = parse(b"".join(frame.data for frame in whole))
     seen = made.draw(st.integers(1, len(numbered)))
@@ -196,8 +196,8 @@ def test_who_has_seen_some_gets_the_rest(log: Handwritten, made: st.DataObject) 
 
 
 @given(answers())
-def test_the_sdks_accumulator_reads_what_a_new_reader_is_sent(log: Handwritten) -> None:
-    """From the log, and from the database: the fold's text, and a response that is complete when the turn is."""
+def test_sdk_accumulates_the_stream_of_a_new_reader(log: Handwritten) -> None:
+    """From the log and from the database: the fold's text, and a complete response if the turn is."""
     live = seen_anew(log)
     for sent in (live, data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)) if live else ():
         whole = read(sent)._completed_response
@@ -207,8 +207,8 @@ def test_the_sdks_accumulator_reads_what_a_new_reader_is_sent(log: Handwritten) 
 
 
 @given(answers(), st.data())
-def test_a_snapshot_is_a_legal_start_that_joins_the_stream(log: Handwritten, made: st.DataObject) -> None:
-    """The opening events, each block in one delta, and then on: the numbers meet, and the text is the fold's."""
+def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> None:
+    """The numbers continue, and the text equals the fold's."""
     at = made.draw(st.integers(1, len(log.stored)))
     whole = frames(log.stored)
     number = len(data(b"".join(frame.data for frame in whole[:at])))
@@ -225,8 +225,8 @@ def test_a_snapshot_is_a_legal_start_that_joins_the_stream(log: Handwritten, mad
     assert "".join(one["delta"] for one in sent if one["type"] == "response.output_text.delta") == log.turn.text
 
 
-def test_a_snapshot_tells_each_block_at_once() -> None:
-    """However many deltas there were, and with what it began with."""
+def test_snapshot_has_one_delta_for_each_block() -> None:
+    """Including the text that the block began with."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -244,8 +244,8 @@ def test_a_snapshot_tells_each_block_at_once() -> None:
 
 
 @given(answers().filter(lambda log: log.chain.is_ended))
-def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritten) -> None:
-    """Promise 4: the last event's response is the one that is looked up, but for half a tool call's arguments."""
+def test_last_event_has_the_response_of_the_record(log: Handwritten) -> None:
+    """Promise 4, except for the partial arguments of a cut tool call."""
     last, looked_up = told(log.stored)[-1]["response"], response_of(record_from_fold(KEY, log.turn))
     for one in (last, looked_up):
         Response.model_validate(one, strict=True)
@@ -260,8 +260,8 @@ def test_a_response_is_told_alike_by_its_stream_and_by_its_record(log: Handwritt
 
 
 @given(answers(), st.integers(1, 50))
-def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handwritten, seen: int) -> None:
-    """Nothing is said twice: no delta, and numbers from where it had come to."""
+def test_resume_from_the_database_sends_only_done_events(log: Handwritten, seen: int) -> None:
+    """No delta is repeated, and the numbers continue."""
     sent = data(DIALECT.render_record(record_from_fold(KEY, log.turn), seen).data)
     assert [event["sequence_number"] for event in sent] == list(range(seen, seen + len(sent)))
     assert {event["type"].rpartition(".")[2] for event in sent[:-1]} <= {"done"}
@@ -270,8 +270,8 @@ def test_who_had_seen_some_before_the_log_forgot_is_told_what_is_done(log: Handw
 
 
 @given(st.lists(TEXTS, max_size=5))
-def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[str]) -> None:
-    """A client that drops by number what it has seen (the SDK's `.stream`) does not drop the end."""
+def test_numbers_from_the_database_are_not_lower_than_from_the_log(texts: list[str]) -> None:
+    """A client that drops received events by number (the SDK's `.stream`) keeps the end."""
     log = answered(*texts)
     numbers = [
         event["sequence_number"] for event in data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
@@ -280,8 +280,8 @@ def test_the_end_from_the_database_is_numbered_no_lower_than_it_was(texts: list[
     assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
 
 
-def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:
-    """Text of two attempts is never mixed; the error says what to do."""
+def test_restart_is_an_error_a_break_and_a_new_response() -> None:
+    """Text of two answers is never mixed; the error says what to do."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -313,10 +313,10 @@ def test_a_restart_is_an_error_and_a_break_and_then_a_new_response() -> None:
         ("failed", None, "response.failed", "failed", None),
     ],
 )
-def test_an_end_in_openais_words(
+def test_last_event_and_status(
     outcome: Outcome, stop_reason: str | None, last: str, status: str, reason: str | None
 ) -> None:
-    """`response.completed` comes of a whole answer alone, and what was open is closed as incomplete."""
+    """`response.completed` only for a whole answer; an open item is closed as incomplete."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -340,8 +340,8 @@ def test_an_end_in_openais_words(
     assert shown["output"] == response_of(record_from_fold(KEY, log.turn))["output"]
 
 
-def test_a_block_that_was_never_closed_is_closed_by_the_next() -> None:
-    """What was added is done, or the SDK refuses the response that lacks it."""
+def test_open_block_is_closed_by_the_next() -> None:
+    """Every item that was added is done, or the SDK refuses the response."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -352,16 +352,16 @@ def test_a_block_that_was_never_closed_is_closed_by_the_next() -> None:
     assert [item["content"][0]["text"] for item in told(log.stored)[-1]["response"]["output"]] == ["a", "b"]
 
 
-def test_a_turn_that_left_the_log_before_its_end_has_failed() -> None:
-    """Nobody will ever end it."""
+def test_turn_that_left_the_log_without_an_end_has_failed() -> None:
+    """It will never get an end."""
     log = Handwritten()
     log.ask()
     end = data(DIALECT.render_record(looked(log), 0).data)[-1]
     assert (end["type"], end["response"]["error"]["code"]) == ("response.failed", "server_error")
 
 
-def test_a_turn_that_nobody_has_taken_is_queued() -> None:
-    """And in progress once somebody has; cancelled before that, it has an end all the same."""
+def test_turn_without_an_attempt_is_queued() -> None:
+    """And in progress with one; a turn cancelled before has an end, too."""
     log = Handwritten()
     log.ask()
     assert response_of(looked(log))["status"] == "queued"
@@ -383,8 +383,8 @@ def looked(log: Handwritten) -> TurnRecord:
     return record_from_fold(KEY, log.turn)
 
 
-def test_usage_counts_what_was_cached_as_input() -> None:
-    """OpenAI's `input_tokens` are all of them; Anthropic's only those that were not cached."""
+def test_input_tokens_include_cached_tokens() -> None:
+    """Anthropic's count excludes them."""
     usage = Usage(input_tokens=10, output_tokens=5, cache_creation_input_tokens=3, cache_read_input_tokens=2)
     assert usage_object(usage) == {
         "input_tokens": 15,

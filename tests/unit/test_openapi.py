@@ -1,4 +1,4 @@
-"""The API's document: every route is in it, it is what OpenAPI 3.1 wants, and the page made of it runs nothing."""
+"""The OpenAPI document and the reference page: every route is in them, and the page runs no code."""
 
 import re
 from typing import Any
@@ -38,15 +38,15 @@ def references(part: object) -> list[str]:
             return []
 
 
-def test_every_route_is_told_of() -> None:
-    """Nothing more and nothing less than what is served."""
+def test_document_has_exactly_the_routes() -> None:
+    """Those of the app."""
     assert set(OPERATIONS) == set(METHODS)
     told = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert told == set(METHODS)
 
 
-def test_every_operation_has_a_name_of_its_own() -> None:
-    """Clients are generated from them."""
+def test_operation_ids_are_unique() -> None:
+    """Generated clients use them as names."""
     names = [one["operationId"] for methods in DOCUMENT["paths"].values() for one in methods.values()]
     assert len(names) == len(set(names))
     assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`: what each field becomes of Anthropic's, and what is refused or ignored by name."""
+"""Responses API requests: their conversion to turns, and what is refused or ignored."""
 
 import base64
 import json
@@ -143,13 +143,13 @@ def user(text: str) -> dict[str, Any]:
     ],
     ids=["string", "messages", "text part", "picture", "address of a file", "file", "a whole conversation"],
 )
-def test_input_becomes_messages(given: Any, messages: list[tuple[str, Any]]) -> None:
-    """What the assistant said and called in a row is one message, and so are the outputs of its calls."""
+def test_input_items_become_messages(given: Any, messages: list[tuple[str, Any]]) -> None:
+    """Consecutive items of the assistant become one message, and so do the outputs of its calls."""
     assert [(one.role, one.content) for one in ask(input=given).messages or []] == messages
 
 
-def test_what_the_system_says_stands_before_the_conversation() -> None:
-    """`instructions` first; `developer` is `system`; nobody says nothing."""
+def test_instructions_and_system_messages_become_the_system_prompt() -> None:
+    """`instructions` come first; `developer` is `system`; without any, there is none."""
     items = [{"role": "developer", "content": "b"}, user("hi"), {"role": "system", "content": "c"}]
     assert ask(input=items, instructions="a").system == [{"type": "text", "text": text} for text in "abc"]
     assert ask(instructions="a").system == "a"
@@ -193,13 +193,13 @@ def test_what_the_system_says_stands_before_the_conversation() -> None:
     ],
     ids=range(15),
 )
-def test_parameters_become_options(model: Any, given: dict[str, Any], options: dict[str, Any] | None) -> None:
-    """Each in the words of Anthropic's API."""
+def test_parameter_becomes_an_option(model: Any, given: dict[str, Any], options: dict[str, Any] | None) -> None:
+    """The names are those of Anthropic's Messages API."""
     assert ask(model, **given).options == options
 
 
 def test_functions_become_tools() -> None:
-    """With their schema; one without parameters takes none."""
+    """With their schema; a function without parameters has an empty one."""
     bare = {"type": "function", "name": "now", "description": "the time", "strict": True}
     assert ask(tools=[LOOK, bare]).tools == [
         {"name": "look", "input_schema": LOOK["parameters"]},
@@ -212,8 +212,8 @@ def test_functions_become_tools() -> None:
     ]
 
 
-def test_where_to_go_on() -> None:
-    """After a response, in a conversation of that name, or nowhere."""
+def test_request_continues_a_response_or_a_conversation() -> None:
+    """Or neither."""
     assert (ask().session, ask().parent, ask().create_session) == (None, msgspec.UNSET, False)
     assert ask(previous_response_id="resp_turn-1").parent == "turn-1"
     for named in ("conv_1", {"id": "conv_1"}):
@@ -225,8 +225,8 @@ def test_where_to_go_on() -> None:
     assert not ask(conversation="s1", input=answered).full_history
 
 
-def test_what_is_passed_on_as_it_is() -> None:
-    """And what all of our protocols add."""
+def test_common_parameters_become_fields_of_the_turn() -> None:
+    """Those that Tailrace adds to every protocol are among them."""
     given = {"max_output_tokens": 9, "metadata": {"a": "b"}, "project_id": "p", "on_busy": "branch"}
     further = {"on_interrupt": "fail", "on_disconnect": "cancel"}
     made = ask(**given, **further)
@@ -235,8 +235,8 @@ def test_what_is_passed_on_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in UNSUPPORTED if row.is_refused], ids=lambda row: row.name)
-def test_what_would_change_the_meaning_is_refused_by_name(row: Any) -> None:
-    """By the table, which says why; a value that asks for nothing is taken."""
+def test_unsupported_parameter_is_refused_by_name(row: Any) -> None:
+    """With the reason of the table; values that ask for nothing special are accepted."""
     with pytest.raises(Refused, match=f"`{row.name}` is not supported") as refused:
         ask(**{row.name: "something"})
     assert row.reason in refused.value.message
@@ -245,15 +245,15 @@ def test_what_would_change_the_meaning_is_refused_by_name(row: Any) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in UNSUPPORTED if not row.is_refused], ids=lambda row: row.name)
-def test_what_changes_nothing_is_ignored_by_name(row: Any) -> None:
-    """By the table; a value that asks for nothing is taken without a word."""
+def test_harmless_parameter_is_ignored_by_name(row: Any) -> None:
+    """According to the table; values that ask for nothing special are accepted silently."""
     assert understood(**{row.name: "something"}).ignored == [row.name]
     for idle in (None, *row.allowed):
         assert understood(**{row.name: idle}).ignored == []
 
 
-def test_what_a_model_does_not_take_is_ignored_by_name() -> None:
-    """Sampling, by nearly every client; and two parameters within others."""
+def test_sampling_context_and_verbosity_are_ignored_by_name() -> None:
+    """Nearly every client sends sampling parameters."""
     given = {"temperature": 1, "top_p": 0.5, "reasoning": {"context": "all_turns"}, "text": {"verbosity": "low"}}
     assert understood(**given).ignored == ["temperature", "top_p", "reasoning.context", "text.verbosity"]
     assert ask(**given).options is None
@@ -291,14 +291,14 @@ def test_what_a_model_does_not_take_is_ignored_by_name() -> None:
     ],
     ids=range(20),
 )
-def test_what_claude_does_not_have_is_refused_by_name(given: dict[str, Any], said: str) -> None:
-    """With what to do instead."""
+def test_invalid_field_is_refused_with_advice(given: dict[str, Any], said: str) -> None:
+    """The message names the field or what to send."""
     with pytest.raises(Refused, match=said):
         ask(**given)
 
 
-def test_messages_are_listed_as_the_items_that_they_were() -> None:
-    """What `input_items` tells of a turn, asked again, is the same conversation."""
+def test_listed_input_items_equal_the_input() -> None:
+    """Sending the listed items again gives the same conversation."""
     messages = [
         Message("user", "hi"),
         Message(
@@ -329,16 +329,16 @@ def test_messages_are_listed_as_the_items_that_they_were() -> None:
     assert again == [Message("user", [{"type": "text", "text": "hi"}]), *messages[1:]]
 
 
-def test_every_parameter_of_openais_is_known() -> None:
-    """What its SDK can send is either taken or in the table: nothing is unknown by oversight."""
+def test_every_parameter_of_openais_sdk_is_known() -> None:
+    """It is either supported or in the table of unsupported parameters."""
     theirs = set(ResponseCreateParamsBase.__annotations__) | {"stream"}
     assert {"input", "background", "moderation"} <= theirs
     assert theirs - set(ResponseRequest.__struct_fields__) == set()
     assert {foreign.name for foreign in UNSUPPORTED} <= set(ResponseRequest.__struct_fields__)
 
 
-def test_the_documented_tables_are_the_codes() -> None:
-    """docs/OPENAI.md: a row for each field that is taken, and for each foreign one what becomes of it and why."""
+def test_tables_in_the_docs_equal_the_code() -> None:
+    """docs/OPENAI.md has a row for each supported and each unsupported parameter."""
     (section,) = re.findall(r"^## `POST /v1/responses`$(.*?)(?:^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(?: (.*?) \|)?$", section, re.MULTILINE)
     foreign = {name: (treated, why) for name, treated, why in rows if treated in ("ignored", "refused")}

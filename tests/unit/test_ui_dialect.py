@@ -1,4 +1,4 @@
-"""The dialect `ui`: every kind of block in chunks, the same from the log and from the database, step after step."""
+"""The dialect ui and the messages of the history. tests/golden has whole turns."""
 
 import json
 import time
@@ -168,8 +168,8 @@ def shown(*events_: events.Event) -> list[Chunk]:
         ({"type": "tool_use"}, [events.InputJsonDelta("{}")], []),
     ],
 )
-def test_a_block_in_chunks(block: dict[str, Any], deltas: list[events.Delta], want: list[Chunk]) -> None:
-    """The table of ui_part.py, row by row. What a client's schema would refuse is not there."""
+def test_block_in_chunks(block: dict[str, Any], deltas: list[events.Delta], want: list[Chunk]) -> None:
+    """Each type of block; the chunks are valid for the client's schema."""
     heard = [events.BlockDelta(0, delta) for delta in deltas]
     assert shown(events.BlockStart(0, block), *heard, events.BlockStop(0)) == want
 
@@ -186,8 +186,8 @@ def test_a_block_in_chunks(block: dict[str, Any], deltas: list[events.Delta], wa
         ("failed", None, [("message-metadata", None), ("error", None), ("finish", "error")]),
     ],
 )
-def test_every_end_has_a_finish(outcome: Any, stop_reason: str | None, want: list[tuple[str, str | None]]) -> None:
-    """And what is open is closed before it. [DONE] is the last thing that is said."""
+def test_every_end_has_finish(outcome: Any, stop_reason: str | None, want: list[tuple[str, str | None]]) -> None:
+    """Open parts are closed before it, and [DONE] is the last event."""
     log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
     log.hear(events.MessageDelta(events.StopReason(stop_reason)))
     log.end(outcome, OVERLOADED if outcome == "failed" else None)
@@ -200,8 +200,8 @@ def test_every_end_has_a_finish(outcome: Any, stop_reason: str | None, want: lis
     assert parse(data)[-1].data == "[DONE]"
 
 
-def test_what_began_anew_and_said_nothing_closes_nothing() -> None:
-    """A client has forgotten the part, and an end for one that it does not know would break its stream."""
+def test_end_after_a_restart_closes_no_old_part() -> None:
+    """The client has discarded the part; an end for an unknown part breaks its stream."""
     log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
     log.take("restart")
     log.end("cancelled")
@@ -223,15 +223,15 @@ def answering_a_tool() -> Handwritten:
     return log
 
 
-def test_a_turn_that_answers_a_tool_adds_to_the_message_that_called_it() -> None:
-    """It names no message, so that the client keeps the one that it has."""
+def test_answer_to_a_tool_result_has_no_message_id() -> None:
+    """The client then appends to its last message."""
     start, *rest = chunks(sent(answering_a_tool()))
     assert "messageId" not in start
     assert [chunk["type"] for chunk in rest] == ["data-tailrace", "start-step", "text-start"]
 
 
-def test_who_was_not_there_is_told_the_steps_before() -> None:
-    """A page that was loaded anew replaces its message by what is replayed, and would lose the call."""
+def test_replay_includes_the_earlier_steps() -> None:
+    """A reloaded page replaces its message by the replay, and would lose the call."""
     start, *rest = chunks(sent(answering_a_tool(), UI_REPLAY))
     assert start["messageId"] == "msg_turn-0"
     assert rest[4] == {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"}
@@ -253,8 +253,8 @@ def test_who_was_not_there_is_told_the_steps_before() -> None:
 
 
 @given(turns(), st.integers(0, 60))
-def test_a_count_is_the_same_at_every_read(log: Handwritten, count: int) -> None:
-    """What a transport has is what another reader was sent first, and a replay of a plain turn is the same stream."""
+def test_chunk_counts_are_stable(log: Handwritten, count: int) -> None:
+    """Every read has the same chunks, and a replay of a plain turn is the same stream."""
     data = sent(log)
     assert sent(log, UI_REPLAY) == data
     whole = chunks(data)
@@ -265,8 +265,8 @@ def test_a_count_is_the_same_at_every_read(log: Handwritten, count: int) -> None
 
 
 @given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
-def test_who_comes_back_after_a_day_forgets_what_it_cannot_place(log: Handwritten, seen: int) -> None:
-    """The database has no deltas: an opening goes on where it was, and the answer is told once more, after a reset."""
+def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: int) -> None:
+    """The database has no deltas: after the opening the answer is sent again after a reset."""
     told = record_from_fold(KEY, log.turn)
     whole, rest = (chunks(UI.render_record(told, count).data) for count in (0, seen))
     assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
@@ -277,8 +277,8 @@ def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
     return msgspec.structs.replace(record_from_fold(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
 
 
-def test_a_history_of_many_calls_is_told_at_once() -> None:
-    """Each result finds its call by its name: looked for among all, ten times as many would take a hundred times."""
+def test_history_with_many_tool_calls_takes_linear_time() -> None:
+    """Results are matched to calls by id."""
 
     def took_s(count: int) -> float:
         calls = [{**CALL, "id": f"c{number}"} for number in range(count)]
@@ -295,8 +295,8 @@ def test_a_history_of_many_calls_is_told_at_once() -> None:
     assert took_s(20_000) < 40 * min(took_s(2_000) for _ in range(3))
 
 
-def test_the_running_answer_is_not_in_the_history() -> None:
-    """What it answers is: `resume: true` brings the rest."""
+def test_running_answer_is_not_in_the_history() -> None:
+    """`resume: true` streams it."""
     (user,) = message.build_messages([made(taken())])
     assert (user.id, user.role, user.parts) == (
         "turn-1_0",

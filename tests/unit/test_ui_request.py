@@ -1,4 +1,4 @@
-"""What AI SDK's transports POST, as the model is told it: part by part, and nothing is changed without a word."""
+"""Requests of AI SDK's transports: their conversion to turns."""
 
 import base64
 import json
@@ -45,8 +45,8 @@ def told(*parts: dict[str, Any], role: str = "user") -> list[Message]:
         ({"mediaType": "text/plain", "url": "data:text/plain;base64,aMOp"}, ("document", "text", "text/plain", "hé")),
     ],
 )
-def test_a_file_of_the_users_is_told_with_its_content(part: dict[str, Any], block: tuple[str, ...]) -> None:
-    """Pictures, PDF and texts; a text is told as one."""
+def test_file_in_a_data_url_becomes_a_block(part: dict[str, Any], block: tuple[str, ...]) -> None:
+    """Images, PDFs and texts."""
     kind, source, media_type, content = block
     want = {"type": kind, "source": {"type": source, "media_type": media_type, "data": content}}
     assert told({"type": "file", **part}) == [Message("user", [want])]
@@ -55,8 +55,8 @@ def test_a_file_of_the_users_is_told_with_its_content(part: dict[str, Any], bloc
 @pytest.mark.parametrize(
     ("media_type", "kind"), [("image/webp", "image"), ("image", "image"), ("application/pdf", "document")]
 )
-def test_a_file_elsewhere_is_fetched_by_the_model(media_type: str, kind: str) -> None:
-    """By https alone, which is what the API takes; a document has its name."""
+def test_file_at_an_https_url_becomes_a_url_block(media_type: str, kind: str) -> None:
+    """The API supports only https; a document keeps its name."""
     part = {"type": "file", "mediaType": media_type, "url": "https://host/a", "filename": "a"}
     named = {"title": "a"} if kind == "document" else {}
     assert told(part) == [
@@ -76,15 +76,15 @@ def test_a_file_elsewhere_is_fetched_by_the_model(media_type: str, kind: str) ->
         {},
     ],
 )
-def test_a_file_that_no_model_can_look_at_is_refused_by_its_place(part: dict[str, Any]) -> None:
-    """Left out, the answer would be to another question."""
+def test_unsupported_file_is_refused(part: dict[str, Any]) -> None:
+    """The error names the message. Without the file the question would be another one."""
     with pytest.raises(Refused, match=r"`messages\[1\]` has a file") as refused:
         ask(USER, {"id": "u2", "role": "user", "parts": [{"type": "file", **part}]})
     assert refused.value.code == "request_invalid"
 
 
-def test_an_answer_in_steps_is_as_many_messages() -> None:
-    """A result follows its call in a message of the user's; the last text is the assistant's again."""
+def test_assistant_message_with_steps_becomes_several_messages() -> None:
+    """A tool result follows its call in a user message; the last text is the assistant's again."""
     result = {"state": "output-available", "output": {"found": ["a"]}}
     failed = {"toolCallId": "c2", "input": {}, "state": "output-error", "errorText": "no"}
     assert told(
@@ -133,12 +133,12 @@ def test_an_answer_in_steps_is_as_many_messages() -> None:
         {"type": "data-anything", "data": None},
     ],
 )
-def test_what_the_api_would_refuse_is_left_out(part: dict[str, Any]) -> None:
-    """A thought without its signature, a call without its result, what is for the page alone."""
+def test_part_that_the_api_refuses_is_left_out(part: dict[str, Any]) -> None:
+    """Thinking without a signature, a call without a result, parts for the page only."""
     assert told(part, role="assistant") == []
 
 
-def test_a_denied_call_has_a_result_that_says_so() -> None:
+def test_denied_tool_call_has_an_error_result() -> None:
     denied = told({"type": "tool-look", **CALL, "state": "output-denied"}, role="assistant")[1]
     assert denied == Message(
         "user",
@@ -153,8 +153,8 @@ def test_a_denied_call_has_a_result_that_says_so() -> None:
     )
 
 
-def test_a_chat_is_a_session_and_says_all_of_it() -> None:
-    """`useChat` names it `id`; who asks in a busy chat has done with what runs there."""
+def test_chat_becomes_a_session_with_full_history() -> None:
+    """`useChat` sends its name as `id`; a new message interrupts a running answer."""
     asked = ask(USER, id="chat-1", model="claude-haiku-5-5", project_id="p")
     assert asked == NewTurn(
         messages=[Message("user", "hi")],
@@ -167,7 +167,7 @@ def test_a_chat_is_a_session_and_says_all_of_it() -> None:
     )
 
 
-def test_without_a_name_it_is_a_conversation_of_its_own() -> None:
+def test_request_without_id_has_no_session() -> None:
     """The workflow transport sends none, unless its app does."""
     assert (ask(USER).session, ask(USER).create_session) == (None, False)
     assert ask(USER, session_id="s").session == "s"
@@ -175,8 +175,8 @@ def test_without_a_name_it_is_a_conversation_of_its_own() -> None:
         ask(USER, id="a", session_id="b")
 
 
-def test_an_answer_to_a_tool_goes_on_in_the_message_that_called_it() -> None:
-    """The client adds to that message what comes."""
+def test_tool_result_records_the_id_of_the_continued_message() -> None:
+    """The client appends the answer to that message."""
     called = {
         "id": "msg_1",
         "role": "assistant",
@@ -186,8 +186,8 @@ def test_an_answer_to_a_tool_goes_on_in_the_message_that_called_it() -> None:
     assert ask(USER, called, USER).metadata is None
 
 
-def test_fields_that_mean_nothing_here_are_named() -> None:
-    """All but those that no header can repeat, and not more than one can hold."""
+def test_unknown_fields_are_listed() -> None:
+    """Only names that are valid in a header, and at most 20."""
     known = b'"messages": [], "messageId": null, "trigger": "submit-message"'
     assert unknown_fields(b"{%s}" % known) == []
     assert unknown_fields(b'{%s, "temperature": 1, "a\\r\\nb": 2, "webSearch": {}}' % known) == [
@@ -199,18 +199,18 @@ def test_fields_that_mean_nothing_here_are_named() -> None:
 
 
 @given(JSON)
-def test_a_tools_result_comes_back_as_it_was(output: object) -> None:
-    """A page that is loaded anew shows what its tools have brought: a text that looks like JSON stays a text."""
+def test_tool_output_round_trip(output: object) -> None:
+    """A string that looks like JSON stays a string."""
     assert tool_result.decode_output(tool_result.encode_output(output)) == output
 
 
-def test_a_text_that_a_tool_has_brought_is_told_as_it_is() -> None:
-    """To the model it is no JSON."""
+def test_tool_output_string_is_not_encoded() -> None:
+    """The model gets it without JSON quotes."""
     assert tool_result.encode_output("[1]") == "[1]"
 
 
-def test_what_a_tool_has_brought_is_no_deeper_than_anything_else() -> None:
-    """As text it would be taken, and nobody could show it again."""
+def test_deeply_nested_tool_output_is_refused() -> None:
+    """It could be stored as text, but not be returned."""
     deep = "[" * 300 + "]" * 300
     with pytest.raises(Refused, match="the output of `look`"):
         told({"type": "tool-look", **CALL, "state": "output-available", "output": json.loads(deep)}, role="assistant")
