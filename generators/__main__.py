@@ -1,4 +1,4 @@
-"""`python -m tailrace.generators`: one process that turns requests into events."""
+"""`python -m tailrace.generators`: reads the settings, wires a generator together, and runs it until SIGTERM."""
 
 import asyncio
 import sys
@@ -7,18 +7,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Backend
-from tailrace.generators.backends.anthropic_api import Claude
-from tailrace.generators.backends.message_batches_api import MessageBatches
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
-from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.batches.runner import BatchLane, BatchRunner
+from tailrace.generators.budget import limit_cost
 from tailrace.generators.failover import BackendOrders, parse_backends
-from tailrace.generators.hedging import Hedging
+from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, unique_name
 from tailrace.generators.worker import Worker
-from tailrace.proto import nats as door
+from tailrace.proto import nats
 from tailrace.proto.errors import BackendError
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
@@ -29,12 +32,12 @@ from tailrace.proto.version import VERSION
 
 
 async def preflight(settings: Settings) -> None:
-    async with opened(settings):
+    async with open_backends(settings):
         pass
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
-    """Carries turns until `stop` is set."""
+    """Runs turns until `stop` is set."""
     name = unique_name(settings)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
@@ -42,26 +45,29 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     blobs = BlobLoader(BlobStore(connection), ByteSemaphore(settings.large_bytes_max))
     services, hedges = Rpc(connection), HedgeRpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
-    hedging = Hedging(hedges, settlement, after_s=settings.hedge_after_s) if settings.hedge_after_s else None
-    async with opened(settings) as (rotas, backends):
-        claude = informant(backends)
+    races = None
+    if settings.hedge_after_s:
+        races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
+    async with open_backends(settings) as (orders, backends):
+        claude = find_anthropic_api(backends)
+        caller = ModelCaller(backends, retry, blobs)
+        planner = Planner(settings.attempts_max)
+        runner = TurnRunner(log, caller, orders, planner, name=name, sinks=[limit_cost], races=races)
         worker = Worker(
             log,
             deliveries,
-            TurnRunner(
-                log, blobs, backends, rotas, retry, name=name, attempts_max=settings.attempts_max, hedging=hedging
-            ),
+            runner,
             settlement,
-            build_batch_runner(connection, name, settings.concurrency, blobs, claude),
+            [BatchLane(build_batch_runner(connection, name, settings.concurrency, blobs, claude))],
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
         )
-        answers = ModelRpc(claude, MessageBatches(claude.client), blobs).answers if claude else {}
-        service = await services.serve(GENERATORS, VERSION, answers)
-        await services.serve_health(GENERATORS, worker.report)
-        if hedging is not None:
-            await hedges.serve(worker)
+        handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs).handlers if claude else {}
+        service = await services.serve(GENERATORS, VERSION, handlers)
+        await services.serve_health(GENERATORS, worker.report_health)
+        if races is not None:
+            await hedges.serve(HedgeTaker(worker, runner, log, orders))
         main.mark_ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
@@ -71,29 +77,29 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 
 
 def build_batch_runner(
-    connection: Connection, name: str, concurrency: int, blobs: BlobLoader, claude: Claude | None
+    connection: Connection, name: str, concurrency: int, blobs: BlobLoader, claude: AnthropicApi | None
 ) -> BatchRunner:
-    """Who carries batches: half of the slots at most are their turns', and the rest is everybody's."""
+    """Returns the runner of batches, whose turns get half of the slots at most."""
     return BatchRunner(
         TurnLog(connection),
         BlobStore(connection),
         Tombstones(connection),
         Counters(connection),
-        lambda: door.fullness(connection),
+        lambda: nats.fullness(connection),
         name=name,
-        places=max(1, concurrency // 2),
-        message_batches=MessageBatches(claude.client) if claude is not None else None,
+        concurrency=max(1, concurrency // 2),
+        message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
         blobs=blobs,
     )
 
 
 async def probe(settings: Settings) -> None:
-    """Raises BackendError, with the address, when Claude does not answer there or refuses the key.
+    """Raises BackendError, with the address, if Anthropic's API does not answer or refuses the key.
 
-    The other backends have no question that costs nothing.
+    The other backends have no request that is free of charge.
     """
-    async with opened(settings) as (_, backends):
-        claude = informant(backends)
+    async with open_backends(settings) as (_, backends):
+        claude = find_anthropic_api(backends)
         try:
             if claude is not None:
                 await claude.models()
@@ -102,20 +108,20 @@ async def probe(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
-    """The lists of backends, and each that they name. Raises SettingsInvalid."""
-    rotas = parse_backends(settings.backends)
+async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
+    """Yields the orders of backends, and the backends that they name, by name. Raises SettingsInvalid."""
+    orders = parse_backends(settings.backends)
     async with AsyncExitStack() as stack:
         backends = {}
-        for name in rotas.backends:
+        for name in orders.backends:
             backends[name] = open_backend(name, settings)
             stack.push_async_callback(backends[name].close)
-        yield rotas, backends
+        yield orders, backends
 
 
-def informant(backends: Mapping[str, Backend]) -> Claude | None:
-    """Who can be asked about models, if it is one of them."""
-    return next((backend for backend in backends.values() if isinstance(backend, Claude)), None)
+def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:
+    """Returns the backend that can list models and count tokens, if it is one of them."""
+    return next((backend for backend in backends.values() if isinstance(backend, AnthropicApi)), None)
 
 
 if __name__ == "__main__":

@@ -1,310 +1,279 @@
-"""Carries one turn to its end: fold, plan, call the model, append what it says; again, until an `end` is stored.
+"""Runs one turn to its end: fold the log, plan, call the model, append its events; again, until an `end` is stored.
 
-Only one append is in flight at a time, and whoever is refused stops: then the turn is somebody else's, or has ended.
+One append of a turn is in flight at a time. A runner whose append is refused stops: another writer has the turn, or the
+turn has ended. Optional features plug in: the planner (schemas), the sinks (cost limit), the races (hedging).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
-import msgspec
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
-from tailrace.generators.backends import Backend, Call
-from tailrace.generators.backends.registry import ACTING
-from tailrace.generators.budget import CostMeter, closing
-from tailrace.generators.continuation import Continuation, build_call, build_continuation_call, map_continuation
-from tailrace.generators.delta_buffer import DeltaBuffer, Outgoing
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import CloseCall, Sink
+from tailrace.generators.continuation import Continuation, prepare_call
+from tailrace.generators.delta_buffer import DeltaBuffer, buffer_of
 from tailrace.generators.failover import BackendOrders, Source
-from tailrace.generators.hedging import Hedging, is_due, is_first
-from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.plan import (
-    Acknowledge,
-    CheckSchema,
-    Complete,
-    CutOff,
-    Fail,
-    LeaveToBatch,
-    MakeAttempt,
-    hedge,
-    plan,
-    plan_after_check,
-)
-from tailrace.generators.retry import Retry
-from tailrace.generators.structured_output import corrected
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, LeaveToBatch, MakeAttempt
+from tailrace.generators.planner import Planner
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from tailrace.proto.errors import BackendError, CursorUnknown, FenceLost, LogFull, LogUnavailable, SandboxFailed
+from tailrace.proto.errors import BackendError, FenceLost, LogFull
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.runtime import json_schema
 from tailrace.proto.subjects import TurnKey
 
-Action = Acknowledge | LeaveToBatch | Complete | CutOff | Fail | MakeAttempt
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
-# Nobody stands at a counter here, and a batch may have a thousand answers judged: longer than in a gateway.
-JUDGE_WAIT_S = 120.0
-Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
+
+Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
+WrapSink = Callable[[Sink, Request, Turn], Sink]
+"""Returns a sink that also looks at the events of an attempt; it may raise CloseCall at once."""
+
+
+class Race(Protocol):
+    """What an attempt does differently while another call may run for the same turn."""
+
+    buffer: DeltaBuffer
+
+    def wrap(self, sink: Sink) -> Sink: ...
+
+    async def watch(self) -> None:
+        """Runs beside the call. Raises FenceLost when the other call has the turn."""
+        ...
+
+    async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
+        """Called once the attempt is over; `has_stored` tells whether it stored anything after its first entry."""
+        ...
+
+
+class Races(Protocol):
+    """Decides which attempts may be raced."""
+
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, lease: str) -> Race: ...
+
+
+class NoRace:
+    """The Race of an attempt whose call is the only one."""
+
+    def __init__(self) -> None:
+        self.buffer = DeltaBuffer()
+
+    def wrap(self, sink: Sink) -> Sink:
+        return sink
+
+    async def watch(self) -> None: ...
+
+    async def finish(self, *, has_stored: bool, error: Exception | None) -> None: ...
 
 
 class TurnRunner:
-    """What a generator carries turns with. It holds nothing of any turn."""
+    """Runs turns. Holds no state of any turn."""
 
     def __init__(
         self,
         log: TurnLog,
-        blobs: BlobLoader,
-        backends: Mapping[str, Backend],
-        rotas: BackendOrders,
-        retry: Retry,
+        caller: ModelCaller,
+        orders: BackendOrders,
+        planner: Planner,
         *,
         name: str,
-        attempts_max: int,
-        hedging: Hedging | None = None,
+        sinks: Sequence[WrapSink] = (),
+        races: Races | None = None,
     ) -> None:
-        """`backends` are all that `rotas` name. Without `hedging` no call is made beside another."""
+        """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
         self._log = log
-        self._blobs = blobs
-        self._backends = backends
-        self._rotas = rotas
-        self._retry = retry
+        self._caller = caller
+        self._orders = orders
+        self._planner = planner
         self._name = name
-        self._attempts_max = attempts_max
-        self._hedging = hedging
-        self._judge = json_schema.SchemaChecker(wait_s=JUDGE_WAIT_S)
+        self._sinks = sinks
+        self._races = races
 
-    async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
-        """Works on a turn until its log holds an `end`; returns its fold with it. Or without, if another writes it.
+    async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
+        """Runs a turn until its log holds an `end`; returns the fold with it, or without if a batch's runner writes it.
 
-        After `deadline_s` seconds of work, also of others before, the turn fails; its text is kept. Who makes a call
-        beside a late one is told the `lease`. Raises FenceLost when another writer has continued or ended the turn,
-        LogUnavailable, TurnUnknown.
+        The turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
+        kept. `lease` is passed to whoever makes a call beside this one. Raises FenceLost when another writer has
+        continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
-        return await self._to_the_end(key, turn, deadline_of(turn, deadline_s), lease)
+        return await self.run_from(key, turn, deadline_s, lease)
 
-    async def hedge(self, key: TurnKey, late: Seq, deadline_s: float) -> Turn:
-        """Makes a call beside that of the attempt at `late`; if its token is first, carries the turn as `carry` does.
-
-        Returns the fold without an end when the call came to nothing: the turn is the other's. Raises as `carry` does.
-        """
-        turn = await self._log.turn_upto(key, late)
-        if turn.chain != Chain(late, turn.attempt) or turn.request is None:
-            raise FenceLost(f"{key.turn} is not waited for any more")
-        if self._rotas.of(turn.request.model, turn.backend).now.backend in ACTING:
-            return turn
-        return await self._to_the_end(key, turn, deadline_of(turn, deadline_s), first=hedge(turn))
-
-    async def _to_the_end(
-        self, key: TurnKey, turn: Turn, deadline: float, lease: str = "", *, first: MakeAttempt | None = None
+    async def run_from(
+        self, key: TurnKey, turn: Turn, deadline_s: float, lease: str = "", *, first: MakeAttempt | None = None
     ) -> Turn:
+        """Like `run`, from the fold `turn`, beginning with the action `first`.
+
+        If `first` is a hedge whose call has no token, returns the fold without an end: the turn is the other runner's.
+        """
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
-        cause, rota = "", self._rotas.of(turn.request.model, turn.backend)
+        deadline = deadline_of(turn, deadline_s)
+        reason, order = "", self._orders.order_for(turn.request.model, turn.backend)
         while True:
-            step, first = first or await self._next(key, turn), None
-            match step:
+            action, first = first or await self._planner.next_action(key, turn), None
+            match action:
                 case Acknowledge() | LeaveToBatch():
                     return turn
                 case Complete(schema_valid):
                     return await self._end(key, turn, "completed", schema_valid=schema_valid)
-                case CutOff():
-                    outbox = DeltaBuffer()
-                    for event in closing(turn):
-                        outbox.put(event)
-                    outbox.close()
-                    turn = await self._write(key, turn, outbox, [])
+                case AppendEvents(events):
+                    turn = await self._write(key, turn, buffer_of(events), [])
                 case Fail(failure):
-                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + cause))
+                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + reason))
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
-                case MakeAttempt() as go:
-                    # Also for the lines of retry and the backend, which know of no turn.
-                    with bound_contextvars(turn=key.turn, attempt=go.attempt):
-                        turn, broken = await self._attempt(key, turn, go, rota.now, deadline, lease)
-                    if turn.attempt < go.attempt:
-                        # A hedge that came to nothing.
+                case MakeAttempt():
+                    # Also marks the log lines of retry.py and the backends, which know no turn.
+                    with bound_contextvars(turn=key.turn, attempt=action.attempt):
+                        turn, error = await self._attempt(key, turn, action, order.current, deadline, lease)
+                    if turn.attempt < action.attempt:
                         return turn
-                    if broken is None:
+                    if error is None:
                         continue
-                    after = rota.after(broken, has_begun=turn.message is not None)
-                    if after is None:
-                        failure = Failure(broken.code, broken.message, broken.retry_after_s)
+                    following = order.after_failure(error, has_begun=turn.message is not None)
+                    if following is None:
+                        failure = Failure(error.code, error.message, error.retry_after_s)
                         return await self._end(key, turn, "failed", failure)
-                    if after.now != rota.now:
-                        metrics.FAILOVERS.labels(after.now.backend).inc()
-                    rota, cause = after, f"; the last time: {broken.message}"
-                    if rota.is_repeat:
-                        await self._retry.pause(go.attempt, broken)
-
-    async def _next(self, key: TurnKey, turn: Turn) -> Action:
-        """What to do with the turn. An answer that has to fit a schema is judged first."""
-        step = plan(turn, self._attempts_max)
-        if not isinstance(step, CheckSchema):
-            return step
-        try:
-            misfit = await self._judge.find_mismatch(step.schema, turn.text, key.tenant)
-        except SandboxFailed as error:
-            logger.warning("answer not judged", error=str(error))
-            metrics.JUDGED.labels("unjudged").inc()
-            return Complete()
-        metrics.JUDGED.labels("fits" if misfit is None else "misfit").inc()
-        return plan_after_check(turn, misfit, self._attempts_max)
+                    if following.current != order.current:
+                        metrics.FAILOVERS.labels(following.current.backend).inc()
+                    order, reason = following, f"; the last time: {error.message}"
+                    if order.is_repeat:
+                        await self._caller.retry.pause(action.attempt, error)
 
     async def _attempt(
-        self, key: TurnKey, turn: Turn, go: MakeAttempt, source: Source, deadline: float, lease: str
+        self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, deadline: float, lease: str
     ) -> tuple[Turn, BackendError | None]:
-        """The fold after an attempt, and what broke the answer off before it was whole.
+        """Returns the fold after an attempt, and the error that broke the answer off, if any.
 
         A hedge without a token leaves the turn as it is.
         """
         assert turn.request is not None  # noqa: S101
         request = turn.request
-        logger.info("attempt", mode=go.mode, backend=source.backend, is_hedge=go.is_hedge)
-        taken = Attempt(
+        logger.info("attempt", mode=action.mode, backend=source.backend, is_hedge=action.is_hedge)
+        attempt = Attempt(
             prev=turn.chain.last,
-            attempt=go.attempt,
+            attempt=action.attempt,
             generator=self._name,
             backend=source.backend,
-            mode=go.mode,
-            misfit=go.misfit,
-            is_hedge=go.is_hedge,
+            mode=action.mode,
+            misfit=action.misfit,
+            is_hedge=action.is_hedge,
         )
-        if not go.is_hedge:
-            metrics.ATTEMPTS.labels(go.mode).inc()
-            chain = await self._append(key, turn.chain, taken)
-            turn = fold([stored(chain, turn, taken)], turn)
-        # Only now: what breaks from here on was counted, and does not come back for ever. (No turn has two hedges.)
-        hedging = self._hedging if go.is_hedge or is_due(go, source) else None
-        backend = self._backends[source.backend]
-        call, continuation = asked(request, turn, go)
-        meter = CostMeter(request, turn, is_raced=hedging is not None)
-        model = source.model_id or backend.model_id(call.model)
-        call = msgspec.structs.replace(call, model=model, tenant=key.tenant)
-        retry = msgspec.structs.replace(self._retry, tries_max=1) if go.is_hedge else self._retry
-        # Whose opening stood in the log would be the first, and perhaps say nothing more.
-        outbox = DeltaBuffer(is_held=hedging is not None)
-        written: list[Stored] = []
+        if not action.is_hedge:
+            # Before anything that may raise: an attempt that breaks its generator must count against the limit.
+            turn = await self._append_attempt(key, turn, attempt)
+        race = self._races.race(key, turn, action, source, lease) if self._races else NoRace()
+        call, continuation = prepare_call(request, turn, action.mode)
+        stored: list[Stored] = []
         try:
             async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(self._watch(key))]
-                if hedging is not None:
-                    watching.append(group.create_task(self._race(key, turn, go, hedging, outbox, lease)))
-                writing = group.create_task(self._write(key, turn, outbox, written, taken if go.is_hedge else None))
-                saying = partial(retry.answer, backend)
-                broken = await self._listen(key, saying, call, continuation, meter, outbox, deadline)
-                turn = await writing
-                for task in watching:
+                watchers = [group.create_task(self._raise_when_ended(key)), group.create_task(race.watch())]
+                reading = group.create_task(
+                    self._read_model(key, turn, call, source, race, continuation, deadline, is_single=action.is_hedge)
+                )
+                first = attempt if action.is_hedge else None
+                writing = group.create_task(self._write(key, turn, race.buffer, stored, first))
+                turn, error = await writing, await reading
+                for task in watchers:
                     task.cancel()
         except ExceptionGroup as several:
-            # The writer and the watchers fail for one reason: the turn is not ours any more.
-            error = several.exceptions[0]
-            if hedging is not None and not written and isinstance(error, FenceLost):
-                await hedging.lost(key, request, go, meter.usage)
-            raise error from several
-        if hedging is not None and go.is_hedge and not written:
-            await hedging.failed(key, request, go, meter.usage)
+            # All tasks fail for the same reason: the turn is not this runner's any more.
+            cause = several.exceptions[0]
+            await race.finish(has_stored=bool(stored), error=cause)
+            raise cause from several
+        await race.finish(has_stored=bool(stored), error=None)
         if continuation is not None and continuation.repeated:
             logger.info("repetition left out", chars=continuation.repeated)
             metrics.REPETITIONS.inc()
-        if broken is not None:
-            logger.warning("attempt broken off", backend=source.backend, code=broken.code)
-            metrics.BACKEND_FAILURES.labels(broken.code).inc()
-        return turn, broken
+        if error is not None:
+            logger.warning("attempt broke off", backend=source.backend, code=error.code)
+            metrics.BACKEND_FAILURES.labels(error.code).inc()
+        return turn, error
 
-    async def _race(
-        self, key: TurnKey, turn: Turn, go: MakeAttempt, hedging: Hedging, outbox: DeltaBuffer, lease: str
-    ) -> None:
-        """Has another generator make the call, too, once the first token is late; raises FenceLost when it was first.
-
-        Of a hedge: raises that when the other was. Either hears of it from the log alone.
-        """
-        if not go.is_hedge:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(hedging.after_s):
-                    await outbox.begun.wait()
-                    return
-            if not await hedging.ask(key, turn.chain.last, lease):
-                return
-        try:
-            async with aclosing(self._log.follow(key, turn.chain.last)) as following:
-                async for some in following:
-                    for one in some:
-                        if not is_first(one.entry, go.attempt, self._name):
-                            raise FenceLost(f"another call of {key.turn} was first")
-                        return
-        except (LogUnavailable, CursorUnknown) as error:
-            # Whoever does not hear of it is told by the fence.
-            logger.debug("race not followed", turn=key.turn, error=str(error))
-
-    async def _listen(
+    async def _read_model(
         self,
         key: TurnKey,
-        saying: Callable[[Call], AsyncGenerator[bytes, None]],
+        turn: Turn,
         call: Call,
+        source: Source,
+        race: Race,
         continuation: Continuation | None,
-        meter: CostMeter,
-        outbox: DeltaBuffer,
         deadline: float,
+        *,
+        is_single: bool,
     ) -> BackendError | None:
-        """Puts what the model says into the outbox; returns the error that broke it off, if one did."""
+        """Puts the model's events into the buffer; returns the error that broke the answer off, if any."""
+        assert turn.request is not None  # noqa: S101
+        sink: Sink = race.wrap(race.buffer.put)
         try:
-            # The deadline is for the model. It never interrupts an append: who does not know whether it stands
-            # would be refused by its own entry.
+            for wrap in self._sinks:
+                sink = wrap(sink, turn.request, turn)
+            if continuation is not None:
+                sink = continuation.wrap(sink)
+            # The deadline is for the model. It never interrupts an append: a writer that does not know whether its
+            # entry is stored would be refused by its own entry.
             async with (
                 asyncio.timeout_at(deadline),
-                self._blobs.load(key.tenant, call) as whole,
-                aclosing(saying(whole)) as answer,
+                self._caller.open(source, call, key.tenant, is_single=is_single) as (first, rest),
             ):
-                while not meter.is_passed and (raw := await anext(answer, None)) is not None:
-                    placed = [Outgoing(msgspec.Raw(raw))] if continuation is None else continuation.place(raw)
-                    for event, is_hidden, left_out in placed:
-                        outbox.put(event, is_hidden=is_hidden, left_out=left_out)
-                        meter.add(event, left_out)
+                sink(first)
+                async for event in rest:
+                    sink(event)
+        except CloseCall:
+            return None
         except TimeoutError:
             return LATE
         except BackendError as error:
             return error
         finally:
-            outbox.close()
+            race.buffer.close()
         return None
 
     async def _write(
-        self, key: TurnKey, turn: Turn, outbox: DeltaBuffer, written: list[Stored], hedge: Attempt | None = None
+        self, key: TurnKey, turn: Turn, buffer: DeltaBuffer, stored: list[Stored], first: Attempt | None = None
     ) -> Turn:
-        """Appends what is put into the outbox until it is closed and empty; returns the fold with it.
+        """Appends the buffer's events until it is closed and empty; returns the fold with them.
 
-        What stands is added to `written`. A `hedge` is stored before its first token, and without one not at all.
+        Adds what is stored to `stored`. A hedge's attempt, `first`, is appended before its first event, or not at all.
         """
+        assert turn.asked_at is not None  # noqa: S101
         chain = turn.chain
-        while (event := await outbox.take()) is not None:
-            if hedge is not None:
-                if not outbox.begun.is_set():
-                    break
-                chain = await self._append(key, chain, hedge)
-                written.append(stored(chain, turn, hedge))
-                metrics.ATTEMPTS.labels(hedge.mode).inc()
-                metrics.HEDGES.labels("won").inc()
-                hedge = None
-            raw, is_hidden, left_out = event
-            entry = Event(prev=chain.last, attempt=chain.attempt, event=raw, is_hidden=is_hidden, left_out=left_out)
+        while (event := await buffer.next()) is not None:
+            if first is not None:
+                chain = await append_when_not_full(self._log.append, key, chain, first)
+                stored.append(Stored(chain.last, turn.asked_at, first))
+                metrics.ATTEMPTS.labels(first.mode).inc()
+                first = None
+            entry = Event(
+                prev=chain.last,
+                attempt=chain.attempt,
+                event=event.raw,
+                is_hidden=event.is_hidden,
+                left_out=event.left_out,
+            )
             with metrics.APPEND_S.time():
-                chain = await self._append(key, chain, entry)
-            written.append(stored(chain, turn, entry))
-        return fold(written, turn)
+                chain = await append_when_not_full(self._log.append, key, chain, entry)
+            stored.append(Stored(chain.last, turn.asked_at, entry))
+        return fold(stored, turn)
 
-    async def _watch(self, key: TurnKey) -> None:
-        """Stops the attempt when somebody else ends the turn, also while the model is silent."""
+    async def _raise_when_ended(self, key: TurnKey) -> None:
+        """Stops the attempt with FenceLost when another process ends the turn, even while the model sends nothing."""
         await self._log.until_ended(key)
-        raise FenceLost(f"{key.turn} was ended by somebody else")
+        raise FenceLost(f"{key.turn} was ended by another process")
+
+    async def _append_attempt(self, key: TurnKey, turn: Turn, attempt: Attempt) -> Turn:
+        chain = await append_when_not_full(self._log.append, key, turn.chain, attempt)
+        metrics.ATTEMPTS.labels(attempt.mode).inc()
+        return fold([as_stored(chain, turn, attempt)], turn)
 
     async def _end(
         self,
@@ -315,42 +284,30 @@ class TurnRunner:
         *,
         schema_valid: bool | None = None,
     ) -> Turn:
-        if turn.end is not None:
-            return turn
         end = build_end(turn, outcome, error, schema_valid=schema_valid)
-        chain = await self._append(key, turn.chain, end)
-        metrics.ended(end)
-        return fold([stored(chain, turn, end)], turn)
-
-    async def _append(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-        return await appended(self._log.append, key, chain, entry)
+        chain = await append_when_not_full(self._log.append, key, turn.chain, end)
+        metrics.count_end(end)
+        return fold([as_stored(chain, turn, end)], turn)
 
 
-async def appended(append: Append, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-    """The chain with `entry`, however long the log is full."""
+async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+    """Appends `entry`, waiting as long as the log is full; returns the chain with it."""
     while True:
         try:
             return await append(key, chain, entry)
         except LogFull:
-            # New turns are refused before the last reserve is used, so this is an operator's emergency: old turns
-            # leave with their retention, and what the model says meanwhile waits, joined, in the outbox.
+            # Gateways refuse new turns before this last reserve is used, so an operator has to act. Old turns leave
+            # with their retention; what the model sends meanwhile waits in the buffer, joined.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
 
 
 def deadline_of(turn: Turn, deadline_s: float) -> float:
-    """In the loop's time: what was worked on the turn before counts by the log's clock, and none is read here."""
+    """Returns the deadline in the loop's time. Earlier work on the turn counts, by the log's timestamps."""
     return asyncio.get_running_loop().time() + deadline_s - turn.worked_s
 
 
-def asked(request: Request, turn: Turn, go: MakeAttempt) -> tuple[Call, Continuation | None]:
-    """The call to make, and where its events belong if they continue what is there."""
-    if go.mode == "continue":
-        return corrected(build_continuation_call(request, turn), turn), map_continuation(request, turn)
-    return corrected(build_call(request), turn), None
-
-
-def stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:
-    """An entry just appended, for the fold. When the server stored it matters to nobody here."""
+def as_stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:
+    """Returns an entry just appended, for the fold. The exact time of storing does not matter here."""
     assert turn.asked_at is not None  # noqa: S101
     return Stored(chain.last, turn.asked_at, entry)

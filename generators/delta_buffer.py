@@ -1,92 +1,82 @@
-"""Events between the model and the log. Deltas of one block join while they wait, so the log is never behind.
+"""Queue of events between the model and the log. Deltas of one block that wait are joined into one entry.
 
-Bounded by the answer itself: what waits is a handful of blocks, whatever the number of deltas.
+So the log keeps up with any model. The queue needs no limit: what waits is a few blocks, however many deltas they have.
 """
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import msgspec
 
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
 
-# Joined deltas beyond this become a further entry: an entry must fit a message, and a slow reader its buffer.
+# Joined deltas beyond this become another entry: an entry must fit in a NATS message and in a slow reader's buffer.
 JOINED_BYTES_MAX = 16_384
 OPENING = (events.MessageStart, events.BlockStart)
-
-
-class Outgoing(NamedTuple):
-    """An event for the log."""
-
-    event: msgspec.Raw
-    is_hidden: bool = False
-    """From readers."""
-    left_out: int = 0
-    """Characters that the call has said before it and that nobody is told (PROTOCOL R70)."""
-
-
-class _Waiting:
-    """An event that waits; `raw` is None once others were joined to it."""
-
-    def __init__(self, raw: msgspec.Raw, size: int, *, is_hidden: bool, left_out: int) -> None:
-        self.event = events.decode(raw)
-        self.raw: msgspec.Raw | None = raw
-        self.size = size
-        self.is_hidden = is_hidden
-        self.left_out = left_out
-
-    def join(self, other: "_Waiting") -> bool:
-        both = events.join_deltas(self.event, other.event)
-        if both is None or self.size + other.size > JOINED_BYTES_MAX:
-            return False
-        self.event, self.raw, self.size = both, None, self.size + other.size
-        self.left_out += other.left_out
-        return True
-
-    def encoded(self) -> msgspec.Raw:
-        if self.raw is not None:
-            return self.raw
-        assert not isinstance(self.event, events.UnknownEvent)  # noqa: S101  # what was joined is a delta
-        return events.encode(self.event)
+# The `raw` of joined deltas, whose JSON is encoded when they are taken out.
+JOINED = msgspec.Raw(b"")
 
 
 class DeltaBuffer:
-    """One producer, one consumer; both in one loop.
+    """One producer, one consumer, one event loop.
 
-    With `is_held` the opening of a message and of its first block waits for the first token: what an API says before it
-    is no answer yet.
+    With `hold_opening`, `next` returns the opening of a message and of its first block only once a token follows. If
+    none does, it returns the opening after `close`, or, with `drop_opening`, nothing.
     """
 
-    def __init__(self, *, is_held: bool = False) -> None:
-        self._waiting: deque[_Waiting] = deque()
+    def __init__(self, *, hold_opening: bool = False, drop_opening: bool = False) -> None:
+        self._waiting: deque[ModelEvent] = deque()
+        self._last_bytes = 0
         self._changed = asyncio.Event()
-        self._is_held = is_held
+        self._hold_opening = hold_opening
+        self._drop_opening = drop_opening
         self._is_closed = False
-        self.begun = asyncio.Event()
-        """A token was put."""
+        self.has_token = asyncio.Event()
+        """With `hold_opening`: set once an event other than the opening was put."""
 
-    def put(self, raw: msgspec.Raw, *, is_hidden: bool = False, left_out: int = 0) -> None:
-        new = _Waiting(raw, len(bytes(raw)), is_hidden=is_hidden, left_out=left_out)
-        if not isinstance(new.event, OPENING):
-            self.begun.set()
-        if not (self._waiting and self._waiting[-1].join(new)):
-            self._waiting.append(new)
+    def put(self, event: ModelEvent) -> None:
+        size = len(event.raw)
+        if self._hold_opening and not isinstance(event.event, OPENING):
+            self.has_token.set()
+        if self._waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
+            last = self._waiting[-1]
+            joined = events.join_deltas(last.event, event.event)
+            if joined is not None:
+                left_out = last.left_out + event.left_out
+                self._waiting[-1] = ModelEvent(joined, JOINED, last.kind, last.is_hidden, left_out)
+                self._last_bytes += size
+                return
+        self._waiting.append(event)
+        self._last_bytes = size
         self._changed.set()
 
     def close(self) -> None:
-        """Nothing more will be put."""
+        """Marks the end: nothing more will be put."""
         self._is_closed = True
         self._changed.set()
 
-    async def take(self) -> Outgoing | None:
-        """The next event; None after the last."""
-        while not self._waiting or (self._is_held and not self.begun.is_set()):
+    async def next(self) -> ModelEvent | None:
+        """Returns the next event, waiting for it; None after the last one."""
+        while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
             if self._is_closed:
                 break
             self._changed.clear()
             await self._changed.wait()
-        if not self._waiting:
+        if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
             return None
-        first = self._waiting.popleft()
-        return Outgoing(first.encoded(), first.is_hidden, first.left_out)
+        event = self._waiting.popleft()
+        if event.raw is not JOINED:
+            return event
+        assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined
+        return msgspec.structs.replace(event, raw=events.encode(event.event))
+
+
+def buffer_of(all_events: Iterable[ModelEvent]) -> DeltaBuffer:
+    """Returns a closed buffer that holds these events."""
+    buffer = DeltaBuffer()
+    for event in all_events:
+        buffer.put(event)
+    buffer.close()
+    return buffer

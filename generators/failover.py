@@ -1,7 +1,7 @@
-"""Whom to ask for an answer: an operator's lists of backends, and who of a list is next when one has failed. Pure.
+"""Order of the backends for a turn: the setting `backends`, and which backend follows one that failed. Pure.
 
-A list is a turn's own while one generator carries it. Only whose attempt it was stands in the log: whoever takes the
-turn over begins with that one, and finds out for itself about the others.
+A turn's order lasts while one generator runs the turn. The log holds only the backend of the last attempt: a generator
+that takes over begins with that one and finds out again which others fail.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import msgspec
 from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 from tailrace.proto.models import find_model, models
 
-# What another backend may not have. Whatever else breaks an attempt, a deadline say, would break the next one, too.
+# Errors that another backend may not have. Any other, a deadline for example, would end the next attempt too.
 FAILOVER_CODES = frozenset(
     {
         "backend_rate_limited",
@@ -27,33 +27,33 @@ FAILOVER_CODES = frozenset(
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A backend, and its own name for the model when the operator has given one."""
+    """A backend, and its own name for the model if the operator configured one."""
 
     backend: str
     model_id: str | None = None
 
 
 class BackendOrder(msgspec.Struct, frozen=True):
-    """Who is asked now stands first, then those who follow. At least one."""
+    """The backends for one turn: the current one first, then those that follow. At least one."""
 
     sources: tuple[Source, ...]
     untried: int
-    """How many of them have not been asked yet: the first ones."""
+    """How many of them were not called for this turn yet: the first ones."""
 
     @property
-    def now(self) -> Source:
+    def current(self) -> Source:
         return self.sources[0]
 
     @property
     def is_repeat(self) -> bool:
-        """Whether who is asked now has failed this turn before."""
+        """Whether the current backend has failed this turn before."""
         return self.untried <= 0
 
-    def after(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
-        """The list after an attempt that broke off with `error`; None when nobody could do better.
+    def after_failure(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
+        """Returns the order after an attempt that failed with `error`; None if no backend could do better.
 
-        `has_begun`: somebody's answer to this turn has been shown. Before that a request that is refused is a bad one,
-        and whom all the calls of an attempt could not reach is not asked again.
+        `has_begun`: readers have seen the beginning of an answer. Before that, a refused request is a bad request for
+        every backend, and a backend that all calls of an attempt failed to reach is not called again.
         """
         if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None
@@ -64,50 +64,50 @@ class BackendOrder(msgspec.Struct, frozen=True):
 
 
 class BackendOrders(msgspec.Struct, frozen=True):
-    """The setting `backends`: a list for all models, and those of models that have their own."""
+    """The parsed setting `backends`: a list for all models, and lists of single models."""
 
     common: tuple[Source, ...]
-    own: Mapping[str, tuple[Source, ...]] = {}
+    by_model: Mapping[str, tuple[Source, ...]] = {}
 
     @property
     def backends(self) -> list[str]:
-        """All that are named, in order, each once."""
-        lists = (self.common, *self.own.values())
+        """All names of backends, in order, each once."""
+        lists = (self.common, *self.by_model.values())
         return list(dict.fromkeys(source.backend for sources in lists for source in sources))
 
-    def of(self, model: str, last: str = "") -> BackendOrder:
-        """The list for a turn that asks for `model`, beginning with `last`, whose attempt was the turn's last one."""
+    def order_for(self, model: str, last: str = "") -> BackendOrder:
+        """Returns the order for a turn with `model`, beginning with `last`, the backend of its last attempt."""
         known = find_model(model)
-        sources = self.own.get(known.id if known else model, self.common)
-        begin = next((place for place, source in enumerate(sources) if source.backend == last), 0)
-        return BackendOrder((*sources[begin:], *sources[:begin]), len(sources))
+        sources = self.by_model.get(known.id if known else model, self.common)
+        first = next((index for index, source in enumerate(sources) if source.backend == last), 0)
+        return BackendOrder((*sources[first:], *sources[:first]), len(sources))
 
 
 def parse_backends(text: str) -> BackendOrders:
-    """The setting `backends`, `BACKEND, BACKEND…; MODEL = BACKEND:ITS NAME, …; …`. Raises SettingsInvalid.
+    """Parses the setting `backends`: `BACKEND, BACKEND…; MODEL = BACKEND:MODEL_ID, …; …`. Raises SettingsInvalid.
 
-    What backends there are is not checked here.
+    Does not check whether the backends exist.
     """
     common, *rows = (part.strip() for part in text.split(";"))
-    own: dict[str, tuple[Source, ...]] = {}
+    by_model: dict[str, tuple[Source, ...]] = {}
     for row in filter(None, rows):
         name, _, listed = (part.strip() for part in row.partition("="))
         model = find_model(name)
-        if model is None or model.id in own:
-            raise invalid(f"{row!r} is not MODEL = BACKEND, … with another one of {', '.join(models())}")
-        own[model.id] = read_list(listed)
-    return BackendOrders(read_list(common), own)
+        if model is None or model.id in by_model:
+            raise _invalid(f"{row!r} is not MODEL = BACKEND, … with another one of {', '.join(models())}")
+        by_model[model.id] = _parse_list(listed)
+    return BackendOrders(_parse_list(common), by_model)
 
 
-def read_list(text: str) -> tuple[Source, ...]:
+def _parse_list(text: str) -> tuple[Source, ...]:
     sources: list[Source] = []
     for part in text.split(","):
         name, _, model_id = (word.strip() for word in part.partition(":"))
         if not name or "=" in name or name in (source.backend for source in sources):
-            raise invalid(f"{text!r} is not a list of backends, each named once")
+            raise _invalid(f"{text!r} is not a list of backends, each named once")
         sources.append(Source(name, model_id or None))
     return tuple(sources)
 
 
-def invalid(why: str) -> SettingsInvalid:
-    return SettingsInvalid(f"TAILRACE_BACKENDS: {why}")
+def _invalid(message: str) -> SettingsInvalid:
+    return SettingsInvalid(f"TAILRACE_BACKENDS: {message}")

@@ -1,19 +1,29 @@
-"""When another generator is asked to make a call beside one that is late, and where the loser's bill goes.
+"""Hedging: when a first token is late, another generator makes the same call, and the first token wins (ADR 27).
 
-It reads no answer and writes no entry: whose token was first is decided where tokens are stored (ADR 20).
+The log decides which call is first: both append behind the same fence. This module asks for the second call, stops the
+losing one, and accounts for what it used.
 """
+
+import asyncio
+from contextlib import aclosing, suppress
 
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.backends.registry import ACTING
-from tailrace.generators.failover import Source
-from tailrace.generators.plan import MakeAttempt
+from tailrace.generators.attempt import NoRace, TurnRunner
+from tailrace.generators.backends.model_event import ModelEvent, Sink
+from tailrace.generators.backends.registry import WITH_SIDE_EFFECTS
+from tailrace.generators.budget import UsageMeter
+from tailrace.generators.delta_buffer import DeltaBuffer
+from tailrace.generators.failover import BackendOrders, Source
+from tailrace.generators.plan import MakeAttempt, plan_hedge
+from tailrace.generators.worker import Worker
+from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event, Request
-from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Seq
+from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
+from tailrace.proto.fold import Turn
 from tailrace.proto.models import cost_nano_usd, find_model
-from tailrace.proto.nats import Hedge, HedgeRpc
+from tailrace.proto.nats import Hedge, HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
@@ -21,13 +31,13 @@ from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
 logger = structlog.get_logger()
 
 
-def is_due(go: MakeAttempt, source: Source) -> bool:
-    """Whether this attempt may be raced by another: a turn's first one, so that no turn has two hedges."""
-    return go.attempt == 1 and source.backend not in ACTING
+def may_hedge(action: MakeAttempt, source: Source) -> bool:
+    """Whether another call may run beside this attempt: only beside a turn's first one, so that it has one hedge."""
+    return action.attempt == 1 and source.backend not in WITH_SIDE_EFFECTS
 
 
-def is_first(entry: Entry, attempt: int, generator: str) -> bool:
-    """Whether `entry`, the first after a late attempt, is of the call that `generator` makes as `attempt`."""
+def is_from(entry: Entry, attempt: int, generator: str) -> bool:
+    """Whether `entry`, the first after a late attempt, comes from the call that `generator` makes as `attempt`."""
     match entry:
         case Attempt(generator=name):
             return name == generator
@@ -38,40 +48,138 @@ def is_first(entry: Entry, attempt: int, generator: str) -> bool:
 
 
 class Hedging:
-    """What a generator hedges with; one that has none of it neither asks nor is asked."""
+    """Races the first calls of this generator's turns after `after_s` seconds without a token."""
 
-    def __init__(self, hedges: HedgeRpc, settlement: Settlement, *, after_s: float) -> None:
+    def __init__(self, log: TurnLog, hedges: HedgeRpc, settlement: Settlement, *, name: str, after_s: float) -> None:
+        self._log = log
         self._hedges = hedges
         self._settlement = settlement
-        self.after_s = after_s
+        self._name = name
+        self._after_s = after_s
 
-    async def ask(self, key: TurnKey, late: Seq, lease: str) -> bool:
-        """Whether another generator makes the call, too, beside the attempt at `late`."""
-        is_taken = await self._hedges.request(Hedge(key.tenant, key.turn, late, lease))
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, lease: str) -> "Race | NoRace":
+        """See attempt.Races."""
+        if not action.is_hedge and not may_hedge(action, source):
+            return NoRace()
+        return Race(self, key, turn, action, lease)
+
+    async def wait_until_late(self, has_token: asyncio.Event, key: TurnKey, turn: Turn, lease: str) -> bool:
+        """Waits for the first token; if it is late, asks for a second call. Returns whether one is made."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._after_s):
+                await has_token.wait()
+                return False
+        is_taken = await self._hedges.request(Hedge(key.tenant, key.turn, turn.chain.last, lease))
         logger.info("first token late", is_hedged=is_taken)
         if not is_taken:
-            metrics.HEDGES.labels("nobody").inc()
+            metrics.HEDGES.labels("declined").inc()
         return is_taken
 
-    async def lost(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
-        """The attempt `go` was not the first to have a token, or somebody has ended the turn before it had one."""
-        if go.is_hedge:
-            metrics.HEDGES.labels("lost").inc()
-        await self._pay(key, request, go, usage)
+    async def require_first(self, key: TurnKey, turn: Turn, action: MakeAttempt) -> None:
+        """Returns when this call's first entry is stored; raises FenceLost when the other call's is."""
+        try:
+            async with aclosing(self._log.follow(key, turn.chain.last)) as following:
+                async for some in following:
+                    for one in some:
+                        if not is_from(one.entry, action.attempt, self._name):
+                            raise FenceLost(f"another call of {key.turn} was first")
+                        return
+        except (LogUnavailable, CursorUnknown) as error:
+            # Without this notice the loser learns of it from the fence, at its first append.
+            logger.debug("race not followed", turn=key.turn, error=str(error))
 
-    async def failed(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
-        """The hedge `go` broke off before it had a token."""
-        metrics.HEDGES.labels("failed").inc()
-        await self._pay(key, request, go, usage)
-
-    async def _pay(self, key: TurnKey, request: Request, go: MakeAttempt, usage: CallUsage) -> None:
-        """Counts what a call is known to have used that no entry tells of: once, in the limits and the metrics."""
+    async def account(self, key: TurnKey, request: Request, action: MakeAttempt, usage: CallUsage) -> None:
+        """Adds what a call is known to have used, and no entry holds, to the tenant's limits and the metrics, once."""
         if not any(usage.counts):
             return
         model = find_model(request.model)
         nano_usd = cost_nano_usd(model, usage) if model is not None else 0
         metrics.HEDGE_COST.inc(nano_usd / NANO_USD_PER_USD)
         try:
-            await self._settlement.add(request, f"{key.turn}.{go.attempt}", usage, nano_usd)
+            await self._settlement.add(request, f"{key.turn}.{action.attempt}", usage, nano_usd)
         except LogUnavailable as error:
-            logger.warning("what a lost call used is not counted", turn=key.turn, error=str(error))
+            logger.warning("usage of a lost call not counted", turn=key.turn, error=str(error))
+
+
+class Race:
+    """One of the two calls: the late one, or the hedge beside it. Implements attempt.Race.
+
+    The opening of the message waits for the first token: stored without one it would win the turn with no answer.
+    """
+
+    def __init__(self, hedging: Hedging, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> None:
+        self._hedging = hedging
+        self._key = key
+        self._turn = turn
+        self._action = action
+        self._lease = lease
+        self._meter = UsageMeter()
+        self.buffer = DeltaBuffer(hold_opening=True, drop_opening=action.is_hedge)
+
+    def wrap(self, sink: Sink) -> Sink:
+        """Returns `sink` with a meter of the usage, which a lost call does not store."""
+
+        def metered(event: ModelEvent) -> None:
+            sink(event)
+            self._meter.add(event)
+
+        return metered
+
+    async def watch(self) -> None:
+        """Raises FenceLost when the other call was first. Both calls learn of it from the log alone."""
+        if not self._action.is_hedge and not await self._hedging.wait_until_late(
+            self.buffer.has_token, self._key, self._turn, self._lease
+        ):
+            return
+        await self._hedging.require_first(self._key, self._turn, self._action)
+
+    async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
+        """Counts how the call ended: as the winner, lost, or broken off before a token."""
+        if has_stored:
+            if self._action.is_hedge:
+                metrics.HEDGES.labels("won").inc()
+            return
+        is_lost = isinstance(error, FenceLost)
+        if self._action.is_hedge and (is_lost or error is None):
+            metrics.HEDGES.labels("lost" if is_lost else "failed").inc()
+        if is_lost or (self._action.is_hedge and error is None):
+            assert self._turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+            await self._hedging.account(self._key, self._turn.request, self._action, self._meter.usage)
+
+
+async def run_hedge(
+    runner: TurnRunner, log: TurnLog, orders: BackendOrders, hedge: Hedge, deadline_s: float
+) -> Turn | None:
+    """Makes a call beside the late attempt of `hedge`; if its token is first, runs the turn to its end.
+
+    Returns None when the turn is the other generator's. Raises what TurnRunner.run raises.
+    """
+    turn = await log.turn_upto(hedge.key, hedge.late)
+    if turn.chain != Chain(hedge.late, turn.attempt) or turn.request is None:
+        raise FenceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
+    if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:
+        return None
+    turn = await runner.run_from(hedge.key, turn, deadline_s, first=plan_hedge(turn))
+    return turn if turn.end is not None else None
+
+
+class HedgeTaker:
+    """Offers this generator's free slots to others for their hedges."""
+
+    def __init__(self, worker: Worker, runner: TurnRunner, log: TurnLog, orders: BackendOrders) -> None:
+        self._worker = worker
+        self._runner = runner
+        self._log = log
+        self._orders = orders
+
+    def has_free_slot(self) -> bool:
+        """Whether a hedge can start. One slot is always left for the queue."""
+        return self._worker.free_slots > 1
+
+    def start_hedge(self, hedge: Hedge) -> bool:
+        """Starts a call; False if no slot is free or the turn runs here already. Raises LogUnavailable."""
+        return self.has_free_slot() and self._worker.start_shared(
+            hedge.key,
+            hedge.lease,
+            lambda deadline_s: run_hedge(self._runner, self._log, self._orders, hedge, deadline_s),
+        )

@@ -1,4 +1,4 @@
-"""A call is made whole right before the model is asked, and only for that: what was lifted out is read back (R33)."""
+"""Puts the strings that were moved into the blob store back into a model call, for as long as it is made (R33)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,28 +10,28 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 
-A = TypeVar("A", bound=Prompt)
+P = TypeVar("P", bound=Prompt)
 
 EXPIRED = "a picture, document or long text of the request has expired: send it again"
 
 
 class BlobLoader:
-    """Holds no more of them at once than there is room for; further calls wait for their turn."""
+    """Loads blobs for calls. `semaphore` limits the bytes in memory at once; further calls wait."""
 
-    def __init__(self, bodies: BlobStore, room: ByteSemaphore) -> None:
+    def __init__(self, bodies: BlobStore, semaphore: ByteSemaphore) -> None:
         self._bodies = bodies
-        self._room = room
+        self._semaphore = semaphore
 
     @asynccontextmanager
-    async def load(self, tenant: Tenant, call: A) -> AsyncIterator[A]:
-        """`call` with its pictures, documents and long texts; raises BackendError when one is gone, LogUnavailable."""
-        blobs = references(call)
+    async def load(self, tenant: Tenant, prompt: P) -> AsyncIterator[P]:
+        """Yields `prompt` with strings instead of references. Raises BackendError if a blob is gone, LogUnavailable."""
+        blobs = references(prompt)
         if not blobs:
-            yield call
+            yield prompt
             return
-        async with self._room.reserve(sum(blob.bytes for blob in blobs)):
+        async with self._semaphore.reserve(sum(blob.bytes for blob in blobs)):
             try:
                 texts = {blob.sha256: (await self._bodies.read(tenant, blob)).decode() for blob in set(blobs)}
             except BlobUnknown as error:
                 raise BackendError("blob_expired", EXPIRED) from error
-            yield resolve(call, texts)
+            yield resolve(prompt, texts)

@@ -1,69 +1,69 @@
-"""Where a broken answer is taken up: what the model says there a second time. Pure; it leaves nothing out by guess.
+"""Filter for text that a continuing call repeats from the end of the stored answer. Pure; removes nothing by guess.
 
-Words are repeated for certain, and left out, when what comes begins with the very end of what is stored, character by
-character; when that is `REPEATED_MIN` characters or more without the white space, begins with a word, and does not end
-a line; and when its last `REPEATED_MIN` characters stand nowhere else in the answer. So a refrain, a table's next
-row and the next closing brace are told, and so is half a sentence that is told twice in other words.
+Text counts as repeated, and is left out, only if all of this holds: it equals the very end of the stored text,
+character by character; it has REPEATED_MIN or more characters that are not white space; it begins with a word; it does
+not end a line; and its last REPEATED_MIN characters occur nowhere else in the stored text. So a refrain, the next row
+of a table, a closing brace and a sentence that is repeated in other words are all kept.
 """
 
 REPEATED_MIN = 24
 
 
 class RepetitionFilter:
-    """A continuing call's first text, beside the text that it goes on from: held while it may be a repetition."""
+    """Filters the first text of a continuing call. Holds text back while it may be a repetition."""
 
     def __init__(self, stored: str) -> None:
         self._stored = stored
         self._tail = tail(stored)
-        # What the answer has said before it may be about to say again, and who ends a line may begin another like it.
-        is_telling = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
-        self._is_open = is_telling and stored.find(self._tail) == len(stored) - len(self._tail)
+        # Text that ends a line may be followed by another line like it.
+        ends_in_line = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
+        self._is_active = ends_in_line and stored.find(self._tail) == len(stored) - len(self._tail)
         self._held = ""
 
-    def take(self, text: str) -> tuple[str, int]:
-        """What there is to tell after `text` has come, and how many characters were left out before it."""
-        if not self._is_open:
+    def filter(self, text: str) -> tuple[str, int]:
+        """Adds `text`; returns the text to pass on now, and how many characters were left out before it."""
+        if not self._is_active:
             return text, 0
         self._held += text
         repeated = self._repeated()
         if repeated or not self._may_be_repeated():
-            return self.rest()[repeated:], repeated
+            return self.flush()[repeated:], repeated
         return "", 0
 
-    def rest(self) -> str:
-        """What was held and is no whole repetition, since something else follows it."""
-        held, self._held, self._is_open = self._held, "", False
+    def flush(self) -> str:
+        """Ends the filter; returns the text held back, which is no complete repetition."""
+        held, self._held, self._is_active = self._held, "", False
         return held
 
     def _repeated(self) -> int:
         found = self._held.find(self._tail)
         if found < 0:
             return 0
-        # There is no second place to look at: the tail would stand twice in what is stored.
+        # The tail occurs once in the stored text, so this is the only position to compare.
         chars = found + len(self._tail)
         is_end = self._stored.endswith(self._held[:chars])
         return chars if is_end and begins_word(self._stored, len(self._stored) - chars) else 0
 
     def _may_be_repeated(self) -> bool:
         last = len(self._stored) - len(self._tail)
-        place = self._stored.find(self._held)
-        while 0 <= place <= last:
-            if begins_word(self._stored, place):
+        position = self._stored.find(self._held)
+        while 0 <= position <= last:
+            if begins_word(self._stored, position):
                 return True
-            place = self._stored.find(self._held, place + 1)
+            position = self._stored.find(self._held, position + 1)
         return False
 
 
 def tail(text: str) -> str:
-    """The end of `text` that has so many characters without the white space; empty when it has fewer."""
+    """Returns the end of `text` with REPEATED_MIN characters that are not white space; empty if it has fewer."""
     solid = 0
-    for place in range(len(text) - 1, -1, -1):
-        solid += not text[place].isspace()
+    for position in range(len(text) - 1, -1, -1):
+        solid += not text[position].isspace()
         if solid == REPEATED_MIN:
-            return text[place:]
+            return text[position:]
     return ""
 
 
-def begins_word(text: str, place: int) -> bool:
-    """Whether no word is cut in two before `place`."""
-    return not place or not (text[place - 1].isalnum() and text[place].isalnum())
+def begins_word(text: str, position: int) -> bool:
+    """Whether `position` is not inside a word."""
+    return not position or not (text[position - 1].isalnum() and text[position].isalnum())

@@ -1,14 +1,14 @@
-"""The one place that decides whether a failed call is made again, and when. The SDK's own retries are off.
+"""Decides whether and when a failed model call is repeated: exponential back-off with jitter. The SDKs' retries are
+off.
 
-Before the first event a call is simply repeated, within one attempt. After it the attempt is over, and the turn goes on
-from its log; then this only says how long to wait.
+A call that fails before its first event is repeated within one attempt. After the first event the attempt is over and
+the turn continues from its log; then this module only says how long to wait before the next attempt.
 """
 
 import asyncio
 import itertools
 import random
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import msgspec
 import stamina
@@ -16,65 +16,59 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
-# We count and log what is repeated ourselves, with its code.
+# Repeated calls are counted and logged here, with their codes.
 stamina.instrumentation.set_on_retry_hooks([])
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """Exponential back-off with jitter, never less than the server's `retry-after`, which is honoured up to a cap."""
+    """Exponential back-off with jitter. A server's Retry-After is the least wait, up to `wait_max_s`."""
 
     tries_max: int
     wait_s: float
     wait_max_s: float
 
-    async def answer(self, backend: Backend, call: Call) -> AsyncGenerator[bytes, None]:
-        """The events of `backend`'s answer, after as many calls as it takes; raises the last BackendError."""
-        first, rest = await self._begun(backend, call)
-        async with aclosing(rest):
-            yield first
-            async for raw in rest:
-                yield raw
-
-    async def pause(self, attempt: int, error: BackendError) -> None:
-        """Waits before the attempt that follows number `attempt`; not longer than the cap for a `retry-after`."""
-        asked_s = min(error.retry_after_s or 0.0, self.wait_max_s)
-        await asyncio.sleep(self.wait_after_s(attempt, asked_s, random.random()))  # noqa: S311  # spreads load, hides nothing
-
-    def again_in_s(self, error: Exception, tries: int, chance: float) -> float | None:
-        """Seconds until the next call after `tries` have failed, the last with `error`; None: there is none."""
-        if not isinstance(error, BackendError) or not CODES[error.code].is_retryable or tries >= self.tries_max:
-            return None
-        asked_s = error.retry_after_s or 0.0
-        # Who is told to come back in an hour should hear so, and not wait an hour in silence.
-        return self.wait_after_s(tries, asked_s, chance) if asked_s <= self.wait_max_s else None
-
-    def wait_after_s(self, number: int, asked_s: float, chance: float) -> float:
-        """The wait after failure `number` (from 1). `chance`, from 0 to 1, spreads those who failed together.
-
-        A server that asks for no wait at all gets the back-off nevertheless: a hot loop helps nobody.
-        """
-        half_s = min(self.wait_s * 2.0 ** (number - 1), self.wait_max_s) / 2
-        return max(asked_s, half_s) + half_s * chance
-
-    async def _begun(self, backend: Backend, call: Call) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+    async def begin(self, backend: Backend, call: Call) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
+        """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError."""
         tries = itertools.count(1)
 
-        def again(error: Exception) -> bool | float:
-            wait_s = self.again_in_s(error, next(tries), random.random())  # noqa: S311
-            if wait_s is None or not isinstance(error, BackendError):
+        def next_delay(error: Exception) -> bool | float:
+            delay_s = self.next_delay_s(error, next(tries), random.random())  # noqa: S311  # spreads load
+            if delay_s is None or not isinstance(error, BackendError):
                 return False
-            logger.info("call failed and is made again", code=error.code, wait_s=round(wait_s, 3))
-            metrics.CALLS_AGAIN.labels(error.code).inc()
-            return wait_s
+            logger.info("call failed and is repeated", code=error.code, delay_s=round(delay_s, 3))
+            metrics.CALLS_REPEATED.labels(error.code).inc()
+            return delay_s
 
-        # The loop and its sleeping are stamina's; how often and how long is decided above.
-        async for one in stamina.retry_context(on=again, attempts=None, timeout=None):
+        # stamina runs the loop and sleeps; number and length of the waits are decided above.
+        async for one in stamina.retry_context(on=next_delay, attempts=None, timeout=None):
             with one:
-                # An answer that raises is closed: that is how async generators end.
+                # An async generator that raises has ended, so its connection is closed.
                 answer = backend.answer(call)
                 return await anext(answer), answer
         raise AssertionError("the last try returns or raises")
+
+    async def pause(self, attempt: int, error: BackendError) -> None:
+        """Waits before the attempt after number `attempt`, at most `wait_max_s` for a Retry-After."""
+        retry_after_s = min(error.retry_after_s or 0.0, self.wait_max_s)
+        await asyncio.sleep(self.back_off_s(attempt, retry_after_s, random.random()))  # noqa: S311  # spreads load
+
+    def next_delay_s(self, error: Exception, tries: int, chance: float) -> float | None:
+        """Returns the seconds until the next call after `tries` calls failed, the last with `error`; None: no call."""
+        if not isinstance(error, BackendError) or not CODES[error.code].is_retryable or tries >= self.tries_max:
+            return None
+        retry_after_s = error.retry_after_s or 0.0
+        # With a longer Retry-After the turn fails with it, so that the client can decide; waiting would be silence.
+        return self.back_off_s(tries, retry_after_s, chance) if retry_after_s <= self.wait_max_s else None
+
+    def back_off_s(self, number: int, retry_after_s: float, chance: float) -> float:
+        """Returns the wait after failure `number` (from 1). `chance`, 0 to 1, spreads calls that failed together.
+
+        A Retry-After of 0 gets the back-off nevertheless: it must not cause a hot loop.
+        """
+        half_s = min(self.wait_s * 2.0 ** (number - 1), self.wait_max_s) / 2
+        return max(retry_after_s, half_s) + half_s * chance

@@ -1,4 +1,7 @@
-"""The questions that only who has the model's key can answer. Nothing is retried here: whoever asks may ask again."""
+"""RPC handlers for what needs the model's API key: list models, count tokens, cancel a message batch.
+
+Nothing is retried here: the client that called the gateway may try again.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -24,75 +27,74 @@ from tailrace.proto.nats.rpc import Handler
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class Informant(Protocol):
-    """A backend that can tell about its models without being asked for an answer."""
+class ModelApi(Protocol):
+    """A backend that lists models and counts tokens."""
 
     async def models(self) -> ListedModels:
-        """All that the key may use. Raises BackendError."""
+        """Returns all models that the key may use. Raises BackendError."""
         ...
 
     async def count_tokens(self, body: bytes, betas: str) -> bytes:
-        """Anthropic's own answer for the Messages request in `body`. Raises BackendError."""
+        """Returns Anthropic's response to the Messages request in `body`. Raises BackendError."""
         ...
 
 
-class Cancelling(Protocol):
-    """Who has Anthropic's Message Batches."""
+class BatchApi(Protocol):
+    """Anthropic's Message Batches."""
 
     async def cancel(self, name: str) -> None:
-        """Raises BackendError. One that has ended, or is not there, is left as it is."""
+        """Cancels a message batch; does nothing if it has ended or does not exist. Raises BackendError."""
         ...
 
 
 class ModelRpc:
-    def __init__(self, informant: Informant, message_batches: Cancelling, blobs: BlobLoader) -> None:
-        self._informant = informant
-        self._message_batches = message_batches
+    def __init__(self, model_api: ModelApi, batch_api: BatchApi, blobs: BlobLoader) -> None:
+        self._model_api = model_api
+        self._batch_api = batch_api
         self._blobs = blobs
 
     @property
-    def answers(self) -> Mapping[str, Handler]:
-        """By the names under which they are asked (PROTOCOL R36)."""
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by RPC name (PROTOCOL R36)."""
         return {
-            MODELS: self._models,
+            MODELS: self._list_models,
             COUNT_TOKENS: self._count_tokens,
             CANCEL_MESSAGE_BATCH: self._cancel_message_batch,
         }
 
-    async def _models(self, _: Tenant, __: bytes) -> bytes:
+    async def _list_models(self, _: Tenant, __: bytes) -> bytes:
         try:
-            return msgspec.json.encode(await self._informant.models())
+            return msgspec.json.encode(await self._model_api.models())
         except BackendError as error:
-            raise refused(error) from error
+            raise _refused(error) from error
 
-    async def _count_tokens(self, tenant: Tenant, asked: bytes) -> bytes:
-        question = read(asked, CountTokens)
-        body = bytes(question.body)
+    async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
+        query = decode_query(body, CountTokens)
+        request = bytes(query.body)
         try:
-            if not question.is_lifted:
-                return await self._informant.count_tokens(body, question.betas)
-            async with self._blobs.load(tenant, msgspec.json.decode(body, type=PromptFields)) as prompt:
-                return await self._informant.count_tokens(replace_prompt(body, prompt), question.betas)
+            if not query.is_lifted:
+                return await self._model_api.count_tokens(request, query.betas)
+            async with self._blobs.load(tenant, msgspec.json.decode(request, type=PromptFields)) as prompt:
+                return await self._model_api.count_tokens(replace_prompt(request, prompt), query.betas)
         except BackendError as error:
-            raise refused(error) from error
+            raise _refused(error) from error
 
-    async def _cancel_message_batch(self, _: Tenant, asked: bytes) -> bytes:
-        named = read(asked, CancelMessageBatch).message_batch
+    async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
+        name = decode_query(body, CancelMessageBatch).message_batch
         try:
-            await self._message_batches.cancel(named)
+            await self._batch_api.cancel(name)
         except BackendError as error:
-            raise refused(error) from error
+            raise _refused(error) from error
         return b""
 
 
-def read(asked: bytes, kind: type[T]) -> T:
-    """Raises Refused."""
+def decode_query(body: bytes, kind: type[T]) -> T:
+    """Decodes a query; raises Refused."""
     try:
-        return msgspec.json.decode(asked, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except DECODE_ERRORS as error:
-        raise Refused("request_invalid", f"the question is not an {kind.__name__}") from error
+        raise Refused("request_invalid", f"the query is not a {kind.__name__}") from error
 
 
-def refused(error: BackendError) -> Refused:
-    """The same to whoever asked."""
+def _refused(error: BackendError) -> Refused:
     return Refused(error.code, error.message, retry_after_s=error.retry_after_s)

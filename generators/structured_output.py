@@ -1,8 +1,11 @@
-"""How a model is asked for JSON that fits a schema, and asked again when it did not: calls in, calls out. Pure.
+"""Structured output: how a model is asked for JSON that fits a schema, and for a correction if it does not. Pure.
 
-Where the model has structured outputs of its own (models.json) and the schema can be said in their part of JSON Schema
-(Anthropic's docs, "Structured outputs"), it is made to fit; else the schema stands in the system prompt. Either way the
-answer is judged by the schema as it was given.
+If the model has structured outputs (models.json) and they can express the schema (Anthropic's docs, "Structured
+outputs"), the API enforces it; otherwise the schema goes into the system prompt. Either way the answer is checked
+against the client's schema.
+
+`anthropic.transform_schema` is not used, because it changes what a schema allows: an object with any names becomes an
+empty one, `oneOf` becomes `anyOf`, `patternProperties` and `not` become prose. A list of types makes it raise.
 """
 
 from graphlib import CycleError, TopologicalSorter
@@ -18,18 +21,18 @@ from tailrace.proto.schema import schema_of
 
 Schema = dict[str, Any]
 
-ASKED = (
+SCHEMA_PROMPT = (
     "Your whole answer is one JSON value that fits this JSON Schema, and nothing else: "
     "no code fence, no introduction, no explanation.\n{schema}"
 )
-ASKED_AGAIN = (
+CORRECTION_PROMPT = (
     "Your answer does not fit the JSON Schema: {misfit}\nGive the whole answer anew, corrected, and nothing else."
 )
 MISFIT_CHARS_MAX = 1000
 
-# What the model's structured outputs know; what they would refuse and a judge can check is told in the description.
-PLAIN = frozenset({"type", "title", "description", "default", "enum", "const", "required"})
-TOLD = frozenset(
+# What structured outputs support. Rules that they refuse and the check enforces go into the description.
+SUPPORTED = frozenset({"type", "title", "description", "default", "enum", "const", "required"})
+DESCRIBED = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern"}
     | {"minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "format", "examples"}
 )
@@ -37,122 +40,126 @@ LEFT_OUT = frozenset({"$schema", "$id", "$comment", "deprecated", "readOnly", "w
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
 
 
-def shaped(call: Call) -> Call:
-    """`call`, whose options name the schema where Anthropic's API has it, as its model has to be asked."""
+def request_schema(call: Call) -> Call:
+    """Returns `call` with the schema in its options changed into what its model supports."""
     schema = schema_of(call.options)
     if schema is None or not isinstance(call.options, dict) or "output_format" in call.options:
         return call
     model = find_model(call.model)
     config = call.options["output_config"]
-    is_native = model is not None and model.supports.structured_outputs is True
-    said = native(schema) if is_native else None
-    if said is not None:
-        wanted = config | {"format": config["format"] | {"schema": said}}
-        return msgspec.structs.replace(call, options=call.options | {"output_config": wanted})
-    return in_prompt(call)
+    has_structured_outputs = model is not None and model.supports.structured_outputs is True
+    native = to_native(schema) if has_structured_outputs else None
+    if native is not None:
+        output_config = config | {"format": config["format"] | {"schema": native}}
+        return msgspec.structs.replace(call, options=call.options | {"output_config": output_config})
+    return move_schema_to_prompt(call)
 
 
-def in_prompt(call: Call) -> Call:
-    """`call` for who has no structured outputs, whatever its model has: the schema stands in the system prompt."""
+def move_schema_to_prompt(call: Call) -> Call:
+    """Returns `call` with the schema in the system prompt instead of the options."""
     schema, options = schema_of(call.options), call.options or {}
     if schema is None:
         return call
     kept = {name: value for name, value in options.items() if name not in ("output_config", "output_format")}
     config = {name: value for name, value in options.get("output_config", {}).items() if name != "format"}
-    told = ASKED.format(schema=msgspec.json.encode(schema).decode())
+    prompt = SCHEMA_PROMPT.format(schema=msgspec.json.encode(schema).decode())
     return msgspec.structs.replace(
-        call, options=kept | ({"output_config": config} if config else {}) or None, system=with_told(call.system, told)
+        call,
+        options=kept | ({"output_config": config} if config else {}) or None,
+        system=append_to_system(call.system, prompt),
     )
 
 
-def with_told(system: str | list[dict[str, Any]] | None, told: str) -> str | list[dict[str, Any]]:
+def append_to_system(system: str | list[dict[str, Any]] | None, text: str) -> str | list[dict[str, Any]]:
     match system:
         case None | "":
-            return told
+            return text
         case str():
-            return f"{system}\n\n{told}"
+            return f"{system}\n\n{text}"
         case _:
-            return [*system, {"type": "text", "text": told}]
+            return [*system, {"type": "text", "text": text}]
 
 
-def corrected(call: Call, turn: Turn) -> Call:
-    """`call` and, when its answer did not fit, that answer and why."""
+def add_correction(call: Call, turn: Turn) -> Call:
+    """Returns `call`; if the turn's answer did not fit its schema, with that answer and the reason as messages."""
     if turn.misfit is None:
         return call
-    again = Message("user", ASKED_AGAIN.format(misfit=turn.misfit[:MISFIT_CHARS_MAX]))
-    said = [Message("assistant", turn.rejected)] if turn.rejected.strip() else []
-    return msgspec.structs.replace(call, messages=[*call.messages, *said, again])
+    prompt = Message("user", CORRECTION_PROMPT.format(misfit=turn.misfit[:MISFIT_CHARS_MAX]))
+    rejected = [Message("assistant", turn.rejected)] if turn.rejected.strip() else []
+    return msgspec.structs.replace(call, messages=[*call.messages, *rejected, prompt])
 
 
-def native(schema: Schema) -> Schema | None:
-    """`schema` in the words of the model's structured outputs; None when they cannot say it.
+def to_native(schema: Schema) -> Schema | None:
+    """Returns `schema` in the subset of structured outputs; None if the subset cannot express it.
 
-    What fits it may still not fit `schema` (`minimum`, say), and is then asked again; whatever they could not give at
-    all (an object of any names, say) is not said in them.
+    An answer that fits the result may still not fit `schema` (a `minimum`, for example): the check finds that. Never
+    excludes every answer that fits `schema`.
     """
-    return _said(schema) if _is_finite(schema) else None
+    return _convert(schema) if _is_finite(schema) else None
 
 
-def _said(schema: Any) -> Schema | None:
+def _convert(schema: Any) -> Schema | None:
     if not isinstance(schema, dict):
         return None
-    said: Schema = {}
-    told: Schema = {}
-    is_whole = True
+    native: Schema = {}
+    described: Schema = {}
+    is_expressible = True
     for name, value in schema.items():
         match name, value:
             case "$ref", str():
-                said[name] = value
+                native[name] = value
             case "properties" | "$defs" | "definitions", dict():
-                said[name] = {key: _said(inner) for key, inner in value.items()}
-                is_whole = None not in said[name].values()
+                native[name] = {key: _convert(inner) for key, inner in value.items()}
+                is_expressible = None not in native[name].values()
             case ("anyOf", list()) | ("allOf", [_]):
-                # Of several at once each would forbid the others' properties.
-                said[name] = [_said(inner) for inner in value]
-                is_whole = None not in said[name]
+                # One schema in allOf at most: each of several would forbid the properties of the others.
+                native[name] = [_convert(inner) for inner in value]
+                is_expressible = None not in native[name]
             case "items", dict():
-                said[name] = _said(value)
-                is_whole = said[name] is not None
+                native[name] = _convert(value)
+                is_expressible = native[name] is not None
             case "additionalProperties", False:
-                said[name] = False
+                native[name] = False
             case "minItems", 0 | 1:
-                said[name] = value
+                native[name] = value
             case "format", str() if value in FORMATS:
-                said[name] = value
-            case _ if name in PLAIN:
-                said[name] = value
-            case _ if name in TOLD:
-                told[name] = value
+                native[name] = value
+            case _ if name in SUPPORTED:
+                native[name] = value
+            case _ if name in DESCRIBED:
+                described[name] = value
             case _ if name in LEFT_OUT:
                 continue
             case _:
-                is_whole = False
-        if not is_whole:
+                is_expressible = False
+        if not is_expressible:
             return None
-    return _closed(said, told)
+    return _close(native, described)
 
 
-def _closed(said: Schema, told: Schema) -> Schema | None:
-    """Objects have the properties that are named and no others: narrower than it was asked, and never wrong."""
-    kind = said.get("type")
-    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in said:
-        if "properties" not in said and said.get("additionalProperties") is not False:
-            # Any object at all: they would give an empty one.
+def _close(native: Schema, described: Schema) -> Schema | None:
+    """Allows only the named properties, which is narrower than `schema` and fits it; adds what is described."""
+    kind = native.get("type")
+    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in native:
+        if "properties" not in native and native.get("additionalProperties") is not False:
+            # Any object is allowed: structured outputs would only allow an empty one.
             return None
-        said["additionalProperties"] = False
-    if told:
-        rule = msgspec.json.encode(told).decode()
-        said["description"] = f"{said['description']}\n\n{rule}" if isinstance(said.get("description"), str) else rule
-    return said
+        native["additionalProperties"] = False
+    if described:
+        rule = msgspec.json.encode(described).decode()
+        native["description"] = (
+            f"{native['description']}\n\n{rule}" if isinstance(native.get("description"), str) else rule
+        )
+    return native
 
 
 def _is_finite(schema: Schema) -> bool:
-    """Whether each reference names a definition of the schema's own, and none comes back to itself."""
+    """Whether all references lead to definitions in the schema, without a cycle."""
     named = {
-        f"#/{place}/{name}": inner
-        for place in ("$defs", "definitions")
-        if isinstance(schema.get(place), dict)
-        for name, inner in schema[place].items()
+        f"#/{section}/{name}": inner
+        for section in ("$defs", "definitions")
+        if isinstance(schema.get(section), dict)
+        for name, inner in schema[section].items()
     }
     if not _refs(schema) <= named.keys():
         return False

@@ -5,19 +5,22 @@ import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Callable
 from signal import SIGKILL
-from typing import Any
 
-from tailrace.generators.__main__ import informant, opened
+from tailrace.generators.__main__ import find_anthropic_api, open_backends
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.anthropic_api import Messages
-from tailrace.generators.backends.message_batches_api import MessageBatches
+from tailrace.generators.backends.anthropic_api import MessagesApi
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.batches import message_batches
-from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.batches.runner import BatchLane, BatchRunner
+from tailrace.generators.budget import limit_cost
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
-from tailrace.generators.worker import Worker
+from tailrace.generators.worker import Job, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.fold import Turn
@@ -59,9 +62,9 @@ class LastTurnRunner(TurnRunner):
 
     stop: asyncio.Event
 
-    async def carry(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
+    async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         try:
-            return await super().carry(key, deadline_s, lease)
+            return await super().run(key, deadline_s, lease)
         finally:
             self.stop.set()
 
@@ -71,9 +74,9 @@ class LastBatchRunner(BatchRunner):
 
     stop: asyncio.Event
 
-    async def carry(self, key: TurnKey) -> Turn:
+    async def run(self, key: TurnKey) -> Turn:
         try:
-            return await super().carry(key)
+            return await super().run(key)
         finally:
             self.stop.set()
 
@@ -96,10 +99,12 @@ async def carry_one(
     log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     blobs = BlobLoader(BlobStore(connection), ByteSemaphore(ROOM_BYTES))
-    async with opened(settings) as (rotas, opened_backends):
+    async with open_backends(settings) as (orders, opened_backends):
         name = f"mortal-{os.getpid()}"
-        carrier = (TurnRunner if is_batch else LastTurnRunner)(
-            log, blobs, opened_backends, rotas, retry, name=name, attempts_max=9
+        claude = find_anthropic_api(opened_backends)
+        caller = ModelCaller(opened_backends, retry, blobs)
+        runner = (TurnRunner if is_batch else LastTurnRunner)(
+            log, caller, orders, Planner(9), name=name, sinks=[limit_cost]
         )
         bodies, counters = BlobStore(connection), Counters(connection)
         batches = LastBatchRunner(
@@ -109,17 +114,21 @@ async def carry_one(
             counters,
             lambda: fullness(connection),
             name=name,
-            places=1,
-            message_batches=MessageBatches(claude.client) if (claude := informant(opened_backends)) else None,
+            concurrency=1,
+            message_batches=MessageBatchesApi(claude.client)
+            if (claude := find_anthropic_api(opened_backends))
+            else None,
             blobs=blobs,
         )
         stop = asyncio.Event()
-        for last in (carrier, batches):
+        for last in (runner, batches):
             if isinstance(last, LastTurnRunner | LastBatchRunner):
                 last.stop = stop
         deliveries = await Deliveries.open(connection, GENERATORS)
         settlement = Settlement(counters, Slots(connection))
-        worker = Worker(log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=30, grace_s=30)
+        worker = Worker(
+            log, deliveries, runner, settlement, [BatchLane(batches)], concurrency=1, deadline_s=30, grace_s=30
+        )
         await worker.run(stop)
     await connection.close()
 
@@ -167,23 +176,24 @@ async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
 
 
 def poisoned(word: str, nats_url: str, claude_url: str) -> None:
-    carried: list[TurnKey] = []
-    answer, carry = Messages.answer, Worker._carry
+    ended: list[TurnKey] = []
+    answer, has_ended = MessagesApi.answer, Worker._has_ended
 
-    async def deadly(self: Messages, call: Call) -> AsyncGenerator[bytes, None]:
+    async def deadly(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
         if word in str(call.messages):
-            await until(lambda: carried)
+            await until(lambda: ended)
             os.kill(os.getpid(), SIGKILL)
         async for raw in answer(self, call):
             yield raw
 
-    async def carried_on(self: Worker, key: TurnKey, **given: Any) -> None:
-        await carry(self, key, **given)
-        carried.append(key)
+    async def recorded(self: Worker, key: TurnKey, job: Job) -> bool:
+        is_ended = await has_ended(self, key, job)
+        ended.append(key)
+        return is_ended
 
     # As a patch, for the part is not to know.
-    Messages.answer = deadly  # type: ignore[method-assign]
-    Worker._carry = carried_on  # type: ignore[method-assign]
+    MessagesApi.answer = deadly  # type: ignore[method-assign]
+    Worker._has_ended = recorded  # type: ignore[method-assign]
     asyncio.run(work(nats_url, claude_url))
 
 

@@ -1,15 +1,16 @@
-"""What a generator asks for an answer. One file a backend, each the only door to its library."""
+"""The interface of model backends: a `Call` goes in, `ModelEvent`s come out. One module a backend."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import msgspec
 
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a model, in the words of Anthropic's Messages API."""
+    """One model call in the fields of Anthropic's Messages API."""
 
     model: str
     max_tokens: int
@@ -17,28 +18,28 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     options: dict[str, Any] | None = None
-    """Further fields, by the names that the API knows them by."""
+    """Further fields of the request, by the API's names."""
     betas: list[str] | None = None
     api_version: str | None = None
-    """None: the SDK's own."""
+    """The value of `anthropic-version`; None: the SDK's default."""
     tenant: str = ""
-    """Whose turn it is."""
+    """The turn's tenant. A backend that keeps files (Claude Code) keeps them by tenant and project."""
     project: str | None = None
-    """What the conversation belongs to: both are for a backend that keeps something of its own for each."""
+    """The project of the turn's session."""
 
 
 class Backend(Protocol):
     """A source of answers in Anthropic's streaming vocabulary."""
 
     def model_id(self, model: str) -> str:
-        """Its own name for one of Claude's models; it goes into the call."""
+        """Returns the backend's own name of one of Claude's models, as it goes into the call."""
         ...
 
-    def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
-        """The raw JSON of each event that is to be stored, in order: all but `ping` and `message_stop` (PROTOCOL R6).
+    def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+        """Yields the events to store, in order: all but `ping` and `message_stop` (PROTOCOL R6).
 
-        It ends after a whole answer only: whatever else ends it raises BackendError. Closing the iterator closes the
-        connection to the model, which also stops the bill.
+        Ends only after a complete answer; raises BackendError otherwise. Closing the iterator closes the connection to
+        the model, which also stops the billing.
         """
         ...
 

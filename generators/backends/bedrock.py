@@ -1,20 +1,20 @@
-"""Claude in Amazon Bedrock: the same events, behind AWS's address, credentials and names; it never tries twice.
+"""The backend `bedrock`: Claude in Amazon Bedrock. Makes each call once; retry.py repeats calls.
 
-This is Bedrock's Messages API, which streams server-sent events. The older InvokeModel, with frames of AWS's own,
-serves the models up to Opus 4.6 and is not spoken here.
+Uses Bedrock's Messages API, which streams server-sent events. The older InvokeModel, which has its own framing and the
+models up to Opus 4.6, is not supported.
 """
 
 import anthropic
 import botocore.exceptions
 import httpx2
 
-from tailrace.generators.backends.anthropic_api import Messages, timeout
+from tailrace.generators.backends.anthropic_api import MessagesApi, timeout
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 
 
-class Bedrock(Messages):
-    """The backend `bedrock`. Region, credentials and address come from AWS's own variables, as the SDK reads them."""
+class Bedrock(MessagesApi):
+    """Region, credentials and address come from AWS's environment variables, which the SDK reads."""
 
     client: anthropic.AsyncAnthropicBedrockMantle
 
@@ -27,14 +27,14 @@ class Bedrock(Messages):
                 http_client=anthropic.DefaultAioHttpClient(),
             )
         except anthropic.AnthropicError as error:
-            raise SettingsInvalid("AWS_REGION is not set: the backend bedrock needs to know its region") from error
+            raise SettingsInvalid("AWS_REGION is not set: the backend bedrock needs a region") from error
 
     def model_id(self, model: str) -> str:
-        """AWS's docs: the provider's name stands before the model's."""
+        """Returns `model` after the provider's name, as AWS names models."""
         return f"anthropic.{model}"
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
-        """What signs the request is AWS's library, with exceptions of its own."""
+        """See MessagesApi.post. Maps the errors of botocore, which signs the request."""
         try:
             return await super().post(path, body, headers)
         except (botocore.exceptions.BotoCoreError, RuntimeError) as error:

@@ -1,9 +1,9 @@
-"""Claude Code's CLI, a process for each call: it works with its own tools, in a folder of the turn's project.
+"""The backend `claude_code`: runs Claude Code's CLI with its own tools in a folder of the turn's project.
 
-What it may do is an allow-list, and it asks nobody for more: whatever is not listed is refused (`--restricted` and
-`--permission-prompts none` are its own words for that). It is told nothing of our environment, keeps nothing outside
-its folder, and is ended with its call, and all its children with it (leash.py). Nothing that a user has said is an
-argument: those can be read by all users of a machine.
+One process a call. Its tools are an allow-list; it refuses all others without a prompt (`--restricted`,
+`--permission-prompts none`). It gets nothing of this process's environment, stores nothing outside its folder, and ends
+with its call, together with all its children (process_reaper.py). Text of users is never passed as an argument, because
+all users of a machine can read arguments.
 """
 
 import asyncio
@@ -23,23 +23,24 @@ import msgspec
 from tailrace.generators.backends import Call, process_reaper
 from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.settings import Settings, require_sound
-from tailrace.generators.structured_output import in_prompt, with_told
+from tailrace.generators.structured_output import append_to_system, move_schema_to_prompt
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.ids import is_token
 from tailrace.proto.schema import schema_of
 
-LINE_BYTES_MAX = 16 * 2**20  # a line may hold a whole tool's result
-USUAL_PLACES = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/claude", "/opt/homebrew/bin/claude")
+LINE_BYTES_MAX = 16 * 2**20  # a line may contain the complete result of a tool
+USUAL_PATHS = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/claude", "/opt/homebrew/bin/claude")
 PATH = "/usr/local/bin:/usr/bin:/bin"
-# Options that say how to do the same: Claude Code has its own mind about these. Others would be disobeyed in silence.
+# Options that Claude Code decides itself without changing what the answer is. It would ignore any other option.
 HINTS = frozenset({"cache_control", "context_management", "metadata", "service_tier", "thinking"})
-# Beyond the leash's own grace nothing is waited for.
+# The reaper's own grace period, plus some time for it to end.
 END_S_MAX = process_reaper.GRACE_S + 3.0
-EARLIER = "This is the conversation so far, as JSON. Go on with the message that follows it."
-SILENT = "That includes what you say before and between uses of your tools: there, say nothing."
-GO_ON = "Your last message above was interrupted. Write only what comes after it, from exactly that point."
+EARLIER_PROMPT = "This is the conversation so far, as JSON. Go on with the message that follows it."
+SILENT_PROMPT = "That includes what you say before and between uses of your tools: there, say nothing."
+CONTINUE_PROMPT = "Your last message above was interrupted. Write only what comes after it, from exactly that point."
 
 
 class ClaudeCode:
@@ -49,43 +50,43 @@ class ClaudeCode:
         self._root = settings.claude_code_root.resolve()
 
     def model_id(self, model: str) -> str:
-        """It knows them by Anthropic's own names."""
+        """See Backend.model_id."""
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
-        call = by_prompt(call)
-        refuse_unable(call)
-        lines, grammar = ClaudeCodeOutput(), EventOrder()
+        call = ask_schema_in_prompt(call)
+        refuse_unsupported(call)
+        output, order = ClaudeCodeOutput(), EventOrder()
         async with self._running(call) as process:
-            while not lines.is_over:
-                for kind, event in lines.read(await self._line(process, lines)):
-                    grammar.require(kind, event)
+            while not output.is_over:
+                for event in output.read(await self._read_line(process, output)):
+                    order.check(event)
                     yield event
 
     async def close(self) -> None: ...
 
-    async def _line(self, process: Process, lines: ClaudeCodeOutput) -> bytes:
+    async def _read_line(self, process: Process, output: ClaudeCodeOutput) -> bytes:
         assert process.stdout is not None  # noqa: S101
         try:
-            # While a tool works, only the turn's deadline counts.
-            async with asyncio.timeout(self._settings.stall_timeout_s if lines.awaits_model else None):
+            # While a tool runs, only the deadline of the turn limits it.
+            async with asyncio.timeout(self._settings.stall_timeout_s if output.awaits_model else None):
                 line = await process.stdout.readline()
         except TimeoutError as error:
-            raise BackendError("backend_stalled", "Claude Code fell silent") from error
+            raise BackendError("backend_stalled", "Claude Code printed nothing for too long") from error
         except ValueError as error:
             raise BackendError("backend_broken", "Claude Code printed a line that is too long") from error
         if not line.endswith(b"\n"):
-            raise BackendError("backend_broken", "Claude Code ended before it came to a result")
+            raise BackendError("backend_broken", "Claude Code ended without a result")
         return line
 
     @asynccontextmanager
     async def _running(self, call: Call) -> AsyncGenerator[Process, None]:
-        """The process, asked; ended with the block."""
+        """Starts the process and sends it the prompt; ends it with the context."""
         with tempfile.TemporaryDirectory(prefix="tailrace-claude-code-") as made:
             home = Path(made)
             folder = self._folder(call, home)
-            key = readable(self._settings.anthropic_api_key)
+            key = open_pipe(self._settings.anthropic_api_key)
             arguments = process_reaper.command([str(self._binary), *self._arguments(call, home)], key, home)
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -104,25 +105,25 @@ class ClaudeCode:
             finally:
                 os.close(key)
             try:
-                await tell(process, call)
+                await send_prompt(process, call)
                 yield process
             finally:
                 await asyncio.shield(end(process))
 
     def _folder(self, call: Call, home: Path) -> Path:
-        """Where it works: its project's folder, or one that goes with the call. Raises BackendError."""
+        """Returns the folder of the project, or a temporary one without a project. Raises BackendError."""
         if call.project is None:
             folder = home / "work"
             folder.mkdir()
             return folder
-        folder = self._root / name_of(call.tenant) / name_of(call.project)
+        folder = self._root / folder_name(call.tenant) / folder_name(call.project)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise BackendError("backend_failed", "the project's working folder could not be made") from error
+            raise BackendError("backend_failed", "the project's working folder could not be created") from error
         if folder.resolve() != folder:
-            # A link that leads out of the root would let one project into another's folder, or anywhere.
-            raise BackendError("backend_failed", "the project's working folder leads elsewhere")
+            # A link could give one project access to the folder of another, or to any folder.
+            raise BackendError("backend_failed", "the project's working folder is a link to another folder")
         return folder
 
     def _arguments(self, call: Call, home: Path) -> list[str]:
@@ -131,18 +132,18 @@ class ClaudeCode:
         arguments = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
         arguments += ["--include-partial-messages", "--no-session-persistence", "--model", call.model]
         arguments += ["--restricted", "--strict-mcp-config", "--permission-prompts", "none"]
-        # A folder's own commands, too, are not for who works in it; its question is none anyway.
+        # A folder may define slash commands; a prompt must not run them.
         arguments += ["--disable-slash-commands", "--tools", ",".join(tools)]
         if allowed:
             arguments += ["--allowedTools", ",".join(allowed)]
         if call.system:
-            told = home / "system.txt"
-            told.write_text(text_of(call.system))
-            arguments += ["--append-system-prompt-file", str(told)]
+            system = home / "system.txt"
+            system.write_text(text_of(call.system))
+            arguments += ["--append-system-prompt-file", str(system)]
         return arguments
 
     def _environ(self, call: Call, home: Path, key: int) -> dict[str, str]:
-        """All that it gets: our own environment has secrets of others. What it runs itself inherits no key."""
+        """Returns its environment. This process's own has other secrets; its children do not inherit the key."""
         return {
             "PATH": PATH,
             "HOME": str(home),
@@ -152,32 +153,32 @@ class ClaudeCode:
             "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": str(key),
             "ANTHROPIC_BASE_URL": self._settings.anthropic_base_url,
             "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(call.max_tokens),
-            # Repeating is retry.py's business, where it is counted.
+            # retry.py repeats calls, and counts them.
             "CLAUDE_CODE_MAX_RETRIES": "0",
             "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         }
 
 
-def readable(text: str) -> int:
-    """A descriptor that `text` can be read from, once; it fits a pipe."""
+def open_pipe(text: str) -> int:
+    """Returns a file descriptor from which `text` can be read once. A key fits in a pipe's buffer."""
     read, write = os.pipe()
     os.write(write, text.encode())
     os.close(write)
     return read
 
 
-async def tell(process: Process, call: Call) -> None:
-    """The question, as the one line that it reads. Who is gone already is found out when it is listened to."""
+async def send_prompt(process: Process, call: Call) -> None:
+    """Writes the prompt, one line, to its standard input. If it has ended, reading its output shows that."""
     assert process.stdin is not None  # noqa: S101
     with suppress(ConnectionError):
-        process.stdin.write(msgspec.json.encode(question(call)) + b"\n")
+        process.stdin.write(msgspec.json.encode(build_prompt(call)) + b"\n")
         await process.stdin.drain()
     process.stdin.close()
 
 
 async def end(process: Process) -> None:
-    """Ends it and all below it; returns when it is gone."""
+    """Ends the process and all its children; returns when they are gone."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -190,23 +191,23 @@ async def end(process: Process) -> None:
         await process.wait()
 
 
-def question(call: Call) -> dict[str, Any]:
-    """The conversation as one message of the user's: Claude Code takes no others.
+def build_prompt(call: Call) -> dict[str, Any]:
+    """Returns the conversation as one user message, the only kind of input that Claude Code accepts.
 
-    What was said before stands in front of the last message as JSON; of pictures and documents there, only that they
-    were there.
+    Earlier messages come before the last one as JSON, with pictures and documents reduced to their type.
     """
     *earlier, last = call.messages
     if last.role != "user":
-        earlier, last = call.messages, Message("user", GO_ON)
-    before = [{"type": "text", "text": f"{EARLIER}\n{msgspec.json.encode([told(m) for m in earlier]).decode()}"}]
+        earlier, last = call.messages, Message("user", CONTINUE_PROMPT)
+    history = msgspec.json.encode([without_media(message) for message in earlier]).decode()
+    before = [{"type": "text", "text": f"{EARLIER_PROMPT}\n{history}"}]
     content = [{"type": "text", "text": last.content}] if isinstance(last.content, str) else last.content
-    content = [*(before if earlier else []), *map(uncommanding, content)]
+    content = [*(before if earlier else []), *map(escape_command, content)]
     return {"type": "user", "message": {"role": "user", "content": content}}
 
 
-def uncommanding(block: dict[str, Any]) -> dict[str, Any]:
-    """`block`, which is no command: `/model` at its beginning would be one, and would choose the model."""
+def escape_command(block: dict[str, Any]) -> dict[str, Any]:
+    """Returns `block` so that Claude Code takes it as text: a leading `/model` would be a command."""
     match block:
         case {"type": "text", "text": str(text)} if text.startswith("/"):
             return block | {"text": f" {text}"}
@@ -214,42 +215,41 @@ def uncommanding(block: dict[str, Any]) -> dict[str, Any]:
             return block
 
 
-def by_prompt(call: Call) -> Call:
-    """`call`, which asks for an answer that fits a schema in the only way that Claude Code can be asked for one."""
+def ask_schema_in_prompt(call: Call) -> Call:
+    """Returns `call` with its schema in the prompt: Claude Code has no structured outputs."""
     if schema_of(call.options) is None:
         return call
-    call = in_prompt(call)
-    return msgspec.structs.replace(call, system=with_told(call.system, SILENT))
+    call = move_schema_to_prompt(call)
+    return msgspec.structs.replace(call, system=append_to_system(call.system, SILENT_PROMPT))
 
 
-def told(message: Message) -> Message:
-    return Message(message.role, message.content if isinstance(message.content, str) else seen(message.content))
-
-
-def seen(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"type": block["type"]} if block.get("type") in ("image", "document") else block for block in content]
+def without_media(message: Message) -> Message:
+    if isinstance(message.content, str):
+        return message
+    content = [{"type": b["type"]} if b.get("type") in ("image", "document") else b for b in message.content]
+    return Message(message.role, content)
 
 
 def text_of(system: str | list[dict[str, Any]]) -> str:
     return system if isinstance(system, str) else "\n\n".join(str(block.get("text", "")) for block in system)
 
 
-def name_of(project: str) -> str:
-    """A folder's name that leads nowhere else: a token as it is, anything else by its hash."""
+def folder_name(project: str) -> str:
+    """Returns a safe folder name: a token as it is, any other name as its hash."""
     return project if is_token(project) else f"={hashlib.sha256(project.encode()).hexdigest()[:40]}"
 
 
-def refuse_unable(call: Call) -> None:
-    """Raises BackendError for what Claude Code would pass over in silence."""
-    unable = sorted(set(call.options or {}) - HINTS)
+def refuse_unsupported(call: Call) -> None:
+    """Raises BackendError for fields that Claude Code would ignore."""
+    unsupported = sorted(set(call.options or {}) - HINTS)
     if call.tools:
-        unable.append("tools")
-    if unable:
-        raise BackendError("backend_refused_request", f"Claude Code takes no {', '.join(unable)}")
+        unsupported.append("tools")
+    if unsupported:
+        raise BackendError("backend_refused_request", f"Claude Code does not support {', '.join(unsupported)}")
 
 
 def backend(settings: Settings) -> ClaudeCode:
-    """Raises SettingsInvalid without a key or a program."""
+    """Opens the backend. Raises SettingsInvalid without a key or the program."""
     if not settings.anthropic_api_key:
         raise SettingsInvalid("ANTHROPIC_API_KEY is not set: the backend claude_code needs a key")
     require_sound(settings)
@@ -259,11 +259,11 @@ def backend(settings: Settings) -> ClaudeCode:
 
 
 def find(given: str) -> Path:
-    """The program: where the setting says, or else on the path, or in a usual place. Raises SettingsInvalid."""
-    places = [given] if given else [shutil.which("claude") or "", *USUAL_PLACES]
-    for place in filter(None, places):
-        found = shutil.which(Path(place).expanduser())
+    """Returns the program's path: the given one, or one on PATH or in USUAL_PATHS. Raises SettingsInvalid."""
+    candidates = [given] if given else [shutil.which("claude") or "", *USUAL_PATHS]
+    for candidate in filter(None, candidates):
+        found = shutil.which(Path(candidate).expanduser())
         if found is not None:
             return Path(found).resolve()
-    where = given or "on the path, nor in the usual places"
-    raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_BINARY: Claude Code is not {where}")
+    where = given or "on PATH, nor in its usual folders"
+    raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_BINARY: Claude Code is not {where}; install it or set its path")

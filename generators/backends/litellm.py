@@ -1,6 +1,6 @@
-"""Any other provider, by LiteLLM: it translates the call to the provider's words, and the answer back to Anthropic's.
+"""The backend `litellm`: other providers, through LiteLLM, which translates calls and answers from and to Anthropic's.
 
-It stands in a venv of its own (`make litellm`), for what it brings along is more than all the rest of us together.
+LiteLLM is installed into a venv of its own (`make litellm`): its dependencies are more than all of ours together.
 """
 
 import logging
@@ -13,13 +13,15 @@ import openai
 from litellm.llms.anthropic.pass_through.adapters.transformation import AnthropicAdapter
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.anthropic_api import code_of, events, retry_after_s
+from tailrace.generators.backends.api_errors import code_for
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError
+from tailrace.proto.retry_after import parse_retry_after
 
-# What LiteLLM has a translation for, or what only hints. Any other option it would pass over in silence.
+# The options that LiteLLM translates, or that are only hints. It ignores any other option silently.
 TRANSLATED = frozenset(
     {
         "metadata",
@@ -34,7 +36,7 @@ TRANSLATED = frozenset(
 )
 
 litellm.suppress_debug_info = True  # it prints advice to standard output
-# It has handlers of its own, and quotes what was asked.
+# Its log handlers write prompts into the log.
 logging.getLogger("LiteLLM").disabled = True
 
 
@@ -43,35 +45,38 @@ class LiteLLM:
         self._stall_timeout_s = stall_timeout_s
 
     def model_id(self, model: str) -> str:
-        """LiteLLM's names begin with the provider's."""
+        """Returns `model` after the provider's name, as LiteLLM names models."""
         return f"anthropic/{model}"
 
-    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
-        refuse_unable(call)
-        lines, grammar, adapter = SseDecoder(), EventOrder(), AnthropicAdapter()
-        asked, names = adapter.translate_completion_input_params_with_tool_mapping(body_of(call))
+        refuse_unsupported(call)
+        decoder, order, adapter = SseDecoder(), EventOrder(), AnthropicAdapter()
+        request, names = adapter.translate_completion_input_params_with_tool_mapping(build_body(call))
         try:
             chunks = await litellm.acompletion(
-                **asked,
+                **request,
                 stream_options={"include_usage": True},
                 timeout=self._stall_timeout_s,
-                # Repeating is retry.py's business, where it is counted.
+                # retry.py repeats calls, and counts them.
                 max_retries=0,
                 num_retries=0,
             )
-            told = adapter.translate_completion_output_params_streaming(
+            translated = adapter.translate_completion_output_params_streaming(
                 chunks, model=call.model, tool_name_mapping=names
             )
-            async for chunk in told:
-                for kind, data in events(lines, chunk):
-                    if kind == "message_delta" and chunks.received_finish_reason is None:
-                        # LiteLLM makes an ending of its own for a stream that broke off without one.
+            async for chunk in translated:
+                for data in decoder.decode(chunk):
+                    event = read_event(data)
+                    if event is None:
+                        continue
+                    if event.kind == "message_delta" and chunks.received_finish_reason is None:
+                        # LiteLLM makes up an ending for a stream that broke off without one.
                         raise BackendError("backend_broken", "the provider's answer ended before it was complete")
-                    grammar.require(kind, data)
-                    if kind == "message_stop":
+                    order.check(event)
+                    if event.kind == "message_stop":
                         return
-                    yield data
+                    yield event
         except openai.OpenAIError as error:
             raise backend_error(error) from error
         raise BackendError("backend_broken", "the provider's answer ended before it was complete")
@@ -79,57 +84,60 @@ class LiteLLM:
     async def close(self) -> None: ...
 
 
-def body_of(call: Call) -> dict[str, object]:
-    """A Messages request as plain values."""
+def build_body(call: Call) -> dict[str, object]:
+    """Returns a Messages request as plain values."""
     named = {field: getattr(call, field) for field in ("model", "max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
     body: dict[str, object] = msgspec.to_builtins(given | {"stream": True} | (call.options or {}))
     return body
 
 
-def refuse_unable(call: Call) -> None:
-    """Raises BackendError for what would not reach the provider, and for what LiteLLM would call by itself."""
-    if unable := sorted(set(call.options or {}) - TRANSLATED):
-        raise BackendError("backend_refused_request", f"LiteLLM takes no {', '.join(unable)}")
-    if any(map(names_url, [*(message.content for message in call.messages), call.system])):
-        # For some providers it fetches that itself, from wherever this process can reach.
-        raise BackendError("backend_refused_request", "LiteLLM takes no picture or document by its URL: send it")
+def refuse_unsupported(call: Call) -> None:
+    """Raises BackendError for options that LiteLLM ignores, and for URLs that LiteLLM would fetch itself."""
+    if unsupported := sorted(set(call.options or {}) - TRANSLATED):
+        raise BackendError("backend_refused_request", f"LiteLLM does not support {', '.join(unsupported)}")
+    if any(map(has_url, [*(message.content for message in call.messages), call.system])):
+        # For some providers LiteLLM fetches the URL, from any address that this process can reach.
+        raise BackendError(
+            "backend_refused_request", "LiteLLM takes no picture or document by URL: send its content instead"
+        )
 
 
-def names_url(content: object) -> bool:
-    """Whether something in `content` is to be fetched, in Anthropic's words or in OpenAI's."""
+def has_url(content: object) -> bool:
+    """Whether `content` refers to something by URL, in Anthropic's format or in OpenAI's."""
     match content:
         case {"type": "tool_use"}:
             return False
         case {"source": {"type": "url"}} | {"type": "image_url"} | {"image_url": _}:
             return True
         case dict(fields):
-            return any(map(names_url, fields.values()))
+            return any(map(has_url, fields.values()))
         case list(items):
-            return any(map(names_url, items))
+            return any(map(has_url, items))
         case _:
             return False
 
 
 def backend_error(error: openai.OpenAIError) -> BackendError:
-    """What an exception of LiteLLM is to us: all of them are kinds of the openai library's."""
+    """Maps an exception of LiteLLM to a BackendError: all are subclasses of the openai library's."""
     match error:
         case litellm.exceptions.Timeout():
-            return BackendError("backend_stalled", "the provider fell silent")
+            return BackendError("backend_stalled", "the provider sent nothing for too long")
         case litellm.exceptions.MidStreamFallbackError():
             return BackendError("backend_broken", "the provider's answer broke off")
         case litellm.exceptions.APIConnectionError():
             return BackendError("backend_unreachable", "no connection to the provider")
         case openai.APIStatusError():
-            wish_s = retry_after_s(error.response.headers, time.time())
-            code = code_of(error.status_code, None)
-            # Of other failures it tells hosts, addresses with their keys, and pieces of itself.
-            is_ours = code == "backend_refused_request"
-            told = error.message if is_ours else f"the provider answered with the status {error.status_code}"
-            return BackendError(code, told, retry_after_s=wish_s)
+            retry_after_s = parse_retry_after(error.response.headers, time.time())
+            code = code_for(error.status_code, None)
+            # Messages of other errors contain hosts, URLs with keys, and internals of LiteLLM.
+            is_about_request = code == "backend_refused_request"
+            message = error.message if is_about_request else f"the provider answered with status {error.status_code}"
+            return BackendError(code, message, retry_after_s=retry_after_s)
         case _:
             return BackendError("backend_failed", "the call to the provider failed")
 
 
 def backend(settings: Settings) -> LiteLLM:
+    """Opens the backend."""
     return LiteLLM(settings.stall_timeout_s)

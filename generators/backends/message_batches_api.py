@@ -1,7 +1,7 @@
-"""Anthropic's Message Batches, with Anthropic's key: made, looked at, listed, cancelled, read. It never tries twice.
+"""Client of Anthropic's Message Batches API: create, retrieve, list, cancel, results. Makes each call once.
 
-The SDK brings address, headers and key; bodies and results are read and written here, for ten thousand messages as the
-SDK's objects are seconds of computing, and a lease is renewed in between.
+The SDK adds address, headers and key. Bodies and results are encoded and decoded here: ten thousand messages as objects
+of the SDK take seconds of CPU, in which no lease is renewed.
 """
 
 import time
@@ -14,23 +14,24 @@ import httpx2
 import msgspec
 import structlog
 
-from tailrace.generators.backends.anthropic_api import Reason, backend_error, error_of_reason
+from tailrace.generators.backends.anthropic_api import backend_error
+from tailrace.generators.backends.api_errors import Reason, error_from_reason
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 
 logger = structlog.get_logger()
 
 PATH = "/v1/messages/batches"
-# All the bodies of a batch are taken before there is an answer.
+# The API responds after it has received all bodies of the batch.
 CREATE_TIMEOUT_S = 300.0
-# The API's longest page.
+# The API's largest page.
 PAGE = 1000
 
 T = TypeVar("T")
 
 
 class MessageBatch(msgspec.Struct, frozen=True):
-    """As far as we look at one. Its counts are told when it has ended; their sum is always that of its requests."""
+    """The fields that are used. The single counts are final when it has ended; their sum is the number of requests."""
 
     id: str
     created_at: datetime
@@ -64,7 +65,7 @@ class Errored(msgspec.Struct, frozen=True, tag="errored"):
 
     @property
     def failure(self) -> BackendError:
-        return error_of_reason(self.error.error)
+        return error_from_reason(self.error.error)
 
 
 class Canceled(msgspec.Struct, frozen=True, tag="canceled"):
@@ -79,7 +80,7 @@ Result = Succeeded | Errored | Canceled | Expired
 
 
 class Line(msgspec.Struct, frozen=True):
-    """What became of one request."""
+    """The result of one request."""
 
     custom_id: str
     result: Result
@@ -90,17 +91,17 @@ _page = msgspec.json.Decoder(Page)
 _line = msgspec.json.Decoder(Line)
 
 
-class MessageBatches:
-    """Those of one key's workspace. Each call raises BackendError."""
+class MessageBatchesApi:
+    """The message batches of one key's workspace. Each method raises BackendError."""
 
     def __init__(self, client: anthropic.AsyncAnthropic) -> None:
         self._client = client
 
     async def create(self, requests: Mapping[str, bytes], headers: Mapping[str, str]) -> MessageBatch:
-        """A new batch of the bodies of Messages requests, by their `custom_id`.
+        """Creates a message batch from bodies of Messages requests, by their `custom_id`.
 
-        BackendError other than `backend_rate_limited` and `backend_overloaded`, if its code is one to try again, says
-        nothing of whether there is one now.
+        After a retryable BackendError other than `backend_rate_limited` and `backend_overloaded` the message batch may
+        exist.
         """
         named = [{"custom_id": name, "params": msgspec.Raw(params)} for name, params in requests.items()]
         body = msgspec.json.encode({"requests": named})
@@ -111,42 +112,42 @@ class MessageBatches:
             content=body,
             options={"headers": {"content-type": "application/json", **headers}, "timeout": timeout},
         )
-        return await _told(sent, _batch)
+        return await _decode_response(sent, _batch)
 
     async def retrieve(self, name: str) -> MessageBatch:
-        return await _told(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
+        return await _decode_response(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
 
     async def cancel(self, name: str) -> None:
-        """What runs may still be finished. One that has ended is left as it is."""
+        """Cancels a message batch. Running requests may still finish; one that has ended stays as it is."""
         try:
-            await _told(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response), _batch)
+            await _decode_response(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response), _batch)
         except BackendError as error:
             if error.code != "backend_refused_request":
                 raise
 
     async def made_since(self, since: datetime) -> list[MessageBatch]:
-        """Newest first."""
+        """Returns the message batches created since then, newest first."""
         made: list[MessageBatch] = []
         after = ""
         while True:
             path = f"{PATH}?limit={PAGE}{after}"
-            page = await _told(self._client.get(path, cast_to=httpx2.Response), _page)
+            page = await _decode_response(self._client.get(path, cast_to=httpx2.Response), _page)
             made += [batch for batch in page.data if batch.created_at >= since]
             if not page.has_more or not page.data or page.data[-1].created_at < since:
                 return made
             after = f"&after_id={page.data[-1].id}"
 
     async def results(self, name: str) -> AsyncGenerator[Line, None]:
-        """Of a batch that has ended, in no order. A line that cannot be read is left out."""
+        """Yields the results of a message batch that has ended, unordered. Skips lines that cannot be decoded."""
         try:
-            # Where they are is documented; an address that an answer names is not sent our key.
+            # The documented URL, not the one in the response: the key must not be sent to an address from a response.
             response = await self._client.get(f"{PATH}/{name}/results", cast_to=httpx2.Response, stream=True)
             try:
                 async for line in _lines(response):
                     try:
                         yield _line.decode(line)
                     except DECODE_ERRORS as error:
-                        logger.warning("a result cannot be read", message_batch=name, error=str(error)[:200])
+                        logger.warning("a result cannot be decoded", message_batch=name, error=str(error)[:200])
             finally:
                 await response.aclose()
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
@@ -158,17 +159,17 @@ class MessageBatches:
         return timeout.connect if isinstance(timeout, httpx2.Timeout) else timeout
 
 
-async def _told(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[T]) -> T:
+async def _decode_response(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(await (await sent).aread())
     except (anthropic.AnthropicError, httpx2.HTTPError) as error:
         raise backend_error(error, time.time()) from error
     except DECODE_ERRORS as error:
-        raise BackendError("backend_broken", "what answers has no message batches: it is not the API") from error
+        raise BackendError("backend_broken", "the response is not a message batch: check the API's URL") from error
 
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """At line feeds alone: a text may have other breaks."""
+    """Yields lines, split at line feeds only: a text may contain other line breaks."""
     pieces: list[bytes] = []
     async for chunk in response.aiter_bytes():
         *whole, rest = chunk.split(b"\n")

@@ -1,9 +1,9 @@
-"""A program that ends with whoever started it, and so does all that it starts itself. It reads none of what they say.
+"""Runs a program so that it and all its children end when the parent process ends, however that ends.
 
-`python leash.py PID FD FOLDER COMMAND…` runs COMMAND in a session of its own, with the descriptor FD. At SIGTERM, when
-the process PID is gone however it went, or when COMMAND has ended, everything below is ended: SIGTERM first, SIGKILL
-after GRACE_S. What has left its group (a shell in the background, say) comes to us by Linux's subreaper; elsewhere only
-the group is ended. FOLDER, which holds what was said, goes with them: whoever is killed can take nothing away any more.
+`python process_reaper.py PID FD FOLDER COMMAND…` runs COMMAND in a session of its own, with the file descriptor FD.
+All processes below it are ended at SIGTERM, when the process PID is gone, or when COMMAND has ended: SIGTERM first,
+SIGKILL after GRACE_S. Processes that left the group (a background shell) are adopted through Linux's subreaper; on
+other systems only the group is ended. FOLDER, which contains the prompt, is deleted when all have ended.
 """
 
 import ctypes
@@ -19,41 +19,41 @@ from pathlib import Path
 GRACE_S = 2.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-HEARD = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+HANDLED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
 def command(words: Sequence[str], passed: int, folder: Path) -> list[str]:
-    """How the program `words` is started on a leash that this process holds, with the descriptor `passed`.
+    """Returns the command that runs `words` below this process, with the file descriptor `passed`.
 
-    `folder` is its own, and is gone when it is.
+    `folder` is deleted when the program has ended.
     """
     return [sys.executable, "-I", __file__, str(os.getpid()), str(passed), str(folder), *words]
 
 
-def main(holder: int, passed: int, folder: str, words: Sequence[str]) -> int:
+def main(parent: int, passed: int, folder: str, words: Sequence[str]) -> int:
     try:
-        return lead(holder, passed, words)
+        return run(parent, passed, words)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def lead(holder: int, passed: int, words: Sequence[str]) -> int:
-    """Runs `words` until one of them ends; its status, or 1."""
-    # Blocked, they wait until they are asked for: none comes between two lines.
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+def run(parent: int, passed: int, words: Sequence[str]) -> int:
+    """Runs `words` until it or the parent ends; returns its exit status, or 1 if it was killed."""
+    # Blocked signals wait for sigwait, so none is handled between two lines.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        if os.getppid() != holder:
-            return 1  # it went before that call: then nobody will tell
+        if os.getppid() != parent:
+            return 1  # the parent ended before prctl, so no signal will come
     child = subprocess.Popen(  # noqa: S603
         words,
         pass_fds=(passed,),
         start_new_session=True,
-        preexec_fn=tether,  # noqa: PLW1509
+        preexec_fn=set_up_child,  # noqa: PLW1509
     )
     os.close(passed)
-    while child.poll() is None and signal.sigwait(HEARD) == signal.SIGCHLD:
+    while child.poll() is None and signal.sigwait(HANDLED) == signal.SIGCHLD:
         pass
     if child.returncode is None:
         signal_group(child.pid, signal.SIGTERM)
@@ -61,19 +61,19 @@ def lead(holder: int, passed: int, words: Sequence[str]) -> int:
             child.wait(GRACE_S)
     status = child.returncode
     signal_group(child.pid, signal.SIGKILL)
-    end_the_rest()
+    kill_orphans()
     return 1 if status is None or status < 0 else status
 
 
-def tether() -> None:
-    """Between fork and exec: ended with us, should we be killed; and deaf to nothing."""
+def set_up_child() -> None:
+    """Runs between fork and exec: ends the child if this process is killed, and unblocks its signals."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
-def end_the_rest() -> None:
-    """Until nobody is left: with each that ends, its own children become ours."""
+def kill_orphans() -> None:
+    """Kills adopted processes until none is left: the children of each that ends are adopted in turn."""
     while True:
         for pid in children():
             with suppress(ProcessLookupError):

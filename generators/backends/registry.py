@@ -1,4 +1,4 @@
-"""The backends that there are, a line each. One is imported when it is named: no other's library has to be there."""
+"""The table of backends. A backend's module is imported when its name is used, so that its library is optional."""
 
 from importlib import import_module
 
@@ -6,37 +6,37 @@ from tailrace.generators.backends import Backend
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 
-# Name to module; the module's function `backend` opens it with the settings.
+# Name to module; the module's function `backend` opens it from the settings.
 MODULES = {
     "claude": "anthropic_api",  # Anthropic's own API
     "bedrock": "bedrock",  # Claude in Amazon Bedrock
-    "claude_code": "claude_code",  # Claude Code's CLI, a process for each call
-    "litellm": "litellm",  # any other provider, from a venv of its own
+    "claude_code": "claude_code",  # Claude Code's CLI, one process a call
+    "litellm": "litellm",  # other providers, from a venv of its own
     "vertex": "vertex",  # Claude on Google's Vertex AI
 }
 NAMES = tuple(MODULES)
 
-# A call of theirs does more than answer: it is made once at a time.
-ACTING = frozenset({"claude_code"})
+# Their calls change files, so two calls for one turn must not run at once.
+WITH_SIDE_EFFECTS = frozenset({"claude_code"})
 
-# Where that is not what all the others are installed by.
+# How to install a backend's library, where that is not `make setup`.
 INSTALLED_BY = {"litellm": "make litellm, and start it from .venv-litellm"}
 
 
 def require_known(name: str) -> None:
-    """Raises SettingsInvalid for a name that there is not."""
+    """Raises SettingsInvalid if there is no backend `name`."""
     if name not in NAMES:
         raise SettingsInvalid(f"TAILRACE_BACKENDS: {name!r} is not one of {', '.join(NAMES)}")
 
 
 def open_backend(name: str, settings: Settings) -> Backend:
-    """Raises SettingsInvalid for a name that there is not, and for what the backend misses."""
+    """Opens a backend. Raises SettingsInvalid if it does not exist, or a library or setting of it is missing."""
     require_known(name)
     try:
         module = import_module(f"tailrace.generators.backends.{MODULES[name]}")
     except ModuleNotFoundError as error:
         make = INSTALLED_BY.get(name, "make setup")
         missing = f"{error.name} is not installed: {make}, or pip install 'tailrace[{name}]'"
-        raise SettingsInvalid(f"TAILRACE_BACKENDS: {name} needs more than there is: {missing}") from error
+        raise SettingsInvalid(f"TAILRACE_BACKENDS: {name} cannot be used: {missing}") from error
     backend: Backend = module.backend(settings)
     return backend

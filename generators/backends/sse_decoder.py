@@ -1,31 +1,29 @@
-"""Bytes of an event stream become the data of its events, wherever the bytes were cut; it reads no socket, no JSON.
+"""Incremental decoder of server-sent events: bytes in any pieces go in, the data of complete events comes out. Pure.
 
-The rules are WHATWG's ("Parsing an event stream"), less what the model's stream does not use: `id`, `retry`, and the
-event's name, which Anthropic repeats inside the data.
+Follows WHATWG, "Parsing an event stream", without the fields that the model's stream does not need: `id`, `retry`, and
+`event`, which Anthropic repeats inside the data.
 """
 
+from tailrace.proto.errors import BackendError
+
 BOM = b"\xef\xbb\xbf"
-EVENT_BYTES_MAX = 4 * 2**20  # the largest events, a tool's results, are some 100 kB; the bound is against mishaps
-
-
-class EventTooLong(ValueError):
-    """More than EVENT_BYTES_MAX without the end of an event."""
+EVENT_BYTES_MAX = 4 * 2**20  # the largest real events, a tool's results, have about 100 kB
 
 
 class SseDecoder:
-    """Feed it what arrives; it gives the data of each event that is now complete."""
+    """The state of one stream: the line and the event that are not complete yet."""
 
     __slots__ = ("_data", "_data_bytes", "_is_after_cr", "_is_first", "_line")
 
     def __init__(self) -> None:
-        self._line = b""  # the beginning of a line whose end has not come
-        self._data: list[bytes] = []  # the data lines of an event whose end has not come
+        self._line = b""  # the start of a line that is not complete
+        self._data: list[bytes] = []  # the data lines of an event that is not complete
         self._data_bytes = 0
         self._is_first = True
         self._is_after_cr = False
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Raises EventTooLong."""
+    def decode(self, chunk: bytes) -> list[bytes]:
+        """Returns the data of each event that `chunk` completes. Raises BackendError beyond EVENT_BYTES_MAX."""
         events: list[bytes] = []
         for line in self._lines(chunk) if chunk else ():
             if line.startswith(b"data:"):
@@ -36,12 +34,12 @@ class SseDecoder:
                 self._data.clear()
                 self._data_bytes = 0
         if len(self._line) + self._data_bytes > EVENT_BYTES_MAX:
-            raise EventTooLong(f"more than {EVENT_BYTES_MAX} bytes in one event")
+            raise BackendError("backend_broken", f"the model sent an event of more than {EVENT_BYTES_MAX} bytes")
         return events
 
     def _lines(self, chunk: bytes) -> list[bytes]:
         if self._is_after_cr:
-            chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was cut in two
+            chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was split
         text = self._line + chunk
         if self._is_first:
             if len(text) < len(BOM) and BOM.startswith(text):

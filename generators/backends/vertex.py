@@ -1,4 +1,4 @@
-"""Claude on Google's Vertex AI: the same events, behind Google's address, credentials and names; never tries twice."""
+"""The backend `vertex`: Claude on Google's Vertex AI. Makes each call once; retry.py repeats calls."""
 
 import re
 from urllib.parse import quote
@@ -8,18 +8,18 @@ import google.auth.exceptions
 import httpx2
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.anthropic_api import Messages, body_of, timeout
+from tailrace.generators.backends.anthropic_api import MessagesApi, encode_body, timeout
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.models import find_model
 
-# Vertex wants in the body what the API wants in a header. It is what the SDK says, which a test compares.
+# Vertex reads the API version from the body. A test compares this value with the SDK's.
 API_VERSION = "2026-10-21"
 DATED = re.compile(r"^(.*)-(20\d{6})$")
 
 
-class Vertex(Messages):
-    """The backend `vertex`. Region, project and credentials come from Google's own variables, as the SDK reads them."""
+class Vertex(MessagesApi):
+    """Region, project and credentials come from Google's environment variables, which the SDK reads."""
 
     client: anthropic.AsyncAnthropicVertex
 
@@ -32,24 +32,26 @@ class Vertex(Messages):
                 http_client=anthropic.DefaultAioHttpClient(),
             )
         except ValueError as error:
-            raise SettingsInvalid("CLOUD_ML_REGION is not set: the backend vertex needs to know its region") from error
+            raise SettingsInvalid("CLOUD_ML_REGION is not set: the backend vertex needs a region") from error
         if not self.client.project_id:
-            raise SettingsInvalid("ANTHROPIC_VERTEX_PROJECT_ID is not set: the backend vertex needs Google's project")
+            raise SettingsInvalid(
+                "ANTHROPIC_VERTEX_PROJECT_ID is not set: the backend vertex needs a Google Cloud project"
+            )
 
     def model_id(self, model: str) -> str:
-        """Google's docs: a model that has a date in its name has it behind an @."""
+        """Returns `model` with its date after an @, as Google names models."""
         known = find_model(model)
         dated = (DATED.match(name) for name in (model, *(known.aliases if known else ())))
         return next((f"{match[1]}@{match[2]}" for match in dated if match), model)
 
-    def asked(self, call: Call) -> tuple[str, bytes]:
-        """The model stands in the path, and the API's version in the body."""
+    def build_request(self, call: Call) -> tuple[str, bytes]:
+        """Returns the path, which names the model, and the body, which names the API version."""
         where = f"/projects/{self.client.project_id}/locations/{self.client.region}/publishers/anthropic/models"
-        body = body_of(call, anthropic_version=call.api_version or API_VERSION, stream=True)
+        body = encode_body(call, anthropic_version=call.api_version or API_VERSION, stream=True)
         return f"{where}/{quote(call.model, safe='@')}:streamRawPredict", body
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
-        """What authorises the request is Google's library, with exceptions of its own."""
+        """See MessagesApi.post. Maps the errors of google.auth, which authenticates the request."""
         try:
             return await super().post(path, body, headers)
         except google.auth.exceptions.GoogleAuthError as error:

@@ -1,11 +1,11 @@
-"""Has a batch answered by Anthropic's Message Batches, and writes what they say as its turns' ordinary logs.
+"""Submits a batch to Anthropic's Message Batches, and writes their results as ordinary logs of the batch's turns.
 
-Anthropic takes no name of ours for a batch, so the one that was made in the moment its maker died is looked for among
-those that were made since: by its size, and, once it has ended, by the names of its requests, which are the turns' ids.
-Until it is certain that there is none, no other is made (PROTOCOL R67).
+Anthropic accepts no name from the client for a message batch. If a generator dies while it creates one, the next one
+searches those created since then: by their size and, once ended, by the names of their requests, which are turn ids.
+Until it is certain that there is none, no other is created (PROTOCOL R67).
 
-What a turn's log then says is made of the result alone. Whoever writes it after another makes the same bytes, and finds
-what stands already.
+A turn's log is derived from the result alone, so a generator that takes over writes the same bytes and finds the stored
+ones.
 """
 
 import asyncio
@@ -18,21 +18,22 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt import JUDGE_WAIT_S, appended
-from tailrace.generators.backends.anthropic_api import body_of
+from tailrace.generators.attempt import append_when_not_full
+from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
     Canceled,
     Errored,
     Expired,
     MessageBatch,
-    MessageBatches,
+    MessageBatchesApi,
     Result,
     Succeeded,
 )
-from tailrace.generators.batches.message_events import events_of
+from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import UNFINISHED
+from tailrace.generators.planner import CHECK_WAIT_S
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
@@ -47,212 +48,214 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# What a generator sends is at Anthropic's by then or never: it was killed, and its connections with it.
+# A request of a killed generator has reached Anthropic by then, or never will.
 SETTLED = timedelta(seconds=60)
-# Between Anthropic's clock and that of NATS.
+# The clocks of Anthropic and NATS may differ by this much.
 SKEW = timedelta(seconds=60)
-# The log has a batch for a day. What Anthropic has of one that was ended is waited for no longer.
+# The log keeps a batch for a day. Results of a batch that was stopped are not awaited longer than this.
 LIFE = timedelta(hours=23)
-# The wait between two looks: it doubles.
+# The wait between two polls; it doubles.
 LOOK_S = 0.5
 LOOK_MAX_S = 30.0
-# Who is to stop waits so long for the answer of a creation that is on its way.
+# A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
-# Requests are made one after the other; leases are renewed in between.
-BREATHES_EVERY = 20
-# They say that there is no batch: it was refused before it was made.
+# Requests are built one after the other; the loop renews leases in between.
+YIELD_EVERY = 20
+# With these codes the message batch was not created.
 REFUSED = ("backend_refused_request", "backend_refused_key")
-NOT_MADE = (*REFUSED, "backend_rate_limited", "backend_overloaded")
+NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
 NO_RESULT = Failure("backend_broken", "the message batch has no result for this input")
-TOO_LATE = Failure("deadline_exceeded", "Anthropic did not come to it within the message batch's day")
+TOO_LATE = Failure("deadline_exceeded", "Anthropic did not process this input within 24 hours")
 
 T = TypeVar("T")
 
 
-class Answered(Protocol):
-    """What is told of a batch while it is being answered, to whoever writes its log."""
+class Tally(Protocol):
+    """The progress of a batch, as its runner keeps it."""
 
     message_batch: str | None
     is_unclear: bool
-    """Whether there may be a message batch whose id nobody has."""
+    """Whether there may be a message batch whose id is not known."""
 
-    def submitted(self, message_batch: str) -> None: ...
+    def set_message_batch(self, message_batch: str) -> None: ...
 
     def add(self, end: End | None) -> None: ...
 
 
 class MessageBatchSubmitter:
-    """`room` returns once the log takes more."""
+    """Runs batches on the Message Batches API. `wait_until_not_full` returns once the log has space."""
 
     def __init__(
         self,
         log: TurnLog,
         tombstones: Tombstones,
         blobs: BlobLoader,
-        door: MessageBatches,
-        room: Callable[[], Awaitable[None]],
+        api: MessageBatchesApi,
+        wait_until_not_full: Callable[[], Awaitable[None]],
     ) -> None:
         self._log = log
         self._tombstones = tombstones
         self._blobs = blobs
-        self._door = door
-        self._room = room
-        self._judge = json_schema.SchemaChecker(wait_s=JUDGE_WAIT_S)
+        self._api = api
+        self._wait_until_not_full = wait_until_not_full
+        self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
-    async def answer(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> None:
-        """Has all of `lines` answered. `turn` is the batch as it was before `attempt`, which is ours.
+    async def run(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> None:
+        """Runs all inputs, `lines`. `turn` is the batch's fold before `attempt`, this runner's attempt.
 
-        Raises BackendError when they never will be, FenceLost, LogError.
+        Raises BackendError if Anthropic refuses the message batch, FenceLost, LogError.
         """
-        name = told.message_batch
-        if name is None and told.is_unclear:
-            name = await self._found(key, turn, len(lines))
-            told.is_unclear = False
+        name = tally.message_batch
+        if name is None and tally.is_unclear:
+            name = await self._find_created(key, turn, len(lines))
+            tally.is_unclear = False
         if name is None:
-            name = await self._created(key, turn, attempt, lines, told)
-        told.submitted(name)
+            name = await self._create(key, turn, attempt, lines, tally)
+        tally.set_message_batch(name)
         await self._until_ended(name)
-        await self._write_all(key, name, lines, told, is_over=False)
+        await self._write_all(key, name, lines, tally, is_over=False)
 
-    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], told: Answered) -> bool:
-        """Cancels what runs of a batch that has ended, and writes what was answered, which is paid for.
+    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: Tally) -> bool:
+        """Cancels the message batch of a batch that has ended, and writes the results so far, which are charged.
 
-        Whether all of that is written: of nothing else anybody paid. Raises LogError.
+        Returns whether all of them are written. Raises LogError.
         """
         assert turn.asked_at is not None  # noqa: S101
         left = turn.asked_at + LIFE - datetime.now(UTC)
-        # What stands in the log is what another may have gone on with.
-        name = (turn.progress.message_batch if turn.progress is not None else None) or told.message_batch
+        # The id in the log comes first: another runner may have gone on with that message batch.
+        name = (turn.progress.message_batch if turn.progress is not None else None) or tally.message_batch
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
-                if name is None and told.is_unclear:
-                    name = await self._found(key, turn, len(lines))
+                if name is None and tally.is_unclear:
+                    name = await self._find_created(key, turn, len(lines))
                 if name is None:
                     return True
                 await self.cancel(name)
                 await self._until_ended(name)
-                # Of what was deleted nothing is written any more.
+                # Nothing is written for a batch that was deleted.
                 if not await self._log.is_known(key):
                     return False
-                await self._write_all(key, name, lines, told, is_over=True)
+                await self._write_all(key, name, lines, tally, is_over=True)
         except (TimeoutError, BackendError) as error:
-            logger.warning("message batch left as it is", turn=key.turn, message_batch=name, error=str(error))
+            logger.warning("message batch not stopped", turn=key.turn, message_batch=name, error=str(error))
             return False
         return True
 
     async def cancel(self, name: str) -> None:
-        """Raises BackendError when it cannot be."""
-        await self._patiently(lambda: self._door.cancel(name))
+        """Cancels a message batch. Raises BackendError."""
+        await self._retrying(lambda: self._api.cancel(name))
 
-    async def _found(self, key: TurnKey, turn: Turn, count: int) -> str | None:
-        """The message batch that was made by somebody who died before they could say so; None: there is none.
+    async def _find_created(self, key: TurnKey, turn: Turn, count: int) -> str | None:
+        """Finds the message batch that an earlier runner created without storing its id; None if there is none.
 
-        Whose a batch is can only be seen once it has ended. Until all that may be it are known not to be, there may be
-        one.
+        The owner of a message batch can only be seen once it has ended, so this waits until all candidates have.
         """
         assert turn.asked_at is not None  # noqa: S101
         first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
         ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
         others: set[str] = set()
-        for counted_attempts in itertools.count():
+        for tries in itertools.count():
             is_settled = datetime.now(UTC) >= last
-            made = await self._patiently(lambda: self._door.made_since(first))
-            maybe = [
+            made = await self._retrying(lambda: self._api.made_since(first))
+            candidates = [
                 one for one in made if one.requests == count and one.created_at <= last + SKEW and one.id not in others
             ]
-            for one in maybe:
+            for one in candidates:
                 if one.has_ended and await self._is_of(one, ours):
                     return one.id
                 if one.has_ended:
                     others.add(one.id)
-            if is_settled and all(one.has_ended for one in maybe):
+            if is_settled and all(one.has_ended for one in candidates):
                 return None
-            await asyncio.sleep(wait_s(counted_attempts))
-        raise AssertionError("it is looked for until it is known")
+            await asyncio.sleep(wait_s(tries))
+        raise AssertionError("the search ends with a result")
 
     async def _is_of(self, made: MessageBatch, ours: set[str]) -> bool:
         async def look() -> bool:
-            async with aclosing(self._door.results(made.id)) as results:
+            async with aclosing(self._api.results(made.id)) as results:
                 line = await anext(results, None)
                 return line is not None and line.custom_id in ours
 
         try:
-            return await self._patiently(look)
+            return await self._retrying(look)
         except BackendError:
-            # Deleted there meanwhile: not by us.
+            # Deleted at Anthropic meanwhile, which this system never does: not this batch.
             return False
 
-    async def _created(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], told: Answered) -> str:
-        bodies, headers = await self._bodies(key, lines)
-        for counted_attempts in itertools.count():
-            # Whoever stood still meanwhile has lost the batch, and another has it answered.
-            await self._require_ours(key, attempt)
-            told.is_unclear = True
-            creating = asyncio.create_task(self._door.create(bodies, headers))
+    async def _create(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> str:
+        bodies, headers = await self._build_bodies(key, lines)
+        for tries in itertools.count():
+            # After a long pause another runner may have the batch.
+            await self._require_own(key, attempt)
+            tally.is_unclear = True
+            creating = asyncio.create_task(self._api.create(bodies, headers))
             try:
                 made = await asyncio.shield(creating)
             except asyncio.CancelledError:
-                # It may be made while it is given up, and who stops the batch is to know.
+                # The message batch may be created nevertheless, and stopping the batch has to know its id.
                 await asyncio.wait({creating}, timeout=ANSWER_WAIT_S)
                 if creating.done() and creating.exception() is None:
-                    told.submitted(creating.result().id)
+                    tally.set_message_batch(creating.result().id)
                 creating.cancel()
                 raise
             except BackendError as error:
                 logger.warning("no message batch yet", turn=key.turn, code=error.code, error=error.message)
-                if error.code not in NOT_MADE and (name := await self._found(key, turn, len(lines))) is not None:
+                if (
+                    error.code not in NOT_CREATED
+                    and (name := await self._find_created(key, turn, len(lines))) is not None
+                ):
                     return name
-                told.is_unclear = False
+                tally.is_unclear = False
                 if error.code in REFUSED:
                     raise
-                await asyncio.sleep(max(wait_s(counted_attempts), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
             else:
                 logger.info("message batch", turn=key.turn, message_batch=made.id, of=len(lines))
                 return made.id
-        raise AssertionError("it is tried until it is made or refused")
+        raise AssertionError("the loop ends with an id or an error")
 
-    async def _bodies(self, key: TurnKey, lines: Sequence[bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
-        """Each input as Anthropic is asked, by its turn's id; and the headers, which are the same for all."""
+    async def _build_bodies(self, key: TurnKey, lines: Sequence[bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Returns the request body of each input by its turn's id, and the headers, which are the same for all."""
         bodies: dict[str, bytes] = {}
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
             async with self._blobs.load(key.tenant, build_call(request)) as call:
-                bodies[batch.child_key(key, number).turn] = body_of(call, model=call.model)
+                bodies[batch.child_key(key, number).turn] = encode_body(call, model=call.model)
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             if request.api_version:
                 headers["anthropic-version"] = request.api_version
-            if number % BREATHES_EVERY == 0:
+            if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         return bodies, headers
 
-    async def _require_ours(self, key: TurnKey, attempt: int) -> None:
+    async def _require_own(self, key: TurnKey, attempt: int) -> None:
         turn = await self._log.turn(key)
         if turn.end is not None or turn.attempt > attempt:
-            raise FenceLost(f"{key.turn} is carried by another, or has ended")
+            raise FenceLost(f"{key.turn} has another runner, or has ended")
 
     async def _until_ended(self, name: str) -> None:
-        for counted_attempts in itertools.count():
-            if (await self._patiently(lambda: self._door.retrieve(name))).has_ended:
+        for tries in itertools.count():
+            if (await self._retrying(lambda: self._api.retrieve(name))).has_ended:
                 return
-            await asyncio.sleep(wait_s(counted_attempts))
+            await asyncio.sleep(wait_s(tries))
 
-    async def _write_all(
-        self, key: TurnKey, name: str, lines: Sequence[bytes], told: Answered, *, is_over: bool
-    ) -> None:
-        """Writes each result as its turn. `is_over`: what was not answered was never asked, and is nobody's turn."""
+    async def _write_all(self, key: TurnKey, name: str, lines: Sequence[bytes], tally: Tally, *, is_over: bool) -> None:
+        """Writes each result as a turn. With `is_over` (the batch has ended), inputs without an answer get no turn."""
         left: dict[str, int] = {batch.child_key(key, number).turn: number for number in range(len(lines))}
 
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
-            told.add(
-                await self._written(batch.child_key(key, number), batch.child_request(key, lines[number]), name, result)
+            tally.add(
+                await self._write_turn(
+                    batch.child_key(key, number), batch.child_request(key, lines[number]), name, result
+                )
             )
 
         async def write_some(some: dict[str, Result]) -> None:
-            await self._room()
+            await self._wait_until_not_full()
             for failed in await asyncio.gather(*(write(*one) for one in some.items()), return_exceptions=True):
                 if isinstance(failed, BaseException):
                     raise failed
@@ -260,7 +263,7 @@ class MessageBatchSubmitter:
 
         async def read() -> None:
             some: dict[str, Result] = {}
-            async with aclosing(self._door.results(name)) as results:
+            async with aclosing(self._api.results(name)) as results:
                 async for line in results:
                     if line.custom_id in left and not (is_over and isinstance(line.result, Canceled | Expired)):
                         some[line.custom_id] = line.result
@@ -268,45 +271,45 @@ class MessageBatchSubmitter:
                         await write_some(some)
             await write_some(some)
 
-        await self._patiently(read)
+        await self._retrying(read)
         if not is_over:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)
 
-    async def _written(self, child: TurnKey, request: Request, name: str, result: Result | Failure) -> End | None:
-        """The end of one input's turn, all of which is written; None when it was deleted."""
+    async def _write_turn(self, child: TurnKey, request: Request, name: str, result: Result | Failure) -> End | None:
+        """Writes one input's turn; returns its end, or None if the turn was deleted."""
         if await self._tombstones.exists(child):
             return None
         if (end := await self._end_of(child)) is not None:
             return end
         writer = Writer(self._log, child)
         try:
-            await writer.add(request)
-            # Its name stands for who answers, and not for who writes: another writes the same.
-            await writer.add(
+            await writer.append(request)
+            # Named after the message batch, not this process, so that every runner writes the same bytes.
+            await writer.append(
                 Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
             )
-            outcome, failure = await self._say(writer, result)
+            outcome, failure = await self._write_result(writer, result)
             schema_valid = await self._fits(request, writer.turn, child) if outcome == "completed" else None
             end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
-            await writer.add(end)
+            await writer.append(end)
         except FenceLost:
-            # Cancelled or deleted by somebody who was quicker.
+            # Cancelled or deleted meanwhile.
             return await self._end_of(child)
-        metrics.ended(end)
+        metrics.count_end(end)
         return end
 
-    async def _say(self, writer: "Writer", result: Result | Failure) -> tuple[Outcome, Failure | None]:
-        """How the turn ends, with all that was answered written."""
+    async def _write_result(self, writer: "Writer", result: Result | Failure) -> tuple[Outcome, Failure | None]:
+        """Appends the events of a result; returns how the turn ends."""
         match result:
             case Succeeded(message):
                 try:
-                    for event in events_of(priced(message)):
-                        await writer.add(Event(prev=writer.last, attempt=1, event=event))
+                    for event in to_events(mark_as_batch(message)):
+                        await writer.append(Event(prev=writer.last, attempt=1, event=event))
                 except BackendError as error:
                     return "failed", Failure(error.code, error.message)
                 except EntryTooLarge:
-                    return "failed", Failure("backend_broken", "the answer has a part that is too long to be stored")
+                    return "failed", Failure("backend_broken", "a part of the answer is too long for the log")
                 return "completed", None
             case Errored() as errored:
                 return "failed", Failure(errored.failure.code, errored.failure.message)
@@ -318,14 +321,14 @@ class MessageBatchSubmitter:
                 return "failed", result
 
     async def _fits(self, request: Request, turn: Turn, child: TurnKey) -> bool | None:
-        """It is not asked again: what is wanted cheaply is asked once."""
+        """Returns whether the answer fits its schema; None if unknown. A batch makes no call for a correction."""
         schema = schema_of(request.options)
         if schema is None or turn.stop.stop_reason in UNFINISHED:
             return None
         try:
-            return await self._judge.find_mismatch(schema, turn.text, child.tenant) is None
+            return await self._checker.find_mismatch(schema, turn.text, child.tenant) is None
         except SandboxFailed as error:
-            logger.warning("answer not judged", turn=child.turn, error=str(error))
+            logger.warning("answer not checked against its schema", turn=child.turn, error=str(error))
             return None
 
     async def _end_of(self, child: TurnKey) -> End | None:
@@ -334,21 +337,21 @@ class MessageBatchSubmitter:
         except TurnUnknown:
             return None
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` comes to, asked until it does: what is there is paid for. Raises BackendError if it is not."""
-        for counted_attempts in itertools.count():
+    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeats `call` until it succeeds, because its result is charged. Raises BackendError if it is refused."""
+        for tries in itertools.count():
             try:
-                return await ask()
+                return await call()
             except BackendError as error:
                 if error.code == "backend_refused_request":
                     raise
-                logger.warning("message batches do not answer", code=error.code, error=error.message)
-                await asyncio.sleep(max(wait_s(counted_attempts), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
-        raise AssertionError("it is asked until it is answered or refused")
+                logger.warning("Message Batches call failed", code=error.code, error=error.message)
+                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+        raise AssertionError("the loop ends with a result or an error")
 
 
 class Writer:
-    """One turn's log, written from its beginning. What stands there already, byte for byte, is passed over."""
+    """Writes one turn's log from its beginning. An entry that is stored already, with the same bytes, is accepted."""
 
     def __init__(self, log: TurnLog, key: TurnKey) -> None:
         self._log = log
@@ -360,18 +363,19 @@ class Writer:
     def last(self) -> Seq:
         return self._chain.last
 
-    async def add(self, entry: Entry) -> None:
-        """Raises FenceLost when something else stands there, LogUnavailable, EntryTooLarge."""
-        self._chain = await appended(self._log.append, self._key, self._chain, entry)
+    async def append(self, entry: Entry) -> None:
+        """Appends an entry. Raises FenceLost if another entry is stored there, LogUnavailable, EntryTooLarge."""
+        self._chain = await append_when_not_full(self._log.append, self._key, self._chain, entry)
         now = self.turn.asked_at or datetime.now(UTC)
         self.turn = fold([Stored(self._chain.last, now, entry)], self.turn)
 
 
-def priced(message: dict[str, Any]) -> dict[str, Any]:
-    """`message`, which costs what a batch's do, whether it says so or not."""
+def mark_as_batch(message: dict[str, Any]) -> dict[str, Any]:
+    """Returns `message` with the service tier `batch` in its usage, which decides its price."""
     usage = message.get("usage")
     return message | {"usage": usage | {"service_tier": "batch"}} if isinstance(usage, dict) else message
 
 
-def wait_s(counted_attempts: int) -> float:
-    return min(LOOK_S * 2.0 ** min(counted_attempts, 16), LOOK_MAX_S)
+def wait_s(tries: int) -> float:
+    """Returns the wait after `tries` polls."""
+    return min(LOOK_S * 2.0 ** min(tries, 16), LOOK_MAX_S)

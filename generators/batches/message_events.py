@@ -1,7 +1,7 @@
-"""A whole message becomes the events that it would have been streamed in: the same for whoever makes them. Pure.
+"""Converts a complete message into the events that a stream of it would have. Deterministic and pure.
 
-So what was answered without a stream has an ordinary turn's log. Whoever goes on writing it after another makes the
-same bytes, and finds what stands already (PROTOCOL R13).
+So an answer without a stream gets an ordinary log. A generator that takes over makes the same bytes and finds the
+stored entries (PROTOCOL R13).
 """
 
 from collections.abc import Iterator
@@ -11,35 +11,35 @@ import msgspec
 
 from tailrace.proto.errors import BackendError
 
-# In one entry, of which a server takes a megabyte.
+# In one entry; NATS accepts one megabyte.
 PIECE_CHARS = 65_536
-# What `message_start` says; all else a message says of itself comes with its `message_delta`.
+# The fields of `message_start`; all other fields come with `message_delta`.
 HEAD = frozenset({"id", "type", "role", "model", "content", "usage", "stop_reason", "stop_sequence"})
 
 Message = dict[str, Any]
 
 
-def events_of(message: Message) -> list[msgspec.Raw]:
-    """Raises BackendError for what is no whole message."""
+def to_events(message: Message) -> list[msgspec.Raw]:
+    """Returns the events of `message`. Raises BackendError if it is not complete."""
     match message:
         case {"content": list(blocks), "usage": dict(usage), "stop_reason": str()}:
-            told = [{"type": "message_start", "message": head(message)}]
+            events = [{"type": "message_start", "message": head(message)}]
             for index, block in enumerate(blocks):
-                told += [change | {"index": index} for change in block_events(block)]
-            told.append(last(message, usage))
-            return [msgspec.Raw(msgspec.json.encode(event)) for event in told]
+                events += [change | {"index": index} for change in block_events(block)]
+            events.append(stop_event(message, usage))
+            return [msgspec.Raw(msgspec.json.encode(event)) for event in events]
         case _:
-            raise BackendError("backend_broken", "the model's answer is no whole message")
+            raise BackendError("backend_broken", "the model's answer is not a complete message")
 
 
 def head(message: Message) -> Message:
-    """The message before anything is said in it."""
+    """Returns the message without its content."""
     given = {name: value for name, value in message.items() if name in HEAD}
     return given | {"content": [], "stop_reason": None, "stop_sequence": None}
 
 
-def last(message: Message, usage: dict[str, Any]) -> dict[str, Any]:
-    """The event that says why it ended, and what was used."""
+def stop_event(message: Message, usage: dict[str, Any]) -> dict[str, Any]:
+    """Returns the event with the stop reason and the usage."""
     besides = {name: value for name, value in message.items() if name not in HEAD}
     managed = {name: besides.pop(name) for name in ("context_management",) if name in besides}
     stop = {name: message.get(name) for name in ("stop_reason", "stop_sequence")}
@@ -47,7 +47,7 @@ def last(message: Message, usage: dict[str, Any]) -> dict[str, Any]:
 
 
 def block_events(block: Any) -> Iterator[dict[str, Any]]:
-    """Start, deltas and stop of one content block, without its index."""
+    """Yields start, deltas and stop of one content block, without its index."""
     deltas: list[dict[str, Any]]
     match block:
         case {"type": "text", "text": str(text), **rest}:
@@ -61,13 +61,13 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
             deltas.append({"type": "signature_delta", "signature": str(rest.get("signature", ""))})
         case {"type": "tool_use" | "server_tool_use", "input": given}:
             start = block | {"input": {}}
-            told = msgspec.json.encode(given).decode()
-            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(told)]
+            events = msgspec.json.encode(given).decode()
+            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(events)]
         case {"type": str()}:
-            # Whole as it begins: hidden thoughts, a server tool's results, and what is newer than we are.
+            # Complete at its start: redacted thinking, results of server tools, and unknown types.
             start, deltas = block, []
         case _:
-            raise BackendError("backend_broken", "the model's answer has a block of no type")
+            raise BackendError("backend_broken", "the model's answer has a block without a type")
     yield {"type": "content_block_start", "content_block": start}
     yield from ({"type": "content_block_delta", "delta": delta} for delta in deltas)
     yield {"type": "content_block_stop"}

@@ -1,8 +1,8 @@
-"""Carries one batch to its end: has each of its inputs asked, as a turn of its own, and appends how far it has come.
+"""Runs batches: submits each input as a turn of its own, and appends the batch's progress until all have ended.
 
-It calls no model and holds no list of what was asked: a turn's id is made of the batch's and its number, and its
-request is appended expecting nothing before it. Whoever takes a batch over goes through all of it again, and what was
-asked is found asked (PROTOCOL R63). What Anthropic's Message Batches are to answer is handed to submissions.py.
+Makes no model call and keeps no list of submitted inputs: a turn's id is derived from the batch's id and the input's
+number, and its request is appended as the turn's first entry. A runner that takes over goes through all inputs again
+and finds the submitted ones (PROTOCOL R63). Batches for Anthropic's Message Batches go to message_batches.py.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt import appended, stored
-from tailrace.generators.backends.message_batches_api import MessageBatches
+from tailrace.generators.attempt import append_when_not_full, as_stored
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
@@ -25,27 +25,63 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import give_back
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 BACKEND = "batch"
-NO_MESSAGE_BATCHES = "message batches want the backend `claude`, which this generator does not have"
-# The log keeps its turns for a day: what was asked last still has hours to end in it, and to be read.
+NO_MESSAGE_BATCHES = "message batches need the backend `claude`, which this generator does not have"
+# The log keeps a turn for a day: the last inputs need some hours of it to end and to be read.
 LIFE = timedelta(hours=20)
-# A batch waits before gateways refuse what people ask (TAILRACE_FULL_AT).
+# A batch waits before the log is so full that gateways refuse interactive turns (TAILRACE_FULL_AT).
 FULL_AT = 0.8
 FULL_WAIT_S = 1.0
-# An end that nobody heard of is found this much later.
+# If the notice of an end is lost, the log is read after this time.
 LOOK_AGAIN_S = 5.0
 STALE_WAIT_S = 0.02
 STOPPED_AT_ONCE = 16
+# Each running batch has its inputs in memory, up to the size of a request body.
+BATCHES_MAX = 8
+# Batches of one tenant that wait a day for Anthropic must not keep those of other tenants waiting.
+BATCHES_TENANT_MAX = BATCHES_MAX // 2
+
+
+class BatchLane:
+    """The worker's lane for batches. See worker.Lane."""
+
+    def __init__(self, runner: "BatchRunner") -> None:
+        self._runner = runner
+        self._running: list[Tenant] = []
+
+    def accepts(self, delivery: Delivery) -> bool:
+        return delivery.is_batch
+
+    def reserve(self, tenant: Tenant) -> bool:
+        """Reserves a slot; False if BATCHES_MAX batches run, or BATCHES_TENANT_MAX of the tenant."""
+        if len(self._running) >= BATCHES_MAX or self._running.count(tenant) >= BATCHES_TENANT_MAX:
+            return False
+        self._running.append(tenant)
+        return True
+
+    def release(self, tenant: Tenant) -> None:
+        self._running.remove(tenant)
+
+    async def run(self, key: TurnKey) -> Turn | None:
+        try:
+            return await self._runner.run(key)
+        except FenceLost as lost:
+            # Even if the batch has ended it is not acknowledged: the next runner ends the turns that it submitted.
+            metrics.LOST.inc()
+            logger.info("batch left", turn=key.turn, why=str(lost))
+            return None
 
 
 class BatchRunner:
-    """`places`: how many turns all the batches of this process have in the queue at once, so that others are let by."""
+    """Runs the batches of one process; `concurrency` is how many of their turns are in the queue at once, so that
+    other turns are not delayed."""
 
     def __init__(
         self,
@@ -56,8 +92,8 @@ class BatchRunner:
         fullness: Callable[[], Awaitable[float]],
         *,
         name: str,
-        places: int,
-        message_batches: MessageBatches | None = None,
+        concurrency: int,
+        message_batches: MessageBatchesApi | None = None,
         blobs: BlobLoader | None = None,
     ) -> None:
         self._log = log
@@ -65,78 +101,80 @@ class BatchRunner:
         self._tombstones = tombstones
         self._counters = counters
         self._fullness = fullness
-        self._submissions: MessageBatchSubmitter | None = None
+        self._submitter: MessageBatchSubmitter | None = None
         if message_batches is not None and blobs is not None:
-            self._submissions = MessageBatchSubmitter(log, tombstones, blobs, message_batches, self._room)
+            self._submitter = MessageBatchSubmitter(log, tombstones, blobs, message_batches, self._wait_until_not_full)
         self._name = name
-        self._places = asyncio.Semaphore(places)
+        self._slots = asyncio.Semaphore(concurrency)
 
-    async def carry(self, key: TurnKey) -> Turn:
-        """Works on a batch until its log holds an `end`, and all that it has asked is ended, too; its fold with it.
+    async def run(self, key: TurnKey) -> Turn:
+        """Runs a batch until its log holds an `end` and all turns that it submitted have ended; returns its fold.
 
-        Raises FenceLost when another has it, LogUnavailable, TurnUnknown.
+        Raises FenceLost when another process has the batch, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
-        asked = turn.request.batch
-        assert asked is not None  # noqa: S101  # the delivery said so
+        spec = turn.request.batch
+        assert spec is not None  # noqa: S101  # the delivery is a batch's
         try:
-            lines = batch.split_inputs(await self._bodies.read(key.tenant, Blob(asked.sha256, asked.bytes)))
+            inputs = batch.split_inputs(await self._bodies.read(key.tenant, Blob(spec.sha256, spec.bytes)))
         except BlobUnknown:
             failure = Failure("blob_expired", "the inputs of the batch have expired")
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
-        tally = BatchTally(turn.progress, len(lines), was_begun=turn.attempt > 0)
+        tally = BatchTally(turn.progress, len(inputs), was_begun=turn.attempt > 0)
         if turn.end is None:
             try:
-                turn = await self._run(key, turn, asked, lines, tally)
+                turn = await self._run_inputs(key, turn, spec, inputs, tally)
             except FenceLost:
-                # Cancelled, or taken over. Who reads it too early is given the batch once more.
+                # Cancelled or taken over. If this read misses the end, the batch is delivered once more.
                 turn = await self._log.turn(key, turn)
-                await self._leave(key, turn, tally)
+                await self._cancel_orphan(key, turn, tally)
                 if turn.end is None:
                     raise
         if turn.outcome != "completed":
-            is_told = True
-            if is_handed_on(turn) and self._submissions is not None:
-                is_told = await self._submissions.stop(key, turn, lines, tally)
-            await self._stop(key, lines, is_told=is_told)
+            is_written = True
+            if is_message_batch(turn) and self._submitter is not None:
+                is_written = await self._submitter.stop(key, turn, inputs, tally)
+            await self._stop_all(key, inputs, is_written=is_written)
         return turn
 
-    async def _leave(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
-        """Cancels a message batch that nobody reads: the batch's new holder has another, or it was deleted."""
+    async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
+        """Cancels this runner's message batch if nobody will read it: the new runner has another, or it was deleted."""
         mine = tally.message_batch
-        if self._submissions is None or mine is None:
+        if self._submitter is None or mine is None:
             return
-        named = turn.progress.message_batch if turn.progress is not None else None
-        if named not in (None, mine) or (turn.end is None and not await self._log.is_known(key)):
+        current = turn.progress.message_batch if turn.progress is not None else None
+        if current not in (None, mine) or (turn.end is None and not await self._log.is_known(key)):
             with suppress(BackendError):
-                await self._submissions.cancel(mine)
+                await self._submitter.cancel(mine)
 
-    async def _run(self, key: TurnKey, turn: Turn, asked: Batch, lines: Sequence[bytes], tally: "BatchTally") -> Turn:
+    async def _run_inputs(
+        self, key: TurnKey, turn: Turn, spec: Batch, inputs: Sequence[bytes], tally: "BatchTally"
+    ) -> Turn:
         assert turn.asked_at is not None  # noqa: S101
-        taken = Attempt(
+        attempt = Attempt(
             prev=turn.chain.last, attempt=turn.attempt + 1, generator=self._name, backend=BACKEND, mode="fresh"
         )
-        chain = await appended(self._log.append, key, turn.chain, taken)
-        logger.info("batch", turn=key.turn, of=len(lines), attempt=taken.attempt)
-        numbers = iter(range(len(lines)))
+        chain = await append_when_not_full(self._log.append, key, turn.chain, attempt)
+        logger.info("batch", turn=key.turn, of=len(inputs), attempt=attempt.attempt)
+        numbers = iter(range(len(inputs)))
         left = turn.asked_at + LIFE - datetime.now(UTC)
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())), asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch(key))
-                telling = group.create_task(self._tell(key, chain, tally))
-                if is_handed_on(turn):
-                    group.create_task(self._hand_on(key, turn, taken.attempt, lines, tally))
+                watching = group.create_task(self._raise_when_ended(key))
+                reporting = group.create_task(self._append_progress(key, chain, tally))
+                if is_message_batch(turn):
+                    group.create_task(self._submit_all(key, turn, attempt.attempt, inputs, tally))
                 else:
-                    for _ in range(asked.parallel):
-                        group.create_task(self._ask(key, numbers, lines, tally, is_first=taken.attempt == 1))
-                chain = await telling
+                    for _ in range(spec.parallel):
+                        group.create_task(self._run_some(key, numbers, inputs, tally, is_first=attempt.attempt == 1))
+                chain = await reporting
                 watching.cancel()
         except TimeoutError:
             failure = Failure("deadline_exceeded", "the batch was not finished in time")
             return await self._end(key, await self._log.turn(key, turn), "failed", failure)
         except ExceptionGroup as several:
-            # The watcher and the writer fail for one reason: the batch is not ours any more.
+            # All tasks fail for the same reason: the batch is not this runner's any more.
             first = several.exceptions[0]
             if not isinstance(first, BackendError):
                 raise first from several
@@ -144,60 +182,59 @@ class BatchRunner:
             return await self._end(key, await self._log.turn(key, turn), "failed", failure)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
-    async def _ask(
-        self, key: TurnKey, numbers: Iterator[int], lines: Sequence[bytes], tally: "BatchTally", *, is_first: bool
+    async def _run_some(
+        self, key: TurnKey, numbers: Iterator[int], inputs: Sequence[bytes], tally: "BatchTally", *, is_first: bool
     ) -> None:
-        """One of the `parallel`: asks the next input once the one before it has ended."""
+        """Runs one input after the other; `parallel` of these loops share `numbers`."""
         for number in numbers:
-            async with self._places:
-                await self._room()
+            async with self._slots:
+                await self._wait_until_not_full()
                 child = batch.child_key(key, number)
-                # What was deleted meanwhile does not come back.
-                is_gone = not is_first and await self._tombstones.exists(child)
-                tally.add(None if is_gone else await self._answered(key, child, lines[number]))
+                # A turn that was deleted must not be submitted again.
+                is_deleted = not is_first and await self._tombstones.exists(child)
+                tally.add(None if is_deleted else await self._run_input(key, child, inputs[number]))
 
-    async def _hand_on(
-        self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: "BatchTally"
+    async def _submit_all(
+        self, key: TurnKey, turn: Turn, attempt: int, inputs: Sequence[bytes], tally: "BatchTally"
     ) -> None:
-        if self._submissions is None:
+        if self._submitter is None:
             raise BackendError("backend_refused_request", NO_MESSAGE_BATCHES)
-        await self._submissions.answer(key, turn, attempt, lines, tally)
+        await self._submitter.run(key, turn, attempt, inputs, tally)
 
-    async def _room(self) -> None:
-        """Returns once the log takes more."""
+    async def _wait_until_not_full(self) -> None:
         while await self._fullness() >= FULL_AT:  # noqa: ASYNC110  # NATS has no event for it
             await asyncio.sleep(FULL_WAIT_S)
 
-    async def _answered(self, key: TurnKey, child: TurnKey, line: bytes) -> End | None:
-        """The end of one input's turn, which is asked if it was not; None when there is none, for it was deleted."""
-        # Before it is asked: an end that comes at once is heard.
-        hearing = asyncio.create_task(self._log.until_ended(child))
+    async def _run_input(self, key: TurnKey, child: TurnKey, line: bytes) -> End | None:
+        """Submits an input's turn if it was not, and waits for its end; None if the turn was deleted."""
+        # Subscribed before the turn is submitted, so that an immediate end is noticed.
+        waiting = asyncio.create_task(self._log.until_ended(child))
         await asyncio.sleep(0)
         try:
-            await self._append(key, child, line)
+            await self._submit(key, child, line)
             turn = EMPTY_TURN
             while True:
                 turn = await self._log.turn(child, turn)
                 if turn.end is not None:
                     return turn.end
-                if hearing.done():
-                    hearing.result()
+                if waiting.done():
+                    waiting.result()
                     await asyncio.sleep(STALE_WAIT_S)
-                elif not (await asyncio.wait({hearing}, timeout=LOOK_AGAIN_S))[0]:
+                elif not (await asyncio.wait({waiting}, timeout=LOOK_AGAIN_S))[0]:
                     await self._require_known(child)
         except (TurnUnknown, EntryTooLarge) as error:
             logger.warning("a turn of a batch is gone", turn=child.turn, error=str(error))
             return None
         finally:
-            hearing.cancel()
+            waiting.cancel()
 
-    async def _append(self, key: TurnKey, child: TurnKey, line: bytes) -> None:
-        # Lost: by this process or another, before. It is the same turn.
+    async def _submit(self, key: TurnKey, child: TurnKey, line: bytes) -> None:
+        # FenceLost: the turn was submitted before, by this process or another one.
         with suppress(FenceLost):
-            await appended(self._to_its_end, child, START, batch.child_request(key, line))
+            await append_when_not_full(self._append_shielded, child, START, batch.child_request(key, line))
 
-    async def _to_its_end(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-        """Appends. What is given up meanwhile may be stored, and who stops the batch is to find it."""
+    async def _append_shielded(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+        """Appends. A cancelled append may be stored, and stopping the batch has to find it: so it is waited for."""
         appending = asyncio.create_task(self._log.append(key, chain, entry))
         try:
             return await asyncio.shield(appending)
@@ -209,36 +246,37 @@ class BatchRunner:
         if not await self._log.is_known(child):
             raise TurnUnknown(f"the log has no turn {child.turn}")
 
-    async def _tell(self, key: TurnKey, chain: Chain, tally: "BatchTally") -> Chain:
-        """Appends how far the batch has come until all have ended; what ends meanwhile is joined in the next."""
-        while not tally.is_whole:
+    async def _append_progress(self, key: TurnKey, chain: Chain, tally: "BatchTally") -> Chain:
+        """Appends the batch's progress until all turns have ended. Ends during an append are joined in the next one."""
+        while not tally.is_complete:
             await tally.changed.wait()
             tally.changed.clear()
-            if (progress := tally.news(chain)) is not None:
-                chain = await appended(self._log.append, key, chain, progress)
+            if (progress := tally.next_progress(chain)) is not None:
+                chain = await append_when_not_full(self._log.append, key, chain, progress)
         return chain
 
-    async def _watch(self, key: TurnKey) -> None:
+    async def _raise_when_ended(self, key: TurnKey) -> None:
         await self._log.until_ended(key)
-        raise FenceLost(f"{key.turn} was ended by somebody else")
+        raise FenceLost(f"{key.turn} was ended by another process")
 
     async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
         end = build_end(turn, outcome, error)
-        chain = await appended(self._log.append, key, turn.chain, end)
+        chain = await append_when_not_full(self._log.append, key, turn.chain, end)
         metrics.ENDS.labels(outcome).inc()
-        return fold([stored(chain, turn, end)], turn)
+        return fold([as_stored(chain, turn, end)], turn)
 
-    async def _stop(self, key: TurnKey, lines: Sequence[bytes], *, is_told: bool) -> None:
-        """Cancels what runs of a batch that has ended, and gives back what was held for what was never asked.
+    async def _stop_all(self, key: TurnKey, inputs: Sequence[bytes], *, is_written: bool) -> None:
+        """Cancels the running turns of a batch that has ended, and releases the reservations of inputs not submitted.
 
-        That stays held unless `is_told`, when the log has all that was answered: it may be paid for.
+        Those stay reserved unless `is_written` (the log has all answers): they may be charged.
         """
-        for first in range(0, len(lines), STOPPED_AT_ONCE):
-            numbers = range(first, min(first + STOPPED_AT_ONCE, len(lines)))
-            await asyncio.gather(*(self._stop_one(batch.child_key(key, n), lines[n], is_told=is_told) for n in numbers))
+        for first in range(0, len(inputs), STOPPED_AT_ONCE):
+            numbers = range(first, min(first + STOPPED_AT_ONCE, len(inputs)))
+            stopping = (self._stop(batch.child_key(key, n), inputs[n], is_written=is_written) for n in numbers)
+            await asyncio.gather(*stopping)
 
-    async def _stop_one(self, child: TurnKey, line: bytes, *, is_told: bool) -> None:
-        """One that runs is cancelled, and settles its own."""
+    async def _stop(self, child: TurnKey, line: bytes, *, is_written: bool) -> None:
+        """Cancels a running turn, whose generator then settles its limits; or releases those of one not submitted."""
         try:
             turn = await self._log.turn(child)
             while turn.end is None:
@@ -246,50 +284,52 @@ class BatchRunner:
                     await self._log.append(child, turn.chain, build_end(turn, "cancelled"))
                 turn = await self._log.turn(child, turn)
         except TurnUnknown:
-            if is_told:
+            if is_written:
                 await give_back(self._tombstones, self._counters, child, line)
 
 
-def is_handed_on(turn: Turn) -> bool:
+def is_message_batch(turn: Turn) -> bool:
     """Whether Anthropic's Message Batches answer the batch."""
     return turn.request is not None and turn.request.via == "message_batches"
 
 
 class BatchTally:
-    """How many of a batch's turns have ended, counted anew by each who takes it over; told only when it is more.
+    """Counts a batch's ended turns, and keeps the id of its message batch. Each runner counts from zero.
 
-    And under which id Anthropic's Message Batches have it, if they do.
+    Progress is only appended once it is more than what the log holds.
     """
 
-    def __init__(self, told: Progress | None, of: int, *, was_begun: bool = False) -> None:
-        """`was_begun`: whether somebody has carried it before."""
-        self._told = told.done + told.failed if told else 0
-        self._told_id = self.message_batch = told.message_batch if told else None
+    def __init__(self, stored: Progress | None, of: int, *, was_begun: bool = False) -> None:
+        """`was_begun`: whether the batch had a runner before."""
+        self._stored = stored.done + stored.failed if stored else 0
+        self._stored_id = self.message_batch = stored.message_batch if stored else None
         self.is_unclear = was_begun and self.message_batch is None
+        """Whether there may be a message batch whose id is not known."""
         self._of = of
         self._done = self._failed = self._cost_nano_usd = 0
         self.changed = asyncio.Event()
 
     @property
-    def is_whole(self) -> bool:
-        return self._told == self._of == self._done + self._failed
+    def is_complete(self) -> bool:
+        return self._stored == self._of == self._done + self._failed
 
     def add(self, end: End | None) -> None:
+        """Counts a turn's end; None for a turn that was deleted."""
         is_done = end is not None and end.outcome == "completed"
         self._done += is_done
         self._failed += not is_done
         self._cost_nano_usd += end.cost_nano_usd if end is not None else 0
         self.changed.set()
 
-    def submitted(self, message_batch: str) -> None:
+    def set_message_batch(self, message_batch: str) -> None:
         self.message_batch, self.is_unclear = message_batch, False
         self.changed.set()
 
-    def news(self, chain: Chain) -> Progress | None:
-        """The entry that follows `chain`, if there is more to tell than was told."""
-        if self._done + self._failed <= self._told and self.message_batch == self._told_id:
+    def next_progress(self, chain: Chain) -> Progress | None:
+        """Returns the entry to append after `chain`; None if the log holds as much."""
+        if self._done + self._failed <= self._stored and self.message_batch == self._stored_id:
             return None
-        self._told, self._told_id = self._done + self._failed, self.message_batch
+        self._stored, self._stored_id = self._done + self._failed, self.message_batch
         return Progress(
             prev=chain.last,
             attempt=chain.attempt,

@@ -43,9 +43,9 @@ class Hedge(msgspec.Struct, frozen=True):
 class HedgeRunner(Protocol):
     """Runs hedges in this generator."""
 
-    def has_room(self) -> bool: ...
+    def has_free_slot(self) -> bool: ...
 
-    def take(self, hedge: Hedge) -> bool:
+    def start_hedge(self, hedge: Hedge) -> bool:
         """Starts the hedge. Returns False if no slot is free any more or the turn already runs here."""
         ...
 
@@ -77,7 +77,7 @@ class HedgeRpc:
         """Serves requests of other generators with `runner`."""
 
         async def on_request(message: Msg) -> None:
-            if message.data != self._generator.encode() and runner.has_room():
+            if message.data != self._generator.encode() and runner.has_free_slot():
                 await message.respond(self._generator.encode())
 
         async def on_hedge(message: Msg) -> None:
@@ -86,7 +86,7 @@ class HedgeRpc:
             except DECODE_ERRORS:
                 logger.warning("received an invalid hedge")
                 return
-            await message.respond(TAKEN if runner.take(hedge) else b"")
+            await message.respond(TAKEN if runner.start_hedge(hedge) else b"")
 
         await self._connection.subscribe(subjects.hedge(self._generator), on_hedge)
         await self._connection.subscribe(subjects.HEDGE_OFFERS, on_request)

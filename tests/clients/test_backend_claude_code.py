@@ -15,7 +15,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.claude_code import ClaudeCode, find, question
+from tailrace.generators.backends.claude_code import ClaudeCode, build_prompt, find
 from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
@@ -67,7 +67,7 @@ def using(tool: str, **fields: str) -> Call:
 
 
 async def answer(backend: ClaudeCode, call: Call) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(event) async for event in backend.answer(call)]
+    return [msgspec.json.decode(event.raw) async for event in backend.answer(call)]
 
 
 def text(events: list[dict[str, Any]]) -> str:
@@ -374,7 +374,7 @@ def test_no_text_begins_as_a_command_does() -> None:
         [Message("user", blocks)],
         [Message("user", "/x"), Message("assistant", "/y"), Message("user", blocks)],
     ):
-        said = question(asking("", messages=messages))["message"]["content"]
+        said = build_prompt(asking("", messages=messages))["message"]["content"]
         assert [block["text"] for block in said[-3:]] == [" /compact", "a/b", " /etc/hosts"]
         assert not any(block["text"].startswith("/") for block in said)
 
@@ -387,14 +387,14 @@ def test_a_conversation_is_told_before_its_last_message() -> None:
         Message("assistant", "A cat."),
         Message("user", [picture, {"type": "text", "text": "And this?"}]),
     ]
-    asked = question(asking("", messages=messages))["message"]
+    asked = build_prompt(asking("", messages=messages))["message"]
     earlier, *last = asked["content"]
     assert asked["role"] == "user"
     assert last == messages[-1].content
     assert "What is it?" in earlier["text"]
     assert "A cat." in earlier["text"]
     assert "AAAA" not in earlier["text"]
-    partial = question(asking("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
+    partial = build_prompt(asking("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
     assert "A d" in partial[0]["text"]
     assert "interrupted" in partial[-1]["text"]
 

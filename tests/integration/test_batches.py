@@ -16,14 +16,16 @@ from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.__main__ import opened
+from tailrace.generators.__main__ import open_backends
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.batches.runner import BATCHES_MAX, BatchLane, BatchRunner
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
-from tailrace.generators.worker import BATCHES_MAX, Worker
+from tailrace.generators.worker import Worker
 from tailrace.proto import subjects
 from tailrace.proto.batch import encode_inputs
 from tailrace.proto.chain import START
@@ -580,12 +582,12 @@ class Early(BatchRunner):
 
     times = 0
 
-    async def carry(self, key: TurnKey) -> Turn:
+    async def run(self, key: TurnKey) -> Turn:
         self.times += 1
         if self.times == 1:
             await cancel(self._log, key)
             raise FenceLost("heard of, and not read yet")
-        return await super().carry(key)
+        return await super().run(key)
 
 
 @pytest.mark.rule("R64")
@@ -597,17 +599,17 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     await asked(own_gateway, inputs(3))
     bodies, counters = BlobStore(own_connection), Counters(own_connection)
     early = Early(
-        own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
+        own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", concurrency=1
     )
     settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
-    async with opened(settings) as (rotas, backends):
+    async with open_backends(settings) as (orders, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        carrier = TurnRunner(
-            own_log, BlobLoader(bodies, ByteSemaphore(1)), backends, rotas, retry, name="g", attempts_max=2
-        )
+        caller = ModelCaller(backends, retry, BlobLoader(bodies, ByteSemaphore(1)))
+        runner = TurnRunner(own_log, caller, orders, Planner(2), name="g")
         deliveries = await Deliveries.open(own_connection, GENERATORS)
         settlement = Settlement(counters, Slots(own_connection))
-        worker = Worker(own_log, deliveries, carrier, settlement, early, concurrency=1, deadline_s=9, grace_s=0)
+        lanes = [BatchLane(early)]
+        worker = Worker(own_log, deliveries, runner, settlement, lanes, concurrency=1, deadline_s=9, grace_s=0)
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         await until(lambda: is_acknowledged(own_connection))
@@ -634,7 +636,7 @@ async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None
         tombstones, counters = Tombstones(connection), Counters(connection)
         with capture_logs() as logged:
             carrying = asyncio.create_task(
-                BatchRunner(log, bodies, tombstones, counters, is_empty, name="g", places=1).carry(key)
+                BatchRunner(log, bodies, tombstones, counters, is_empty, name="g", concurrency=1).run(key)
             )
             await until(lambda: any("full" in told["event"] for told in logged))
         carrying.cancel()

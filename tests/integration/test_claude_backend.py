@@ -12,7 +12,8 @@ import pytest
 
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.anthropic_api import Claude
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 
@@ -27,8 +28,8 @@ async def address() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def claude_at(url: str, api_key: str = "sk-secret-key") -> AsyncIterator[Claude]:
-    claude = Claude(api_key, url, connect_timeout_s=0.6, stall_timeout_s=STALL_TIMEOUT_S)
+async def claude_at(url: str, api_key: str = "sk-secret-key") -> AsyncIterator[AnthropicApi]:
+    claude = AnthropicApi(api_key, url, connect_timeout_s=0.6, stall_timeout_s=STALL_TIMEOUT_S)
     try:
         yield claude
     finally:
@@ -40,11 +41,11 @@ def asking(line: str, **more: Any) -> Call:
     return msgspec.structs.replace(call, **more)
 
 
-async def answer(claude: Claude, call: Call) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(event) async for event in claude.answer(call)]
+async def answer(claude: AnthropicApi, call: Call) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(event.raw) async for event in claude.answer(call)]
 
 
-async def gather(events: AsyncIterator[bytes], received: list[bytes]) -> None:
+async def gather(events: AsyncIterator[ModelEvent], received: list[ModelEvent]) -> None:
     async for event in events:
         received.append(event)  # noqa: PERF401 - what came before a failure is to be kept
 
@@ -125,7 +126,7 @@ async def test_a_failure_has_its_code_and_what_came_before_is_kept(
     address: str, line: str, events: int, code: str
 ) -> None:
     """Whatever shape a failure takes, it is one BackendError; and it tells neither the key nor the text."""
-    received: list[bytes] = []
+    received: list[ModelEvent] = []
     async with claude_at(address) as claude:
         answered = claude.answer(asking(f"#sim words=9 rate=0 {line}"))
         with pytest.raises(BackendError) as failure:
@@ -334,7 +335,7 @@ async def test_a_connection_is_used_again_after_a_whole_answer() -> None:
     async with listening(whole, is_read, b"0\r\n\r\n") as (url, connections), claude_at(url) as claude:
         for _ in range(3):
             async for event in claude.answer(asking("")):
-                assert event == b'{"type":"message_start","message":{}}'
+                assert bytes(event.raw) == b'{"type":"message_start","message":{}}'
                 is_read.set()
         assert len(connections) == 1
 

@@ -49,7 +49,7 @@ def asking(backend: Backend, line: str, model: str = "claude-sonnet-5-5", **more
 
 
 async def answer(backend: Backend, call: Call) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(event) async for event in backend.answer(call)]
+    return [msgspec.json.decode(event.raw) async for event in backend.answer(call)]
 
 
 @pytest.mark.parametrize("backend", CLOUDS, indirect=True)

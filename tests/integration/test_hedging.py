@@ -21,10 +21,14 @@ from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.failover import parse_backends
+from tailrace.generators.hedging import run_hedge
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
-from tailrace.proto import subjects
+from tailrace.proto import events, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Attempt, Entry, Reservation
 from tailrace.proto.errors import FenceLost, LogUnavailable
@@ -164,29 +168,29 @@ async def test_what_comes_in_time_is_asked_once(own_server: NatsServer, own_log:
 
 async def test_nobody_hedges_who_was_not_told_to(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
     """Off by default; and one that is on finds nobody among those that are off."""
-    nobody = hedges("nobody")
+    declined = hedges("declined")
     async with working(own_server.url, claude), working(own_server.url, claude):
         turn = await ended(own_log, await ask(own_log, "words=3 rate=0 wait=0.2"))
-    assert (turn.text, (await stats(claude))["calls"], hedges("nobody")) == (words(3), 1, nobody)
+    assert (turn.text, (await stats(claude))["calls"], hedges("declined")) == (words(3), 1, declined)
     async with working(own_server.url, claude, **LATE):
         key = await ask(own_log, "words=4 rate=0 wait=2.5")
         await open_streams(claude, 1)
         async with working(own_server.url, claude):
-            await until(lambda: hedges("nobody") == nobody + 1)
+            await until(lambda: hedges("declined") == declined + 1)
             turn = await ended(own_log, key)
     assert (turn.text, turn.attempt, (await stats(claude))["calls"]) == (words(4), 1, 2)
 
 
 async def test_hedges_get_what_the_queue_leaves_over(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
     """Who has one slot left keeps it for the queue: a late turn waits as it would have, and no other for it."""
-    nobody = hedges("nobody")
+    declined = hedges("declined")
     async with two_working(own_server.url, claude, concurrency=2):
         keys = [await ask(own_log, f"words=3 rate=0 wait=2.5 tag=x{number}") for number in range(3)]
         turns = [await ended(own_log, key) for key in keys]
     assert [turn.text for turn in turns] == [words(3, f"x{number}") for number in range(3)]
     assert [turn.attempt for turn in turns] == [1, 1, 1]
     assert (await stats(claude))["calls"] == 3
-    assert hedges("nobody") == nobody + 3
+    assert hedges("declined") == declined + 3
 
 
 async def first_of(log: TurnLog, key: TurnKey) -> str:
@@ -587,9 +591,9 @@ class Unasked:
     def model_id(self, model: str) -> str:
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         raise Asked(call.model)
-        yield b""
+        yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
 
     async def close(self) -> None: ...
 
@@ -598,17 +602,12 @@ async def test_what_works_in_a_folder_is_not_asked_twice_at_once(
     own_connection: Connection, own_log: TurnLog, late: Late
 ) -> None:
     """Two of Claude Code would work on the same files, whoever's list of backends has it."""
-    carrier = TurnRunner(
-        own_log,
-        BlobLoader(BlobStore(own_connection), ByteSemaphore(1)),
-        {"claude_code": Unasked()},
-        parse_backends("claude_code"),
-        Retry(tries_max=1, wait_s=0, wait_max_s=0),
-        name="g",
-        attempts_max=5,
-    )
-    turn = await carrier.hedge(late.key, late.hedge.late, deadline_s=9)
-    assert (turn.chain, turn.end) == (late.chain, None)
+    blobs = BlobLoader(BlobStore(own_connection), ByteSemaphore(1))
+    caller = ModelCaller({"claude_code": Unasked()}, Retry(tries_max=1, wait_s=0, wait_max_s=0), blobs)
+    orders = parse_backends("claude_code")
+    runner = TurnRunner(own_log, caller, orders, Planner(5), name="g")
+    assert await run_hedge(runner, own_log, orders, late.hedge, deadline_s=9) is None
+    assert (await own_log.turn(late.key)).chain == late.chain
 
 
 @pytest.mark.rule("R51")
@@ -635,12 +634,12 @@ class Taking:
         self.room = room
         self.taken: list[Hedge] = []
 
-    def has_room(self) -> bool:
+    def has_free_slot(self) -> bool:
         return self.room > 0
 
-    def take(self, hedge: Hedge) -> bool:
+    def start_hedge(self, hedge: Hedge) -> bool:
         self.taken.append(hedge)
-        return self.has_room()
+        return self.has_free_slot()
 
 
 @pytest.mark.rule("R51")

@@ -14,12 +14,11 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatches
+from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.worker import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Attempt, Request
@@ -449,7 +448,7 @@ async def test_a_batch_that_is_too_old_keeps_what_was_answered(
     assert [(line["outcome"], line["turn"] is None) for line in lines] == [("completed", False), ("cancelled", True)]
 
 
-class Frozen(MessageBatches):
+class Frozen(MessageBatchesApi):
     """Stands still right before it has a message batch made."""
 
     def __init__(self, client: anthropic.AsyncAnthropic) -> None:
@@ -487,11 +486,11 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
         Counters(own_connection),
         lambda: fullness(own_connection),
         name="frozen",
-        places=1,
+        concurrency=1,
         message_batches=frozen,
         blobs=BlobLoader(bodies, ByteSemaphore(1)),
     )
-    carrying = asyncio.create_task(carrier.carry(key))
+    carrying = asyncio.create_task(carrier.run(key))
     await frozen.is_there.wait()
     async with working(own_server.url, own_claude):
         name = await submitted(own_log, key)
@@ -514,7 +513,7 @@ async def test_who_wakes_up_too_late_cancels_what_nobody_reads(
     assert (await stats(own_claude))["calls"] == 2
 
 
-class Forgetful(MessageBatches):
+class Forgetful(MessageBatchesApi):
     """Its results break off after the first, and have no last one ever."""
 
     times = 0
@@ -547,11 +546,11 @@ async def test_results_that_break_off_are_read_again(
         Counters(own_connection),
         lambda: fullness(own_connection),
         name="g",
-        places=1,
+        concurrency=1,
         message_batches=door,
         blobs=BlobLoader(bodies, ByteSemaphore(1)),
     )
-    turn = await carrier.carry(key_of(tenant, batch))
+    turn = await carrier.run(key_of(tenant, batch))
     assert (turn.outcome, door.times) == ("completed", 2)
     lines = await results(own_gateway, batch)
     # The simulated API tells the last first.
@@ -566,9 +565,9 @@ async def test_without_anthropics_key_such_a_batch_fails(
     batch = await asked(own_gateway, inputs(2))
     bodies, counters = BlobStore(own_connection), Counters(own_connection)
     carrier = BatchRunner(
-        own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", places=1
+        own_log, bodies, Tombstones(own_connection), counters, lambda: fullness(own_connection), name="g", concurrency=1
     )
-    turn = await carrier.carry(key_of(tenant, batch))
+    turn = await carrier.run(key_of(tenant, batch))
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "backend_refused_request")
     assert "claude" in turn.error.message

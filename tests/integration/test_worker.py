@@ -10,19 +10,23 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from signal import SIGKILL
 
+import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.__main__ import build_batch_runner
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.failover import parse_backends
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.worker import Worker
+from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, TurnLog
 from tailrace.proto.nats.settlement import Settlement
@@ -403,9 +407,9 @@ class Broken:
     def model_id(self, model: str) -> str:
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         raise ZeroDivisionError(call.model)
-        yield b""
+        yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
 
     async def close(self) -> None: ...
 
@@ -415,12 +419,11 @@ async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connectio
     """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
     blobs = BlobLoader(BlobStore(own_connection), ByteSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    rotas = parse_backends("broken")
-    carrier = TurnRunner(own_log, blobs, {"broken": Broken()}, rotas, retry, name="g", attempts_max=2)
+    caller = ModelCaller({"broken": Broken()}, retry, blobs)
+    runner = TurnRunner(own_log, caller, parse_backends("broken"), Planner(2), name="g")
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     settlement = Settlement(Counters(own_connection), Slots(own_connection))
-    batches = build_batch_runner(own_connection, "g", 1, blobs, None)
-    worker = Worker(own_log, deliveries, carrier, settlement, batches, concurrency=1, deadline_s=9, grace_s=0)
+    worker = Worker(own_log, deliveries, runner, settlement, concurrency=1, deadline_s=9, grace_s=0)
     running = asyncio.create_task(worker.run(asyncio.Event()))
     key = await ask(own_log, "words=3")
     turn = await ended(own_log, key)

@@ -27,9 +27,9 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_backend_failures", "code"): CODES,
     ("tailrace_generator_failures", "code"): CODES,
     ("tailrace_generator_failovers", "backend"): registry.NAMES,
-    ("tailrace_generator_hedges", "outcome"): ("won", "lost", "failed", "nobody"),
-    ("tailrace_generator_calls_again", "code"): CODES,
-    ("tailrace_generator_answers_judged", "verdict"): ("fits", "misfit", "unjudged"),
+    ("tailrace_generator_hedges", "outcome"): ("won", "lost", "failed", "declined"),
+    ("tailrace_generator_calls_repeated", "code"): CODES,
+    ("tailrace_generator_schema_checks", "verdict"): ("fits", "misfit", "unchecked"),
     ("tailrace_generator_usage_tokens", "kind"): Usage.__struct_fields__,
     ("tailrace_persistence_webhooks_given_up", "reason"): get_args(GivenUp),
 }

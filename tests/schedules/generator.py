@@ -6,9 +6,12 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.attempt import TurnRunner
+from tailrace.generators.budget import limit_cost
 from tailrace.generators.failover import BackendOrders, Source
-from tailrace.generators.hedging import Hedging
+from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
@@ -88,27 +91,27 @@ class Generator:
         self._backends.append(backend)
         log = GeneratorLog(self._server, process, self.acknowledged)
         settlement = Settlement(UNUSED, UNUSED)
-        hedging = Hedging(SimulatedHedgeRpc(self), settlement, after_s=HEDGE_AFTER_S)
+        hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
+        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
             log,
-            BlobLoader(UNUSED, UNUSED),
-            dict.fromkeys(ORDERS.backends, backend),
+            caller,
             ORDERS,
-            RETRY,
+            Planner(ATTEMPTS_MAX),
             name=self.name,
-            attempts_max=ATTEMPTS_MAX,
-            hedging=hedging if self._server.faults.is_hedged else None,
+            sinks=[limit_cost],
+            races=hedging if self._server.faults.is_hedged else None,
         )
         self.worker = Worker(
             log,
             SimulatedDeliveries(self._consumer, process),
             runner,
             settlement,
-            UNUSED,
             concurrency=CONCURRENCY,
             deadline_s=DEADLINE_S,
             grace_s=0.0,
         )
+        self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
 
     def start(self) -> None:
         if not self.process.is_dead:
@@ -124,21 +127,21 @@ class Generator:
     @property
     def is_busy(self) -> bool:
         """Whether it holds a turn."""
-        report = self.worker.report()
+        report = self.worker.report_health()
         return report is not None and msgspec.json.decode(report)["running"] > 0
 
     async def request_hedge(self, hedge: Hedge) -> bool:
         """Has another generator with room make the call, too; the request may be lost."""
         world = self._server.world
-        willing = [other for other in self.others if other.worker.has_room() and not other.process.is_frozen]
+        willing = [other for other in self.others if other.taker.has_free_slot() and not other.process.is_frozen]
         if self.process.is_dead or not willing or world.chance() < LOST_REQUESTS:
             return False
         other = willing[world.below(len(willing))]
-        is_taken = other.take(hedge)
+        is_taken = other.start_hedge(hedge)
         world.record(other.name, f"makes the call beside {self.name}'s")
         return is_taken
 
-    def take(self, hedge: Hedge) -> bool:
-        is_taken = self.process.run(self.worker.take, hedge)
+    def start_hedge(self, hedge: Hedge) -> bool:
+        is_taken = self.process.run(self.taker.start_hedge, hedge)
         self.hedges += is_taken
         return is_taken

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError
@@ -125,7 +126,7 @@ class SimulatedBackend:
     def model_id(self, model: str) -> str:
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[bytes, None]:
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         self._process.require_alive()
         world, faults, is_kind = self._server.world, self._server.faults, self._server.is_kind
         self.calls += 1
@@ -143,7 +144,9 @@ class SimulatedBackend:
         for event in answer:
             if world.chance() < 0.5:
                 await world.wait(world.chance() * (EVENT_S_MAX + faults.slow_s))
-            yield event
+            model_event = read_event(event)
+            assert model_event is not None
+            yield model_event
         if broken is not None:
             raise broken
 

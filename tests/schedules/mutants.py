@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from tailrace.generators.attempt import TurnRunner
+from tailrace.generators.hedging import Hedging
 from tailrace.generators.plan import Plan, plan
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
@@ -77,7 +77,7 @@ def end_is_last() -> Patches:
     def plan_again(turn: Turn, attempts_max: int) -> Plan:
         return plan(msgspec.structs.replace(turn, end=None), attempts_max)
 
-    return [*(patch(name, endless) for name in LINKS), patch("tailrace.generators.attempt.plan", plan_again)]
+    return [*(patch(name, endless) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
 
 
 def tail_rule() -> Patches:
@@ -183,7 +183,7 @@ def asking_twice() -> Patches:
 
 def continuation() -> Patches:
     """The events of a continuing call are stored as they come."""
-    return [patch("tailrace.generators.attempt.map_continuation", lambda *_: None)]
+    return [patch("tailrace.generators.continuation.map_continuation", lambda *_: None)]
 
 
 def hedge_fence() -> Patches:
@@ -219,7 +219,7 @@ def race_loser() -> Patches:
                     raise
                 entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
 
-    return [patch.object(GeneratorLog, "append", append), patch.object(TurnRunner, "_race", _returns(None))]
+    return [patch.object(GeneratorLog, "append", append), patch.object(Hedging, "require_first", _returns(None))]
 
 
 MUTANTS: dict[str, Callable[[], Patches]] = {

@@ -7,22 +7,16 @@ import anthropic
 import httpx2
 import pytest
 
-from tailrace.generators.backends.anthropic_api import (
-    CODES_BY_STATUS,
-    CODES_BY_TYPE,
-    Reason,
-    backend_error,
-    error_of_reason,
-    events,
-    retry_after_s,
-)
-from tailrace.generators.backends.sse_decoder import SseDecoder
+from tailrace.generators.backends.anthropic_api import backend_error
+from tailrace.generators.backends.api_errors import CODES_BY_STATUS, CODES_BY_TYPE, Reason, error_from_reason
+from tailrace.generators.backends.model_event import read_event
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
+from tailrace.proto.retry_after import parse_retry_after
 
 NOW = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
 
-# What each class is to us. One that is in the libraries and not here fails the test: decide, then add it.
+# The code of each class. A class of the libraries that is not here fails the test: decide, then add it.
 MAPPED: dict[type[Exception], str] = {
     anthropic.AnthropicError: "backend_broken",
     anthropic.APIError: "backend_broken",
@@ -95,8 +89,8 @@ MAPPED: dict[type[Exception], str] = {
     httpx2.TooManyRedirects: "backend_broken",
     httpx2.HTTPStatusError: "backend_broken",
 }
-# Not mapped on purpose: they say that this program has made a mistake.
-OUR_OWN_MISTAKES = {
+# Not mapped on purpose: they mean an error in this program.
+PROGRAM_ERRORS = {
     httpx2.InvalidURL,
     httpx2.CookieConflict,
     httpx2.StreamError,
@@ -108,7 +102,7 @@ OUR_OWN_MISTAKES = {
 
 
 def exceptions() -> Iterator[type[Exception]]:
-    """Every exception that the two libraries show to the world."""
+    """Every public exception of the two libraries."""
     for library in (anthropic, httpx2):
         for value in vars(library).values():
             if isinstance(value, type) and issubclass(value, Exception):
@@ -129,14 +123,14 @@ def status_of(kind: type[Exception]) -> int:
     return 500 if issubclass(kind, anthropic.InternalServerError) else 418
 
 
-def test_every_exception_of_the_libraries_has_been_decided_about() -> None:
-    """A new version with a new exception must not reach the worker as a stranger."""
-    assert set(exceptions()) - OUR_OWN_MISTAKES == set(MAPPED)
+def test_every_public_exception_of_the_libraries_is_mapped() -> None:
+    """An exception of a new version must not reach the worker unmapped."""
+    assert set(exceptions()) - PROGRAM_ERRORS == set(MAPPED)
 
 
 @pytest.mark.parametrize(("kind", "code"), MAPPED.items(), ids=lambda value: getattr(value, "__name__", None))
-def test_every_exception_becomes_its_code(kind: type[Exception], code: str) -> None:
-    """One table of codes decides what is tried again: what is not in it does not exist."""
+def test_an_exception_maps_to_its_code(kind: type[Exception], code: str) -> None:
+    """The code is in the table, which decides what is retried; the message has nothing of the answer."""
     error = backend_error(made(kind), NOW)
     assert (error.code, error.code in CODES) == (code, True)
     assert "secret" not in error.message
@@ -154,8 +148,8 @@ def test_every_exception_becomes_its_code(kind: type[Exception], code: str) -> N
         (None, "backend_unreachable"),
     ],
 )
-def test_a_connection_error_is_what_caused_it(cause: Exception | None, code: str) -> None:
-    """The SDK has two classes for what can be refused, slow, silent, or no HTTP at all."""
+def test_a_connection_error_maps_by_its_cause(cause: Exception | None, code: str) -> None:
+    """The SDK has two classes for refused, slow, silent and non-HTTP connections."""
     error = anthropic.APIConnectionError(request=REQUEST)
     error.__cause__ = cause
     assert backend_error(error, NOW).code == code
@@ -172,8 +166,8 @@ def test_a_connection_error_is_what_caused_it(cause: Exception | None, code: str
         (None, 302, "backend_broken", "the model answered with status 302"),
     ],
 )
-def test_a_status_error_is_its_status_then_its_type(body: object, status: int, code: str, message: str) -> None:
-    """The API's own message is kept; an unknown type falls back on the range of its status."""
+def test_a_status_error_maps_by_status_then_by_type(body: object, status: int, code: str, message: str) -> None:
+    """The API's message is kept; an unknown type maps by the range of its status."""
     response = httpx2.Response(status, request=REQUEST)
     error = backend_error(anthropic.APIStatusError("x", response=response, body=body), NOW)
     assert (error.code, error.message) == (code, message)
@@ -197,29 +191,29 @@ def test_a_status_error_is_its_status_then_its_type(body: object, status: int, c
         ({"retry-after": "Fri, 99 Foo 2026 99:99:99 GMT"}, None),
     ],
 )
-def test_a_retry_after_is_read_in_all_its_forms(headers: dict[str, str], wait_s: float | None) -> None:
-    """Milliseconds, seconds or a date (RFC 9110, 10.2.3); what cannot be understood is not a wish."""
-    assert retry_after_s(headers, NOW) == wait_s
+def test_retry_after_is_parsed_in_all_forms(headers: dict[str, str], wait_s: float | None) -> None:
+    """Milliseconds, seconds or a date (RFC 9110, 10.2.3); anything else counts as absent."""
+    assert parse_retry_after(headers, NOW) == wait_s
 
 
-def test_the_tables_name_only_codes_that_there_are() -> None:
-    """A misspelt code would surface at the worst moment, in the handling of a failure."""
+def test_the_tables_have_only_existing_codes() -> None:
+    """A misspelt code would raise while a failure is handled."""
     assert {*CODES_BY_STATUS.values(), *CODES_BY_TYPE.values()} <= set(CODES)
 
 
-def test_a_long_complaint_has_an_end() -> None:
-    """With a status and in a stream: a failure's message goes into the turn's end, which has to fit into the log."""
+def test_a_long_error_message_is_cut() -> None:
+    """It goes into the turn's `end`, which must fit into the log."""
     long = "no " * 4_000_000
     body = {"type": "error", "error": {"type": "invalid_request_error", "message": long}}
     response = httpx2.Response(400, request=REQUEST)
     of_status = backend_error(anthropic.BadRequestError("no", response=response, body=body), NOW)
-    of_event = error_of_reason(Reason("invalid_request_error", long))
+    of_event = error_from_reason(Reason("invalid_request_error", long))
     for error in (of_status, of_event):
         assert (error.code, error.message) == ("backend_refused_request", long[:BACKEND_MESSAGE_CHARS_MAX])
 
 
 @pytest.mark.parametrize("data", [b'{"type":"\xdc"}', b'{"type":"error","error":{"message":"\xdcberlastet"}}'])
-def test_an_event_that_is_no_utf8_breaks_the_answer(data: bytes) -> None:
-    """Of a proxy that writes Latin-1, say: an error of the model's side, and none of ours."""
+def test_an_event_with_invalid_utf8_breaks_the_answer(data: bytes) -> None:
+    """From a proxy that writes Latin-1, for example."""
     with pytest.raises(BackendError, match="cannot be read"):
-        list(events(SseDecoder(), b"data: %b\n\n" % data))
+        read_event(data)

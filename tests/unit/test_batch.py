@@ -105,11 +105,11 @@ def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -
         upto = len(ends) if is_last else data.draw(st.integers(0, len(ends)))
         for end in ends[:upto]:
             tally.add(end)
-            if data.draw(st.booleans()) and (news := tally.news(Chain(Seq(5), 1))) is not None:
-                told.append(news)
-    if (news := tally.news(Chain(Seq(5), 1))) is not None:
-        told.append(news)
-    assert tally.is_whole
+            if data.draw(st.booleans()) and (next_progress := tally.next_progress(Chain(Seq(5), 1))) is not None:
+                told.append(next_progress)
+    if (next_progress := tally.next_progress(Chain(Seq(5), 1))) is not None:
+        told.append(next_progress)
+    assert tally.is_complete
     counts = [one.done + one.failed for one in told]
     assert counts == sorted(set(counts))
     assert (told[-1].done, told[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
@@ -140,15 +140,15 @@ def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
     """Whoever takes the batch over after that knows of it."""
     tally = BatchTally(None, 2)
     assert not tally.is_unclear
-    tally.submitted("msgbatch_1")
+    tally.set_message_batch("msgbatch_1")
     taken = Chain(Seq(2), 1)
-    told = tally.news(taken)
+    told = tally.next_progress(taken)
     assert told == Progress(prev=Seq(2), attempt=1, done=0, failed=0, of=2, message_batch="msgbatch_1")
-    assert tally.news(taken) is None
+    assert tally.next_progress(taken) is None
     tally.add(None)
-    assert (more := tally.news(taken)) is not None
+    assert (more := tally.next_progress(taken)) is not None
     assert (more.failed, more.message_batch) == (1, "msgbatch_1")
     again = BatchTally(told, 2, was_begun=True)
-    assert (again.message_batch, again.is_unclear, again.news(taken)) == ("msgbatch_1", False, None)
+    assert (again.message_batch, again.is_unclear, again.next_progress(taken)) == ("msgbatch_1", False, None)
     # Whoever had it before may have died right after it was made.
     assert BatchTally(None, 2, was_begun=True).is_unclear

@@ -1,11 +1,12 @@
-"""What an answer has cost while it is being said is what its log adds up to, and it is closed at what it may cost."""
+"""The cost limit: the meter counts as the fold does, and an answer that reaches its limit is completed."""
 
 import msgspec
 import pytest
 from hypothesis import given
 
-from tailrace.generators.budget import CostMeter, closing, is_spent
-from tailrace.generators.plan import Complete, CutOff, MakeAttempt, plan, plan_after_check
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
+from tailrace.generators.budget import CostMeter, closing_events, is_over_budget, limit_cost
+from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Event, Request
@@ -39,8 +40,8 @@ def heard(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int 
 
 
 @given(logs())
-def test_a_meter_never_says_less_than_the_log_adds_up_to(log: MadeUp) -> None:
-    """Over attempts that broke off, whatever was said, also what fits no block, and no backend lets through."""
+def test_the_meter_never_counts_less_than_the_fold(log: MadeUp) -> None:
+    """Over attempts that broke off, also with events that fit no block, which no backend lets through."""
     turn, meter = EMPTY_TURN, None
     for stored in log.valid:
         turn = fold([stored], turn)
@@ -48,15 +49,15 @@ def test_a_meter_never_says_less_than_the_log_adds_up_to(log: MadeUp) -> None:
             case Attempt() if turn.request is not None:
                 meter = CostMeter(msgspec.structs.replace(turn.request, max_cost_nano_usd=DOLLAR), turn)
             case Event(event=raw) if meter is not None:
-                meter.add(raw)
+                meter.add(ModelEvent(events.decode(raw), raw))
             case _:
                 continue
         assert meter is not None
         assert meter.cost_nano_usd >= build_end(turn, "completed").cost_nano_usd
 
 
-def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
-    """So a generator, and whoever folds after it, agree when it is enough."""
+def test_the_meter_equals_the_fold_after_each_event() -> None:
+    """So a generator and one that takes over agree when the limit is reached."""
     log = Handwritten()
     log.ask(max_cost_nano_usd=DOLLAR)
     for _ in range(2):
@@ -77,18 +78,18 @@ def test_a_meter_says_at_each_event_what_the_log_adds_up_to() -> None:
         ]
         for event in said:
             log.hear(event)
-            meter.add(msgspec.Raw(events.encode(event)))
+            meter.add(from_event(event))
             assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
 
 
 @pytest.mark.rule("R41")
 @pytest.mark.parametrize(("chars", "is_closed"), [(0, False), (7 * 15 - 7, False), (7 * 15, True), (7 * 20, True)])
-def test_an_answer_that_has_cost_what_it_may_is_closed(chars: int, is_closed: bool) -> None:
-    """Thirty tokens for a hundred characters and five, at 10,000 each, and what was asked before."""
+def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -> None:
+    """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
     turn = msgspec.structs.replace(turn, request=limited(turn, INPUT + 30 * 10_000))
-    assert (plan(turn, 5) == CutOff()) is is_closed
-    assert is_spent(turn) is is_closed
+    assert isinstance(plan(turn, 5), AppendEvents) is is_closed
+    assert is_over_budget(turn) is is_closed
 
 
 def limited(turn: Turn, max_cost_nano_usd: int) -> Request:
@@ -97,8 +98,8 @@ def limited(turn: Turn, max_cost_nano_usd: int) -> Request:
 
 
 @pytest.mark.rule("R41")
-def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
-    """Every block that was open has its stop, and the answer a stop reason: then only its end is missing."""
+def test_closing_events_complete_the_message() -> None:
+    """Each open block gets a stop and the message a stop reason: then only the `end` is missing."""
     said: list[events.Event] = [
         START,
         BlockStart(0, {"type": "thinking", "thinking": ""}),
@@ -111,10 +112,9 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
     log.ask(max_cost_nano_usd=1)
     log.take()
     log.hear(*said)
-    for raw in closing(turn):
-        event = events.decode(raw)
-        assert not isinstance(event, events.UnknownEvent)
-        log.hear(event)
+    for event in closing_events(turn):
+        assert not isinstance(event.event, events.UnknownEvent)
+        log.hear(event.event)
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "max_cost"
     assert plan(log.turn, 5) == Complete()
@@ -123,40 +123,63 @@ def test_what_is_closed_is_a_whole_message_of_what_was_said() -> None:
 
 
 @pytest.mark.rule("R41")
-def test_a_taken_over_turn_that_has_cost_what_it_may_makes_no_call() -> None:
-    """Also when there is no attempt left: it is an answer that was cut, and none that failed."""
+def test_a_taken_over_turn_at_its_cost_limit_makes_no_call() -> None:
+    """Also without attempts left: the answer was cut, it did not fail."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
-    assert plan(turn, 5) == plan(turn, 1) == CutOff()
+    assert isinstance(plan(turn, 5), AppendEvents)
+    assert isinstance(plan(turn, 1), AppendEvents)
     assert isinstance(plan(heard(START, max_cost_nano_usd=INPUT + 1), 5), MakeAttempt)
     assert isinstance(plan(heard(max_cost_nano_usd=1), 5), MakeAttempt)
 
 
-def test_an_answer_is_not_asked_for_again_when_its_money_is_spent() -> None:
+def test_an_answer_is_not_asked_for_again_when_its_money_is_over_budget() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
     assert isinstance(plan_after_check(heard(*whole), "no JSON", 5), MakeAttempt)
     assert plan_after_check(heard(*whole, max_cost_nano_usd=INPUT), "no JSON", 5) == Complete(schema_valid=False)
 
 
-def test_without_a_price_or_a_limit_nothing_is_spent() -> None:
+def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
     """A model that nobody knows the price of is never cut."""
     turn = heard(START, max_cost_nano_usd=1)
     assert turn.request is not None
     unknown = msgspec.structs.replace(turn.request, model="nobody")
-    assert not is_spent(msgspec.structs.replace(turn, request=unknown))
-    assert not CostMeter(unknown, turn).is_passed
-    assert not is_spent(heard(START))
+    assert not is_over_budget(msgspec.structs.replace(turn, request=unknown))
+    assert not CostMeter(unknown, turn).is_exceeded
+    assert not is_over_budget(heard(START))
 
 
-def test_what_was_left_out_is_paid_for_as_well() -> None:
-    """A continuation's thoughts and repeated words: no reader is told them, and the model has said them."""
+def test_text_that_is_left_out_is_counted() -> None:
+    """A continuation's thoughts and repeated text are not stored, but charged."""
     log = Handwritten()
     log.ask(max_cost_nano_usd=DOLLAR)
     log.take()
     log.hear(START, BlockStart(0, {"type": "text"}))
     assert log.turn.request is not None
     meter = CostMeter(log.turn.request, log.turn)
-    piece = events.encode(BlockDelta(0, TextDelta("1234567")))
-    meter.add(piece, left_out=70)
-    log.store(Event(prev=log.chain.last, attempt=1, event=piece, left_out=70))
+    piece = BlockDelta(0, TextDelta("1234567"))
+    meter.add(msgspec.structs.replace(from_event(piece), left_out=70))
+    log.store(Event(prev=log.chain.last, attempt=1, event=events.encode(piece), left_out=70))
     assert meter.usage.output_tokens == log.turn.calls[-1].output_tokens == 22
+
+
+@pytest.mark.rule("R41")
+def test_limit_cost_closes_the_call_after_the_event_that_reaches_the_limit() -> None:
+    """The event itself is stored. A turn without a limit gets the plain sink; a turn at its limit gets none."""
+    log = Handwritten()
+    log.ask(max_cost_nano_usd=INPUT + 1)
+    log.take()
+    passed: list[ModelEvent] = []
+    assert log.turn.request is not None
+    sink = limit_cost(passed.append, log.turn.request, log.turn)
+    sink(from_event(START))
+    with pytest.raises(CloseCall):
+        sink(from_event(BlockStart(0, {"type": "text", "text": "The sky"})))
+    assert len(passed) == 2
+    log.hear(START)
+    log.take()
+    unlimited = msgspec.structs.replace(log.turn.request, max_cost_nano_usd=None)
+    plain = passed.append
+    assert limit_cost(plain, unlimited, log.turn) is plain
+    with pytest.raises(CloseCall):
+        limit_cost(plain, msgspec.structs.replace(log.turn.request, max_cost_nano_usd=INPUT), log.turn)

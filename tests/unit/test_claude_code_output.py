@@ -1,4 +1,4 @@
-"""Claude Code's lines become one message, whatever it did in between; what it broke off is not told as whole."""
+"""Claude Code's output becomes one message; a block or call that broke off is not completed."""
 
 from typing import Any
 
@@ -40,54 +40,54 @@ ROUND = [begin(5), *text(0, "I look. "), *TOOL, *finish("tool_use", 7), {"type":
 
 
 def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events, each of which the grammar takes."""
-    told, grammar = ClaudeCodeOutput(), EventOrder()
+    """Returns the events, checked for their order."""
+    output, order = ClaudeCodeOutput(), EventOrder()
     events = []
     for line in lines:
-        for kind, raw in told.read(msgspec.json.encode(line)):
-            grammar.require(kind, raw)
-            events.append(msgspec.json.decode(raw))
+        for event in output.read(msgspec.json.encode(line)):
+            order.check(event)
+            events.append(msgspec.json.decode(event.raw))
     return events
 
 
-def test_several_rounds_are_one_message() -> None:
-    """One beginning, blocks numbered on, the usage of all; its tools are its own business."""
-    told = read([{"type": "system"}, *ROUND, begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT])
-    starts = [(e["index"], e["content_block"]["type"]) for e in told if e["type"] == "content_block_start"]
+def test_several_model_calls_become_one_message() -> None:
+    """One start, blocks numbered on, the usage of all calls; tool calls are left out."""
+    output = read([{"type": "system"}, *ROUND, begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT])
+    starts = [(e["index"], e["content_block"]["type"]) for e in output if e["type"] == "content_block_start"]
     assert starts == [(0, "text"), (1, "text")]
-    assert [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"] == ["I look. ", "Found."]
-    assert [e["type"] for e in told].count("message_start") == 1
-    assert told[-1]["delta"]["stop_reason"] == "end_turn"
-    assert told[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}
+    assert [e["delta"]["text"] for e in output if e["type"] == "content_block_delta"] == ["I look. ", "Found."]
+    assert [e["type"] for e in output].count("message_start") == 1
+    assert output[-1]["delta"]["stop_reason"] == "end_turn"
+    assert output[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}
 
 
 def test_a_block_that_broke_off_stays_open() -> None:
-    """Claude Code closes it by itself; closed, nobody could go on in the middle of its last word."""
+    """Claude Code closes it; a closed block could not be continued in the middle of a word."""
     lines = [begin(), *text(0, "Half a wo"), *finish(None, 1)]
-    told = ClaudeCodeOutput()
-    kinds = [kind for line in lines for kind, _ in told.read(msgspec.json.encode(line))]
+    output = ClaudeCodeOutput()
+    kinds = [event.kind for line in lines for event in output.read(msgspec.json.encode(line))]
     assert kinds == ["message_start", "content_block_start", "content_block_delta"]
     with pytest.raises(BackendError):
-        told.read(msgspec.json.encode(RESULT))
+        output.read(msgspec.json.encode(RESULT))
 
 
-def test_a_task_that_it_gave_away_is_not_the_answer() -> None:
-    """What is said within one is marked with the tool call that began it."""
+def test_output_of_a_delegated_task_is_left_out() -> None:
+    """It is marked with the tool call that began the task."""
     other = [
         line | {"parent_tool_use_id": "toolu_1"} for line in [begin(), *text(0, "among us"), *finish("end_turn", 9)]
     ]
-    told = read([begin(), *other, *text(0, "So."), *finish("end_turn", 3), RESULT])
-    assert [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"] == ["So."]
-    assert told[-1]["usage"]["output_tokens"] == 3
+    output = read([begin(), *other, *text(0, "So."), *finish("end_turn", 3), RESULT])
+    assert [e["delta"]["text"] for e in output if e["type"] == "content_block_delta"] == ["So."]
+    assert output[-1]["usage"]["output_tokens"] == 3
 
 
-def test_silence_is_a_tools_until_its_result_comes() -> None:
-    """A build may take minutes; a model that says nothing for so long is broken."""
-    told = ClaudeCodeOutput()
-    awaits = [told.awaits_model]
+def test_awaits_model_is_false_while_a_tool_runs() -> None:
+    """A tool may run for minutes without output; a model that is silent for so long has stalled."""
+    output = ClaudeCodeOutput()
+    awaits = [output.awaits_model]
     for line in [*ROUND, begin()]:
-        told.read(msgspec.json.encode(line))
-        awaits.append(told.awaits_model)
+        output.read(msgspec.json.encode(line))
+        awaits.append(output.awaits_model)
     assert awaits[0]
     assert awaits[-3:] == [False, True, True]
 
@@ -104,8 +104,8 @@ def test_silence_is_a_tools_until_its_result_comes() -> None:
         ({}, "backend_failed"),
     ],
 )
-def test_a_failure_has_the_apis_code(result: dict[str, Any], code: str) -> None:
-    """As far as Claude Code passes on what the API said."""
+def test_a_failed_result_maps_to_the_code_of_the_api_error(result: dict[str, Any], code: str) -> None:
+    """As far as Claude Code reports the error."""
     with pytest.raises(BackendError) as failure:
         read([{**RESULT, "is_error": True, "result": "x" * 9999, **result}])
     assert failure.value.code == code
@@ -113,14 +113,14 @@ def test_a_failure_has_the_apis_code(result: dict[str, Any], code: str) -> None:
 
 
 @pytest.mark.parametrize("result", [RESULT, {**RESULT, "subtype": "error_max_turns"}])
-def test_a_result_without_an_answer_is_a_failure(result: dict[str, Any]) -> None:
-    """Nothing was said: that is no answer, whatever the last line claims."""
+def test_a_result_without_an_answer_fails(result: dict[str, Any]) -> None:
+    """Also if the result claims success."""
     with pytest.raises(BackendError):
         read([begin(), result])
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b'{"type":"\xff"}', b"[" * 100_000])
-def test_what_is_no_line_of_it_breaks_the_answer_and_nothing_else(line: bytes) -> None:
-    """One error of ours, whatever a program prints."""
+def test_an_unreadable_line_breaks_the_answer(line: bytes) -> None:
+    """Whatever the program prints, it raises a BackendError."""
     with pytest.raises(BackendError, match="cannot be read"):
         ClaudeCodeOutput().read(line)

@@ -12,6 +12,7 @@ from tailrace.deploy.simulated_claude import event as simulated
 from tailrace.deploy.simulated_claude.reply import reply, understand
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import from_event
 from tailrace.generators.continuation import (
     TAIL_CHARS,
     Continuation,
@@ -66,9 +67,10 @@ def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = 
 
 def place(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
     for event in answer:
-        for raw, is_hidden, left_out in continuation.place(bytes(events.encode(event))):
+        for one in continuation.map(from_event(event)):
             prev, attempt = log.chain.last, log.chain.attempt
-            log.store(Event(prev=prev, attempt=attempt, event=raw, is_hidden=is_hidden, left_out=left_out))
+            hidden, left_out = one.is_hidden, one.left_out
+            log.store(Event(prev=prev, attempt=attempt, event=one.raw, is_hidden=hidden, left_out=left_out))
 
 
 @pytest.mark.rule("R20")

@@ -1,4 +1,4 @@
-"""Events that wait for the log: they join where nothing is lost by it, and keep their order."""
+"""The delta buffer: waiting deltas are joined without changing the fold, and keep their order."""
 
 import asyncio
 from datetime import timedelta
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, DeltaBuffer, Outgoing
+from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.events import (
@@ -32,25 +33,25 @@ def text(piece: str, index: int = 0) -> BlockDelta:
     return BlockDelta(index, TextDelta(piece))
 
 
-async def taken(outbox: DeltaBuffer) -> list[Outgoing]:
-    """All that is left, to the close."""
+async def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
+    """Takes everything up to the close."""
     left = []
-    while (event := await outbox.take()) is not None:
+    while (event := await buffer.next()) is not None:
         left.append(event)
     return left
 
 
 async def through(*what: Event) -> list[Event | events.UnknownEvent]:
     """What comes out when all of `what` has to wait."""
-    outbox = DeltaBuffer()
+    buffer = DeltaBuffer()
     for one in what:
-        outbox.put(events.encode(one))
-    outbox.close()
-    return [events.decode(event) for event, *_ in await taken(outbox)]
+        buffer.put(from_event(one))
+    buffer.close()
+    return [events.decode(event.raw) for event in await drain(buffer)]
 
 
-async def test_neighbours_of_one_block_join() -> None:
-    """A slow log gets fewer and larger entries, and is never behind."""
+async def test_waiting_deltas_of_one_block_are_joined() -> None:
+    """A slow log gets fewer and larger entries."""
     assert await through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
     thoughts = [BlockDelta(0, ThinkingDelta(piece)) for piece in ("hm", "m")]
     assert await through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
@@ -58,8 +59,8 @@ async def test_neighbours_of_one_block_join() -> None:
     assert await through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
 
 
-async def test_nothing_else_joins() -> None:
-    """Another block, another kind, another event between them: each stays an entry of its own."""
+async def test_other_events_are_not_joined() -> None:
+    """Deltas of another block or another kind, and deltas with another event between them, stay separate."""
     apart: list[Event] = [
         text("a"),
         text("b", index=1),
@@ -73,16 +74,17 @@ async def test_nothing_else_joins() -> None:
     assert await through(*apart) == apart
 
 
-async def test_what_did_not_wait_passes_byte_for_byte() -> None:
-    """The log holds what the model sent, also where this version cannot read it."""
-    outbox = DeltaBuffer()
+async def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
+    """The log holds what the model sent, including fields that this version does not know."""
+    buffer = DeltaBuffer()
     for what in ({"type": "newer", "b": 1, "a": 2}, {"type": "content_block_stop", "index": 0, "more": "x"}):
-        outbox.put(raw(what), is_hidden=True)
-        assert await outbox.take() == Outgoing(raw(what), is_hidden=True)
+        event = ModelEvent(events.decode(raw(what)), raw(what), is_hidden=True)
+        buffer.put(event)
+        assert await buffer.next() is event
 
 
-async def test_joined_deltas_stay_below_the_cap() -> None:
-    """An entry has to fit a message, and a slow reader's buffer."""
+async def test_joined_deltas_stay_below_the_limit() -> None:
+    """An entry must fit in a message and in a slow reader's buffer."""
     pieces = [f"{number:06d}" for number in range(6000)]
     joined = await through(*map(text, pieces))
     said = [
@@ -93,97 +95,106 @@ async def test_joined_deltas_stay_below_the_cap() -> None:
     assert len(joined) < len(pieces) / 100
 
 
-async def test_a_delta_above_the_cap_is_not_cut() -> None:
-    """What the model sent in one piece is stored in one piece; only joining has a limit."""
+async def test_a_delta_above_the_limit_is_not_split() -> None:
+    """Only joining has a limit."""
     large = text("x" * 2 * JOINED_BYTES_MAX)
     assert await through(text("a"), large, text("b")) == [text("a"), large, text("b")]
 
 
-async def test_whoever_waits_is_woken_by_an_event_and_by_the_close() -> None:
+async def test_next_wakes_up_at_an_event_and_at_the_close() -> None:
     """The writer sleeps while the model is silent, and ends with it."""
-    outbox = DeltaBuffer()
-    writing = asyncio.create_task(taken(outbox))
+    buffer = DeltaBuffer()
+    writing = asyncio.create_task(drain(buffer))
     await asyncio.sleep(0)
-    outbox.put(raw({"type": "ping"}))
+    buffer.put(PING)
     await asyncio.sleep(0)
-    outbox.close()
+    buffer.close()
     async with asyncio.timeout(1):
-        assert await writing == [Outgoing(raw({"type": "ping"}))]
+        assert await writing == [PING]
 
 
-async def test_what_was_put_before_the_close_is_still_taken() -> None:
-    """A model's stream that breaks off loses nothing of what it had said."""
-    outbox = DeltaBuffer()
-    outbox.put(events.encode(text("last words")))
-    outbox.close()
-    assert await taken(outbox) == [Outgoing(events.encode(text("last words")))]
-    assert await outbox.take() is None
+async def test_events_before_the_close_are_still_returned() -> None:
+    """Nothing is lost of a stream that breaks off."""
+    buffer = DeltaBuffer()
+    buffer.put(from_event(text("last words")))
+    buffer.close()
+    assert await drain(buffer) == [from_event(text("last words"))]
+    assert await buffer.next() is None
 
 
 @pytest.mark.rule("R9")
 @given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
-async def test_joined_or_not_the_log_tells_the_same(put: list[tuple[Event, bool]]) -> None:
-    """However many events are taken between the puts, the fold of what comes out is that of what went in."""
-    outbox, out = DeltaBuffer(), []
+async def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -> None:
+    """However many events are taken between the puts."""
+    buffer, out = DeltaBuffer(), []
     for event, is_taken in put:
-        outbox.put(events.encode(event))
+        buffer.put(from_event(event))
         if is_taken:
-            out.append(await outbox.take())
-    outbox.close()
-    out += await taken(outbox)
-    heard = [events.decode(event[0]) for event in out if event is not None]
-    assert told([event for event in heard if not isinstance(event, events.UnknownEvent)]) == told(
-        [event for event, *_ in put]
-    )
+            out.append(await buffer.next())
+    buffer.close()
+    out += await drain(buffer)
+    stored = [events.decode(event.raw) for event in out if event is not None]
+    known = [event for event in stored if not isinstance(event, events.UnknownEvent)]
+    assert fold_of(known) == fold_of([event for event, _ in put])
 
 
-def told(heard: list[Event]) -> Turn:
+def fold_of(answer: list[Event]) -> Turn:
     log = Handwritten()
     log.ask()
     log.take()
-    log.hear(*heard)
-    # How many entries it took, and until when, is what joining is allowed to change.
+    log.hear(*answer)
+    # Joining may change the number and times of the entries.
     return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), reached_at=None, worked=timedelta(0))
 
 
+PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
 
 
 def held(*what: Event) -> DeltaBuffer:
-    outbox = DeltaBuffer(is_held=True)
+    buffer = DeltaBuffer(hold_opening=True)
     for one in what:
-        outbox.put(events.encode(one))
-    return outbox
+        buffer.put(from_event(one))
+    return buffer
 
 
 @pytest.mark.rule("R51")
-async def test_an_opening_waits_for_its_first_token() -> None:
-    """What an API says before that is no answer yet; who stored it would be the first, with nothing to say."""
-    outbox = held(*OPENING)
-    taking = asyncio.create_task(outbox.take())
+async def test_a_held_opening_waits_for_the_first_token() -> None:
+    """Stored without a token, the opening would win a race with no answer."""
+    buffer = held(*OPENING)
+    taking = asyncio.create_task(buffer.next())
     for _ in range(3):
         await asyncio.sleep(0)
-    assert (taking.done(), outbox.begun.is_set()) == (False, False)
-    outbox.put(events.encode(text("The")))
+    assert (taking.done(), buffer.has_token.is_set()) == (False, False)
+    buffer.put(from_event(text("The")))
     first = await taking
     assert first is not None
-    outbox.close()
-    assert [events.decode(event) for event, *_ in [first, *await taken(outbox)]] == [*OPENING, text("The")]
-    assert outbox.begun.is_set()
+    buffer.close()
+    assert [events.decode(event.raw) for event in [first, *await drain(buffer)]] == [*OPENING, text("The")]
+    assert buffer.has_token.is_set()
 
 
-async def test_an_opening_that_nothing_follows_is_given_at_the_close() -> None:
-    """It was paid for. That no token was among it can be seen."""
-    outbox = held(*OPENING)
-    outbox.close()
-    assert [events.decode(event) for event, *_ in await taken(outbox)] == OPENING
-    assert not outbox.begun.is_set()
+async def test_a_held_opening_without_a_token_is_returned_at_the_close() -> None:
+    """Its usage is stored. `has_token` stays unset."""
+    buffer = held(*OPENING)
+    buffer.close()
+    assert [events.decode(event.raw) for event in await drain(buffer)] == OPENING
+    assert not buffer.has_token.is_set()
 
 
-async def test_an_answer_without_a_token_is_an_answer() -> None:
-    """A message that ends at once, say: what ends it is given, too."""
+async def test_a_stop_reason_counts_as_a_token() -> None:
+    """A message that ends at once is an answer."""
     stop = events.MessageDelta(events.StopReason("end_turn"))
-    outbox = held(OPENING[0], stop)
-    outbox.close()
-    assert [events.decode(event) for event, *_ in await taken(outbox)] == [OPENING[0], stop]
-    assert outbox.begun.is_set()
+    buffer = held(OPENING[0], stop)
+    buffer.close()
+    assert [events.decode(event.raw) for event in await drain(buffer)] == [OPENING[0], stop]
+    assert buffer.has_token.is_set()
+
+
+async def test_a_dropped_opening_without_a_token_is_not_returned() -> None:
+    """A hedge whose call has no token stores nothing."""
+    buffer = DeltaBuffer(hold_opening=True, drop_opening=True)
+    for one in OPENING:
+        buffer.put(from_event(one))
+    buffer.close()
+    assert await drain(buffer) == []

@@ -1,4 +1,4 @@
-"""What a model's answer may say next, and what breaks it."""
+"""The order of a model's events: which sequences are accepted, and which break the answer."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.proto import events
 from tailrace.proto.errors import BackendError
 
 BEGUN: list[dict[str, Any]] = [
@@ -29,42 +31,45 @@ def nested(levels: int) -> Any:
     return [nested(levels - 1)] if levels else 0
 
 
-def hear(grammar: EventOrder, *said: dict[str, Any]) -> None:
-    for event in said:
-        grammar.require(event["type"], msgspec.json.encode(event))
+def check(order: EventOrder, *answer: dict[str, Any]) -> None:
+    for one in answer:
+        event = read_event(msgspec.json.encode(one))
+        assert event is not None
+        order.check(event)
 
 
 @pytest.mark.rule("R6")
-def test_an_answer_as_documented_is_taken() -> None:
-    """Blocks one after the other, deltas of their types, and among them what is newer than this version."""
-    hear(EventOrder(), *BEGUN, *REST)
+def test_an_answer_as_documented_is_accepted() -> None:
+    """Blocks one after the other, deltas of their types, and events of types that this version does not know."""
+    check(EventOrder(), *BEGUN, *REST)
 
 
 @pytest.mark.rule("R7")
-def test_an_event_deeper_than_the_decoder_goes_is_a_broken_answer() -> None:
-    """One that is newer than this version, too: what writers store, readers can read."""
-    grammar = EventOrder()
-    hear(grammar, *BEGUN)
+def test_an_event_nested_deeper_than_the_decoder_allows_breaks_the_answer() -> None:
+    """Also one of an unknown type: every stored event can be decoded by readers."""
+    order = EventOrder()
+    check(order, *BEGUN)
+    raw = msgspec.Raw(b'{"type":"newer","deep":' + b"[" * 100_000)
     with pytest.raises(BackendError, match="does not fit"):
-        grammar.require("newer", b'{"type":"newer","deep":' + b"[" * 100_000)
+        order.check(ModelEvent(events.UnknownEvent(), raw, "newer"))
 
 
 @pytest.mark.rule("R6")
 @pytest.mark.parametrize("text", [b"\\ud800", b"\xff"])
-def test_text_that_nobody_can_read_is_taken_like_what_is_newer(text: bytes) -> None:
-    """The fold and every dialect pass it over alike, and half a character does not cost the answer."""
-    grammar = EventOrder()
-    hear(grammar, *BEGUN)
+def test_a_delta_with_invalid_text_is_accepted_like_an_unknown_one(text: bytes) -> None:
+    """The fold and all client protocols skip it alike, and half a character does not break the answer."""
+    order = EventOrder()
+    check(order, *BEGUN)
     delta = b'{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"%b"}}' % text
-    grammar.require("content_block_delta", delta)
+    order.check(ModelEvent(events.decode(delta), msgspec.Raw(delta), "content_block_delta"))
 
 
 @pytest.mark.rule("R6")
 @pytest.mark.parametrize("event", [*BEGUN[1:], *REST])
-def test_nothing_comes_before_the_beginning(event: dict[str, Any]) -> None:
-    """An answer that does not begin is not whole, whatever it says, and be it only that it is over."""
+def test_every_event_before_message_start_breaks_the_answer(event: dict[str, Any]) -> None:
+    """Also `message_stop` alone: an answer without a start is not complete."""
     with pytest.raises(BackendError, match="does not fit"):
-        hear(EventOrder(), event)
+        check(EventOrder(), event)
 
 
 @pytest.mark.rule("R6")
@@ -89,10 +94,10 @@ def test_nothing_comes_before_the_beginning(event: dict[str, Any]) -> None:
         {"type": "newer", "deep": nested(63)},
     ],
 )
-def test_what_does_not_fit_the_answer_so_far_is_a_broken_answer(event: dict[str, Any]) -> None:
-    """A dialect would tell it and the fold would not, or nobody could read it: it is not stored."""
-    grammar = EventOrder()
-    hear(grammar, *BEGUN)
+def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) -> None:
+    """A client protocol would render it and the fold would not, or no reader could decode it: it is not stored."""
+    order = EventOrder()
+    check(order, *BEGUN)
     with pytest.raises(BackendError, match="does not fit") as broken:
-        hear(grammar, event)
+        check(order, event)
     assert broken.value.code == "backend_broken"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.batches.message_events import PIECE_CHARS, events_of
+from tailrace.generators.backends.model_event import read_event
+from tailrace.generators.batches.message_events import PIECE_CHARS, to_events
 from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold
@@ -52,17 +53,19 @@ BLOCKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_comes_out_as_it_went_in(block: dict[str, Any]) -> None:
     """However it is told in pieces."""
-    assert [content(one) for one in folded(events_of(message(block))).blocks] == [block]
+    assert [content(one) for one in folded(to_events(message(block))).blocks] == [block]
 
 
 @pytest.mark.rule("R67")
 @given(st.lists(st.sampled_from(BLOCKS), max_size=5))
 def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[str, Any]]) -> None:
     """Its events follow the grammar, and folded they are the message, with its usage and why it ended."""
-    events = events_of(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
-    grammar = EventOrder()
-    for event in events:
-        grammar.require(msgspec.json.decode(event)["type"], bytes(event))
+    events = to_events(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
+    order = EventOrder()
+    for raw in events:
+        event = read_event(bytes(raw))
+        assert event is not None
+        order.check(event)
     turn = folded(events)
     assert [content(one) for one in turn.blocks] == blocks
     assert all(one.is_closed for one in turn.blocks)
@@ -75,7 +78,7 @@ def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[
 def test_what_a_message_says_besides_is_kept() -> None:
     """Where a stream would have said it."""
     told = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
-    envelope = folded(events_of(told)).envelope
+    envelope = folded(to_events(told)).envelope
     assert envelope["delta"] == {"container": {"id": "c"}, "stop_details": {"type": "refusal"}}
     assert envelope["context_management"] == {"applied_edits": []}
 
@@ -83,7 +86,7 @@ def test_what_a_message_says_besides_is_kept() -> None:
 @pytest.mark.rule("R67")
 def test_the_same_message_is_the_same_bytes() -> None:
     """So that two who write it do not stand in each other's way."""
-    assert events_of(message(*BLOCKS)) == events_of(message(*BLOCKS))
+    assert to_events(message(*BLOCKS)) == to_events(message(*BLOCKS))
 
 
 @pytest.mark.parametrize(
@@ -93,13 +96,13 @@ def test_the_same_message_is_the_same_bytes() -> None:
 def test_what_is_no_whole_message_is_a_broken_answer(broken: dict[str, Any]) -> None:
     """And no turn that looks complete."""
     with pytest.raises(BackendError) as error:
-        events_of(broken)
+        to_events(broken)
     assert error.value.code == "backend_broken"
 
 
 def test_a_block_begins_with_nothing_said() -> None:
     """As a reader expects of a stream: what the block says comes in deltas."""
-    events = [msgspec.json.decode(event) for event in events_of(message(BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6]))]
+    events = [msgspec.json.decode(event) for event in to_events(message(BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6]))]
     starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert starts == [
         {"type": "text", "text": ""},

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.attempt import asked
-from tailrace.generators.continuation import Continuation
+from tailrace.generators.continuation import Continuation, prepare_call
 from tailrace.generators.plan import (
     Acknowledge,
     CheckSchema,
@@ -17,9 +16,9 @@ from tailrace.generators.plan import (
     LeaveToBatch,
     MakeAttempt,
     can_continue,
-    hedge,
     plan,
     plan_after_check,
+    plan_hedge,
 )
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode, OnInterrupt, Outcome
@@ -196,7 +195,7 @@ def test_every_attempt_after_a_misfit_is_told_of_it(mode: Mode) -> None:
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
     log.hear(START)
     assert log.turn.request is not None
-    call, _ = asked(log.turn.request, log.turn, MakeAttempt(3, mode))
+    call, _ = prepare_call(log.turn.request, log.turn, mode)
     question, said, why = call.messages
     assert (question.role, said.role, said.content, why.role) == ("user", "assistant", "some", "user")
     assert "no" in str(why.content)
@@ -229,7 +228,7 @@ def check(turn: Turn, attempts_max: int) -> None:
         return
     assert turn.request is not None
     assert go.attempt == turn.attempt + 1 <= attempts_max + turn.hedges
-    _, continuation = asked(turn.request, turn, go)
+    _, continuation = prepare_call(turn.request, turn, go.mode)
     assert isinstance(continuation, Continuation) == (go.mode == "continue")
     if go.mode == "continue":
         assert turn.message is not None
@@ -250,7 +249,7 @@ def test_what_message_batches_answer_is_waited_for() -> None:
 def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
     """A turn whose first token was late is not to fail for it sooner than another."""
     log = begun([])
-    go = hedge(log.turn)
+    go = plan_hedge(log.turn)
     assert go == MakeAttempt(2, "fresh", is_hedge=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *opened("text"))
@@ -258,7 +257,7 @@ def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
     assert plan(log.turn, 2) == MakeAttempt(3, "continue")
     assert isinstance(plan(log.turn, 1), Fail)
     log.take("continue")
-    assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer was broken off 2 times"))
+    assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer broke off 2 times, the most allowed"))
 
 
 def test_a_misfit_after_a_hedge_is_asked_again() -> None:

@@ -6,11 +6,9 @@ import msgspec
 import pytest
 
 from tailrace.deploy.simulated_claude.cache import TOKENS_MIN, Cache, Cached
-from tailrace.generators.attempt import asked
 from tailrace.generators.backends import Call
-from tailrace.generators.continuation import build_call
-from tailrace.generators.plan import MakeAttempt
-from tailrace.generators.prompt_cache import marked
+from tailrace.generators.continuation import build_call, prepare_call
+from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
@@ -35,7 +33,7 @@ def text(said: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("cache", "mark"), [("5m", FIVE), ("1h", HOUR)])
 def test_marks_stand_behind_what_stays_the_same(cache: CacheFor, mark: dict[str, Any]) -> None:
     """The last tool, the system prompt, what was said before, and the question: four, which is all there may be."""
-    made = marked(call(system="S", tools=TOOLS), cache, history=2)
+    made = add_cache_marks(call(system="S", tools=TOOLS), cache, history=2)
     assert made.tools == [{"name": "first"}, {"name": "last", **mark}]
     assert made.system == [text("S", **mark)]
     assert made.messages == [
@@ -47,7 +45,7 @@ def test_marks_stand_behind_what_stays_the_same(cache: CacheFor, mark: dict[str,
 
 def test_what_is_not_there_is_not_marked() -> None:
     """A first question without a system prompt has one mark."""
-    made = marked(call(messages=TURNS[:1], system="", tools=[]), "5m", history=0)
+    made = add_cache_marks(call(messages=TURNS[:1], system="", tools=[]), "5m", history=0)
     assert (made.system, made.tools) == ("", [])
     assert made.messages == [Message("user", [text("a", **FIVE)])]
 
@@ -67,7 +65,7 @@ def test_what_is_not_there_is_not_marked() -> None:
 )
 def test_a_mark_is_on_a_block_that_takes_one(content: list[Any], expected: list[Any]) -> None:
     """The API refuses it on thoughts and on empty texts."""
-    made = marked(call(messages=[Message("user", content)]), "5m", history=0)
+    made = add_cache_marks(call(messages=[Message("user", content)]), "5m", history=0)
     assert made.messages[0].content == expected
 
 
@@ -85,7 +83,7 @@ def test_a_mark_is_on_a_block_that_takes_one(content: list[Any], expected: list[
 def test_a_clients_own_marks_win(given: dict[str, Any]) -> None:
     """Whoever has set one knows better, and more than four are refused."""
     made = call(**given)
-    assert marked(made, "1h", history=0) is made
+    assert add_cache_marks(made, "1h", history=0) is made
 
 
 def test_nothing_is_marked_that_nobody_asked_for() -> None:
@@ -96,11 +94,11 @@ def test_nothing_is_marked_that_nobody_asked_for() -> None:
 
 def test_auto_marks_what_is_long_enough() -> None:
     """The model passes over what is too short, and people are charged for nothing; but it is noise."""
-    assert marked(call(), "auto", history=2) == call()
-    assert marked(call(system=LONG), "auto", history=2) == marked(call(system=LONG), "5m", history=2)
+    assert add_cache_marks(call(), "auto", history=2) == call()
+    assert add_cache_marks(call(system=LONG), "auto", history=2) == add_cache_marks(call(system=LONG), "5m", history=2)
     lifted = {"tailrace:blob": "0" * 64, "bytes": 70_000}
     long = call(messages=[Message("user", [text("") | {"text": lifted}])])
-    assert marked(long, "auto", history=0) != long
+    assert add_cache_marks(long, "auto", history=0) != long
 
 
 @pytest.mark.rule("R61")
@@ -115,7 +113,7 @@ def test_a_continuation_has_its_marks_where_the_first_call_had_them(model: str, 
     log.say("half")
     assert log.turn.request is not None
     first = build_call(log.turn.request)
-    second, _ = asked(log.turn.request, log.turn, MakeAttempt(2, mode))
+    second, _ = prepare_call(log.turn.request, log.turn, mode)
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2

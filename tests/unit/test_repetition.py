@@ -16,9 +16,9 @@ def told(stored: str, *pieces: str) -> tuple[str, int]:
     """All that is told of a call's first text, and how much was left out."""
     seam, text, left_out = RepetitionFilter(stored), "", 0
     for piece in pieces:
-        more, repeated = seam.take(piece)
+        more, repeated = seam.filter(piece)
         text, left_out = text + more, left_out + repeated
-    return text + seam.rest(), left_out
+    return text + seam.flush(), left_out
 
 
 def cut(text: str, size: int) -> Sequence[str]:
@@ -67,12 +67,12 @@ def test_what_may_be_meant_is_told(stored: str, text: str, size: int) -> None:
 def test_what_is_told_is_told_at_once() -> None:
     """Text waits only as long as it may be a repetition."""
     seam = RepetitionFilter(STORED)
-    assert seam.take("Waves") == ("Waves", 0)
-    assert seam.take(" are") == (" are", 0)
+    assert seam.filter("Waves") == ("Waves", 0)
+    assert seam.filter(" are") == (" are", 0)
     held = RepetitionFilter(STORED)
-    assert held.take("waves are") == ("", 0)
-    assert held.take(" small") == ("waves are small", 0)
-    assert held.take(" short waves") == (" short waves", 0)
+    assert held.filter("waves are") == ("", 0)
+    assert held.filter(" small") == ("waves are small", 0)
+    assert held.filter(" short waves") == (" short waves", 0)
 
 
 TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ", min_size=20, max_size=80)

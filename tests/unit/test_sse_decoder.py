@@ -1,4 +1,4 @@
-"""The splitter of event streams: the same events however the bytes were cut and the lines ended."""
+"""The SSE decoder: the same events wherever the bytes are split and however the lines end."""
 
 from itertools import pairwise
 
@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, EventTooLong, SseDecoder
+from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, SseDecoder
+from tailrace.proto.errors import BackendError
 
 
 def split(stream: bytes) -> list[bytes]:
-    return SseDecoder().feed(stream)
+    return SseDecoder().decode(stream)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,11 @@ def split(stream: bytes) -> list[bytes]:
         (b"", []),
     ],
 )
-def test_a_stream_splits_as_the_standard_says(stream: bytes, events: list[bytes]) -> None:
+def test_a_stream_is_decoded_as_the_standard_says(stream: bytes, events: list[bytes]) -> None:
     """WHATWG, "Parsing an event stream": comments, several data lines, a byte order mark, an end that is missing."""
     assert split(stream) == events
-    splitter = SseDecoder()
-    assert [event for byte in stream for event in splitter.feed(bytes([byte]))] == events
+    decoder = SseDecoder()
+    assert [event for byte in stream for event in decoder.decode(bytes([byte]))] == events
 
 
 LINE = st.sampled_from([b"data: a", b"data:\xc3\xa9", b"data", b": hb", b"event: e", b"", b""])
@@ -44,22 +45,22 @@ LINE_END = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
 @given(st.lists(st.tuples(LINE, LINE_END), max_size=12), st.sampled_from([b"", BOM]), st.data())
-def test_cuts_and_line_ends_do_not_matter(lines: list[tuple[bytes, bytes]], bom: bytes, data: st.DataObject) -> None:
-    """A network cuts anywhere, in a CRLF and in a character too, and now and then delivers nothing."""
+def test_chunks_and_line_ends_do_not_matter(lines: list[tuple[bytes, bytes]], bom: bytes, data: st.DataObject) -> None:
+    """A chunk may end anywhere, inside a CRLF or a character, and may be empty."""
     stream = bom + b"".join(line + end for line, end in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    splitter = SseDecoder()
+    decoder = SseDecoder()
     events: list[bytes] = []
     for start, end in pairwise([0, *cuts, len(stream)]):
-        events += splitter.feed(stream[start:end])
+        events += decoder.decode(stream[start:end])
     assert events == split(stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
 
 @pytest.mark.parametrize("filler", [b"x" * 65_536, b"data: " + b"x" * 65_536 + b"\n"])
-def test_an_event_without_an_end_is_refused(filler: bytes) -> None:
-    """A stream that never ends its line must not fill the memory, nor one that never ends its event."""
-    splitter = SseDecoder()
+def test_an_event_above_the_limit_is_refused(filler: bytes) -> None:
+    """A stream that never ends its line or its event must not fill the memory."""
+    decoder = SseDecoder()
     for _ in range(EVENT_BYTES_MAX // len(filler) - 1):
-        splitter.feed(filler)
-    with pytest.raises(EventTooLong):
-        splitter.feed(filler * 2)
+        decoder.decode(filler)
+    with pytest.raises(BackendError):
+        decoder.decode(filler * 2)

@@ -7,7 +7,7 @@ import pytest
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import refuse_schema
 from tailrace.generators.continuation import build_call
-from tailrace.generators.structured_output import in_prompt, native
+from tailrace.generators.structured_output import move_schema_to_prompt, to_native
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
 from tests.handwritten import request
@@ -36,8 +36,8 @@ NAMED = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}
 )
 def test_a_schema_in_the_words_of_structured_outputs(schema: dict[str, Any], said: dict[str, Any]) -> None:
     """Narrower than it was, or told in a description what only the judge can check; the API takes it."""
-    assert native(schema) == said
-    refuse_schema(native(schema))
+    assert to_native(schema) == said
+    refuse_schema(to_native(schema))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_schema_in_the_words_of_structured_outputs(schema: dict[str, Any], sai
 )
 def test_what_structured_outputs_cannot_say_is_not_said_in_them(schema: dict[str, Any]) -> None:
     """Else they would give less than was asked, or an error."""
-    assert native(schema) is None
+    assert to_native(schema) is None
 
 
 def test_a_schema_of_many_references_is_looked_through_once() -> None:
@@ -69,7 +69,7 @@ def test_a_schema_of_many_references_is_looked_through_once() -> None:
         for side in "ab"
         for level in range(40)
     }
-    assert native({"$ref": "#/$defs/a0", "$defs": named | {"a40": CLOSED, "b40": CLOSED}}) is not None
+    assert to_native({"$ref": "#/$defs/a0", "$defs": named | {"a40": CLOSED, "b40": CLOSED}}) is not None
 
 
 def test_a_model_that_has_them_is_made_to_fit() -> None:
@@ -111,14 +111,14 @@ def test_a_format_of_the_beta_goes_as_it_came() -> None:
 )
 def test_who_has_none_is_told_in_its_prompt_whatever_its_model_has(options: dict[str, Any]) -> None:
     """The schema leaves the options, from either place; the others stay, and so does what the prompt said."""
-    call = in_prompt(build_call(request(options=options, system="Be brief.")))
+    call = move_schema_to_prompt(build_call(request(options=options, system="Be brief.")))
     assert schema_of(call.options) is None
     config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
     assert call.options == {"thinking": {"type": "adaptive"}} | config
     assert isinstance(call.system, str)
     assert call.system.startswith("Be brief.\n\n")
     assert '"required":["n"]' in call.system
-    assert in_prompt(call) == call
+    assert move_schema_to_prompt(call) == call
 
 
 def test_one_schema_is_enough() -> None:

@@ -1,0 +1,36 @@
+"""Plans a turn's next action and runs the JSON Schema check that a plan may ask for."""
+
+import structlog
+
+from tailrace.generators import metrics
+from tailrace.generators.plan import Action, CheckSchema, Complete, plan, plan_after_check
+from tailrace.proto.errors import SandboxFailed
+from tailrace.proto.fold import Turn
+from tailrace.proto.runtime import json_schema
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# Longer than in a gateway: no client waits for a response here, and a batch may have a thousand answers checked at
+# once.
+CHECK_WAIT_S = 120.0
+
+
+class Planner:
+    def __init__(self, attempts_max: int) -> None:
+        self._attempts_max = attempts_max
+        self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
+
+    async def next_action(self, key: TurnKey, turn: Turn) -> Action:
+        """Returns the next action for `turn`. Without a result of the schema check, the answer is complete as it is."""
+        action = plan(turn, self._attempts_max)
+        if not isinstance(action, CheckSchema):
+            return action
+        try:
+            misfit = await self._checker.find_mismatch(action.schema, turn.text, key.tenant)
+        except SandboxFailed as error:
+            logger.warning("answer not checked against its schema", error=str(error))
+            metrics.SCHEMA_CHECKS.labels("unchecked").inc()
+            return Complete()
+        metrics.SCHEMA_CHECKS.labels("fits" if misfit is None else "misfit").inc()
+        return plan_after_check(turn, misfit, self._attempts_max)
