@@ -14,19 +14,24 @@ EVIDENCE_CHARS = 300
 
 HEAD = """# The kill matrix
 
-Written by `make kills`; do not edit. Real processes, `kill -9`. A turn is paused at each of its entries: the generator
-waits there until every reader has received all stored entries. Then the process is killed, and the turn continues.
-There is no randomness: the same command writes the same page.
+Written by `make kills`; do not edit. Real processes, `kill -9`. A turn is paused at each of its
+entries: the generator waits there until every reader has received all stored entries. Then the
+process is killed, and the turn continues. There is no randomness: the same command writes the same
+page.
 
 `✓ 3` means that three kills hit this cell, and that after each of them all of this was true:
 
-- the [five promises](../tests/promises.py): no gap, no repeat, one end, one story, nothing forgotten;
-- the turn ended as its `on_interrupt` requires, in the expected number of attempts, without an additional model call
-  (`fail` fails if the generator died after a block had begun and before the answer was complete);
-- a reader in each dialect that resumed received the same bytes as a reader that was never disconnected;
+- the [five promises](../tests/promises.py): no gap, no repeat, one end, one story, nothing
+  forgotten;
+- the turn ended as its `on_interrupt` requires, in the expected number of attempts, without an
+  additional model call (`fail` fails if the generator died after a block had begun and before the
+  answer was complete);
+- a reader in each dialect that resumed received the same bytes as a reader that was never
+  disconnected;
 - all [invariants](../tests/checker/invariants.py) that apply to the run.
 
-`✗` means that one of these was false; the evidence is below the tables. `-` means that there is no such entry.
+`✗` means that one of these was false; the evidence is below the tables. `-` means that there is no
+such entry.
 """
 
 EFFECTS = {
