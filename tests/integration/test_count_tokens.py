@@ -1,4 +1,4 @@
-"""Counting a prompt's tokens: the generator with the key asks, and what Anthropic says comes back."""
+"""POST /v1/messages/count_tokens: a generator asks Anthropic's API and its answer is returned."""
 
 import base64
 import json
@@ -27,8 +27,8 @@ async def sdk(gateway: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
 
 
 @pytest.mark.rule("R36")
-async def test_the_anthropic_sdk_counts_a_prompt(sdk: anthropic.AsyncAnthropic) -> None:
-    """System and messages, as the API counts them (the simulated one counts words)."""
+async def test_anthropic_sdk_counts_a_prompt(sdk: anthropic.AsyncAnthropic) -> None:
+    """System prompt and messages, as the API counts them (the simulated one counts words)."""
     counted = await sdk.messages.count_tokens(
         model="claude-opus-5-5",
         system="Be very brief.",
@@ -39,14 +39,14 @@ async def test_the_anthropic_sdk_counts_a_prompt(sdk: anthropic.AsyncAnthropic) 
     assert counted.input_tokens == 6
 
 
-async def test_the_anthropic_sdk_counts_with_betas(sdk: anthropic.AsyncAnthropic) -> None:
-    """As Claude Code does: the same route, a query, and a header that goes on to the API."""
+async def test_anthropic_sdk_counts_with_betas(sdk: anthropic.AsyncAnthropic) -> None:
+    """As Claude Code does: with a query, and a header that is passed on."""
     counted = await sdk.beta.messages.count_tokens(**ASKED, betas=["context-management-2025-06-27"])  # type: ignore[arg-type]
     assert counted.input_tokens == 3
 
 
 @pytest.mark.parametrize("model", ["claude-haiku-4-5-latest", "gpt-4o"])
-async def test_a_prompt_is_counted_for_the_model_that_is_meant(
+async def test_prompt_is_counted_for_the_resolved_model(
     house: House, gateway: Gateway, new_gateway: NewGateway, model: str
 ) -> None:
     """The API knows neither of these names: what is asked of it is the model's own."""
@@ -55,8 +55,8 @@ async def test_a_prompt_is_counted_for_the_model_that_is_meant(
     assert (answer.status_code, answer.json()) == (200, {"input_tokens": 3})
 
 
-async def test_what_the_api_refuses_is_refused_with_its_sentence(sdk: anthropic.AsyncAnthropic) -> None:
-    """400 with Anthropic's own words, so that whoever asked can mend it."""
+async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> None:
+    """400 with Anthropic's message."""
     with pytest.raises(anthropic.BadRequestError) as refused:
         await sdk.messages.count_tokens(model="claude-sonnet-5-5", messages=[])
     assert "at least one message is required" in str(refused.value)
@@ -77,23 +77,23 @@ async def test_what_the_api_refuses_is_refused_with_its_sentence(sdk: anthropic.
         ),
     ],
 )
-async def test_a_body_that_is_none_is_refused(gateway: Gateway, body: bytes, code: str) -> None:
-    """Here, as far as the gateway reads it; the rest is the API's to judge."""
+async def test_invalid_body_is_refused(gateway: Gateway, body: bytes, code: str) -> None:
+    """As far as the gateway reads it; the API validates the rest."""
     answer = await gateway.client.post(
         "/v1/messages/count_tokens", content=body, headers={"content-type": "application/json"}
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
-async def test_without_a_generator_nothing_is_counted(lone_gateway: Gateway) -> None:
-    """503, at once, with the time after which to ask again: nobody guesses a number."""
+async def test_without_a_generator_counting_is_unavailable(lone_gateway: Gateway) -> None:
+    """503 at once, with Retry-After."""
     answer = await lone_gateway.client.post("/v1/messages/count_tokens", json=ASKED)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "generators_unavailable")
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_a_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, house_log: TurnLog, claude: str) -> None:
-    """As large as one that may be asked: a picture, and what else is long, goes by claim check and reaches the API."""
+async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, house_log: TurnLog, claude: str) -> None:
+    """As large as a turn's may be: images and long texts reach the API as blobs."""
     data = base64.b64encode(os.urandom(22_000_000)).decode()
     said = "six " * 20_000
     source = {"type": "base64", "media_type": "image/png", "data": data}
@@ -107,8 +107,8 @@ async def test_a_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, ho
     assert len(bodies.state.subjects or {}) == 2
 
 
-async def test_a_prompt_that_is_long_in_small_pieces_is_refused(gateway: Gateway) -> None:
-    """413, and the connection to the log lives on: the server hangs up on whoever sends too much."""
+async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None:
+    """413, and the connection to NATS stays open, although the server closes it for oversized messages."""
     pieces = [{"type": "text", "text": "x" * 60_000}] * 160
     long = {**ASKED, "messages": [{"role": "user", "content": pieces}]}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=long)
@@ -125,23 +125,23 @@ async def test_a_prompt_that_is_long_in_small_pieces_is_refused(gateway: Gateway
         ([{"type": "text", "text": json.loads("[" * 500 + "]" * 500)}], "levels deep"),
     ],
 )
-async def test_a_long_prompt_that_cannot_be_lifted_is_refused(gateway: Gateway, content: object, named: str) -> None:
-    """Nobody reads a blob by asking what it counts; and what is no message is said to be none."""
+async def test_long_prompt_with_invalid_content_is_refused(gateway: Gateway, content: object, named: str) -> None:
+    """A client cannot read a blob by counting a reference to it."""
     messages = [{"role": "user", "content": content}, {"role": "user", "content": "x" * 9_000_000}]
     answer = await gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "messages": messages})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert named in answer.json()["error"]["message"]
 
 
-async def test_a_short_prompt_with_a_reference_of_its_own_is_the_apis_to_judge(gateway: Gateway) -> None:
-    """It goes there as it came, and nothing is put in its place."""
+async def test_reference_in_a_short_prompt_is_passed_on(gateway: Gateway) -> None:
+    """It is not replaced, and the API validates it."""
     content = [{"type": "text", "text": {"tailrace:blob": "a" * 64, "bytes": 70_000}}]
     asked = {**ASKED, "messages": [{"role": "user", "content": content}]}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=asked)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "backend_refused_request")
 
 
-async def test_a_key_that_is_refused_is_not_the_clients_fault(
+async def test_rejected_api_key_is_not_a_client_error(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
 ) -> None:
     """502: the operator's key is wrong, not the one that this request came with."""

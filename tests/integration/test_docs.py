@@ -1,4 +1,4 @@
-"""The Python in the docs is run as it is pasted, but for the address and the key."""
+"""The Python examples in the docs run as printed, except for the address and the key."""
 
 import asyncio
 import re
@@ -40,14 +40,14 @@ async def text_of(gateway: Gateway) -> str:
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(BLOCKS)])
-async def test_a_block_of_python_prints_the_whole_answer(gateway: Gateway, page: str, block: str) -> None:
-    """Whoever pastes it gets an answer and no NameError; one that was taken up has each word once."""
+async def test_python_example_prints_the_whole_answer(gateway: Gateway, page: str, block: str) -> None:
+    """Examples that resume print each word once."""
     assert QUESTION in block, page
     assert await printed(block, gateway.url) == await text_of(gateway)
 
 
-async def test_the_example_of_anthropics_sdk_outlives_its_cuts(gateway: Gateway) -> None:
-    """What it is there to show: the answer is asked for once, and told until it is whole."""
+async def test_example_of_anthropics_sdk_survives_cuts(gateway: Gateway) -> None:
+    """It creates one turn and repeats the POST until the answer is complete."""
     (block,) = [block for _, block in BLOCKS if "import anthropic" in block]
     async with Cutting(gateway.port, [Cut(1500), Cut(2500, "fin")]) as proxy:
         assert await printed(block, proxy.url) == await text_of(gateway)

@@ -1,4 +1,4 @@
-"""POST /v1/messages: which turn a question becomes, and what is refused before there is one."""
+"""POST /v1/messages: repeated requests of Claude Code, sessions, and refused requests."""
 
 from typing import Any
 
@@ -31,9 +31,7 @@ def turn_of(answer: httpx2.Response) -> str:
     return turn
 
 
-async def test_claude_codes_question_is_one_turn_however_often_it_is_asked(
-    gateway: Gateway, second_gateway: Gateway
-) -> None:
+async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
     """At any gateway; another body, other headers, another session and another client are other questions."""
     first = await post(gateway, CLAUDE_CODE)
     again = await post(second_gateway, CLAUDE_CODE)
@@ -51,21 +49,21 @@ async def test_claude_codes_question_is_one_turn_however_often_it_is_asked(
     assert len({turn_of(first), *map(turn_of, others)}) == 8
 
 
-async def test_a_stream_that_is_asked_for_again_is_the_same_from_its_beginning(gateway: Gateway) -> None:
-    """Byte for byte, also after its end: Claude Code has thrown away what it had."""
+async def test_repeated_request_streams_the_turn_from_its_start(gateway: Gateway) -> None:
+    """Byte for byte, also after its end: Claude Code has discarded the first stream."""
     first, again = [await post(gateway, CLAUDE_CODE, stream=True) for _ in range(2)]
     assert first.content == again.content
     assert first.content.startswith(b"event: message_start\n")
 
 
-async def test_a_subagents_conversation_is_a_session_of_its_own(gateway: Gateway) -> None:
-    """It would take the main conversation off its branch."""
+async def test_subagent_has_its_own_session(gateway: Gateway) -> None:
+    """In the main session it would start a branch."""
     answer = await post(gateway, CLAUDE_CODE | {"x-claude-code-agent-id": "a1b2"})
     assert answer.headers["x-session-id"] == f"claude-code:{SESSION}:a1b2"
 
 
-async def test_a_repeated_question_is_told_the_project_that_its_turn_has(gateway: Gateway) -> None:
-    """And not the one that it names itself, which changes nothing any more."""
+async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway) -> None:
+    """The project that the repeated request names is ignored."""
     key = {"idempotency-key": new_id()}
     first = await post(gateway, key | {"x-project-id": "rivers"})
     again = [await post(gateway, key | other) for other in ({"x-project-id": "lakes"}, {})]
@@ -74,15 +72,15 @@ async def test_a_repeated_question_is_told_the_project_that_its_turn_has(gateway
 
 
 @pytest.mark.parametrize("session", ["", "a b", "a:b", "x" * 200, "ünïcödé".encode().decode("latin-1")])
-async def test_a_session_that_cannot_be_a_name_is_none(gateway: Gateway, session: str) -> None:
-    """Then it is a client like any other, and every POST a question."""
+async def test_invalid_session_id_of_claude_code_is_ignored(gateway: Gateway, session: str) -> None:
+    """Each POST is then a turn of its own, as for other clients."""
     headers = [(b"x-claude-code-session-id", session.encode("latin-1"))]
     sent = [await gateway.client.post("/v1/messages", json=BODY, headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in sent] == [200, 200]
     assert turn_of(sent[0]) != turn_of(sent[1])
 
 
-async def test_a_turn_that_was_cancelled_is_not_what_is_asked_for_again(
+async def test_request_after_a_cancelled_turn_is_a_new_turn(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """Up to a bound: after so many the last one's end is told again."""
@@ -113,9 +111,7 @@ async def test_a_turn_that_was_cancelled_is_not_what_is_asked_for_again(
     ],
 )
 @on_shared_loop
-async def test_what_no_turn_can_be_made_of_is_refused(
-    shared_gateway: Gateway, more: dict[str, Any], sentence: str
-) -> None:
+async def test_invalid_request_is_refused(shared_gateway: Gateway, more: dict[str, Any], sentence: str) -> None:
     """In the one envelope, whose type Anthropic's clients know."""
     answer = await shared_gateway.client.post("/v1/messages", json=BODY | more)
     error = answer.json()["error"]
@@ -127,8 +123,8 @@ async def test_what_no_turn_can_be_made_of_is_refused(
 @pytest.mark.parametrize(
     "headers", [{"anthropic-version": "latest"}, {"anthropic-beta": "a\xe9"}, {"x-session-id": "a b"}]
 )
-async def test_headers_that_cannot_be_passed_on_are_refused(shared_gateway: Gateway, headers: dict[str, str]) -> None:
-    """They would become headers of another request, or a name."""
+async def test_invalid_header_is_refused(shared_gateway: Gateway, headers: dict[str, str]) -> None:
+    """It would become a header of another request, or a name."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     answer = await shared_gateway.client.post("/v1/messages", json=BODY, headers=raw)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")

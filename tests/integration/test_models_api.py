@@ -1,4 +1,4 @@
-"""The routes of models, as Anthropic's and OpenAI's SDKs ask them, with a generator that has a key and without."""
+"""The model routes with Anthropic's and OpenAI's SDKs, with and without a generator."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,8 +31,8 @@ async def openai_sdk(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield sdk
 
 
-async def test_the_anthropic_sdk_lists_every_model_through_its_pages(claude_sdk: anthropic.AsyncAnthropic) -> None:
-    """It follows `last_id` by itself; what Anthropic does not list is not there, and its day and limits are told."""
+async def test_anthropic_sdk_lists_all_pages(claude_sdk: anthropic.AsyncAnthropic) -> None:
+    """It follows `last_id`; models that Anthropic does not list are left out; dates and limits are Anthropic's."""
     found = [model async for model in claude_sdk.models.list(limit=4)]
     assert [model.id for model in found] == LISTED
     (sonnet,) = [model for model in found if model.id == "claude-sonnet-5-5"]
@@ -45,16 +45,16 @@ async def test_the_anthropic_sdk_lists_every_model_through_its_pages(claude_sdk:
     )
 
 
-async def test_the_anthropic_sdk_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
-    """Those that retire are told apart, with their day."""
+async def test_anthropic_sdk_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
+    """Deprecated models have their retirement date."""
     found = [model async for model in claude_sdk.models.list(lifecycle=["deprecated", "retired"])]
     assert [(model.id, str(model.retires_at)) for model in found] == [
         ("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00")
     ]
 
 
-async def test_the_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> None:
-    """The same body: it asks for no pages, and gets all."""
+async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> None:
+    """In the same body: without page parameters it has all models."""
     found = [model async for model in openai_sdk.models.list()]
     assert [model.id for model in found] == LISTED
     assert {(model.object, model.owned_by) for model in found} == {("model", "anthropic")}
@@ -62,7 +62,7 @@ async def test_the_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) 
 
 
 @pytest.mark.parametrize("name", ["claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-haiku-4-5-latest"])
-async def test_both_sdks_find_a_model_by_any_of_its_names(
+async def test_sdks_find_a_model_by_any_of_its_names(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI, name: str
 ) -> None:
     """Its id is told, whatever it was called."""
@@ -70,7 +70,7 @@ async def test_both_sdks_find_a_model_by_any_of_its_names(
     assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
 
 
-async def test_both_sdks_are_told_of_a_model_that_is_not_there(
+async def test_sdks_raise_not_found_for_an_unknown_model(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI
 ) -> None:
     """404 in a shape that each makes its own exception of; so for a model that this key does not have."""
@@ -97,8 +97,8 @@ async def test_both_sdks_are_told_of_a_model_that_is_not_there(
         ("/api/start-job", {"prompt": "hi"}),
     ],
 )
-async def test_what_is_not_listed_cannot_be_asked(gateway: Gateway, path: str, body: dict[str, object]) -> None:
-    """In no protocol, by the first that is asked of a gateway; the refusal's list is the one that is told."""
+async def test_unlisted_model_is_refused_everywhere(gateway: Gateway, path: str, body: dict[str, object]) -> None:
+    """Also by the first request of a gateway; the error has the list."""
     refused = await gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["message"] == (
@@ -107,14 +107,14 @@ async def test_what_is_not_listed_cannot_be_asked(gateway: Gateway, path: str, b
     )
 
 
-async def test_an_operators_name_finds_its_model(house: House, new_gateway: NewGateway) -> None:
-    """TAILRACE_MODEL_ALIASES: what the client calls it stays out of the answer."""
+async def test_alias_finds_its_model(house: House, new_gateway: NewGateway) -> None:
+    """TAILRACE_MODEL_ALIASES; the response has the model's own name."""
     gateway = await new_gateway(house.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
     assert (await gateway.client.get("/v1/models/gpt-4o")).json()["id"] == "claude-sonnet-5-5"
 
 
-async def test_capabilities_are_limits_prices_and_what_a_model_takes(gateway: Gateway) -> None:
-    """The prices are the data file's, what it takes is Anthropic's word where there is one."""
+async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) -> None:
+    """Prices are from the data file, features from Anthropic where it lists them."""
     told = (await gateway.client.get("/v1/models/capabilities")).json()
     assert (told["object"], [row["id"] for row in told["data"]]) == ("list", LISTED)
     (haiku,) = [row for row in told["data"] if row["id"] == "claude-haiku-5-5"]
@@ -154,15 +154,15 @@ async def test_capabilities_are_limits_prices_and_what_a_model_takes(gateway: Ga
     }
 
 
-async def test_without_a_generator_the_data_file_says_what_there_is(lone_gateway: Gateway) -> None:
-    """Nobody has a key: every model of the file, and no capabilities of Anthropic's."""
+async def test_without_a_generator_the_models_of_the_data_file_are_listed(lone_gateway: Gateway) -> None:
+    """Without Anthropic's capabilities."""
     told = (await lone_gateway.client.get("/v1/models")).json()
     assert [model["id"] for model in told["data"]] == list(models())
     assert {model["capabilities"] for model in told["data"]} == {None}
 
 
 @pytest.mark.rule("R36")
-async def test_a_list_outlives_the_generator_that_told_it(
+async def test_model_list_outlives_its_generator(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
 ) -> None:
     """From the file while nobody is there, from Anthropic soon after somebody is, and kept when nobody is again."""
@@ -187,7 +187,7 @@ async def test_a_list_outlives_the_generator_that_told_it(
     "query",
     ["limit=0", "limit=1001", "limit=", "limit=+1", "after_id=claude-nobody", "before_id=", "lifecycle[]=asleep"],
 )
-async def test_a_parameter_that_is_none_is_refused(shared_gateway: Gateway, query: str) -> None:
-    """By Anthropic's own bounds, from 1 to 1000."""
+async def test_invalid_parameter_is_refused(shared_gateway: Gateway, query: str) -> None:
+    """The limits are Anthropic's, 1 to 1000."""
     answer = await shared_gateway.client.get(f"/v1/models?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid"), query

@@ -1,4 +1,4 @@
-"""AI SDK's routes on a running gateway: what they take, from whom, and what a chat is to the rest of the house."""
+"""AI SDK's routes on a running gateway: requests, resume, stop and history."""
 
 import asyncio
 import base64
@@ -59,7 +59,7 @@ async def keyless(house: House, gateway: Gateway, new_gateway: NewGateway) -> As
         ({"origin": "null"}, 403),
     ],
 )
-async def test_json_as_text_is_taken_from_no_strangers_page(
+async def test_json_as_text_is_refused_from_other_origins(
     keyless: httpx2.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
     """The workflow transport sends it so, and a browser sends it anywhere without asking."""
@@ -71,8 +71,8 @@ async def test_json_as_text_is_taken_from_no_strangers_page(
     assert others.status_code == 415
 
 
-async def test_an_answer_names_its_run_and_what_was_asked_in_vain(gateway: Gateway) -> None:
-    """Headers that AI SDK's own servers send, and ours; a body's unknown fields are an app's business."""
+async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway) -> None:
+    """The headers of AI SDK's own servers, and Tailrace's."""
     chat = new_id()
     answer = await ask(gateway, user("#sim words=2 rate=0"), id=chat, temperature=1, webSearch=True)
     run = answer.headers["x-workflow-run-id"]
@@ -94,14 +94,14 @@ async def test_an_answer_names_its_run_and_what_was_asked_in_vain(gateway: Gatew
         ({"messages": [user("hi")], "model": "gpt-1"}, "model_unknown"),
     ],
 )
-async def test_what_cannot_be_asked_is_refused(gateway: Gateway, body: Json, code: str) -> None:
-    """With a status, before anything is stored: `useChat` shows the body of what is not ok."""
+async def test_invalid_request_is_refused(gateway: Gateway, body: Json, code: str) -> None:
+    """With a status, before anything is stored: `useChat` shows the body of an error."""
     answer = await gateway.client.post("/api/chat", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
-async def test_who_asks_in_a_busy_chat_has_done_with_what_runs_there(gateway: Gateway) -> None:
-    """`stop()` closes a connection and tells nobody; the answer until then is a part of the conversation."""
+async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gateway) -> None:
+    """`stop()` sends no request; the interrupted answer stays in the conversation."""
     chat = new_id()
     first = asyncio.create_task(ask(gateway, user("#sim words=100 rate=20"), id=chat))
     await until(lambda: is_begun(gateway, chat))
@@ -115,8 +115,8 @@ async def is_begun(gateway: Gateway, chat: str) -> bool:
     return (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 200
 
 
-async def test_a_chat_that_was_never_begun_has_nothing_to_resume(gateway: Gateway, second_gateway: Gateway) -> None:
-    """`useChat` asks on every page, and takes anything but 204 for an error; so says every gateway, of any name."""
+async def test_unknown_chat_has_nothing_to_resume(gateway: Gateway, second_gateway: Gateway) -> None:
+    """`useChat` asks on every page load and treats every status but 204 as an error."""
     for chat in (new_id(), "what ever", "a.b:c", "*", ">"):
         answers = [await one.client.get(f"/api/chat/{chat}/stream") for one in (gateway, second_gateway)]
         assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
@@ -125,14 +125,14 @@ async def test_a_chat_that_was_never_begun_has_nothing_to_resume(gateway: Gatewa
 
 
 @pytest.mark.parametrize("index", ["", "x", "1.5", "+1", "٣", "12345678901", "--1"])
-async def test_an_index_that_is_no_number_is_refused(gateway: Gateway, index: str) -> None:
+async def test_invalid_start_index_is_refused(gateway: Gateway, index: str) -> None:
     run = (await ask(gateway, user("#sim words=1 rate=0"))).headers["x-workflow-run-id"]
     answer = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={index}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
-async def test_an_index_after_the_end_is_refused(gateway: Gateway) -> None:
-    """An empty stream would bring the workflow transport back at once, for ever."""
+async def test_start_index_beyond_the_end_is_refused(gateway: Gateway) -> None:
+    """After an empty stream the workflow transport would reconnect at once, forever."""
     run = (await ask(gateway, user("#sim words=1 rate=0"))).headers["x-workflow-run-id"]
     whole = await gateway.client.get(f"/api/chat/{run}/stream?startIndex=0")
     count = int(whole.headers["x-workflow-stream-tail-index"]) + 1
@@ -143,8 +143,8 @@ async def test_an_index_after_the_end_is_refused(gateway: Gateway) -> None:
     assert (beyond.status_code, beyond.json()["error"]["code"]) == (400, "cursor_invalid")
 
 
-def test_a_page_may_come_a_little_late() -> None:
-    """It has loaded its messages while the answer ran; after that the history has it, and nothing is told twice."""
+def test_ended_turn_can_be_resumed_for_some_seconds() -> None:
+    """A page may have loaded its messages while the answer ran; afterwards the history has the answer."""
     ended = record_from_fold(TurnKey(Tenant("alice"), TurnId("t")), answered("hi").turn)
     assert ended.ended_at is not None
     seconds = [0.0, LATE_S - 1, LATE_S + 1]
@@ -153,16 +153,16 @@ def test_a_page_may_come_a_little_late() -> None:
     assert not is_over(running, datetime.now(UTC))
 
 
-async def test_an_answer_that_ended_a_moment_ago_is_resumed(gateway: Gateway) -> None:
-    """From its beginning, under the same message's id, so that it replaces what the page may have."""
+async def test_answer_that_just_ended_is_resumed(gateway: Gateway) -> None:
+    """From its start, with the same message id, so that it replaces what the page has."""
     chat = new_id()
     answer = await ask(gateway, user("#sim words=2 rate=0"), id=chat)
     late = await gateway.client.get(f"/api/chat/{chat}/stream")
     assert (late.status_code, late.content) == (200, answer.content)
 
 
-async def test_a_run_is_told_and_stopped_under_either_name(gateway: Gateway) -> None:
-    """The chat's newest turn, or the turn's own name; also one that another protocol has begun."""
+async def test_run_is_found_by_chat_and_by_turn(gateway: Gateway) -> None:
+    """Also one that another protocol has created."""
     posted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0"})).json()
     told = [
         (await gateway.client.get(f"/api/chat/{name}/stream?startIndex=0")).content
@@ -175,8 +175,8 @@ async def test_a_run_is_told_and_stopped_under_either_name(gateway: Gateway) -> 
     assert stopped == {"turn": posted["turn"], "outcome": "completed"}
 
 
-async def test_a_stream_that_a_gateway_closes_lacks_its_end(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    """Without `finish` and with a clean end it would look like success to `useChat`."""
+async def test_stream_closed_early_lacks_its_last_chunk(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+    """A clean end without `finish` would look like success to `useChat`."""
     writer = Writer(log, key)
     await writer.open("half")
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -191,8 +191,8 @@ async def read_until_closed(gateway: Gateway, key: TurnKey) -> None:
                 gateway.stopping.set()
 
 
-async def test_a_page_sees_other_tabs_edits(gateway: Gateway) -> None:
-    """Another question in the place of the second begins a branch; the history is the newest one."""
+async def test_history_is_the_newest_branch(gateway: Gateway) -> None:
+    """An edited message in another tab starts a branch."""
     chat = new_id()
     await ask(gateway, user("#sim words=1 rate=0"), id=chat)
     told = [user("#sim words=1 rate=0"), assistant(words(1))]
@@ -203,8 +203,8 @@ async def test_a_page_sees_other_tabs_edits(gateway: Gateway) -> None:
     assert texts == ["#sim words=1 rate=0", words(1), "#sim words=3 rate=0", words(3)]
 
 
-async def test_pictures_and_long_texts_are_in_the_history_as_they_were_sent(gateway: Gateway) -> None:
-    """They are lifted out of the log; a page that is loaded anew shows them all the same, and may send them again."""
+async def test_history_contains_images_and_long_texts(gateway: Gateway) -> None:
+    """They are stored as blobs and returned as sent, so a page can send them again."""
     chat = new_id()
     picture = "data:image/png;base64," + base64.b64encode(os.urandom(100_000)).decode()
     parts: list[Json] = [
@@ -221,9 +221,7 @@ async def test_pictures_and_long_texts_are_in_the_history_as_they_were_sent(gate
     assert record["input"] == [{"role": "user", "content": "#sim words=2 rate=0"}]
 
 
-async def test_a_picture_that_was_sent_again_is_told_as_often(
-    gateway: Gateway, house: House, new_gateway: NewGateway
-) -> None:
+async def test_history_repeats_a_repeated_image(gateway: Gateway, house: House, new_gateway: NewGateway) -> None:
     """It is one blob, wherever it stands; and what a client may not say in one body it is not told in one."""
     chat = new_id()
     picture = "data:image/png;base64," + base64.b64encode(os.urandom(100_000)).decode()
@@ -242,7 +240,7 @@ async def test_a_picture_that_was_sent_again_is_told_as_often(
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_chat_of_any_length_is_told_from_its_beginning_to_its_end(
+async def test_history_has_every_page_of_a_long_chat(
     gateway: Gateway, house: House, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By as many pages as it takes, each of which may be as short as one turn; too long is what no body could say."""
@@ -262,8 +260,8 @@ async def test_a_chat_of_any_length_is_told_from_its_beginning_to_its_end(
     assert f"/v1/sessions/{chat}/turns" in answer.json()["error"]["message"]
 
 
-async def test_a_chat_that_was_made_and_never_asked_has_no_messages(gateway: Gateway) -> None:
-    """A page that begins with them begins; of a chat that was never made there are none to tell."""
+async def test_chat_without_turns_has_no_messages(gateway: Gateway) -> None:
+    """An unknown chat is a 404."""
     chat = new_id()
     assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
     await gateway.client.post("/v1/sessions", json={"id": chat})
