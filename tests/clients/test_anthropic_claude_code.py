@@ -1,4 +1,4 @@
-"""Claude Code's CLI against `POST /v1/messages`: it is spared its upstream's breaks, and its own are not paid for."""
+"""Claude Code's CLI against POST /v1/messages: interruptions are hidden, and repeated requests cost nothing."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ async def calls(claude: str) -> int:
 
 
 @pytest.mark.proves("anthropic", "hides interruptions of the model call", "Claude Code")
-async def test_a_break_of_its_upstream_is_invisible(gateway: Gateway, claude: str, home: Path) -> None:
+async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude: str, home: Path) -> None:
     """The model's stream is cut in mid-text; Claude Code is told one message, without a gap, and asks once."""
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} fault=cut@20x1")
@@ -79,7 +79,7 @@ async def test_a_break_of_its_upstream_is_invisible(gateway: Gateway, claude: st
 
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
-async def test_after_a_cut_it_gets_the_turn_that_it_has(gateway: Gateway, claude: str, home: Path) -> None:
+async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway, claude: str, home: Path) -> None:
     """It asks the same again, and again; the model is asked once."""
     before = await calls(claude)
     async with Cutting(gateway.port, seeded(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
@@ -90,7 +90,7 @@ async def test_after_a_cut_it_gets_the_turn_that_it_has(gateway: Gateway, claude
     assert await calls(claude) - before == 1
 
 
-async def test_what_begins_anew_is_told_from_its_beginning(gateway: Gateway, claude: str, home: Path) -> None:
+async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, claude: str, home: Path) -> None:
     """Half a thought cannot be gone on from: it is broken off, asks the same, and is told the new answer alone."""
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} thinking=9 fault=cut@5x1")
@@ -99,7 +99,7 @@ async def test_what_begins_anew_is_told_from_its_beginning(gateway: Gateway, cla
     assert await calls(claude) - before == 2
 
 
-async def test_a_question_that_came_to_nothing_is_asked_anew(gateway: Gateway, claude: str, home: Path) -> None:
+async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claude: str, home: Path) -> None:
     """The turn failed before its first word, which Claude Code is told as the API would; the next one is another."""
     run = await claude_p(gateway.url, home, f"{LINE} fault=529x5")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 1, 1)
@@ -108,7 +108,7 @@ async def test_a_question_that_came_to_nothing_is_asked_anew(gateway: Gateway, c
 
 
 @pytest.mark.proves("anthropic", "generator killed during the answer", "Claude Code")
-async def test_it_does_not_notice_that_a_generator_was_killed(takeover: Takeover, home: Path) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> None:
     """kill -9 in the middle of the answer: it has asked once, and shows the text that SQLite has."""
     running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
     async with takeover.killed_after(20):
@@ -118,7 +118,7 @@ async def test_it_does_not_notice_that_a_generator_was_killed(takeover: Takeover
 
 
 @pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
-async def test_a_gateway_is_killed_and_its_successor_has_the_turn(
+async def test_next_gateway_has_the_turn_of_a_killed_one(
     house: House, gateway: Gateway, tenant: Tenant, claude: str, home: Path
 ) -> None:
     """It asks the same again of whoever listens there; the turn went on meanwhile, and the model was asked once."""
@@ -143,7 +143,7 @@ async def has_said(claude: str, tokens: int) -> bool:
 
 @pytest.mark.proves("anthropic", "tools", "Claude Code")
 @pytest.mark.proves("anthropic", "read from the history", "Claude Code")
-async def test_a_session_with_a_tool_is_one_conversation(
+async def test_session_with_a_tool_is_one_conversation(
     gateway: Gateway, claude: str, home: Path, tenant: Tenant, house_log: TurnLog
 ) -> None:
     """The tool is called as it was asked for; the second question follows the first, and adds its result alone."""

@@ -1,4 +1,4 @@
-"""`POST /v1/messages` with Anthropic's JavaScript SDK in Node, as it is: it shows what the log and SQLite have."""
+"""POST /v1/messages with Anthropic's JavaScript SDK in Node."""
 
 import asyncio
 from typing import Any
@@ -32,7 +32,7 @@ def turn_of(message: dict[str, Any]) -> str:
 @pytest.mark.proves("anthropic", "answer as one JSON body", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "tools", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "thinking", "@anthropic-ai/sdk")
-async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway) -> None:
+async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
     """The helper's message and the whole one are the same, but for the turn; its text came in deltas."""
     line = f'{LINE} thinking=3 tool=look json={{"query":"a \\"b\\" 🌊"}}'
     stream, whole = await asyncio.gather(asked(gateway.url, "stream", line), asked(gateway.url, "whole", line))
@@ -45,7 +45,7 @@ async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gatew
 
 
 @pytest.mark.proves("anthropic", "heartbeats before the first event", "@anthropic-ai/sdk")
-async def test_pings_are_passed_over(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_pings_are_ignored(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """Before `message_start` and between two deltas."""
     beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
     shown = await asked(beating.url, "raw", "#sim words=3 rate=4 wait=0.5")
@@ -54,7 +54,7 @@ async def test_pings_are_passed_over(house: House, gateway: Gateway, new_gateway
 
 @pytest.mark.proves("anthropic", "errors before the first event", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "errors during the stream", "@anthropic-ai/sdk")
-async def test_a_failure_is_raised_with_its_type(gateway: Gateway) -> None:
+async def test_failure_is_raised_with_its_type(gateway: Gateway) -> None:
     """Before the first word with the API's status, and the turn; later on as an event, after the text that stands."""
     before, later = await asyncio.gather(
         asked(gateway.url, "whole", "#sim fault=529"),
@@ -69,7 +69,7 @@ async def test_a_failure_is_raised_with_its_type(gateway: Gateway) -> None:
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "@anthropic-ai/sdk")
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) -> None:
+async def test_cut_stream_is_resumed(gateway: Gateway, seed: int) -> None:
     """It raises, and nobody takes half an answer for a whole one; the turn goes on, and has all of it."""
     async with Cutting(gateway.port, seeded(seed, 1, bytes_min=2200, bytes_max=4500)) as proxy:
         shown = await asked(proxy.url, "stream")
@@ -83,7 +83,7 @@ async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) ->
 
 
 @pytest.mark.proves("anthropic", "generator killed during the answer", "@anthropic-ai/sdk")
-async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer: one stream, the whole text."""
     running = asyncio.create_task(asked(takeover.gateway.url, "stream", SLOW))
     async with takeover.killed_after(20):

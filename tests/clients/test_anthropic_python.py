@@ -1,4 +1,4 @@
-"""`POST /v1/messages` with Anthropic's Python SDK, as it is: what it shows is what the log and SQLite have."""
+"""POST /v1/messages with Anthropic's Python SDK."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ async def broken(sdk: AsyncAnthropic, line: str) -> Broken:
 @pytest.mark.proves("anthropic", "answer as one JSON body", "anthropic (Python)")
 @pytest.mark.proves("anthropic", "tools", "anthropic (Python)")
 @pytest.mark.proves("anthropic", "thinking", "anthropic (Python)")
-async def test_a_stream_adds_up_to_the_message_that_is_told_whole(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+async def test_stream_adds_up_to_the_json_message(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """Thinking with its signature, text with citations, a tool's input from its pieces, usage: all but the turn."""
     line = f'{LINE} thinking=3 cites=2 tool=look json={{"query":"a \\"b\\" 🌊"}}'
     whole, stream = await sdk.messages.create(**question(line)), await streamed(sdk, line)
@@ -104,7 +104,7 @@ def blocks(message: Message) -> list[dict[str, Any]]:
 
 
 @pytest.mark.proves("anthropic", "read from the history", "anthropic (Python)")
-async def test_a_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: AsyncAnthropic, claude: str) -> None:
+async def test_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: AsyncAnthropic, claude: str) -> None:
     """The client tells all of it each time; the session holds each message once, the model is told what was told."""
     headers = {"X-Session-ID": "test:conversation", "X-Project-ID": "test"}
     tools = [{"name": "look", "input_schema": {"type": "object"}}]
@@ -134,7 +134,7 @@ async def last_asked(claude: str) -> dict[str, Any]:
         return last
 
 
-async def test_what_the_message_says_of_itself_is_passed_on(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+async def test_fields_of_the_message_are_passed_on(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """Why it stopped, and what no SDK knows yet: in the stream, as one body, and in the history."""
     asked = question(LINE, stop_sequences=["w000005"], extra_body={"context_management": {"edits": []}})
     whole = await sdk.messages.create(**asked)
@@ -160,7 +160,7 @@ async def test_what_the_message_says_of_itself_is_passed_on(gateway: Gateway, sd
     ],
     ids=["2023-06-01", "2026-10-21"],
 )
-async def test_both_headers_of_the_key_and_both_versions_are_taken(
+async def test_both_key_headers_and_versions_are_accepted(
     gateway: Gateway, claude: str, headers: dict[str, str]
 ) -> None:
     """Older clients send the one, current SDKs the other; the API is asked in the client's version."""
@@ -184,7 +184,7 @@ async def test_both_headers_of_the_key_and_both_versions_are_taken(
     ids=["overloaded", "rate limit", "the API's 400", "model", "empty"],
 )
 @pytest.mark.parametrize("is_streamed", [True, False], ids=["stream", "whole"])
-async def test_what_fails_before_its_first_word_has_the_apis_status_and_type(
+async def test_failure_before_the_first_event_has_a_status(
     sdk: AsyncAnthropic,
     line: str,
     more: dict[str, Any],
@@ -207,7 +207,7 @@ async def test_what_fails_before_its_first_word_has_the_apis_status_and_type(
 
 
 @pytest.mark.proves("anthropic", "errors during the stream", "anthropic (Python)")
-async def test_a_failure_in_mid_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+async def test_failure_during_the_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """After some text and all attempts; what was said stays, in the client and in the history."""
     shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4x99")
     record = (await gateway.client.get(f"/v1/turns/{shown.turn}")).json()
@@ -218,7 +218,7 @@ async def test_a_failure_in_mid_stream_is_raised_with_its_type(gateway: Gateway,
 
 
 @pytest.mark.proves("anthropic", "heartbeats before the first event", "anthropic (Python)")
-async def test_pings_come_before_the_first_event_and_between_two(
+async def test_pings_before_the_first_event_and_between_events(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The SDK passes over them, wherever they stand."""
@@ -234,7 +234,7 @@ async def test_pings_come_before_the_first_event_and_between_two(
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "anthropic (Python)")
 @pytest.mark.parametrize("dialect", sorted(SAYS))
-async def test_a_stream_that_was_cut_is_taken_up_in_any_dialect(gateway: Gateway, dialect: str) -> None:
+async def test_cut_stream_is_resumed_in_any_dialect(gateway: Gateway, dialect: str) -> None:
     """The SDK raises, and has the message's id, which is the turn's: whoever asks for it gets the text."""
     cuts = seeded(sorted(SAYS).index(dialect), 1, bytes_min=AFTER_FIRST_WORD, bytes_max=4500)
     async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as sdk:
@@ -247,7 +247,7 @@ async def test_a_stream_that_was_cut_is_taken_up_in_any_dialect(gateway: Gateway
 
 
 @pytest.mark.proves("anthropic", "generator killed during the answer", "anthropic (Python)")
-async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer: one stream, the whole text."""
     async with sdk_of(takeover.gateway.url) as sdk:
         running = asyncio.create_task(streamed(sdk, SLOW))
@@ -257,7 +257,7 @@ async def test_the_sdk_does_not_notice_that_a_generator_was_killed(takeover: Tak
 
 
 @pytest.mark.proves("anthropic", "cancel", "anthropic (Python)")
-async def test_a_cancelled_turn_is_an_error_and_its_text_stays(gateway: Gateway, sdk: AsyncAnthropic) -> None:
+async def test_cancelled_turn_is_an_error_and_keeps_its_text(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """The protocol has no other word for it; who asked for the whole gets a status that is not asked again."""
     line = "#sim words=400 rate=20"
     whole = asyncio.create_task(sdk.messages.create(**question(line)))

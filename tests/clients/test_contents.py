@@ -119,7 +119,7 @@ async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
 
 @pytest.mark.rule("S5")
 @pytest.mark.timeout(120)
-async def test_three_parsers_read_the_same_out_of_whatever_a_model_says(
+async def test_three_parsers_agree_on_any_content(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, browser: str
 ) -> None:
     """In every dialect that is an event stream: the same events, under the same names, and in them the exact text."""

@@ -1,4 +1,4 @@
-"""The proxy that cuts does what it says: a test that trusts a fault has to know that it happened, and where."""
+"""The proxy that cuts connections: each cut happens at its byte, and nothing outlives the proxy."""
 
 import asyncio
 import gc
@@ -51,7 +51,7 @@ async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
     assert (proxy.left, proxy.connections) == ([], 5)
 
 
-async def test_nothing_of_the_proxy_outlives_its_block(port: int) -> None:
+async def test_proxy_closes_everything_at_its_end(port: int) -> None:
     """Whoever has just come, or reads nothing, is cut off: a connection that is left open fails some later test."""
     async with Cutting(port) as proxy:
         clients = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(5)]
@@ -64,7 +64,7 @@ async def test_nothing_of_the_proxy_outlives_its_block(port: int) -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_client_that_comes_as_the_block_ends_is_cut_off(port: int, turns: int) -> None:
+async def test_connection_opened_at_the_end_is_closed(port: int, turns: int) -> None:
     """asyncio accepts in several turns of its loop, and the proxy may end between any two of them."""
     with socket.socket() as client:
         async with Cutting(port) as proxy:
@@ -79,7 +79,7 @@ async def test_a_client_that_comes_as_the_block_ends_is_cut_off(port: int, turns
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_a_client_that_goes_as_the_block_ends_leaves_nothing_open(turns: int) -> None:
+async def test_connection_closed_at_the_end_leaves_nothing_open(turns: int) -> None:
     """Its connection is being taken down, in several turns of the loop, when the proxy ends."""
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,7 +98,7 @@ async def test_a_client_that_goes_as_the_block_ends_leaves_nothing_open(turns: i
         gc.collect()
 
 
-async def test_a_cut_that_no_connection_comes_to_is_left(port: int) -> None:
+async def test_unused_cut_is_reported(port: int) -> None:
     """A test can see that its fault did not happen."""
     cut = Cut(len(SENT))
     async with Cutting(port, [cut]) as proxy:
@@ -107,13 +107,13 @@ async def test_a_cut_that_no_connection_comes_to_is_left(port: int) -> None:
 
 
 @pytest.mark.parametrize(("place", "cut_at"), [(255, 255), (256, 258), (257, 258), (258, 258), (259, 259)])
-async def test_bytes_that_are_whole_are_not_cut_through(port: int, place: int, cut_at: int) -> None:
+async def test_protected_bytes_are_not_cut(port: int, place: int, cut_at: int) -> None:
     """Some clients cannot bear a cut in one place, and have to be tested everywhere else."""
     async with Cutting(port, [Cut(place)], whole=b"\xff\x00\x01") as proxy:
         assert await received(proxy) == (SENT[:cut_at], "rst")
 
 
-def test_a_seed_gives_the_same_cuts() -> None:
+def test_seed_gives_the_same_cuts() -> None:
     """A run that failed can be run again."""
     assert seeded(7, 9, bytes_max=500, bytes_min=100) == seeded(7, 9, bytes_max=500, bytes_min=100)
     assert seeded(7, 9, bytes_max=500) != seeded(8, 9, bytes_max=500)

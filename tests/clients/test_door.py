@@ -1,4 +1,4 @@
-"""The door in a real browser: which pages may ask, what a ticket is to an EventSource, where a login's cookie goes."""
+"""Authentication in Chromium: allowed origins, tickets with EventSource, and the login cookie."""
 
 import pytest
 
@@ -23,7 +23,7 @@ async def listing(house: House, gateway: Gateway, new_gateway: NewGateway) -> Ga
 
 
 @pytest.mark.rule("S7")
-async def test_a_browser_lets_the_listed_page_ask_and_no_other(listing: Gateway, browser: str) -> None:
+async def test_browser_allows_only_listed_origins(listing: Gateway, browser: str) -> None:
     """With a key and a header of its own, all of the answer to see; another origin, and `null`, see nothing of it."""
     shown = await node.run("door.mjs", "cors", listing.url, KEY, OURS, OTHER, CHROMIUM=browser)
     assert shown == [
@@ -34,9 +34,7 @@ async def test_a_browser_lets_the_listed_page_ask_and_no_other(listing: Gateway,
 
 
 @pytest.mark.proves("tailrace", "resumes after cuts with a ticket", "EventSource (Chromium)")
-async def test_an_event_source_with_a_ticket_shows_all_of_it_however_often_it_is_cut(
-    listing: Gateway, browser: str
-) -> None:
+async def test_event_source_with_a_ticket_resumes_after_cuts(listing: Gateway, browser: str) -> None:
     """From a page elsewhere, with no key: the ticket is used once, and its own stream goes on. Then it is worthless."""
     turn = (await listing.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
     ticket = (await listing.client.post(f"/v1/turns/{turn}/tickets", json={})).json()
@@ -48,7 +46,7 @@ async def test_an_event_source_with_a_ticket_shows_all_of_it_however_often_it_is
     assert await told(listing, turn) == TEXT
 
 
-async def test_a_logins_cookie_is_the_browsers_and_no_scripts(gateway: Gateway, browser: str) -> None:
+async def test_login_cookie_is_not_readable_by_scripts(gateway: Gateway, browser: str) -> None:
     """Over plain http on this machine, too. Two tabs refresh at once; a page elsewhere cannot even log anybody out."""
     (shown,) = await node.run("door.mjs", "login", gateway.url, KEY, OTHER, CHROMIUM=browser)
     assert shown == {

@@ -1,4 +1,4 @@
-"""Whatever a model or a client said, Chromium shows as text at every URL of ours, and fetches nothing for it."""
+"""Markup from models and clients is shown as text at every URL, and loads nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,9 +50,7 @@ def markup(elsewhere: str) -> str:
 
 
 @pytest.mark.rule("S8")
-async def test_markup_is_text_wherever_it_is_told(
-    open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]
-) -> None:
+async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]) -> None:
     """FAULTS S8: every route and dialect, errors too, opened as a link. The first page obeys it, and is seen."""
     elsewhere, heard = called
     said = markup(elsewhere)

@@ -1,4 +1,4 @@
-"""LangChain and pydantic-ai over `POST /v1/chat/completions`: what people build on the SDK works, too. A smoke test."""
+"""LangChain and pydantic-ai with POST /v1/chat/completions: smoke tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Chat completions that are cut, killed, cancelled, repeated, forgotten: OpenAI's SDK still has the log's text."""
+"""OpenAI's Python SDK when chat completions are cut, cancelled or repeated, or their processes are killed."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 
 @pytest.mark.proves("openai-chat", "heartbeats before the first event", "openai (Python)")
-async def test_silence_is_filled(nats_url: str, log: TurnLog, tenant: Tenant, new_gateway: NewGateway) -> None:
+async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant, new_gateway: NewGateway) -> None:
     """With comments, which the SDK passes over: before the first chunk, and between any two."""
     gateway = await new_gateway(nats_url, heartbeat_s=0.05)
     async with sdk_of(gateway.url) as sdk:
@@ -65,7 +65,7 @@ async def test_silence_is_filled(nats_url: str, log: TurnLog, tenant: Tenant, ne
 
 @pytest.mark.proves("openai-chat", "resumes after cuts", "openai (Python)")
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) -> None:
+async def test_cut_stream_is_resumed(gateway: Gateway, seed: int) -> None:
     """However often: with the cursor of the last chunk, at another route, by the same SDK. No gap, no repeat."""
     got: list[ChatCompletionChunk] = []
     async with (
@@ -83,7 +83,7 @@ async def test_a_stream_that_was_cut_is_taken_up(gateway: Gateway, seed: int) ->
 
 
 @pytest.mark.proves("openai-chat", "resumes when its gateway drains", "openai (Python)")
-async def test_a_stream_that_a_gateway_lets_go_of_does_not_look_whole(
+async def test_stream_of_a_draining_gateway_is_not_complete(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The SDK takes a stream that just ends for a whole one, so this one breaks; the rest is at another gateway."""
@@ -101,7 +101,7 @@ async def test_a_stream_that_a_gateway_lets_go_of_does_not_look_whole(
 
 
 @pytest.mark.proves("openai-chat", "generator killed during the answer", "openai (Python)")
-async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     async with sdk_of(takeover.gateway.url) as sdk:
         reading = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True))
@@ -112,7 +112,7 @@ async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover
 
 
 @pytest.mark.proves("openai-chat", "restart of the answer", "openai (Python)")
-async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) -> None:
+async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Takeover) -> None:
     """A generator died within a call, which cannot be continued: the SDK raises, and the turn has the whole answer."""
     line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
     got: list[ChatCompletionChunk] = []
@@ -131,7 +131,7 @@ async def test_half_a_call_is_not_mixed_with_another_answer(takeover: Takeover) 
 
 
 @pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
-async def test_an_answer_outlives_the_log(
+async def test_answer_is_read_after_the_log_has_dropped_it(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """After a day the database tells it, in the same chunks' terms."""
@@ -145,7 +145,7 @@ async def test_an_answer_outlives_the_log(
 
 @pytest.mark.proves("openai-chat", "cancel", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+async def test_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """By whoever may: its readers are told, and what was said stays in the history."""
     name = f"to-cancel-{is_streamed}"
     line = "#sim words=900 rate=50"
@@ -174,7 +174,7 @@ async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_
 
 @pytest.mark.proves("openai-chat", "repeated POST returns the same turn", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_a_retry_with_a_key_joins_the_turn_that_it_repeats(gateway: Gateway, *, is_streamed: bool) -> None:
+async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway, *, is_streamed: bool) -> None:
     """The SDK's own retry, after its connection went away under the answer: it sends the same key again."""
     given = {"session_id": f"retried-{is_streamed}"}
     async with Cutting(gateway.port, [Cut(0)]) as proxy, sdk_of(proxy.url, max_retries=1) as sdk:
@@ -192,7 +192,7 @@ async def test_a_retry_with_a_key_joins_the_turn_that_it_repeats(gateway: Gatewa
 
 
 @pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")
-async def test_what_was_begun_here_is_taken_up_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_answer_is_resumed_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A cursor is the turn's, not the dialect's."""
     stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
     got: list[ChatCompletionChunk] = []

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` with OpenAI's JavaScript SDK, as it is: what it shows is what the log and SQLite have."""
+"""POST /v1/chat/completions with OpenAI's JavaScript SDK."""
 
 import asyncio
 
@@ -34,7 +34,7 @@ async def test_openais_sdk_for_javascript(gateway: Gateway) -> None:
 
 
 @pytest.mark.proves("openai-chat", "generator killed during the answer", "openai (Node)")
-async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """Its accumulator has the whole answer, and so has who adds up the chunks."""
     line = "#sim words=40 rate=100"
     asking = asyncio.create_task(node.run("openai-chat-lasting.mjs", KEY, takeover.gateway.url, line))

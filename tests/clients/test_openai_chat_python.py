@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` with OpenAI's Python SDK, as it is: what it shows is what the log and SQLite have."""
+"""POST /v1/chat/completions with OpenAI's Python SDK."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ async def last_call(claude: str) -> dict[str, Any]:
 
 
 @pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
-async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_completion_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, finish reason and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
     raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asked(LINE), temperature=0.5)
     made = raw.parse()
@@ -52,7 +52,7 @@ async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("openai-chat", "stream", "openai (Python)")
-async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The role first, then the text, the finish reason last; the same id and time in every chunk."""
     stream = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True)
     chunks = [chunk async for chunk in stream]
@@ -65,7 +65,7 @@ async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("openai-chat", "stream", "openai (Python, sync)")
-async def test_an_answer_streams_without_asyncio(gateway: Gateway) -> None:
+async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
     """With the usage at the end, as it was asked for."""
 
     def read() -> list[ChatCompletionChunk]:
@@ -81,7 +81,7 @@ async def test_an_answer_streams_without_asyncio(gateway: Gateway) -> None:
 
 
 @pytest.mark.proves("openai-chat", "thinking", "openai (Python)")
-async def test_the_models_thoughts_are_told(sdk: AsyncOpenAI) -> None:
+async def test_thinking_is_in_reasoning_content(sdk: AsyncOpenAI) -> None:
     """Under the name that other servers gave them, streamed and whole."""
     line = "#sim words=2 thinking=3 rate=0"
     made = await sdk.chat.completions.create(model=MODEL, messages=asked(line), reasoning_effort="low")
@@ -93,7 +93,7 @@ async def test_the_models_thoughts_are_told(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("openai-chat", "tools", "openai (Python)")
-async def test_a_tool_is_called_and_answers(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
+async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
     """With the SDK's own accumulator; then the model is told what the tool said, and answers."""
     line = '#sim words=2 rate=0 tool=look json={"query":"the sky, at night"}'
     messages = asked(line)
@@ -129,14 +129,14 @@ async def test_a_tool_is_called_and_answers(gateway: Gateway, claude: str, sdk: 
 
 
 @pytest.mark.proves("openai-chat", "structured output", "openai (Python)")
-async def test_an_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
+async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
     """`parse` makes the schema and reads the answer; the model is given the schema as its own API has it."""
     made = await sdk.chat.completions.parse(model=MODEL, messages=asked(ANSWERED), response_format=River)
     assert made.choices[0].message.parsed == RHINE
 
 
 @pytest.mark.proves("openai-chat", "stop sequences and limits", "openai (Python)")
-async def test_an_answer_stops_where_it_is_told_to(sdk: AsyncOpenAI) -> None:
+async def test_stop_sequences_and_limits(sdk: AsyncOpenAI) -> None:
     """Before a sequence; or at the limit, which is another finish reason."""
     stopped = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stop=" w000002")
     cut = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), max_completion_tokens=3)
@@ -145,7 +145,7 @@ async def test_an_answer_stops_where_it_is_told_to(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("openai-chat", "images and files", "openai (Python)")
-async def test_a_picture_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
+async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
     """As its own API takes it, with the system's and the developer's words at the beginning."""
     url = "data:image/png;base64,iVBORw0KGgo="
     messages: Any = [
@@ -163,7 +163,7 @@ async def test_a_picture_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> Non
 
 @pytest.mark.proves("openai-chat", "errors before the first event", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_an_error_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """The SDK raises what OpenAI's own server would make it raise, with our code."""
 
     async def refused(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
@@ -183,7 +183,7 @@ async def test_an_error_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, 
 
 
 @pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
-async def test_an_error_in_mid_stream_is_raised(sdk: AsyncOpenAI) -> None:
+async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
     """After what was said; half an answer is not taken for a whole one."""
     body = {"on_interrupt": "fail"}
     stream = await sdk.chat.completions.create(
@@ -196,9 +196,7 @@ async def test_an_error_in_mid_stream_is_raised(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("openai-chat", "sessions", "openai (Python)")
-async def test_a_session_remembers_what_its_client_does_not_tell(
-    gateway: Gateway, claude: str, sdk: AsyncOpenAI
-) -> None:
+async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
     """Only the news, in the body or by the header; or all of it again; or all but what is edited, which is a branch."""
 
     async def say(*messages: Any, **given: Any) -> tuple[str, list[Any]]:
@@ -223,7 +221,7 @@ async def test_a_session_remembers_what_its_client_does_not_tell(
 
 
 @pytest.mark.proves("openai-chat", "thinking and tools in a session", "openai (Python)")
-async def test_a_session_keeps_the_thoughts_that_its_client_cannot_send_back(claude: str, sdk: AsyncOpenAI) -> None:
+async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> None:
     """The API wants them with their signature beside a tool's result; this protocol has no place for that."""
     line = "#sim words=2 thinking=3 rate=0 tool=look"
     given = {"session_id": "thoughtful"}

@@ -1,4 +1,4 @@
-"""What Claude cites, in OpenAI's two protocols with their Python SDK: streamed, whole, after any cut, and archived."""
+"""Claude's citations as annotations in both of OpenAI's protocols, with the Python SDK."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,7 +29,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 
 @pytest.mark.proves("openai-chat", "citations", PYTHON)
-async def test_pages_are_annotations_of_a_message(
+async def test_chat_completion_annotates_web_pages(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """The accumulator has them as the whole message has, and whoever comes back at any cursor is told them once."""
@@ -61,7 +61,7 @@ def delta_of(chunk: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.proves("openai-responses", "citations", PYTHON)
-async def test_pages_and_files_are_annotations_of_a_text(
+async def test_response_annotates_web_pages_and_files(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """Each an event of its own, numbered as all are; the response has them however it is come by."""
@@ -92,7 +92,7 @@ async def snapshot(sdk: AsyncOpenAI, response: str) -> Any:
     return await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
 
 
-async def test_what_was_cited_is_sent_back_as_it_came(sdk: AsyncOpenAI) -> None:
+async def test_citations_are_sent_back_unchanged(sdk: AsyncOpenAI) -> None:
     """A client that keeps the conversation itself sends the annotations with it, and is not refused for them."""
     made = await sdk.responses.create(model=MODEL, input=LINE)
     question: Any = {"role": "user", "content": LINE}

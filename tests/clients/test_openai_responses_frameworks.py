@@ -1,4 +1,4 @@
-"""LangChain and pydantic-ai over `/v1/responses`: what people build on the SDK works, too. A smoke test."""
+"""LangChain and pydantic-ai with /v1/responses: smoke tests."""
 
 from typing import Any
 

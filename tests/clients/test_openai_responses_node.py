@@ -1,4 +1,4 @@
-"""`/v1/responses` with OpenAI's JavaScript SDK, as it is: what it shows is what the log and SQLite have."""
+"""/v1/responses with OpenAI's JavaScript SDK."""
 
 import asyncio
 import socket
@@ -63,7 +63,7 @@ async def lasting(url: str, how: str, what: str) -> dict[str, Any]:
 
 
 @pytest.mark.proves(DIALECT, "resumes when its gateway is killed", NODE)
-async def test_a_gateway_is_killed_and_its_successor_goes_on(
+async def test_stream_continues_after_its_gateway_was_killed(
     house: House, gateway: Gateway, tenant: Tenant, claude: str
 ) -> None:
     """kill -9, and another at its address: the SDK finds it by itself, and the next event is the next one."""
@@ -87,7 +87,7 @@ async def test_a_gateway_is_killed_and_its_successor_goes_on(
 
 
 @pytest.mark.proves(DIALECT, "generator killed during the answer", NODE)
-async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     asking = asyncio.create_task(lasting(takeover.gateway.url, "ask", "#sim words=40 rate=100"))
     async with takeover.killed_after(15):
@@ -98,7 +98,7 @@ async def test_the_sdk_does_not_notice_that_a_generator_died(takeover: Takeover)
 
 
 @pytest.mark.proves(DIALECT, "read after the log has dropped the turn", NODE)
-async def test_the_database_tells_what_the_log_has_forgotten(
+async def test_response_is_read_after_the_log_has_dropped_it(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """Looked up and accumulated, it is all there; to who has seen some of it, nothing is said twice."""

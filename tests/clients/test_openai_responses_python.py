@@ -1,4 +1,4 @@
-"""`/v1/responses` with OpenAI's Python SDK, as it is: cut, resumed, looked up again, and always the log's text."""
+"""/v1/responses with OpenAI's Python SDK."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
@@ -79,7 +79,7 @@ async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
 
 
 @pytest.mark.proves(DIALECT, "answer as one JSON body", PYTHON)
-async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, status and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
     raw = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, temperature=0.5, store=False)
     made = raw.parse()
@@ -95,7 +95,7 @@ async def test_an_answer_is_whole(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves(DIALECT, "stream", PYTHON)
-async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The raw events, and the SDK's own accumulator, which is strict about their order."""
     events: list[Any] = []
     await kept(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
@@ -108,7 +108,7 @@ async def test_an_answer_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves(DIALECT, "JSON body, stream, resume", "openai (Python, sync)")
-async def test_the_sdk_without_asyncio_does_the_same(gateway: Gateway) -> None:
+async def test_response_without_asyncio(gateway: Gateway) -> None:
     """`OpenAI` is another client within than `AsyncOpenAI`."""
 
     def ask() -> tuple[str, str, str, list[int]]:
@@ -125,7 +125,7 @@ async def test_the_sdk_without_asyncio_does_the_same(gateway: Gateway) -> None:
 
 @pytest.mark.proves(DIALECT, "tools", PYTHON)
 @pytest.mark.proves(DIALECT, "thinking", PYTHON)
-async def test_a_tool_is_called_and_answered(claude: str, sdk: AsyncOpenAI) -> None:
+async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
     """By `previous_response_id`, and by sending all of it back: to the model it is the same conversation."""
     line = '#sim words=2 rate=0 thinking=3 tool=look json={"query":"the sky"}'
     async with sdk.responses.stream(model=MODEL, input=line, tools=[LOOK]) as stream:
@@ -150,14 +150,14 @@ async def test_a_tool_is_called_and_answered(claude: str, sdk: AsyncOpenAI) -> N
 
 
 @pytest.mark.proves(DIALECT, "structured output", PYTHON)
-async def test_an_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
+async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
     """`parse` makes the schema and reads the answer."""
     made = await sdk.responses.parse(model=MODEL, input=ANSWERED, text_format=River)
     assert made.output_parsed == RHINE
 
 
 @pytest.mark.proves(DIALECT, "stop sequences and limits", PYTHON)
-async def test_an_answer_at_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
+async def test_response_cut_by_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
     """And says why; a stream ends with `response.incomplete`."""
     made = await sdk.responses.create(model=MODEL, input=LINE, max_output_tokens=3)
     assert (made.output_text, made.status) == (words(3), "incomplete")
@@ -169,7 +169,7 @@ async def test_an_answer_at_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves(DIALECT, "errors before the first event", PYTHON)
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_a_failure_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+async def test_failure_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """The SDK raises what it would raise of OpenAI's own."""
     with pytest.raises(openai.InternalServerError) as refused:
         await sdk.responses.create(model=MODEL, input="#sim words=5 fault=529@0", stream=is_streamed)
@@ -181,7 +181,7 @@ async def test_a_failure_before_the_first_word_has_a_status(sdk: AsyncOpenAI, *,
 
 
 @pytest.mark.proves(DIALECT, "errors during the stream", PYTHON)
-async def test_a_failure_in_mid_stream_is_told(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`response.failed` with OpenAI's code and our sentence; and so it is when it is looked up."""
     events: list[Any] = []
     asked = {"on_interrupt": "fail"}
@@ -199,7 +199,7 @@ async def test_a_failure_in_mid_stream_is_told(gateway: Gateway, sdk: AsyncOpenA
 
 
 @pytest.mark.proves(DIALECT, "heartbeats before the first event", PYTHON)
-async def test_silence_is_filled_with_comments(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_heartbeats_are_comments(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """The SDK reads over them; between two events, and with a response that says that it is there."""
     patient = await new_gateway(house.nats_url, heartbeat_s=0.1)
     line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=0.6", "stream": True}
@@ -215,9 +215,7 @@ async def test_silence_is_filled_with_comments(house: House, gateway: Gateway, n
 
 @pytest.mark.proves(DIALECT, "resumes after cuts", PYTHON)
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_stream_that_was_cut_is_resumed_where_it_was(
-    house: House, gateway: Gateway, new_gateway: NewGateway, seed: int
-) -> None:
+async def test_cut_stream_is_resumed(house: House, gateway: Gateway, new_gateway: NewGateway, seed: int) -> None:
     """`retrieve(stream=True, starting_after=N)`, at another gateway: each event once, however often it is cut."""
     second_gateway = await new_gateway(house.nats_url)
     cuts = seeded(seed, 4, bytes_min=2800, bytes_max=4500)
@@ -244,7 +242,7 @@ async def test_a_stream_that_was_cut_is_resumed_where_it_was(
 
 
 @pytest.mark.proves(DIALECT, "resumes when its gateway drains", PYTHON)
-async def test_a_stream_that_its_gateway_closes_is_no_whole_answer(
+async def test_stream_of_a_draining_gateway_is_not_complete(
     house: House, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """A gateway that stops breaks its streams off, so that the SDK raises; another goes on."""
@@ -265,7 +263,7 @@ async def test_a_stream_that_its_gateway_closes_is_no_whole_answer(
 
 
 @pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", PYTHON)
-async def test_the_accumulator_resumes_too(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_sdks_accumulator_resumes(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`.stream(response_id=, starting_after=)` reads all of it, and shows what is new."""
     shown: list[Any] = []
     cuts = seeded(3, 1, bytes_min=3200, bytes_max=4500)
@@ -284,7 +282,7 @@ async def test_the_accumulator_resumes_too(gateway: Gateway, sdk: AsyncOpenAI) -
 
 
 @pytest.mark.proves(DIALECT, "generator killed during the answer", PYTHON)
-async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """The stream that it has goes on where it was."""
     async with sdk_of(takeover.gateway.url) as sdk:
         reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=SLOW, stream=True))
@@ -297,7 +295,7 @@ async def test_a_client_does_not_notice_that_a_generator_died(takeover: Takeover
 
 
 @pytest.mark.proves(DIALECT, "restart of the answer", PYTHON)
-async def test_an_answer_that_begins_anew_is_never_mixed_with_the_old(takeover: Takeover) -> None:
+async def test_restarted_answer_is_not_mixed_with_the_old_one(takeover: Takeover) -> None:
     """Half a thought cannot be gone on from: its reader is told to ask again, and whoever does gets the new answer."""
     events: list[Any] = []
     async with sdk_of(takeover.gateway.url) as sdk:
@@ -321,7 +319,7 @@ async def test_an_answer_that_begins_anew_is_never_mixed_with_the_old(takeover: 
 
 
 @pytest.mark.proves(DIALECT, "cancel", PYTHON)
-async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_response_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """By whoever may: its readers are told, and what was said stays."""
     events: list[Any] = []
     stream = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", stream=True)
@@ -339,7 +337,7 @@ async def test_an_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> Non
 
 
 @pytest.mark.proves(DIALECT, "background", PYTHON)
-async def test_an_answer_goes_on_in_the_background(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_background_response(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """It is there at once, to be looked at until it has ended; and its stream can be taken up at any time."""
     queued = await sdk.responses.create(model=MODEL, input=SLOW, background=True)
     assert queued.status in ("queued", "in_progress")
@@ -353,7 +351,7 @@ async def test_an_answer_goes_on_in_the_background(gateway: Gateway, sdk: AsyncO
     assert (events[0].type, said(events), events[-1].type) == ("response.created", TEXT, "response.completed")
 
 
-async def test_the_headers_name_the_turn_in_the_background_too(sdk: AsyncOpenAI) -> None:
+async def test_background_response_has_the_turns_headers(sdk: AsyncOpenAI) -> None:
     """Its session and its project, as they do of any other response."""
     headers = {"X-Session-ID": "background", "X-Project-ID": "rivers"}
     made = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, background=True, extra_headers=headers)
@@ -363,7 +361,7 @@ async def test_the_headers_name_the_turn_in_the_background_too(sdk: AsyncOpenAI)
 
 
 @pytest.mark.proves(DIALECT, "snapshot for a late reader", PYTHON)
-async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
+async def test_snapshot_for_a_late_reader(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
     """`snapshot=1`: one delta for what was said, then live; the numbers meet those of who was there from the start."""
     writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
     await writer.open(*"abcdefgh")
@@ -387,7 +385,7 @@ async def test_a_late_joiner_gets_the_text_so_far_at_once(lone_gateway: Gateway,
 
 
 @pytest.mark.proves(DIALECT, "resumes in another dialect", PYTHON)
-async def test_a_turn_is_begun_in_one_dialect_and_read_in_another(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_response_is_read_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A turn's id is a response's, and a response's id a turn's."""
     made = await sdk.responses.create(model=MODEL, input=LINE)
     for dialect in ("tailrace", "anthropic", "openai-chat", DIALECT):
@@ -400,7 +398,7 @@ async def test_a_turn_is_begun_in_one_dialect_and_read_in_another(gateway: Gatew
 
 
 @pytest.mark.proves(DIALECT, "read after the log has dropped the turn", PYTHON)
-async def test_the_database_tells_what_the_log_has_forgotten(
+async def test_response_is_read_after_the_log_has_dropped_it(
     house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """Looked up, it is the same; streamed, the SDK's accumulator has it all; resumed, nothing is said twice."""
@@ -423,7 +421,7 @@ async def test_the_database_tells_what_the_log_has_forgotten(
 
 
 @pytest.mark.proves(DIALECT, "conversations", PYTHON)
-async def test_where_a_response_goes_on(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
+async def test_response_continues_a_response_or_a_conversation(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
     """After a response, or in a conversation that any name begins; what is not there is not found."""
     first = await sdk.responses.create(model=MODEL, input=LINE, conversation="conv-1", instructions="Be brief.")
     second = await sdk.responses.create(model=MODEL, input="#sim words=2 rate=0", conversation={"id": "conv-1"})
@@ -442,7 +440,7 @@ async def test_where_a_response_goes_on(gateway: Gateway, claude: str, sdk: Asyn
 
 
 @pytest.mark.proves(DIALECT, "input items", PYTHON)
-async def test_what_was_asked_is_listed(sdk: AsyncOpenAI) -> None:
+async def test_input_items_are_listed(sdk: AsyncOpenAI) -> None:
     """Newest first, by page, as the SDK asks for it."""
     texts = ["one", "two", "three", "#sim words=1 rate=0"]
     made = await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": text} for text in texts])
@@ -456,7 +454,7 @@ async def test_what_was_asked_is_listed(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves(DIALECT, "delete", PYTHON)
-async def test_a_deleted_response_is_not_there(sdk: AsyncOpenAI) -> None:
+async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
     """Neither to look at nor to go on from."""
     made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
     await sdk.responses.delete(made.id)
@@ -474,7 +472,7 @@ async def test_a_deleted_response_is_not_there(sdk: AsyncOpenAI) -> None:
         ("stream=true&starting_after=1&snapshot=1", "either"),
     ],
 )
-async def test_a_wrong_question_about_a_response_is_refused(sdk: AsyncOpenAI, query: str, said: str) -> None:
+async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, said: str) -> None:
     """With what would be right."""
     made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
     with pytest.raises(openai.BadRequestError, match=said):
@@ -492,7 +490,7 @@ async def test_a_wrong_question_about_a_response_is_refused(sdk: AsyncOpenAI, qu
 
 
 @pytest.mark.proves(DIALECT, "repeated POST returns the same turn", PYTHON)
-async def test_a_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """With an `Idempotency-Key`: the same response, in the words of the same stream."""
     headers = {"Idempotency-Key": new_id()}
     made = [
@@ -502,8 +500,8 @@ async def test_a_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -
     assert made[0].to_dict() == made[1].to_dict()
 
 
-def test_a_failure_has_a_code_that_openai_knows() -> None:
-    """Its list is closed; ours stands beside it."""
+def test_failure_has_one_of_openais_codes() -> None:
+    """OpenAI's list of codes is closed; Anthropic's type is beside it."""
     from tailrace.gateway.clients.openai.responses_object import error_object
 
     codes = ("backend_rate_limited", "backend_refused_request", "backend_overloaded")

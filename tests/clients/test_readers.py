@@ -1,4 +1,4 @@
-"""GET /v1/turns/{turn}/events with the clients that people have: cut at random, each shows the whole text, once."""
+"""GET /v1/turns/{turn}/events with common SSE clients: cut at random, each shows the whole text once."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
@@ -71,7 +71,7 @@ async def with_browser(browser: str, *clients_and_urls: str) -> list[Shown]:
 
 
 @pytest.mark.proves("tailrace", "resumes after cuts", "httpx-sse")
-async def test_httpx_sse_shows_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
+async def test_httpx_sse_resumes_after_cuts(gateway: Gateway) -> None:
     """A loop with the last id is enough: no gap, no repeat."""
     turn = await asked(gateway)
     async with Cutting(gateway.port, seeded(1, 3, bytes_max=1100)) as proxy:
@@ -83,7 +83,7 @@ async def test_httpx_sse_shows_all_of_it_however_often_it_is_cut(gateway: Gatewa
 @pytest.mark.proves("tailrace", "resumes after cuts", "eventsource")
 @pytest.mark.proves("anthropic", "resumes after cuts", "eventsource")
 @pytest.mark.proves("text", "replays from the start after cuts", "fetch (Node)")
-async def test_clients_in_node_show_all_of_it_however_often_they_are_cut(gateway: Gateway) -> None:
+async def test_clients_in_node_resume_after_cuts(gateway: Gateway) -> None:
     """EventSource comes back by itself with its last id, in each dialect that has ids; bare text is asked for again."""
     turn = await asked(gateway)
     async with (
@@ -105,9 +105,7 @@ async def test_clients_in_node_show_all_of_it_however_often_they_are_cut(gateway
 @pytest.mark.proves("tailrace", "resumes after cuts", "fetch-event-source")
 @pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (Chromium)")
 @pytest.mark.proves("text", "replays from the start after cuts", "fetch (Chromium)")
-async def test_clients_in_a_browser_show_all_of_it_however_often_they_are_cut(
-    open_gateway: Gateway, browser: str
-) -> None:
+async def test_clients_in_a_browser_resume_after_cuts(open_gateway: Gateway, browser: str) -> None:
     """The browser's own EventSource is the reason for half of what a stream here looks like."""
     turn = await asked(open_gateway)
     async with AsyncExitStack() as stack:
@@ -140,7 +138,7 @@ async def test_clients_in_a_browser_show_all_of_it_however_often_they_are_cut(
 @pytest.mark.proves("tailrace", "generator killed during the answer", "httpx-sse")
 @pytest.mark.proves("anthropic", "generator killed during the answer", "eventsource")
 @pytest.mark.proves("text", "generator killed during the answer", "fetch (Node)")
-async def test_clients_show_all_of_it_though_a_generator_is_killed(takeover: Takeover, browser: str) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> None:
     """kill -9 in the middle of the answer: each client shows the whole text, and SQLite has the same."""
     gateway = takeover.gateway
     turn = await asked(gateway)

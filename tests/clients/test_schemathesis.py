@@ -52,7 +52,7 @@ async def fuzzed(house: House, generator: Process, persistence: Process) -> Asyn
 
 
 @pytest.mark.parametrize(("label", "mode"), ASKED)
-def test_whatever_is_asked_nothing_breaks(fuzzed: str, label: str, mode: GenerationMode) -> None:
+def test_no_request_is_a_server_error(fuzzed: str, label: str, mode: GenerationMode) -> None:
     """Bodies that fit the document and bodies that do not: an answer that the document tells of, never a 5xx."""
     operation = OPERATIONS[label]
 

@@ -1,4 +1,4 @@
-"""Chromium's EventSource at a gateway that is full: it comes back by itself, or as docs/API.md has a page do it."""
+"""Chromium's EventSource at a gateway that is full: it reconnects by itself, or with the code in docs/API.md."""
 
 import asyncio
 import re
@@ -56,9 +56,7 @@ async def one_refusal_after(count: float) -> None:
     await until(lambda: refusals() > count)
 
 
-async def test_an_event_source_that_is_sent_away_comes_back_by_itself(
-    small: Gateway, writer: Writer, browser: str
-) -> None:
+async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, browser: str) -> None:
     """Its connection broke, and somebody else has its place: it tries until there is room, and has all of the text."""
     path = f"/v1/turns/{writer.key.turn}/events"
     async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
@@ -75,7 +73,7 @@ async def test_an_event_source_that_is_sent_away_comes_back_by_itself(
     assert (shown["text"], shown["outcome"]) == (text, "completed")
 
 
-async def test_a_page_whose_first_connection_is_refused_reads_as_the_docs_show(
+async def test_refused_first_connection_is_retried_by_the_documented_code(
     small: Gateway, writer: Writer, browser: str
 ) -> None:
     """The function is the docs' own, word for word."""
@@ -91,7 +89,7 @@ async def test_a_page_whose_first_connection_is_refused_reads_as_the_docs_show(
     assert shown == {"text": "a" * 2000, "outcome": "completed"}
 
 
-async def test_who_looks_at_the_status_is_told_it(small: Gateway, writer: Writer) -> None:
+async def test_other_clients_get_the_status(small: Gateway, writer: Writer) -> None:
     """`fetch` and httpx send no id where they have none, and mostly ask for anything: 503, and when to come."""
     path = f"/v1/turns/{writer.key.turn}/events"
     async with taking_the_place(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""The routes that tutorials teach, with loops like theirs: they show the log's text, and what they lose is not lost."""
+"""The tutorial routes with loops as tutorials have them: they show the log's text."""
 
 import asyncio
 import hashlib
@@ -45,7 +45,7 @@ async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
 
 
 @pytest.mark.proves("delta", "stream", "a tutorial's fetch loop")
-async def test_the_streaming_tutorials_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient) -> None:
+async def test_chat_stream_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """`delta`, `delta`, …, `done`: the three kinds that its page knows, and no other."""
     body = {"message": LINE, "max_tokens": 100, "system": "Be brief."}
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/chat/stream", body)]
@@ -55,7 +55,7 @@ async def test_the_streaming_tutorials_loop_shows_the_answer(gateway: Gateway, p
 
 
 @pytest.mark.proves("delta", "resumes after cuts", "a tutorial's fetch loop")
-async def test_a_tutorials_stream_that_was_cut_is_taken_up(gateway: Gateway, page: httpx.AsyncClient) -> None:
+async def test_cut_chat_stream_is_resumed(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """Its page knows no resume. Whoever adds one line has it: the same turn, from the last id on, in the same words."""
     sent = b""
     async with Cutting(gateway.port, [Cut(1000)]) as proxy:
@@ -74,9 +74,7 @@ async def test_a_tutorials_stream_that_was_cut_is_taken_up(gateway: Gateway, pag
 
 
 @pytest.mark.proves("delta", "generator killed during the answer", "a tutorial's fetch loop")
-async def test_a_tutorials_page_does_not_notice_that_a_generator_died(
-    takeover: Takeover, page: httpx.AsyncClient
-) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncClient) -> None:
     """It cannot come back, and has not to: the stream that it has goes on."""
     url = f"{takeover.gateway.url}/chat/stream"
 
@@ -102,7 +100,7 @@ async def test_a_tutorials_page_does_not_notice_that_a_generator_died(
         ),
     ],
 )
-async def test_a_failure_is_told_in_the_tutorials_own_words(
+async def test_failure_is_an_error_event(
     lone_gateway: Gateway,
     log: TurnLog,
     tenant: Tenant,
@@ -121,7 +119,7 @@ async def test_a_failure_is_told_in_the_tutorials_own_words(
 
 
 @pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")
-async def test_the_cookies_conversation_outlives_the_gateway(
+async def test_conversation_of_the_cookie_outlives_the_gateway(
     gateway: Gateway, house: House, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
 ) -> None:
     """Bare text; the second message is answered by another gateway, and the model is told of the first."""
@@ -139,9 +137,7 @@ async def test_the_cookies_conversation_outlives_the_gateway(
 
 
 @pytest.mark.parametrize("cookie", ["", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"])
-async def test_a_cookie_that_is_none_of_ours_begins_a_conversation(
-    gateway: Gateway, page: httpx.AsyncClient, cookie: str
-) -> None:
+async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient, cookie: str) -> None:
     """Nobody gets into a conversation by making up its name, and none is called what a page says."""
     line = {"message": "#sim words=1 rate=0"}
     said = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
@@ -152,7 +148,7 @@ async def test_a_cookie_that_is_none_of_ours_begins_a_conversation(
     assert said.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
-async def test_nobody_is_told_anothers_cookie(gateway: Gateway, page: httpx.AsyncClient) -> None:
+async def test_cookie_is_not_in_sessions_or_headers(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """It is HttpOnly: neither the list of sessions nor any header may tell it to whoever has the tenant's key."""
     said = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
     listed = await page.get(f"{gateway.url}/v1/sessions")
@@ -160,7 +156,7 @@ async def test_nobody_is_told_anothers_cookie(gateway: Gateway, page: httpx.Asyn
     assert page.cookies["tailrace_chat"] not in f"{listed.text} {said.headers['x-session-id']}"
 
 
-async def test_an_idempotency_key_is_of_one_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
+async def test_idempotency_key_belongs_to_one_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """Who sends the same key and words with another cookie is not told what the first was answered."""
 
     async def ask(cookie: str) -> httpx.Response:
@@ -172,7 +168,7 @@ async def test_an_idempotency_key_is_of_one_conversation(gateway: Gateway, page:
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_a_first_question_that_is_repeated_is_answered_once_and_goes_on_in_one_conversation(
+async def test_repeated_first_post_is_one_turn_with_one_cookie(
     gateway: Gateway, house: House, new_gateway: NewGateway, claude: str
 ) -> None:
     """The page lost the answer, and the cookie with it: it gets both again, at any gateway."""
@@ -201,9 +197,7 @@ async def test_a_first_question_that_is_repeated_is_answered_once_and_goes_on_in
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_a_first_questions_key_that_others_may_think_of_is_refused(
-    gateway: Gateway, page: httpx.AsyncClient
-) -> None:
+async def test_short_idempotency_key_of_a_first_post_is_refused(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """Two people who both call it `1` and say hello would be in one conversation."""
     for key in ("1", "a" * 21):
         answer = await page.post(f"{gateway.url}/chat", json={"message": "hello"}, headers={"idempotency-key": key})
@@ -211,9 +205,7 @@ async def test_a_first_questions_key_that_others_may_think_of_is_refused(
         assert "set-cookie" not in answer.headers
 
 
-async def test_without_a_key_every_first_question_begins_a_conversation(
-    gateway: Gateway, page: httpx.AsyncClient
-) -> None:
+async def test_first_post_without_a_key_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """Also in the same words: nothing says that they are one person's."""
     seen = set()
     for _ in range(2):
@@ -224,9 +216,7 @@ async def test_without_a_key_every_first_question_begins_a_conversation(
 
 
 @pytest.mark.proves("content", "stream", "a tutorial's fetch loop")
-async def test_the_proxied_tutorials_loop_shows_the_answer(
-    gateway: Gateway, page: httpx.AsyncClient, claude: str
-) -> None:
+async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient, claude: str) -> None:
     """`{"content"}` and nothing else; what its system says goes where Anthropic's API wants it."""
     body = {
         "model": "claude-haiku-5-5",
@@ -245,9 +235,7 @@ async def test_the_proxied_tutorials_loop_shows_the_answer(
 
 
 @pytest.mark.proves("job", "resumes after cuts", "httpx-sse")
-async def test_a_job_is_started_watched_and_cut_and_complete_says_it_all(
-    gateway: Gateway, page: httpx.AsyncClient
-) -> None:
+async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """202 with its id; then `progress`, …, `complete` with the whole result, however often the page is cut off."""
     started = await page.post(f"{gateway.url}/api/start-job", json={"prompt": LINE})
     job = started.json()["job_id"]
@@ -268,7 +256,7 @@ async def test_a_job_is_started_watched_and_cut_and_complete_says_it_all(
     assert await told(gateway, job) == TEXT
 
 
-async def test_a_job_that_was_watched_to_its_end_is_over(gateway: Gateway, page: httpx.AsyncClient) -> None:
+async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """An EventSource comes back after every end, until it is told 204."""
     job = (await page.post(f"{gateway.url}/api/start-job", json={"message": "#sim words=1 rate=0"})).json()["job_id"]
     async with aconnect_sse(page, "GET", f"{gateway.url}/api/stream/{job}") as source:
@@ -289,7 +277,7 @@ async def test_a_job_that_was_watched_to_its_end_is_over(gateway: Gateway, page:
         ("/api/start-job", {"prompt": "a", "message": "b"}),
     ],
 )
-async def test_what_a_tutorials_body_lacks_is_said(
+async def test_invalid_body_is_refused_by_name(
     gateway: Gateway, page: httpx.AsyncClient, path: str, body: object
 ) -> None:
     """400 in the one envelope, before anything is asked."""

@@ -1,4 +1,4 @@
-"""Tutorials' pages whose generator dies, and whose connection is cut: what they show is the log's text and SQLite's."""
+"""Tutorial pages when a generator is killed or a connection is cut: they show the log's text."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def page() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.proves("text", "generator killed during the answer", "a tutorial's chat page")
 @pytest.mark.proves("content", "generator killed during the answer", "a tutorial's fetch loop")
 @pytest.mark.proves("job", "generator killed during the answer", "a tutorial's fetch loop")
-async def test_no_page_notices_that_a_generator_died(takeover: Takeover, page: httpx.AsyncClient) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncClient) -> None:
     """None of them can come back, and none has to: the stream that it has goes on. A job is watched to its end."""
     url = takeover.gateway.url
 
@@ -60,9 +60,7 @@ async def test_no_page_notices_that_a_generator_died(takeover: Takeover, page: h
 @pytest.mark.proves("content", "resumes after cuts", "a tutorial's fetch loop")
 @pytest.mark.parametrize("dialect", ["delta", "content"])
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_page_that_was_cut_is_told_the_rest(
-    gateway: Gateway, page: httpx.AsyncClient, dialect: str, seed: int
-) -> None:
+async def test_cut_page_gets_the_rest(gateway: Gateway, page: httpx.AsyncClient, dialect: str, seed: int) -> None:
     """By one line more than its tutorial has: the same turn, from the last whole event on, in the same words."""
     path, body = PAGES[dialect]
     kept, turn = b"", ""

@@ -1,4 +1,4 @@
-"""A chat's history is what AI SDK makes of its stream: a page shows the same, whether it was there or comes later."""
+"""The history of a chat equals the messages that AI SDK builds from its streams."""
 
 import json
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def plain(value: object) -> Any:
 
 
 @pytest.mark.proves("ui", "read from the history", "ai (Node)")
-async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
+async def test_history_equals_the_clients_messages() -> None:
     """Every kind of part, from the log's stream and from the database's, and how a message ends."""
     live = [streamed(log) for log in LOGS.values()]
     late = [plain(record_chunks(recorded(log))) for log in LOGS.values()]
@@ -95,7 +95,7 @@ async def test_the_history_is_what_the_client_has_made_of_the_stream() -> None:
 
 
 @pytest.mark.proves("ui", "answer continues after a tool result", "ai (Node)")
-async def test_a_message_of_two_turns_is_one_in_the_history() -> None:
+async def test_message_of_two_turns_is_one_in_the_history() -> None:
     """The tool's result stands in the call, and what follows in a step of its own."""
     call = recorded(LOGS["a call"])
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": '{"found":1}'}]}

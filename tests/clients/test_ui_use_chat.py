@@ -1,4 +1,4 @@
-"""`useChat` with `resume: true` in Chromium, in StrictMode: what a person sees is what the log and SQLite have."""
+"""useChat with `resume: true` in Chromium, in StrictMode: the page shows the log's text."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def without_ids(messages: list[Json]) -> list[Json]:
 @pytest.mark.proves("ui", "continues without readers", "useChat (Chromium)")
 @pytest.mark.proves("ui", "cancel", "useChat (Chromium)")
 @pytest.mark.proves("ui", "resumes after cuts", "useChat (Chromium)")
-async def test_an_answer_is_seen_whole_whatever_happens_to_its_page(open_gateway: Gateway, browser: str) -> None:
+async def test_page_shows_the_whole_answer_after_cuts_and_reloads(open_gateway: Gateway, browser: str) -> None:
     """Reloaded, in two tabs, left alone, stopped, cut off: nothing is missing, nothing is there twice."""
     url, given = open_gateway.url, {"texts": [LONG], "chars": 80, "whole": len(TEXT), "reloads": [(80, 1), (160, 2)]}
     async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6200, bytes_min=3200)) as proxy:
@@ -87,7 +87,7 @@ async def check_stopped(gateway: Gateway, seen: Json) -> None:
 @pytest.mark.proves("ui", "errors during the stream", "useChat (Chromium)")
 @pytest.mark.proves("ui", "restart of the answer", "useChat (Chromium)")
 @pytest.mark.proves("ui", "heartbeats before the first event", "useChat (Chromium)")
-async def test_a_chat_shows_what_the_model_does(
+async def test_chat_shows_what_the_model_generates(
     open_gateway: Gateway, house: House, new_gateway: NewGateway, browser: str
 ) -> None:
     """Thoughts, a tool and what follows its result, another question, another answer, failures of both kinds."""
@@ -155,7 +155,7 @@ async def check_tool(gateway: Gateway, seen: Json) -> None:
 
 
 @pytest.mark.proves("ui", "generator killed during the answer", "useChat (Chromium)")
-async def test_a_page_shows_all_of_it_though_a_generator_is_killed(takeover: Takeover, browser: str) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> None:
     """kill -9 in the middle of the answer; the page shows the whole text, and SQLite has the same."""
     asking = asyncio.create_task(done(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
     async with takeover.killed_after(20):

@@ -1,4 +1,4 @@
-"""`@ai-sdk/workflow`'s WorkflowChatTransport in Node: it resumes by how many chunks it has, and counts right."""
+"""WorkflowChatTransport of @ai-sdk/workflow in Node: it resumes by the count of chunks."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def kinds(one: Json) -> list[str]:
 
 @pytest.mark.proves("ui", "stream", CLIENT)
 @pytest.mark.proves("ui", "resumes after cuts", CLIENT)
-async def test_it_tells_all_of_it_however_often_it_is_cut(gateway: Gateway) -> None:
+async def test_transport_resumes_after_cuts(gateway: Gateway) -> None:
     """The run's id and the number of chunks are enough: what index N is, is the same at every read."""
     async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
         (one,) = await seen((proxy.url, question(LONG)))
@@ -54,7 +54,7 @@ async def test_it_tells_all_of_it_however_often_it_is_cut(gateway: Gateway) -> N
 
 
 @pytest.mark.proves("ui", "resumes from the end", CLIENT)
-async def test_a_negative_index_is_counted_from_the_end(gateway: Gateway) -> None:
+async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     """While the answer runs, after it, and when it is cut: the header says where the end was.
 
     Deltas of a part that began before that are left out by the transport itself.
@@ -94,7 +94,7 @@ async def is_told(gateway: Gateway, chat: str) -> bool:
 @pytest.mark.proves("ui", "errors before the first event", CLIENT)
 @pytest.mark.proves("ui", "errors during the stream", CLIENT)
 @pytest.mark.proves("ui", "restart of the answer", CLIENT)
-async def test_it_comes_to_an_end_whatever_the_model_does(gateway: Gateway) -> None:
+async def test_transport_ends_with_every_outcome(gateway: Gateway) -> None:
     """Without `finish` it would come back for ever: a failure has one too, and so has what is told anew."""
     called, failed, anew, refused = await seen(
         (gateway.url, question("#sim words=3 rate=0 thinking=2 tool=look")),
@@ -118,7 +118,7 @@ async def test_it_comes_to_an_end_whatever_the_model_does(gateway: Gateway) -> N
 
 
 @pytest.mark.proves("ui", "heartbeats before the first event", CLIENT)
-async def test_silence_is_filled_and_counts_nothing(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_heartbeats_are_not_counted(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
     """A comment is no chunk: an index means the same to who was sent some and to who was sent none."""
     beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
     asked = question("#sim words=3 rate=0 wait=1")
@@ -129,7 +129,7 @@ async def test_silence_is_filled_and_counts_nothing(house: House, gateway: Gatew
 
 
 @pytest.mark.proves("ui", "cancel", CLIENT)
-async def test_a_stopped_run_ends_for_the_transport_too(gateway: Gateway) -> None:
+async def test_stopped_run_ends_for_the_transport(gateway: Gateway) -> None:
     """`abort` alone is no end to it."""
     asking = asyncio.create_task(seen((gateway.url, question(LONG, session_id="chat-stopped"))))
     await until(lambda: is_told(gateway, "chat-stopped"))
@@ -142,7 +142,7 @@ async def test_a_stopped_run_ends_for_the_transport_too(gateway: Gateway) -> Non
 
 
 @pytest.mark.proves("ui", "generator killed during the answer", CLIENT)
-async def test_it_tells_all_of_it_though_a_generator_is_killed(takeover: Takeover) -> None:
+async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
     """kill -9 in the middle of the answer, and no chunk of it is missing or told twice."""
     asking = asyncio.create_task(seen((takeover.gateway.url, question(LONG))))
     async with takeover.killed_after(20):
