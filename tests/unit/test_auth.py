@@ -1,4 +1,4 @@
-"""The door: a credential becomes a caller or is refused, and a door that stands open to strangers does not open."""
+"""Authentication: API keys from settings, anonymous access, and the checks at startup."""
 
 import hashlib
 
@@ -27,8 +27,8 @@ def door(**given: object) -> Authenticator:
     return Authenticator(Settings(**given), ApiKeyCache())  # type: ignore[arg-type]
 
 
-async def test_a_key_is_its_tenants() -> None:
-    """By its hash alone: two tenants, spaces and a trailing comma in the setting."""
+async def test_a_configured_key_gives_its_tenant() -> None:
+    """The setting may hold spaces and a trailing comma."""
     keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
     alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
     assert await keys.authenticate(asking((b"x-api-key", b"secret"))) == alice
@@ -52,21 +52,20 @@ async def test_a_key_is_its_tenants() -> None:
     ],
     ids=range(11),
 )
-async def test_what_is_no_key_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
-    """The hash of a key is none, and two credentials are none: another server in the way might take the other one."""
+async def test_a_wrong_credential_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
+    """A hash is not a key, and a proxy might choose another one of two credentials."""
     with pytest.raises(Refused) as refused:
         await door(api_keys=f"alice:{HASH}").authenticate(asking(*headers))
     assert refused.value.code == "credential_invalid"
 
 
-async def test_where_nobody_needs_a_key_everybody_is_local() -> None:
-    """On a laptop, and asked for by a name of the machine's own."""
+async def test_without_credentials_every_request_is_the_tenant_local() -> None:
     assert await door().authenticate(asking((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
-def test_a_door_that_strangers_reach_needs_keys(host: str) -> None:
-    """Of whatever kind, or the word of whoever opens it; what is not known to be loopback is not."""
+def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) -> None:
+    """A host that is not known to be loopback counts as beyond it."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOST"):
         door(host=host).require_credentials()
     for closed in (
@@ -85,8 +84,8 @@ def test_a_door_that_strangers_reach_needs_keys(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 @pytest.mark.parametrize("allow_anonymous", [False, True])
-def test_loopback_needs_none_until_there_is_one(host: str, allow_anonymous: bool) -> None:
-    """The default works on a laptop; a credential of any kind closes the door, whatever was allowed before."""
+def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: bool) -> None:
+    """A credential of any kind closes it, also with allow_anonymous."""
     open_door = door(host=host, allow_anonymous=allow_anonymous)
     open_door.require_credentials()
     assert open_door.is_open
@@ -97,7 +96,7 @@ def test_loopback_needs_none_until_there_is_one(host: str, allow_anonymous: bool
 
 
 def used(a_door: Authenticator) -> Authenticator:
-    """As where a key was made, and revoked again."""
+    """A key was created and revoked again."""
     key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
     revoked = msgspec.structs.replace(key, revoked_at=2)
     a_door.api_keys._put(KeyChange(Seq(1), key.id, revoked))
@@ -120,14 +119,14 @@ def used(a_door: Authenticator) -> Authenticator:
     ],
     ids=range(10),
 )
-def test_keys_that_cannot_be_read_stop_the_start(api_keys: str) -> None:
-    """A tenant becomes a part of a subject; and a key that is left out in silence would be a door left open."""
+def test_invalid_keys_in_the_setting_stop_the_start(api_keys: str) -> None:
+    """A key that is ignored silently could leave the gateway open."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_API_KEYS"):
         door(api_keys=api_keys)
 
 
 class Exchanged:
-    """A kind of credential that looks after nothing but itself."""
+    """A verifier that accepts everything."""
 
     def __init__(self, caller: Principal) -> None:
         self._caller = caller
@@ -147,8 +146,8 @@ class Exchanged:
         (Principal(Tenant("alice"), "jwt_ffffffffffffffff"), True),
     ],
 )
-async def test_what_a_key_was_exchanged_for_ends_with_it_whoever_verifies_it(caller: Principal, is_good: bool) -> None:
-    """One check for all kinds: a key that is not there any more, and a time that is over."""
+async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: Principal, is_good: bool) -> None:
+    """The check is the same for every verifier."""
     keys = door(api_keys=f"bob:{OTHER_HASH}")
     keys.add_verifier(Exchanged(caller))
     asked = asking((b"authorization", b"Bearer whatever"))

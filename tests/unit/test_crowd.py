@@ -1,4 +1,4 @@
-"""How many readers one gateway takes, of whom. No server."""
+"""Limits on the open readers of one gateway."""
 
 from contextlib import ExitStack
 
@@ -12,7 +12,7 @@ ALICE, BOB = Tenant("alice"), Tenant("bob")
 
 
 def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, bool]:
-    """The code, and whether it says when to come again."""
+    """Returns the error code, and whether the error has a Retry-After."""
     with pytest.raises(Refused) as refused, crowd.count(tenant, address):
         pass
     return refused.value.code, (refused.value.retry_after_s or 0) >= 1
@@ -27,8 +27,10 @@ def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, boo
     ],
     ids=["all", "tenant", "address"],
 )
-def test_each_kind_has_its_most(room: ReaderLimits, tenant: Tenant, address: str, code: str) -> None:
-    """The third is refused, and let in as soon as one has left; nobody else is meant, unless it is all."""
+def test_a_reader_above_a_limit_is_refused_until_another_leaves(
+    room: ReaderLimits, tenant: Tenant, address: str, code: str
+) -> None:
+    """Readers of other tenants and addresses are not affected, except by the total."""
     crowd = ReaderCounts(room)
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
@@ -55,6 +57,6 @@ def test_each_kind_has_its_most(room: ReaderLimits, tenant: Tenant, address: str
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-def test_of_ipv6_a_network_is_one_owner(address: str, owner: str) -> None:
-    """Who has one of its addresses has them all, and would count as nobody twice."""
+def test_an_ipv6_network_counts_as_one_address(address: str, owner: str) -> None:
+    """A client that owns a /64 could use each of its addresses."""
     assert owner_of(address) in (owner, "fe80::/64")

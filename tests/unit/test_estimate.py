@@ -1,4 +1,4 @@
-"""What a request may come to before anybody has answered it."""
+"""The estimate of tokens and cost of a request."""
 
 import base64
 
@@ -17,8 +17,7 @@ LIFTED_PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "i
 LIFTED = {"type": "text", "text": BLOB}
 
 
-def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
-    """Text at 3.5 characters a token, wherever it stands."""
+def test_text_counts_3_5_characters_a_token_and_the_answer_max_tokens() -> None:
     assert len(TEXT) == 49
     asked = request(messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100)
     # The words of the block count, too: 14 + 14 + 4.
@@ -28,8 +27,8 @@ def test_all_that_is_said_counts_and_an_answer_as_long_as_it_may_be() -> None:
 
 
 @pytest.mark.parametrize("value", [1234567, 12345.6, True, [], ""])
-def test_what_is_no_text_is_told_to_the_model_too(value: object) -> None:
-    """A tool of 10,000 numbers, or of as many empty lists: a thousand such turns at once are held at what they cost."""
+def test_numbers_and_empty_lists_count_too(value: object) -> None:
+    """A thousand concurrent turns with a tool of 10,000 numbers must reserve what they cost."""
     tool = {"name": "t", "input_schema": {"enum": [value] * 10_000}}
     told = len(msgspec.json.encode(value)) + 1 if value not in ("", []) else 1
     held = estimate_request(request(messages=[Message("user", "hi")], tools=[tool], max_tokens=1)).tokens
@@ -37,8 +36,8 @@ def test_what_is_no_text_is_told_to_the_model_too(value: object) -> None:
 
 
 @pytest.mark.parametrize("block", [PICTURE, LIFTED_PICTURE])
-def test_a_picture_is_no_text(block: dict[str, object]) -> None:
-    """A million characters of base64 are one picture, lifted out or not."""
+def test_an_image_counts_as_one_image(block: dict[str, object]) -> None:
+    """A million characters of base64 are one image, stored as a blob or not."""
     tokens = estimate_request(request(messages=[Message("user", [block])], max_tokens=1)).tokens
     assert IMAGE_TOKENS < tokens < IMAGE_TOKENS + 10
 
@@ -53,15 +52,15 @@ def test_a_picture_is_no_text(block: dict[str, object]) -> None:
     ],
     ids=["inline", "lifted", "url", "file"],
 )
-def test_a_document_is_held_by_its_pages(source: dict[str, object], pages: int) -> None:
-    """Each is told as text and as a picture; of what is not at hand they are guessed, by its size or without it."""
+def test_a_document_counts_by_its_pages(source: dict[str, object], pages: int) -> None:
+    """Where the content is missing, pages are estimated by size, or are a constant."""
     block = {"type": "document", "source": source, "title": "T"}
     tokens = estimate_request(request(messages=[Message("user", [block])], max_tokens=1)).tokens
     assert pages * PAGE_TOKENS < tokens < pages * PAGE_TOKENS + 10
 
 
-def test_nothing_is_held_that_no_model_takes() -> None:
-    """A prompt beyond the model's window is refused by who answers, and costs nothing."""
+def test_a_prompt_counts_at_most_the_context_window() -> None:
+    """The model refuses a longer one, which costs nothing."""
     document = {"type": "document", "source": {"type": "url", "url": "https://example.com/long.pdf"}}
     asked = request(model="claude-sonnet-5-5", messages=[Message("user", [document] * 9)], max_tokens=5)
     assert estimate_request(asked).tokens == 1_000_005
@@ -85,15 +84,15 @@ MARKED_1H = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral
     ],
     ids=["not", "5m", "auto", "1h", "marked", "marked 1h", "tool", "options"],
 )
-def test_what_is_to_be_kept_is_held_at_the_price_of_keeping_it(kept: Request, price_nano_usd: int) -> None:
-    """Sonnet 5.5: 1.25 times as much for five minutes, twice for an hour; who asks for it, turn or client, pays it."""
+def test_a_cached_prompt_counts_at_the_cache_write_price(kept: Request, price_nano_usd: int) -> None:
+    """Sonnet 5.5: 1.25 times for five minutes, twice for an hour, by the turn or by marks of the client."""
     estimate = estimate_request(kept)
     assert estimate.tokens > 1
     assert estimate.nano_usd == (estimate.tokens - 1) * price_nano_usd + 10_000
 
 
-def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
-    """It may be asked for once more, and is told the answer that did not fit; a message batch never does."""
+def test_an_answer_with_a_schema_counts_twice() -> None:
+    """The second call has the first answer in its prompt; a message batch makes no second call."""
     schema = {"type": "object", "properties": {TEXT: {"type": "string"}}}
     wanted = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
     asked = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
@@ -104,8 +103,8 @@ def test_an_answer_that_has_to_fit_a_schema_is_held_twice() -> None:
     assert estimate_request(batched).tokens == once + 100
 
 
-def test_a_call_that_may_be_made_twice_at_once_is_held_with_both_prompts() -> None:
-    """Who loses was told all of it, at the same prices, and closes with the first word; nobody hedges a batch's."""
+def test_a_hedged_call_counts_both_prompts() -> None:
+    """The slower call ends at its first token; turns of a batch are not hedged."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
     alone, hedged = estimate_request(asked), estimate_request(asked, is_hedged=True)
     assert (hedged.tokens - alone.tokens, hedged.nano_usd - alone.nano_usd) == (14 + 1, 14 * 4000 + 10_000)
@@ -113,21 +112,21 @@ def test_a_call_that_may_be_made_twice_at_once_is_held_with_both_prompts() -> No
     assert estimate_request(batched, is_hedged=True) == estimate_request(batched)
 
 
-def test_a_long_text_is_as_long_when_a_conversation_goes_on_from_it() -> None:
-    """Lifted out of an earlier turn, the model is told all of it again: who goes on fifty times holds fifty times."""
+def test_a_text_stored_as_a_blob_counts_in_full() -> None:
+    """The model gets all of it in each turn of the conversation."""
     tokens = estimate_request(request(messages=[Message("user", [LIFTED])], max_tokens=1)).tokens
     assert 200_000 < tokens < 200_010
 
 
-def test_a_fast_answer_is_held_at_what_it_costs() -> None:
-    """Opus 4.6 costs six times as much then, others twice."""
+def test_fast_mode_counts_at_its_multiple() -> None:
+    """Opus 4.6 costs six times as much in fast mode, others twice."""
     slow = request(model="claude-opus-4-6", max_tokens=100)
     fast = request(model="claude-opus-4-6", max_tokens=100, options={"speed": "fast"})
     assert estimate_request(fast).nano_usd == 6 * estimate_request(slow).nano_usd > 0
 
 
-def test_money_is_at_the_models_prices_and_no_more_than_the_turn_may_cost() -> None:
-    """Sonnet 5.5: 2 and 10 dollars a million; a model without a price costs nothing."""
+def test_the_cost_uses_the_models_prices_up_to_max_cost() -> None:
+    """Sonnet 5.5: 2 and 10 dollars a million tokens; a model without a price costs nothing."""
     asked = request(messages=[Message("user", TEXT)], max_tokens=100)
     assert estimate_request(asked).nano_usd == 14 * 2000 + 100 * 10_000
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=50_000)

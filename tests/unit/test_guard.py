@@ -1,4 +1,4 @@
-"""The guard before each route: what is not said to be somebody's is nobody's."""
+"""Authorization of routes by scope and by the turn of a ticket."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ async def answer(request: Request) -> PlainTextResponse:
 
 
 class Takes:
-    """A kind of credential that is always good."""
+    """A verifier that accepts everything."""
 
     def __init__(self, caller: Principal) -> None:
         self._caller = caller
@@ -53,8 +53,8 @@ async def status(path: str, url: str, caller: Principal | None, method: str = "G
 
 
 @pytest.mark.parametrize("caller", [None, Principal(Tenant("alice"), "key_1")])
-async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Principal | None) -> None:
-    """Whoever forgets the row has made a route that is refused, not one that is open; so it is with a method."""
+async def test_a_route_without_a_row_in_the_scope_table_is_refused(caller: Principal | None) -> None:
+    """So is a method without a row."""
     assert await status("/v1/forgotten", "/v1/forgotten?ticket=x", caller) == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "POST") == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "HEAD") == 200
@@ -72,12 +72,12 @@ async def test_a_route_that_stands_in_no_row_is_nobodys(caller: Principal | None
         ("/v1/models/{model}", "/v1/models/mine", 404),
     ],
 )
-async def test_who_may_see_one_turn_sees_no_other_and_nothing_else(path: str, url: str, expected: int) -> None:
-    """Whatever the route calls what it names: only the turn of that name is that turn."""
+async def test_a_principal_of_one_turn_can_read_only_that_turn(path: str, url: str, expected: int) -> None:
+    """The path parameter `turn` alone names a turn."""
     caller = Principal(Tenant("alice"), "key_1", turn=TurnId("mine"))
     assert await status(path, f"{url}?ticket=x", caller) == expected
 
 
-async def test_where_nobody_was_asked_there_is_no_caller() -> None:
-    """A route that is public, and would like to know: refused, and not somebody."""
+async def test_a_public_route_has_no_principal() -> None:
+    """Reading it raises Refused."""
     assert await status("/healthz", "/healthz", None) == 401

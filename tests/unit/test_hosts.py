@@ -1,4 +1,4 @@
-"""By which names a server may be asked: a stranger's name never reaches it where nobody needs a key."""
+"""The check of the Host header."""
 
 import pytest
 from starlette.datastructures import Headers
@@ -64,22 +64,24 @@ def allows(host: str, listed: str = "", *, is_key_needed: bool) -> bool:
         ("evil.example", "box.example,*", True, True),
     ],
 )
-def test_a_name_is_let_in(host: str, listed: str, *, without_keys: bool, with_keys: bool) -> None:
-    """A list holds for everybody; without one, keys let every name in, and no keys only this machine's."""
+def test_host_is_allowed_by_list_and_by_need_of_a_key(
+    host: str, listed: str, *, without_keys: bool, with_keys: bool
+) -> None:
+    """Without a list, keys allow every name, and no keys only localhost and addresses."""
     assert allows(host, listed, is_key_needed=False) is without_keys
     assert allows(host, listed, is_key_needed=True) is with_keys
 
 
 @pytest.mark.parametrize("host", MALFORMED, ids=range(len(MALFORMED)))
 @pytest.mark.parametrize("listed", ["", "*", "localhost"])
-def test_what_is_no_host_is_refused(host: str, listed: str) -> None:
+def test_a_malformed_host_is_refused(host: str, listed: str) -> None:
     """With keys and without: CVE-2026-48710 began with `Host: a/health?x=`."""
     assert not allows(host, listed, is_key_needed=True)
     assert not allows(host, listed, is_key_needed=False)
 
 
-def test_one_host_is_asked_for() -> None:
-    """Two may be judged by one server and served by another; HTTP/1.0 has none, which only a list minds."""
+def test_several_hosts_are_refused() -> None:
+    """A proxy might use another one; HTTP/1.0 sends none, which only a list refuses."""
     for listed in ("", "*", "localhost"):
         two = AllowedHosts(Settings(hosts=listed))
         assert not two.allows(headers("localhost", "localhost"), is_key_needed=True)
@@ -89,7 +91,7 @@ def test_one_host_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("listed", ["https://box.example", "box.example:443", "box.example/x", "*.example", "[::1]"])
-def test_a_list_that_no_host_could_match_stops_the_start(listed: str) -> None:
-    """In silence it would shut everybody out, or mean less than was meant."""
+def test_an_invalid_host_in_the_setting_stops_the_start(listed: str) -> None:
+    """It would otherwise match no request."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOSTS"):
         AllowedHosts(Settings(hosts=listed))

@@ -1,4 +1,4 @@
-"""How much a key or a tenant may, as settings and records say it."""
+"""Limits as settings and key records state them."""
 
 import pytest
 
@@ -15,8 +15,8 @@ from tailrace.proto.limits import (
 )
 
 
-def test_a_setting_names_limits() -> None:
-    """Whole numbers and dollars, in any order, with any white space; what is not named is not limited."""
+def test_a_setting_lists_limits_in_any_order() -> None:
+    """A limit that is not listed does not apply."""
     text = " requests=60,burst=10 , tokens = 100000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=1e9 "
     assert parse_limits_setting("X", text) == Limits(
         requests=60, burst=10, tokens=100_000, running=5, streams=20, usd_day=2.5, usd_month=50, bytes_day=10**9
@@ -32,21 +32,21 @@ def test_a_setting_names_limits() -> None:
         *("requests=60;burst=1", "requests=60, requests=600", "burst=5", "burst=5, tokens=1000"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_stops_the_process(text: str) -> None:
+def test_an_invalid_setting_stops_the_process(text: str) -> None:
     """The message names the variable."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_LIMITS_KEY: "):
         parse_limits_setting("TAILRACE_LIMITS_KEY", text)
 
 
-def test_a_record_says_the_same_in_json() -> None:
-    """JSON knows one kind of number."""
+def test_a_key_record_holds_the_same_limits_as_json() -> None:
+    """JSON has one type of number."""
     assert parse_limits({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
     with pytest.raises(ValueError, match="the limits are requests, burst"):
         parse_limits({"request": 60})
 
 
-def test_a_keys_own_limits_stand_before_the_common_ones() -> None:
-    """Each by itself: who is given more requests still has the common budget."""
+def test_a_keys_own_limit_replaces_the_common_one() -> None:
+    """Each limit by itself: the others still apply."""
     common = Limits(requests=60, usd_day=1)
     assert merge_limits(Limits(requests=600, running=3), common) == Limits(requests=600, running=3, usd_day=1)
     assert merge_limits(UNLIMITED, common) == common
@@ -64,8 +64,8 @@ def test_a_keys_own_limits_stand_before_the_common_ones() -> None:
         (Limits(requests=1, burst=100), Rate(60, 3600)),
     ],
 )
-def test_a_burst_is_how_many_fit_into_a_window(limits: Limits, rate: Rate | None) -> None:
-    """The rate stays what it is; an hour is the longest window."""
+def test_burst_is_the_size_of_a_window(limits: Limits, rate: Rate | None) -> None:
+    """The rate stays the same; a window has at most an hour."""
     assert request_rate(limits) == rate
 
 

@@ -1,4 +1,4 @@
-"""What a refresh token is to its login, and what its cookie says."""
+"""The judgement of refresh tokens, and the cookie."""
 
 import pytest
 
@@ -23,14 +23,14 @@ NOW = 1000.0
         (6, 0, "ahead"),  # what was read of the login is old
     ],
 )
-def test_only_the_last_refresh_token_is_good(generation: int, after_s: float, judgement: str) -> None:
-    """The one before it for a moment; an older one is a copy's."""
+def test_only_the_last_refresh_token_is_valid(generation: int, after_s: float, judgement: str) -> None:
+    """The previous one is accepted for GRACE_S; an older one is a copy."""
     login = Login(key="key_1", until=10**9, generation=5, refreshed_at=NOW)
     assert judge(login, generation, NOW + after_s) == judgement
 
 
-def test_a_cookie_is_for_no_script_and_no_other_site() -> None:
-    """`__Host-` makes a browser refuse it unless it is Secure, for `/`, and without a Domain."""
+def test_the_cookie_is_host_only_http_only_and_same_site() -> None:
+    """With `__Host-` browsers refuse it unless it is Secure, for `/`, and without a Domain."""
     said = format_cookie("trr_x", 60).split("; ")
     assert said[0] == "__Host-tailrace_login=trr_x"
     assert set(said[1:]) == {"Path=/", "Max-Age=60", "Secure", "HttpOnly", "SameSite=Strict"}

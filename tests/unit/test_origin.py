@@ -1,4 +1,4 @@
-"""Whether a stranger's page may have sent a request without its browser asking first, and which pages are none."""
+"""The check of cross-origin POSTs, and TAILRACE_ORIGINS."""
 
 import pytest
 from starlette.requests import Request
@@ -24,8 +24,8 @@ from tailrace.proto.errors import SettingsInvalid
         ({"sec-fetch-site": "same-origin", "origin": "http://evil.example"}, True),
     ],
 )
-def test_where_a_request_may_come_from(headers: dict[str, str], *, is_foreign: bool) -> None:
-    """Both headers have to say that it is this origin, if they are there."""
+def test_origin_and_sec_fetch_site_must_name_this_origin(headers: dict[str, str], *, is_foreign: bool) -> None:
+    """Each header counts if it is present."""
     raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
     assert is_cross_origin_simple_post(Request({"type": "http", "method": "POST", "headers": raw})) is is_foreign
 
@@ -41,14 +41,15 @@ def test_where_a_request_may_come_from(headers: dict[str, str], *, is_foreign: b
         ("DELETE", "", False),
     ],
 )
-def test_a_browser_asks_before_it_sends_json_or_deletes(method: str, kind: str, *, is_foreign: bool) -> None:
+def test_only_a_post_without_preflight_is_checked(method: str, kind: str, *, is_foreign: bool) -> None:
+    """The Fetch standard, "CORS-preflight fetch": browsers send no JSON and no DELETE without a preflight."""
     """The Fetch standard, "CORS-preflight fetch": nobody here answers that question. What is only read is not told."""
     raw = [(b"host", b"localhost"), (b"origin", b"https://evil.example"), (b"content-type", kind.encode())]
     assert is_cross_origin_simple_post(Request({"type": "http", "method": method, "headers": raw})) is is_foreign
 
 
-def test_a_page_that_is_listed_is_no_stranger() -> None:
-    """Exactly as parse_origins; `null` and nothing are never."""
+def test_a_listed_origin_may_send_posts() -> None:
+    """Exactly as listed; `null` never."""
     origins = parse_origins("https://app.example, HTTP://localhost:3000,")
     assert origins == {"https://app.example", "http://localhost:3000"}
     for origin, is_foreign in {
@@ -85,7 +86,7 @@ def test_a_page_that_is_listed_is_no_stranger() -> None:
         "https://bücher.example",
     ],
 )
-def test_what_no_browser_sends_is_not_listed(text: str) -> None:
-    """It would let nobody in, or everybody: the start says so."""
+def test_an_invalid_origin_in_the_setting_stops_the_start(text: str) -> None:
+    """It would match no request, or all of them."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_ORIGINS"):
         parse_origins(f"https://ok.example,{text}")

@@ -1,4 +1,4 @@
-"""How many pages a PDF is taken to have: as many as it shows, and else by its size."""
+"""The estimate of the pages of a PDF."""
 
 import base64
 import random
@@ -28,33 +28,33 @@ def in_base64(pdf: bytes) -> str:
 
 
 def packed(objects: bytes) -> bytes:
-    """A stream of objects, as PDF 1.5 has it."""
+    """Returns a compressed object stream of PDF 1.5."""
     compressed = zlib.compress(objects)
     head = b"<< /Type /ObjStm /N 9 /First 40 /Filter /FlateDecode /Length %d >>" % len(compressed)
     return b"7 0 obj\n" + head + b"\nstream\r\n" + compressed + b"\nendstream\nendobj\n"
 
 
 @pytest.mark.parametrize("page", [PAGE, PAGE.replace(b"/Type /Page", b"/Type/Page")])
-def test_pages_are_counted_and_what_holds_them_is_none(page: bytes) -> None:
-    """In either way to write them; a tree of pages is no page."""
+def test_page_objects_are_counted_and_page_tree_nodes_are_not(page: bytes) -> None:
+    """In both spellings."""
     assert counted(in_base64(TREE + 7 * (b"9 0 obj\n" + page + b"\nendobj\n"))) == 7
 
 
-def test_pages_that_are_compressed_are_counted() -> None:
-    """In several streams, beside others, of which one is broken."""
+def test_pages_in_compressed_object_streams_are_counted() -> None:
+    """A broken stream among them is skipped."""
     pdf = TREE + packed(4 * PAGE) + packed(b"no page") + packed(8 * PAGE) + b"<< /Type /ObjStm >>\nstream\nbroken"
     assert counted(in_base64(pdf)) == 12
 
 
-def test_what_shows_no_page_is_taken_by_its_size() -> None:
-    """Encrypted, say; and what is no base64 is nothing that anybody reads."""
+def test_a_pdf_without_visible_pages_is_estimated_by_size() -> None:
+    """An encrypted one, for example; what is not base64 counts one page."""
     noise = random.Random(1).randbytes(100_000)
     assert counted(in_base64(noise)) == pages_of_size(len(in_base64(noise))) == 6
     assert (counted("é"), pages_of_size(0), pages_of_size(32 * 1024 * 1024)) == (1, 1, PAGES_MAX)
 
 
-def test_what_would_unpack_without_end_is_looked_into_so_far() -> None:
-    """A bomb of a gigabyte, a hundred times, and 24 MB of nothing: each in a moment, and no more than may be asked."""
+def test_decompression_stops_at_the_limit() -> None:
+    """For a bomb of a gigabyte, a hundred bombs, and 24 MB of zeros."""
     bomb = packed(PAGE + bytes(64 * STREAM_BYTES_MAX))
     started = time.process_time()
     assert counted(in_base64(TREE + 1000 * bomb)) == PAGES_MAX
@@ -66,8 +66,8 @@ def test_what_would_unpack_without_end_is_looked_into_so_far() -> None:
     assert took_s < 2
 
 
-def test_however_many_documents_unpack_without_end_they_are_looked_into_so_far() -> None:
-    """Of a thousand that a body has room for, none keeps everybody waiting; the rest of them goes by its size."""
+def test_all_documents_of_a_request_share_one_decompression_limit() -> None:
+    """The rest is estimated by size."""
     small = 100 * packed(bytes(STREAM_BYTES_MAX))
     documents = [in_base64(small + PAGE)] * 1000
     counter, started = PageCounter(), time.process_time()

@@ -1,4 +1,4 @@
-"""Which counters limits are at a time, and when they renew."""
+"""Quotas: counters, windows and renewal times."""
 
 from datetime import UTC, datetime
 
@@ -32,8 +32,8 @@ ROWS: list[tuple[What, str, int, str]] = [
 
 @pytest.mark.rule("R37")
 @pytest.mark.parametrize(("what", "subject", "most", "renews"), ROWS)
-def test_a_limit_is_a_counter_of_its_window(what: What, subject: str, most: int, renews: str) -> None:
-    """The window is in the name, so that no two gateways have to agree on more than the time."""
+def test_a_quota_names_the_counter_of_its_window(what: What, subject: str, most: int, renews: str) -> None:
+    """Gateways agree on the counter if their clocks agree."""
     owner = Owner(ACME, TENANT, LIMITS)
     found = quota_of(owner, what, at("2026-12-05T23:59:35"))
     assert found is not None
@@ -45,8 +45,8 @@ def test_a_limit_is_a_counter_of_its_window(what: What, subject: str, most: int,
 
 
 @given(st.sampled_from(WHATS), st.floats(0, 4e9))
-def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float) -> None:
-    """And what counts at its end has another name."""
+def test_windows_follow_each_other_without_a_gap(what: What, now: float) -> None:
+    """At its end another counter replaces it."""
     owner = Owner(ACME, TENANT, LIMITS)
     found = quota_of(owner, what, now)
     assert found is not None
@@ -56,8 +56,8 @@ def test_every_moment_is_in_one_window_that_ends_after_it(what: What, now: float
     assert after.subject != found.subject
 
 
-def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
-    """Its hash is, and two keys have two."""
+def test_a_key_is_hashed_in_the_subject() -> None:
+    """Two keys have two subjects."""
     names = [
         owners_of(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
         for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
@@ -66,8 +66,8 @@ def test_no_name_of_a_key_becomes_a_part_of_a_subject() -> None:
     assert all(is_token(name) and name != TENANT for name in names)
 
 
-def test_a_caller_is_a_key_and_then_its_tenant() -> None:
-    """With the key's own limits where its record has them."""
+def test_owners_are_the_key_and_then_its_tenant() -> None:
+    """The limits in the key record replace the common ones."""
     key, tenant = owners_of(
         Principal(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9)
     )

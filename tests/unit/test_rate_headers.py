@@ -1,4 +1,4 @@
-"""How a caller stands, in the headers of its protocol."""
+"""Rate-limit headers of each client protocol."""
 
 import pytest
 
@@ -22,8 +22,8 @@ STANDINGS = [
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-def test_anthropics_clients_are_told_a_time(path: str) -> None:
-    """RFC 3339, never before it renews; of two limits the one that is nearer."""
+def test_anthropic_routes_show_the_reset_as_a_time(path: str) -> None:
+    """RFC 3339, never before the renewal; of two limits the one with less remaining."""
     assert rate_headers(path, STANDINGS, NOW) == {
         "anthropic-ratelimit-requests-limit": "100",
         "anthropic-ratelimit-requests-remaining": "9",
@@ -35,8 +35,7 @@ def test_anthropics_clients_are_told_a_time(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-def test_openais_clients_are_told_a_duration(path: str) -> None:
-    """As Go writes it."""
+def test_openai_routes_show_the_reset_as_a_duration(path: str) -> None:
     assert rate_headers(path, STANDINGS, NOW) == {
         "x-ratelimit-limit-requests": "100",
         "x-ratelimit-remaining-requests": "9",
@@ -47,8 +46,7 @@ def test_openais_clients_are_told_a_duration(path: str) -> None:
     }
 
 
-def test_everybody_else_is_told_as_the_ietf_has_it() -> None:
-    """Policies, and what is left of each."""
+def test_other_routes_have_the_ietf_headers() -> None:
     assert rate_headers("/v1/turns", STANDINGS, NOW) == {
         "ratelimit-policy": '"requests";q=100;w=60, "tokens";q=1000;w=60',
         "ratelimit": '"requests";r=9;t=31, "tokens";r=0;t=1',
@@ -56,8 +54,8 @@ def test_everybody_else_is_told_as_the_ietf_has_it() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/turns"])
-def test_who_is_not_limited_is_told_nothing(path: str) -> None:
-    """Nor of budgets, which no client knows."""
+def test_without_a_limit_there_are_no_headers(path: str) -> None:
+    """Nor for budgets, which no client reads."""
     assert rate_headers(path, [standing("usd_month", 5, 1, 9999)], NOW) == {}
 
 
@@ -65,6 +63,6 @@ def test_who_is_not_limited_is_told_nothing(path: str) -> None:
     ("seconds", "text"),
     [(-3, "0ms"), (0.0121, "13ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s"), (3600, "1h0m0s"), (90061.5, "25h1m2s")],
 )
-def test_durations_are_written_as_go_does(seconds: float, text: str) -> None:
-    """Rounded up: who waits that long has waited long enough."""
+def test_durations_are_written_as_in_go(seconds: float, text: str) -> None:
+    """Rounded up, so that a client waits long enough."""
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""What is signed is believed, and nothing else is: not a bit of it changed, nor one kind for another."""
+"""Signed tokens: tickets, access tokens and refresh tokens."""
 
 import base64
 import json
@@ -23,8 +23,8 @@ SIGNED: list[Ticket | Access | Refresh] = [
 
 @pytest.mark.rule("R39")
 @pytest.mark.parametrize("signed", SIGNED)
-def test_what_was_signed_is_read_as_its_kind_alone(signed: Any) -> None:
-    """By whoever has the secret: any gateway."""
+def test_a_token_is_read_as_its_own_kind_only(signed: Any) -> None:
+    """By every gateway that has the secret."""
     token = OURS.sign(signed).encode()
     assert {kind: TokenSigner(b"s" * 32).read(token, kind) for kind in KINDS} == {  # type: ignore[type-var]
         kind: signed if kind is type(signed) else None for kind in KINDS
@@ -35,8 +35,8 @@ def test_what_was_signed_is_read_as_its_kind_alone(signed: Any) -> None:
 @pytest.mark.rule("R39")
 @pytest.mark.rule("S13")
 @pytest.mark.parametrize("signed", SIGNED)
-def test_not_a_character_of_it_can_be_changed(signed: Any) -> None:
-    """Nor left out, nor put before or after it: base64 has several ways to say the same, and none of them counts."""
+def test_a_changed_token_is_not_valid(signed: Any) -> None:
+    """Other spellings of the same base64 are refused, too."""
     token = OURS.sign(signed).encode()
     changed = {token[:n] + bytes([token[n] ^ bit]) + token[n + 1 :] for n in range(len(token)) for bit in (1, 2, 32)}
     shorter = {token[:n] + token[n + 1 :] for n in range(len(token))} | {token[:n] for n in range(len(token))}
@@ -44,8 +44,8 @@ def test_not_a_character_of_it_can_be_changed(signed: Any) -> None:
     assert [one for one in (changed | shorter | longer) - {token} if OURS.read(one, type(signed)) is not None] == []
 
 
-def test_what_others_call_signed_is_nothing() -> None:
-    """No algorithm is named in a token, so none can be chosen by one: `none`, or a hash that nobody keyed."""
+def test_a_token_without_our_mac_is_not_valid() -> None:
+    """A token names no algorithm, so it cannot choose `none` or a hash without a key."""
     fields = base64.urlsafe_b64encode(json.dumps(["t", "1", None, False, 5, 9, ""]).encode()).rstrip(b"=")
     for token in (
         b"",
@@ -65,20 +65,19 @@ def test_what_others_call_signed_is_nothing() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_read_or_not(token: bytes) -> None:
-    """A stranger sends anything."""
+def test_arbitrary_bytes_raise_no_error(token: bytes) -> None:
     assert all(OURS.read(token, kind) is None for kind in KINDS)  # type: ignore[type-var]
 
 
-def test_fields_of_another_version_are_no_token() -> None:
-    """Rightly signed, and not understood: whoever holds it asks for another."""
+def test_a_token_with_unknown_fields_is_not_valid() -> None:
+    """Its signature is right, but another release made it."""
     said = b"trt_" + base64.urlsafe_b64encode(msgspec.json.encode(["t", 5])).rstrip(b"=")
     assert OURS.read(said + b"." + OURS._mac(said).encode(), Ticket) is None
 
 
 @pytest.mark.rule("R39")
-def test_a_proof_is_one_tokens_and_one_secrets() -> None:
-    """In what an `id:` may hold, and a dot is not in it: the cursor stands behind one."""
+def test_a_proof_depends_on_token_and_secret() -> None:
+    """It may stand in an `id:` and contains no dot."""
     token, other = OURS.sign(TICKET), OURS.sign(msgspec.structs.replace(TICKET, once="p"))
     proofs = [OURS.proof(token), OURS.proof(other), TokenSigner(b"x").proof(token)]
     assert len(set(proofs)) == 3

@@ -1,4 +1,4 @@
-"""Which days a question about usage means."""
+"""The days of a usage query."""
 
 from datetime import date
 
@@ -25,8 +25,8 @@ def asked(query: str) -> Request:
         ("from=2024-01-01&to=2024-12-31", date(2024, 1, 1), date(2024, 12, 31)),
     ],
 )
-def test_days_are_as_asked_and_else_a_month_up_to_today(query: str, first: date, last: date) -> None:
-    """Both ends are included, so a leap year is the most that there is."""
+def test_days_are_those_of_the_query_or_the_last_30(query: str, first: date, last: date) -> None:
+    """Both ends are included, so a leap year is the longest range."""
     assert days_of(asked(query), TODAY) == (first, last)
     assert (last - first).days < DAYS_MAX
 
@@ -35,7 +35,7 @@ def test_days_are_as_asked_and_else_a_month_up_to_today(query: str, first: date,
     "query",
     ["from=2026-03-02", "from=2024-01-01&to=2025-01-01", "to=1969-12-31", "to=9999-12-31", "from=20260101", "to="],
 )
-def test_days_that_cannot_be_are_refused(query: str) -> None:
-    """Backwards, more than a year, before there were times, no day at all."""
+def test_invalid_days_are_refused(query: str) -> None:
+    """Reversed, more than a year, before 1970, or not a day."""
     with pytest.raises(Refused):
         days_of(asked(query), TODAY)

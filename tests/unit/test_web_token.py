@@ -1,4 +1,4 @@
-"""Tokens of another login: what is taken of them, and the attacks that each have a name."""
+"""Verification of JWTs, and the known attacks on it."""
 
 import hashlib
 import hmac
@@ -42,8 +42,8 @@ def keys_file(tmp_path: Path) -> str:
     return str(path)
 
 
-async def test_a_token_of_supabase_is_its_users() -> None:
-    """HS256 by the project's secret, audience `authenticated`, a UUID as its `sub`: as a Next.js proxy has it."""
+async def test_a_supabase_token_gives_its_user_as_tenant() -> None:
+    """HS256 by the secret of the project, audience `authenticated`, a UUID as `sub`."""
     expires = int(time.time()) + 100
     found = await caller(token(exp=expires))
     assert found is not None
@@ -54,10 +54,10 @@ async def test_a_token_of_supabase_is_its_users() -> None:
 
 
 @pytest.mark.parametrize(("name", "key", "algorithm"), [("rsa", RSA_KEY, "RS256"), ("ec", EC_KEY, "ES256")])
-async def test_a_token_is_checked_with_the_public_key_that_it_names(
+async def test_a_token_is_verified_with_the_public_key_of_its_kid(
     keys_file: str, name: str, key: Any, algorithm: str
 ) -> None:
-    """Whether there is a secret as well, or not."""
+    """With and without a secret in the settings."""
     signed = token(key, algorithm, {"kid": name})
     for secret in ("", SECRET):
         found = await caller(signed, jwt_secret=secret, jwt_keys=keys_file)
@@ -67,8 +67,8 @@ async def test_a_token_is_checked_with_the_public_key_that_it_names(
     assert await caller(signed) is None
 
 
-async def test_of_one_public_key_a_token_need_not_tell_the_name(tmp_path: Path) -> None:
-    """Of two it must."""
+async def test_a_single_public_key_needs_no_kid(tmp_path: Path) -> None:
+    """With two keys a token must have one."""
     path = tmp_path / "keys.json"
     signed = token(EC_KEY, "ES256")
     path.write_bytes(tokens.key_set(ec=EC_KEY))
@@ -136,14 +136,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_a_token_that_is_not_as_it_should_be_is_nobodys(keys_file: str, wrong: str) -> None:
-    """Each against a gateway that takes all three algorithms, which is where mixing them would help."""
+async def test_an_invalid_token_is_refused(keys_file: str, wrong: str) -> None:
+    """By a gateway that accepts all three algorithms, where mixing them would help."""
     assert await caller(WRONG[wrong], jwt_keys=keys_file) is None
 
 
 @pytest.mark.parametrize(("name", "key"), [("rsa", RSA_KEY), ("ec", EC_KEY)])
-async def test_a_public_key_is_no_secret(keys_file: str, name: str, key: Any) -> None:
-    """HS256 with the bytes that everybody may read (CVE-2015-9235 and its many children)."""
+async def test_a_public_key_does_not_verify_hs256(keys_file: str, name: str, key: Any) -> None:
+    """CVE-2015-9235 and its successors."""
     header = by_hand({"alg": "HS256", "kid": name}, claims()).rpartition(b".")[0]
     jwk = json.dumps(tokens.public(name, key)).encode()
     for secret in (tokens.pem(key), tokens.pem(key).strip(), jwk, tokens.key_set(rsa=RSA_KEY, ec=EC_KEY)):
@@ -154,8 +154,8 @@ async def test_a_public_key_is_no_secret(keys_file: str, name: str, key: Any) ->
 
 
 @pytest.mark.parametrize("header", ["jku", "x5u", "jwk", "x5c"])
-async def test_a_token_brings_no_key_of_its_own(keys_file: str, header: str) -> None:
-    """Whatever it offers to be checked with: nothing is fetched, and nothing that it holds is a key."""
+async def test_a_key_inside_a_token_is_ignored(keys_file: str, header: str) -> None:
+    """Nothing that the token names is fetched."""
     mine = ec.generate_private_key(ec.SECP256R1())
     offered = {"jku": "http://127.0.0.1:9/keys", "x5u": "http://127.0.0.1:9/", "jwk": tokens.public("m", mine)}
     signed = token(mine, "ES256", {header: offered.get(header, ["AAAA"]), "kid": "m"})
@@ -163,8 +163,8 @@ async def test_a_token_brings_no_key_of_its_own(keys_file: str, header: str) -> 
 
 
 @pytest.mark.rule("F19")
-async def test_clocks_may_differ_by_half_a_minute() -> None:
-    """Expired, not valid yet, issued in the future: all by less than that."""
+async def test_clocks_may_differ_by_30_seconds() -> None:
+    """For expiry, not-before and issued-at."""
     now = int(time.time())
     found = await caller(token(exp=now - LEEWAY_S + 15, nbf=now + LEEWAY_S - 5, iat=now + LEEWAY_S - 5))
     assert found is not None
@@ -172,8 +172,8 @@ async def test_clocks_may_differ_by_half_a_minute() -> None:
     assert now < found.until < now + LEEWAY_S
 
 
-async def test_an_expiry_beyond_all_clocks_is_one() -> None:
-    """No number that an issuer could sign breaks anything."""
+async def test_a_huge_expiry_is_valid() -> None:
+    """No number that an issuer could sign raises an error."""
     for exp in (10**12, 10**30, 10**308):
         found = await caller(token(exp=exp))
         assert found is not None
@@ -181,8 +181,8 @@ async def test_an_expiry_beyond_all_clocks_is_one() -> None:
 
 
 @pytest.mark.rule("S13")
-async def test_equal_beginnings_are_nobodys_identity() -> None:
-    """CVE-2026-35030: two tokens whose first 300 characters are equal are two, in whatever order they come."""
+async def test_two_tokens_with_the_same_beginning_are_two_identities() -> None:
+    """CVE-2026-35030: the first 300 characters are equal."""
 
     def of(name: str) -> bytes:
         return jwt.encode({"a": "x" * 200, **claims(sub=None), "sub": name}, SECRET, algorithm="HS256").encode()
@@ -198,8 +198,8 @@ async def test_equal_beginnings_are_nobodys_identity() -> None:
         assert await seen.verify(text, ASKING) is None
 
 
-async def test_the_tenant_is_the_claim_that_the_settings_name() -> None:
-    """An organisation, say; a number is one, too. What is not there is nobody."""
+async def test_the_tenant_comes_from_the_configured_claim() -> None:
+    """It may be a number. A token without the claim is refused."""
     organisation = await caller(token(org="acme"), jwt_tenant_claim="org")
     number = await caller(token(org=42), jwt_tenant_claim="org")
     assert organisation is not None
@@ -209,37 +209,36 @@ async def test_the_tenant_is_the_claim_that_the_settings_name() -> None:
         assert await caller(token(org=nobody), jwt_tenant_claim="org") is None
 
 
-async def test_usage_is_counted_by_who_it_is() -> None:
-    """Of one tenant two users have two names, which tell nothing of them."""
+async def test_two_users_of_a_tenant_have_two_key_ids() -> None:
+    """The ids reveal nothing of the users."""
     names = [await caller(token(org="acme", sub=sub), jwt_tenant_claim="org") for sub in ("alice", "bob", "alice")]
     keys = [found.key for found in names if found is not None]
     assert keys[0] == keys[2] != keys[1]
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_any_claim_is_a_tenant_and_no_two_are_the_same(one: str, other: str) -> None:
-    """What could be no part of a subject is hashed whole; what is a hash is no claim of anybody's."""
+def test_two_claims_never_give_the_same_tenant(one: str, other: str) -> None:
+    """What cannot be part of a subject is hashed as a whole."""
     assert is_token(tenant_of_claim(one))
     assert (tenant_of_claim(one) == tenant_of_claim(other)) == (one == other)
     assert tenant_of_claim(tenant_of_claim(one)) != tenant_of_claim(one) or is_token(one)
 
 
 @pytest.mark.parametrize("whose", ["auth0|5f7c8e", "Alice", "a.b", "*", ">", "a" * 65, "ü", "u_x", "\ud800", " ", "\0"])
-def test_what_is_no_token_becomes_a_hash(whose: str) -> None:
-    """Two that differ in upper and lower case stay two."""
+def test_a_claim_that_is_no_valid_name_becomes_a_hash(whose: str) -> None:
+    """Upper and lower case differ."""
     assert tenant_of_claim(whose).startswith("u_")
     assert len(tenant_of_claim(whose)) == 64
     assert tenant_of_claim(whose) != tenant_of_claim(whose.swapcase() + "x")
 
 
-def test_nobody_claims_another_ones_hash() -> None:
-    """Whoever is called as somebody else's hash is hashed in turn."""
+def test_a_claim_that_looks_like_a_hash_is_hashed() -> None:
     victim = tenant_of_claim("auth0|victim")
     assert tenant_of_claim(victim) != victim
 
 
-async def test_scopes_come_from_a_claim_where_one_is_named() -> None:
-    """As words or as a list; what is not ours is nothing, and none is none."""
+async def test_scopes_come_from_the_configured_claim() -> None:
+    """As words or as a list; unknown names grant nothing, and no claim grants none."""
     expected: list[tuple[object, set[str]]] = [
         ("read", {"read"}),
         ("openid read  write admin", {"read", "write"}),
@@ -269,22 +268,21 @@ async def test_scopes_come_from_a_claim_where_one_is_named() -> None:
         ("TAILRACE_JWT_KEYS", {"jwt_keys": "https://"}),
     ],
 )
-def test_half_of_what_is_needed_stops_the_start(name: str, given: dict[str, str]) -> None:
-    """Tokens of any issuer, or for anybody, would be a door that looks closed."""
+def test_incomplete_settings_stop_the_start(name: str, given: dict[str, str]) -> None:
+    """Without issuer or audience every token of the login would be accepted."""
     with pytest.raises(SettingsInvalid, match=name) as refused:
         verifier(**given)
     for value in given.values():
         assert not value or value.startswith(("/", "file:", "https:")) or value not in str(refused.value)
 
 
-def test_without_settings_no_token_is_taken() -> None:
-    """And nothing more has to be set."""
+def test_without_settings_no_token_is_accepted() -> None:
     assert not JwtVerifier(Settings())
     assert verifier()
 
 
-async def test_keys_that_are_not_for_that_are_not_used() -> None:
-    """A secret that somebody has published, a key for encryption, a curve or a length that we do not take."""
+async def test_unusable_keys_of_a_jwks_are_skipped() -> None:
+    """Published secrets, keys for encryption, other curves and short keys."""
     weak = rsa.generate_private_key(65537, 1024)
     published = {
         "oct": {"kty": "oct", "kid": "oct", "k": "c2VjcmV0LXRoYXQtZXZlcnlib2R5LWNhbi1yZWFkLTAwMDA", "alg": "HS256"},
@@ -312,7 +310,6 @@ async def test_keys_that_are_not_for_that_are_not_used() -> None:
 
 
 def test_the_secret_is_in_no_message() -> None:
-    """Who reads a log has no key."""
     for text in (repr(verifier()), str(hashlib.sha256(SECRET.encode()))):
         assert SECRET not in text
     assert AUDIENCE not in repr(verifier())
