@@ -101,7 +101,7 @@ class TurnRunner:
         """Runs a turn until its log holds an `end`; returns the fold with it, or without if a batch's runner writes it.
 
         The turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
-        kept. `lease` is passed to whoever makes a call beside this one. Raises FenceLost when another writer has
+        kept. `lease` is passed to the generator that runs a hedge. Raises FenceLost when another writer has
         continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)

@@ -1,4 +1,4 @@
-"""Hedging: when a first token is late, another generator makes the same call, and the first token wins (ADR 27).
+"""Hedging: when a first token is late, another generator makes the same call, and the first token wins (ADR 20).
 
 The log decides which call is first: both append behind the same fence. This module asks for the second call, stops the
 losing one, and accounts for what it used.

@@ -139,7 +139,7 @@ class BatchRunner:
         return turn
 
     async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
-        """Cancels this runner's message batch if nobody will read it: the new runner has another, or it was deleted."""
+        """Cancels this runner's message batch if no runner will read it: the new one has another, or it was deleted."""
         mine = tally.message_batch
         if self._submitter is None or mine is None:
             return
