@@ -1,7 +1,7 @@
-"""The five promises, as functions of what was seen. They judge a test, a chaos run and a benchmark alike; no I/O.
+"""The five promises as pure functions of a recorded history. They judge tests, chaos runs and benchmarks alike.
 
-Each takes a History and answers true, false or unknown, with the smallest evidence. What nobody looked at is unknown:
-a history without readers does not prove that readers miss nothing. `judge` takes the worst answer, and unknown is
+Each takes a History and returns true, false or unknown, with the smallest evidence. What was not recorded is unknown:
+a history without readers does not prove that readers miss nothing. `judge` returns the worst verdict, and unknown is
 never green.
 """
 
@@ -20,12 +20,12 @@ from tailrace.proto.usage import Usage
 
 
 class Verdict(NamedTuple):
-    """`holds` None means unknown: the history does not say."""
+    """The verdict on a promise. `holds` None means unknown."""
 
     holds: bool | None
     evidence: str = ""
     shown: tuple[msgspec.Struct, ...] = ()
-    """The few entries or operations that show it."""
+    """The entries or operations that are the evidence."""
 
     @property
     def is_green(self) -> bool:
@@ -33,16 +33,16 @@ class Verdict(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What one entry became in a dialect; `seq` is its SSE id."""
+    """The bytes of one entry in a dialect; `seq` is its SSE id."""
 
     seq: Seq
     sent: bytes
 
 
 class Connected(msgspec.Struct, frozen=True):
-    """One connection of a reader: the cursor it sent, what it received, and how it was over.
+    """One connection of a reader: the cursor that it sent, the frames that it received, and why it was over.
 
-    `ended`: the turn's end was received. `left`: the reader went away and wanted no more. `cut`: anything else.
+    `ended`: the turn's end was received. `left`: the reader closed the connection. `cut`: anything else.
     """
 
     cursor: Seq
@@ -51,11 +51,11 @@ class Connected(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct, frozen=True):
-    """What a turn told whoever was listening."""
+    """The content of a turn, as a reader has received it."""
 
     text: str
     usage: Usage | None
-    """None in a dialect that does not tell it."""
+    """None in a dialect without usage."""
     outcome: Outcome | Literal["running"]
 
 
@@ -67,7 +67,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
     dialect: str
     connections: tuple[Connected, ...]
     told: Story | None = None
-    """What its client made of the frames; None when nobody asked it."""
+    """The content that its client has decoded from the frames; None when it was not recorded."""
 
     @property
     def frames(self) -> list[Frame]:
@@ -75,17 +75,17 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened, as far as it was seen."""
+    """What happened, as far as it was recorded."""
 
     posted: dict[TurnKey, bool] = {}
-    """Every turn that was asked for: whether it was acknowledged."""
+    """Whether each turn that was posted was acknowledged."""
     readers: tuple[Reader, ...] = ()
     log: dict[TurnKey, tuple[Stored, ...]] = {}
-    """All that is stored of each turn at the end, valid or not."""
+    """All stored entries of each turn at the end, valid or not."""
     rendered: dict[tuple[TurnKey, str], tuple[Frame, ...]] = {}
-    """The whole log of a turn in a dialect: what a reader would see who was never interrupted."""
+    """The whole log of a turn in a dialect: the frames of a reader without interruptions."""
     records: dict[TurnKey, TurnRecord] | None = None
-    """The rows in SQLite; None when nobody looked."""
+    """The rows in SQLite; None when they were not read."""
 
     def fold(self, key: TurnKey) -> Turn:
         return fold(self.log.get(key, ()))
@@ -97,27 +97,27 @@ KEPT = Verdict(holds=True)
 
 
 def no_gap(history: History) -> Verdict:
-    """What a reader has seen is a prefix of the log in its dialect, in order; all of it once it saw the end."""
+    """A reader has received a prefix of the log in its dialect, in order, and all of it when it received the end."""
     return worst([_gap(history, reader) for reader in history.readers])
 
 
 def no_repeat(history: History) -> Verdict:
-    """No entry is delivered twice to one reader, whatever it reconnected to."""
+    """No entry is delivered twice to one reader, over all its connections."""
     return worst([_repeat(reader) for reader in history.readers])
 
 
 def one_end(history: History) -> Verdict:
-    """A turn that was acknowledged ends exactly once, and nothing follows: not in the log, not to a reader."""
+    """An acknowledged turn ends exactly once, and no entry follows, neither in the log nor to a reader."""
     return worst([_ends(history, key) for key in _acknowledged(history)])
 
 
 def one_story(history: History) -> Verdict:
-    """Every reader, every dialect's text, the fold and SQLite tell the same text, usage and outcome."""
+    """Every reader, every dialect, the fold and SQLite have the same text, usage and outcome."""
     return worst([_stories(history, key) for key in _acknowledged(history)])
 
 
 def nothing_forgotten(history: History) -> Verdict:
-    """An acknowledged turn gets its end, and an ended turn gets into SQLite."""
+    """An acknowledged turn has an end, and an ended turn is in SQLite."""
     return worst([_forgotten(history, key) for key in _acknowledged(history)])
 
 
@@ -125,7 +125,7 @@ PROMISES: tuple[Promise, ...] = (no_gap, no_repeat, one_end, one_story, nothing_
 
 
 def judge(history: History, promises: Sequence[Promise] = PROMISES) -> Verdict:
-    """The worst of the five; its evidence begins with the promise's name."""
+    """Returns the worst verdict; its evidence begins with the name of the promise."""
     return worst([_named(promise, promise(history)) for promise in promises])
 
 
@@ -134,7 +134,7 @@ def _named(promise: Promise, verdict: Verdict) -> Verdict:
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The first that is false, else the first that is unknown. Nothing to judge is unknown."""
+    """Returns the first verdict that is false, else the first that is unknown. No verdict at all is unknown."""
     for answer in (False, None):
         for verdict in verdicts:
             if verdict.holds is answer:
@@ -180,7 +180,7 @@ def _ends(history: History, key: TurnKey) -> Verdict:
     if turn.end is None:
         return Verdict(False, f"{key.turn} was acknowledged and has no end")
     end = turn.chain.last
-    # An entry that names another predecessor, earlier or a fork's own, is a fork's: stored, told to nobody.
+    # An entry that names another predecessor belongs to a fork: it is stored, and no reader receives it.
     following = [stored.seq for stored in history.log[key] if stored.entry.prev == end]
     if following:
         return Verdict(False, f"{key.turn} ended at {end}, and {following[0]} follows it in the log")
@@ -204,7 +204,7 @@ def _stories(history: History, key: TurnKey) -> Verdict:
 
 
 def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
-    """The part of `one_story` that is about SQLite."""
+    """Compares the row in SQLite with the fold."""
     if history.records is None or key not in history.records:
         return Verdict(None, f"{key.turn}: nobody saw its row")
     row, folded = history.records[key], record_from_fold(key, turn)
@@ -218,7 +218,7 @@ def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
 
 
 def same_told(history: History, reader: Reader, turn: Turn) -> Verdict:
-    """The part of `one_story` that is about a reader."""
+    """Compares a reader's frames and content with the fold."""
     whole = dict(history.rendered.get((reader.key, reader.dialect), ()))
     for frame in reader.frames:
         if whole.get(frame.seq, frame.sent) != frame.sent:

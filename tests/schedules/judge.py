@@ -76,14 +76,14 @@ def _failed(schedule: Schedule) -> Verdict:
 
 
 def _ended(schedule: Schedule) -> Verdict:
-    """Everybody came to an end in bounded time."""
+    """All processes are done in bounded time."""
     if schedule.is_over:
         return KEPT
     return Verdict(False, f"it is not over after {schedule.world.handled} happenings")
 
 
 def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
-    """What was asked for: all of it when it is completed, else what the model had said so far."""
+    """A completed answer is the model's whole answer, any other is its beginning."""
     if turn.end is None:
         return Verdict(None, "the turn has not ended")
     script = schedule.script
@@ -97,11 +97,11 @@ def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
 
 
 def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
-    """An append that was told to stand is in the story; a delivery is acknowledged after the end."""
+    """An acknowledged append is valid, and a request is acknowledged after the end."""
     if schedule.too_early:
         return Verdict(False, schedule.too_early[0])
     if schedule.faults.may_fork:
-        # Two rivals may both have been told so: the server's promise is broken then, and ours is that one counts.
+        # Two rivals may both have been acknowledged: the server has broken its promise, and ours is that one counts.
         return KEPT
     appends = [one for generator in schedule.generators for one in generator.acknowledged]
     appends += [one for poster in schedule.posters for one in poster.acknowledged]
@@ -112,7 +112,7 @@ def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
 
 
 def _paid(schedule: Schedule) -> Verdict:
-    """No call that no attempt stands for, or that was not made beside one that was late: each has one such at most."""
+    """Each call has an attempt, or is a hedge; and each first attempt has at most one hedge."""
     attempts = [one.entry for one in schedule.server.stored if isinstance(one.entry, Attempt)]
     calls = sum(generator.calls for generator in schedule.generators)
     hedges = sum(generator.hedges for generator in schedule.generators)
@@ -124,7 +124,7 @@ def _paid(schedule: Schedule) -> Verdict:
 
 
 def _shown_once(valid: list[Stored]) -> Verdict:
-    """What readers were shown is said anew by a restart alone: a fresh attempt follows nothing that was shown."""
+    """Only a restart may repeat what readers have received: a fresh attempt follows no visible event."""
     is_shown = False
     for stored in valid:
         match stored.entry:
@@ -140,7 +140,7 @@ def _shown_once(valid: list[Stored]) -> Verdict:
 
 
 def _refused(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
-    """Nobody who asks for what is there is told that it is not."""
+    """No reader is refused a turn or a cursor that is valid."""
     if reader.refused:
         return Verdict(False, f"{reader.name}: {reader.refused[0]}")
     for told in reader.broken:
@@ -150,8 +150,8 @@ def _refused(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
 
 
 def _seen(schedule: Schedule) -> Verdict:
-    """What was seen does not go away again."""
+    """Entries that a client has seen do not disappear from later answers."""
     if schedule.faults.may_fork or schedule.faults.wakings:
-        # What is a fork's goes away. And an old leader says in the moment in which it wakes up what it knew before.
+        # Entries of a fork may disappear. A former leader that wakes up answers from its past for a moment.
         return KEPT
     return Verdict(False, schedule.looker.shrunk[0]) if schedule.looker.shrunk else KEPT

@@ -128,15 +128,15 @@ class SimulatedBackend:
 
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         self._process.require_alive()
-        world, faults, is_kind = self._server.world, self._server.faults, self._server.is_kind
+        world, faults, is_faultless = self._server.world, self._server.faults, self._server.is_faultless
         self.calls += 1
         world.record(self._process.name, f"calls the model, with {len(call.messages)} messages")
-        if not is_kind and self.calls in faults.breaks:
+        if not is_faultless and self.calls in faults.breaks:
             self._server.happened.append("broken generator")
             raise UnexpectedError
         answer = answer_to(self._script, call)
         broken = None
-        if not is_kind and world.chance() < faults.broken:
+        if not is_faultless and world.chance() < faults.broken:
             answer = answer[: world.below(len(answer))]
             broken = BackendError(BREAKS[world.below(len(BREAKS))], "the model's stream broke off")
         if faults.is_hedged:

@@ -97,7 +97,7 @@ class Schedule:
 
     def _end(self) -> None:
         """Ends all processes, so that no task outlives the schedule."""
-        self.server.is_kind = True
+        self.server.is_faultless = True
         processes = self.world.processes
         for process in processes:
             process.kill()

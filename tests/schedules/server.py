@@ -16,7 +16,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.handwritten import NOON
-from tests.schedules.faults import KIND_AFTER_PUBLISHES, KIND_AFTER_S, Faults
+from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
 from tests.schedules.process import Process
 from tests.schedules.world import World
 
@@ -50,7 +50,7 @@ class SimulatedServer:
         self.is_fenced = True
         self.has_end = False
         """Whether an end is stored, valid or not."""
-        self.is_kind = False
+        self.is_faultless = False
         """Whether faults are over."""
         self.happened: list[str] = []
         """The faults that have happened."""
@@ -107,12 +107,12 @@ class SimulatedServer:
 
     def publish(self, entry: Entry, fence: Seq) -> Answer:
         self.publishes += 1
-        self.is_kind = self.publishes > KIND_AFTER_PUBLISHES or self.world.time() > KIND_AFTER_S
+        self.is_faultless = self.publishes > FAULTLESS_AFTER_PUBLISHES or self.world.time() > FAULTLESS_AFTER_S
         for do in self.at_publish.pop(self.publishes, ()):
             do()
         world, faults = self.world, self.faults
         soon_s = 0.0001 + world.chance() * 0.002
-        if self.is_kind:
+        if self.is_faultless:
             return self.apply(entry, fence, soon_s)
         if world.time() < self._changing_until_s:
             return self._publish_amid_change(entry, fence)
@@ -166,7 +166,7 @@ class SimulatedServer:
     def read(self, after: Seq, limit: int) -> Answer:
         world, faults = self.world, self.faults
         soon_s = 0.0001 + world.chance() * 0.002
-        if self.is_kind:
+        if self.is_faultless:
             return soon_s, self._page(after, limit, world.time())
         u = world.chance()
         if (u := u - faults.unreadable) < 0:
@@ -209,21 +209,21 @@ class SimulatedServer:
         return 0.001, next((stored.seq for stored in reversed(known) if is_wanted(stored)), BEFORE_FIRST)
 
     def _is_changing(self) -> bool:
-        return self.world.time() < self._changing_until_s and not self.is_kind
+        return self.world.time() < self._changing_until_s and not self.is_faultless
 
     def _page(self, after: Seq, limit: int, seen_s: float) -> Page:
         first, last = bisect_right(self._seqs, after), bisect_right(self._times, seen_s)
         return Page(self.stored[first : min(first + limit, last)], last - first <= limit)
 
     def _reaches_former_leader(self) -> bool:
-        return self.world.time() < self._woken_until_s and not self.is_kind and self.world.chance() < 0.5
+        return self.world.time() < self._woken_until_s and not self.is_faultless and self.world.chance() < 0.5
 
     def _republish(self, stored: Stored) -> None:
         world, faults = self.world, self.faults
         for feed in self.feeds:
             if not isinstance(stored.entry, feed.kind):
                 continue
-            u = 1.0 if self.is_kind else world.chance()
+            u = 1.0 if self.is_faultless else world.chance()
             if u < faults.dropped:
                 self.happened.append("dropped hint")
                 continue
