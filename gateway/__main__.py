@@ -24,6 +24,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, TurnLog
@@ -31,7 +32,6 @@ from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import Logins as StoredLogins
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
-from tailrace.proto.runtime import main
 from tailrace.proto.runtime.json_schema import SchemaChecker
 
 # How long a schema that is checked, or a prompt that is filled, waits for those of others.
@@ -91,7 +91,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(door.jwts.refresh_periodically()),
         ]
         host, port = listening.getsockname()[:2]
-        main.mark_ready(url=f"http://{host}:{port}")
+        service.mark_ready(url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in watching:
             task.cancel()
@@ -155,4 +155,4 @@ def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limit
 
 if __name__ == "__main__":
     about = "Turns HTTP into entries, and entries into bytes."
-    sys.exit(main.main("gateway", about, Settings, preflight, serve, probe))
+    sys.exit(service.main("gateway", about, Settings, preflight, serve, probe))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from tailrace.proto.runtime.main import ProcessSettings
+from tailrace.proto.service import ProcessSettings
 
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):

@@ -21,11 +21,10 @@ from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, unique_name
 from tailrace.generators.worker import Worker
-from tailrace.proto import nats
+from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime import main
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
@@ -64,16 +63,16 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             grace_s=settings.grace_s,
         )
         handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs).handlers if claude else {}
-        service = await services.serve(GENERATORS, VERSION, handlers)
+        endpoints = await services.serve(GENERATORS, VERSION, handlers)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:
             await hedges.serve(HedgeTaker(worker, runner, log, orders))
-        main.mark_ready(generator=name, concurrency=settings.concurrency)
+        service.mark_ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)
         finally:
             if not connection.closed.is_set():
-                await service.stop()
+                await endpoints.stop()
 
 
 def build_batch_runner(
@@ -125,4 +124,4 @@ def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main.main("generators", "Turns requests into events.", Settings, preflight, serve, probe))
+    sys.exit(service.main("generators", "Turns requests into events.", Settings, preflight, serve, probe))

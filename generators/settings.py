@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.runtime.main import ProcessSettings
+from tailrace.proto.service import ProcessSettings
 
 # The characters of a header value.
 API_KEY = re.compile(r"[\x21-\x7e]+")

@@ -80,7 +80,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
-            renewing = group.create_task(self._renew_leases())
+            renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
             stopping = group.create_task(stop.wait())
             while not stop.is_set():
                 if len(self._turns) >= self._concurrency:
@@ -209,9 +209,3 @@ class Worker:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-    async def _renew_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._deliveries.renew_every_s)
-            for delivery in tuple(self._held.values()):
-                await delivery.renew()

@@ -21,9 +21,9 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
 from tailrace.persistence.webhooks.http import WebhookClient
+from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
-from tailrace.proto.runtime import main
 from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
 from tailrace.proto.version import VERSION
@@ -84,15 +84,15 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         for part in (queries, resources, BatchQueries(store), commands)
         for name, handler in part.handlers(caught_up).items()
     }
-    service = await services.serve(PERSISTENCE, VERSION, handlers)
+    endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
     await services.serve_health(PERSISTENCE, recorder.report)
-    main.mark_ready(database=str(settings.database))
+    service.mark_ready(database=str(settings.database))
     try:
         async with _sending_webhooks(settings, connection, turns, stop), _collecting_blobs(blobs, stop):
             await recorder.run(stop)
     finally:
         if not connection.closed.is_set():
-            await service.stop()
+            await endpoints.stop()
 
 
 @asynccontextmanager
@@ -148,4 +148,4 @@ async def _open_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 if __name__ == "__main__":
-    sys.exit(main.main("persistence", "Records turns in SQLite and answers queries.", Settings, preflight, serve))
+    sys.exit(service.main("persistence", "Records turns in SQLite and answers queries.", Settings, preflight, serve))

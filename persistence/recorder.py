@@ -73,7 +73,7 @@ class Recorder:
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:
             with metrics.BATCH_S.time():
-                async with _leased(batch, self._deliveries.renew_every_s):
+                async with _leased(self._deliveries, batch):
                     rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
                 for delivery in batch:
                     await delivery.ack()
@@ -179,18 +179,11 @@ def _verify_text(key: TurnKey, turn: Turn) -> None:
 
 
 @asynccontextmanager
-async def _leased(batch: Sequence[Delivery], every_s: float) -> AsyncIterator[None]:
+async def _leased(deliveries: Deliveries, batch: Sequence[Delivery]) -> AsyncIterator[None]:
     """Renews the leases while the block runs, so that a slow commit does not cause a second delivery."""
-    renewing = asyncio.create_task(_renew(batch, every_s))
+    renewing = asyncio.create_task(deliveries.keep_renewed(lambda: batch))
     try:
         yield
     finally:
         renewing.cancel()
         await asyncio.wait([renewing])
-
-
-async def _renew(batch: Sequence[Delivery], every_s: float) -> None:
-    while True:
-        await asyncio.sleep(every_s)
-        for delivery in batch:
-            await delivery.renew()

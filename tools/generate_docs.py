@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tailrace.gateway.metrics
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
-import tailrace.proto.runtime.main
+import tailrace.proto.service
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
@@ -37,7 +37,7 @@ BY_HAND = """\
 `ANTHROPIC_BASE_URL=http://127.0.0.1:9000 ANTHROPIC_API_KEY=any`.
 """
 METRICS = {
-    "Every process": tailrace.proto.runtime.main,
+    "Every process": tailrace.proto.service,
     "Gateways": tailrace.gateway.metrics,
     "Generators": tailrace.generators.metrics,
     "Persistence": tailrace.persistence.metrics,

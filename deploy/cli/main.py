@@ -25,7 +25,7 @@ from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.resources import UsageBy
 from tailrace.proto.runtime.logging_setup import configure
-from tailrace.proto.runtime.main import EXIT_ERROR, EXIT_USAGE
+from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
 UP_EXAMPLES = """\

@@ -13,7 +13,7 @@ from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
-from tailrace.proto.runtime.main import ProcessSettings
+from tailrace.proto.service import ProcessSettings
 
 SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("gateway", tailrace.gateway.settings.Settings),

@@ -21,7 +21,7 @@ IMPORT_PATH = str(Path(__file__).parents[3])
 SIMULATED_KEY = "simulated"
 # Only persistence, which sends webhooks, gets the key; gateways only learn that there is one.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
-# A metric of each process (proto/runtime/main.py).
+# A metric of each process (proto/service.py).
 READY = "\ntailrace_ready 1.0"
 
 

@@ -31,7 +31,7 @@ from tailrace.gateway.__main__ import door_of
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.logging_setup import configure
-from tailrace.proto.runtime.main import ProcessSettings
+from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")

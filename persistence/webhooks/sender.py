@@ -83,7 +83,7 @@ class WebhookSender:
         """
         left = (await self._deliveries.backlog()).leased
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(self._renew())
+            renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
             stopping = group.create_task(stop.wait())
             await self._start(group, await self._receive_leased(left, stop))
             while not stop.is_set():
@@ -213,12 +213,6 @@ class WebhookSender:
         await self._held[seq].ack()
         # After the acknowledgement, which is also valid for a newer lease that arrived during it.
         del self._held[seq]
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self._deliveries.renew_every_s)
-            for delivery in tuple(self._held.values()):
-                await delivery.renew()
 
 
 def check(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """Leases: entries delivered by a durable pull consumer to one holder at a time. The fence decides who writes."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Self
 
 import nats.errors
@@ -91,6 +91,13 @@ class Deliveries:
     def renew_every_s(self) -> float:
         """The interval of renewals that keeps a lease."""
         return self.ack_wait_s / RENEWALS
+
+    async def keep_renewed(self, held: Callable[[], Iterable[Delivery]]) -> None:
+        """Renews the deliveries that `held()` returns, again and again until it is cancelled."""
+        while True:
+            await asyncio.sleep(self.renew_every_s)
+            for delivery in tuple(held()):
+                await delivery.renew()
 
     @classmethod
     async def open(cls, connection: Connection, durable: str) -> Self:

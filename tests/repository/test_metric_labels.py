@@ -11,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tailrace.gateway.metrics
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
-import tailrace.proto.runtime.main
+import tailrace.proto.service
 from tailrace.generators.backends import registry
 from tailrace.persistence.webhooks.sender import GivenUp
 from tailrace.proto.entries import Mode, Outcome
@@ -39,7 +39,7 @@ MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.persistence.metrics,
-    tailrace.proto.runtime.main,
+    tailrace.proto.service,
 )
 METRICS = [one for module in MODULES for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
 

@@ -8,7 +8,7 @@ from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.ports import find_free
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.main import EXIT_ERROR, EXIT_USAGE
+from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
 
