@@ -49,7 +49,7 @@ async def test_anthropic_sdk_counts_with_betas(sdk: anthropic.AsyncAnthropic) ->
 async def test_prompt_is_counted_for_the_resolved_model(
     house: House, gateway: Gateway, new_gateway: NewGateway, model: str
 ) -> None:
-    """The API knows neither of these names: what is asked of it is the model's own."""
+    """The API knows neither of these names; it gets the model's own."""
     named = await new_gateway(house.nats_url, model_aliases="gpt-4o=claude-sonnet-4-5-20250929")
     answer = await named.client.post("/v1/messages/count_tokens", json={**ASKED, "model": model})
     assert (answer.status_code, answer.json()) == (200, {"input_tokens": 3})
@@ -144,7 +144,7 @@ async def test_reference_in_a_short_prompt_is_passed_on(gateway: Gateway) -> Non
 async def test_rejected_api_key_is_not_a_client_error(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
 ) -> None:
-    """502: the operator's key is wrong, not the one that this request came with."""
+    """502: the operator's key is wrong, not the client's."""
     gateway = await new_gateway(own_server.url)
     async with processes.generator(tmp_path, own_server.url, claude, ANTHROPIC_API_KEY="bad-key"):
         answer = await gateway.client.post("/v1/messages/count_tokens", json=ASKED)

@@ -34,7 +34,7 @@ async def printed(block: str, url: str) -> str:
 
 
 async def text_of(gateway: Gateway) -> str:
-    """What anybody is told who asks the same: the simulated Claude says it again."""
+    """Returns the simulated Claude's answer, which is the same for each request."""
     answer = await gateway.client.post("/chat", json={"message": QUESTION})
     return answer.text
 

@@ -32,7 +32,7 @@ def turn_of(answer: httpx2.Response) -> str:
 
 
 async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
-    """At any gateway; another body, other headers, another session and another client are other questions."""
+    """At any gateway. Another body, session or client, and other headers, are other requests."""
     first = await post(gateway, CLAUDE_CODE)
     again = await post(second_gateway, CLAUDE_CODE)
     assert (turn_of(again), again.content) == (turn_of(first), first.content)
@@ -83,7 +83,7 @@ async def test_invalid_session_id_of_claude_code_is_ignored(gateway: Gateway, se
 async def test_request_after_a_cancelled_turn_is_a_new_turn(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
-    """Up to a bound: after so many the last one's end is told again."""
+    """Up to a limit, after which the last turn is returned again."""
     turns = []
     endless = BODY | {"stream": True, "messages": [{"role": "user", "content": "#sim words=9999 rate=50"}]}
     for _ in range(TURNS_MAX + 1):
@@ -112,7 +112,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
 )
 @on_shared_loop
 async def test_invalid_request_is_refused(shared_gateway: Gateway, more: dict[str, Any], sentence: str) -> None:
-    """In the one envelope, whose type Anthropic's clients know."""
+    """With the error body that Anthropic's clients know."""
     answer = await shared_gateway.client.post("/v1/messages", json=BODY | more)
     error = answer.json()["error"]
     assert (answer.status_code, answer.json()["type"], error["type"]) == (400, "error", "invalid_request_error")

@@ -65,7 +65,7 @@ async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> N
 async def test_sdks_find_a_model_by_any_of_its_names(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI, name: str
 ) -> None:
-    """Its id is told, whatever it was called."""
+    """The response has the model's id."""
     assert (await claude_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
     assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
 
@@ -73,7 +73,7 @@ async def test_sdks_find_a_model_by_any_of_its_names(
 async def test_sdks_raise_not_found_for_an_unknown_model(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI
 ) -> None:
-    """404 in a shape that each makes its own exception of; so for a model that this key does not have."""
+    """404 with a body that both parse; also for a model that the operator's key does not have."""
     for name in ("gpt-4o", "claude-mythos-5"):
         with pytest.raises(anthropic.NotFoundError) as theirs:
             await claude_sdk.models.retrieve(name)
@@ -165,7 +165,7 @@ async def test_without_a_generator_the_models_of_the_data_file_are_listed(lone_g
 async def test_model_list_outlives_its_generator(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
 ) -> None:
-    """From the file while nobody is there, from Anthropic soon after somebody is, and kept when nobody is again."""
+    """The data file's without a generator, Anthropic's soon after one starts, and the same after it has stopped."""
     gateway = await new_gateway(own_server.url)
 
     async def told() -> list[str]:

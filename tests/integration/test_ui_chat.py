@@ -43,7 +43,7 @@ async def ask(gateway: Gateway, *messages: Json, **given: Any) -> httpx2.Respons
 
 @pytest.fixture
 async def keyless(house: House, gateway: Gateway, new_gateway: NewGateway) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of a gateway that asks for no key."""
+    """A client of a gateway without keys."""
     open_gateway = await new_gateway(house.nats_url, api_keys="")
     async with httpx2.AsyncClient(base_url=open_gateway.url, trust_env=False) as client:
         yield client
@@ -62,7 +62,7 @@ async def keyless(house: House, gateway: Gateway, new_gateway: NewGateway) -> As
 async def test_json_as_text_is_refused_from_other_origins(
     keyless: httpx2.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
-    """The workflow transport sends it so, and a browser sends it anywhere without asking."""
+    """The workflow transport sends it so, and browsers send it to other origins without a preflight."""
     own = {name: value.format(own=str(keyless.base_url).rstrip("/")) for name, value in headers.items()}
     body = msgspec.json.encode({"messages": [user("#sim words=1 rate=0")]})
     answer = await keyless.post("/api/chat", content=body, headers={**TEXT, **own})
@@ -184,7 +184,7 @@ async def test_stream_closed_early_lacks_its_last_chunk(lone_gateway: Gateway, l
 
 
 async def read_until_closed(gateway: Gateway, key: TurnKey) -> None:
-    """The gateway is told to go away once the reader has something."""
+    """Drains the gateway after the reader has received something."""
     async with gateway.client.stream("GET", f"/api/chat/{key.turn}/stream") as response:
         async for received in response.aiter_raw():
             if b"half" in received:
@@ -222,7 +222,7 @@ async def test_history_contains_images_and_long_texts(gateway: Gateway) -> None:
 
 
 async def test_history_repeats_a_repeated_image(gateway: Gateway, house: House, new_gateway: NewGateway) -> None:
-    """It is one blob, wherever it stands; and what a client may not say in one body it is not told in one."""
+    """It is one blob; a history that is larger than a request body is refused."""
     chat = new_id()
     picture = "data:image/png;base64," + base64.b64encode(os.urandom(100_000)).decode()
     messages: list[Json] = []
@@ -243,7 +243,7 @@ async def test_history_repeats_a_repeated_image(gateway: Gateway, house: House, 
 async def test_history_has_every_page_of_a_long_chat(
     gateway: Gateway, house: House, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By as many pages as it takes, each of which may be as short as one turn; too long is what no body could say."""
+    """With pages of one turn; a history that is larger than a request body is refused."""
     monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
     chat, told = new_id(), list[Json]()
     for number in range(1, 24):

@@ -170,7 +170,7 @@ def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
 
 @st.composite
 def turns(draw: st.DrawFn) -> Handwritten:
-    """Any blocks in any order, told in one attempt or in two, and perhaps an end."""
+    """Any blocks in any order, in one attempt or two, and perhaps an end."""
     log = begun()
     for index in range(draw(st.integers(0, 4))):
         match draw(st.sampled_from(["text", "thinking", "tool"])):
@@ -188,7 +188,7 @@ def turns(draw: st.DrawFn) -> Handwritten:
 
 
 def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
-    """As every client of the protocol does it: by adding up strings, and calls by their index."""
+    """Concatenates strings, and tool calls by index, as clients of the protocol do."""
     for call in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
         if call["index"] == len(calls):
@@ -205,7 +205,7 @@ def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, An
 
 
 def same(message: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as what they say: pieces may have white space."""
+    """Compares arguments by value: deltas may contain white space."""
     calls = [{**one, "function": json.loads(one["function"]["arguments"])} for one in message.get("tool_calls", ())]
     return {"content": message.get("content") or "", "thoughts": message.get("reasoning_content"), "calls": calls}
 

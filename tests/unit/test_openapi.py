@@ -140,8 +140,8 @@ def test_reference_page_escapes_docstrings() -> None:
     assert "<i>" not in page
 
 
-def test_a_webhooks_body_is_what_the_document_says() -> None:
-    """Whoever generates a receiver from it can read what is sent."""
+def test_webhook_body_matches_its_schema() -> None:
+    """A receiver that is generated from the document can parse it."""
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/WebhookPayload"}
