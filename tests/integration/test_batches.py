@@ -1,4 +1,4 @@
-"""A batch, whole: a gateway, generators that are killed, a real log, and the simulated Claude, which counts calls."""
+"""Batches end to end: a gateway, generators that are killed, a real log, and the simulated Claude."""
 
 import asyncio
 import hashlib
@@ -127,7 +127,7 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(
 
 @pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
-async def test_killed_after_any_entry_a_batch_is_finished_by_another(
+async def test_another_generator_finishes_a_batch_killed_at_any_entry(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -154,7 +154,7 @@ async def test_killed_after_any_entry_a_batch_is_finished_by_another(
 
 @pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
-async def test_generators_nats_and_gateway_die_and_no_turn_is_asked_twice(
+async def test_after_killing_every_process_no_input_runs_twice(
     own_server: NatsServer,
     own_log: TurnLog,
     own_connection: Connection,
@@ -229,7 +229,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(
 
 
 @pytest.mark.rule("R64")
-async def test_cancelling_stops_what_runs_and_asks_no_more(
+async def test_cancelling_stops_running_turns_and_starts_no_more(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -280,7 +280,7 @@ async def test_a_batch_that_is_cancelled_while_its_generator_is_dead_leaves_noth
 
 
 @pytest.mark.rule("R65")
-async def test_limits_hold_for_all_inputs_and_are_settled_by_each(
+async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(
     own_server: NatsServer,
     own_connection: Connection,
     own_log: TurnLog,
@@ -345,7 +345,7 @@ async def test_a_batch_is_refused_as_a_whole(lone_gateway: Gateway, wrong: str) 
         assert f"requests[{len(requests) - 1}]" in answer.json()["error"]["message"]
 
 
-async def test_the_same_key_is_the_same_batch(lone_gateway: Gateway) -> None:
+async def test_the_same_idempotency_key_is_the_same_batch(lone_gateway: Gateway) -> None:
     """Whoever lost the answer asks again; another body under that key is refused, and `auto` is none of a batch's."""
     key = {"idempotency-key": "the-batch"}
     first = await lone_gateway.client.post("/v1/batches", json={"requests": inputs(2)}, headers=key)
@@ -359,7 +359,7 @@ async def test_the_same_key_is_the_same_batch(lone_gateway: Gateway) -> None:
     assert auto.json()["error"]["code"] == "idempotency_key_invalid"
 
 
-async def test_a_turn_is_no_batch(gateway: Gateway) -> None:
+async def test_a_turn_is_not_found_as_a_batch(gateway: Gateway) -> None:
     """What is not a batch is not found, whoever's it is, in the same words."""
     turn = (await gateway.client.post("/v1/turns", json={"message": "hi"})).json()["turn"]
     for path in ("", "/results"):
@@ -409,7 +409,7 @@ async def test_batches_are_listed_newest_first(
     assert (await gateway.client.get("/v1/batches?after=x")).json()["error"]["code"] == "cursor_invalid"
 
 
-async def test_another_tenants_batches_are_not_there(
+async def test_batches_of_another_tenant_are_404(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """Neither in the list, nor by their ids, in the log or out of it."""
@@ -433,7 +433,7 @@ async def test_another_tenants_batches_are_not_there(
 
 
 @pytest.mark.rule("R28")
-async def test_a_batch_that_has_left_the_log_is_told_by_the_database(
+async def test_a_batch_that_has_left_the_log_comes_from_the_database(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """How it is, its results, its stream, its place in the list; and cancelling it changes nothing."""
@@ -480,7 +480,7 @@ async def lone_house(
 
 
 @pytest.mark.rule("R63")
-async def test_what_was_deleted_of_a_batch_does_not_come_back(
+async def test_deleted_turns_of_a_batch_stay_deleted(
     house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """One of its turns, and then the batch with all of them: also while it runs."""
@@ -498,7 +498,7 @@ async def test_what_was_deleted_of_a_batch_does_not_come_back(
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
 
-async def test_a_takeover_does_not_ask_for_what_was_deleted(
+async def test_a_takeover_does_not_run_deleted_inputs(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -523,7 +523,7 @@ async def test_a_takeover_does_not_ask_for_what_was_deleted(
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_that_is_too_old_has_failed(
+async def test_a_batch_above_its_time_limit_fails(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -543,7 +543,7 @@ async def test_a_batch_that_is_too_old_has_failed(
     assert {line["outcome"] for line in await results(own_gateway, batch)} == {"cancelled"}
 
 
-async def test_a_batch_whose_inputs_have_expired_has_failed(
+async def test_a_batch_with_expired_inputs_fails(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -560,7 +560,7 @@ async def test_a_batch_whose_inputs_have_expired_has_failed(
     assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
 
 
-async def test_batches_wait_for_their_turn(
+async def test_batches_above_the_parallel_limit_wait(
     own_server: NatsServer,
     own_gateway: Gateway,
     own_log: TurnLog,
@@ -591,7 +591,7 @@ class Early(BatchRunner):
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
+async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_connection: Connection, own_claude: str
 ) -> None:
     """Whoever lost it has not looked: it is delivered once more, although its end can be read."""
@@ -618,7 +618,7 @@ async def test_a_batch_is_not_acknowledged_before_what_it_asked_has_ended(
     assert early.times == 2
 
 
-async def test_who_stops_waits_for_no_room_in_a_full_log(tmp_path: Path) -> None:
+async def test_a_stopping_generator_does_not_wait_for_a_full_log(tmp_path: Path) -> None:
     """What the log has refused is not stored: the batch is given up at once, and another asks the input later."""
     key, line = TurnKey(Tenant("tenant"), TurnId(new_id())), encode_inputs([request(system="x" * 60_000)])
     sha256 = hashlib.sha256(line).hexdigest()
@@ -653,7 +653,7 @@ async def held(log: TurnLog, key: TurnKey) -> str:
 
 
 @pytest.mark.rule("R65")
-async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_dead(
+async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     own_server: NatsServer,
     own_connection: Connection,
     own_log: TurnLog,
@@ -685,7 +685,7 @@ async def test_what_a_deleted_batch_held_is_given_back_though_its_generator_is_d
 
 
 @pytest.mark.rule("R65")
-async def test_what_is_given_back_and_what_is_settled_is_counted_once(
+async def test_a_reservation_is_returned_or_settled_once(
     own_server: NatsServer,
     own_connection: Connection,
     own_log: TurnLog,

@@ -1,4 +1,4 @@
-"""Which pages elsewhere may ask (CORS): those that are listed, exactly as listed, and none with its cookies."""
+"""CORS over HTTP: preflights and answers for listed and other origins."""
 
 import pytest
 
@@ -34,7 +34,7 @@ async def listing(nats_url: str, new_gateway: NewGateway) -> Gateway:
 
 
 @pytest.mark.parametrize("origin", MAY)
-async def test_a_page_that_is_listed_may_ask_and_see(listing: Gateway, origin: str) -> None:
+async def test_a_listed_origin_may_send_requests_and_read_answers(listing: Gateway, origin: str) -> None:
     """Its preflight lets any header through; answers and errors are its own to read, with all of their headers."""
     preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
     assert (preflight.status_code, preflight.headers[ALLOW]) == (200, origin)
@@ -53,7 +53,7 @@ async def test_a_page_that_is_listed_may_ask_and_see(listing: Gateway, origin: s
 
 @pytest.mark.rule("S7")
 @pytest.mark.parametrize("origin", MAY_NOT)
-async def test_no_other_page_may(listing: Gateway, origin: str) -> None:
+async def test_another_origin_is_refused(listing: Gateway, origin: str) -> None:
     """Whatever looks like a listed one; `null` is every sandboxed page's."""
     preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
     answer = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
@@ -63,9 +63,7 @@ async def test_no_other_page_may(listing: Gateway, origin: str) -> None:
         assert "Origin" in said.headers["vary"]
 
 
-async def test_what_breaks_here_can_be_read_by_a_page_that_may_ask(
-    listing: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_internal_error_has_cors_headers(listing: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the headers a browser hides the status, the code and the body, and says that the network failed."""
 
     async def broken(*_: object) -> None:
@@ -91,7 +89,7 @@ async def test_what_breaks_here_can_be_read_by_a_page_that_may_ask(
         ("null", PREFLIGHT, False),
     ],
 )
-async def test_a_preflight_that_is_refused_has_our_body(
+async def test_a_refused_preflight_has_the_error_body(
     listing: Gateway, origin: str, asked: dict[str, str], *, is_told: bool
 ) -> None:
     """JSON like every error; which origins may is said to those alone."""
@@ -102,7 +100,7 @@ async def test_a_preflight_that_is_refused_has_our_body(
     assert "Origin" in refused.headers["vary"]
 
 
-async def test_nothing_is_said_of_origins_where_none_is_listed(lone_gateway: Gateway) -> None:
+async def test_without_the_setting_there_are_no_cors_headers(lone_gateway: Gateway) -> None:
     """The default: a page elsewhere asks its own server, which asks this one."""
     headers = {"origin": "https://app.example"}
     preflight = await lone_gateway.client.options("/v1/turns", headers={**headers, **PREFLIGHT})
@@ -111,9 +109,7 @@ async def test_nothing_is_said_of_origins_where_none_is_listed(lone_gateway: Gat
     assert not [name for said in (preflight, answer) for name in said.headers if name.startswith("access-control")]
 
 
-async def test_where_no_key_is_needed_a_listed_page_may_do_what_others_may_not(
-    nats_url: str, new_gateway: NewGateway
-) -> None:
+async def test_without_keys_a_listed_origin_may_post(nats_url: str, new_gateway: NewGateway) -> None:
     """A POST without JSON is sent by any page without asking: it is refused to all but those."""
     gateway = await new_gateway(nats_url, api_keys="", origins=LISTED)
     for origin, status in ((MAY[0], 404), ("https://evil.example", 403), ("null", 403)):

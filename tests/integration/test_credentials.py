@@ -118,7 +118,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
 @on_shared_loop
 @pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
 @pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_what_is_no_credential_is_refused_alike_everywhere(
+async def test_an_invalid_credential_gets_the_same_401_on_every_route(
     doors: Doors, route: tuple[str, str], carrier: str
 ) -> None:
     """Whatever is wrong with it, and wherever it stands: the same status, body and header."""
@@ -136,7 +136,7 @@ async def test_what_is_no_credential_is_refused_alike_everywhere(
 
 @on_shared_loop
 @pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_two_credentials_are_none(doors: Doors, route: tuple[str, str]) -> None:
+async def test_two_credentials_get_401(doors: Doors, route: tuple[str, str]) -> None:
     """Good ones, of one kind or two, in one header or two: another server in the way might take the other one."""
     key, token = doors.of_key["write"], doors.of_token["read"]
     for one, other in [(key, key), (key, token), (token, token)]:
@@ -153,7 +153,7 @@ async def test_two_credentials_are_none(doors: Doors, route: tuple[str, str]) ->
 @pytest.mark.parametrize("kind", ["key", "token"])
 @pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
 @pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_a_credential_does_what_its_scopes_say(
+async def test_a_credential_needs_the_scope_of_the_route(
     doors: Doors, route: tuple[str, str], carrier: str, kind: str
 ) -> None:
     """CVE-2026-45339: in whichever header it stands, of whichever kind it is. Who may gets any answer but a refusal."""

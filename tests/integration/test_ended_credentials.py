@@ -1,4 +1,4 @@
-"""A credential that ends, revoked or expired, ends what was begun with it: streams, and answers that are waited for."""
+"""Revoked and expired credentials: open streams, downloads and waiting requests end."""
 
 import asyncio
 import hashlib
@@ -93,7 +93,7 @@ def bearer(key: NewKey) -> str:
 
 @pytest.mark.rule("R38")
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_the_streams_of_a_revoked_key_are_broken_off_in_their_own_form(
+async def test_streams_of_a_revoked_key_are_closed_in_every_dialect(
     keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey, dialect: str
 ) -> None:
     """As at a drain: a clean end where an end is told, else one without its last chunk. Who comes back is refused."""
@@ -110,7 +110,7 @@ async def test_the_streams_of_a_revoked_key_are_broken_off_in_their_own_form(
 
 
 @pytest.mark.rule("R38")
-async def test_a_revocation_is_heard_in_every_gateway(
+async def test_a_revocation_closes_streams_on_every_gateway(
     own_server: NatsServer, keyed: Gateway, new_gateway: NewGateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey
 ) -> None:
     """Three of them with four streams each; those of another key of the same tenant go on."""
@@ -129,7 +129,7 @@ async def test_a_revocation_is_heard_in_every_gateway(
 
 
 @pytest.mark.rule("R38")
-async def test_the_streams_of_a_token_end_with_it(keyed: Gateway, own_log: TurnLog, tenant: Tenant) -> None:
+async def test_streams_of_a_jwt_end_when_it_expires(keyed: Gateway, own_log: TurnLog, tenant: Tenant) -> None:
     """Its time is asked for while the stream runs, and not only at its beginning."""
     key = TurnKey(tenant, TurnId("00000000-0000-7000-8000-000000000000"))
     await Writer(own_log, key).open(TEXT)
@@ -142,7 +142,7 @@ async def test_the_streams_of_a_token_end_with_it(keyed: Gateway, own_log: TurnL
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_who_waits_for_an_answer_is_refused(
+async def test_a_request_that_waits_for_a_json_answer_is_refused(
     own_server: NatsServer,
     new_gateway: NewGateway,
     keys: ApiKeyStore,
@@ -170,7 +170,7 @@ async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
     return any([await is_read(log, turn) for turn in turns])
 
 
-async def test_a_turn_that_is_to_end_with_its_reader_does_so(
+async def test_on_disconnect_cancel_applies_when_the_credential_ends(
     keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant
 ) -> None:
     """`on_disconnect: cancel`: a reader that cannot come back has gone away."""
@@ -188,7 +188,7 @@ async def test_a_turn_that_is_to_end_with_its_reader_does_so(
     await until(is_cancelled)
 
 
-async def test_a_reader_that_is_held_is_let_go_when_its_token_ends(
+async def test_a_held_reader_ends_when_its_token_expires(
     own_server: NatsServer, keyed: Gateway, own_log: TurnLog, tenant: Tenant
 ) -> None:
     """While the log is away: heartbeats, and then a clean end, as nobody may be held for ever."""
@@ -203,7 +203,7 @@ async def test_a_reader_that_is_held_is_let_go_when_its_token_ends(
 
 
 @pytest.mark.rule("R38")
-async def test_a_key_that_expires_ends_all_that_was_begun_with_it(
+async def test_an_expired_key_ends_its_streams_tickets_and_logins(
     keyed: Gateway, keys: ApiKeyStore, tenant: Tenant, turn: TurnKey
 ) -> None:
     """Streams by the key, by an access token and by tickets, which would all last longer; then it is nobody's key."""
@@ -287,7 +287,7 @@ async def downloads(
 
 @pytest.mark.parametrize("what", ["blob", "results"])
 @pytest.mark.parametrize("how", ["revoked", "expired"])
-async def test_a_long_body_is_cut_when_its_reader_may_no_more(
+async def test_a_download_ends_with_its_credential(
     keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
 ) -> None:
     """What is in buffers already still comes, and by far not all; without its last chunk it is not taken for it."""
@@ -331,7 +331,7 @@ async def exchanged(keyed: Gateway, api_key: NewKey, turn: TurnKey) -> AsyncIter
 
 
 @pytest.mark.parametrize("kind", ["access token", "ticket", "shared ticket"])
-async def test_what_a_key_was_exchanged_for_ends_with_it(
+async def test_tickets_and_logins_end_with_their_key(
     keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, exchanged: dict[str, httpx2.Request], kind: str
 ) -> None:
     """Its streams, too, at once."""

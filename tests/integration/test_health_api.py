@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: what whoever runs this is told, without a key, and nothing of any turn."""
+"""The routes for operators: /healthz, /readyz, /health, /metrics and the index."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -32,7 +32,7 @@ async def metric(gateway: Gateway, name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == name)
 
 
-async def test_a_whole_house_is_ready(gateway: Gateway) -> None:
+async def test_readyz_is_200_when_all_processes_answer(gateway: Gateway) -> None:
     """200, and every part by name."""
     assert await ready(gateway) == (
         200,
@@ -47,7 +47,7 @@ async def test_a_whole_house_is_ready(gateway: Gateway) -> None:
     )
 
 
-async def test_a_house_without_its_parts_says_which_is_missing(lone_gateway: Gateway) -> None:
+async def test_readyz_names_the_missing_processes(lone_gateway: Gateway) -> None:
     """503 alone would send somebody searching; the sentence says what to start."""
     status, parts = await ready(lone_gateway)
     assert (status, parts["ok"], parts["nats"]) == (503, False, ALL_WELL)
@@ -56,7 +56,7 @@ async def test_a_house_without_its_parts_says_which_is_missing(lone_gateway: Gat
         assert parts[role] == wanted
 
 
-async def test_a_house_whose_nats_is_away_says_so_and_lives(own_server: NatsServer, new_gateway: NewGateway) -> None:
+async def test_without_nats_readyz_is_503_and_healthz_is_200(own_server: NatsServer, new_gateway: NewGateway) -> None:
     """Not ready, but alive: a restart would not help, neither of the gateway nor of what cannot be asked now."""
     gateway = await new_gateway(own_server.url)
     await own_server.stop(SIGKILL)
@@ -80,7 +80,7 @@ async def test_a_house_whose_nats_is_away_says_so_and_lives(own_server: NatsServ
     await until(is_back)
 
 
-async def test_health_tells_the_version_and_what_is_connected(gateway: Gateway) -> None:
+async def test_health_has_the_version_and_connections(gateway: Gateway) -> None:
     """And names nobody: it asks for no key."""
     answer = await gateway.client.get("/health")
     told = answer.json()
@@ -90,7 +90,7 @@ async def test_health_tells_the_version_and_what_is_connected(gateway: Gateway) 
     assert (answer.status_code, told) == (200, {"status": "healthy", "version": VERSION, "connected": connected})
 
 
-async def test_health_counts_the_turns_that_wait_or_run(
+async def test_health_counts_waiting_and_running_turns(
     own_server: NatsServer, new_gateway: NewGateway, claude: str
 ) -> None:
     """Over all tenants together: one that waits for a generator, one that runs, none when it has ended."""
@@ -115,7 +115,7 @@ async def is_zero(counting: Awaitable[int | None]) -> bool:
     return await counting == 0
 
 
-async def test_health_is_503_while_a_part_is_missing(own_server: NatsServer, new_gateway: NewGateway) -> None:
+async def test_health_is_503_while_a_process_is_missing(own_server: NatsServer, new_gateway: NewGateway) -> None:
     """With what is known all the same, and when to ask again."""
     gateway = await new_gateway(own_server.url)
     missing = await gateway.client.get("/health")
@@ -138,7 +138,7 @@ async def test_health_is_503_while_a_part_is_missing(own_server: NatsServer, new
     await until(knows_nothing)
 
 
-async def test_the_root_is_a_directory_for_programs_and_for_people(lone_gateway: Gateway) -> None:
+async def test_the_index_is_json_or_text(lone_gateway: Gateway) -> None:
     """JSON for who accepts it; else lines of text, which a terminal and a browser show as they are."""
     async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as stranger:
         told = await stranger.get("/", headers={"accept": "application/json"})
@@ -149,7 +149,7 @@ async def test_the_root_is_a_directory_for_programs_and_for_people(lone_gateway:
     assert "GET POST /v1/projects" in shown.text.splitlines()
 
 
-async def test_health_asks_for_no_key(lone_gateway: Gateway) -> None:
+async def test_health_needs_no_key(lone_gateway: Gateway) -> None:
     """A prober and a Prometheus have none; who is told to come back is told when, as by every 503."""
     async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as stranger:
         answers = await asyncio.gather(*(stranger.get(path) for path in PUBLIC))
@@ -157,7 +157,7 @@ async def test_health_asks_for_no_key(lone_gateway: Gateway) -> None:
     assert [answer.headers.get("retry-after") for answer in answers] == [None, "2", "2", None]
 
 
-async def test_open_streams_are_counted_while_they_are_open(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+async def test_the_metric_of_open_streams_follows_them(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
     """The gauge of a gateway's load: it goes up with each reader and comes back to where it was."""
     name = "tailrace_gateway_streams_open"
     writer = Writer(log, key)
@@ -175,7 +175,7 @@ async def test_open_streams_are_counted_while_they_are_open(lone_gateway: Gatewa
     await until(lambda: are(0))
 
 
-async def test_what_is_refused_is_counted_by_code(lone_gateway: Gateway) -> None:
+async def test_refusals_are_counted_by_code(lone_gateway: Gateway) -> None:
     """Labels come from a fixed set; never from what a client sent."""
     before = await metric(lone_gateway, "tailrace_gateway_refused_total")
     await lone_gateway.client.post("/v1/turns", json={"messsage": "typo"})

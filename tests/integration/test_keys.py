@@ -1,4 +1,4 @@
-"""API keys in the bucket KEYS, on a real server: made, revoked, and heard of by whoever holds a ring of them."""
+"""API keys in the KV bucket KEYS of a real nats-server, and the cache that gateways keep of them."""
 
 import asyncio
 import time
@@ -63,7 +63,7 @@ async def found(ring: ApiKeyCache, key: NewKey) -> Principal | None:
 
 @pytest.mark.rule("S13")
 @pytest.mark.rule("R38")
-async def test_what_is_stored_of_a_key_does_not_tell_it(keys: ApiKeyStore, own_connection: Connection) -> None:
+async def test_a_stored_record_does_not_contain_the_key(keys: ApiKeyStore, own_connection: Connection) -> None:
     """Its SHA-256 and who it is for, under an id that is no part of it: no bytes of the secret anywhere."""
     key = a_key()
     await keys.create(key.record)
@@ -81,14 +81,14 @@ async def test_what_is_stored_of_a_key_does_not_tell_it(keys: ApiKeyStore, own_c
     assert len(key.secret) == 46  # 256 bits in base64
 
 
-async def test_no_two_keys_are_equal() -> None:
+async def test_new_keys_differ() -> None:
     """Neither their secrets nor their ids."""
     made = [a_key() for _ in range(100)]
     assert len({key.secret for key in made}) == len({key.record.id for key in made}) == 100
 
 
 @pytest.mark.rule("R38")
-async def test_all_keys_are_known_before_the_first_request(keys: ApiKeyStore, own_connection: Connection) -> None:
+async def test_load_reads_all_keys(keys: ApiKeyStore, own_connection: Connection) -> None:
     """Also when they fill several pages of a read; and a revoked one is known as such."""
     made = [a_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
@@ -103,7 +103,7 @@ async def test_all_keys_are_known_before_the_first_request(keys: ApiKeyStore, ow
 
 
 @pytest.mark.rule("R38")
-async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: ApiKeyStore) -> None:
+async def test_a_new_key_and_its_revocation_arrive_by_the_live_feed(ring: ApiKeyCache, keys: ApiKeyStore) -> None:
     """What its record says is the caller's; whoever watches it is told once it is revoked."""
     key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
     assert await found(ring, key) is None
@@ -124,7 +124,7 @@ async def test_a_key_is_heard_of_and_so_is_its_end(ring: ApiKeyCache, keys: ApiK
 
 
 @pytest.mark.rule("R38")
-async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connection, keys: ApiKeyStore) -> None:
+async def test_polling_finds_what_the_live_feed_missed(own_connection: Connection, keys: ApiKeyStore) -> None:
     """A ring that hears nothing, as of a bucket that republishes nothing, is a second behind and no more."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
@@ -138,7 +138,7 @@ async def test_what_the_feed_missed_is_found_by_looking(own_connection: Connecti
 
 
 @pytest.mark.rule("R38")
-async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_again(
+async def test_known_keys_stay_valid_without_nats_and_are_reloaded_after_a_reconnect(
     own_server: NatsServer, ring: ApiKeyCache, keys: ApiKeyStore
 ) -> None:
     """A broker that falls over locks nobody out; what happened meanwhile is heard of when it is back."""
@@ -161,7 +161,7 @@ async def test_while_nats_is_away_known_keys_go_on_and_afterwards_all_is_read_ag
 
 
 @pytest.mark.rule("R38")
-async def test_keys_of_a_bucket_that_is_gone_are_gone(
+async def test_keys_of_a_deleted_bucket_are_dropped(
     own_server: NatsServer, ring: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
 ) -> None:
     """Made anew, its numbers begin at 1 again: a ring that went by them alone would believe the old ones for ever."""
@@ -180,7 +180,7 @@ async def test_keys_of_a_bucket_that_is_gone_are_gone(
 
 
 @pytest.mark.rule("R38")
-async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
+async def test_a_deleted_record_is_no_longer_a_key(
     ring: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
 ) -> None:
     """`nats kv del KEYS …`: whoever holds the broker may do so."""
@@ -194,9 +194,7 @@ async def test_a_record_that_was_deleted_by_hand_is_a_key_no_more(
 
 
 @pytest.mark.parametrize("payload", [b"", b"null", b"{}", b"\xff", b'{"id": "key_0123456789abcdef"}', b"[" * 20_000])
-async def test_a_record_that_nobody_can_read_opens_nothing(
-    keys: ApiKeyStore, own_connection: Connection, payload: bytes
-) -> None:
+async def test_an_unreadable_record_is_not_a_key(keys: ApiKeyStore, own_connection: Connection, payload: bytes) -> None:
     """Nor does it keep the others from being read; nor does one under another's name."""
     key, moved = a_key(), a_key()
     bucket = await own_connection.jetstream.key_value(KEYS)
@@ -209,7 +207,7 @@ async def test_a_record_that_nobody_can_read_opens_nothing(
     assert await found(ring, moved) is None
 
 
-async def test_a_scope_that_is_newer_than_this_gateway_is_not_granted(keys: ApiKeyStore) -> None:
+async def test_an_unknown_scope_is_not_granted(keys: ApiKeyStore) -> None:
     """And those that it knows are."""
     key = a_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
@@ -230,7 +228,7 @@ async def test_the_old_scope_name_ask_in_a_stored_record_grants_write(keys: ApiK
     assert caller.scopes == {"write"}
 
 
-async def test_revoking_is_done_once(keys: ApiKeyStore, own_connection: Connection) -> None:
+async def test_concurrent_revocations_store_one_time(keys: ApiKeyStore, own_connection: Connection) -> None:
     """By any number at once: the time of the first stands. What is no key's id revokes nothing."""
     key = a_key()
     await keys.create(key.record)
@@ -245,7 +243,7 @@ async def test_revoking_is_done_once(keys: ApiKeyStore, own_connection: Connecti
         assert await keys.revoke(unknown, 9) is None
 
 
-async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_connection: Connection) -> None:
+async def test_the_bucket_has_republish_and_direct_reads(own_connection: Connection) -> None:
     """Without either a revocation would take a second, or not be read at all."""
     config = (await own_connection.jetstream.stream_info(KEYS_STREAM)).config
     assert config.allow_direct
@@ -254,7 +252,7 @@ async def test_what_is_stored_of_keys_is_republished_and_read_directly(own_conne
     assert config.max_age == 0
 
 
-async def test_while_nats_has_no_answer_it_is_asked_no_more_often(
+async def test_failed_polls_keep_the_polling_interval(
     own_server: NatsServer,
     own_connection: Connection,
     keys: ApiKeyStore,

@@ -1,4 +1,4 @@
-"""Limits are true over all gateways, and what they refuse is not counted as used."""
+"""Limits over all gateways: races, settlement, streams and headers."""
 
 import asyncio
 import hashlib
@@ -118,7 +118,7 @@ async def spent(connection: Connection, tenant: Tenant, limits: Limits) -> int:
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("owner", ["key", "tenant"])
 @pytest.mark.parametrize(("limits", "status", "why"), RACES, ids=IDS)
-async def test_a_race_on_three_gateways_lets_exactly_the_allowed_number_through(
+async def test_a_race_on_three_gateways_admits_exactly_the_limit(
     nats_url: str, new_gateway: NewGateway, limits: str, status: int, why: str, owner: str
 ) -> None:
     """Fifty clients at once, and as many again: what was let in is counted in all of them, and nothing else."""
@@ -141,7 +141,7 @@ BATCH = {"requests": [{"custom_id": "one", "params": SLOW}], "parallel": 1}
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/turns", SLOW), ("/v1/batches", BATCH)], ids=["turn", "batch"])
-async def test_who_finds_no_place_makes_no_budget_look_spent(
+async def test_a_request_without_a_free_slot_does_not_use_the_budget(
     nats_url: str, new_gateway: NewGateway, path: str, body: Mapping[str, object]
 ) -> None:
     """A 402 is repeated by nobody: fifty at once, with money for those few that may run, are told to come again."""
@@ -150,9 +150,7 @@ async def test_who_finds_no_place_makes_no_budget_look_spent(
     assert statuses(await at_once(gateways, path, body)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
 
 
-async def test_a_batch_keeps_no_place_of_its_key_beside_none_of_its_tenant(
-    connection: Connection, tenant: Tenant
-) -> None:
+async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connection: Connection, tenant: Tenant) -> None:
     """It would be held as long as the batch runs, and nothing would run in it."""
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
@@ -165,7 +163,9 @@ async def test_a_batch_keeps_no_place_of_its_key_beside_none_of_its_tenant(
 
 @pytest.mark.rule("R37")
 @pytest.mark.timeout(90)
-async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_a_request_that_one_limit_refuses_is_not_counted_by_others(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
     """Forty-three turns had a request and tokens, and found no place to run: only those of the seven are used."""
     limits = f"requests=2, burst=100, tokens={100 * TOKENS}, usd_day=1, running={ENOUGH}"
     gateways = await three(nats_url, new_gateway, limits_key=limits, limits_tenant="requests=4, burst=200")
@@ -178,7 +178,7 @@ async def test_what_one_limit_refuses_is_not_counted_by_the_others(nats_url: str
 
 
 @pytest.mark.timeout(90)
-async def test_what_can_never_fit_is_not_to_be_asked_again(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_a_request_above_the_whole_limit_is_not_retryable(nats_url: str, new_gateway: NewGateway) -> None:
     """A 429 would be repeated for ever; and nothing of it is counted."""
     (gateway,) = (await three(nats_url, new_gateway, limits_key=f"tokens={TOKENS}"))[:1]
     refused = await gateway.client.post("/v1/turns", json=SLOW | {"max_tokens": TOKENS})
@@ -187,9 +187,7 @@ async def test_what_can_never_fit_is_not_to_be_asked_again(nats_url: str, new_ga
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
-async def test_who_is_refused_for_tokens_is_told_of_the_requests_that_are_left(
-    nats_url: str, new_gateway: NewGateway
-) -> None:
+async def test_a_refusal_for_tokens_shows_the_remaining_requests(nats_url: str, new_gateway: NewGateway) -> None:
     """The refused one is given back before its headers are written: of ten, one was used."""
     gateway = await new_gateway(nats_url, limits_key=f"requests=10, tokens={TOKENS}", limits_tenant="requests=20")
     await until(lambda: time.time() % 60 < 50, 30)
@@ -200,7 +198,9 @@ async def test_who_is_refused_for_tokens_is_told_of_the_requests_that_are_left(
         assert '"tokens";r=0;' in answer.headers["ratelimit"]
 
 
-async def test_one_tenants_limits_do_not_touch_another(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
+async def test_limits_of_one_tenant_do_not_affect_another(
+    nats_url: str, new_gateway: NewGateway, tenant: Tenant
+) -> None:
     """FAULTS I13: while fifty clients of one tenant are refused, all fifty of another are let in."""
     other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
     limits = "requests=1, burst=50, running=50"
@@ -217,7 +217,7 @@ async def test_one_tenants_limits_do_not_touch_another(nats_url: str, new_gatewa
     assert statuses(let_in) == {202: CLIENTS}
 
 
-async def test_a_key_has_its_own_and_a_tenant_one_for_all_of_its_keys(
+async def test_keys_have_separate_counters_and_their_tenant_has_one(
     nats_url: str, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """Two keys of one tenant with two each, and three for both."""
@@ -233,7 +233,7 @@ async def test_a_key_has_its_own_and_a_tenant_one_for_all_of_its_keys(
     assert "This tenant" in answers[1].json()["error"]["message"]
 
 
-async def test_a_turn_that_has_ended_has_no_place_whoever_ended_it(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_an_ended_turn_holds_no_slot(nats_url: str, new_gateway: NewGateway) -> None:
     """No generator is here to settle it: the log has its end, and that is enough."""
     gateway = await new_gateway(nats_url, limits_key="running=1")
     for _ in range(3):
@@ -243,9 +243,7 @@ async def test_a_turn_that_has_ended_has_no_place_whoever_ended_it(nats_url: str
         await gateway.client.post(accepted.json()["links"]["cancel"])
 
 
-async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
-    connection: Connection, tenant: Tenant
-) -> None:
+async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Connection, tenant: Tenant) -> None:
     """Its gateway was killed between the two; until then nobody can know that, and nobody else has it."""
     caller, limits = Principal(tenant), Limits(running=1)
     (owner, _) = owners_of(caller, limits, UNLIMITED)
@@ -257,7 +255,7 @@ async def test_a_place_for_a_turn_that_was_never_asked_is_free_after_a_while(
     assert [hold.unit for hold in asked.holds or ()] == ["slot"]
 
 
-async def test_what_repeats_a_turn_takes_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_an_idempotent_repeat_is_not_counted(nats_url: str, new_gateway: NewGateway) -> None:
     """Fifty POSTs with one Idempotency-Key are one request."""
     gateway = await new_gateway(nats_url, limits_key="requests=1, burst=2, running=2")
     headers = {"idempotency-key": "once"}
@@ -272,7 +270,7 @@ async def test_what_repeats_a_turn_takes_nothing(nats_url: str, new_gateway: New
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
-async def test_a_question_that_is_refused_takes_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_an_invalid_request_is_not_counted(nats_url: str, new_gateway: NewGateway) -> None:
     """A body that nobody can answer, as often as anybody likes."""
     gateway = await new_gateway(nats_url, limits_key="requests=1, burst=1, running=1")
     for _ in range(5):
@@ -281,7 +279,7 @@ async def test_a_question_that_is_refused_takes_nothing(nats_url: str, new_gatew
 
 
 @pytest.mark.rule("R37")
-async def test_what_was_held_is_settled_with_what_was_used(
+async def test_real_usage_replaces_the_estimate(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """An answer that may be long is held for; once it has ended, and was short, the rest is free again."""
@@ -305,7 +303,7 @@ async def test_what_was_held_is_settled_with_what_was_used(
 
 @pytest.mark.rule("S19")
 @pytest.mark.rule("R37")
-async def test_a_turn_is_settled_once_however_often_it_is_delivered(
+async def test_a_redelivered_turn_is_settled_once(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """FAULTS S19: a generator that died before it acknowledged has another one settle the same turn."""
@@ -324,7 +322,7 @@ async def test_a_turn_is_settled_once_however_often_it_is_delivered(
 
 
 @pytest.mark.rule("S19")
-async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_have_used(
+async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """FAULTS S19: its generator is killed in mid-answer, and another goes on: one request, one place, both prompts."""
@@ -348,7 +346,7 @@ async def test_a_turn_that_was_taken_over_is_counted_once_with_what_both_calls_h
 
 
 @pytest.mark.rule("R65")
-async def test_an_input_is_settled_or_given_back_and_never_both(
+async def test_a_batch_input_is_settled_or_returned_and_never_both(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """Who is late to see that it was asked gives back what is settled already, and nothing comes of it."""
@@ -370,7 +368,7 @@ async def test_an_input_is_settled_or_given_back_and_never_both(
 
 @pytest.mark.rule("S19")
 @pytest.mark.timeout(60)
-async def test_asking_and_cancelling_over_and_over_spends_the_budget(
+async def test_cancelled_turns_use_the_budget(
     house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """FAULTS S19: what was said before a turn was cancelled was paid for, and soon there is no money left."""
@@ -407,7 +405,7 @@ async def test_asking_and_cancelling_over_and_over_spends_the_budget(
     await connection.close()
 
 
-async def test_bytes_that_are_stored_beside_the_log_are_limited(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:
     """Three long texts of 100 kB fit into 350 kB a day, and a fourth does not; what is short does."""
     gateway = await new_gateway(nats_url, limits_tenant="bytes_day=350000")
     long = [{"message": f"{number}" + "x" * 100_000} for number in range(4)]
@@ -451,7 +449,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("path", "body", "limit", "remaining", "reset"), HEADERS, ids=[row[0] for row in HEADERS])
-async def test_each_protocol_is_told_in_its_own_headers(
+async def test_each_protocol_has_its_own_rate_limit_headers(
     gateway: Gateway,
     new_gateway: NewGateway,
     house: House,
@@ -477,7 +475,7 @@ async def test_each_protocol_is_told_in_its_own_headers(
     assert not [name for name in (await gateway.client.post(path, json=body)).headers if "ratelimit" in name]
 
 
-async def test_our_own_routes_tell_it_as_the_ietf_does(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_native_routes_have_the_ietf_headers(nats_url: str, new_gateway: NewGateway) -> None:
     """`RateLimit-Policy` and `RateLimit`, of the limit of which the least is left."""
     gateway = await new_gateway(nats_url, limits_key="requests=60", limits_tenant="requests=1, burst=2")
     told = (await gateway.client.post("/v1/turns", json=SLOW)).headers
@@ -485,7 +483,7 @@ async def test_our_own_routes_tell_it_as_the_ietf_does(nats_url: str, new_gatewa
     assert told["ratelimit"].startswith('"requests";r=1;t=')
 
 
-async def test_without_nats_nothing_is_asked_and_what_is_there_is_read(
+async def test_without_nats_turns_are_refused_and_streams_stay_readable(
     own_server: NatsServer, new_gateway: NewGateway
 ) -> None:
     """A turn could not be stored anyway; what is read was paid for, and is let in uncounted."""
@@ -506,7 +504,7 @@ async def opened(stack: AsyncExitStack, gateway: Gateway, path: str, cursor: int
 
 @pytest.mark.rule("R37")
 @pytest.mark.timeout(60)
-async def test_streams_are_limited_over_all_gateways_and_their_places_come_back(
+async def test_streams_are_limited_over_all_gateways_and_their_slots_are_freed(
     nats_url: str, new_gateway: NewGateway
 ) -> None:
     """Of thirty readers three are let in; one leaves, and another is."""
@@ -531,7 +529,7 @@ async def test_streams_are_limited_over_all_gateways_and_their_places_come_back(
         await until(is_let_in)
 
 
-async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_a_refused_stream_creates_no_turn(nats_url: str, new_gateway: NewGateway) -> None:
     """A POST that wants its answer streamed is refused before there is a turn that nobody would read."""
     gateway = await new_gateway(nats_url, limits_key="streams=1, requests=1, burst=9")
     accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
@@ -544,7 +542,7 @@ async def test_a_stream_that_cannot_be_opened_asks_nothing(nats_url: str, new_ga
 
 
 @pytest.mark.parametrize("limit", [{"limits_key": "streams=1"}, {"streams_tenant_max": 1}], ids=["key", "gateway"])
-async def test_a_download_of_results_takes_the_place_of_a_stream(
+async def test_a_download_of_results_counts_as_a_stream(
     nats_url: str, new_gateway: NewGateway, limit: dict[str, str]
 ) -> None:
     """It reads 32 answers at a time: while as many streams are open as may be, it is refused."""
@@ -566,7 +564,7 @@ async def test_a_download_of_results_takes_the_place_of_a_stream(
 
 
 @pytest.mark.timeout(60)
-async def test_a_turn_that_fails_before_its_first_word_leaves_no_place_taken(
+async def test_a_turn_that_fails_before_its_first_event_frees_its_stream_slot(
     house: House, generator: Process, new_gateway: NewGateway
 ) -> None:
     """Its stream is never read, so that nothing would end the place that is renewed for it."""
@@ -579,7 +577,7 @@ async def test_a_turn_that_fails_before_its_first_word_leaves_no_place_taken(
 
 
 @pytest.mark.timeout(60)
-async def test_a_reader_that_comes_back_is_held_until_there_is_a_place(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_a_resuming_reader_is_held_until_a_slot_is_free(nats_url: str, new_gateway: NewGateway) -> None:
     """To an EventSource a 429 is final: who was cut off waits, with heartbeats, for the place that it had."""
     gateway = await new_gateway(nats_url, limits_key="streams=1", heartbeat_s=0.1)
     accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
@@ -600,7 +598,7 @@ async def test_a_reader_that_comes_back_is_held_until_there_is_a_place(nats_url:
 
 
 @pytest.mark.timeout(60)
-async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
+async def test_stream_slots_of_a_killed_gateway_expire(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
     """Nobody renews their places: within seconds others have them."""
@@ -633,7 +631,7 @@ async def test_the_streams_of_a_killed_gateway_do_not_stay_counted(
         await until(is_let_in, 15)
 
 
-async def test_a_key_of_its_own_limits_is_held_to_those(own_server: NatsServer, new_gateway: NewGateway) -> None:
+async def test_limits_in_a_key_record_replace_the_common_ones(own_server: NatsServer, new_gateway: NewGateway) -> None:
     """As `tailrace keys create --limits` has written them; where it has none, the common ones hold."""
     made, _ = await create(own_server.url, Tenant("acme"), "", SCOPES, {"running": 2})
     gateway = await new_gateway(own_server.url, limits_key="running=1, requests=1, burst=3")
@@ -648,7 +646,7 @@ async def test_a_key_of_its_own_limits_is_held_to_those(own_server: NatsServer, 
 
 
 @pytest.mark.rule("R35")
-async def test_what_a_deleted_turn_held_is_settled_though_no_generator_is_there(
+async def test_a_deleted_turn_is_settled_without_a_generator(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
     """Its request is purged, so nobody is ever given it who would."""
@@ -667,7 +665,7 @@ async def test_what_a_deleted_turn_held_is_settled_though_no_generator_is_there(
 
 
 @pytest.mark.rule("R35")
-async def test_who_deletes_what_ended_long_ago_is_given_nothing_back(
+async def test_deleting_an_old_turn_returns_nothing(
     own_server: NatsServer,
     own_connection: Connection,
     new_gateway: NewGateway,

@@ -58,7 +58,7 @@ async def asked(client: httpx2.AsyncClient, going: asyncio.Event, deadline: floa
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", [step_down, kill])
 @pytest.mark.parametrize(("limits", "stream"), RACES, ids=["requests", "running"])
-async def test_never_more_is_let_through_while_the_counters_change_their_leader(
+async def test_limits_hold_while_the_counters_change_their_leader(
     cluster: Cluster, new_gateway: NewGateway, limits: str, stream: str, fault: Fault
 ) -> None:
     """Fifty clients at three gateways; in their midst another server begins to lead what they are counted in."""

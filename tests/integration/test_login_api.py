@@ -1,4 +1,4 @@
-"""The built-in page's login: in with a key, on with a cookie that is good once, out; the same at every gateway."""
+"""Browser logins over HTTP: log in with a key, refresh with a cookie, log out, at every gateway."""
 
 import asyncio
 import secrets
@@ -80,7 +80,7 @@ async def make_older(connection: Connection, signature: TokenSigner, token: str,
     assert await logins.put(refresh.login, older, revision)
 
 
-async def test_a_key_becomes_a_short_token_and_a_cookie(page: httpx2.AsyncClient) -> None:
+async def test_a_login_returns_an_access_token_and_a_cookie(page: httpx2.AsyncClient) -> None:
     """In the words of OAuth; no script, no other site and no cache ever sees the cookie."""
     answer = await page.post("/v1/login", headers={"x-api-key": KEY})
     access, refresh = told(answer)
@@ -96,7 +96,7 @@ async def test_a_key_becomes_a_short_token_and_a_cookie(page: httpx2.AsyncClient
 
 
 @pytest.mark.rule("R40")
-async def test_a_refresh_token_is_good_once_at_any_gateway(
+async def test_a_refresh_token_is_valid_once_at_any_gateway(
     page: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway
 ) -> None:
     """Each is the price of the next."""
@@ -111,7 +111,7 @@ async def test_a_refresh_token_is_good_once_at_any_gateway(
 
 
 @pytest.mark.rule("R40")
-async def test_who_uses_an_old_one_ends_the_login_for_everybody(page: httpx2.AsyncClient) -> None:
+async def test_using_an_old_refresh_token_ends_the_login(page: httpx2.AsyncClient) -> None:
     """There is a copy: nobody can say which of the two is the owner's, so the key is asked for again."""
     _, first = await logged_in(page)
     _, second = told(await refreshed(page, first))
@@ -124,7 +124,7 @@ async def test_who_uses_an_old_one_ends_the_login_for_everybody(page: httpx2.Asy
     assert (await refreshed(page, other)).status_code == 200
 
 
-async def test_the_one_before_the_last_is_an_old_one_after_a_while(
+async def test_the_previous_refresh_token_is_old_after_the_grace_period(
     page: httpx2.AsyncClient, connection: Connection, signature: TokenSigner
 ) -> None:
     _, first = await logged_in(page)
@@ -135,7 +135,7 @@ async def test_the_one_before_the_last_is_an_old_one_after_a_while(
 
 
 @pytest.mark.rule("R40")
-async def test_two_tabs_refresh_at_once(
+async def test_two_tabs_may_refresh_at_once(
     page: httpx2.AsyncClient, lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway
 ) -> None:
     """All get the same next one, whoever was first: the browser keeps one cookie, whichever answer is the last."""
@@ -149,7 +149,7 @@ async def test_two_tabs_refresh_at_once(
     assert (await refreshed(page, following.pop())).status_code == 200
 
 
-async def test_who_was_slower_changes_nothing_of_a_login(connection: Connection) -> None:
+async def test_a_slower_concurrent_refresh_changes_nothing(connection: Connection) -> None:
     """What was read has changed since, or has ended: it is neither turned back nor brought back."""
     logins, name = Logins(connection), secrets.token_hex(16)
     login = Login(key="key_1", until=int(time.time()) + 60, refreshed_at=time.time())
@@ -167,7 +167,7 @@ async def test_who_was_slower_changes_nothing_of_a_login(connection: Connection)
     assert await logins.get(name) is None
 
 
-async def test_logging_out_ends_the_login(page: httpx2.AsyncClient) -> None:
+async def test_logout_ends_the_login(page: httpx2.AsyncClient) -> None:
     """And takes the cookie away; also from who has none, or one that nobody knows."""
     _, refresh = await logged_in(page)
     for cookie in ({"cookie": f"{COOKIE}={refresh}"}, {"cookie": f"{COOKIE}=unknown"}, {}):
@@ -179,7 +179,7 @@ async def test_logging_out_ends_the_login(page: httpx2.AsyncClient) -> None:
 
 @pytest.mark.rule("S7")
 @pytest.mark.parametrize("headers", ELSEWHERE, ids=range(len(ELSEWHERE)))
-async def test_no_other_page_uses_the_cookie(
+async def test_another_origin_cannot_use_the_cookie(
     page: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, headers: dict[str, str]
 ) -> None:
     """CSRF: not to log anybody in, on or out; not a page that may ask by CORS either. And nothing is used up by it."""
@@ -198,7 +198,7 @@ async def test_no_other_page_uses_the_cookie(
     assert (await refreshed(page, refresh, **own)).status_code == 200
 
 
-async def test_each_token_is_worth_something_in_its_own_place_alone(page: httpx2.AsyncClient) -> None:
+async def test_each_token_is_accepted_on_its_own_route_only(page: httpx2.AsyncClient) -> None:
     """A refresh token is no access token, a cookie no key, and none of them logs in: a login would never end."""
     access, refresh = await logged_in(page)
     cookie = {"cookie": f"{COOKIE}={refresh}"}
@@ -213,7 +213,7 @@ async def test_each_token_is_worth_something_in_its_own_place_alone(page: httpx2
     assert (again.status_code, again.json()["error"]["code"]) == (400, "request_invalid")
 
 
-async def test_every_token_has_its_time(
+async def test_tokens_expire(
     page: httpx2.AsyncClient, lone_gateway: Gateway, connection: Connection, signature: TokenSigner
 ) -> None:
     """Rightly signed and too old, or of a login that nobody has stored: nothing."""
@@ -243,7 +243,7 @@ async def test_a_login_ends_with_its_key(page: httpx2.AsyncClient, nats_url: str
     assert refused(await refreshed(page, refresh, gone.url))
 
 
-async def test_where_no_key_is_asked_for_there_is_nothing_to_log_in_to(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_without_keys_a_login_is_refused(nats_url: str, new_gateway: NewGateway) -> None:
     """The page need not ask; if it does, it is told so."""
     gateway = await new_gateway(nats_url, api_keys="")
     answer = await gateway.client.post("/v1/login")
@@ -252,7 +252,7 @@ async def test_where_no_key_is_asked_for_there_is_nothing_to_log_in_to(nats_url:
 
 
 @pytest.mark.rule("R39")
-async def test_all_gateways_sign_with_one_secret(connection: Connection, nats_url: str) -> None:
+async def test_all_gateways_share_one_signing_secret(connection: Connection, nats_url: str) -> None:
     """Made once, by whoever is first; 256 bits that are no text."""
     others = [await Connection.open(nats_url, "test") for _ in range(3)]
     try:
@@ -264,14 +264,14 @@ async def test_all_gateways_sign_with_one_secret(connection: Connection, nats_ur
     assert len(found[0]) == 32
 
 
-async def test_of_many_who_make_the_secret_one_does(own_connection: Connection) -> None:
+async def test_concurrent_creation_of_the_secret_has_one_winner(own_connection: Connection) -> None:
     """The first start of several gateways at once."""
     found = await asyncio.gather(*(signing_secret(own_connection) for _ in range(20)))
     assert len(set(found)) == 1
 
 
 @pytest.mark.rule("S3")
-async def test_no_gateway_writes_a_token_down(nats_url: str, tenant: Tenant, tmp_path: Path) -> None:
+async def test_no_token_is_logged(nats_url: str, tenant: Tenant, tmp_path: Path) -> None:
     """At its most talkative: a login, a refresh, a copy that ends it, a logout."""
     environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}
     async with processes.gateway(tmp_path, nats_url, **environ) as gateway:
@@ -286,7 +286,7 @@ async def test_no_gateway_writes_a_token_down(nats_url: str, tenant: Tenant, tmp
     assert not [token for token in (access, first, second, third, KEY) if token[:24] in printed]
 
 
-async def test_a_secret_that_is_taken_away_is_made_anew(own_connection: Connection) -> None:
+async def test_a_deleted_secret_is_created_again(own_connection: Connection) -> None:
     """How an operator ends all tickets and logins at once: a gateway that starts after that signs otherwise."""
     old = await signing_secret(own_connection)
     await (await own_connection.jetstream.key_value(SECRETS)).delete("signing")

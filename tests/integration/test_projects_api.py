@@ -1,4 +1,4 @@
-"""The routes of projects, and of what was used by day, model and project."""
+"""The routes of projects and of usage."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +23,7 @@ async def get(gateway: Gateway, path: str) -> dict[str, Any]:
     return told
 
 
-async def test_a_project_is_made_before_its_first_session(gateway: Gateway) -> None:
+async def test_a_project_is_created(gateway: Gateway) -> None:
     """It is there as it was told, in the list and by itself."""
     answer = await gateway.client.post("/v1/projects", json={"name": "Geography", "description": "Rivers"})
     made = answer.json()
@@ -64,7 +64,7 @@ async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> Non
     assert project["total_cost"] == pytest.approx(sum(one["total_cost"] for one in sessions))
 
 
-async def test_projects_come_newest_first_by_pages(gateway: Gateway) -> None:
+async def test_projects_are_listed_newest_first_in_pages(gateway: Gateway) -> None:
     """Each once, whatever the page's size."""
     made = [(await gateway.client.post("/v1/projects", json={"name": name})).json()["id"] for name in "abcde"]
     for limit in (1, 2, 5, 200):
@@ -72,7 +72,7 @@ async def test_projects_come_newest_first_by_pages(gateway: Gateway) -> None:
         assert [one["id"] for page in got for one in page] == made[::-1]
 
 
-async def test_an_id_that_is_taken_is_refused(gateway: Gateway) -> None:
+async def test_a_duplicate_project_id_is_refused(gateway: Gateway) -> None:
     """Made, or named by a turn: what is there stays as it was."""
     await posted(gateway, project="rivers")
     answer = await gateway.client.post("/v1/projects", json={"name": "Rivers", "id": "rivers"})
@@ -92,7 +92,7 @@ async def test_an_id_that_is_taken_is_refused(gateway: Gateway) -> None:
         ("path", {"name": "Rivers", "path": "/tmp"}),
     ],
 )
-async def test_a_project_that_cannot_be_is_refused(shared_gateway: Gateway, field: str, body: dict[str, str]) -> None:
+async def test_an_invalid_project_is_refused(shared_gateway: Gateway, field: str, body: dict[str, str]) -> None:
     """By the field's name."""
     answer = await shared_gateway.client.post("/v1/projects", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
@@ -107,7 +107,7 @@ async def test_an_unknown_project_is_not_found(shared_gateway: Gateway, project:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "project_not_found")
 
 
-async def test_usage_is_told_by_day_model_and_project(gateway: Gateway) -> None:
+async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> None:
     """The same turns each time, cut another way; what belongs to no project has the key null."""
     of = {
         "rivers": await posted(gateway, project="rivers", model="claude-haiku-5-5"),
@@ -133,7 +133,7 @@ async def test_usage_is_told_by_day_model_and_project(gateway: Gateway) -> None:
     assert (await get(gateway, f"/v1/usage?from={yesterday}&to={yesterday}"))["data"] == []
 
 
-async def test_usage_comes_by_pages(gateway: Gateway) -> None:
+async def test_usage_is_listed_in_pages(gateway: Gateway) -> None:
     """In the order of the keys, each once, those of no project first."""
     for project in ("c", "a", None, "b"):
         await posted(gateway, project=project)
@@ -156,13 +156,13 @@ async def test_usage_comes_by_pages(gateway: Gateway) -> None:
         "limit=0",
     ],
 )
-async def test_usage_that_cannot_be_told_is_refused(shared_gateway: Gateway, query: str) -> None:
+async def test_an_invalid_usage_query_is_refused(shared_gateway: Gateway, query: str) -> None:
     """By what is wrong with it."""
     answer = await shared_gateway.client.get(f"/v1/usage?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
-async def test_another_tenants_project_of_the_same_id_is_another(gateway: Gateway, second_tenant: Gateway) -> None:
+async def test_two_tenants_may_use_the_same_project_id(gateway: Gateway, second_tenant: Gateway) -> None:
     """An id is a tenant's own: both have it, and neither sees the other's."""
     for there, name in ((gateway, "Mine"), (second_tenant, "Theirs")):
         made = await there.client.post("/v1/projects", json={"id": "rivers", "name": name})

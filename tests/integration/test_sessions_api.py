@@ -1,4 +1,4 @@
-"""The routes of sessions: pages of what persistence knows, right after it was acknowledged."""
+"""The routes of sessions."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.listing import pages, posted
 from tests.until import until
 
 
-async def test_sessions_come_newest_first_by_pages(gateway: Gateway) -> None:
+async def test_sessions_are_listed_newest_first_in_pages(gateway: Gateway) -> None:
     """Each once, whatever the page's size."""
     made = [(await posted(gateway))["session"] for _ in range(5)]
     for limit in (1, 2, 5, 200):
@@ -19,7 +19,7 @@ async def test_sessions_come_newest_first_by_pages(gateway: Gateway) -> None:
         assert all(len(page) <= limit for page in got)
 
 
-async def test_a_sessions_turns_come_oldest_first_by_pages(gateway: Gateway) -> None:
+async def test_turns_of_a_session_are_listed_oldest_first_in_pages(gateway: Gateway) -> None:
     """All branches, each turn as GET on it would tell it."""
     first = await posted(gateway)
     made = [first["turn"]] + [(await posted(gateway, session=first["session"]))["turn"] for _ in range(3)]
@@ -42,7 +42,7 @@ async def test_a_session_has_the_totals_of_its_turns(gateway: Gateway) -> None:
     assert session["usage"]["output_tokens"] == sum(turn["usage"]["output_tokens"] for turn in turns)
 
 
-async def test_a_turn_that_was_just_accepted_is_in_its_session(gateway: Gateway) -> None:
+async def test_an_accepted_turn_is_in_its_session(gateway: Gateway) -> None:
     """Before its end, and at once."""
     accepted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=500 rate=20"})).json()
     page = (await gateway.client.get(f"/v1/sessions/{accepted['session']}/turns")).json()
@@ -51,7 +51,7 @@ async def test_a_turn_that_was_just_accepted_is_in_its_session(gateway: Gateway)
 
 
 @pytest.mark.rule("R72")
-async def test_a_running_turn_is_in_its_session_as_far_as_it_is(gateway: Gateway) -> None:
+async def test_a_running_turn_is_listed_with_its_text_so_far(gateway: Gateway) -> None:
     """Whoever has been told more by the turn itself would see it grow shorter."""
     accepted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=500 rate=50 tag=far"})).json()
 
@@ -65,7 +65,7 @@ async def test_a_running_turn_is_in_its_session_as_far_as_it_is(gateway: Gateway
     await gateway.client.post(accepted["links"]["cancel"])
 
 
-async def test_a_session_is_made_before_its_first_turn(gateway: Gateway) -> None:
+async def test_a_session_is_created(gateway: Gateway) -> None:
     """It is there as it was told, with nothing in it, in the list and by itself; without a name it gets one."""
     told = {"title": "Rivers", "model": "claude-haiku-5-5", "system_prompt": "Be brief.", "project_id": "geography"}
     answer = await gateway.client.post("/v1/sessions", json=told)
@@ -97,7 +97,7 @@ async def test_a_session_is_made_before_its_first_turn(gateway: Gateway) -> None
     assert (turns.status_code, turns.json()) == (200, {"turns": [], "next": None})
 
 
-async def test_a_sessions_model_and_system_prompt_are_for_turns_that_name_none(
+async def test_turns_use_the_model_and_system_prompt_of_their_session(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """What a turn names goes before; the session's is in the log, so that a generator needs no database."""
@@ -113,7 +113,7 @@ async def test_a_sessions_model_and_system_prompt_are_for_turns_that_name_none(
     assert asked == [own, ("claude-sonnet-5-5", "Be long."), own, own]
 
 
-async def test_a_branch_beside_a_sessions_first_turn_has_the_sessions_own_model(
+async def test_a_branch_from_the_beginning_uses_the_model_of_the_session(
     gateway: Gateway, house_log: TurnLog, tenant: Tenant
 ) -> None:
     """Also when it begins where that turn did, because that one still runs."""
@@ -138,7 +138,7 @@ async def test_a_session_counts_the_messages_of_all_its_turns(gateway: Gateway) 
     assert session["total_cost"] == session["cost_usd"] > 0
 
 
-async def test_a_session_is_renamed_and_stays_where_it_was(gateway: Gateway) -> None:
+async def test_a_renamed_session_keeps_its_position(gateway: Gateway) -> None:
     """A new title is no use of it; null takes the title away."""
     first, second = await posted(gateway), await posted(gateway)
     path = f"/v1/sessions/{first['session']}"
@@ -150,7 +150,7 @@ async def test_a_session_is_renamed_and_stays_where_it_was(gateway: Gateway) -> 
     assert [one["id"] for one in listed] == [second["session"], first["session"]]
 
 
-async def test_a_name_that_is_taken_is_refused(gateway: Gateway) -> None:
+async def test_a_duplicate_session_id_is_refused(gateway: Gateway) -> None:
     """Made, or begun by a turn: what is there stays as it was."""
     begun = (await posted(gateway))["session"]
     await gateway.client.post("/v1/sessions", json={"id": "rivers", "title": "Rivers"})
@@ -160,7 +160,7 @@ async def test_a_name_that_is_taken_is_refused(gateway: Gateway) -> None:
     assert (await gateway.client.get("/v1/sessions/rivers")).json()["title"] == "Rivers"
 
 
-async def test_a_sessions_branches_are_its_leaves_with_all_before_them(gateway: Gateway) -> None:
+async def test_branches_are_the_leaves_with_their_ancestors(gateway: Gateway) -> None:
     """Newest first, by pages; every turn is on one of them."""
     root = await posted(gateway)
     session, path = root["session"], f"/v1/sessions/{root['session']}/branches"
@@ -176,7 +176,7 @@ async def test_a_sessions_branches_are_its_leaves_with_all_before_them(gateway: 
     assert got[0]["outcome"] == "completed"
 
 
-async def test_the_stats_are_those_of_active_sessions(gateway: Gateway) -> None:
+async def test_stats_cover_the_active_sessions(gateway: Gateway) -> None:
     """With what they used by model, and which are being answered just now."""
     first = await posted(gateway, model="claude-haiku-5-5")
     second = (await gateway.client.post("/v1/turns", json={"message": "#sim words=100000 rate=20"})).json()
@@ -212,7 +212,7 @@ WRONG_SESSIONS: list[dict[str, object]] = [
 
 @on_shared_loop
 @pytest.mark.parametrize("body", WRONG_SESSIONS, ids=lambda body: str(body)[:30])
-async def test_a_session_that_cannot_be_is_refused(shared_gateway: Gateway, body: dict[str, object]) -> None:
+async def test_an_invalid_session_is_refused(shared_gateway: Gateway, body: dict[str, object]) -> None:
     """By the field's name, and nothing is made."""
     answer = await shared_gateway.client.post("/v1/sessions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
@@ -220,7 +220,7 @@ async def test_a_session_that_cannot_be_is_refused(shared_gateway: Gateway, body
 
 
 @on_shared_loop
-async def test_a_session_that_refers_to_a_blob_is_refused(shared_gateway: Gateway) -> None:
+async def test_a_blob_reference_in_a_session_is_refused(shared_gateway: Gateway) -> None:
     """References to one large blob would become as many copies of it in each call of its turns."""
     reference = {"tailrace:blob": "0" * 64, "bytes": 100_000}
     told = {"system_prompt": [{"type": "text", "text": reference}] * 1000}
@@ -230,14 +230,14 @@ async def test_a_session_that_refers_to_a_blob_is_refused(shared_gateway: Gatewa
 
 
 @on_shared_loop
-async def test_a_session_of_an_unknown_model_is_refused(shared_gateway: Gateway) -> None:
+async def test_an_unknown_model_in_a_session_is_refused(shared_gateway: Gateway) -> None:
     """Here, and not at its first turn."""
     answer = await shared_gateway.client.post("/v1/sessions", json={"model": "claude-9"})
     assert answer.json()["error"]["code"] == "model_unknown"
 
 
 @on_shared_loop
-async def test_pages_that_are_counted_are_refused(shared_gateway: Gateway) -> None:
+async def test_the_parameter_page_is_refused(shared_gateway: Gateway) -> None:
     """Taken for the first page each time, whoever counts would never come to an end."""
     answers = [await shared_gateway.client.get("/v1/sessions", params={"page": page}) for page in ("1", "2")]
     assert [answer.status_code for answer in answers] == [200, 400]
@@ -254,7 +254,7 @@ async def test_an_unknown_session_is_not_found(shared_gateway: Gateway, session:
 
 @on_shared_loop
 @pytest.mark.parametrize("limit", ["0", "201", "-1", "+1", "1_0", "abc", "", "٣", "1.5", "9" * 5000])
-async def test_a_limit_that_is_none_is_refused(shared_gateway: Gateway, limit: str) -> None:
+async def test_an_invalid_limit_is_refused(shared_gateway: Gateway, limit: str) -> None:
     """From 1 to 200, in plain digits."""
     answer = await shared_gateway.client.get("/v1/sessions", params={"limit": limit})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
@@ -262,7 +262,7 @@ async def test_a_limit_that_is_none_is_refused(shared_gateway: Gateway, limit: s
 
 @on_shared_loop
 @pytest.mark.parametrize("after", ["abc", "-1", "%00", "' OR 1=1 --", "x" * 5000, "🌊"])
-async def test_a_cursor_that_no_page_gave_is_refused(shared_gateway: Gateway, after: str) -> None:
+async def test_an_invalid_cursor_is_refused(shared_gateway: Gateway, after: str) -> None:
     """What a page did not say leads nowhere."""
     first = await posted(shared_gateway)
     for path in ("/v1/sessions", f"/v1/sessions/{first['session']}/turns"):
@@ -282,7 +282,7 @@ async def test_a_cursor_that_no_page_gave_is_refused(shared_gateway: Gateway, af
         ("/api/chat", {"id": "stats", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}, {}),
     ],
 )
-async def test_no_session_begins_under_a_name_that_is_a_route(
+async def test_a_session_name_that_is_a_route_is_refused(
     lone_gateway: Gateway, path: str, body: dict[str, object], headers: dict[str, str]
 ) -> None:
     """In whatever protocol it is named: nobody could look at it afterwards."""

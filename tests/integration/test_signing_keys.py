@@ -1,4 +1,4 @@
-"""Public keys from where the settings say: a real server that moves, breaks, stalls, asked no more than needed."""
+"""The JWKS cache against a real HTTP server that moves, fails or stalls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -67,7 +67,7 @@ async def url(issuer: Issuer) -> AsyncIterator[str]:
         yield url
 
 
-async def test_keys_are_read_once_and_then_known(issuer: Issuer, url: str) -> None:
+async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
     """Fifty tokens at once of a key that nobody has seen are one question; a thousand of it afterwards are none."""
     issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
     keys = JwksCache(url)
@@ -80,7 +80,7 @@ async def test_keys_are_read_once_and_then_known(issuer: Issuer, url: str) -> No
     assert issuer.asked[0].startswith(b"GET /.well-known/jwks.json HTTP/1.1\r\n")
 
 
-async def test_a_key_that_is_not_known_has_them_read_again_but_not_by_everybody(issuer: Issuer, url: str) -> None:
+async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: str) -> None:
     """A rotation is noticed with its first token; names that somebody invents ask the issuer nothing."""
     issuer.tell(tokens.key_set(old=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
@@ -112,7 +112,7 @@ async def test_a_key_that_is_not_known_has_them_read_again_but_not_by_everybody(
     ],
     ids=range(11),
 )
-async def test_what_is_no_set_of_keys_changes_nothing(
+async def test_an_invalid_answer_keeps_the_known_keys(
     issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
 ) -> None:
     """An issuer that breaks locks nobody out."""
@@ -140,7 +140,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
     assert elsewhere.asked == []
 
 
-async def test_an_issuer_that_stalls_holds_nobody_for_long(
+async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     issuer: Issuer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that says nothing, and one that says a byte now and then: over in time, and what is known stays."""
@@ -166,7 +166,7 @@ async def test_an_issuer_that_stalls_holds_nobody_for_long(
     over.set()
 
 
-async def test_keys_from_a_file_are_read_again_too(tmp_path: Path) -> None:
+async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
     """An operator who replaces it need not start anything again."""
     path = tmp_path / "keys.json"
     path.write_bytes(tokens.key_set(old=EC_KEY))
@@ -179,7 +179,7 @@ async def test_keys_from_a_file_are_read_again_too(tmp_path: Path) -> None:
     assert await keys.find("new") is not None
 
 
-async def test_a_token_never_has_anything_fetched(issuer: Issuer, url: str) -> None:
+async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str) -> None:
     """`jku`, `x5u`, an issuer that is a URL: the one address that is ever asked is the setting's."""
     elsewhere = Issuer()
     issuer.tell(tokens.key_set(ec=EC_KEY))

@@ -1,4 +1,4 @@
-"""Whose turns they are: on every route another tenant's are not there, and who has no key gets nowhere."""
+"""Separation of tenants, and access without a key, on every route."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ async def asked(gateway: Gateway) -> dict[str, str]:
 
 
 @pytest.mark.rule("S1")
-async def test_another_tenants_turns_and_sessions_are_not_there(
+async def test_objects_of_another_tenant_are_404_on_every_route(
     two_tenants: Gateway, stranger: httpx2.AsyncClient
 ) -> None:
     """Byte for byte what is said of one that never was: nobody learns that it exists."""
@@ -76,7 +76,7 @@ async def test_another_tenants_turns_and_sessions_are_not_there(
 
 @on_shared_loop
 @pytest.mark.parametrize(("method", "path"), ROWS, ids=IDS)
-async def test_a_route_asks_for_a_key_unless_it_is_public(shared_gateway: Gateway, method: str, path: str) -> None:
+async def test_every_route_that_is_not_public_needs_a_key(shared_gateway: Gateway, method: str, path: str) -> None:
     """None, an unknown one, an empty one, one of the wrong scheme, two at once: 401, the same for all."""
     row = ROWS[method, path]
     good = f"Bearer {KEY}"
@@ -112,7 +112,7 @@ async def test_a_route_asks_for_a_key_unless_it_is_public(shared_gateway: Gatewa
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
-async def test_a_key_is_taken_in_either_header(lone_gateway: Gateway, header: str) -> None:
+async def test_a_key_is_accepted_in_either_header(lone_gateway: Gateway, header: str) -> None:
     """Current SDKs send a bearer token, older ones and Claude Code `x-api-key`."""
     value = f"bearer {KEY}" if header == "authorization" else KEY
     async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as client:
@@ -120,7 +120,7 @@ async def test_a_key_is_taken_in_either_header(lone_gateway: Gateway, header: st
     assert answer.status_code == 202
 
 
-async def test_without_keys_only_this_machines_names_are_answered(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_without_keys_only_local_hosts_are_allowed(nats_url: str, new_gateway: NewGateway) -> None:
     """DNS rebinding: a stranger's page that gives its own name this address must not read anybody's turns."""
     gateway = await new_gateway(nats_url, api_keys="", hosts="box.example, other.example")
     names = {
@@ -146,7 +146,7 @@ async def test_without_keys_only_this_machines_names_are_answered(nats_url: str,
 
 
 @pytest.mark.rule("S7")
-async def test_without_keys_no_strangers_page_does_anything(house: House, new_gateway: NewGateway) -> None:
+async def test_without_keys_a_page_of_another_origin_is_refused(house: House, new_gateway: NewGateway) -> None:
     """A browser sends a POST without JSON for any page, and asks nobody: not even a turn may be cancelled by one."""
     gateway = await new_gateway(house.nats_url, api_keys="")
     posts = [path.format(**named(*UNKNOWN)) for method, path in ROWS if method == "POST"]
@@ -158,7 +158,7 @@ async def test_without_keys_no_strangers_page_does_anything(house: House, new_ga
     assert {path for path in posts if path.endswith(("/cancel", "/stop"))} != set()
 
 
-async def test_a_gateway_that_strangers_reach_does_not_start_without_keys(
+async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
     own_server: NatsServer, own_connection: Connection, tmp_path: Path
 ) -> None:
     """Status 2 and a sentence that says what to do, before anything is listened on; where there is a key, it starts."""

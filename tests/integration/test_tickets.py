@@ -1,4 +1,4 @@
-"""Tickets: a link to one turn's events and to nothing else, used by one reader, or shared for a while."""
+"""Tickets over HTTP: single-use and shared links to one turn's events."""
 
 import asyncio
 import re
@@ -66,7 +66,7 @@ def of_key(key: TurnKey, **changed: object) -> Ticket:
     return msgspec.structs.replace(ticket, **changed)
 
 
-async def test_a_ticket_is_the_stream_without_a_key_once(
+async def test_a_single_use_ticket_opens_the_stream_once(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
     """All of the turn, as its owner reads it; then the link is worth nothing to whoever finds it."""
@@ -83,7 +83,7 @@ async def test_a_ticket_is_the_stream_without_a_key_once(
 
 
 @pytest.mark.rule("R39")
-async def test_its_own_stream_goes_on_and_nobody_elses(
+async def test_only_the_stream_with_the_proof_resumes(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
     """An EventSource comes back with the same URL and the last id, at any gateway: what it missed, each thing once.
@@ -126,7 +126,7 @@ async def read_until(word: str, client: httpx2.AsyncClient, url: str) -> str:
 
 @pytest.mark.rule("R39")
 @pytest.mark.rule("S4")
-async def test_of_many_at_once_one_begins(
+async def test_of_concurrent_uses_of_a_ticket_one_succeeds(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, turn: TurnKey
 ) -> None:
     """Also when they ask at different gateways."""
@@ -138,7 +138,7 @@ async def test_of_many_at_once_one_begins(
     assert sorted(answer.status_code for answer in answers) == [200] + [401] * 19
 
 
-async def test_what_is_refused_uses_nothing_up(
+async def test_a_refused_request_does_not_use_the_ticket(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
     """A cursor that is none, a dialect that is none, nothing to tell: the ticket is used by the first byte it gives."""
@@ -154,7 +154,7 @@ async def test_what_is_refused_uses_nothing_up(
 @pytest.mark.rule("R39")
 @pytest.mark.rule("S4")
 @pytest.mark.parametrize("body", [{}, {"is_shared": True}], ids=["once", "shared"])
-async def test_a_ticket_is_worth_nothing_anywhere_else(
+async def test_a_ticket_is_refused_on_other_routes_and_methods(
     lone_gateway: Gateway,
     nobody: httpx2.AsyncClient,
     turn: TurnKey,
@@ -187,7 +187,7 @@ async def test_a_ticket_is_worth_nothing_anywhere_else(
 
 
 @pytest.mark.rule("S4")
-async def test_a_ticket_has_its_time(nobody: httpx2.AsyncClient, turn: TurnKey, signature: TokenSigner) -> None:
+async def test_a_ticket_expires(nobody: httpx2.AsyncClient, turn: TurnKey, signature: TokenSigner) -> None:
     """One is begun in a minute, and its stream goes on for longer; a shared one ends."""
     now = int(time.time())
     url = f"/v1/turns/{turn.turn}/events"
@@ -221,7 +221,7 @@ async def test_a_ticket_ends_with_its_key(
         ]
 
 
-async def test_a_shared_ticket_is_for_many_and_for_a_while(
+async def test_a_shared_ticket_serves_many_readers_until_it_expires(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
     """The ids are plain, so any client resumes it; for how long is the owner's word, up to a day."""
@@ -250,14 +250,14 @@ async def test_a_shared_ticket_is_for_many_and_for_a_while(
         [],
     ],
 )
-async def test_what_no_ticket_can_be_is_refused(lone_gateway: Gateway, turn: TurnKey, body: object) -> None:
+async def test_an_invalid_ticket_request_is_refused(lone_gateway: Gateway, turn: TurnKey, body: object) -> None:
     """Nobody says whose it is, for what, or for ever."""
     answer = await lone_gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body)
     assert answer.status_code == 400
 
 
 @pytest.mark.rule("S4")
-async def test_nobody_keeps_a_ticket_on_its_way(
+async def test_answers_to_tickets_have_no_store_and_no_referrer(
     lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
     """No cache, and no Referer: FAULTS S4."""
@@ -269,7 +269,7 @@ async def test_nobody_keeps_a_ticket_on_its_way(
             assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
+async def test_without_keys_a_ticket_is_still_verified(
     nats_url: str, new_gateway: NewGateway, connection: Connection, signature: TokenSigner
 ) -> None:
     """What is built on a laptop works behind a key: one that was used, forged, or another turn's is none here, too."""
@@ -291,7 +291,7 @@ async def test_where_no_key_is_asked_for_a_ticket_is_judged_as_elsewhere(
 
 
 @pytest.mark.rule("S4")
-async def test_no_gateway_writes_a_ticket_down(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
+async def test_no_ticket_is_logged(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
     """At its most talkative, of one that was used, used again, and refused: no query string is in any line."""
     environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}
     async with processes.gateway(tmp_path, nats_url, **environ) as gateway:

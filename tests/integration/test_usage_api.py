@@ -1,4 +1,4 @@
-"""What was used, by key, session, model and day: over HTTP, and as a table for a person."""
+"""Usage over HTTP and on the command line."""
 
 import asyncio
 import hashlib
@@ -41,7 +41,7 @@ async def used(
     return gateway, turns
 
 
-async def test_usage_is_told_by_key_with_when_it_was_last_used(
+async def test_usage_by_key_has_the_time_of_the_last_use(
     used: tuple[Gateway, dict[str, list[dict[str, Any]]]],
 ) -> None:
     """Requests, tokens and cost of each, and nothing of a key itself."""
@@ -68,7 +68,7 @@ async def test_usage_is_told_by_key_with_when_it_was_last_used(
 
 
 @pytest.mark.timeout(60)
-async def test_a_person_reads_it_as_a_table(
+async def test_the_command_prints_usage_as_a_table(
     used: tuple[Gateway, dict[str, list[dict[str, Any]]]], house: House, tenant: Tenant
 ) -> None:
     """A line each, and one of all of them."""

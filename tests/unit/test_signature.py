@@ -1,4 +1,4 @@
-"""How a webhook is signed: as the library that receivers use says it is."""
+"""Signatures of webhooks, verified with the library that receivers use."""
 
 import time
 
