@@ -137,7 +137,7 @@ async def test_a_token_that_is_wrong_is_not_a_server_that_is_away(
         await Connection.open(f"nats://stale-token@127.0.0.1:{nats_server.spec.port}", "test")
     assert str(refused.value) == (
         f"NATS at 127.0.0.1:{nats_server.spec.port} rejects the user or password:"
-        " TAILRACE_NATS_URL says who we are, as nats://USER:PASSWORD@HOST:PORT"
+        " set TAILRACE_NATS_URL to nats://USER:PASSWORD@HOST:PORT"
     )
 
 

@@ -81,7 +81,7 @@ async def test_what_is_asked_for_counts_more_than_the_terminal(tmp_path: Path) -
         (
             "gateway",
             {"TAILRACE_CACHE": "9m"},
-            "TAILRACE_CACHE: Invalid enum value '9m'; it is one of auto, 5m, 1h, off",
+            "TAILRACE_CACHE: Invalid enum value '9m'; expected one of auto, 5m, 1h, off",
         ),
         (
             "generators",
@@ -106,7 +106,7 @@ async def test_a_check_refuses_a_setting_that_cannot_be_meant(
 async def test_a_check_asks_the_model_for_its_models(house: House, claude: str) -> None:
     """What it says is fine was tried."""
     status, said, complained = await check(house, claude, "sk-test")
-    assert (status, said, complained) == (0, "generators: settings and connections are fine\n", "")
+    assert (status, said, complained) == (0, "generators: settings and connections are valid\n", "")
 
 
 async def test_a_check_names_the_address_where_nobody_answers(house: House, nobody: str) -> None:
