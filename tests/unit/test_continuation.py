@@ -1,4 +1,4 @@
-"""A broken answer that is continued, at every place where it can break: nobody who reads the log can tell.
+"""A continued answer equals the uninterrupted one, wherever it broke off.
 
 The model is the simulated Claude's pure answer function, behind the checks that the real API makes of a request.
 """
@@ -76,8 +76,8 @@ def place(log: Handwritten, continuation: Continuation, answer: list[events.Even
 @pytest.mark.rule("R20")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 @pytest.mark.parametrize("line", ["words=4 rate=0", "words=3 thinking=2", "words=3 tool=look", "words=1", "thinking=2"])
-def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> None:
-    """At every event, and inside of every word: same text, same blocks, same stop reason; usage is of both calls."""
+def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) -> None:
+    """At every event and inside every word: same text, blocks and stop reason; the usage of both calls."""
     asked = request(model=model, messages=[Message("user", f"#sim {line}")])
     whole = said(build_call(asked))
     uninterrupted = begun(asked, whole).turn
@@ -93,8 +93,8 @@ def test_a_continued_answer_is_the_uninterrupted_one(model: str, line: str) -> N
 
 
 @pytest.mark.rule("R20")
-def test_readers_see_one_message_begin() -> None:
-    """The opening of the second call counts for the usage, and is hidden; everything else is shown."""
+def test_readers_see_one_message_start() -> None:
+    """The second call's `message_start` counts for the usage and is hidden."""
     asked = request(messages=[Message("user", "#sim words=3")])
     log = begun(asked, said(build_call(asked))[:3])
     first = log.turn
@@ -111,7 +111,7 @@ def test_readers_see_one_message_begin() -> None:
 
 
 def test_a_continuation_may_break_off_too() -> None:
-    """Broken off twice, at any two places, it is still the same text in one block."""
+    """Broken off twice, at any two positions, it is the same text in one block."""
     asked = request(messages=[Message("user", "#sim words=2")])
     whole = said(build_call(asked))
     for heard in broken_off(whole[:-2]):
@@ -136,8 +136,8 @@ STOP = MessageDelta(events.StopReason("end_turn"))
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
-def test_several_text_blocks_are_numbered_on(model: str) -> None:
-    """The open block is filled up, what follows it becomes further blocks, without a hole in the numbers."""
+def test_further_blocks_are_numbered_on(model: str) -> None:
+    """The open block is completed first; the numbers have no gap."""
     asked = request(model=model)
     log = begun(asked, [opening(), *text_block(0, "one"), *text_block(1, "tw")[:-1]])
     go_on(log, asked, [opening(), *text_block(0, "o"), *text_block(1, "three"), STOP])
@@ -148,16 +148,16 @@ def test_several_text_blocks_are_numbered_on(model: str) -> None:
     ]
 
 
-def test_after_a_closed_block_comes_a_new_one() -> None:
-    """A block that readers saw closed is never opened again."""
+def test_a_closed_block_is_not_reopened() -> None:
+    """A new block follows it."""
     log = begun(request(), [opening(), *text_block(0, "one")])
     go_on(log, request(), [opening(), *text_block(0, "two"), STOP])
     assert [(block.text, block.is_closed) for block in log.turn.blocks] == [("one", True), ("two", True)]
 
 
 @pytest.mark.parametrize("further", ["tool_use", "server_tool_use"])
-def test_what_is_no_text_closes_the_open_block(further: str) -> None:
-    """The model had finished its text and goes on with a tool: readers see the text end first."""
+def test_a_block_other_than_text_closes_the_open_block(further: str) -> None:
+    """Readers see the text end before the tool call."""
     start = BlockStart(0, {"type": further, "id": "t", "name": "look", "input": {}})
     log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
     go_on(log, request(), [opening(), start, BlockStop(0), STOP])
@@ -165,8 +165,8 @@ def test_what_is_no_text_closes_the_open_block(further: str) -> None:
     assert all(block.is_closed for block in log.turn.blocks)
 
 
-def test_a_model_that_has_nothing_to_add_closes_the_open_block() -> None:
-    """Only the block's stop was lost: the new call says no word, and a strict client still sees every block end."""
+def test_an_empty_continuation_closes_the_open_block() -> None:
+    """Only the block's stop was lost."""
     log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
     go_on(log, request(), [opening(), STOP])
     assert log.turn.blocks == (Block("text", {"type": "text", "text": ""}, "one", is_closed=True),)
@@ -174,8 +174,8 @@ def test_a_model_that_has_nothing_to_add_closes_the_open_block() -> None:
 
 
 @pytest.mark.rule("R20")
-def test_new_thoughts_are_not_shown_again() -> None:
-    """The reader has seen the thoughts that led here; those of the second call stay with the model."""
+def test_thinking_of_a_continuation_is_left_out() -> None:
+    """Readers have seen the thinking that led to the stored text."""
     thought: list[events.Event] = [
         BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
         BlockDelta(0, events.ThinkingDelta("hm")),
@@ -199,8 +199,8 @@ def test_new_thoughts_are_not_shown_again() -> None:
         ("one ", ["two", " three"], "one two three"),
     ],
 )
-def test_white_space_at_the_seam_of_a_prefill_is_told_once(stored: str, answer: list[str], text: str) -> None:
-    """The API refuses a prefill that ends in white space, so the model may begin with what is stored already."""
+def test_white_space_at_the_end_of_a_prefill_is_stored_once(stored: str, answer: list[str], text: str) -> None:
+    """The API refuses a prefill that ends in white space, so the model may repeat it."""
     asked = request(model=PREFILLED)
     log = begun(asked, [opening(), *text_block(0, stored)[:-1]])
     assert build_continuation_call(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
@@ -209,8 +209,8 @@ def test_white_space_at_the_seam_of_a_prefill_is_told_once(stored: str, answer: 
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
-def test_white_space_alone_is_asked_for_anew_and_told_once(model: str) -> None:
-    """No API takes back a message of white space: the call begins again, and its beginning is stored already."""
+def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
+    """The API refuses a message of white space: the call starts again."""
     asked = request(model=model)
     log = begun(asked, [opening(), *text_block(0, "\n\n")[:-1]])
     assert build_continuation_call(asked, log.turn) == build_call(asked)
@@ -218,8 +218,8 @@ def test_white_space_alone_is_asked_for_anew_and_told_once(model: str) -> None:
     assert log.turn.text == "\n\none"
 
 
-def test_a_later_model_is_told_where_it_broke_off() -> None:
-    """Models after 4.5 refuse a prefill: they get what they said, and a user message that quotes its end."""
+def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
+    """Models after 4.5 get their text, and a user message that quotes its end."""
     log = begun(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
     *before, partial, go = build_continuation_call(request(), log.turn).messages
     assert before == request().messages
@@ -229,7 +229,7 @@ def test_a_later_model_is_told_where_it_broke_off() -> None:
 
 
 def test_only_the_end_of_a_long_text_is_quoted() -> None:
-    """Enough to find the place by; the whole of it stands in the message before."""
+    """The message before has all of it."""
     long = " ".join(f"w{number:06d}" for number in range(500))
     *_, partial, go = build_continuation_call(
         request(), begun(request(), [opening(), *text_block(0, long)]).turn
@@ -239,15 +239,15 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
     assert len(str(go.content)) < 2 * TAIL_CHARS + 100
 
 
-def test_a_block_without_words_is_not_given_back() -> None:
-    """The API refuses text that is empty or nothing but white space."""
+def test_an_empty_block_is_not_sent() -> None:
+    """The API refuses text that is empty or white space."""
     log = begun(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
-def test_the_rest_of_the_request_is_asked_again(model: str) -> None:
-    """Model, limit, system and tools are those of the turn, however often it is taken up."""
+def test_other_fields_of_the_request_stay_the_same(model: str) -> None:
+    """Model, limit, system prompt and tools."""
     asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
     call = build_continuation_call(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
     assert msgspec.structs.replace(call, messages=list(asked.messages)) == build_call(asked)
@@ -258,8 +258,8 @@ REPEATING = "words=12 repeat=5"
 
 @pytest.mark.rule("R70")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
-def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
-    """At every event and inside of every word: with enough of them to be sure the text is the uninterrupted one."""
+def test_repeated_text_is_left_out(model: str) -> None:
+    """At every event and inside every word, if there is enough of it to be certain."""
     asked = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
     whole = said(build_call(asked))
     uninterrupted = begun(asked, whole).turn
@@ -277,8 +277,8 @@ def test_words_that_are_said_again_are_not_told_again(model: str) -> None:
 
 
 @pytest.mark.rule("R23")
-def test_what_is_left_out_is_paid_for() -> None:
-    """A call that breaks off has said its thoughts and the words that it repeated, and is never asked how much."""
+def test_left_out_text_counts_for_the_usage() -> None:
+    """Thinking and repeated text of a call that breaks off are estimated."""
     stored = "The sky is blue because short waves are scattered"
     thoughts: list[events.Event] = [
         BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
@@ -293,8 +293,8 @@ def test_what_is_left_out_is_paid_for() -> None:
 
 
 @pytest.mark.rule("R70")
-def test_what_was_held_is_told_before_what_follows_it() -> None:
-    """It might have been a repetition and was none: it keeps its place before a citation, and before the close."""
+def test_held_text_comes_before_the_next_event() -> None:
+    """Before a citation and before the stop of its block."""
     stored = "The sky is blue because short waves are scattered"
     cited = BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
     for following in (cited, BlockStop(0)):

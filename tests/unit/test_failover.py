@@ -1,4 +1,4 @@
-"""Who is asked next when a backend has failed, and how the operator's lists are read."""
+"""The order of backends after failures, and the parser of the setting `backends`."""
 
 import pytest
 
@@ -21,50 +21,50 @@ def failed(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None
     return None if left is None else [source.backend for source in left.sources]
 
 
-def test_every_code_of_a_backend_is_failed_over_and_no_other() -> None:
-    """A new code has to be thought about: here, or by whoever reads that this fails."""
+def test_failover_codes_are_all_codes_of_backends() -> None:
+    """A new code has to be decided about here."""
     assert {code for code in CODES if code.startswith("backend_")} == FAILOVER_CODES
 
 
 @pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST}))
-def test_before_an_answer_each_backend_has_one_attempt(code: str) -> None:
-    """All the calls of an attempt could not reach it: it is not asked again, and the last one's failure is final."""
+def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
+    """All calls of an attempt have failed: the backend is not called again, and the last failure is final."""
     rota = TWO.order_for("claude-sonnet-5-5")
     assert failed(rota, code, has_begun=False) == ["b"]
     assert failed(rota, code, code, has_begun=False) is None
 
 
-def test_a_bad_request_is_nobody_elses_business() -> None:
-    """The next one would refuse it, too; and it would be paid for, if it did not."""
+def test_a_refused_request_before_an_answer_fails_the_turn() -> None:
+    """Other backends would refuse it too."""
     assert failed(TWO.order_for("m"), BAD_REQUEST, has_begun=False) is None
 
 
 @pytest.mark.parametrize("code", ["deadline_exceeded", "blob_expired", "attempts_exhausted", "interrupted"])
 @pytest.mark.parametrize("has_begun", [True, False])
-def test_what_is_the_turns_own_is_not_mended_by_anybody(code: str, has_begun: bool) -> None:
-    """A deadline is over for everybody."""
+def test_errors_of_the_turn_are_not_failed_over(code: str, has_begun: bool) -> None:
+    """A deadline, for example, is over for every backend."""
     assert failed(TWO.order_for("m"), code, has_begun=has_begun) is None
 
 
 @pytest.mark.parametrize("code", sorted(PASSING))
-def test_in_the_middle_of_an_answer_they_take_turns(code: str) -> None:
-    """What has been shown is worth an attempt of each, and again, until attempts are used up."""
+def test_within_an_answer_backends_alternate(code: str) -> None:
+    """Until the attempts are used up."""
     rota = TWO.order_for("m")
     assert failed(rota, code, has_begun=True) == ["b", "a"]
     assert failed(rota, code, code, has_begun=True) == ["a", "b"]
 
 
 @pytest.mark.parametrize("code", ["backend_refused_key", BAD_REQUEST])
-def test_a_second_that_is_of_no_use_is_worse_than_none_for_nobody(code: str) -> None:
-    """A wrong key in the second place does not take the first one's next try away."""
+def test_a_second_backend_with_a_wrong_key_takes_no_attempt_from_the_first(code: str) -> None:
+    """It is left out after its failure."""
     rota = TWO.order_for("m")
     assert failed(rota, "backend_broken", code, has_begun=True) == ["a"]
     assert failed(rota, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
     assert failed(rota, "backend_broken", code, code, has_begun=True) is None
 
 
-def test_only_who_has_failed_before_is_waited_for() -> None:
-    """Somebody new is asked at once: it is not he who is overloaded."""
+def test_only_a_backend_that_failed_before_is_waited_for() -> None:
+    """A backend that was not called yet is called at once."""
     rota: BackendOrder | None = TWO.order_for("m")
     waits = []
     for _ in range(4):
@@ -79,8 +79,8 @@ def test_only_who_has_failed_before_is_waited_for() -> None:
 
 
 @pytest.mark.rule("R50")
-def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
-    """It may be the generator that died, and not the backend. One that is not in the list any more is not asked."""
+def test_a_takeover_begins_with_the_last_backend() -> None:
+    """The generator may have died, and not the backend. A backend that left the list is not called."""
     rotas = BackendOrders((A, B, C))
     assert [source.backend for source in rotas.order_for("m", "b").sources] == ["b", "c", "a"]
     assert [source.backend for source in rotas.order_for("m", "gone").sources] == ["a", "b", "c"]
@@ -103,13 +103,13 @@ def test_whoever_takes_over_begins_with_the_last_one_asked() -> None:
         ),
     ],
 )
-def test_lists_of_backends_are_read(text: str, rotas: BackendOrders) -> None:
-    """One for all models, then those of models that have their own, each backend maybe with its name for it."""
+def test_lists_of_backends_are_parsed(text: str, rotas: BackendOrders) -> None:
+    """One for all models, then those of single models, each backend with an optional model name."""
     assert parse_backends(text) == rotas
 
 
 def test_a_model_has_its_own_list_or_the_common_one() -> None:
-    """By any of its names; all that are named anywhere are opened."""
+    """By any of its names. All backends of all lists are opened."""
     rotas = parse_backends("claude; claude-opus-5-5 = bedrock, vertex")
     assert [source.backend for source in rotas.order_for("claude-opus-5-5-latest").sources] == ["bedrock", "vertex"]
     assert [source.backend for source in rotas.order_for("claude-sonnet-5-5").sources] == ["claude"]
@@ -130,7 +130,7 @@ def test_a_model_has_its_own_list_or_the_common_one() -> None:
         "claude-opus-5-5 = bedrock",
     ],
 )
-def test_what_is_no_list_is_refused(text: str) -> None:
-    """By the setting's name, before anything starts."""
+def test_an_invalid_list_is_refused(text: str) -> None:
+    """The error begins with the setting's name."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_BACKENDS: "):
         parse_backends(text)

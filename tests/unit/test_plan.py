@@ -1,4 +1,4 @@
-"""What a generator does next, for every shape that a turn's log can have. No loop, no network."""
+"""The next action for every shape of a turn's log."""
 
 from collections.abc import Sequence
 
@@ -62,14 +62,14 @@ def begun(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue",
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_turn_of_which_nothing_was_shown_starts_fresh(policy: OnInterrupt) -> None:
-    """There is nothing to continue and nothing to take back, whether or not a generator died over it."""
+def test_a_turn_without_a_message_starts_fresh(policy: OnInterrupt) -> None:
+    """Nothing can be continued or taken back, whether or not a generator died."""
     assert [plan(begun([], policy, n).turn, 5) for n in range(3)] == [MakeAttempt(n, "fresh") for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_opening_alone_is_continued_whatever_the_policy(policy: OnInterrupt) -> None:
-    """Readers have seen a message begin, and no word of it: going on takes nothing back."""
+def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> None:
+    """Readers have seen a message start without text, so continuing takes nothing back."""
     assert plan(begun([START], policy).turn, 5) == MakeAttempt(2, "continue")
 
 
@@ -85,8 +85,8 @@ def test_an_opening_alone_is_continued_whatever_the_policy(policy: OnInterrupt) 
         [BlockStart(0, {"type": "text"})],
     ],
 )
-def test_text_and_whole_thoughts_are_continued(heard: list[events.Event]) -> None:
-    """A model can take up its text in the middle of a word."""
+def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> None:
+    """A model can continue text in the middle of a word."""
     assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "continue")
 
 
@@ -102,15 +102,15 @@ def test_text_and_whole_thoughts_are_continued(heard: list[events.Event]) -> Non
         closed("newer"),
     ],
 )
-def test_what_a_model_cannot_take_up_begins_anew(heard: list[events.Event]) -> None:
-    """Half a thought, half a tool call, a whole one without its result, and blocks that nobody knows yet."""
+def test_blocks_that_cannot_be_continued_restart_the_answer(heard: list[events.Event]) -> None:
+    """Half a thought, half a tool call, a complete one without its result, and unknown blocks."""
     assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "restart")
 
 
 @pytest.mark.rule("R19")
 @pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
-def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Event]) -> None:
-    """`on_interrupt`: restart takes back even what could be continued, fail keeps it and ends."""
+def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> None:
+    """`restart` also takes back text that could be continued; `fail` keeps it and ends the turn."""
     assert plan(begun([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
     failed = plan(begun([START, *heard], "fail").turn, 5)
     assert isinstance(failed, Fail)
@@ -119,8 +119,8 @@ def test_the_turn_decides_what_happens_to_what_was_shown(heard: list[events.Even
 
 @pytest.mark.parametrize("heard", [[], [START], [START, *opened("text")], [START, *opened("tool_use")]])
 @pytest.mark.parametrize("policy", ["continue", "restart"])
-def test_attempts_are_bounded(heard: list[events.Event], policy: OnInterrupt) -> None:
-    """A turn that breaks every generator ends, after `attempts_max` of them."""
+def test_attempts_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
+    """A turn that breaks every generator ends after `attempts_max` attempts."""
     assert isinstance(plan(begun(heard, policy, attempts=2).turn, 3), MakeAttempt)
     failed = plan(begun(heard, policy, attempts=3).turn, 3)
     assert isinstance(failed, Fail)
@@ -129,8 +129,8 @@ def test_attempts_are_bounded(heard: list[events.Event], policy: OnInterrupt) ->
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("type_", ["text", "thinking", "tool_use"])
-def test_a_whole_answer_only_lacks_its_end(policy: OnInterrupt, type_: str) -> None:
-    """Killed between the last event and the end: no attempt, no call, also when none is left."""
+def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -> None:
+    """After a kill between the last event and the end: no call, also without attempts left."""
     log = begun([START, *closed(type_), STOPPED], policy)
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
 
@@ -148,8 +148,8 @@ def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None 
 
 
 @pytest.mark.rule("R60")
-def test_an_answer_with_a_schema_is_judged_and_asked_again_once() -> None:
-    """Whoever takes the turn over counts from the log how often that was."""
+def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
+    """A generator that takes over counts the corrections in the log."""
     first = shaped([START, *closed("text"), STOPPED])
     assert plan(first, 5) == CheckSchema(SCHEMA)
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
@@ -161,8 +161,8 @@ def test_an_answer_with_a_schema_is_judged_and_asked_again_once() -> None:
 
 
 @pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "newer"])
-def test_who_would_say_no_more_is_not_asked_again(stop_reason: str) -> None:
-    """It is judged all the same."""
+def test_an_answer_cut_by_a_limit_is_not_corrected(stop_reason: str) -> None:
+    """It is checked all the same."""
     stopped = events.MessageDelta(events.StopReason(stop_reason))
     turn = shaped([START, *closed("text"), stopped])
     assert plan(turn, 5) == CheckSchema(SCHEMA)
@@ -170,15 +170,15 @@ def test_who_would_say_no_more_is_not_asked_again(stop_reason: str) -> None:
 
 
 @pytest.mark.parametrize("stop_reason", ["tool_use", "pause_turn"])
-def test_what_is_no_answer_yet_is_not_judged(stop_reason: str) -> None:
-    """A tool's result comes first."""
+def test_an_unfinished_answer_is_not_checked(stop_reason: str) -> None:
+    """A tool result comes first."""
     turn = shaped([START, *closed("text"), events.MessageDelta(events.StopReason(stop_reason))])
     assert plan(turn, 5) == Complete()
 
 
 @pytest.mark.parametrize("misfit", [None, "no"])
-def test_json_is_begun_anew_and_not_in_its_middle(misfit: str | None) -> None:
-    """Where nothing was said yet, going on takes nothing back."""
+def test_json_is_restarted_and_not_continued(misfit: str | None) -> None:
+    """Without any block, continuing takes nothing back."""
     attempts = 2 if misfit is None else 3
     assert plan(shaped([START, *opened("text")], misfit=misfit), 5) == MakeAttempt(attempts, "restart")
     assert plan(shaped([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
@@ -186,8 +186,8 @@ def test_json_is_begun_anew_and_not_in_its_middle(misfit: str | None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])
-def test_every_attempt_after_a_misfit_is_told_of_it(mode: Mode) -> None:
-    """The question, what did not fit, and why; whichever generator asks."""
+def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> None:
+    """The request, the rejected answer and the reason, in any generator."""
     log = Handwritten()
     log.ask(options=with_schema(None, SCHEMA))
     log.take()
@@ -203,8 +203,8 @@ def test_every_attempt_after_a_misfit_is_told_of_it(mode: Mode) -> None:
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
 @pytest.mark.parametrize("heard", [[], [START, *opened("text")], [START, *closed("text"), STOPPED]])
-def test_an_ended_turn_is_left_alone(heard: list[events.Event], outcome: Outcome) -> None:
-    """Nothing follows an end, however it came and whoever wrote it."""
+def test_an_ended_turn_is_acknowledged(heard: list[events.Event], outcome: Outcome) -> None:
+    """With any outcome and any writer of the end."""
     log = begun(heard, attempts=5)
     log.end(outcome)
     assert plan(log.turn, 5) == Acknowledge()
@@ -212,8 +212,8 @@ def test_an_ended_turn_is_left_alone(heard: list[events.Event], outcome: Outcome
 
 @pytest.mark.rule("R19")
 @given(made_up=logs(), attempts_max=st.integers(1, 4), policy=st.sampled_from(POLICIES))
-def test_every_prefix_of_every_log_has_a_next_step(made_up: MadeUp, attempts_max: int, policy: OnInterrupt) -> None:
-    """Never an exception, never one attempt too many; and `continue` only after what can be continued."""
+def test_every_prefix_of_every_log_has_a_next_action(made_up: MadeUp, attempts_max: int, policy: OnInterrupt) -> None:
+    """No exception, never an attempt too many, and `continue` only after what can be continued."""
     for length in range(1, len(made_up.stored) + 1):
         turn = fold(made_up.stored[:length])
         assert turn.request is not None
@@ -236,8 +236,8 @@ def check(turn: Turn, attempts_max: int) -> None:
         assert turn.request.on_interrupt == "continue" or not turn.blocks
 
 
-def test_what_message_batches_answer_is_waited_for() -> None:
-    """Whoever is handed such a turn asks nobody; once it has its end, it is acknowledged like any other."""
+def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
+    """Once it has its end it is acknowledged."""
     handed = Handwritten()
     handed.ask(via="message_batches")
     assert plan(handed.turn, 5) == LeaveToBatch()
@@ -246,8 +246,8 @@ def test_what_message_batches_answer_is_waited_for() -> None:
 
 
 @pytest.mark.rule("R51")
-def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
-    """A turn whose first token was late is not to fail for it sooner than another."""
+def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
+    """A turn with a late first token gets as many attempts as any other."""
     log = begun([])
     go = plan_hedge(log.turn)
     assert go == MakeAttempt(2, "fresh", is_hedge=True)
@@ -260,8 +260,8 @@ def test_a_hedge_is_the_next_attempt_and_none_that_counts() -> None:
     assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer broke off 2 times, the most allowed"))
 
 
-def test_a_misfit_after_a_hedge_is_asked_again() -> None:
-    """Of two attempts that are allowed only one was used."""
+def test_a_misfit_after_a_hedge_is_corrected() -> None:
+    """One of two allowed attempts was used."""
     log = begun([])
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *closed("text"), STOPPED)

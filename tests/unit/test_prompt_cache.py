@@ -1,4 +1,4 @@
-"""Marks for the model's prompt cache: where they stand, when there are none, and what they cost."""
+"""Cache marks: where they are set, when none are set, and what caching costs."""
 
 from typing import Any
 
@@ -31,8 +31,8 @@ def text(said: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.rule("R61")
 @pytest.mark.parametrize(("cache", "mark"), [("5m", FIVE), ("1h", HOUR)])
-def test_marks_stand_behind_what_stays_the_same(cache: CacheFor, mark: dict[str, Any]) -> None:
-    """The last tool, the system prompt, what was said before, and the question: four, which is all there may be."""
+def test_marks_are_set_after_the_stable_parts(cache: CacheFor, mark: dict[str, Any]) -> None:
+    """The last tool, the system prompt, the history and the last message: four, the most allowed."""
     made = add_cache_marks(call(system="S", tools=TOOLS), cache, history=2)
     assert made.tools == [{"name": "first"}, {"name": "last", **mark}]
     assert made.system == [text("S", **mark)]
@@ -43,8 +43,8 @@ def test_marks_stand_behind_what_stays_the_same(cache: CacheFor, mark: dict[str,
     ]
 
 
-def test_what_is_not_there_is_not_marked() -> None:
-    """A first question without a system prompt has one mark."""
+def test_absent_parts_get_no_mark() -> None:
+    """A first message without a system prompt has one mark."""
     made = add_cache_marks(call(messages=TURNS[:1], system="", tools=[]), "5m", history=0)
     assert (made.system, made.tools) == ("", [])
     assert made.messages == [Message("user", [text("a", **FIVE)])]
@@ -63,8 +63,8 @@ def test_what_is_not_there_is_not_marked() -> None:
         ([], []),
     ],
 )
-def test_a_mark_is_on_a_block_that_takes_one(content: list[Any], expected: list[Any]) -> None:
-    """The API refuses it on thoughts and on empty texts."""
+def test_a_mark_is_set_on_a_block_that_can_have_one(content: list[Any], expected: list[Any]) -> None:
+    """The API refuses marks on thinking and on empty text."""
     made = add_cache_marks(call(messages=[Message("user", content)]), "5m", history=0)
     assert made.messages[0].content == expected
 
@@ -80,20 +80,20 @@ def test_a_mark_is_on_a_block_that_takes_one(content: list[Any], expected: list[
         {"options": FIVE},
     ],
 )
-def test_a_clients_own_marks_win(given: dict[str, Any]) -> None:
-    """Whoever has set one knows better, and more than four are refused."""
+def test_marks_of_the_client_are_kept(given: dict[str, Any]) -> None:
+    """None are added: the API refuses more than four."""
     made = call(**given)
     assert add_cache_marks(made, "1h", history=0) is made
 
 
-def test_nothing_is_marked_that_nobody_asked_for() -> None:
-    """What is written costs more than what is not."""
+def test_without_cache_no_mark_is_set() -> None:
+    """Writing the cache costs extra."""
     assert build_call(request(system=LONG)) == build_call(request(system=LONG, cache=None))
     assert "cache_control" not in msgspec.json.encode(build_call(request(system=LONG))).decode()
 
 
-def test_auto_marks_what_is_long_enough() -> None:
-    """The model passes over what is too short, and people are charged for nothing; but it is noise."""
+def test_auto_marks_only_long_prompts() -> None:
+    """Models do not cache short prompts."""
     assert add_cache_marks(call(), "auto", history=2) == call()
     assert add_cache_marks(call(system=LONG), "auto", history=2) == add_cache_marks(call(system=LONG), "5m", history=2)
     lifted = {"tailrace:blob": "0" * 64, "bytes": 70_000}
@@ -104,8 +104,8 @@ def test_auto_marks_what_is_long_enough() -> None:
 @pytest.mark.rule("R61")
 @pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-4-5"])
 @pytest.mark.parametrize("mode", ["continue", "restart", "fresh"])
-def test_a_continuation_has_its_marks_where_the_first_call_had_them(model: str, mode: Mode) -> None:
-    """Else the second call would write anew what the first has paid for."""
+def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) -> None:
+    """Otherwise the second call would write the cache again."""
     log = Handwritten()
     log.ask(model=model, messages=TURNS, history=2, system="S", cache="5m")
     log.take()
@@ -120,8 +120,8 @@ def test_a_continuation_has_its_marks_where_the_first_call_had_them(model: str, 
 
 
 @pytest.mark.rule("R61")
-def test_what_is_kept_for_an_hour_costs_more() -> None:
-    """Sonnet writes a token for 2,500 nano-dollars for five minutes, and 4,000 for an hour; it reads one for 100."""
+def test_caching_for_an_hour_costs_more() -> None:
+    """Sonnet writes a token for 2,500 nano-dollars for five minutes, 4,000 for an hour, and reads one for 100."""
     costs = {}
     for cache in ("5m", "1h"):
         log = Handwritten()
@@ -144,8 +144,8 @@ def body(*messages: str, mark: bool = True, **more: Any) -> bytes:
     return msgspec.json.encode({"messages": told, **more})
 
 
-def test_the_simulation_keeps_what_is_marked_and_long_enough() -> None:
-    """As the API: the longest beginning that was kept is read, and what is marked after it is written."""
+def test_the_simulated_claude_caches_marked_long_prompts() -> None:
+    """Like the API: reads the longest cached prefix and writes what is marked after it."""
     cache, long, words = Cache(), "w " * TOKENS_MIN, TOKENS_MIN
     assert cache.take(body(long, mark=False)) == Cached()
     assert cache.take(body("short")) == Cached()

@@ -1,4 +1,4 @@
-"""Where an answer is taken up again: what is repeated for certain is left out, and everything else is told."""
+"""The repetition filter: repeated text is left out if it is certain, and all other text is kept."""
 
 from collections.abc import Sequence
 
@@ -28,14 +28,14 @@ def cut(text: str, size: int) -> Sequence[str]:
 @pytest.mark.rule("R70")
 @pytest.mark.parametrize("size", [1, 2, 7, 30, 1000])
 @pytest.mark.parametrize("words", [6, 7, 13])
-def test_the_words_at_the_end_are_not_told_twice(words: int, size: int) -> None:
-    """However many there are of them, and however the model cuts what it says; half a word goes on in the middle."""
+def test_the_repeated_end_is_left_out(words: int, size: int) -> None:
+    """For any length of the repetition and any pieces; half a word is continued in the middle."""
     again = " ".join(STORED.split()[-words:])
     assert told(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
 
 
-def test_who_only_repeats_has_nothing_to_add() -> None:
-    """The answer was whole but for its closing: the model says its last sentence again, and stops."""
+def test_a_call_that_only_repeats_adds_nothing() -> None:
+    """The answer was complete but for its stop: the model repeats its last sentence and stops."""
     assert told(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
 
 
@@ -59,13 +59,13 @@ def test_who_only_repeats_has_nothing_to_add() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_what_may_be_meant_is_told(stored: str, text: str, size: int) -> None:
+def test_uncertain_repetitions_are_kept(stored: str, text: str, size: int) -> None:
     """Nothing is left out by guess."""
     assert told(stored, *cut(text, size)) == (text, 0)
 
 
-def test_what_is_told_is_told_at_once() -> None:
-    """Text waits only as long as it may be a repetition."""
+def test_text_is_held_only_while_it_may_be_a_repetition() -> None:
+    """Other text passes at once."""
     seam = RepetitionFilter(STORED)
     assert seam.filter("Waves") == ("Waves", 0)
     assert seam.filter(" are") == (" are", 0)
@@ -80,8 +80,8 @@ TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ",
 
 @pytest.mark.rule("R70")
 @given(TEXTS, TEXTS, st.integers(0, 80), st.integers(1, 9))
-def test_nothing_is_left_out_but_the_end_of_what_is_stored(stored: str, new: str, again: int, size: int) -> None:
-    """For any two texts, cut in any way: what is left out is what stands there already, and a good deal of it."""
+def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size: int) -> None:
+    """For any two texts in any pieces, at least REPEATED_MIN characters."""
     text = stored[len(stored) - min(again, len(stored)) :] + new
     rest, left_out = told(stored, *cut(text, size))
     assert text[left_out:] == rest

@@ -1,4 +1,4 @@
-"""How a model is asked for JSON: what its own structured outputs can say, and what is said in the prompt instead."""
+"""Structured output: which schemas the API enforces, and which go into the prompt."""
 
 from typing import Any
 
@@ -34,8 +34,8 @@ NAMED = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}
         ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "string"}, {"type": "string"}),
     ],
 )
-def test_a_schema_in_the_words_of_structured_outputs(schema: dict[str, Any], said: dict[str, Any]) -> None:
-    """Narrower than it was, or told in a description what only the judge can check; the API takes it."""
+def test_a_schema_is_converted_for_structured_outputs(schema: dict[str, Any], said: dict[str, Any]) -> None:
+    """Narrower, or with rules moved into the description that only the check enforces; the API accepts it."""
     assert to_native(schema) == said
     refuse_schema(to_native(schema))
 
@@ -57,13 +57,13 @@ def test_a_schema_in_the_words_of_structured_outputs(schema: dict[str, Any], sai
         {"type": "object", "properties": {"a": {"$ref": "https://example.com"}}},
     ],
 )
-def test_what_structured_outputs_cannot_say_is_not_said_in_them(schema: dict[str, Any]) -> None:
-    """Else they would give less than was asked, or an error."""
+def test_a_schema_beyond_structured_outputs_is_not_converted(schema: dict[str, Any]) -> None:
+    """Converted, it would allow less than the client wants, or the API would refuse it."""
     assert to_native(schema) is None
 
 
-def test_a_schema_of_many_references_is_looked_through_once() -> None:
-    """Each of 40 definitions names two of the next: the ways through them are a million millions."""
+def test_a_schema_with_many_references_is_visited_once() -> None:
+    """Each of 40 definitions refers to the next one twice: 2^40 paths."""
     named = {
         f"{side}{level}": {"anyOf": [{"$ref": f"#/$defs/a{level + 1}"}, {"$ref": f"#/$defs/b{level + 1}"}]}
         for side in "ab"
@@ -72,8 +72,8 @@ def test_a_schema_of_many_references_is_looked_through_once() -> None:
     assert to_native({"$ref": "#/$defs/a0", "$defs": named | {"a40": CLOSED, "b40": CLOSED}}) is not None
 
 
-def test_a_model_that_has_them_is_made_to_fit() -> None:
-    """The schema stands where the API has it, and the other options with it."""
+def test_a_model_with_structured_outputs_gets_the_schema_as_an_option() -> None:
+    """The other options stay."""
     options = with_schema({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, OPEN)
     call = build_call(request(options=options, system="Be brief."))
     assert call.options == {
@@ -84,8 +84,8 @@ def test_a_model_that_has_them_is_made_to_fit() -> None:
 
 
 @pytest.mark.parametrize("system", [None, "Be brief.", [{"type": "text", "text": "Be brief."}]])
-def test_another_is_told_in_its_prompt(system: Any) -> None:
-    """What it was told besides stays; so do the other options."""
+def test_another_model_gets_the_schema_in_its_prompt(system: Any) -> None:
+    """Its system prompt and other options stay."""
     options = with_schema({"output_config": {"effort": "low"}}, OPEN)
     call = build_call(request(model="claude-fable-5-2", options=options, system=system))
     assert call.options == {"output_config": {"effort": "low"}}
@@ -95,8 +95,8 @@ def test_another_is_told_in_its_prompt(system: Any) -> None:
     assert ("Be brief." in told) == (system is not None)
 
 
-def test_a_format_of_the_beta_goes_as_it_came() -> None:
-    """It is found, and judged by, and nobody touches it."""
+def test_the_beta_output_format_is_passed_on_unchanged() -> None:
+    """Its schema is found for the check."""
     options = {"output_format": {"type": "json_schema", "schema": CLOSED}}
     assert schema_of(options) == CLOSED
     assert build_call(request(options=options)).options == options
@@ -109,8 +109,8 @@ def test_a_format_of_the_beta_goes_as_it_came() -> None:
         {"thinking": {"type": "adaptive"}, "output_format": {"type": "json_schema", "schema": OPEN}},
     ],
 )
-def test_who_has_none_is_told_in_its_prompt_whatever_its_model_has(options: dict[str, Any]) -> None:
-    """The schema leaves the options, from either place; the others stay, and so does what the prompt said."""
+def test_move_schema_to_prompt_moves_it_for_any_model(options: dict[str, Any]) -> None:
+    """The schema leaves either option; the other options and the system prompt stay."""
     call = move_schema_to_prompt(build_call(request(options=options, system="Be brief.")))
     assert schema_of(call.options) is None
     config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
@@ -121,23 +121,23 @@ def test_who_has_none_is_told_in_its_prompt_whatever_its_model_has(options: dict
     assert move_schema_to_prompt(call) == call
 
 
-def test_one_schema_is_enough() -> None:
-    """Of two nobody could say which is meant."""
+def test_two_schemas_are_refused() -> None:
+    """It would be unclear which one counts."""
     with pytest.raises(Refused):
         with_schema(with_schema(None, OPEN), CLOSED)
     with pytest.raises(Refused):
         with_schema({"output_config": "none"}, CLOSED)
 
 
-def test_a_schema_has_a_size() -> None:
-    """It is judged by at each answer."""
+def test_a_schema_has_a_size_limit() -> None:
+    """Each answer is checked against it."""
     require_small_schema({"enum": ["x" * (SCHEMA_BYTES_MAX - 100)]})
     with pytest.raises(Refused) as refused:
         require_small_schema({"enum": ["x" * SCHEMA_BYTES_MAX]})
     assert refused.value.code == "schema_invalid"
 
 
-def test_the_simulation_refuses_what_the_api_does() -> None:
-    """Or the first test here would say nothing."""
+def test_the_simulated_claude_refuses_what_the_api_refuses() -> None:
+    """The first test here depends on it."""
     with pytest.raises(Refusal):
         refuse_schema(OPEN)
