@@ -1,4 +1,4 @@
-"""Joining a log with its live feed: by example, and for every way in which a feed can fail."""
+"""FeedJoin: by example, and by property for all ways in which a feed can fail."""
 
 import pytest
 from hypothesis import given
@@ -16,15 +16,15 @@ FIRST, SECOND, THIRD, FOURTH = LOG[:4]
 
 
 def at(position: int) -> FeedJoin:
-    """A follower who has read the first `position` entries of LOG."""
+    """A join that has read the first `position` entries of LOG."""
     join = FeedJoin()
     assert join.add_read(LOG[:position]) == LOG[:position]
     return join
 
 
 @pytest.mark.rule("R16")
-def test_what_continues_the_chain_is_taken_from_the_feed() -> None:
-    """Nothing is read for an entry that names the last one as its predecessor."""
+def test_an_entry_that_continues_the_chain_is_accepted_from_the_feed() -> None:
+    """The log need not be read."""
     join = at(2)
     assert join.add_live(THIRD)
     assert join.add_live(FOURTH)
@@ -33,7 +33,7 @@ def test_what_continues_the_chain_is_taken_from_the_feed() -> None:
 
 @pytest.mark.rule("R16")
 def test_a_repeated_entry_is_dropped() -> None:
-    """The feed repeats at a leader's death, and says again what a replay has read."""
+    """The feed repeats entries when a leader dies, and shows entries that a replay has read."""
     join = at(3)
     assert not join.add_live(THIRD)
     assert not join.add_live(FIRST)
@@ -41,8 +41,8 @@ def test_a_repeated_entry_is_dropped() -> None:
 
 
 @pytest.mark.rule("R16")
-def test_an_entry_that_is_further_on_proves_a_gap() -> None:
-    """The log has to be read until it reaches at least there; one that is behind does not close the gap."""
+def test_an_entry_with_a_later_predecessor_proves_a_gap() -> None:
+    """The log must be read until it reaches at least there; a read that is behind does not close the gap."""
     join = at(1)
     assert not join.add_live(FOURTH)
     assert join.has_gap
@@ -53,8 +53,8 @@ def test_an_entry_that_is_further_on_proves_a_gap() -> None:
 
 
 @pytest.mark.rule("R16")
-def test_a_gap_is_closed_by_the_log_and_not_by_what_came_too_early() -> None:
-    """What was heard too early may be a fork's, and its rival the very entry that was missed."""
+def test_a_gap_is_closed_by_the_log_and_not_by_early_entries() -> None:
+    """An early entry may belong to a fork, and its rival may be the entry that was missed."""
     join = at(3)
     rival = says(Chain(FOURTH.seq, 1), "rival")
     forked = Stored(Seq(LOG[4].seq + 5), LOG[4].at, rival)
@@ -67,7 +67,7 @@ def test_a_gap_is_closed_by_the_log_and_not_by_what_came_too_early() -> None:
 
 @pytest.mark.rule("R16")
 def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
-    """It continues what the chain has passed already."""
+    """It continues an entry that the chain has passed."""
     join = at(3)
     fork = Stored(Seq(35), FOURTH.at, says(Chain(SECOND.seq, 1), "fork"))
     assert not join.add_live(fork)
@@ -76,8 +76,8 @@ def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
 
 
 @pytest.mark.rule("R16")
-def test_nothing_is_taken_after_the_end() -> None:
-    """Whatever the feed says of an ended turn, its story is over."""
+def test_no_entry_is_accepted_after_the_end() -> None:
+    """Whatever the feed shows of an ended turn."""
     join = at(len(LOG))
     end = LOG[-1]
     late = Stored(Seq(end.seq + 1), end.at, says(join.chain, "late"))
@@ -89,7 +89,7 @@ def test_nothing_is_taken_after_the_end() -> None:
 @pytest.mark.rule("R16")
 @given(logs(has_forks=False), st.data())
 def test_any_feed_and_any_reads_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
-    """Drops, delays, repeats, any order, and reads that are behind: each entry once, in order, all of them."""
+    """Drops, delays, repeats, reordering and reads that are behind: each entry once, in order, all of them."""
     told, join = follow(log, data)
     assert told == log.valid
     assert join.skipped == 0
@@ -97,8 +97,8 @@ def test_any_feed_and_any_reads_give_the_log_exactly(log: MadeUp, data: st.DataO
 
 @pytest.mark.rule("R16")
 @given(logs(), st.data())
-def test_a_follower_tells_the_log_or_its_last_entry_is_not_valid(log: MadeUp, data: st.DataObject) -> None:
-    """A fork whose rival the feed has lost may be told: one look at the log shows it, also when nothing follows."""
+def test_a_join_returns_the_log_or_its_last_entry_is_not_valid(log: MadeUp, data: st.DataObject) -> None:
+    """A fork whose rival the feed has lost may be returned; one read of the log shows that, also without followers."""
     told, join = follow(log, data)
     if told != log.valid:
         assert join.chain.last not in [stored.seq for stored in log.valid]
@@ -107,7 +107,7 @@ def test_a_follower_tells_the_log_or_its_last_entry_is_not_valid(log: MadeUp, da
 @pytest.mark.rule("R14")
 @given(logs(), st.data())
 def test_reads_alone_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
-    """Without a feed, however many pages and however stale, forks and junk are skipped."""
+    """Without a feed, in any number of pages and stale reads: forks and junk are skipped."""
     join, told = FeedJoin(), list[Stored]()
     while join.read_upto < log.stored[-1].seq:
         after = [stored for stored in log.stored if stored.seq > join.read_upto]
@@ -121,7 +121,7 @@ def test_reads_alone_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> N
 @pytest.mark.rule("R15")
 @given(logs(has_forks=False), st.data())
 def test_any_cursor_is_followed_from_there(log: MadeUp, data: st.DataObject) -> None:
-    """Starting at an entry gives exactly what follows it."""
+    """A join that starts at an entry returns exactly the entries after it."""
     position = data.draw(st.integers(1, len(log.valid)))
     last = log.valid[position - 1]
     chain = Chain(last.seq, getattr(last.entry, "attempt", 0), isinstance(last.entry, End))
@@ -130,7 +130,7 @@ def test_any_cursor_is_followed_from_there(log: MadeUp, data: st.DataObject) -> 
 
 
 def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[Stored], FeedJoin]:
-    """A follower of `log` under a schedule that hypothesis draws; at the end it reads until there is nothing more."""
+    """Runs a join over `log` under a schedule that hypothesis draws, and at last reads the whole log."""
     join, told = FeedJoin(chain), list[Stored]()
     # The feed: every entry any number of times, in any order, and none before it was stored.
     hints = data.draw(st.lists(st.sampled_from(log.stored), max_size=2 * len(log.stored)))
