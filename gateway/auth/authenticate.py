@@ -86,7 +86,7 @@ class Authenticator:
             raise SettingsInvalid(
                 f"TAILRACE_HOST: {self._host} is reachable from other machines, and no API key exists. Do one of "
                 "these: start on a loopback address, create a key with `tailrace keys create` and start again; set "
-                "TAILRACE_API_KEYS or TAILRACE_JWT_…; or set TAILRACE_ALLOW_ANONYMOUS=true to let everybody in"
+                "TAILRACE_API_KEYS or TAILRACE_JWT_…; or set TAILRACE_ALLOW_ANONYMOUS=true to need none"
             )
 
     async def authenticate(self, request: Request) -> Principal:

@@ -33,7 +33,7 @@ TOKEN_BYTES_MAX = 16 * 1024
 TOKEN = re.compile(rb"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 # The largest power of two up to which a float holds every whole number.
 UNTIL_MAX = 2**53
-# Prefix of hashed names. A claim that begins with it is hashed too, so nobody can claim another one's hash.
+# Prefix of hashed names. A claim that begins with it is hashed too, so no claim can equal the hash of another.
 HASH_PREFIX = "u_"
 HASH_CHARS = 62
 ID_CHARS = 16
@@ -153,6 +153,6 @@ def _secret(settings: Settings) -> VerificationKey | None:
     try:
         jwt.encode({}, secret, algorithm="HS256")
     except jwt.PyJWTError as error:
-        # Everybody who has the public key would have the secret.
+        # A public key is known to other parties, so anybody could sign tokens with it.
         raise SettingsInvalid("TAILRACE_JWT_SECRET: this is a public key; set TAILRACE_JWT_KEYS instead") from error
     return VerificationKey("HS256", secret)

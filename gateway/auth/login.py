@@ -1,9 +1,9 @@
 """Browser logins: an API key is exchanged for a short access token and a refresh token in an HttpOnly cookie.
 
-A refresh token is valid once. The use of an older one means that a copy exists, and since nobody can tell which of the
-two is the copy the login ends (RFC 9700, section 4.14.2). Two tabs may refresh at the same time and an answer may be
-lost, so for GRACE_S the previous token gets the same answer as the last one. Tokens are signed, not stored; the store
-holds the generation of the last one.
+A refresh token is valid once. The use of an older one means that a copy exists, and since the server cannot tell which
+of the two is the copy, the login ends (RFC 9700, section 4.14.2). Two tabs may refresh at the same time and an answer
+may be lost, so for GRACE_S the previous token gets the same answer as the last one. Tokens are signed, not stored; the
+store holds the generation of the last one.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The scope that each route needs, in one table. A route without a row is refused to everybody."""
+"""The scope that each route needs, in one table. A route without a row is refused."""
 
 from typing import Literal
 

@@ -2,7 +2,7 @@
 
 Counters and slots are in NATS and shared by all gateways. A counter is incremented first and read after that; above the
 limit the increment is undone, so concurrent requests never exceed a limit and refused ones are not counted. The slot of
-a running turn counts as free as soon as the log has the turn's end, even if nobody freed it.
+a running turn counts as free as soon as the log has the turn's end, even if no process freed it.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Admission:
                 await self._limiter.slots.release(seq)
 
     def keep(self) -> None:
-        """Keeps what was taken: the turn is, or may be, in the log, and its end settles it."""
+        """Keeps the counts and slots: the turn is, or may be, in the log, and its end settles it."""
         self._taken, self._slots = [], []
 
     async def count_request(self) -> None:
