@@ -1,4 +1,4 @@
-"""A turn that is purged: nobody reads it again, and whoever wrote it or followed it is told so."""
+"""A purged turn: readers, followers and writers notice it."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A log that was stored before NATS had an account for each role: an `up` of today finds it, and loses none of it."""
+"""A log from before the NATS accounts: today's `up` finds it and loses nothing."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""Places that are held: as many as there are, each by one, and free again when nobody holds them."""
+"""Distributed slots: never more holders than slots, and slots of dead holders become free."""
 
 import asyncio
 import functools

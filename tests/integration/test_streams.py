@@ -1,4 +1,4 @@
-"""What Tailrace needs to exist in NATS: made once, never changed, and checked before anybody relies on it."""
+"""Streams, buckets and consumers: created once, never changed, checked at startup."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

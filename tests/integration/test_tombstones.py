@@ -1,4 +1,4 @@
-"""What stands in NATS of a turn that was deleted, and of no other."""
+"""Tombstones of deleted turns on a real server."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Deliveries of a durable consumer: one holder at a time, again when it is gone, and never forgotten."""
+"""Leases of a durable consumer: one holder at a time, redelivery after expiry, nothing lost."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Requests between processes: who asks gets the answer, the reason why there is none, or silence that means no."""
+"""Request/reply between processes: replies, refusals with their codes, and no reply."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""Claims of idempotency keys, on a real server."""
+"""Idempotency keys on a real server: claim, repeat, expiry."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The supervisor with real processes: small stand-ins that die, linger, or speak when they are told to."""
+"""The supervisor with real child processes that die, hang or report."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""The log copied from one NATS to another, as `up` does that moves it: also what is left of one that broke off."""
+"""Copying the log from one NATS server to another, also after an interrupted copy."""
 
 import io
 import os

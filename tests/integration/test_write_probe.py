@@ -1,4 +1,4 @@
-"""Whether the log takes entries: tried by storing one, of which nothing stays."""
+"""The write probe: shows whether the log accepts entries, and leaves none behind."""
 
 from signal import SIGCONT
 

@@ -1,4 +1,4 @@
-"""The store of what was lifted out of requests, on a real server: named by content, kept by use, one tenant's own."""
+"""The blob store on a real server: put, renew, read, mark as deleted, purge; blobs belong to one tenant."""
 
 import asyncio
 import hashlib
