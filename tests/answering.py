@@ -1,4 +1,4 @@
-"""A generator in the test's own loop, turns for it, and what the simulated Claude has counted. Judges nothing."""
+"""Test helpers: a generator in the test's event loop, turns for it, and the statistics of the simulated Claude."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,9 +27,9 @@ END_S_MAX = 15.0
 
 @asynccontextmanager
 async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[asyncio.Event]:
-    """A generator at work, as its process runs it; only its waits are short. The event is its SIGTERM.
+    """Runs a generator like its process, with short waits. Yields the event that acts as SIGTERM.
 
-    At the end of the block it is gone at once.
+    Cancels the generator at the end of the context.
     """
     settings: dict[str, Any] = {
         "nats_url": nats_url,
@@ -54,14 +54,14 @@ async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator
 
 
 async def ask(log: TurnLog, line: str, tenant: Tenant = Tenant("tenant"), **given: Any) -> TurnKey:  # noqa: B008
-    """A turn that somebody has asked for, with that `#sim` line."""
+    """Appends the request of a turn with that `#sim` line; returns its key."""
     key = TurnKey(tenant, TurnId(new_id()))
     await log.append(key, START, request(messages=[Message("user", f"#sim {line}")], **given))
     return key
 
 
 async def ended(log: TurnLog, key: TurnKey) -> Turn:
-    """The turn, once it has ended."""
+    """Waits for the turn's end; returns its fold."""
     async with asyncio.timeout(END_S_MAX):
         async for _ in log.follow(key):
             pass
@@ -77,13 +77,13 @@ async def modes(log: TurnLog, key: TurnKey) -> list[str]:
 
 
 async def is_acknowledged(connection: Connection) -> bool:
-    """Whether every request that was ever asked has been acknowledged."""
+    """Whether all requests are acknowledged."""
     backlog = await (await Deliveries.open(connection, GENERATORS)).backlog()
     return not backlog.waiting and not backlog.leased
 
 
 async def shorten_lease(connection: Connection, ack_wait_s: float, durable: str = GENERATORS) -> None:
-    """Lets what a dead generator had come back this soon, for generators that start after it; or what persistence."""
+    """Shortens the lease of a consumer, for processes that start after this."""
     jetstream = connection.jetstream
     config = (await jetstream.consumer_info(STREAM, durable)).config
     shorter: nats.js.api.ConsumerConfig = config.evolve(ack_wait=ack_wait_s)
@@ -97,13 +97,13 @@ async def stats(url: str) -> dict[str, int]:
 
 
 async def account(url: str) -> AccountReport:
-    """Every call that the simulated Claude has taken, with its question and how it ended."""
+    """Returns all calls of the simulated Claude, with their request and how they ended."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
         return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
 
 
 async def open_streams(url: str, count: int) -> None:
-    """Returns when the simulated Claude is telling that many answers."""
+    """Returns when the simulated Claude has that many open streams."""
 
     async def are_open() -> bool:
         return (await stats(url))["streams_open"] == count

@@ -1,4 +1,4 @@
-"""A batch as its client has it: asked, its results, the keys of its turns. It judges nothing but the status."""
+"""Test helpers for clients of batches: create one, read its results, and the keys of its turns."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.integration.conftest import Gateway
 
 
 async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
-    """What is told of a batch of `requests` when it is accepted."""
+    """Creates a batch of `requests`; returns the response's JSON."""
     answer = await gateway.client.post("/v1/batches", json={"requests": requests, **given})
     assert answer.status_code == 202, answer.text
     told: dict[str, Any] = answer.json()
@@ -18,7 +18,7 @@ async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) 
 
 
 async def results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
-    """The lines of its results; `after`: a query, as `?after=17`."""
+    """Returns the lines of the results; `after` is a query such as `?after=17`."""
     answer = await gateway.client.get(batch["links"]["results"] + after)
     assert answer.status_code == 200, answer.text
     return [msgspec.json.decode(line) for line in answer.content.splitlines()]
@@ -29,5 +29,5 @@ def key_of(tenant: Tenant, batch: dict[str, Any]) -> TurnKey:
 
 
 def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
-    """The turns of its inputs, in their order."""
+    """Returns the turns of the inputs, in order."""
     return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]

@@ -1,6 +1,6 @@
-"""Something between a generator and Claude that spoils the first of its answers, or all, and passes on the rest.
+"""A proxy between a generator and Claude that corrupts the first answers and passes on the others.
 
-It reads an answer whole before it tells any of it: what is spoiled, and not when, is what is tried.
+It reads an answer completely before it sends any of it, so only the content is tested, not the timing.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ HOP_BY_HOP = ("host", "content-length", "connection", "transfer-encoding", "acce
 
 @dataclass
 class Broken:
-    """What is told in place of an answer: all that is written, and whether the connection is then reset."""
+    """The bytes to send instead of an answer, and whether the connection is reset after them."""
 
     sent: bytes
     is_reset: bool = False
 
 
 Break = Callable[[list[bytes]], Broken]
-"""Gets the answer's events, each as it stands on the wire with its empty line, and makes of them what is told."""
+"""Takes the answer's events, each as bytes with its empty line; returns what is sent instead."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Between:
 
 @asynccontextmanager
 async def breaking(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterator[Between]:
-    """Spoils the first `times` answers of the Claude at `claude_url`."""
+    """Corrupts the first `times` answers of the Claude at `claude_url`."""
     between = Between()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -64,7 +64,7 @@ async def claude() -> AsyncIterator[str]:
 async def test_a_turn_is_answered_and_then_acknowledged(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """One attempt, one call, the whole text, and nothing left in the queue."""
+    """One attempt, one call, the complete text, and an empty queue."""
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=50 rate=0")
         turn = await ended(own_log, key)
@@ -78,7 +78,7 @@ async def test_a_turn_is_answered_and_then_acknowledged(
 async def test_a_turn_is_not_acknowledged_while_it_runs(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """Who dies over a turn must leave it to others: the lease ends with the turn's end and not before."""
+    """If its generator dies, another one gets it."""
     async with working(own_server.url, claude, stall_timeout_s=5):
         key = await ask(own_log, "words=3 rate=0 fault=stall@1")
         await open_streams(claude, 1)
@@ -87,10 +87,10 @@ async def test_a_turn_is_not_acknowledged_while_it_runs(
         await until(lambda: is_acknowledged(own_connection))
 
 
-async def test_a_turn_that_outlasts_its_lease_stays_with_its_generator(
+async def test_the_lease_of_a_running_turn_is_renewed(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """Renewed while the turn runs: another generator that waits for work does not get it."""
+    """Another generator that waits for work does not get it."""
     await shorten_lease(own_connection, 1.0)
     async with working(own_server.url, claude), working(own_server.url, claude):
         key = await ask(own_log, "words=60 rate=25")
@@ -99,10 +99,10 @@ async def test_a_turn_that_outlasts_its_lease_stays_with_its_generator(
     assert (await stats(claude))["calls"] == 1
 
 
-async def test_a_generator_that_is_given_its_own_turn_again_goes_on_with_it(
+async def test_a_redelivery_to_the_same_generator_renews_the_lease(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """Frozen for longer than its lease and alone, it is offered what it holds: that is a newer lease, not more work."""
+    """A generator that was frozen longer than its lease gets its own turn again."""
     await shorten_lease(own_connection, 0.3)
     async with working(own_server.url, claude, stall_timeout_s=9):
         key = await ask(own_log, "words=40 rate=40")
@@ -119,10 +119,10 @@ async def test_a_generator_that_is_given_its_own_turn_again_goes_on_with_it(
 
 
 @pytest.mark.rule("R18")
-async def test_no_more_is_taken_than_can_be_carried(
+async def test_a_worker_takes_no_more_than_its_concurrency(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """What waits in a busy process waits for its lease to run out; in the queue, any other generator can have it."""
+    """A request in the queue can go to another generator; one in a busy process waits for its lease."""
     deliveries = await Deliveries.open(own_connection, GENERATORS)
     async with working(own_server.url, claude, concurrency=2, stall_timeout_s=10):
         keys = [await ask(own_log, f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
@@ -139,7 +139,7 @@ async def test_no_more_is_taken_than_can_be_carried(
 async def test_an_ended_turn_is_only_acknowledged(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """Cancelled before anybody took it, or killed between end and acknowledgement: no call, no entry."""
+    """Cancelled before a claim, or killed before the acknowledgement: no call, no entry."""
     key = await ask(own_log, "words=3")
     await cancel(own_log, key)
     before = await own_log.replay(key)
@@ -149,10 +149,10 @@ async def test_an_ended_turn_is_only_acknowledged(
     assert (await stats(claude))["calls"] == 0
 
 
-async def test_a_turn_that_takes_too_long_fails_and_keeps_its_text(
+async def test_a_turn_fails_at_its_deadline_and_keeps_its_text(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
-    """A deadline is an end as well: the text so far stays, the call is closed, and nobody takes the turn again."""
+    """The call is closed, and no generator takes the turn again."""
     async with working(own_server.url, claude, deadline_s=0.5):
         key = await ask(own_log, "words=900 rate=40")
         turn = await ended(own_log, key)
@@ -167,10 +167,10 @@ async def test_a_turn_that_takes_too_long_fails_and_keeps_its_text(
 
 @pytest.mark.rule("F20")
 @pytest.mark.parametrize(("fault", "calls"), [("429x2", 3), ("529x1", 2), ("500x3", 4)])
-async def test_a_call_that_fails_before_its_first_event_is_made_again(
+async def test_a_call_that_fails_before_its_first_event_is_repeated(
     own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, calls: int
 ) -> None:
-    """Nobody has seen anything of it: it is the same attempt."""
+    """Within the same attempt."""
     async with working(own_server.url, claude):
         key = await ask(own_log, f"words=9 rate=0 fault={fault} retry_after=0")
         turn = await ended(own_log, key)
@@ -179,10 +179,8 @@ async def test_a_call_that_fails_before_its_first_event_is_made_again(
 
 
 @pytest.mark.rule("F20")
-async def test_a_wish_to_be_left_alone_for_a_while_is_respected(
-    own_server: NatsServer, own_log: TurnLog, claude: str
-) -> None:
-    """`retry-after` is the least wait, however short our own would be."""
+async def test_retry_after_is_the_least_wait(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """However short the back-off is."""
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=9 rate=0 fault=429x1 retry_after=0.4")
         turn = await ended(own_log, key)
@@ -194,8 +192,10 @@ async def test_a_wish_to_be_left_alone_for_a_while_is_respected(
 
 @pytest.mark.rule("F20")
 @pytest.mark.parametrize(("fault", "code"), [("429x9", "backend_rate_limited"), ("529x9", "backend_overloaded")])
-async def test_calls_are_bounded(own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, code: str) -> None:
-    """A model that never answers fails the turn with its own reason, after `call_tries_max` calls."""
+async def test_calls_of_an_attempt_are_limited(
+    own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, code: str
+) -> None:
+    """After `call_tries_max` calls the turn fails with the model's error."""
     async with working(own_server.url, claude, call_tries_max=3):
         key = await ask(own_log, f"words=9 rate=0 fault={fault} retry_after=0")
         turn = await ended(own_log, key)
@@ -204,8 +204,8 @@ async def test_calls_are_bounded(own_server: NatsServer, own_log: TurnLog, claud
     assert (await stats(claude))["calls"] == 3
 
 
-async def test_a_model_that_cannot_be_reached_is_waited_for(own_server: NatsServer, own_log: TurnLog) -> None:
-    """Connection refused, until somebody listens: still the first attempt."""
+async def test_an_unreachable_model_is_called_again(own_server: NatsServer, own_log: TurnLog) -> None:
+    """Connection refused until a server listens: still the first attempt."""
     [port] = find_free(1)
     async with working(own_server.url, f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
         key = await ask(own_log, "words=9 rate=0")
@@ -222,7 +222,7 @@ async def test_a_model_that_cannot_be_reached_is_waited_for(own_server: NatsServ
 async def test_an_answer_that_breaks_off_is_continued(
     own_server: NatsServer, own_log: TurnLog, claude: str, fault: str, model: str
 ) -> None:
-    """Whatever broke it: one more attempt, one more call, and the text as if nothing had happened."""
+    """After any failure: one more attempt, one more call, and the uninterrupted text."""
     async with working(own_server.url, claude):
         key = await ask(own_log, f"words=40 rate=0 fault={fault}@17", model=model)
         turn = await ended(own_log, key)
@@ -233,9 +233,7 @@ async def test_an_answer_that_breaks_off_is_continued(
     assert (counted["calls"], counted["continuations"], counted["continuations_mismatched"]) == (2, 1, 0)
 
 
-async def test_a_page_instead_of_events_is_asked_for_again(
-    own_server: NatsServer, own_log: TurnLog, claude: str
-) -> None:
+async def test_a_call_answered_with_html_is_repeated(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
     """A proxy's login page with status 200 is a failed call, not an empty answer."""
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=9 rate=0 fault=htmlx1")
@@ -243,8 +241,8 @@ async def test_a_page_instead_of_events_is_asked_for_again(
     assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
 
 
-async def test_attempts_are_bounded(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
-    """An answer that always breaks off ends, with the text that there is and the reason of the last time."""
+async def test_attempts_are_limited(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """An answer that always breaks off ends with its text so far and the last reason."""
     async with working(own_server.url, claude, attempts_max=3):
         key = await ask(own_log, "words=90 rate=0 fault=cut@5x9")
         turn = await ended(own_log, key)
@@ -257,10 +255,10 @@ async def test_attempts_are_bounded(own_server: NatsServer, own_log: TurnLog, cl
 
 @pytest.mark.rule("F23")
 @pytest.mark.parametrize(("status", "code"), [(401, "backend_refused_key"), (400, "backend_refused_request")])
-async def test_what_no_repetition_mends_fails_at_once(
+async def test_a_permanent_error_fails_the_turn_at_once(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, status: int, code: str
 ) -> None:
-    """A wrong key or a wrong request: one call, one attempt, the API's own words."""
+    """A wrong key or request: one call, one attempt, the API's message."""
     async with refusing(status) as (url, calls), working(own_server.url, url):
         key = await ask(own_log, "words=9")
         turn = await ended(own_log, key)
@@ -294,10 +292,10 @@ async def refusing(status: int) -> AsyncIterator[tuple[str, list[bytes]]]:
 @pytest.mark.rule("R22")
 @pytest.mark.rule("F28")
 @pytest.mark.parametrize("line", ["words=9 wait=30", "words=9 fault=stall@3", "words=9000 rate=20"])
-async def test_cancelling_stops_the_bill_at_once(
+async def test_a_cancel_closes_the_call_within_a_second(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, line: str
 ) -> None:
-    """Before the first word, in a silence, in full flow: the call is closed within a second of the cancelling end."""
+    """Before the first word, during a silence, and during a stream."""
     async with working(own_server.url, claude, stall_timeout_s=30):
         key = await ask(own_log, line)
         await open_streams(claude, 1)
@@ -310,8 +308,10 @@ async def test_cancelling_stops_the_bill_at_once(
         await until(lambda: is_acknowledged(own_connection), deadline_s=2)
 
 
-async def test_a_turn_that_asked_for_it_restarts(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
-    """`on_interrupt: restart`: what was said is taken back, and the whole answer is told once."""
+async def test_on_interrupt_restart_replaces_the_partial_answer(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    """The complete answer is stored once."""
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=40 rate=0 fault=cut@17x1", on_interrupt="restart")
         turn = await ended(own_log, key)
@@ -367,10 +367,10 @@ async def test_at_sigterm_a_running_turn_may_finish_and_none_begins(
 
 @pytest.mark.rule("F4")
 @pytest.mark.parametrize("concurrency", [1, 8])
-async def test_at_the_end_of_its_grace_a_turn_is_handed_over(
+async def test_after_the_grace_period_a_turn_is_released_to_another_generator(
     own_server: NatsServer, own_log: TurnLog, claude: str, concurrency: int
 ) -> None:
-    """Given back, not left to its lease: another goes on within a second or so. Also when every slot was taken."""
+    """Within about a second, not after its lease; also when all slots were taken."""
     async with working(own_server.url, claude, grace_s=0.1, concurrency=concurrency) as stop:
         key = await ask(own_log, "words=80 rate=40")
         await open_streams(claude, 1)
@@ -387,8 +387,8 @@ async def test_at_the_end_of_its_grace_a_turn_is_handed_over(
 
 
 @pytest.mark.rule("F10")
-async def test_a_turn_outlives_the_death_of_its_log(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
-    """nats-server is killed in the middle: what the model says waits, and goes on where the log stands."""
+async def test_a_turn_survives_a_restart_of_nats_server(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
+    """Events wait during the restart, and the answer continues."""
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=60 rate=60")
         # Begun before the death: a follower waits for the log to come back, a new one would be refused.
@@ -415,8 +415,8 @@ class Broken:
 
 
 @pytest.mark.rule("F27")
-async def test_a_turn_that_breaks_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
-    """Our own mistakes are attempts, too: no turn comes back for ever, and the generator lives on."""
+async def test_a_turn_that_raises_in_every_generator_ends(own_connection: Connection, own_log: TurnLog) -> None:
+    """Attempts with an internal error count, so the turn fails after the last one; the generator lives on."""
     blobs = BlobLoader(BlobStore(own_connection), ByteSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     caller = ModelCaller({"broken": Broken()}, retry, blobs)
