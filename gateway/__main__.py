@@ -1,4 +1,4 @@
-"""`python -m tailrace.gateway`: one process that turns HTTP into entries, and entries into bytes."""
+"""`python -m tailrace.gateway`: makes all services of a gateway from its settings and serves HTTP."""
 
 import asyncio
 import gc
@@ -13,8 +13,10 @@ from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
+from tailrace.gateway.http.large_bodies import LargeBodies
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
@@ -34,11 +36,10 @@ from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.runtime.json_schema import SchemaChecker
 
-# How long a schema that is checked, or a prompt that is filled, waits for those of others.
+# How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
 CHECK_WAIT_S = 10.0
-# Objects that are made and not freed between two looks for garbage among the young; so many of these, and the older are
-# looked at; so many of those, and all are. That takes most of a second with 5,000 streams, in which nobody is told
-# anything, and finds nothing, for what is used up here has no cycles. Python's own are (700, 10, 10).
+# Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
+# most of a second with 5,000 streams, in which none is served, and finds nothing: there are no reference cycles.
 GARBAGE_AFTER = (10_000, 10, 20)
 
 
@@ -82,11 +83,11 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     async with asyncio.TaskGroup() as group:
         signature = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, stop, door, signature=signature)._replace(prompts=prompts)
-        await gateway.services.announce_readers(gateway.lives.is_read)
+        await gateway.rpc.announce_readers(gateway.fan_out.is_read)
         watching = [
-            group.create_task(gateway.fullness.watch()),
-            group.create_task(gateway.pulse.watch()),
-            group.create_task(gateway.streams.renew_periodically()),
+            group.create_task(gateway.log_fullness.watch()),
+            group.create_task(gateway.log_health.watch()),
+            group.create_task(gateway.stream_slots.renew_periodically()),
             group.create_task(ring.follow(keys, connection)),
             group.create_task(door.jwts.refresh_periodically()),
         ]
@@ -96,7 +97,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         for task in watching:
             task.cancel()
         gateway.catalogue.close()
-        gateway.lives.close()
+        gateway.fan_out.close()
 
 
 def build(
@@ -124,24 +125,30 @@ def build(
     return Gateway(
         settings=settings,
         connection=connection,
-        door=door,
+        authenticator=door,
         tickets=tickets,
         logins=logins,
         log=turns,
-        bodies=BlobStore(connection),
-        holds=BlobPins(connection),
+        blobs=BlobStore(connection),
+        blob_pins=BlobPins(connection),
         claims=Claims(connection),
-        services=services,
+        rpc=services,
         history=HistoryClient(services, settings.query_timeout_s),
         catalogue=Catalogue(services, group, settings.query_timeout_s, parse_aliases(settings.model_aliases)),
-        lives=lives,
-        departures=DisconnectPolicy(turns, services, lives, group, draining),
-        fullness=LogFullness(connection, settings.full_at),
-        pulse=LogHealth(connection),
-        limits=limits,
-        streams=StreamSlots(limits, ReaderCounts(room)),
-        judge=SchemaChecker(wait_s=CHECK_WAIT_S),
+        fan_out=lives,
+        disconnects=DisconnectPolicy(turns, services, lives, group, draining),
+        log_fullness=LogFullness(connection, settings.full_at),
+        log_health=LogHealth(connection),
+        limiter=limits,
+        stream_slots=StreamSlots(limits, ReaderCounts(room)),
+        schema_checker=SchemaChecker(wait_s=CHECK_WAIT_S),
         prompts=Prompts(settings.prompts, wait_s=CHECK_WAIT_S),
+        bodies=BodyReader(
+            LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s),
+            bytes_max=settings.body_bytes_max,
+            timeout_s=settings.body_timeout_s,
+            rate_min=settings.body_rate_min,
+        ),
         draining=draining,
     )
 

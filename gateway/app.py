@@ -3,6 +3,7 @@
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
 from tailrace.gateway import error_responses
@@ -16,11 +17,8 @@ from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
-from tailrace.gateway.dependencies import Gateway, tenant_of
+from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.http.admission_queue import AdmissionQueue
-from tailrace.gateway.http.large_bodies import LargeBodyLimit
-from tailrace.gateway.http.slow_body import SlowBodyTimeout
-from tailrace.gateway.limits.rate_headers import RateHeaders
 from tailrace.gateway.resources import (
     batches,
     blobs,
@@ -67,29 +65,23 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[guard(route) for route in ROUTES],
         middleware=[
-            Middleware(HostMiddleware, hosts=AllowedHosts(settings), is_key_needed=lambda: not gateway.door.is_open),
-            *cors_middleware(parse_origins(settings.origins)),
-            # A page elsewhere may see that it is sent away, or its EventSource would give up.
-            Middleware(AdmissionQueue, urgent=health.PATHS),
-            Middleware(error_responses.Unbroken),
-            Middleware(RateHeaders, now=gateway.limits.now),
-            Middleware(SlowBodyTimeout, rate_min=settings.body_rate_min),
             Middleware(
-                LargeBodyLimit,
-                bytes_max=settings.large_bytes_max,
-                body_bytes_max=settings.body_bytes_max,
-                timeout_s=settings.large_timeout_s,
-                whose=tenant_of,
+                HostMiddleware, hosts=AllowedHosts(settings), is_key_needed=lambda: not gateway.authenticator.is_open
             ),
+            *cors_middleware(parse_origins(settings.origins)),
+            # Behind CORS: an EventSource of another origin must be able to read that it is rejected.
+            Middleware(AdmissionQueue, urgent=health.PATHS),
+            # The last handler of Starlette stands outside of CORS.
+            Middleware(ExceptionMiddleware, handlers={Exception: error_responses.unexpected}),
         ],
         exception_handlers={
             Refused: error_responses.refused,
-            LogError: error_responses.log_error,
+            LogError: error_responses.refused,
             HTTPException: error_responses.http_error,
             Exception: error_responses.unexpected,
         },
     )
-    # A redirect would send a body on to where nobody asked, with an address made from the Host header.
+    # A redirect would repeat the body to an address that is made from the Host header.
     starlette.router.redirect_slashes = False
     starlette.state.gateway = gateway
     return starlette

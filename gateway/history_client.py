@@ -1,4 +1,4 @@
-"""What persistence knows, asked for over NATS. The gateway itself has no database."""
+"""Queries persistence over NATS. The gateway has no database."""
 
 import msgspec
 

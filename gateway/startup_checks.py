@@ -1,4 +1,4 @@
-"""What a gateway's settings are wrong about by themselves, said before it starts. Nothing that it opens stays open."""
+"""Checks a gateway's settings before it starts, without NATS."""
 
 import ipaddress
 import socket
@@ -27,26 +27,24 @@ async def check(settings: Settings) -> None:
 
 
 def check_address(settings: Settings) -> None:
-    """Whether there is such an address here, on any port, or such a socket; raises SettingsInvalid."""
+    """Raises SettingsInvalid when the address is not this machine's, or the inherited socket does not exist."""
     if settings.listen_fd:
         try:
             socket.socket(fileno=settings.listen_fd).detach()
         except OSError as error:
-            raise SettingsInvalid(
-                f"TAILRACE_LISTEN_FD: {settings.listen_fd} is no socket that was inherited"
-            ) from error
+            raise SettingsInvalid(f"TAILRACE_LISTEN_FD: {settings.listen_fd} is not an inherited socket") from error
     try:
         if not settings.host:
             raise OSError("no address")
         server.listen(settings.host, 0, 0).close()
     except (OSError, UnicodeError) as error:
         raise SettingsInvalid(
-            f"TAILRACE_HOST: {settings.host!r} is no address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
+            f"TAILRACE_HOST: {settings.host!r} is not an address of this machine: use 127.0.0.1, or 0.0.0.0 for all"
         ) from error
 
 
 def common_limits(settings: Settings) -> tuple[Limits, Limits]:
-    """Those of each key that has none of its own, and of each tenant; raises SettingsInvalid."""
+    """Returns the limits of keys without their own, and of tenants. Raises SettingsInvalid."""
     return (
         parse_limits_setting("TAILRACE_LIMITS_KEY", settings.limits_key),
         parse_limits_setting("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
@@ -54,7 +52,7 @@ def common_limits(settings: Settings) -> tuple[Limits, Limits]:
 
 
 def networks(proxies: str) -> list[str]:
-    """TAILRACE_PROXIES; raises SettingsInvalid for what is neither an address nor a network."""
+    """Parses TAILRACE_PROXIES. Raises SettingsInvalid for what is neither an address nor a network."""
     named = [name.strip() for name in proxies.split(",") if name.strip()]
     for name in named:
         try:

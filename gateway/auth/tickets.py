@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import Principal
@@ -113,49 +112,23 @@ class Tickets:
             raise credential_invalid()
         return ticket
 
-    def wrap_stream(self, ticket: Ticket, stream: ASGIApp, request: Request, *, has_ids: bool) -> ASGIApp:
-        """Returns `stream` with the ticket's proof in each SSE id, which marks a single-use ticket as used."""
+    def stream_terms(self, ticket: Ticket, request: Request) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
+        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200."""
         if not ticket.once:
-            return TicketStream(stream)
+            return b"", None
         token = read_query(request)[0]
 
         async def use() -> None:
             if not await self._uses.mark_used(ticket.once):
                 raise credential_invalid()
 
-        proof = self._signer.proof(token.decode()) if has_ids else ""
-        return TicketStream(stream, proof=proof, use=None if self._has_proof(token, request) else use)
+        proof = f"{self._signer.proof(token.decode())}.".encode()
+        return proof, None if self._has_proof(token, request) else use
 
     def _has_proof(self, token: bytes, request: Request) -> bool:
         proof, dot, _ = request.headers.get("last-event-id", "").rpartition(".")
         given, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
         return bool(dot) and hmac.compare_digest(given, expected)
-
-
-class TicketStream:
-    """ASGI app: a stream that a reader with a ticket receives."""
-
-    def __init__(self, stream: ASGIApp, *, proof: str = "", use: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`use` is called before the first byte of a 200 and may raise Refused."""
-        self._stream = stream
-        self._proof = proof
-        self._use = use
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_proof(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if self._use is not None and message["status"] == 200:
-                    await self._use()
-            elif self._proof:
-                message = {**message, "body": add_proof(message.get("body", b""), self._proof)}
-            await send(message)
-
-        await self._stream(scope, receive, send_with_proof)
-
-
-def add_proof(events: bytes, proof: str) -> bytes:
-    """Returns complete SSE events with each `id: 17` as `id: PROOF.17`. No data line begins with `id: `."""
-    return events.replace(b"\nid: ", b"\nid: %s." % proof.encode())
 
 
 def strip_proof(last_event_id: str, ticket: Ticket | None) -> str:

@@ -1,13 +1,12 @@
-"""A rush: more requests at one moment than can be begun at one moment. First come, first served, a few at a time.
+"""Admission queue: starts a few requests in each turn of the event loop, first in, first out.
 
-When a gateway is lost, all of its readers come to the others within a second or two, and each costs about a
-millisecond before its first byte. Begun as they come, every turn of the event loop would take as long as all of them,
-and whoever is being read to would stand still for seconds. So a few are begun in each turn of the loop, and the streams
-go on in between.
+When a gateway dies, all its readers reconnect to the others within a second or two, and each costs about a millisecond
+before its first byte. If all of them were started at once, one turn of the loop would take seconds, in which no stream
+is served.
 
-Who would wait too long is told to come again, at a moment of its own: a crowd that is sent away together comes back
-together. Waiting is counted from whoever stands first, so it is the machine that says how many it can admit. Whose
-connection is one too many is told so here, too, where a page elsewhere may see it.
+A request that would wait too long is rejected with a random retry delay: clients that are rejected together would
+otherwise return together. The wait of the first request in the queue counts, so the machine's speed sets the limit.
+Connections above the limit are rejected here, too, behind CORS, so that pages of other origins can read the error.
 """
 
 import asyncio
@@ -18,17 +17,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway import error_responses
-from tailrace.gateway.http.retry_later import again_s
+from tailrace.gateway.http.retry_later import retry_delay_s
 
-BEGUN_AT_ONCE = 8
-# In a request's state: it came by a connection above the most that there may be.
+STARTED_PER_TURN = 8
+# The key in the ASGI state of a connection above the limit; http_protocol.py sets it.
 EXCESS = "is_excess"
-# Clients wait longer than that for a first byte, and proxies too.
+# Clients and proxies wait longer than this for a first byte.
 WAIT_S_MAX = 5.0
 
 
 class AdmissionQueue:
-    """ASGI middleware. `urgent` are paths that are never kept waiting: who looks after this gateway asks there."""
+    """ASGI middleware. `urgent` are paths that never wait: health checks and metrics."""
 
     def __init__(self, app: ASGIApp, urgent: AbstractSet[str]) -> None:
         self._app = app
@@ -37,35 +36,35 @@ class AdmissionQueue:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EXCESS in scope.get("state", ()):
-            message = "as many connections are open here as may be: come again"
+            message = "this gateway has reached its limit of connections: retry later"
             await _refusal(message, scope, {"connection": "close"})(scope, receive, send)
             return
         if scope["path"] not in self._urgent:
             if self._is_too_long():
-                await _refusal("too many ask at this moment", scope)(scope, receive, send)
+                await _refusal("this gateway is starting too many requests: retry later", scope)(scope, receive, send)
                 return
-            await self._turn()
+            await self._wait()
         await self._app(scope, receive, send)
 
     def _is_too_long(self) -> bool:
         return bool(self._waiting) and asyncio.get_running_loop().time() - self._waiting[0][0] > WAIT_S_MAX
 
-    async def _turn(self) -> None:
+    async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(self._begin)
-        begun = loop.create_future()
-        self._waiting.append((loop.time(), begun))
-        await begun
+            loop.call_soon(self._start_some)
+        started = loop.create_future()
+        self._waiting.append((loop.time(), started))
+        await started
 
-    def _begin(self) -> None:
-        for _ in range(min(BEGUN_AT_ONCE, len(self._waiting))):
-            _, begun = self._waiting.popleft()
-            if not begun.done():
-                begun.set_result(None)
+    def _start_some(self) -> None:
+        for _ in range(min(STARTED_PER_TURN, len(self._waiting))):
+            _, started = self._waiting.popleft()
+            if not started.done():
+                started.set_result(None)
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._begin)
+            asyncio.get_running_loop().call_soon(self._start_some)
 
 
 def _refusal(message: str, scope: Scope, headers: dict[str, str] | None = None) -> Response:
-    return error_responses.response("server_busy", message, retry_after_s=again_s(), headers=headers, scope=scope)
+    return error_responses.response("server_busy", message, retry_after_s=retry_delay_s(), headers=headers, scope=scope)

@@ -1,4 +1,4 @@
-"""How many connections this process can hold: each is a file descriptor, and the system lends only so many."""
+"""The limits of connections and streams that follow from the limit of file descriptors."""
 
 import resource
 
@@ -6,25 +6,25 @@ import structlog
 
 logger = structlog.get_logger()
 
-# NATS, the log, metrics, processes that judge; and connections that are told that there are too many.
+# For NATS, metrics, sandboxed subprocesses, and connections that are rejected with a response.
 RESERVED = 256
-# Of the connections, so many may be streams: whoever asks for health, or cancels, gets in beside them.
+# The share of connections that may be streams: health checks and cancellations need the rest.
 STREAMS_SHARE = 0.9
 
 
 def raise_limit(streams_wanted: int) -> None:
-    """Takes what a process may have: half of all systems give it 1,024, and more if it asks. Says when that is few."""
+    """Raises the soft limit to the hard one (the soft limit is often 1,024). Warns when it is too low."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if streams_wanted > streams_max():
-        logger.warning("file descriptors are few: raise `ulimit -Hn`", limit=hard, streams=streams_max())
+        logger.warning("too few file descriptors: raise `ulimit -Hn`", limit=hard, streams=streams_max())
 
 
 def connections_max() -> int:
-    """The most connections that there may be."""
+    """The limit of open connections."""
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED, 1)
 
 
 def streams_max() -> int:
-    """How many of them may be streams."""
+    """The limit of open streams."""
     return max(int(connections_max() * STREAMS_SHARE), 1)

@@ -1,10 +1,9 @@
-"""A client's connection: uvicorn's, with the guards that it lacks. It knows nothing of what is asked.
+"""The HTTP/1.1 protocol of a client connection: uvicorn's, with the limits that it lacks.
 
-Headers have an end, in bytes, in number and in time; bodies have theirs in body.py, where the route says how large one
-may be, and in arrival.py. What comes after the answer is still read, so that the client gets to reading the answer, but
-not for long. Who reads slowly is waited for: it holds no more than a buffer here. Who takes nothing of that buffer for
-`UNREAD_TIMEOUT_S` is closed, and so is at once who does not read while the gateway goes away. Who has silently gone is
-the kernel's to find (server.py).
+Headers are limited in bytes, number and time (bodies in read_body.py and slow_body.py). Data after a response is still
+read for a short time, so that the client can read the response. A slow reader holds one buffer; a client that reads
+nothing for UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that
+vanish (server.py).
 """
 
 import asyncio
@@ -18,53 +17,53 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from tailrace.gateway import error_responses, metrics
 from tailrace.gateway.http.admission_queue import EXCESS
 
-# nginx takes 32 kB and a minute. No client of ours sends more than a key, a cursor and a few cookies.
+# nginx allows 32 kB and a minute. Clients send a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
-# As Apache and gunicorn have it. Each is looked through whenever one is looked for.
+# As in Apache and gunicorn. Each lookup of a header scans all of them.
 HEADERS_MAX = 100
 HEADERS_TIMEOUT_S = 10.0
-# From an answer to the next request. uvicorn has the same, but forgets it at any byte: of a body that drips, for one.
+# From a response to the next request. uvicorn has the same timeout, but stops it at any byte, also of a dripping body.
 ANSWERED_TIMEOUT_S = 5.0
-# For 48 kB, which is what has to leave a full buffer before it is written to again: less than 2 kB a second.
+# For the 48 kB that must leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
-# So much is parsed at once. A quarter of a megabyte, which is read at once, may be 14,000 requests, of a kilobyte each.
+# Bytes that are parsed at once. One read of a quarter of a megabyte may hold 14,000 requests of a kilobyte each.
 PIECE_BYTES = 4096
-# Connections above the most that there may be whose request is still read, to be refused with an answer.
-TOLD_MAX = 64
-NOT_HTTP = ("http_invalid", "this is not HTTP as RFC 9112 has it")
-NO_HOST = ("http_invalid", "a request has one Host header, which only HTTP/1.0 may be without (RFC 9112, 3.2)")
-CODED = ("http_invalid", "a body comes as it is or chunked: no other transfer coding is known here (RFC 9112, 6.1)")
+# Connections above the limit whose request is still read, so that it is rejected with a response.
+EXCESS_MAX = 64
+NOT_HTTP = ("http_invalid", "this is not HTTP/1.1 (RFC 9112)")
+NO_HOST = ("http_invalid", "a request needs exactly one Host header; only HTTP/1.0 may omit it (RFC 9112, 3.2)")
+CODED = ("http_invalid", "the only transfer coding that is supported is chunked (RFC 9112, 6.1)")
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Closes itself on who says nothing, does not come to the point, or does not read."""
+    """Closes itself when the client is silent, too slow or does not read."""
 
     _closing: asyncio.TimerHandle | None = None
-    """Runs while headers are waited for."""
+    """Runs while the connection waits for headers."""
     _unread: asyncio.TimerHandle | None = None
-    """Runs while the client has more to take than is written ahead."""
+    """Runs while the write buffer is full."""
     _answered: RequestResponseCycle | None = None
-    """The request whose answer is under way, or was last."""
+    """The request whose response is in progress, or was the last one."""
     _bytes = 0
-    """Received since the request began, or since the last of its body: headers, trailers, extensions of chunks."""
+    """Bytes since the request began, or since its last body data: headers, trailers, chunk extensions."""
     _again: tuple[bytes, int] | None = None
-    """Headers to be read once more, and where in the piece that was received they ended."""
+    """Headers to be parsed again, and where in the received data they ended."""
     _unparsed = b""
-    """Received behind requests that wait for the answer before them, and not looked at yet."""
+    """Data behind pipelined requests that wait for an earlier response; not parsed yet."""
     _is_within_headers = False
-    """Whether that begins in the middle of headers."""
+    """Whether that data begins in the middle of headers."""
     _wrong = NOT_HTTP
-    """What is wrong with what the parser refuses."""
+    """The error code and message for what the parser rejects."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.flow = _OneAfterAnother(transport, self.pipeline)
-        # uvicorn says so, too, as bare text and without a word of when to come again.
+        # uvicorn's own rejection is bare text without Retry-After.
         most, self.limit_concurrency = self.limit_concurrency, None
         more = len(self.connections) - (most or len(self.connections))
-        if more > TOLD_MAX:
+        if more > EXCESS_MAX:
             transport.abort()
         elif more > 0:
             self.app_state = {**self.app_state, EXCESS: True}
@@ -78,12 +77,12 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if "method" in self.scope:
-            return  # of a trailer, which comes when the headers have been judged (RFC 9110, 6.5.1)
+            return  # a trailer, which comes after the headers were checked (RFC 9110, 6.5.1)
         if len(self.headers) == HEADERS_MAX:
             self._wrong = TOO_LARGE
             raise ValueError
         super().on_header(name, value)
-        # The parser takes the body for chunked as long as that is the last of its codings.
+        # The parser treats the body as chunked if that is the last of several codings.
         if self.headers[-1][0] == b"transfer-encoding" and value.strip().lower() != b"chunked":
             self._wrong = CODED
             raise ValueError
@@ -94,7 +93,7 @@ class ClientConnection(HttpToolsProtocol):
                 return
             if self.pipeline:
                 self._unparsed += data[start:]
-                # Headers that are here already are not late.
+                # Headers that have already arrived are not late.
                 self._is_within_headers |= self._closing is not None
                 self._stop_waiting()
                 return
@@ -107,12 +106,12 @@ class ClientConnection(HttpToolsProtocol):
             (head, ended_at), self._again = self._again, None
             data = head + data[ended_at:]
             super().data_received(data)
-        # Asked afterwards: a body may have come in the same piece as the end of its headers.
+        # Checked afterwards: body data may arrive together with the end of the headers.
         if self._bytes > HEADERS_BYTES_MAX and not self.transport.is_closing():
             self._refuse(*TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn says of what the parser refuses."""
+        """Replaces uvicorn's rejection of what the parser rejects."""
         del msg
         self._refuse(*self._wrong)
 
@@ -122,7 +121,7 @@ class ClientConnection(HttpToolsProtocol):
         if sum(name == b"host" for name, _ in self.headers) not in ((0, 1) if is_old else (1,)):
             self._wrong = NO_HOST
             raise ValueError
-        # Whoever speaks HTTP/1.0 would take a 100 for the answer (RFC 9110, 10.1.1).
+        # An HTTP/1.0 client would treat a 100 as the final response (RFC 9110, 10.1.1).
         self.expect_100_continue &= not is_old
         super().on_headers_complete()
         if not self.pipeline:
@@ -142,18 +141,18 @@ class ClientConnection(HttpToolsProtocol):
             if is_within_headers:
                 self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, self._refuse, *TOO_SLOW)
             self.data_received(unparsed)
-        # Neither where the next headers have begun, which have their own time, nor where a request is in the queue.
+        # Not if the next headers have begun, which have their own timeout, or a request is queued.
         if self._closing is None and self.cycle.response_complete:
-            # Not aborted: who reads slowly has not read all of the answer yet.
+            # Not aborted: a slow client has not read all of the response yet.
             self._closing = self.loop.call_later(ANSWERED_TIMEOUT_S, self.transport.close)
 
     def _should_upgrade(self) -> bool:
         return any(name == b"upgrade" for name, _ in self.headers)
 
     def handle_websocket_upgrade(self) -> None:
-        """The request once more, without its wish for another protocol, which a server may ignore (RFC 9110, 7.8).
+        """Parses the request again without its Upgrade header, which a server may ignore (RFC 9110, 7.8).
 
-        Java's HttpClient wishes for HTTP/2 with every first request; and the parser stops where the body begins.
+        Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the body begins.
         """
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)  # noqa: S101
@@ -175,7 +174,7 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_waiting()
         self._stop_watching()
         super().connection_lost(exc)
-        # uvicorn tells only the request that came last.
+        # uvicorn notifies only the last request.
         if self._answered is not None:
             self._answered.disconnected = True
             self._answered.message_event.set()
@@ -183,13 +182,13 @@ class ClientConnection(HttpToolsProtocol):
     def shutdown(self) -> None:
         super().shutdown()
         if self.flow.write_paused:
-            # Its stream could not even be closed before it reads. It comes back elsewhere, with its cursor.
+            # Its stream cannot be closed before it reads. It resumes at another gateway with its cursor.
             self.transport.abort()
 
     def _refuse(self, code: str, message: str) -> None:
-        """Says what is wrong, and closes. An answer that is under way is broken off, so that this is no part of it."""
+        """Sends an error and closes. A response in progress is truncated, so that the error is no part of it."""
         self._stop_waiting()
-        # Nor of one that is asked for already, and whose first byte this would be taken for.
+        # The same for a response that is expected: the error would be read as its first byte.
         cycle = self.cycle
         is_asked = cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
         if is_asked or self.pipeline:
@@ -202,7 +201,7 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.close()
 
     def _leave_unread(self) -> None:
-        # Not closed: that would wait until all was read.
+        # Not closed: that would wait until the client has read everything.
         metrics.UNREAD.inc()
         self.transport.abort()
 
@@ -218,9 +217,9 @@ class ClientConnection(HttpToolsProtocol):
 
 
 class _OneAfterAnother(FlowControl):
-    """Reads nothing while a request waits for the answer before it: a stream could be behind an endless queue of them.
+    """Pauses reading while a pipelined request waits, because an endless stream may be before it.
 
-    uvicorn pauses there, too, and goes on as soon as the answer under way listens whether its client is still there.
+    uvicorn pauses, too, but resumes as soon as the response in progress waits for a disconnect.
     """
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:

@@ -1,4 +1,4 @@
-"""What is told as JSON, and kept by nobody on its way."""
+"""JSON responses with `Cache-Control: no-store`."""
 
 import msgspec
 from starlette.responses import Response

@@ -1,4 +1,4 @@
-"""How full the log is. New turns are refused before it is, so that running ones can always write their end."""
+"""How full the log is. New turns are refused before it is full, so that running ones can always store their end."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ LOOK_EVERY_S = 1.0
 
 
 class LogFullness:
-    """What was last seen; a look a second is enough for a limit that keeps a tenth in reserve."""
+    """The ratio at the last check. One check a second is enough: a tenth of the log is kept in reserve."""
 
     def __init__(self, connection: Connection, full_at: float) -> None:
         self._connection = connection

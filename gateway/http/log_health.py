@@ -1,4 +1,4 @@
-"""Whether the log takes what is asked: tried all the time, so that who asks for it need not wait for an answer."""
+"""Whether the log accepts entries: probed periodically, so that health checks need not wait."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from tailrace.proto.nats import Connection, WriteProbe
 logger = structlog.get_logger()
 
 TRY_EVERY_S = 2.0
-# A leader that steps down is missed for half a second, and that is nothing that anybody should hear of.
+# A change of leader takes half a second and is not reported.
 SILENT_S_MAX = 5.0
 
 
 class LogHealth:
-    """How the log was when it was tried last; at the start it is taken to be well."""
+    """The result of the last probe; healthy at the start."""
 
     def __init__(self, connection: Connection) -> None:
         self._probe = WriteProbe(connection)
@@ -25,7 +25,7 @@ class LogHealth:
 
     @property
     def detail(self) -> str:
-        """Why new turns cannot be stored; empty while they can."""
+        """Why new turns cannot be stored; empty if they can."""
         silent_s = time.monotonic() - self._stored_at
         if silent_s < SILENT_S_MAX:
             return ""

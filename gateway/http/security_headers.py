@@ -1,8 +1,7 @@
-"""What every answer says to a browser: headers, the same on each. It knows no answer.
+"""Security headers of every response.
 
-Models, clients and strangers say what they like, and a browser can be led to any URL of ours. What it finds there is
-what its type says, and never guessed to be a page; runs nothing and fetches nothing, whatever stands in it; is shown in
-nobody's frame; and tells nobody where it was.
+Responses hold text of models and clients, and a browser can be sent to any URL. With these headers it does not guess
+content types, runs and fetches nothing, shows nothing in frames, and sends no Referer.
 """
 
 # `/docs` is the only page, with one style sheet inside it.

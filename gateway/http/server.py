@@ -1,4 +1,4 @@
-"""uvicorn, taught to drain: at a stop the streams are told first, and then the server has nothing to wait for."""
+"""Runs uvicorn: socket options, limits, and a shutdown that closes the streams first."""
 
 import asyncio
 import logging
@@ -12,28 +12,28 @@ from starlette.types import ASGIApp
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.http_protocol import ClientConnection
 
-# Connections that wait to be accepted: the kernel takes net.core.somaxconn at the most, and resets others in a while.
+# The accept queue; the kernel limits it to net.core.somaxconn.
 BACKLOG = 16_384
-# A stream that is told to close does so in milliseconds; this is for a POST under way.
+# Streams close within milliseconds; this is for POST requests in progress.
 GRACE_S = 5
-# What the kernel does for each connection, where it is Linux. A laptop that was shut sends no word that it has gone.
+# Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
 KEPT = {
-    # Who acknowledges nothing of what is sent, or takes nothing, for so long, has gone: with the heartbeats of a stream
-    # it is found a minute after it went.
+    # Closes a connection whose data is not acknowledged for so many milliseconds. With the heartbeats of a stream, a
+    # vanished client is detected after a minute.
     "TCP_USER_TIMEOUT": 45_000,
-    # Whom there is nothing to send to is asked, every so many seconds, whether it is there.
+    # Keep-alive probes of idle connections, in seconds.
     "TCP_KEEPIDLE": 15,
     "TCP_KEEPINTVL": 10,
-    # Bytes that wait in the kernel, which takes megabytes otherwise for somebody who does not read.
+    # Unsent bytes in the kernel, which would be megabytes otherwise for a client that does not read.
     "TCP_NOTSENT_LOWAT": 128 * 1024,
-    # A delta leaves when it is written. uvloop sees to that; asyncio does not where a socket names no protocol, as this
-    # one does not, and then a second small write waits 40 ms for an acknowledgement of the first.
+    # Send each delta at once. uvloop sets this; asyncio does not for a socket without a protocol number, such as this,
+    # and then a second small write waits 40 ms for the acknowledgement of the first.
     "TCP_NODELAY": 1,
 }
 
 
 class Server(uvicorn.Server):
-    """Serves until `stop` is set, which the process's own signal handlers do."""
+    """Handles no signals: the process does, and sets `stop`."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,10 +41,10 @@ class Server(uvicorn.Server):
 
 
 async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, proxies: Sequence[str] = ()) -> None:
-    """Serves `app` until `stop` is set. `proxies` are believed who it is that they ask for."""
+    """Serves `app` until `stop` is set. The X-Forwarded headers of `proxies` are trusted."""
     config = uvicorn.Config(
         app,
-        http=ClientConnection,  # of httptools, which refuses what h11 lets pass: CL with TE, folded headers
+        http=ClientConnection,  # httptools rejects what h11 accepts: CL with TE, folded headers
         lifespan="off",
         ws="none",
         log_config=None,
@@ -69,13 +69,13 @@ async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, pro
 
 
 def listen(host: str, port: int, listen_fd: int) -> socket.socket:
-    """The socket to serve on: the one that was inherited, or a new one. Raises OSError when the port is taken."""
+    """Returns the inherited socket, or a new one. Raises OSError when the port is in use."""
     if listen_fd:
         listening = socket.socket(fileno=listen_fd)
     else:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)
-    # Connections inherit them.
+    # Connections inherit these options.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEPT.items():
         if hasattr(socket, name):
@@ -84,5 +84,5 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # A stream broken off on purpose is how a body without an end is written; uvicorn takes it for a mistake.
+    # A stream is truncated on purpose by returning without a last chunk; uvicorn logs that as an error.
     return "ASGI callable returned without completing response" not in record.getMessage()

@@ -1,53 +1,40 @@
-"""How a body arrives: from a sender that keeps sending, or is not waited for. It looks into none.
+"""The minimum rate at which a request body must arrive.
 
-However large a body may be, and however long it may take (`body_timeout_s`): each so many bytes of it have `STRETCH_S`
-to come, or the rest of it has. Who falls silent, or lets it drip, would otherwise keep the room that its body has been
-given (large.py). A body that waits for that room is not late: what counts is how long its sender is waited for.
+Independently of the body's size and of `body_timeout_s`: each `rate_min * WINDOW_S` bytes must arrive within WINDOW_S
+seconds. A client that stops or drips would otherwise hold the memory that is reserved for its body. Only the time that
+is spent waiting for the client counts, not the time that the body waits for memory.
 """
 
 import asyncio
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from collections.abc import AsyncIterator
 
 from tailrace.proto.errors import Refused
 
-# A phone between two cells is silent for some seconds.
-STRETCH_S = 15.0
+# A phone that moves between two cells is silent for some seconds.
+WINDOW_S = 15.0
 
 
-class SlowBodyTimeout:
-    """ASGI middleware. A sender below `rate_min` bytes a second is refused with `body_timeout`, where it is read."""
+class MinimumRate:
+    """The clock of one body."""
 
-    def __init__(self, app: ASGIApp, rate_min: int) -> None:
-        self._app = app
+    def __init__(self, rate_min: int) -> None:
+        """`rate_min`: bytes a second."""
         self._rate_min = rate_min
+        self._left_s = WINDOW_S
+        self._missing = WINDOW_S * rate_min
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+        """The next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
         loop = asyncio.get_running_loop()
-        is_awaited = True
-        left_s, missing = STRETCH_S, STRETCH_S * self._rate_min
-
-        async def receive_in_time() -> Message:
-            nonlocal is_awaited, left_s, missing
-            if not is_awaited:
-                return await receive()
-            began_s = loop.time()
-            try:
-                async with asyncio.timeout(left_s):
-                    message = await receive()
-            except TimeoutError as error:
-                told = f"the body arrives too slowly: send {self._rate_min} bytes a second, and do not stop"
-                raise Refused("body_timeout", told) from error
-            is_awaited = message.get("more_body", False)
-            left_s, missing = left_s - (loop.time() - began_s), missing - len(message.get("body", b""))
-            if missing <= 0:
-                left_s, missing = STRETCH_S, STRETCH_S * self._rate_min
-            return message
-
-        async def send_and_forget(message: Message) -> None:
-            nonlocal is_awaited
-            # Who answers without having read it only listens whether the client is there.
-            is_awaited = False
-            await send(message)
-
-        await self._app(scope, receive_in_time, send_and_forget)
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(self._left_s):
+                piece = await anext(pieces, None)
+        except TimeoutError as error:
+            message = f"the body arrives too slowly: send {self._rate_min} bytes a second, without a pause"
+            raise Refused("body_timeout", message) from error
+        self._left_s -= loop.time() - began_s
+        self._missing -= len(piece or b"")
+        if self._missing <= 0:
+            self._left_s, self._missing = WINDOW_S, WINDOW_S * self._rate_min
+        return piece

@@ -8,12 +8,9 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
+from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.limits.limiter import Admission, Standing
 
-# The key of the request's Admission in its state.
-ADMISSION = "admission"
 ANTHROPIC = ("/v1/messages",)
 OPENAI = ("/v1/chat/completions", "/v1/responses")
 # The limits that SDKs read. Budgets appear in the error when they are exceeded.
@@ -22,25 +19,9 @@ SHOWN = ("requests", "tokens")
 Headers = dict[str, str]
 
 
-class RateHeaders:
-    """ASGI middleware that adds the headers of the request's admission. `now` returns Unix seconds."""
-
-    def __init__(self, app: ASGIApp, now: Callable[[], float]) -> None:
-        self._app = app
-        self._now = now
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = scope.setdefault("state", {})
-
-        async def send_with_headers(message: Message) -> None:
-            admission: Admission | None = state.get(ADMISSION)
-            if message["type"] == "http.response.start" and admission is not None:
-                found = rate_headers(scope["path"], admission.standings.values(), self._now())
-                more = [(name.encode(), value.encode()) for name, value in found.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *more]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+def attach(request: ApiRequest, admission: Admission, now: Callable[[], float]) -> None:
+    """Adds the headers of `admission` to the response of `request`, or to its error. `now` returns Unix seconds."""
+    request.response_headers.append(lambda: rate_headers(request.scope["path"], admission.standings.values(), now()))
 
 
 def rate_headers(path: str, standings: Iterable[Standing], now: float) -> Headers:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from tailrace.gateway.http.retry_later import again_s
+from tailrace.gateway.http.retry_later import retry_delay_s
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
@@ -40,11 +40,11 @@ class ReaderCounts:
         limits, kinds = self._limits, (("tenant", tenant), ("address", owner_of(address)))
         if self._total >= limits.total:
             message = f"This gateway has {limits.total} open streams, its limit; retry."
-            raise Refused("server_busy", message, retry_after_s=again_s())
+            raise Refused("server_busy", message, retry_after_s=retry_delay_s())
         for kind, most, noun in zip(kinds, limits[1:], ("This tenant", "This address"), strict=True):
             if self._by[kind] >= most:
                 message = f"{noun} has {most} open streams at this gateway, its limit; close one."
-                raise Refused("too_many_streams", message, retry_after_s=again_s())
+                raise Refused("too_many_streams", message, retry_after_s=retry_delay_s())
         self._total += 1
         self._by.update(kinds)
         try:

@@ -5,12 +5,10 @@ NATS is unreachable streams are not counted: what they deliver is paid for. read
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import structlog
-from starlette.requests import Request
-from starlette.types import Scope
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Limiter
@@ -27,108 +25,92 @@ SLOT_LIFE_S = 6
 RENEW_INTERVAL_S = SLOT_LIFE_S / 3
 RETRY_AFTER_S = 2.0
 STREAMS = "streams"
-# Keys in a request's state: the slots that are reserved for its stream, its reserved reader count, and whether the
-# request is counted as a reader.
-RESERVED_SLOTS = "reserved_slots"
-RESERVED_READER = "reserved_reader"
-IS_COUNTED = "is_counted_reader"
 
 
-class Lease:
-    """The slots of one stream."""
+class StreamPermit:
+    """The permission for one stream: a count among this gateway's readers, and a slot of each owner that has a limit.
 
-    def __init__(self) -> None:
+    Each step is done once, so that a POST can reserve before its turn is submitted what its stream uses afterwards.
+    """
+
+    def __init__(self, slots: "StreamSlots", principal: Principal, address: str) -> None:
+        self.principal = principal
         self.holder = new_id()
         self.slots: list[Slot] = []
+        self._all = slots
+        self._address = address
+        self._counted: ExitStack | None = None
+        self._is_acquired = False
+
+    def enter(self) -> None:
+        """Counts the reader in this gateway. Raises Refused above a limit."""
+        if self._counted is None:
+            counted = ExitStack()
+            counted.enter_context(self._all.readers.count(self.principal.tenant, self._address))
+            self._counted = counted
+
+    async def acquire(self) -> None:
+        """Acquires the slots over all gateways. Raises Refused if all are taken."""
+        if not self._is_acquired:
+            await self._all.acquire(self)
+            self._is_acquired = True
+
+    async def release(self) -> None:
+        self._is_acquired = False
+        counted, self._counted = self._counted, None
+        if counted is not None:
+            counted.close()
+        await self._all.release(self)
+
+    @asynccontextmanager
+    async def reserved(self) -> AsyncIterator[None]:
+        """Reserves the stream before its turn is submitted; releases it if that fails. Raises Refused."""
+        try:
+            self.enter()
+            await self.acquire()
+            yield
+        except BaseException:
+            await self.release()
+            raise
 
 
 class StreamSlots:
     """Counts the streams of this gateway."""
 
     def __init__(self, limiter: Limiter, readers: ReaderCounts) -> None:
+        self.readers = readers
         self._limiter = limiter
-        self._readers = readers
-        self._open: set[Lease] = set()
+        self._open: set[StreamPermit] = set()
 
-    @contextmanager
-    def count_reader(self, scope: Scope) -> Iterator[None]:
-        """Counts the request as an open reader of this gateway; nested calls count once. Raises Refused."""
-        state = scope.setdefault("state", {})
-        if IS_COUNTED in state:
-            yield
-            return
-        with state.pop(RESERVED_READER, None) or self._count(scope):
-            state[IS_COUNTED] = True
-            try:
-                yield
-            finally:
-                del state[IS_COUNTED]
-
-    def _count(self, scope: Scope) -> ExitStack:
-        counted, client = ExitStack(), scope.get("client")
-        if (principal := scope["state"].get("caller")) is not None:
-            counted.enter_context(self._readers.count(principal.tenant, client[0] if client else ""))
-        return counted
-
-    @asynccontextmanager
-    async def hold_slots(self, scope: Scope) -> AsyncIterator[None]:
-        """Holds the slots of a stream, reserved ones if there are any. Raises Refused if all are taken."""
-        state = scope.get("state", {})
-        lease = state.pop(RESERVED_SLOTS, None) or await self._acquire(state.get("caller"))
-        try:
-            yield
-        finally:
-            await self._release(lease)
-
-    @asynccontextmanager
-    async def reserve(self, request: Request) -> AsyncIterator[None]:
-        """Reserves the slots of a stream before its turn is submitted; releases them if that fails. Raises Refused."""
-        with ExitStack() as leaving:
-            counted = leaving.enter_context(self._count(request.scope))
-            lease = await self._acquire(getattr(request.state, "caller", None))
-            try:
-                yield
-            except BaseException:
-                await self._release(lease)
-                raise
-            setattr(request.state, RESERVED_SLOTS, lease)
-            setattr(request.state, RESERVED_READER, counted)
-            leaving.pop_all()
-
-    async def release_reserved(self, scope: Scope) -> None:
-        """Releases slots that were reserved for a stream that did not start."""
-        if (lease := scope.get("state", {}).pop(RESERVED_SLOTS, None)) is not None:
-            await self._release(lease)
+    def permit(self, principal: Principal, address: str) -> StreamPermit:
+        return StreamPermit(self, principal, address)
 
     async def renew_periodically(self) -> None:
         """Renews the slots of all open streams until it is cancelled."""
         while True:
             await asyncio.sleep(RENEW_INTERVAL_S)
-            for lease in tuple(self._open):
-                await self._renew(lease)
+            for permit in tuple(self._open):
+                await self._renew(permit)
 
-    async def _acquire(self, principal: Principal | None) -> Lease:
-        lease = Lease()
-        if principal is None:
-            return lease
+    async def acquire(self, permit: StreamPermit) -> None:
+        """Acquires the slots of `permit`, which are renewed until it is released. Raises Refused."""
         try:
-            for owner in self._limiter.owners(principal):
-                await self._acquire_of(owner, lease)
+            for owner in self._limiter.owners(permit.principal):
+                await self._acquire_of(owner, permit)
         except Refused:
-            await self._release(lease)
+            await self.release(permit)
             raise
         except LogUnavailable as error:
             logger.debug("stream not counted", error=str(error))
-        if lease.slots:
-            self._open.add(lease)
-        return lease
+        if permit.slots:
+            self._open.add(permit)
 
-    async def _acquire_of(self, owner: Owner, lease: Lease) -> None:
+    async def _acquire_of(self, owner: Owner, permit: StreamPermit) -> None:
         most = owner.limits.streams
         if most is None:
             return
         slot = await self._limiter.slots.acquire(
-            owner.tenant, owner.name, STREAMS, most, lease.holder, life_s=SLOT_LIFE_S
+            owner.tenant, owner.name, STREAMS, most, permit.holder, life_s=SLOT_LIFE_S
         )
         if slot is None:
             raise Refused(
@@ -136,27 +118,27 @@ class StreamSlots:
                 f"This {owner.noun} has {most} open streams, its limit; close one.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        lease.slots.append(slot)
+        permit.slots.append(slot)
 
-    async def _release(self, lease: Lease) -> None:
-        self._open.discard(lease)
+    async def release(self, permit: StreamPermit) -> None:
+        self._open.discard(permit)
         # Before freeing: a concurrent renewal sees that the slot is gone from the lease and frees the new one.
-        slots, lease.slots = lease.slots, []
+        slots, permit.slots = permit.slots, []
         # A slot that cannot be freed expires.
         with suppress(LogError):
             for slot in slots:
                 await self._limiter.slots.release(slot.seq)
 
-    async def _renew(self, lease: Lease) -> None:
+    async def _renew(self, permit: StreamPermit) -> None:
         with suppress(LogError):
-            for slot in tuple(lease.slots):
-                newer = await self._limiter.slots.renew(slot, lease.holder, SLOT_LIFE_S)
-                if slot not in lease.slots:
+            for slot in tuple(permit.slots):
+                newer = await self._limiter.slots.renew(slot, permit.holder, SLOT_LIFE_S)
+                if slot not in permit.slots:
                     # The stream was closed meanwhile.
                     if newer is not None:
                         await self._limiter.slots.release(newer.seq)
                     continue
-                lease.slots.remove(slot)
+                permit.slots.remove(slot)
                 # The stream stays open even if its slot expired while NATS was unreachable.
                 if newer is not None:
-                    lease.slots.append(newer)
+                    permit.slots.append(newer)

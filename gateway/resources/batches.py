@@ -9,20 +9,27 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tailrace.gateway.dependencies import Gateway, caller_of, gateway_of, refuse_when_draining, tenant_of, turn_named
+from tailrace.gateway.dependencies import (
+    ApiRequest,
+    Gateway,
+    gateway_of,
+    principal_of,
+    refuse_when_draining,
+    tenant_of,
+    turn_in_path,
+)
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.limits import rate_headers
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.turns.auto_idempotency import AUTO
-from tailrace.gateway.turns.batch_body import NewBatch, prepared
+from tailrace.gateway.turns.batch_body import NewBatch, build_request
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.respond import asked
-from tailrace.gateway.turns.submit import accept_request, claimed_key
+from tailrace.gateway.turns.submit import idempotency_key_of, submit_request
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
@@ -90,30 +97,30 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float = 0.0
 
 
-async def post(request: Request) -> Response:
+async def post(request: ApiRequest) -> Response:
     """`POST /v1/batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
-    gateway, caller = gateway_of(request), caller_of(request)
-    new, raw = await asked(request, NewBatch)
+    gateway, caller = gateway_of(request), principal_of(request)
+    new, raw = await request.read(NewBatch)
     check_webhook(new.webhook, gateway.settings)
     refuse_when_draining(gateway)
-    idempotency_key = claimed_key(request)
+    idempotency_key = idempotency_key_of(request)
     if idempotency_key == AUTO:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
-    async with gateway.limits.admission(caller) as admission:
-        request.state.admission = admission
+    async with gateway.limiter.admission(caller) as admission:
+        rate_headers.attach(request, admission, gateway.limiter.now)
 
         async def made(turn: TurnId) -> entries.Request:
-            return await prepared(gateway, caller, new, turn, admission)
+            return await build_request(gateway, caller, new, turn, admission)
 
-        key, accepted = await accept_request(gateway, caller.tenant, made, idempotency_key, raw, admission)
+        key, accepted = await submit_request(gateway, caller.tenant, made, idempotency_key, raw, admission)
     of = accepted.batch.count if accepted.batch is not None else 0
     told = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     return json_response(told, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})
 
 
-async def batches(request: Request) -> Response:
+async def batches(request: ApiRequest) -> Response:
     """`GET /v1/batches`: all batches, newest first, in pages."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     after, limit = page_of(request)
@@ -124,13 +131,13 @@ async def batches(request: Request) -> Response:
     )
 
 
-async def get(request: Request) -> Response:
+async def get(request: ApiRequest) -> Response:
     """`GET /v1/batches/{batch}`: one batch with its progress."""
     _, told, _ = await batch_of(request)
     return json_response(batch_record(told))
 
 
-async def post_cancel(request: Request) -> Response:
+async def post_cancel(request: ApiRequest) -> Response:
     """`POST /v1/batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
     key, told, turn = await batch_of(request)
     if turn is not None:
@@ -138,7 +145,7 @@ async def post_cancel(request: Request) -> Response:
     return json_response(batch_record(told))
 
 
-async def results(request: Request) -> ASGIApp:
+async def results(request: ApiRequest) -> ASGIApp:
     """`GET /v1/batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
     gateway = gateway_of(request)
     key, told, turn = await batch_of(request)
@@ -150,7 +157,7 @@ async def results(request: Request) -> ASGIApp:
     else:
         lines = _stored_results(gateway, key, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-    return Download(gateway, lines, headers, is_stream=True)
+    return Download(request, lines, headers, is_stream=True)
 
 
 async def _stored_results(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
@@ -203,7 +210,7 @@ async def _turn(gateway: Gateway, key: TurnKey) -> Turn | None:
 async def _inputs(gateway: Gateway, key: TurnKey, of: entries.Batch) -> list[bytes]:
     """Returns the inputs of the batch; an empty list once their blob has expired."""
     try:
-        return batch.split_inputs(await gateway.bodies.read(key.tenant, Blob(of.sha256, of.bytes)))
+        return batch.split_inputs(await gateway.blobs.read(key.tenant, Blob(of.sha256, of.bytes)))
     except BlobUnknown:
         return []
 
@@ -224,11 +231,11 @@ def result(index: int, told: TurnRecord) -> BatchResult:
     )
 
 
-async def batch_of(request: Request) -> tuple[TurnKey, StoredBatch, Turn | None]:
+async def batch_of(request: ApiRequest) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
     unknown = Refused("batch_not_found", "There is no such batch.")
     try:
-        key = turn_named(request, "batch")
+        key = turn_in_path(request, "batch")
     except Refused as error:
         if error.code != "turn_not_found":
             raise

@@ -1,10 +1,9 @@
 """Route of blobs: long strings that are stored outside of the log."""
 
-from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
 from tailrace.gateway.streaming.download import Download
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown
@@ -19,14 +18,14 @@ HEADERS = {
 }
 
 
-async def get(request: Request) -> ASGIApp:
+async def get(request: ApiRequest) -> ASGIApp:
     """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
-    blob = Blob(sha256, await gateway.bodies.size(tenant, sha256))
-    return Download(gateway, gateway.bodies.chunks(tenant, blob), HEADERS)
+    blob = Blob(sha256, await gateway.blobs.size(tenant, sha256))
+    return Download(request, gateway.blobs.chunks(tenant, blob), HEADERS)
 
 
 ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]

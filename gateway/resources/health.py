@@ -79,7 +79,7 @@ def _are_ok(parts: dict[str, Report]) -> bool:
 
 async def _parts(gateway: Gateway) -> dict[str, Report]:
     generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
-    log = gateway.pulse.detail or gateway.fullness.detail
+    log = gateway.log_health.detail or gateway.log_fullness.detail
     return {
         "nats": Report(gateway.connection.is_up, _connection_detail(gateway.connection)),
         "log": Report(not log, log),
@@ -105,7 +105,7 @@ async def _active_turns(gateway: Gateway) -> int | None:
 
 
 async def _report(gateway: Gateway, role: str) -> Report:
-    reply = await gateway.services.health(role, timeout_s=HEALTH_TIMEOUT_S)
+    reply = await gateway.rpc.health(role, timeout_s=HEALTH_TIMEOUT_S)
     if reply is None and not gateway.connection.is_up:
         return Report(ok=False, detail="NATS is unreachable")
     if reply is None:

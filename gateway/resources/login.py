@@ -10,7 +10,7 @@ from starlette.routing import Route
 from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE
 from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, format_cookie
-from tailrace.gateway.dependencies import caller_of, gateway_of
+from tailrace.gateway.dependencies import gateway_of, principal_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.errors import Refused
 
@@ -26,9 +26,9 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
 async def post(request: Request) -> Response:
     """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie."""
     refuse_cross_origin(request)
-    gateway, caller = gateway_of(request), caller_of(request)
+    gateway, caller = gateway_of(request), principal_of(request)
     # An access token or a ticket must not create a login: logins would never end.
-    if caller.key is None or caller != gateway.door.find_key(caller.key):
+    if caller.key is None or caller != gateway.authenticator.find_key(caller.key):
         raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
     return login_response(await gateway.logins.create(caller.key))
 

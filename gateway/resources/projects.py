@@ -1,17 +1,15 @@
 """Routes of projects: groups of sessions."""
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.request_body import check_name
-from tailrace.gateway.turns.respond import asked
 from tailrace.proto.ids import new_id
 from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
 
@@ -31,17 +29,17 @@ class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
     """Newest first."""
 
 
-async def projects(request: Request) -> Response:
+async def projects(request: ApiRequest) -> Response:
     """`GET /v1/projects`: all projects, newest first, in pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     found = await gateway_of(request).history.ask(tenant, ListProjects(after, limit))
     return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
 
 
-async def post(request: Request) -> Response:
+async def post(request: ApiRequest) -> Response:
     """`POST /v1/projects`: creates a project."""
     gateway, tenant = gateway_of(request), tenant_of(request)
-    new, _ = await asked(request, NewProjectBody)
+    new, _ = await request.read(NewProjectBody)
     check_name("id", new.id)
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
@@ -49,14 +47,14 @@ async def post(request: Request) -> Response:
     return json_response(made, status=201, headers={"location": f"/v1/projects/{made.id}"})
 
 
-async def project(request: Request) -> Response:
+async def project(request: ApiRequest) -> Response:
     """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
     tenant = tenant_of(request)
     question = GetProject(request.path_params["project"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 
-async def delete(request: Request) -> Response:
+async def delete(request: ApiRequest) -> Response:
     """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns."""
     tenant = tenant_of(request)
     return await delete_response(gateway_of(request), tenant, "project", request.path_params["project"])

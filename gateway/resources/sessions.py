@@ -4,18 +4,16 @@ import asyncio
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import Gateway, gateway_of, offer_to, tenant_of
+from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
 from tailrace.gateway.history_client import past
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
-from tailrace.gateway.turns.respond import asked
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, new_id
@@ -81,7 +79,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     by_model: list[UsageRecord]
 
 
-async def sessions(request: Request) -> Response:
+async def sessions(request: ApiRequest) -> Response:
     """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`: those of one project."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     question = ListSessions(after, limit, request.query_params.get("project_id"))
@@ -90,39 +88,39 @@ async def sessions(request: Request) -> Response:
     return json_response(SessionList(data=listed, sessions=listed, has_more=has_more, next=found.next))
 
 
-async def post(request: Request) -> Response:
+async def post(request: ApiRequest) -> Response:
     """`POST /v1/sessions`: creates a session without turns."""
     gateway, tenant = gateway_of(request), tenant_of(request)
-    new, _ = await asked(request, NewSessionBody)
+    new, _ = await request.read(NewSessionBody)
     _check(new, await offer_to(request))
     session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
     made = await gateway.history.ask(tenant, session)
     return json_response(made, status=201, headers={"location": f"/v1/sessions/{made.session}"})
 
 
-async def session(request: Request) -> Response:
+async def session(request: ApiRequest) -> Response:
     """`GET /v1/sessions/{session}`: one session, with the totals of all its branches."""
     tenant = tenant_of(request)
     question = GetSession(request.path_params["session"])
     return json_response(await gateway_of(request).history.ask(tenant, question))
 
 
-async def patch(request: Request) -> Response:
+async def patch(request: ApiRequest) -> Response:
     """`PATCH /v1/sessions/{session}`: changes the title."""
     gateway, tenant = gateway_of(request), tenant_of(request)
-    title = (await asked(request, RenameBody))[0].title
+    title = (await request.read(RenameBody))[0].title
     check_text("title", title, TITLE_CHARS_MAX)
     question = RenameSession(request.path_params["session"], title)
     return json_response(await gateway.history.ask(tenant, question))
 
 
-async def delete(request: Request) -> Response:
+async def delete(request: ApiRequest) -> Response:
     """`DELETE /v1/sessions/{session}`: deletes a session with all its turns."""
     tenant = tenant_of(request)
     return await delete_response(gateway_of(request), tenant, "session", request.path_params["session"])
 
 
-async def turns(request: Request) -> Response:
+async def turns(request: ApiRequest) -> Response:
     """`GET /v1/sessions/{session}/turns`: its turns, oldest first, in pages."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     gateway, question = gateway_of(request), ListSessionTurns(request.path_params["session"], after, limit)
@@ -131,7 +129,7 @@ async def turns(request: Request) -> Response:
     return json_response(msgspec.structs.replace(found, turns=told))
 
 
-async def branches(request: Request) -> Response:
+async def branches(request: ApiRequest) -> Response:
     """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it."""
     tenant, (after, limit) = tenant_of(request), page_of(request)
     question = ListBranches(request.path_params["session"], after, limit)
@@ -139,7 +137,7 @@ async def branches(request: Request) -> Response:
     return json_response(BranchList(data=found.branches, has_more=found.next is not None, next=found.next))
 
 
-async def stats(request: Request) -> Response:
+async def stats(request: ApiRequest) -> Response:
     """`GET /v1/sessions/stats`: the active sessions and their usage."""
     tenant = tenant_of(request)
     found = await gateway_of(request).history.ask(tenant, GetStats())

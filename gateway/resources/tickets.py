@@ -1,15 +1,13 @@
 """Route that creates tickets: links to one turn's events that need no key."""
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN
-from tailrace.gateway.dependencies import caller_of, gateway_of, turn_of
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, principal_of, turn_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.turns.read_turn import read_turn
-from tailrace.gateway.turns.respond import asked
 from tailrace.proto.errors import Refused
 
 
@@ -29,17 +27,17 @@ class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
     until: int
 
 
-async def post(request: Request) -> Response:
+async def post(request: ApiRequest) -> Response:
     """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader or to share."""
     gateway, key = gateway_of(request), turn_of(request)
-    new, _ = await asked(request, NewTicket)
+    new, _ = await request.read(NewTicket)
     if new.life_s is not None and not new.is_shared:
         raise Refused("request_invalid", "`life_s` needs `is_shared: true`.")
     life_s = SHARED_S if new.life_s is None else new.life_s
     if not SHARED_S_MIN <= life_s <= SHARED_S_MAX:
         raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds.")
     await read_turn(gateway, key)
-    caller = caller_of(request)
+    caller = principal_of(request)
     if new.is_shared:
         token, ticket = gateway.tickets.create_shared(caller, key.turn, life_s)
     else:

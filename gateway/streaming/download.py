@@ -1,62 +1,56 @@
-"""A long body that is made while it is sent: piece by piece, until its end, or that of what its reader may.
+"""A response whose body is made while it is sent, piece by piece.
 
-One that breaks in the middle lacks the last chunk of its body, so that nobody takes it for the whole. Whoever reads one
-has a place here, as whoever reads a stream has.
+A body that fails in the middle lacks its last chunk, so that clients do not take it for complete. A download counts as
+one of its principal's streams.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, suppress
 
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.dependencies import Gateway, caller_of
-from tailrace.gateway.streaming.event_stream import begin, disconnected, piece
+from tailrace.gateway.dependencies import ApiRequest
+from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.proto.errors import LogError, Refused
 
 
-class Download:
-    """The response. A slow client keeps one piece in memory and not all; a revoked one gets no more of them."""
+class Download(StreamedResponse):
+    """A slow client holds one piece in memory, and a revoked credential ends the download."""
 
     def __init__(
         self,
-        gateway: Gateway,
+        request: ApiRequest,
         pieces: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         *,
         is_stream: bool = False,
     ) -> None:
-        """`is_stream`: what it takes to make the pieces is bounded, as streams are, by its caller's limits."""
-        self._gateway = gateway
+        """`is_stream`: it counts against the limit `streams` of the principal, as its pieces are costly."""
+        super().__init__(headers)
+        self._authenticator = request.gateway.authenticator
+        self._principal = request.principal
+        self._permit = request.stream_permit()
         self._pieces = pieces
-        self._headers = headers
         self._is_stream = is_stream
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        streams = self._gateway.streams
-        with streams.count_reader(scope):
-            async with streams.hold_slots(scope) if self._is_stream else nullcontext():
-                await self._serve(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.door.watch(caller_of(Request(scope))) as ended:
-            async with asyncio.TaskGroup() as group:
-                writing = group.create_task(self._write(send, is_head=scope["method"] == "HEAD"))
-                leaving = group.create_task(disconnected(receive))
-                ending = group.create_task(ended.wait())
-                over = (writing, leaving, ending)
-                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
-                for task in over:
-                    task.cancel()
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._permit.enter()
+            if self._is_stream:
+                await self._permit.acquire()
+            with self._authenticator.watch(self._principal) as expired:
+                async with Interruptions(receive, None, expired) as interruptions:
+                    await interruptions.run(self._write(send, is_head=scope["method"] == "HEAD"))
+        finally:
+            await self._permit.release()
 
     async def _write(self, send: Send, *, is_head: bool) -> None:
-        await begin(send, 200, self._headers)
+        await self.begin(send, 200)
         if is_head:
-            await send(piece(b"", more=False))
+            await send(body(b"", more=False))
             return
         async with aclosing(self._pieces) as pieces:
             with suppress(LogError, Refused):
                 async for data in pieces:
-                    await send(piece(data, more=True))
-                await send(piece(b"", more=False))
+                    await send(body(data, more=True))
+                await send(body(b"", more=False))

@@ -1,10 +1,10 @@
-"""Turns that are being read here: each followed once, rendered once per dialect, shared by all its readers.
+"""Fan-out: each turn that is read here is followed once and rendered once per dialect, for all its readers.
 
-A reader is an index into what its turn has so far. That is all the buffer there is: a reader who is slow, or stands
-still, costs nothing and holds nobody up.
+A reader is an index into the turn's entries. There is no other buffer: a slow reader costs nothing and delays no other.
 """
 
 import asyncio
+import sys
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -19,12 +19,12 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
-# The log answers in less than a millisecond, or is away.
+# The log answers in less than a millisecond, or is unavailable.
 KEPT_TIMEOUT_S = 0.5
 
 
 class TurnFeed:
-    """One turn, from the entry after `after` on, as it is written."""
+    """The entries of one turn after `after`, as they are stored, and their frames."""
 
     def __init__(self, key: TurnKey, after: Seq) -> None:
         self.key = key
@@ -39,13 +39,13 @@ class TurnFeed:
         self._rendered: dict[str, _Rendered] = {}
 
     async def follow(self, log: TurnLog) -> None:
-        """Adds entries until the turn has ended. What goes wrong is told to the readers, and to whoever catches up."""
+        """Adds entries until the turn has ended. An error is raised in `caught_up`, and sets `is_broken`."""
         try:
             async with aclosing(log.follow(self.key, self.after)) as follower:
                 async for entries in follower:
                     self._add(entries)
                     self._caught_up.set()
-            # The iterator ends with the turn. A cursor at the end has nothing after it, and is at the end all the same.
+            # The iterator ends with the turn. After a cursor at the end nothing comes, and the turn has ended, too.
             self.is_ended = True
         except LogError as error:
             self._error = error
@@ -54,7 +54,7 @@ class TurnFeed:
             self._wake()
 
     async def caught_up(self) -> None:
-        """Waits until what was stored already is here; raises TurnUnknown, CursorUnknown, LogUnavailable."""
+        """Waits until the stored entries are here. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
         await self._caught_up.wait()
         if self._error is not None:
             raise self._error
@@ -67,40 +67,43 @@ class TurnFeed:
         """The index that a reader with `cursor` starts at."""
         position = 0 if cursor == self.after else self._position(cursor)
         if cursor == BEFORE_FIRST and not dialect.can_reset:
-            # Who has seen nothing need not be told to forget it.
+            # A new reader has nothing to reset.
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position
 
-    def frames(self, dialect: Dialect, start: int, most: int) -> list["RenderedFrame"]:
-        """Up to `most` frames from index `start` on; rendered once, whoever asks first."""
+    def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list["RenderedFrame"]:
+        """Up to `most` frames from the index `start` on, of `bytes_max` bytes together, or one longer frame."""
         rendered = self._rendered.get(dialect.name)
         if rendered is None:
             rendered = self._rendered[dialect.name] = _Rendered(dialect, self.key)
-        return rendered.upto(self.entries, start + most)[start : start + most]
+        frames = rendered.render(self.entries, start + most)[start : start + most]
+        size = 0
+        for index, frame in enumerate(frames):
+            size += len(frame.data)
+            if size > bytes_max:
+                return frames[: max(index, 1)]
+        return frames
 
     async def changed(self, position: int, timeout_s: float) -> bool:
-        """Waits until there is more than `position` entries, or no more will come; False after `timeout_s` seconds."""
-        if self._has_more(position):
+        """Waits for more than `position` entries, or until no more will come; False after `timeout_s` seconds."""
+        if len(self.entries) > position or self.is_ended or self.is_broken:
             return True
-        # Each reader waits here for each entry: asyncio.timeout was a tenth of what it takes to tell one.
+        # Each reader waits here for each entry: asyncio.timeout took a tenth of the time that a delta costs.
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(timeout_s, _woken, waiting)
+        timer = loop.call_later(timeout_s, _wake_one, waiting)
         self._waiting.add(waiting)
         try:
             await waiting
         finally:
             timer.cancel()
             self._waiting.discard(waiting)
-        return self._has_more(position)
+        return len(self.entries) > position or self.is_ended or self.is_broken
 
     @property
     def is_broken(self) -> bool:
-        """It cannot be followed any further. A reader is broken off, comes back, and is told why."""
+        """Whether the turn cannot be followed any further. Its readers are disconnected, return, and are told why."""
         return self._error is not None
-
-    def _has_more(self, position: int) -> bool:
-        return len(self.entries) > position or self.is_ended or self.is_broken
 
     def _add(self, entries: list[Stored]) -> None:
         self.entries += entries
@@ -112,10 +115,10 @@ class TurnFeed:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
-            _woken(waiter)
+            _wake_one(waiter)
 
     def _position(self, cursor: Seq) -> int:
-        """The index after the entry `cursor`; 0 when that is none of these."""
+        """The index after the entry `cursor`; 0 when it is no entry of this feed."""
         position = bisect_right(self.seqs, cursor)
         return position if position and self.seqs[position - 1] == cursor else 0
 
@@ -129,14 +132,15 @@ class RenderedFrame(NamedTuple):
 
 
 class _Rendered:
-    """A turn in one dialect, as far as it was asked for."""
+    """The frames of a turn in one dialect, as far as they were needed."""
 
     def __init__(self, dialect: Dialect, key: TurnKey) -> None:
         self._render = dialect.render
         self._state: Any = dialect.start(key)
         self._frames: list[RenderedFrame] = []
 
-    def upto(self, entries: list[Stored], end: int) -> list[RenderedFrame]:
+    def render(self, entries: list[Stored], end: int) -> list[RenderedFrame]:
+        """All frames so far, at least those before the index `end`."""
         for stored in entries[len(self._frames) : end]:
             frame, self._state = self._render(self._state, stored)
             self._frames.append(RenderedFrame(frame.data, frame.events, frame.is_break))
@@ -144,126 +148,126 @@ class _Rendered:
 
 
 class FanOut:
-    """The turns that are read in this process, each followed in `group`, and for `linger_s` after its last reader."""
+    """The feeds of this process, each followed in `group`, and for `linger_s` after its last reader."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, linger_s: float) -> None:
         self._log = log
         self._group = group
         self._linger_s = linger_s
-        self._lives: dict[TurnKey, TurnFeed] = {}
+        self._feeds: dict[TurnKey, TurnFeed] = {}
         self._following: dict[TurnFeed, asyncio.Task[None]] = {}
         self._dropping: dict[TurnFeed, asyncio.TimerHandle] = {}
 
     @asynccontextmanager
-    async def reading(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
-        """The turn, for a reader with `cursor`; `from_start`, with all that came before it too.
+    async def subscribe(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
+        """The feed of a turn for a reader with `cursor`; `from_start`, with all entries before it, too.
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable before it begins.
         """
         if from_start and cursor:
-            async with self.reading(key, BEFORE_FIRST) as live:
-                await self._reach(live, cursor)
-                yield live
+            async with self.subscribe(key, BEFORE_FIRST) as feed:
+                await self._reach(feed, cursor)
+                yield feed
             return
-        live = await self._joined(key, cursor) or await self._enter(self._open(key, cursor))
+        feed = await self._join(key, cursor) or await self._enter(self._open(key, cursor))
         try:
-            yield live
+            yield feed
         finally:
-            self._leave(live)
+            self._leave(feed)
 
     def is_read(self, key: TurnKey) -> bool:
-        return any(live.key == key and live.readers for live in self._following)
+        return any(feed.key == key and feed.readers for feed in self._following)
 
     def close(self) -> None:
-        """Stops following everything."""
+        """Stops following all turns."""
         for timer in self._dropping.values():
             timer.cancel()
         for following in self._following.values():
             following.cancel()
 
-    async def _joined(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
-        """The turn as others read it already; None when a reader with `cursor` cannot start there."""
-        while (live := self._lives.get(key)) is not None:
+    async def _join(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
+        """The feed that other readers use already; None when a reader with `cursor` cannot start there."""
+        while (feed := self._feeds.get(key)) is not None:
             try:
-                await self._enter(live)
+                await self._enter(feed)
             except CursorUnknown:
-                if live.after == cursor:
+                if feed.after == cursor:
                     raise
-                # Somebody else's cursor was none. That says nothing of this one.
+                # The cursor of the feed's first reader was unknown. That says nothing of this one.
                 continue
-            if live.is_ended and not await self._is_kept(key):
-                self._forget(live)
-            elif live.reaches(cursor):
-                return live
-            # This reader comes from further back, or another gateway has heard more, or it was deleted meanwhile: the
-            # log is asked from its cursor.
-            self._leave(live)
+            if feed.is_ended and not await self._is_kept(key):
+                self._forget(feed)
+            elif feed.reaches(cursor):
+                return feed
+            # The cursor is older than the feed, or this gateway's feed is behind another's, or the turn was deleted:
+            # the log is read from the cursor.
+            self._leave(feed)
             return None
         return None
 
     async def _is_kept(self, key: TurnKey) -> bool:
-        """Whether a turn that has ended is still in the log: nobody hears here of one that was deleted, or grew old."""
+        """Whether an ended turn is still in the log: a deletion, or the retention, is not announced here."""
         try:
             async with asyncio.timeout(KEPT_TIMEOUT_S):
                 return await self._log.has_end(key)
         except (TimeoutError, LogUnavailable):
-            # When the log is away, what is here is all that there is to tell.
+            # While the log is unavailable, the entries here are served.
             return True
 
-    async def _reach(self, live: TurnFeed, cursor: Seq) -> None:
-        """Waits until `live` has the entry `cursor`; raises CursorUnknown for what is no entry of its turn."""
-        if live.reaches(cursor):
+    async def _reach(self, feed: TurnFeed, cursor: Seq) -> None:
+        """Waits until `feed` has the entry `cursor`. Raises CursorUnknown when the turn has no such entry."""
+        if feed.reaches(cursor):
             return
-        # Another gateway may have heard more, or a first read was behind: the log says whether there is such an entry.
-        async with self.reading(live.key, cursor):
+        # Another gateway may have received more, or a first read was stale: the log says whether it exists.
+        async with self.subscribe(feed.key, cursor):
             pass
-        while not live.reaches(cursor):
-            await live.caught_up()
-            await live.changed(len(live.entries), self._linger_s)
+        while not feed.reaches(cursor):
+            await feed.caught_up()
+            await feed.changed(len(feed.entries), self._linger_s)
 
-    async def _enter(self, live: TurnFeed) -> TurnFeed:
-        live.readers += 1
-        if (timer := self._dropping.pop(live, None)) is not None:
+    async def _enter(self, feed: TurnFeed) -> TurnFeed:
+        feed.readers += 1
+        if (timer := self._dropping.pop(feed, None)) is not None:
             timer.cancel()
         try:
-            await live.caught_up()
+            await feed.caught_up()
         except BaseException:
-            self._leave(live)
+            self._leave(feed)
             raise
-        return live
+        return feed
 
-    def _leave(self, live: TurnFeed) -> None:
-        live.readers -= 1
-        if not live.readers:
-            # Who was cut off comes back within a second or two, and then nothing has to be read again.
-            linger_s = 0 if live.is_broken else self._linger_s
-            self._dropping[live] = asyncio.get_running_loop().call_later(linger_s, self._drop, live)
+    def _leave(self, feed: TurnFeed) -> None:
+        feed.readers -= 1
+        if not feed.readers:
+            # A client that lost its connection returns within a second or two: then nothing has to be read again.
+            linger_s = 0 if feed.is_broken else self._linger_s
+            self._dropping[feed] = asyncio.get_running_loop().call_later(linger_s, self._drop, feed)
 
     def _open(self, key: TurnKey, cursor: Seq) -> TurnFeed:
-        live = TurnFeed(key, cursor)
-        known = self._lives.get(key)
+        feed = TurnFeed(key, cursor)
+        known = self._feeds.get(key)
         if known is None or cursor < known.after:
-            self._lives[key] = live
-        self._following[live] = self._group.create_task(self._follow(live))
-        return live
+            self._feeds[key] = feed
+        self._following[feed] = self._group.create_task(self._follow(feed))
+        return feed
 
-    async def _follow(self, live: TurnFeed) -> None:
-        await live.follow(self._log)
-        if live.is_broken:
-            # At once: who waits for it asks again without a pause.
-            self._forget(live)
+    async def _follow(self, feed: TurnFeed) -> None:
+        await feed.follow(self._log)
+        if feed.is_broken:
+            # At once: its readers ask again without a pause.
+            self._forget(feed)
 
-    def _drop(self, live: TurnFeed) -> None:
-        del self._dropping[live]
-        self._following.pop(live).cancel()
-        self._forget(live)
+    def _drop(self, feed: TurnFeed) -> None:
+        del self._dropping[feed]
+        self._following.pop(feed).cancel()
+        self._forget(feed)
 
-    def _forget(self, live: TurnFeed) -> None:
-        if self._lives.get(live.key) is live:
-            del self._lives[live.key]
+    def _forget(self, feed: TurnFeed) -> None:
+        if self._feeds.get(feed.key) is feed:
+            del self._feeds[feed.key]
 
 
-def _woken(waiting: asyncio.Future[None]) -> None:
+def _wake_one(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
 

@@ -1,4 +1,4 @@
-"""How fast a stored turn is told: at once, or as it was written, by the times of its entries. It waits for nothing."""
+"""The pace of a replay: at once, or as the entries were written, by their times. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ PACE = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
 
 
 class Pace:
-    """When each entry is due: as long after the first that its reader gets as it was written after that."""
+    """When each entry is due: as long after the reader's first entry as it was written after that."""
 
     def __init__(self, speed: float) -> None:
-        """`speed`: how many times as fast as it was written."""
+        """`speed`: a multiple of the speed at which the turn was written."""
         self._speed = speed
         self._began: tuple[float, datetime] | None = None
 
     def due_in_s(self, stored: Stored, now: float) -> float:
-        """How long `stored` has to wait yet, where `now` is the loop's time; 0 or less: it is due."""
+        """Seconds until `stored` is due, 0 or less when it is. `now` is the loop's time."""
         if self._began is None:
             self._began = (now, stored.at)
         began, first = self._began
@@ -34,10 +34,10 @@ class Pace:
 
 
 def pace_of(request: Request) -> Pace | None:
-    """What `?pace=` asks for: a number, 1 being as it was written; None: at once. Raises Refused."""
+    """The value of `?pace=`, where 1 is the original speed; None means at once. Raises Refused."""
     text = request.query_params.get("pace")
     if text is None:
         return None
     if PACE.fullmatch(text) is None:
-        raise Refused("request_invalid", "`pace` is how many times as fast as it was written: 0.001 to 999")
+        raise Refused("request_invalid", "`pace` is a multiple of the original speed: from 0.001 to 999")
     return Pace(float(text))

@@ -1,7 +1,7 @@
-"""`Idempotency-Key: auto`: the key is made of the question, so that the same question gets the turn that answered it.
+"""`Idempotency-Key: auto`: a key that is derived from the request, so that the same request gets the same turn.
 
-What failed or was cancelled answers nothing: then the key is the next one, made of this one and of that turn, and
-whoever asks comes along the same keys to the same turn.
+A turn that failed or was cancelled is not reused: then the next key is derived from this one and that turn's id, so
+that all clients follow the same sequence of keys to the same turn.
 """
 
 import hashlib
@@ -15,30 +15,27 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.subjects import TurnKey
 
 AUTO = "auto"
-# Turns that came to nothing, one after the other, until a question is asked without a key.
-IN_VAIN_MAX = 20
+# Failed turns in a row, after which the request is submitted without a key.
+FAILED_MAX = 20
 
 
-async def key_of(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> tuple[str | None, bytes]:
-    """The key of what is asked, and what is asked as bytes that do not depend on how it was sent.
-
-    Raises LogUnavailable.
-    """
-    told = msgspec.json.encode(ask, order="sorted")
-    key = _key(told)
-    for _ in range(IN_VAIN_MAX):
+async def derive_key(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> tuple[str | None, bytes]:
+    """Returns the key, or None, and the request as canonical bytes. Raises LogUnavailable."""
+    canonical = msgspec.json.encode(ask, order="sorted")
+    key = _key(canonical)
+    for _ in range(FAILED_MAX):
         claim = await gateway.claims.find(tenant, key)
-        if claim is None or not await _was_in_vain(gateway, TurnKey(tenant, claim.turn)):
-            return key, told
+        if claim is None or not await _has_failed(gateway, TurnKey(tenant, claim.turn)):
+            return key, canonical
         key = _key(f"{key}:{claim.turn}".encode())
-    return None, told
+    return None, canonical
 
 
-def _key(told: bytes) -> str:
-    return f"{AUTO}:{hashlib.sha256(told).hexdigest()}"
+def _key(canonical: bytes) -> str:
+    return f"{AUTO}:{hashlib.sha256(canonical).hexdigest()}"
 
 
-async def _was_in_vain(gateway: Gateway, key: TurnKey) -> bool:
+async def _has_failed(gateway: Gateway, key: TurnKey) -> bool:
     try:
         turn = await gateway.log.turn(key)
     except TurnUnknown:

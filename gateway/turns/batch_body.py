@@ -17,7 +17,7 @@ from tailrace.gateway.limits.cost_estimate import Estimate
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns import store_blobs
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.request_body import NewTurn, Params, check, new_messages, request_of
+from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check, new_messages
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Via
@@ -55,7 +55,7 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The URL that is told when the batch has ended."""
 
 
-async def prepared(
+async def build_request(
     gateway: Gateway, caller: Principal, asked: NewBatch, turn: TurnId, admission: Admission
 ) -> entries.Request:
     """The request of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
@@ -68,7 +68,7 @@ async def prepared(
     for index, (request, holds) in enumerate(zip(requests, each, strict=True)):
         held = msgspec.structs.replace(request, holds=holds or None)
         try:
-            line = await store_blobs.check_in(gateway, TurnKey(caller.tenant, turn), held, admission)
+            line = await store_blobs.store(gateway, TurnKey(caller.tenant, turn), held, admission)
             gateway.connection.check_size(entries.encode(line), ADDED)
         except Refused as refused:
             raise _at(index, refused) from refused
@@ -79,8 +79,8 @@ async def prepared(
     # Elsewhere, as in blobs.py.
     sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
     await admission.count_stored_bytes(len(inputs))
-    await gateway.holds.pin(caller.tenant, turn, [sha256])
-    await gateway.bodies.put(caller.tenant, {sha256: inputs})
+    await gateway.blob_pins.pin(caller.tenant, turn, [sha256])
+    await gateway.blobs.put(caller.tenant, {sha256: inputs})
     referred = sorted({name for line in lines for name in blobs_needed(line)})
     first = lines[0]
     return entries.Request(
@@ -124,12 +124,12 @@ async def _requests(
                 require_alike(params, first := first or params)
             named = {**(ask.metadata or {}), batch.CUSTOM_ID: given.custom_id}
             place = Position(session=session, new=new_messages(ask))
-            request = request_of(ask, place, settings.max_tokens, offer, by=caller.key, cache=settings.cache)
+            request = build_entry(ask, place, settings.max_tokens, offer, by=caller.key, cache=settings.cache)
             if (schema := schema_of(request.options)) is not None:
                 require_small_schema(schema)
                 # Mostly all have the same, and each is judged by a process of its own.
                 if (told := msgspec.json.encode(schema)) not in judged:
-                    await gateway.judge.check_schema(schema, caller.tenant)
+                    await gateway.schema_checker.check_schema(schema, caller.tenant)
                     judged.add(told)
         except Refused as refused:
             raise _at(index, refused) from refused

@@ -1,4 +1,4 @@
-"""Cancel a turn: append `end{cancelled}`, which makes the generator's next append fail and stops it."""
+"""Cancels a turn by appending `end{cancelled}`: the generator's next append is refused, and it stops."""
 
 import asyncio
 from contextlib import suppress

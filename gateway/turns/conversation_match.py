@@ -1,7 +1,7 @@
-"""Where a question belongs: its session, the turn that it follows, what was said until there. Pure.
+"""The position of a new turn in its session: the parent, the messages before it, and its own messages. Pure.
 
-A client that sends the whole conversation each time (OpenAI's and Anthropic's protocols, `useChat`) goes on from the
-last turn up to which it says what the session holds. From there on it is a branch.
+A client that sends the whole conversation each time (OpenAI's and Anthropic's protocols, `useChat`) continues from the
+last turn up to which its messages equal those of the session. What follows is a new branch.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from tailrace.proto.records import Context
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """`before` is what the session knows already, `new` what this turn adds; `model` and `system` are the session's."""
+    """`before` are the session's messages, `new` those of this turn; `model` and `system` are the session's."""
 
     session: SessionId
     parent: TurnId | None = None
@@ -25,8 +25,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
 
 
-def after(context: Context, new: list[Message]) -> Position:
-    """The place of what is said at the end of the branch that `context` tells."""
+def position_after(context: Context, new: list[Message]) -> Position:
+    """Returns the position at the end of the branch in `context`."""
     return Position(
         session=context.session,
         parent=context.parent,
@@ -37,41 +37,41 @@ def after(context: Context, new: list[Message]) -> Position:
     )
 
 
-def agreed(context: Context, said: list[Message]) -> Position:
-    """The place of a conversation that a client tells from its beginning.
+def match_history(context: Context, said: list[Message]) -> Position:
+    """Returns the position of a conversation that a client sent as a whole.
 
-    It follows the last turn up to which it tells what the session holds; what comes after that is new. The session's
-    own messages stand for the told ones: they have what a client leaves out (signatures, citations).
+    It follows the last turn up to which the messages equal those of the session; the rest is new. The session's own
+    messages replace the client's: they have what clients leave out (signatures, citations).
     """
-    like = common(context.messages, said)
+    like = common_prefix(context.messages, said)
     for turn, upto in reversed(context.turns):
         if upto <= like and upto < len(said):
-            place = after(context, said[upto:])
+            place = position_after(context, said[upto:])
             return msgspec.structs.replace(place, parent=turn, before=context.messages[:upto])
-    return msgspec.structs.replace(after(context, said), parent=None, before=[])
+    return msgspec.structs.replace(position_after(context, said), parent=None, before=[])
 
 
-def verbatim(place: Position, said: list[Message]) -> Position:
-    """`place` with what was said until there in the client's own words, and nothing that it does not say.
+def verbatim_position(place: Position, said: list[Message]) -> Position:
+    """Returns `place` with the client's own messages before it instead of the session's.
 
-    Its marks for the prompt cache move from message to message, and what it has cleared it wants forgotten.
+    A client moves its prompt cache marks from message to message, and may have cleared old tool results.
     """
     upto = len(said) - len(place.new)
     return Position(session=place.session, parent=place.parent, before=said[:upto], new=said[upto:])
 
 
-def common(held: list[Message], told: list[Message]) -> int:
-    """How many messages from the beginning say the same."""
+def common_prefix(held: list[Message], told: list[Message]) -> int:
+    """Returns how many messages from the start are equal in both lists."""
     count = 0
     for ours, theirs in zip(held, told, strict=False):
-        if gist(ours) != gist(theirs):
+        if identify(ours) != identify(theirs):
             break
         count += 1
     return count
 
 
-def gist(message: Message) -> tuple[str, str, tuple[str, ...]]:
-    """Who says what, whatever the protocol makes of it: the text, which files, which tool calls it makes or answers."""
+def identify(message: Message) -> tuple[str, str, tuple[str, ...]]:
+    """Returns what identifies a message in every client protocol: role, text, and the ids of files and tool calls."""
     if isinstance(message.content, str):
         return message.role, blobs.comparison_key(message.content).strip(), ()
     texts, calls = [], []

@@ -1,7 +1,7 @@
-"""Deleting: running turns end, then the log forgets, then the database. In this order nothing can come back.
+"""Deletes turns: cancels those that run, purges the log, then the database. In this order nothing can return.
 
-What the log has is what persistence would record again, and what a generator writes to would stay in the log. Killed
-at any point it is begun again by the same request, which finds what is left.
+Persistence would record again what the log still has, and a running generator would write to a purged log. After a
+crash at any point the same request deletes what is left.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
-# Each is up to a thousand turns. Who asks on in a session as fast as it is deleted does not keep this here for ever.
+# Each round deletes up to a thousand turns. The bound ends a deletion that competes with new turns of the session.
 ROUNDS_MAX = 100
 LOOKED_AT_ONCE = 16
-# After an end its generator has settled the turn. Of each counter the server remembers the last increments' names:
-# who deletes what ended long ago would be given back once more what was held for it.
+# The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
+# ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
 
 
 async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int:
-    """Deletes a turn with its follow-ups, a session, or a project with its sessions; returns how many turns it were.
+    """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
 
-    Raises Refused when there is no such thing, or not all of it could be deleted; LogUnavailable. To be repeated then.
+    Raises Refused when it does not exist, or not all of it could be deleted; LogUnavailable. It can be repeated.
     """
     if kind == "turn":
         await _stop_asking(gateway, TurnKey(tenant, TurnId(name)))
@@ -44,17 +44,17 @@ async def delete(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> int
             return len(gone)
         purged = await _purged(gateway, tenant, left.turns)
         gone.update(purged)
-    raise Refused("session_busy", "more was asked while it was being deleted: repeat this when nobody asks any more")
+    raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
 
 async def _purged(gateway: Gateway, tenant: Tenant, doomed: list[TurnToDelete]) -> list[TurnId]:
-    """Those that the log has forgotten now. None, when one was running: persistence is to hear of its end before."""
+    """Purges turns from the log and returns them; none if one was running: persistence must record its end first."""
     was_running = False
     for turn in doomed:
         was_running |= turn.is_running and await _is_stopped(gateway, TurnKey(tenant, turn.turn))
     if was_running:
         return []
-    # While the log can tell: whoever would settle them later finds nothing.
+    # Before the purge, because settling reads the log.
     for turn in doomed:
         await _settle(gateway, TurnKey(tenant, turn.turn))
     for turn in doomed:
@@ -63,7 +63,7 @@ async def _purged(gateway: Gateway, tenant: Tenant, doomed: list[TurnToDelete]) 
 
 
 async def _is_stopped(gateway: Gateway, key: TurnKey) -> bool:
-    """Ends a turn; False when the log has nothing of it, so that there is nothing to end."""
+    """Cancels a turn. False when the log has none of it."""
     try:
         await cancel(gateway.log, key)
     except TurnUnknown:
@@ -72,7 +72,7 @@ async def _is_stopped(gateway: Gateway, key: TurnKey) -> bool:
 
 
 async def _stop_asking(gateway: Gateway, key: TurnKey) -> None:
-    """Ends a batch before its turns: it would ask as fast as they are deleted."""
+    """Cancels a batch before its turns: it would submit new ones during the deletion."""
     try:
         turn = await gateway.log.turn(key)
         if turn.request is not None and turn.request.batch is not None:
@@ -82,27 +82,27 @@ async def _stop_asking(gateway: Gateway, key: TurnKey) -> None:
 
 
 async def _settle(gateway: Gateway, key: TurnKey) -> None:
-    """Settles what limits hold for a turn that has just ended, as its generator does, who may be dead: once."""
+    """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
     try:
         turn = await gateway.log.turn(key)
     except TurnUnknown:
         return
     is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
     if is_fresh:
-        await Settlement(gateway.limits.counters, gateway.limits.slots).settle(key, turn)
+        await Settlement(gateway.limiter.counters, gateway.limiter.slots).settle(key, turn)
     if turn.request is None or turn.request.batch is None or turn.outcome == "completed":
         return
     if turn.progress is not None and turn.progress.message_batch is not None:
-        # What Anthropic has answered of it is paid for, and nobody will read how much that was: it stays held.
+        # Anthropic bills what it has answered, and no result will say how much: the reservation stays.
         await _stop_message_batch(gateway, key, turn.progress.message_batch)
     elif is_fresh:
         await _give_back(gateway, key, Blob(turn.request.batch.sha256, turn.request.batch.bytes))
 
 
 async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
-    """What is held for inputs of a batch that were never asked."""
+    """Refunds the reservations of a batch's inputs that were never submitted."""
     try:
-        lines = batch.split_inputs(await gateway.bodies.read(key.tenant, inputs))
+        lines = batch.split_inputs(await gateway.blobs.read(key.tenant, inputs))
     except BlobUnknown:
         return
     tombstones = Tombstones(gateway.connection)
@@ -110,7 +110,7 @@ async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
     async def look(number: int) -> None:
         child = batch.child_key(key, number)
         if not await gateway.log.is_known(child):
-            await give_back(tombstones, gateway.limits.counters, child, lines[number])
+            await give_back(tombstones, gateway.limiter.counters, child, lines[number])
 
     for first in range(0, len(lines), LOOKED_AT_ONCE):
         numbers = range(first, min(first + LOOKED_AT_ONCE, len(lines)))
@@ -118,7 +118,7 @@ async def _give_back(gateway: Gateway, key: TurnKey, inputs: Blob) -> None:
 
 
 async def _stop_message_batch(gateway: Gateway, key: TurnKey, name: str) -> None:
-    """Has what Anthropic has of a batch cancelled: once the log has forgotten it, nobody knows that it runs."""
+    """Cancels the message batch at Anthropic: after the purge no process knows of it."""
     asked = msgspec.json.encode(CancelMessageBatch(name))
     timeout_s = gateway.settings.query_timeout_s
-    await gateway.services.request(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)
+    await gateway.rpc.request(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)

@@ -1,89 +1,81 @@
-"""The answer to a client that asked for no stream: one JSON body, once the turn has ended. It writes nothing before."""
+"""The response to a client that asked for no stream: one JSON body, once the turn has ended."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.dependencies import Gateway, caller_of
-from tailrace.gateway.http.large_bodies import let_go
-from tailrace.gateway.streaming.event_stream import disconnected
+from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
 from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 
-GOES_ON = "the answer is not whole yet, and goes on: GET /v1/turns/{turn}, or send the same request with the same key"
+NOT_COMPLETE = (
+    "the answer is not complete yet and continues: GET /v1/turns/{turn}, or repeat the request with the same key"
+)
 
 
-class JsonAnswer:
-    """The response. A turn that failed is raised as Refused, with its code; so is one that was cancelled."""
+class JsonAnswer(StreamedResponse):
+    """Waits for the turn's end. A turn that failed or was cancelled raises Refused, with its code."""
 
     def __init__(
-        self, gateway: Gateway, key: TurnKey, body: Callable[[TurnRecord], bytes], headers: Mapping[str, str]
+        self, request: ApiRequest, key: TurnKey, render: Callable[[TurnRecord], bytes], headers: Mapping[str, str]
     ) -> None:
-        self._gateway = gateway
+        super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
+        self._gateway = request.gateway
+        self._principal = request.principal
         self._key = key
-        self._body = body
-        self._headers = {"cache-control": "no-store", "tailrace-turn": key.turn, **headers}
+        self._render = render
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await let_go(scope)
-        caller = caller_of(Request(scope))
-        async with self._gateway.lives.reading(self._key, BEFORE_FIRST) as live:
-            with self._gateway.door.watch(caller) as unwanted:
-                is_left = await self._is_left(live, receive, unwanted)
-            if not is_left:
-                told = record_from_fold(self._key, fold(live.entries))
-        if is_left:
-            self._gateway.departures.left(self._key)
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = await self._wait(receive)
+        if record is None:
+            self._gateway.disconnects.left(self._key)
             return
-        require_completed(told)
-        await Response(self._body(told), 200, self._headers, "application/json")(scope, receive, send)
+        require_completed(record)
+        await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
 
-    async def _is_left(self, live: TurnFeed, receive: Receive, unwanted: asyncio.Event) -> bool:
-        """Waits for the turn's end; whether its reader went away first. Raises Refused when there is no waiting."""
-        async with asyncio.TaskGroup() as group:
-            ending = group.create_task(ended(live, self._gateway.settings.heartbeat_s))
-            leaving = group.create_task(disconnected(receive))
-            draining = group.create_task(self._gateway.draining.wait())
-            refusing = group.create_task(unwanted.wait())
-            over = (ending, leaving, draining, refusing)
-            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
-            for task in over:
-                task.cancel()
-        if live.is_ended:
-            return False
-        if live.is_broken:
-            raise LogUnavailable(GOES_ON.format(turn=self._key.turn))
-        if unwanted.is_set():
-            raise credential_invalid()
-        if draining.done() and not draining.cancelled():
-            raise Refused("draining", GOES_ON.format(turn=self._key.turn), retry_after_s=1)
-        return True
+    async def _wait(self, receive: Receive) -> TurnRecord | None:
+        """The turn's record once it has ended; None when the client disconnected first. Raises Refused, LogError."""
+        async with self._gateway.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
+            with self._gateway.authenticator.watch(self._principal) as expired:
+                async with Interruptions(receive, self._gateway.draining, expired) as interruptions:
+                    ending = await interruptions.run(_until_ended(feed, self._gateway.settings.heartbeat_s))
+            if feed.is_ended:
+                return record_from_fold(self._key, fold(feed.entries))
+            match ending.cause:
+                case "disconnected":
+                    return None
+                case "expired":
+                    raise credential_invalid()
+                case "draining":
+                    raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
+                case _:
+                    raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
 
 
-async def ended(live: TurnFeed, look_every_s: float) -> None:
-    """Returns when no more will come."""
-    while not (live.is_ended or live.is_broken):
-        await live.changed(len(live.entries), look_every_s)
+async def _until_ended(feed: TurnFeed, look_every_s: float) -> None:
+    """Returns when no more entries will come."""
+    while not (feed.is_ended or feed.is_broken):
+        await feed.changed(len(feed.entries), look_every_s)
 
 
-def require_completed(told: TurnRecord) -> None:
-    """Raises Refused, with why there is no whole answer."""
-    match told.outcome:
+def require_completed(record: TurnRecord) -> None:
+    """Raises Refused with the reason why there is no complete answer."""
+    match record.outcome:
         case "completed":
             return
-        case "failed" if told.error is not None and told.error.code in CODES:
-            raise Refused(told.error.code, told.error.message, retry_after_s=told.error.retry_after_s)
+        case "failed" if record.error is not None and record.error.code in CODES:
+            raise Refused(record.error.code, record.error.message, retry_after_s=record.error.retry_after_s)
         case "cancelled":
             raise Refused(
-                "turn_cancelled", f"turn {told.turn} was cancelled: GET /v1/turns/{told.turn} has what was said"
+                "turn_cancelled",
+                f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
             )
         case _:
-            raise Refused("internal", f"turn {told.turn} has no whole answer")
+            raise Refused("internal", f"turn {record.turn} has no complete answer")

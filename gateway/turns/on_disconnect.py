@@ -1,4 +1,4 @@
-"""What a turn's last reader leaving means for the turn: by itself nothing; `on_disconnect` may ask for more."""
+"""The on_disconnect policy: cancels a turn when its last reader has disconnected, if the turn asks for that."""
 
 import asyncio
 import re
@@ -15,14 +15,14 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# How long gateways, this one among them, may take to say that they have readers of the turn.
+# How long gateways, this one included, may take to answer that they have readers of the turn.
 PRESENCE_TIMEOUT_S = 0.3
 PRESENCE_TRIES = 3
 GRACE = re.compile(r"grace:([0-9]{1,5})")
 
 
 class DisconnectPolicy:
-    """Watches, in `group`, what the readers who left have left behind."""
+    """Waits in `group` for readers to return to the turns that they have left."""
 
     def __init__(
         self, log: TurnLog, services: Rpc, lives: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
@@ -35,9 +35,9 @@ class DisconnectPolicy:
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
     def left(self, key: TurnKey, back_within_s: float = 0.0) -> None:
-        """A reader of an unfinished turn has gone away by itself. If one had before, its wait begins anew.
+        """A reader of a running turn has disconnected. The wait for the turn starts again.
 
-        `back_within_s`: it was sent away, and is only missed after that.
+        `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.
         """
         if self._lives.is_read(key):
             return
@@ -56,20 +56,20 @@ class DisconnectPolicy:
             if wait_s is None:
                 return
             if await self._is_draining_within(max(wait_s, back_within_s)):
-                # Its readers come back to other gateways, so this one cannot say that nobody will.
-                logger.info("turn goes on unread", turn=key.turn)
+                # Its readers reconnect to other gateways, so this one cannot decide.
+                logger.info("turn continues without readers", turn=key.turn)
                 return
-            # Silence is a no, and one gateway's moment of silence is not yet: it may be busy with a large body.
+            # No answer means no readers, but only after several tries: a gateway may be busy with a large body.
             for _ in range(PRESENCE_TRIES):
                 if await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S):
                     return
-            logger.info("nobody reads the turn", turn=key.turn)
+            logger.info("turn has no readers", turn=key.turn)
             await cancel(self._log, key)
         except TailraceError as error:
-            logger.warning("turn goes on unread", turn=key.turn, error=str(error))
+            logger.warning("turn continues without readers", turn=key.turn, error=str(error))
 
     async def _wait_s(self, key: TurnKey) -> float | None:
-        """What the turn asked for. Its request may be large, and is not held while it is waited."""
+        """The turn's grace period. Its request may be large, so it is not kept during the wait."""
         first = await self._log.replay(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 
@@ -82,7 +82,7 @@ class DisconnectPolicy:
 
 
 def grace_s(on_disconnect: str) -> float | None:
-    """How long after its last reader a turn is cancelled; None for never, and for what only a newer version knows."""
+    """Returns the grace period in seconds; None for `continue` and for values of newer versions."""
     if on_disconnect == "cancel":
         return 0.0
     grace = GRACE.fullmatch(on_disconnect)

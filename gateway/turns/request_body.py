@@ -143,7 +143,7 @@ def new_messages(ask: NewTurn) -> list[Message]:
     return ask.messages if ask.messages is not None else [Message("user", ask.message or "")]
 
 
-def request_of(
+def build_entry(
     ask: NewTurn, place: Position, max_tokens: int, offer: Offer, *, by: str | None = None, cache: Cache = "off"
 ) -> entries.Request:
     """The entry for `ask`, at its place, `by` which credential; `max_tokens` and `cache` are for who names none.

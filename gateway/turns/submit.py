@@ -1,4 +1,4 @@
-"""A turn is accepted once its request is in the log: one turn for each idempotency key, whoever repeats the POST."""
+"""Submits a turn: stores its request entry in the log, once for each idempotency key."""
 
 import asyncio
 import hashlib
@@ -13,10 +13,10 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns import store_blobs
-from tailrace.gateway.turns.auto_idempotency import AUTO, key_of
-from tailrace.gateway.turns.conversation import place_of
+from tailrace.gateway.turns.auto_idempotency import AUTO, derive_key
+from tailrace.gateway.turns.conversation import find_position
 from tailrace.gateway.turns.delete import delete
-from tailrace.gateway.turns.request_body import NewTurn, request_of
+from tailrace.gateway.turns.request_body import NewTurn, build_entry
 from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
@@ -30,17 +30,17 @@ logger = structlog.get_logger()
 
 UNCLEAR = (
     "the log did not answer in time, and the turn may still be stored: "
-    "repeating the POST is safe with the same Idempotency-Key, and without one it may ask twice"
+    "repeating the POST is safe with the same Idempotency-Key; without one it may start a second turn"
 )
 TOO_LONG = (
-    "the conversation, with what was said before, is too long to be stored: "
-    "begin a new session, or go on from an earlier turn (`parent`)"
+    "the conversation with its history is too long to be stored: "
+    "start a new session, or continue from an earlier turn (`parent`)"
 )
-DELETED = "the conversation was deleted while this was asked: ask again, and it begins anew"
+DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
-async def accept(
+async def submit(
     gateway: Gateway,
     caller: Principal,
     ask: NewTurn,
@@ -48,35 +48,35 @@ async def accept(
     raw: bytes,
     admission: Admission | None = None,
 ) -> tuple[TurnKey, entries.Request]:
-    """Puts the request into the log, once for each idempotency key; returns the turn and what it was asked.
+    """Stores the request entry, once for each idempotency key. Returns the turn and its entry.
 
-    What `admission` takes for it from the caller's limits is given back when no new turn comes of it.
+    What `admission` reserves of the principal's limits is released when no new turn is stored.
     """
-    async with admission or gateway.limits.admission(caller) as taking:
+    async with admission or gateway.limiter.admission(caller) as taking:
         if idempotency_key == AUTO:
-            idempotency_key, raw = await key_of(gateway, caller.tenant, ask)
+            idempotency_key, raw = await derive_key(gateway, caller.tenant, ask)
 
         async def prepared(turn: TurnId) -> entries.Request:
             return await _request(gateway, caller, ask, turn, taking)
 
-        return await accept_request(gateway, caller.tenant, prepared, idempotency_key, raw, taking)
+        return await submit_request(gateway, caller.tenant, prepared, idempotency_key, raw, taking)
 
 
 async def _request(
     gateway: Gateway, caller: Principal, ask: NewTurn, turn: TurnId, admission: Admission
 ) -> entries.Request:
-    """What is asked, at its place, with what limits hold for it and what is long lifted out; raises Refused."""
-    place = await place_of(gateway, caller.tenant, ask)
+    """Builds the entry: the turn at its position in the conversation, with reservations and references to blobs."""
+    place = await find_position(gateway, caller.tenant, ask)
     offer = await gateway.catalogue.offer(caller.tenant)
-    asked = request_of(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
+    asked = build_entry(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
     if (schema := schema_of(asked.options)) is not None:
         require_small_schema(schema)
-        await gateway.judge.check_schema(schema, caller.tenant)
+        await gateway.schema_checker.check_schema(schema, caller.tenant)
     asked = await admission.reserve_turn(turn, asked)
-    return await store_blobs.check_in(gateway, TurnKey(caller.tenant, turn), asked, admission)
+    return await store_blobs.store(gateway, TurnKey(caller.tenant, turn), asked, admission)
 
 
-async def accept_request(
+async def submit_request(
     gateway: Gateway,
     tenant: Tenant,
     prepared: Callable[[TurnId], Awaitable[entries.Request]],
@@ -84,15 +84,15 @@ async def accept_request(
     raw: bytes,
     admission: Admission,
 ) -> tuple[TurnKey, entries.Request]:
-    """The same for what `prepared` makes of a turn's id, if a new turn comes of it; inside of `admission`."""
-    # Elsewhere: to hash 30 MB takes 15 ms, for which every stream would stand still.
+    """Like `submit`, but `build(turn_id)` makes the request entry. Must run inside of `admission`."""
+    # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
     body = (await asyncio.to_thread(hashlib.sha256, raw)).hexdigest() if idempotency_key is not None else ""
     mine = Claim(TurnId(new_id()), body)
-    async with gateway.holds.release_after(tenant, mine.turn):
-        return await _accepted(gateway, tenant, prepared, idempotency_key, mine, admission)
+    async with gateway.blob_pins.release_after(tenant, mine.turn):
+        return await _submit_once(gateway, tenant, prepared, idempotency_key, mine, admission)
 
 
-async def _accepted(
+async def _submit_once(
     gateway: Gateway,
     tenant: Tenant,
     prepared: Callable[[TurnId], Awaitable[entries.Request]],
@@ -100,43 +100,43 @@ async def _accepted(
     mine: Claim,
     admission: Admission,
 ) -> tuple[TurnKey, entries.Request]:
-    # Before its place is sought: a repeat that interrupts what its session is busy with would end its own turn.
-    if (repeated := await known(gateway, tenant, idempotency_key, mine)) is not None:
+    # Before the position is looked up: a repeated POST with `on_busy: interrupt` would cancel its own turn.
+    if (repeated := await find_repeat(gateway, tenant, idempotency_key, mine)) is not None:
         return repeated
-    # Before anything is looked up for it, or interrupted.
+    # Before anything is looked up or interrupted for it.
     await admission.count_request()
     try:
         request = await prepared(mine.turn)
     except Refused:
-        # What is refused claims no key. But another holder of it may have been quicker, and be what it is busy with.
-        if (repeated := await known(gateway, tenant, idempotency_key, mine)) is None:
+        # A refused turn claims no key. But a concurrent POST with the key may have been faster, and its turn the cause.
+        if (repeated := await find_repeat(gateway, tenant, idempotency_key, mine)) is None:
             raise
         return repeated
-    if gateway.fullness.is_full:
-        raise LogFull("the log is nearly full, and keeps the rest for running turns: try again later")
+    if gateway.log_fullness.is_full:
+        raise LogFull("the log is nearly full, and the rest is kept for running turns: retry later")
     claim = await gateway.claims.claim(tenant, idempotency_key, mine) if idempotency_key is not None else mine
-    if claim != mine and (repeated := await repeat(gateway, tenant, claim, mine)) is not None:
+    if claim != mine and (repeated := await load_repeat(gateway, tenant, claim, mine)) is not None:
         return repeated
-    # A claim's first owner may have died before it could ask: then this one asks in its place.
+    # The gateway that claimed the key may have died before its append: then this one appends for it.
     key = TurnKey(tenant, claim.turn)
     try:
-        # The append's own time-out is looked at between two tries, and one try of a silent server takes seconds.
+        # The append checks its own timeout between two tries, and one try takes seconds if the server is silent.
         async with asyncio.timeout(gateway.settings.accept_timeout_s):
             await gateway.log.append(key, START, request)
     except FenceLost:
-        # Only another holder of the same idempotency key can have been first.
-        if (repeated := await repeat(gateway, tenant, claim, mine)) is None:
+        # Only a concurrent POST with the same idempotency key can have appended.
+        if (repeated := await load_repeat(gateway, tenant, claim, mine)) is None:
             raise
         return repeated
     except (LogUnavailable, TimeoutError) as error:
         admission.keep()
-        # Nobody was told of this turn yet, so its id would help nobody; what to do next does.
+        # No client knows this turn yet, so the error says what to do instead of its id.
         raise LogUnavailable(UNCLEAR) from error
     except EntryTooLarge as error:
         raise Refused("body_too_large", TOO_LONG) from error
     admission.keep()
     if request.parent is not None and await is_deleted(gateway, TurnKey(tenant, request.parent)):
-        # Whoever deleted the parent was quicker than this, and may not have seen it (ADR 15).
+        # The parent was deleted concurrently, and the deletion may have missed this follow-up (ADR 15).
         try:
             await delete(gateway, tenant, "turn", key.turn)
         except Refused as refused:
@@ -148,16 +148,18 @@ async def _accepted(
     return key, request
 
 
-async def known(
+async def find_repeat(
     gateway: Gateway, tenant: Tenant, idempotency_key: str | None, mine: Claim
 ) -> tuple[TurnKey, entries.Request] | None:
-    """The turn of that key, if there is one already."""
+    """Returns the turn that was stored for the key, or None."""
     claim = await gateway.claims.find(tenant, idempotency_key) if idempotency_key is not None else None
-    return await repeat(gateway, tenant, claim, mine) if claim is not None else None
+    return await load_repeat(gateway, tenant, claim, mine) if claim is not None else None
 
 
-async def repeat(gateway: Gateway, tenant: Tenant, claim: Claim, mine: Claim) -> tuple[TurnKey, entries.Request] | None:
-    """The turn that a key was claimed for, if it was asked already; raises Refused when it was for another body."""
+async def load_repeat(
+    gateway: Gateway, tenant: Tenant, claim: Claim, mine: Claim
+) -> tuple[TurnKey, entries.Request] | None:
+    """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
     if claim.body_sha256 != mine.body_sha256:
         raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
     key = TurnKey(tenant, claim.turn)
@@ -172,10 +174,10 @@ async def repeat(gateway: Gateway, tenant: Tenant, claim: Claim, mine: Claim) ->
 
 
 async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
-    """Whether what a turn goes on from is gone, once that turn is in the log.
+    """Whether the parent of a stored turn was deleted.
 
-    A deletion purges first and looks for follow-ups afterwards: it finds those that came before the purge, and those
-    that came after it find their parent gone. When nobody can say, what was asked stands.
+    A deletion purges first and looks for follow-ups afterwards: it finds those that were stored before the purge, and
+    those that are stored after it find their parent gone. False when persistence is unavailable.
     """
     try:
         if not await gateway.log.has_end(parent):
@@ -187,7 +189,8 @@ async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
     return False
 
 
-def claimed_key(request: Request) -> str | None:
+def idempotency_key_of(request: Request) -> str | None:
+    """Returns the Idempotency-Key header, or None. Raises Refused for several or a malformed one."""
     keys = request.headers.getlist("idempotency-key")
     if len(keys) > 1 or not all(map(IDEMPOTENCY_KEY.fullmatch, keys)):
         raise Refused("idempotency_key_invalid", "an Idempotency-Key is one header: 1 to 200 visible ASCII characters")

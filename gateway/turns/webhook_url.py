@@ -1,4 +1,4 @@
-"""Whether a turn may name the webhook that it names; raises a refusal. It sends nothing and resolves no name."""
+"""Checks the webhook URL of a turn. Sends nothing and resolves no host name."""
 
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
@@ -6,14 +6,14 @@ from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 
 
 def check_webhook(url: str | None, settings: Settings) -> None:
-    """Raises Refused for a URL that nobody would be sent to. Where its host leads is seen when it is called."""
+    """Raises Refused for a URL that no webhook would be sent to. Its host is resolved only when it is called."""
     if url is None:
         return
     if not settings.webhooks:
         raise Refused(
             "request_invalid",
-            "`webhook`: this server sends none: `up` does with a TAILRACE_WEBHOOK_KEY, a gateway of its own with "
-            "TAILRACE_WEBHOOKS as well",
+            "`webhook`: this server sends none: set TAILRACE_WEBHOOK_KEY for `up`, and TAILRACE_WEBHOOKS as well "
+            "for a gateway that is started by itself",
         )
     try:
         check_url(url, parse_private_hosts(settings.webhook_private_hosts))

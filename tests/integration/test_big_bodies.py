@@ -182,7 +182,7 @@ async def test_a_clients_own_reference_is_refused(lone_gateway: Gateway, body: d
     """It would read what somebody else's request has stored; it is named, and what to send instead."""
     refused = await lone_gateway.client.post("/v1/turns", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
-    assert refused.json()["error"]["message"].startswith("`tailrace:blob` is what Tailrace says")
+    assert refused.json()["error"]["message"].startswith("The key `tailrace:blob` is reserved")
 
 
 async def test_what_is_too_long_although_nothing_in_it_is_long_is_refused(lone_gateway: Gateway) -> None:
@@ -268,7 +268,7 @@ async def test_a_sender_that_falls_silent_gives_its_room_back(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
     """It is told 408 long before its body's time is over, and the next large body is read."""
-    monkeypatch.setattr(slow_body, "STRETCH_S", 0.5)
+    monkeypatch.setattr(slow_body, "WINDOW_S", 0.5)
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
     reader, writer = await begin_to_send(gateway, MB)
     large = await gateway.client.post("/v1/turns", json={"message": "x" * 600_000})

@@ -33,7 +33,7 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
     last = writer.chain.last
     await writer.end()
     rendered: Counter[int] = Counter()
-    turns, upto = 0, fanout._Rendered.upto
+    turns, upto = 0, fanout._Rendered.render
 
     def noted(self: fanout._Rendered, entries: list[Stored], end: int) -> list[fanout.RenderedFrame]:
         before = len(self._frames)
@@ -47,7 +47,7 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(fanout._Rendered, "upto", noted)
+    monkeypatch.setattr(fanout._Rendered, "render", noted)
     counting = asyncio.create_task(count())
     told = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()

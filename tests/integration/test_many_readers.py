@@ -129,7 +129,7 @@ async def test_more_connections_than_there_may_be_are_told_so(
 ) -> None:
     """503 with Retry-After in the envelope, to a page elsewhere, too; many more are not told. Who is in stays in."""
     monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
-    monkeypatch.setattr(http_protocol, "TOLD_MAX", 2)
+    monkeypatch.setattr(http_protocol, "EXCESS_MAX", 2)
     page = {"origin": "https://app.example"}
     gateway = await new_gateway(nats_url, origins=page["origin"])
     with ExitStack() as stack:
@@ -217,14 +217,3 @@ async def test_each_connection_is_told_a_time_of_its_own_to_come_back_at(
         waits.add(sent[0].retry_ms)
     assert len(waits) > 1
     assert all(500 <= (wait or 0) <= 2000 for wait in waits)
-
-
-def test_a_long_text_is_cut_anywhere_but_in_an_id() -> None:
-    """Who has a ticket has it written into each id: it has to be found there."""
-    data = b"data: " + b"x" * 50 + b"\nid: 12345\n\n"
-    for size in range(6, len(data) + 2):
-        pieces = list(event_stream.cut(data, size))
-        assert b"".join(pieces) == data
-        assert sum(piece.count(b"\nid: ") for piece in pieces) == 1
-        assert all(0 < len(piece) <= size for piece in pieces)
-    assert list(event_stream.cut(b"", 5)) == []

@@ -226,7 +226,7 @@ async def test_a_blob_reference_in_a_session_is_refused(shared_gateway: Gateway)
     told = {"system_prompt": [{"type": "text", "text": reference}] * 1000}
     answer = await shared_gateway.client.post("/v1/sessions", json=told)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
-    assert answer.json()["error"]["message"].startswith("`tailrace:blob` is what Tailrace says")
+    assert answer.json()["error"]["message"].startswith("The key `tailrace:blob` is reserved")
 
 
 @on_shared_loop

@@ -172,8 +172,10 @@ async def test_a_stream_that_ends_while_its_places_are_renewed_keeps_none(
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
     streams, caller = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)
     watching = asyncio.create_task(streams.renew_periodically())
-    async with streams.hold_slots({"state": {"caller": caller}}):
-        await slots.is_renewed.wait()
+    permit = streams.permit(caller, "127.0.0.1")
+    await permit.acquire()
+    await slots.is_renewed.wait()
+    await permit.release()
     owners = [owner.name for owner in limiter.owners(caller)]
 
     async def are_free() -> bool:

@@ -11,8 +11,6 @@ import pytest
 from benchmarks.slow import Beside, measured
 from tailrace.gateway import metrics
 from tailrace.gateway.http import http_protocol, server
-from tailrace.gateway.streaming.event_stream import PIECE_BYTES_MAX, within
-from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -178,12 +176,3 @@ async def test_who_has_asked_for_more_behind_a_stream_and_goes_is_gone(
 
     await until(is_gone)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
-
-
-def test_what_is_written_at_once_has_an_end() -> None:
-    """Frames up to so many bytes; one that is longer by itself is cut where it is sent."""
-    large, empty = (RenderedFrame(data, (), is_break=False) for data in (b"a" * MB, b""))
-    frames = [RenderedFrame(b"a" * 30_000, (), is_break=False)] * 5
-    assert len(within(frames, PIECE_BYTES_MAX)) == 2
-    assert within([large, *frames], PIECE_BYTES_MAX) == [large]
-    assert (within([], PIECE_BYTES_MAX), within([empty] * 300, 1)) == ([], [empty] * 300)

@@ -4,7 +4,7 @@ import pytest
 from starlette.types import Scope
 
 from tailrace.gateway import error_responses
-from tailrace.gateway.http.retry_later import AGAIN_S_MAX, ComeAgain, comes_back
+from tailrace.gateway.http.retry_later import RETRY_S_MAX, RetryLater, is_resuming_reader
 
 EVENT_SOURCE = {"accept": "text/event-stream", "last-event-id": "7"}
 
@@ -27,13 +27,13 @@ def scope(method: str, headers: dict[str, str]) -> Scope:
         ("HEAD", EVENT_SOURCE, False),
     ],
 )
-def test_an_event_source_that_comes_back_is_known_by_what_it_sends(
+def test_an_event_source_that_is_resuming_reader_is_known_by_what_it_sends(
     method: str, headers: dict[str, str], *, is_back: bool
 ) -> None:
     """Whoever looks at a status, and a new reader, whose page can say what is wrong, are told it."""
     asked = scope(method, headers)
-    assert comes_back(asked) is is_back
-    told = error_responses.response("server_busy", "come again", retry_after_s=AGAIN_S_MAX, scope=asked)
+    assert is_resuming_reader(asked) is is_back
+    told = error_responses.response("server_busy", "come again", retry_after_s=RETRY_S_MAX, scope=asked)
     assert told.status_code == (200 if is_back else 503)
 
 
@@ -45,7 +45,7 @@ def test_what_will_not_be_better_soon_is_said_to_an_event_source_too(code: str) 
 
 def test_each_is_told_a_moment_of_its_own() -> None:
     """And no event: some clients take a blank line for one."""
-    told = [bytes(ComeAgain(3.0).body) for _ in range(50)]
+    told = [bytes(RetryLater(3.0).body) for _ in range(50)]
     assert {body.count(b"\n") for body in told} == {1}
     waits = {int(body.removeprefix(b"retry: ")) for body in told}
     assert len(waits) > 10

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, NewTurn, request_of
+from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, NewTurn, build_entry
 from tailrace.generators.continuation import build_call
 from tailrace.proto import blobs
 from tailrace.proto.blobs import INLINE_BYTES_MAX, REFERENCE_KEY, Blob, lift, references, resolve
@@ -173,9 +173,9 @@ def test_a_reference_in_a_sessions_system_prompt_asks_nothing() -> None:
     """It came from a client, before such a session was refused; a turn with its own system prompt goes on."""
     place = Position(session=SessionId("s"), new=[Message("user", "hi")], system=[{"type": "text", "text": REFERENCE}])
     with pytest.raises(Refused) as refused:
-        request_of(NewTurn(message="hi"), place, 1, Offer())
+        build_entry(NewTurn(message="hi"), place, 1, Offer())
     assert refused.value.code == "request_invalid"
-    assert request_of(NewTurn(message="hi", system="Be brief."), place, 1, Offer()).system == "Be brief."
+    assert build_entry(NewTurn(message="hi", system="Be brief."), place, 1, Offer()).system == "Be brief."
 
 
 @pytest.mark.rule("R33")

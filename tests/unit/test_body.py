@@ -1,6 +1,7 @@
 """A body's type, size and JSON, decided without a server: what may be read, and how what is wrong is named."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 import msgspec
@@ -9,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from tailrace.gateway.turns import read_body
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.large_bodies import LargeBodies
+from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 
 PLAIN = (b"content-type", b"application/json")
 
@@ -46,7 +50,10 @@ def sending(*pieces: bytes, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,),
 
 
 async def read(request: Request, bytes_max: int = 10) -> bytes:
-    return await read_body.read(request, bytes_max=bytes_max, timeout_s=1)
+    memory = LargeBodies(bytes_max=1_000_000, timeout_s=1)
+    reader = BodyReader(memory, bytes_max=bytes_max, timeout_s=1, rate_min=1)
+    async with AsyncExitStack() as holder:
+        return await reader.read(request, Tenant("a"), holder)
 
 
 async def test_a_body_in_pieces_is_read_whole() -> None:

@@ -15,7 +15,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn
-from tailrace.gateway.turns.read_body import decode
+from tailrace.gateway.http.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused

@@ -23,7 +23,9 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 async def test_what_is_away_in_the_middle_cuts_the_body_short(why: Exception) -> None:
     """Its last chunk is missing, so that nobody takes it for the whole; and no traceback is written."""
     streams: Any = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
-    gateway: Any = SimpleNamespace(streams=streams, door=Authenticator(Settings(), ApiKeyCache()))
+    gateway = SimpleNamespace(authenticator=Authenticator(Settings(), ApiKeyCache()))
+    permit = streams.permit(LOCAL, "127.0.0.1")
+    request: Any = SimpleNamespace(gateway=gateway, principal=LOCAL, stream_permit=lambda: permit)
     sent: list[Message] = []
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -37,7 +39,7 @@ async def test_what_is_away_in_the_middle_cuts_the_body_short(why: Exception) ->
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"caller": LOCAL}}
-    await Download(gateway, pieces(), {})(scope, receive, send)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await Download(request, pieces(), {})(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]

@@ -14,14 +14,14 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
 from tailrace.gateway.auth.guard import guard
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.dependencies import caller_of
+from tailrace.gateway.dependencies import principal_of
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 
 
 async def answer(request: Request) -> PlainTextResponse:
-    return PlainTextResponse(caller_of(request).tenant)
+    return PlainTextResponse(principal_of(request).tenant)
 
 
 class Takes:
@@ -47,7 +47,7 @@ def door(caller: Principal | None) -> Authenticator:
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
     route = guard(Route(path, answer, methods=["GET", "POST"]))
     app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
-    app.state.gateway = SimpleNamespace(door=door(caller))
+    app.state.gateway = SimpleNamespace(authenticator=door(caller))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 

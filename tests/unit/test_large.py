@@ -1,102 +1,89 @@
-"""Large bodies that come at the same moment: what is between them and the route, without a server."""
+"""Memory for large bodies that arrive at the same moment, without a server."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import Message
 
-from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodyLimit, let_go
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
-ROOM_BYTES = 10 * SMALL_BYTES_MAX
+MEMORY_BYTES = 10 * SMALL_BYTES_MAX
 
 
-def of(tenant: str) -> Scope:
-    return {"type": "http", "method": "POST", "headers": [(b"tenant", tenant.encode())]}
+def body_reader(timeout_s: float = 1) -> BodyReader:
+    memory = LargeBodies(bytes_max=MEMORY_BYTES, timeout_s=timeout_s)
+    return BodyReader(memory, bytes_max=2 * SMALL_BYTES_MAX, timeout_s=5, rate_min=1)
 
 
-async def receive() -> Message:
-    """A large body, all of it."""
-    return {"type": "http.request", "body": b"x" * (SMALL_BYTES_MAX + 1), "more_body": False}
+def large_request() -> Request:
+    """A complete body that is larger than a small one, of undeclared size."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * (SMALL_BYTES_MAX + 1), "more_body": False}
+
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}, receive)
 
 
-async def send(_: Message) -> None: ...
-
-
-def large_bodies(route: ASGIApp, timeout_s: float = 1) -> LargeBodyLimit:
-    return LargeBodyLimit(
-        route, ROOM_BYTES, 2 * SMALL_BYTES_MAX, timeout_s, whose=lambda request: Tenant(request.headers["tenant"])
-    )
-
-
-async def test_of_large_bodies_that_are_there_at_once_one_is_handed_over_at_a_time() -> None:
-    """Each holds up the loop for a moment: between two of them, all others have their turn."""
+async def test_large_bodies_are_decoded_one_in_each_turn_of_the_loop() -> None:
+    """Each blocks the loop for a moment: streams are served between two of them."""
     happened: list[str] = []
+    bodies = body_reader()
 
-    async def route(_: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        happened.append("body")
-        await send({"type": "http.response.start", "status": 202, "headers": []})
+    async def post() -> None:
+        async with AsyncExitStack() as holder:
+            await bodies.read(large_request(), Tenant("a"), holder)
+            happened.append("body")
 
     async def stream() -> None:
         while happened.count("body") < 5:
             happened.append("delta")
             await asyncio.sleep(0)
 
-    large = large_bodies(route)
-    await asyncio.gather(stream(), *(large(of("a"), receive, send) for _ in range(5)))
+    await asyncio.gather(stream(), *(post() for _ in range(5)))
     between = "".join(each[0] for each in happened).strip("d").split("b")
     assert [each != "" for each in between[1:-1]] == [True] * 4
-    assert large.free == ROOM_BYTES
+    assert bodies.large_bodies.free == MEMORY_BYTES
 
 
-async def test_a_route_that_breaks_gives_its_room_back() -> None:
-    """Or a few mistakes of ours would stop all large requests."""
+async def test_memory_is_released_when_the_endpoint_fails() -> None:
+    """Otherwise a few failures would block all large requests."""
+    bodies = body_reader()
 
-    async def route(_: Scope, receive: Receive, _send: Send) -> None:
-        await receive()
-        assert large.free == ROOM_BYTES - 2 * SMALL_BYTES_MAX
-        raise ZeroDivisionError
+    async def fail() -> None:
+        async with AsyncExitStack() as holder:
+            await bodies.read(large_request(), Tenant("a"), holder)
+            assert bodies.large_bodies.free == MEMORY_BYTES - 2 * SMALL_BYTES_MAX
+            raise ZeroDivisionError
 
-    large = large_bodies(route)
     with pytest.raises(ZeroDivisionError):
-        await large(of("a"), receive, send)
-    assert large.free == ROOM_BYTES
+        await fail()
+    assert bodies.large_bodies.free == MEMORY_BYTES
 
 
-async def test_an_answer_that_waits_for_the_model_takes_no_room() -> None:
-    """Its body is in the log by then. That its client goes away, which it listens for, takes none either."""
-
-    async def route(scope: Scope, receive: Receive, _send: Send) -> None:
-        await receive()
-        await let_go(scope)
-        assert large.free == ROOM_BYTES
-        await receive()
-        assert large.free == ROOM_BYTES
-
-    large = large_bodies(route)
-    await large(of("a"), receive, send)
-
-
-async def test_a_tenant_that_falls_silent_shuts_no_other_out() -> None:
-    """Half of the room is the most that one can hold: the next of its own is told to come again."""
+async def test_a_silent_tenant_blocks_no_other_tenant() -> None:
+    """One tenant can reserve half of the memory; its next request is rejected."""
     silent = asyncio.Event()
+    bodies = body_reader(timeout_s=0.1)
 
-    async def route(_: Scope, receive: Receive, _send: Send) -> None:
-        await receive()
-        await silent.wait()
+    async def post(tenant: str) -> None:
+        async with AsyncExitStack() as holder:
+            await bodies.read(large_request(), Tenant(tenant), holder)
+            await silent.wait()
 
-    large = large_bodies(route, timeout_s=0.1)
     async with asyncio.TaskGroup() as group:
         for _ in range(2):
-            group.create_task(large(of("a"), receive, send))
-        await asyncio.sleep(0)
+            group.create_task(post("a"))
+        await asyncio.sleep(0.01)
         with pytest.raises(Refused, match="send it again"):
             async with asyncio.timeout(1):
-                await large(of("a"), receive, send)
-        others = [group.create_task(large(of("b"), receive, send)) for _ in range(2)]
+                await post("a")
+        others = [group.create_task(post("b")) for _ in range(2)]
         done, _pending = await asyncio.wait(others, timeout=0.2)
-        assert (done, large.free) == (set(), ROOM_BYTES - 8 * SMALL_BYTES_MAX)
+        assert (done, bodies.large_bodies.free) == (set(), MEMORY_BYTES - 8 * SMALL_BYTES_MAX)
         silent.set()
-    assert large.free == ROOM_BYTES
+    assert bodies.large_bodies.free == MEMORY_BYTES

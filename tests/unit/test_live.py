@@ -134,6 +134,19 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
     assert rendered == [one.seq for one in stored]
 
 
+async def test_frames_are_bounded_by_their_bytes() -> None:
+    """A frame that is longer than the bound is returned alone."""
+
+    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+        return Frame(text=b"x" * 30), state
+
+    sized = Dialect("sized", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
+    feed = await live_with(Told(), answered("a", "b").stored)
+    assert len(feed.frames(sized, 0, 100, 70)) == 2
+    assert len(feed.frames(sized, 0, 100, 20)) == 1
+    assert feed.frames(sized, len(feed.entries), 100, 20) == []
+
+
 async def test_a_waiting_reader_is_woken_by_entries_by_the_end_and_by_trouble() -> None:
     """And by nothing else: silence is a time-out."""
     stored, told, live = answered("a").stored, Told(), TurnFeed(KEY, BEFORE_FIRST)
@@ -177,12 +190,12 @@ async def test_readers_of_one_turn_share_one_following() -> None:
     async with asyncio.TaskGroup() as group:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         await_told = group.create_task(told.tell(stored))
-        async with lives.reading(KEY, BEFORE_FIRST) as first:
+        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await await_told
-            async with lives.reading(KEY, stored[1].seq) as second:
+            async with lives.subscribe(KEY, stored[1].seq) as second:
                 assert (second is first, first.readers, lives.is_read(KEY)) == (True, 2, True)
         assert (first.readers, lives.is_read(KEY)) == (0, False)
-        async with lives.reading(KEY, stored[2].seq) as again:
+        async with lives.subscribe(KEY, stored[2].seq) as again:
             assert again is first
         lives.close()
     assert told.after == [BEFORE_FIRST]
@@ -194,14 +207,14 @@ async def test_who_comes_from_further_back_is_followed_from_there() -> None:
     async with asyncio.TaskGroup() as group:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored[3:]))
-        async with lives.reading(KEY, stored[2].seq) as late:
+        async with lives.subscribe(KEY, stored[2].seq) as late:
 
             async def tell_early() -> None:
                 await until(lambda: len(told.told) == 2)
                 await told.tell(stored)
 
             group.create_task(tell_early())
-            async with lives.reading(KEY, BEFORE_FIRST) as early, lives.reading(KEY, stored[4].seq) as third:
+            async with lives.subscribe(KEY, BEFORE_FIRST) as early, lives.subscribe(KEY, stored[4].seq) as third:
                 assert (early is late, third is early) == (False, True)
                 assert (late.readers, early.readers) == (1, 2)
         lives.close()
@@ -215,7 +228,7 @@ async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
 
         async def come(cursor: Seq) -> TurnFeed:
-            async with lives.reading(KEY, cursor) as live:
+            async with lives.subscribe(KEY, cursor) as live:
                 return live
 
         wrong = group.create_task(refused(come(Seq(999))))
@@ -242,9 +255,9 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     async with asyncio.TaskGroup() as group:
         lives = FanOut(cast("TurnLog", told), group, linger_s=0.01)
         group.create_task(told.tell(stored))
-        async with lives.reading(KEY, BEFORE_FIRST):
+        async with lives.subscribe(KEY, BEFORE_FIRST):
             pass
-        await until(lambda: not lives._lives and not lives._following and not lives._dropping)
+        await until(lambda: not lives._feeds and not lives._following and not lives._dropping)
 
 
 async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -> None:
@@ -253,14 +266,14 @@ async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -
     async with asyncio.TaskGroup() as group:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored, None))
-        async with lives.reading(KEY, BEFORE_FIRST) as first:
+        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
-            async with lives.reading(KEY, BEFORE_FIRST) as second:
+            async with lives.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
             told.is_purged = True
             group.create_task(tell_more(told, TurnUnknown("?")))
             with pytest.raises(TurnUnknown):
-                async with lives.reading(KEY, stored[1].seq):
+                async with lives.subscribe(KEY, stored[1].seq):
                     pass
             assert first.frames(TAILRACE, 0, 100)
         lives.close()
@@ -272,10 +285,10 @@ async def test_a_turn_that_has_ended_is_told_while_the_log_is_away() -> None:
     async with asyncio.TaskGroup() as group:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(stored, None))
-        async with lives.reading(KEY, BEFORE_FIRST) as first:
+        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
             told.is_away = True
-            async with lives.reading(KEY, BEFORE_FIRST) as second:
+            async with lives.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
         lives.close()
 
@@ -294,6 +307,6 @@ async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
         lives = FanOut(cast("TurnLog", told), group, linger_s=10)
         group.create_task(told.tell(TurnUnknown("?")))
         with pytest.raises(TurnUnknown):
-            async with lives.reading(KEY, BEFORE_FIRST):
+            async with lives.subscribe(KEY, BEFORE_FIRST):
                 pass
-        await until(lambda: not lives._lives and not lives._following and not lives._dropping)
+        await until(lambda: not lives._feeds and not lives._following and not lives._dropping)

@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.responses_object import response_of, usage_
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import unseen
+from tailrace.gateway.streaming.event_stream import skip_events
 from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
@@ -188,7 +188,7 @@ def test_starting_after_skips_exactly_the_received_events(log: Handwritten, made
     whole = frames(log.stored)
     numbered = parse(b"".join(frame.data for frame in whole))
     seen = made.draw(st.integers(1, len(numbered)))
-    rest, left = unseen([RenderedFrame(one.data, one.events, one.is_break) for one in whole], seen)
+    rest, left = skip_events([RenderedFrame(one.data, one.events, one.is_break) for one in whole], seen)
     assert b"".join(frame.data for frame in rest) == b"".join(event.raw for event in numbered[seen:])
     assert left == 0
     broken = [json.loads(event.data)["type"] == "error" for event in numbered[seen:]]

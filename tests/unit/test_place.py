@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.turns.conversation_match import Position, after, agreed, common, gist, verbatim
+from tailrace.gateway.turns.conversation_match import (
+    Position,
+    common_prefix,
+    identify,
+    match_history,
+    position_after,
+    verbatim_position,
+)
 from tailrace.proto.blobs import lift
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, TurnId
@@ -32,12 +39,12 @@ def at(parent: str | None, before: list[Message], new: list[Message]) -> Positio
 
 def test_what_is_said_next_follows_the_branch() -> None:
     """Only what is new was told: all that the session holds is before it."""
-    assert after(CONTEXT, [NEW]) == at("t2", HELD, [NEW])
+    assert position_after(CONTEXT, [NEW]) == at("t2", HELD, [NEW])
 
 
 def test_a_conversation_told_whole_follows_its_last_turn() -> None:
     """What the session holds is not stored a second time."""
-    assert agreed(CONTEXT, [*HELD, NEW]) == at("t2", HELD, [NEW])
+    assert match_history(CONTEXT, [*HELD, NEW]) == at("t2", HELD, [NEW])
 
 
 def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
@@ -46,9 +53,9 @@ def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
     held, _ = lift(request(messages=[Message("user", long), *HELD[1:]]))
     context = msgspec.structs.replace(CONTEXT, messages=held.messages)
     for content in (long, [{"type": "text", "text": long}]):
-        assert agreed(context, [Message("user", content), *HELD[1:], NEW]) == at("t2", held.messages, [NEW])
+        assert match_history(context, [Message("user", content), *HELD[1:], NEW]) == at("t2", held.messages, [NEW])
     changed = [Message("user", other), *HELD[1:], NEW]
-    assert agreed(context, changed) == at(None, [], changed)
+    assert match_history(context, changed) == at(None, [], changed)
 
 
 @pytest.mark.parametrize("size", [10, 70_000], ids=["in the entry", "lifted"])
@@ -62,31 +69,31 @@ def test_another_picture_under_the_same_text_is_another_question(size: int) -> N
     held, _ = lift(request(messages=showing("x" * size)))
     context = msgspec.structs.replace(CONTEXT, messages=held.messages)
     told = [*showing("x" * size), NEW]
-    assert agreed(context, told) == at("t2", held.messages, [NEW])
+    assert match_history(context, told) == at("t2", held.messages, [NEW])
     changed = [*showing("y" * size), NEW]
-    assert agreed(context, changed) == at(None, [], changed)
+    assert match_history(context, changed) == at(None, [], changed)
 
 
 def test_an_answer_asked_for_anew_is_a_branch_of_the_turn_before() -> None:
     """`useChat` sends all but the answer that it wants again."""
-    assert agreed(CONTEXT, HELD[:3]) == at("t1", HELD[:2], HELD[2:3])
+    assert match_history(CONTEXT, HELD[:3]) == at("t1", HELD[:2], HELD[2:3])
 
 
 def test_an_edited_question_is_a_branch_of_the_turn_before() -> None:
     edited = Message("user", "another")
-    assert agreed(CONTEXT, [*HELD[:2], edited]) == at("t1", HELD[:2], [edited])
+    assert match_history(CONTEXT, [*HELD[:2], edited]) == at("t1", HELD[:2], [edited])
 
 
 def test_another_conversation_begins_a_branch_of_its_own() -> None:
     """Nothing in common: nothing is put before what the client says."""
     told = [Message("user", "other"), Message("assistant", "a1"), NEW]
-    assert agreed(CONTEXT, told) == at(None, [], told)
+    assert match_history(CONTEXT, told) == at(None, [], told)
 
 
 def test_an_answer_that_the_client_has_changed_is_its_own() -> None:
     """It may have cut an answer short; the model is then told what the client tells."""
     told = [*HELD[:3], Message("assistant", "a"), NEW]
-    assert agreed(CONTEXT, told) == at("t1", HELD[:2], told[2:])
+    assert match_history(CONTEXT, told) == at("t1", HELD[:2], told[2:])
 
 
 def test_the_sessions_messages_stand_for_what_is_told() -> None:
@@ -94,7 +101,7 @@ def test_the_sessions_messages_stand_for_what_is_told() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}
     held = [HELD[0], Message("assistant", [thought, {"type": "text", "text": "a1"}])]
     context = Context(SESSION, TurnId("t1"), held, turns=TURNS[:1])
-    assert agreed(context, [*HELD[:2], NEW]).before == held
+    assert match_history(context, [*HELD[:2], NEW]).before == held
 
 
 def test_a_conversation_told_word_for_word_is_told_so_to_the_model() -> None:
@@ -102,7 +109,7 @@ def test_a_conversation_told_word_for_word_is_told_so_to_the_model() -> None:
     marked = {"type": "text", "text": "q1", "cache_control": {"type": "ephemeral"}}
     context = Context(SESSION, TurnId("t1"), [Message("user", [marked]), HELD[1]], system="Be brief.", turns=TURNS[:1])
     told = [*HELD[:2], NEW]
-    assert verbatim(agreed(context, told), told) == Position(
+    assert verbatim_position(match_history(context, told), told) == Position(
         session=SESSION, parent=TurnId("t1"), before=HELD[:2], new=[NEW]
     )
 
@@ -111,10 +118,10 @@ def test_what_a_message_says_is_compared_whatever_its_form() -> None:
     """Text as a string or in blocks, with the calls that it makes or answers; a picture is not a text."""
     text = {"type": "text", "text": "q1"}
     call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
-    assert gist(Message("user", [text])) == gist(Message("user", " q1\n"))
-    assert gist(Message("assistant", [text, call])) != gist(Message("assistant", "q1"))
-    assert gist(Message("user", [text, {"type": "image", "source": {}}])) != gist(Message("user", "q1"))
-    assert gist(Message("user", "q1")) != gist(Message("assistant", "q1"))
+    assert identify(Message("user", [text])) == identify(Message("user", " q1\n"))
+    assert identify(Message("assistant", [text, call])) != identify(Message("assistant", "q1"))
+    assert identify(Message("user", [text, {"type": "image", "source": {}}])) != identify(Message("user", "q1"))
+    assert identify(Message("user", "q1")) != identify(Message("assistant", "q1"))
 
 
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), st.sampled_from(["a", "b", ""])))
@@ -123,7 +130,7 @@ MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), s
 @given(MESSAGES, MESSAGES)
 def test_what_is_in_common_is_a_beginning_of_both(held: list[Message], told: list[Message]) -> None:
     """And the first message after it, if both have one, is not the same."""
-    count = common(held, told)
+    count = common_prefix(held, told)
     assert held[:count] == told[:count]
     assert min(len(held), len(told)) == count or held[count] != told[count]
 
@@ -135,9 +142,9 @@ def test_a_conversation_is_never_changed_by_its_place(
     """What the model is told is what the client told, wherever the turn is put."""
     ends = sorted(data.draw(st.sets(st.integers(1, len(held)))) if held else [])
     context = Context(SESSION, None, held, turns=[(TurnId(f"t{end}"), end) for end in ends])
-    place = agreed(context, told)
+    place = match_history(context, told)
     assert [*place.before, *place.new] == told
     assert place.new or not told
-    word_for_word = verbatim(place, told)
+    word_for_word = verbatim_position(place, told)
     assert [*word_for_word.before, *word_for_word.new] == told
     assert len(word_for_word.new) == len(place.new)

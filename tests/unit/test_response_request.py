@@ -14,7 +14,7 @@ from tailrace.gateway.clients.openai.responses_input import items_of, messages_o
 from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn
-from tailrace.gateway.turns import read_body
+from tailrace.gateway.http import read_body
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused

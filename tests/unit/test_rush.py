@@ -9,8 +9,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.error_responses import Envelope
 from tailrace.gateway.http import admission_queue
-from tailrace.gateway.http.admission_queue import BEGUN_AT_ONCE, AdmissionQueue
-from tailrace.gateway.http.retry_later import AGAIN_S_MAX, AGAIN_S_MIN
+from tailrace.gateway.http.admission_queue import STARTED_PER_TURN, AdmissionQueue
+from tailrace.gateway.http.retry_later import RETRY_S_MAX, RETRY_S_MIN
 
 
 def asking(path: str = "/v1/turns") -> Scope:
@@ -40,7 +40,7 @@ async def test_a_crowd_is_let_in_a_few_at_a_time_and_in_its_order() -> None:
     await asyncio.gather(stream(), *(crowd(asking(str(n)), receive, send) for n in range(100)))
     assert [one for one in happened if one != "delta"] == list(range(100))
     runs = "".join("d" if one == "delta" else "r" for one in happened).strip("d").split("d")
-    assert max(map(len, runs)) <= BEGUN_AT_ONCE
+    assert max(map(len, runs)) <= STARTED_PER_TURN
 
 
 async def test_one_alone_does_not_wait() -> None:
@@ -88,5 +88,5 @@ async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_fo
     assert msgspec.json.decode(bodies[0]["body"], type=Envelope).error.code == "server_busy"
     again = {int(dict(start["headers"])[b"retry-after"]) for start in starts}
     assert len(again) > 3
-    assert min(again) >= AGAIN_S_MIN
-    assert max(again) <= AGAIN_S_MAX
+    assert min(again) >= RETRY_S_MIN
+    assert max(again) <= RETRY_S_MAX

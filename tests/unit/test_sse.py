@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import unseen
+from tailrace.gateway.streaming.event_stream import skip_events
 from tailrace.gateway.streaming.fanout import RenderedFrame
 from tests.event_stream import EventStream, Sent, parse
 
@@ -49,7 +49,7 @@ def test_a_heartbeat_is_no_event() -> None:
 def test_skipping_a_count_of_events_leaves_the_events_after_it(given: list[list[bytes]], seen: int) -> None:
     """A client that counts events resumes after as many, also in the middle of a frame."""
     frames = [RenderedFrame(sse.encode(events), events, is_break=False) for events in (events_of(one) for one in given)]
-    rest, missing = unseen(frames, seen)
+    rest, missing = skip_events(frames, seen)
     every = [event for frame in frames for event in frame.events]
     assert b"".join(frame.data for frame in rest) == sse.encode(tuple(every[seen:]))
     assert missing == max(0, seen - len(every))

@@ -67,6 +67,6 @@ async def last_turn(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | Non
 async def _text(gateway: Gateway, tenant: Tenant, blob: Blob) -> str:
     """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
     try:
-        return (await gateway.bodies.read(tenant, blob)).decode()
+        return (await gateway.blobs.read(tenant, blob)).decode()
     except BlobUnknown:
         return ""

@@ -4,28 +4,26 @@ A chat of `useChat` is a session, and a run of the workflow transport is a turn.
 """
 
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from tailrace.gateway.clients.ai_sdk.history import newest_branch
 from tailrace.gateway.clients.ai_sdk.message import build_messages
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, unknown_fields
 from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, UI_REPLAY
 from tailrace.gateway.clients.openai.unsupported import ignored_header
-from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of
+from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, refuse_when_draining, tenant_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import EventStream, begin
-from tailrace.gateway.streaming.wait_for_log import WaitForLog
+from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import read_turn
-from tailrace.gateway.turns.respond import answer, asked
+from tailrace.gateway.turns.respond import answer
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, is_token
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
@@ -43,18 +41,18 @@ class Stopped(msgspec.Struct, frozen=True):
     outcome: str
 
 
-async def post_chat(request: Request) -> ASGIApp:
+async def post_chat(request: ApiRequest) -> ASGIApp:
     """`POST /api/chat`: answers the newest message of a chat with a UI message stream.
 
     Messages that the chat already has are not stored again; different ones start a branch. The response header
     `tailrace-ignored` names unknown fields.
     """
-    chat, raw = await asked(request, UIChatRequest, is_text_taken=True)
+    chat, raw = await request.read(UIChatRequest, is_text_allowed=True)
     headers = ignored_header(unknown_fields(raw))
     return await answer(request, build_turn(chat), raw, UI, is_streamed=True, headers=headers)
 
 
-async def get_stream(request: Request) -> ASGIApp:
+async def get_stream(request: ApiRequest) -> ASGIApp:
     """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
 
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
@@ -64,15 +62,16 @@ async def get_stream(request: Request) -> ASGIApp:
     index = start_index(request)
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        return WaitForLog(gateway, ChunkStream(gateway, tenant, name, index), UI)
+        find = partial(find_chunk, gateway, tenant, name, index)
+        return EventStream(request, find, UI, waits_for_log=True)
     refuse_when_draining(gateway)
     if index is not None:
-        return await stream_from_chunk(gateway, tenant, name, index)
+        return EventStream(request, await find_chunk(gateway, tenant, name, index), UI)
     key = await find_resumable(gateway, tenant, name)
-    return Response(status_code=204) if key is None else EventStream(gateway, key, BEFORE_FIRST, UI_REPLAY)
+    return Response(status_code=204) if key is None else EventStream(request, key, UI_REPLAY)
 
 
-async def post_stop(request: Request) -> Response:
+async def post_stop(request: ApiRequest) -> Response:
     """`POST /api/chat/{chat}/stop`: ends the running answer and keeps its text. An answer that has ended stays."""
     gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
     key = await find_turn(gateway, tenant, name)
@@ -83,7 +82,7 @@ async def post_stop(request: Request) -> Response:
     return json_response(Stopped(key.turn, outcome))
 
 
-async def get_messages(request: Request) -> Response:
+async def get_messages(request: ApiRequest) -> Response:
     """`GET /api/chat/{chat}/messages`: returns the newest branch as UI messages, the initial messages of a page.
 
     A running answer is not included: `resume: true` streams it.
@@ -92,38 +91,15 @@ async def get_messages(request: Request) -> Response:
     return json_response(build_messages(await newest_branch(gateway, tenant, name)))
 
 
-class ChunkStream:
-    """The response to a workflow transport that resumes after a chunk. It finds the turn only when the log answers."""
-
-    def __init__(self, gateway: Gateway, tenant: Tenant, name: str, index: int) -> None:
-        self._gateway = gateway
-        self._tenant = tenant
-        self._name = name
-        self._index = index
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = await stream_from_chunk(self._gateway, self._tenant, self._name, self._index)
-        await stream(scope, receive, send)
-
-    async def look(self) -> None:
-        """Returns when the turn can be found, or does not exist. Raises LogUnavailable."""
-        with suppress(Refused):
-            await find_turn(self._gateway, self._tenant, self._name)
-
-    async def begin(self, send: Send, status: int) -> None:
-        """Sends the headers without the ids of turn and run, which are not known yet; only new readers need them."""
-        await begin(send, status, {"content-type": UI.media_type, **sse.HEADERS, **UI.headers})
-
-
-async def stream_from_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> EventStream:
-    """Returns the stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
+async def find_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> Start:
+    """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
     key = await find_turn(gateway, tenant, name)
     count, is_ended = await count_chunks(gateway, key)
     seen = max(0, count + index) if index < 0 else index
     if is_ended and seen >= count:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
     headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
-    return EventStream(gateway, key, BEFORE_FIRST, UI, headers, seen=seen)
+    return Start(key, seen, headers)
 
 
 async def find_turn(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey:
@@ -161,7 +137,7 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
 async def count_chunks(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
     """Returns how many chunks a turn has so far, and whether it has ended."""
     try:
-        async with gateway.lives.reading(key, BEFORE_FIRST, from_start=True) as live:
+        async with gateway.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
             frames = live.frames(UI, 0, len(live.entries))
             return sum(chunks_in(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
@@ -182,7 +158,7 @@ async def is_logged(gateway: Gateway, key: TurnKey) -> bool:
     return True
 
 
-def start_index(request: Request) -> int | None:
+def start_index(request: ApiRequest) -> int | None:
     text = request.query_params.get("startIndex")
     if text is None:
         return None

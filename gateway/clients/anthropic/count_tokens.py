@@ -5,16 +5,14 @@ import re
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.clients.anthropic.request import MessageParam
-from tailrace.gateway.dependencies import Gateway, gateway_of, offer_to, tenant_of
+from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
+from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns import read_body
 from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, require_unclaimed
-from tailrace.gateway.turns.respond import asked
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
@@ -41,10 +39,10 @@ class LongFields(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
 
 
-async def post_count_tokens(request: Request) -> Response:
+async def post_count_tokens(request: ApiRequest) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
     gateway, tenant = gateway_of(request), tenant_of(request)
-    body, raw = await asked(request, CountTokensRequest)
+    body, raw = await request.read(CountTokensRequest)
     model = (await offer_to(request)).model(body.model)
     query = CountTokens(msgspec.Raw(with_model(raw, model.id)), betas_of(request))
     try:
@@ -54,7 +52,7 @@ async def post_count_tokens(request: Request) -> Response:
         timeout_s = gateway.settings.query_timeout_s + gateway.settings.body_timeout_s
         holder = new_id()
         try:
-            async with gateway.holds.release_after(tenant, holder):
+            async with gateway.blob_pins.release_after(tenant, holder):
                 shortened = await store_long_fields(gateway, tenant, query, holder)
                 answer = await ask_generator(gateway, tenant, shortened, timeout_s)
         except EntryTooLarge as error:
@@ -65,7 +63,7 @@ async def post_count_tokens(request: Request) -> Response:
 async def ask_generator(gateway: Gateway, tenant: Tenant, query: CountTokens, timeout_s: float) -> bytes:
     """Returns the answer of Anthropic's API as JSON. Raises EntryTooLarge for a query too long for one message."""
     payload = msgspec.json.encode(query)
-    return await gateway.services.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
+    return await gateway.rpc.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
 
 
 async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens, holder: str) -> CountTokens:
@@ -82,8 +80,8 @@ async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    await gateway.holds.pin(tenant, holder, lifted)
-    await gateway.bodies.put(tenant, lifted)
+    await gateway.blob_pins.pin(tenant, holder, lifted)
+    await gateway.blobs.put(tenant, lifted)
     return CountTokens(msgspec.Raw(replace_prompt(bytes(query.body), short)), query.betas, is_lifted=True)
 
 
@@ -93,7 +91,7 @@ def with_model(raw: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
 
 
-def betas_of(request: Request) -> str:
+def betas_of(request: ApiRequest) -> str:
     betas = ",".join(request.headers.getlist("anthropic-beta"))
     if BETAS.fullmatch(betas) is None:
         raise Refused("request_invalid", "anthropic-beta must be a list of names in visible ASCII characters")

@@ -3,21 +3,20 @@
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.clients.anthropic import claude_code
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
-from tailrace.gateway.dependencies import gateway_of, tenant_of
-from tailrace.gateway.turns import read_body
-from tailrace.gateway.turns.respond import answer, asked
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
+from tailrace.gateway.http import read_body
+from tailrace.gateway.turns.respond import answer
 
 
-async def post_message(request: Request) -> ASGIApp:
+async def post_message(request: ApiRequest) -> ASGIApp:
     """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message."""
-    body, raw = await asked(request, MessagesRequest)
+    body, raw = await request.read(MessagesRequest)
     new_turn = build_turn(body, read_body.decode(raw, dict[str, Any]), request.headers)
     session = claude_code.session_of(request)
     if session is None:

@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -12,19 +11,17 @@ from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import strip_proof
 from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.dependencies import Gateway, gateway_of, refuse_when_draining, tenant_of, turn_of
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, refuse_when_draining, tenant_of, turn_of
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.streaming.event_stream import EventStream, Terms
 from tailrace.gateway.streaming.pacing import Pace, pace_of
-from tailrace.gateway.streaming.wait_for_log import WaitForLog
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import accepted, asked
+from tailrace.gateway.turns.respond import submit_turn
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.ids import Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
@@ -37,44 +34,39 @@ class Accepted(msgspec.Struct, frozen=True):
     links: dict[str, str]
 
 
-async def post_turn(request: Request) -> Response | ASGIApp:
+async def post_turn(request: ApiRequest) -> Response | ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
-    # Authenticate before validating, so that an unknown client learns nothing about dialects or prompts.
-    tenant_of(request)
     dialect, pace = dialect_of(request), pace_of(request)
-    new_turn, raw = await asked(request, NewTurn)
+    new_turn, raw = await request.read(NewTurn)
     check_webhook(new_turn.webhook, gateway_of(request).settings)
     if new_turn.prompt is not None:
         new_turn = await gateway_of(request).prompts.render(new_turn, tenant_of(request))
     is_stream = "text/event-stream" in request.headers.get("accept", "")
-    async with gateway_of(request).streams.reserve(request) if is_stream else nullcontext():
-        key, entry = await accepted(request, new_turn, raw)
+    async with request.stream_permit().reserved() if is_stream else nullcontext():
+        key, entry = await submit_turn(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     if is_stream:
-        return EventStream(gateway_of(request), key, BEFORE_FIRST, dialect, {"location": path}, pace=pace)
+        return EventStream(request, key, dialect, headers={"location": path}, pace=pace)
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     body = Accepted(turn=key.turn, session=entry.session, links=links)
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 
-async def get_events(request: Request) -> ASGIApp:
+async def get_events(request: ApiRequest) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on."""
-    gateway, key = gateway_of(request), turn_of(request)
-    dialect = dialect_of(request)
-    ticket = await gateway.tickets.read_ticket(request, key)
-    stream = stream_of(gateway, key, cursor_of(request, ticket), dialect, request.method, pace_of(request))
-    if ticket is None:
-        return stream
-    return gateway.tickets.wrap_stream(ticket, stream, request, has_ids=dialect.media_type == sse.MEDIA_TYPE)
+    tickets, key, dialect = request.gateway.tickets, turn_of(request), dialect_of(request)
+    ticket = await tickets.read_ticket(request, key)
+    terms = None if ticket is None else Terms(*tickets.stream_terms(ticket, request))
+    return stream_of(request, key, cursor_of(request, ticket), dialect, pace=pace_of(request), terms=terms)
 
 
-async def get_turn(request: Request) -> Response:
+async def get_turn(request: ApiRequest) -> Response:
     """`GET /v1/turns/{turn}`: returns the turn as far as it is stored."""
     gateway, key = gateway_of(request), turn_of(request)
     return json_response(await read_turn(gateway, key))
 
 
-async def post_cancel(request: Request) -> Response:
+async def post_cancel(request: ApiRequest) -> Response:
     """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended."""
     gateway, key = gateway_of(request), turn_of(request)
     try:
@@ -85,24 +77,29 @@ async def post_cancel(request: Request) -> Response:
 
 
 def stream_of(
-    gateway: Gateway, key: TurnKey, cursor: Seq, dialect: Dialect, method: str, pace: Pace | None = None
-) -> ASGIApp:
+    request: ApiRequest,
+    key: TurnKey,
+    cursor: Seq,
+    dialect: Dialect,
+    *,
+    pace: Pace | None = None,
+    terms: Terms | None = None,
+) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
-    stream = EventStream(gateway, key, cursor, dialect, pace=pace)
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
-    if cursor and dialect.is_self_delimited and method == "GET":
-        return WaitForLog(gateway, stream, dialect)
-    refuse_when_draining(gateway)
-    return stream
+    waits_for_log = bool(cursor) and dialect.is_self_delimited and request.method == "GET"
+    if not waits_for_log:
+        refuse_when_draining(request.gateway)
+    return EventStream(request, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace, terms=terms)
 
 
-def cursor_of(request: Request, ticket: Ticket | None = None) -> Seq:
+def cursor_of(request: ApiRequest, ticket: Ticket | None = None) -> Seq:
     """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from `?after=`."""
     last = strip_proof(request.headers.get("last-event-id", ""), ticket)
     return parse_cursor(last or request.query_params.get("after") or "0")
 
 
-def dialect_of(request: Request) -> Dialect:
+def dialect_of(request: ApiRequest) -> Dialect:
     """Returns the dialect of `?dialect=`. Raises Refused for an unknown name."""
     name = request.query_params.get("dialect", "tailrace")
     if name not in DIALECTS:

@@ -1,6 +1,5 @@
 """`POST /v1/chat/completions`: OpenAI's Chat Completions API."""
 
-from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -8,16 +7,16 @@ from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, 
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.dependencies import offer_to
-from tailrace.gateway.turns.respond import answer, asked
+from tailrace.gateway.dependencies import ApiRequest, offer_to
+from tailrace.gateway.turns.respond import answer
 
 
-async def post_chat_completion(request: Request) -> ASGIApp:
+async def post_chat_completion(request: ApiRequest) -> ASGIApp:
     """`POST /v1/chat/completions`: answers with a stream of chunks or with one completion.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
-    body, raw = await asked(request, ChatCompletionRequest)
+    body, raw = await request.read(ChatCompletionRequest)
     chat = apply_session_headers(body, request.headers)
     model = (await offer_to(request)).model(chat.model)
     new_turn, ignored = build_turn(chat, model)

@@ -4,7 +4,6 @@ A response is a turn; its id is `resp_` and the turn's id. Its events are number
 resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -15,18 +14,24 @@ from tailrace.gateway.clients.openai.responses_request import ResponseRequest, b
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.dependencies import gateway_of, no_turn, offer_to, refuse_when_draining, tenant_of
+from tailrace.gateway.dependencies import (
+    ApiRequest,
+    gateway_of,
+    offer_to,
+    refuse_when_draining,
+    tenant_of,
+    turn_not_found,
+)
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import limit_of
-from tailrace.gateway.streaming.event_stream import EventStream
-from tailrace.gateway.streaming.wait_for_log import WaitForLog
+from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import delete
 from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import accepted, answer, asked, names_of
+from tailrace.gateway.turns.respond import answer, names_of, submit_turn
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token, parse_cursor
+from tailrace.proto.ids import TurnId, is_token, parse_cursor
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
@@ -34,12 +39,12 @@ TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100
 
 
-async def post_response(request: Request) -> ASGIApp:
+async def post_response(request: ApiRequest) -> ASGIApp:
     """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
-    body, raw = await asked(request, ResponseRequest)
+    body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
     model = (await offer_to(request)).model(body.model)
     new_turn, ignored = build_turn(body, model)
@@ -57,14 +62,16 @@ async def post_response(request: Request) -> ASGIApp:
     )
 
 
-async def respond_in_background(request: Request, new_turn: NewTurn, raw: bytes, headers: dict[str, str]) -> Response:
+async def respond_in_background(
+    request: ApiRequest, new_turn: NewTurn, raw: bytes, headers: dict[str, str]
+) -> Response:
     """Answers with the response as it is after it was stored, usually `queued`."""
-    key, entry = await accepted(request, new_turn, raw)
+    key, entry = await submit_turn(request, new_turn, raw)
     headers = {"tailrace-turn": key.turn, **names_of(key, entry), **headers}
     return json_response(response_of(await read_turn(gateway_of(request), key)), headers=headers)
 
 
-async def get_response(request: Request) -> ASGIApp:
+async def get_response(request: ApiRequest) -> ASGIApp:
     """`GET /v1/responses/{response}`: returns the response as far as it is stored; with `?stream=true`, its events.
 
     `starting_after` resumes after an event, and waits while the log is unavailable.
@@ -77,14 +84,14 @@ async def get_response(request: Request) -> ASGIApp:
     after = request.query_params.get("starting_after")
     if after is None:
         renderer = render_snapshot if flag(request, "snapshot") else None
-        return EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, snapshot=renderer)
+        return EventStream(request, key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot begins at the start")
-    stream = EventStream(gateway, key, BEFORE_FIRST, OPENAI_RESPONSES, seen=parse_cursor(after) + 1)
-    return WaitForLog(gateway, stream, OPENAI_RESPONSES) if request.method == "GET" else stream
+    start = Start(key, seen=parse_cursor(after) + 1)
+    return EventStream(request, start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
 
 
-async def post_cancel(request: Request) -> Response:
+async def post_cancel(request: ApiRequest) -> Response:
     """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended."""
     gateway, key = gateway_of(request), key_of(request)
     try:
@@ -94,14 +101,14 @@ async def post_cancel(request: Request) -> Response:
     return json_response(response_of(turn))
 
 
-async def delete_response(request: Request) -> Response:
+async def delete_response(request: ApiRequest) -> Response:
     """`DELETE /v1/responses/{response}`: deletes the response and those that continue it."""
     key = key_of(request)
     await delete(gateway_of(request), key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
-async def get_input_items(request: Request) -> Response:
+async def get_input_items(request: ApiRequest) -> Response:
     """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation."""
     turn = await read_turn(gateway_of(request), key_of(request))
     query = request.query_params
@@ -127,16 +134,16 @@ async def get_input_items(request: Request) -> Response:
     )
 
 
-def key_of(request: Request) -> TurnKey:
+def key_of(request: ApiRequest) -> TurnKey:
     """Returns the turn of the path, which may have the id with or without `resp_`. Raises Refused."""
     tenant = tenant_of(request)
     turn = request.path_params["response"].removeprefix(PREFIX)
     if not is_token(turn):
-        raise no_turn()
+        raise turn_not_found()
     return TurnKey(tenant, TurnId(turn))
 
 
-def flag(request: Request, name: str) -> bool:
+def flag(request: ApiRequest, name: str) -> bool:
     value = request.query_params.get(name)
     if value not in TRUE:
         raise Refused("request_invalid", f"`{name}` must be `true` or `false`")

@@ -11,7 +11,6 @@ from base64 import urlsafe_b64encode
 from typing import Literal
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -31,10 +30,10 @@ from tailrace.gateway.clients.tutorials.request import (
     chat_turn,
     job_turn,
 )
-from tailrace.gateway.dependencies import gateway_of, tenant_of, turn_named
+from tailrace.gateway.dependencies import ApiRequest, tenant_of, turn_in_path
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.respond import accepted, answer, asked
-from tailrace.gateway.turns.submit import claimed_key
+from tailrace.gateway.turns.respond import answer, submit_turn
+from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 
@@ -55,21 +54,21 @@ class StartedJob(msgspec.Struct, frozen=True):
     status: Literal["queued"] = "queued"
 
 
-async def post_chat_stream(request: Request) -> ASGIApp:
+async def post_chat_stream(request: ApiRequest) -> ASGIApp:
     """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure is an event of the stream."""
-    body, raw = await asked(request, ChatStreamRequest)
+    body, raw = await request.read(ChatStreamRequest)
     return await answer(request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False)
 
 
-async def post_chat(request: Request) -> ASGIApp:
+async def post_chat(request: ApiRequest) -> ASGIApp:
     """`POST /chat`: answers in plain text, in the conversation that the cookie identifies, or in a new one.
 
     With an Idempotency-Key the first POST of a conversation can be repeated, too: it gets the same cookie again.
     """
-    body, raw = await asked(request, ChatRequest)
+    body, raw = await request.read(ChatRequest)
     cookie = request.cookies.get(COOKIE, "")
     if COOKIE_VALUE.fullmatch(cookie) is None:
-        key = claimed_key(request)
+        key = idempotency_key_of(request)
         cookie = secrets.token_urlsafe(24) if key is None else cookie_of_key(tenant_of(request), key, raw)
     # Hashed, because session names are listed and sent in headers, and must not reveal the cookie.
     session = f"chat:{hashlib.sha256(cookie.encode()).hexdigest()}"
@@ -98,24 +97,24 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
     return urlsafe_b64encode(digest[:24]).decode()
 
 
-async def post_ai_chat(request: Request) -> ASGIApp:
+async def post_ai_chat(request: ApiRequest) -> ASGIApp:
     """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`."""
-    body, raw = await asked(request, AIChatRequest)
+    body, raw = await request.read(AIChatRequest)
     return await answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
 
 
-async def post_job(request: Request) -> Response:
+async def post_job(request: ApiRequest) -> Response:
     """`POST /api/start-job`: starts a job. Answers 202 with the job's id, which is the turn's."""
-    body, raw = await asked(request, StartJobRequest)
-    key, entry = await accepted(request, job_turn(body), raw)
+    body, raw = await request.read(StartJobRequest)
+    key, entry = await submit_turn(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
     started = StartedJob(job_id=key.turn, session=entry.session, stream=stream)
     return json_response(started, status=202, headers={"location": stream, "tailrace-turn": key.turn})
 
 
-async def get_job_stream(request: Request) -> ASGIApp:
+async def get_job_stream(request: ApiRequest) -> ASGIApp:
     """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on."""
-    return stream_of(gateway_of(request), turn_named(request, "job_id"), cursor_of(request), JOB, request.method)
+    return stream_of(request, turn_in_path(request, "job_id"), cursor_of(request), JOB)
 
 
 ROUTES = [

@@ -1,28 +1,28 @@
-"""What would have fitted where a body did not: the fields, or the values, that its type has at that place. Pure."""
+"""Finds what msgspec would have accepted where a body was wrong: field names or enum values. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 from msgspec import inspect
 
-# What stands before the place may quote megabytes of the client's; steps are searched in quadratic time.
-PLACE_CHARS_MAX = 200
-# As msgspec ends its sentences: "… - at `$.messages[0].role`"; nothing for the outermost object.
-PLACE = re.compile(r" - at `\$([^`]*)`$")
+# The text before the path may quote megabytes of the body, and the pattern takes quadratic time.
+PATH_CHARS_MAX = 200
+# msgspec ends its messages with a path: "… - at `$.messages[0].role`"; without one for the outermost object.
+PATH = re.compile(r" - at `\$([^`]*)`$")
 STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
 
 
-def fitting(kind: type, problem: str) -> list[str]:
-    """The fields after msgspec's "unknown field", the values after its "invalid enum value"; else nothing."""
-    place = PLACE.search(problem[-PLACE_CHARS_MAX:])
+def allowed_names(kind: type, problem: str) -> list[str]:
+    """The fields for msgspec's "unknown field", the values for its "invalid enum value", otherwise an empty list."""
+    path = PATH.search(problem[-PATH_CHARS_MAX:])
     found = [inspect.type_info(kind)]
-    for step in STEP.findall(place[1] if place else ""):
-        found = [inner for one in _plain(found) for inner in _inside(one, step)]
+    for step in STEP.findall(path[1] if path else ""):
+        found = [inner for one in _without_unions(found) for inner in _children(one, step)]
     return list(_names(found, problem))
 
 
 def _names(found: Iterable[inspect.Type], problem: str) -> Iterator[str]:
-    for one in _plain(found):
+    for one in _without_unions(found):
         match one:
             case inspect.StructType(fields=fields) if problem.startswith("Object contains unknown field"):
                 yield from (field.encode_name for field in fields)
@@ -30,7 +30,7 @@ def _names(found: Iterable[inspect.Type], problem: str) -> Iterator[str]:
                 yield from map(str, values)
 
 
-def _inside(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
+def _children(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
     match one:
         case inspect.StructType(fields=fields):
             yield from (field.type for field in fields if f".{field.encode_name}" == step)
@@ -38,8 +38,8 @@ def _inside(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
             yield inner
 
 
-def _plain(found: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
-    """Each of `found`, and instead of a union its members."""
+def _without_unions(found: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
+    """Each of `found`; a union is replaced by its members."""
     for one in found:
         if isinstance(one, inspect.UnionType):
             yield from one.types

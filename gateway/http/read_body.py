@@ -1,0 +1,132 @@
+"""Reads a request's body: media type, size, arrival rate, memory for large bodies, and JSON as a msgspec type.
+
+A request is refused before its body is read where that is possible.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+
+from tailrace.gateway.auth.cors import JSON, media_type
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.http.slow_body import MinimumRate
+from tailrace.gateway.http.validation_hints import allowed_names
+from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
+
+B = TypeVar("B")
+
+QUOTED_CHARS_MAX = 200
+# Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
+# event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
+VALUES_MAX = 100_000
+# Parameters that most model APIs accept as top-level fields.
+SAMPLING = re.compile(r"unknown field `(temperature|top_p|top_k)`$")
+ONLY_JSON = frozenset({JSON})
+JSON_OR_TEXT = ONLY_JSON | {"text/plain"}
+
+
+class BodyReader:
+    """Reads bodies of up to `bytes_max` bytes that arrive within `timeout_s` and at `rate_min` bytes a second."""
+
+    def __init__(self, large_bodies: LargeBodies, *, bytes_max: int, timeout_s: float, rate_min: int) -> None:
+        self.large_bodies = large_bodies
+        self._bytes_max = bytes_max
+        self._timeout_s = timeout_s
+        self._rate_min = rate_min
+
+    async def read(
+        self, request: Request, tenant: Tenant, holder: AsyncExitStack, types: frozenset[str] = ONLY_JSON
+    ) -> bytes:
+        """Returns the body. Raises Refused for another media type, a compressed body, one too large or too slow.
+
+        Memory for a large body is reserved for `tenant` until `holder` is closed.
+        """
+        if media_type(request) not in types:
+            # This also rejects cross-site form posts, for which browsers send no CORS preflight.
+            raise Refused("content_type_unsupported", "send the body as `Content-Type: application/json`")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refused("content_type_unsupported", "send the body uncompressed")
+        if (declared_bytes(request.headers) or 0) > self._bytes_max:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._read(request, tenant, holder)
+        except TimeoutError as error:
+            raise Refused("body_timeout", f"the body did not arrive within {self._timeout_s:.0f} s") from error
+        except ClientDisconnect as error:
+            raise Refused("request_invalid", "the client disconnected while it sent the body") from error
+
+    async def _read(self, request: Request, tenant: Tenant, holder: AsyncExitStack) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        is_large = False
+        arriving: AsyncIterator[bytes] = request.stream()
+        rate = MinimumRate(self._rate_min)
+        while (piece := await rate.next(arriving)) is not None:
+            size += len(piece)
+            if size > self._bytes_max:
+                raise self._too_large()
+            if size > SMALL_BYTES_MAX and not is_large:
+                is_large = True
+                declared = declared_bytes(request.headers)
+                await self.large_bodies.reserve(holder, tenant, self._bytes_max if declared is None else declared)
+            pieces.append(piece)
+        if is_large:
+            await self.large_bodies.take_turn()
+        return b"".join(pieces)
+
+    def _too_large(self) -> Refused:
+        return Refused("body_too_large", f"the body is larger than {self._bytes_max} bytes")
+
+
+def declared_bytes(headers: Headers) -> int | None:
+    """The value of Content-Length; None for a chunked body."""
+    digits = headers.get("content-length", "")
+    # The HTTP parser rejects more than 2⁶⁴, but allows leading zeros, and int() takes at most 4,300 digits.
+    return int(digits.lstrip("0") or "0") if digits.isdecimal() else None
+
+
+def decode(body: bytes, kind: type[B]) -> B:
+    """`body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed there."""
+    if values_in(body) > VALUES_MAX:
+        raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        # The message quotes the client's own field, which may be as long as the body.
+        problem, names = str(error), allowed_names(kind, str(error))
+        hint = f"; there are {', '.join(names)}" if names else ""
+        if "options" in names and SAMPLING.search(problem) is not None:
+            hint += ". The current models refuse sampling; `options` passes it on to those that take it"
+        raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint) from error
+    except DECODE_ERRORS as error:
+        raise Refused("json_invalid", "the body is not valid JSON (RFC 8259), or is nested too deeply") from error
+
+
+def values_in(raw: bytes) -> int:
+    """Counts the values in the lists and objects of a JSON text; an empty one counts as one value.
+
+    Far above VALUES_MAX it returns the number of strings. After a syntax error the count may be wrong.
+    """
+    count = _marks(raw)
+    if count <= VALUES_MAX:
+        return count
+    # A long text may contain many marks: those inside of strings do not count.
+    bare = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    if (quotes := bare.count(b'"')) > 4 * VALUES_MAX:
+        # A value with its name has at most two strings. So many strings are not even split.
+        return quotes // 2
+    return _marks(b"".join(bare.split(b'"')[::2]))
+
+
+def _marks(raw: bytes) -> int:
+    # An opening bracket stands for the first value of its list or object, a comma for each further one.
+    return raw.count(b"[") + raw.count(b"{") + raw.count(b",")
