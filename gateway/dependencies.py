@@ -148,7 +148,7 @@ def turn_in_path(request: Request, parameter: str) -> TurnKey:
 
 def turn_not_found() -> Refused:
     """The same for an unknown turn, for another tenant's, and for text that cannot be a turn's id."""
-    return Refused("turn_not_found", "there is no such turn")
+    return Refused("turn_not_found", "no turn has this id")
 
 
 def refuse_when_draining(gateway: Gateway) -> None:

@@ -233,7 +233,8 @@ def result(index: int, told: TurnRecord) -> BatchResult:
 
 async def batch_of(request: ApiRequest) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
-    unknown = Refused("batch_not_found", "There is no such batch.")
+    # The same text as in persistence/batch_queries.py: a turn that is not a batch looks like an unknown id.
+    unknown = Refused("batch_not_found", "no batch has this id")
     try:
         key = turn_in_path(request, "batch")
     except Refused as error:
