@@ -99,7 +99,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: str
     mode: Mode
     misfit: str | None = None
-    """Why the previous, complete answer does not fit the schema. The model is told, and asked again."""
+    """Why the previous, complete answer does not fit the schema. It is sent to the model with the repeated request."""
     is_hedge: bool = False
     """A hedge: its call ran beside that of the previous attempt and had its first token earlier."""
 

@@ -255,7 +255,7 @@ CODES: dict[str, Code] = {
     "budget_exceeded": Code(
         402,
         BILLING,
-        "The turn may cost more than what is left of the day's or month's budget.",
+        "The turn may cost more than the rest of the day's or month's budget.",
         "Wait until the budget renews, send a smaller `max_tokens` or `max_cost`, or raise the limit.",
     ),
     "scope_missing": Code(

@@ -161,7 +161,7 @@ class CreateProject(Query[ProjectRecord], frozen=True):
 
 
 class DeleteResource(Query[Remaining], frozen=True):
-    """Deletes the rows of the turns `purged`, which the log no longer has, and returns what is left to purge.
+    """Deletes the rows of the turns `purged`, which the log no longer has, and returns the turns still to purge.
 
     Deleting a turn also deletes the turns that continue it. A session or project is deleted with its last turn.
     Refused if `purged` is empty and the resource does not exist: turn_not_found, session_not_found, project_not_found.
