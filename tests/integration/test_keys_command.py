@@ -140,7 +140,7 @@ async def test_a_nats_without_the_bucket_is_said(tmp_path: Path) -> None:
 
 def test_the_nats_of_an_up_is_found_in_its_folder(tmp_path: Path) -> None:
     """As `up` has written it down, unless another is named."""
-    with pytest.raises(SettingsInvalid, match="there is no `up` in"):
+    with pytest.raises(SettingsInvalid, match="is not the data directory of"):
         url(tmp_path, {})
     (tmp_path / URL_FILE).write_text("nats://token@here")
     assert url(tmp_path, {}) == "nats://token@here"
