@@ -49,12 +49,12 @@ async def preflight(settings: Settings) -> None:
 
 
 async def probe(settings: Settings) -> None:
-    """Raises SettingsInvalid for a door without a key where strangers can reach it."""
+    """Raises SettingsInvalid for an address other than loopback without any credential."""
     await door_of(settings)
 
 
 async def door_of(settings: Settings) -> Authenticator:
-    """The door as it would be at this moment: whether there are keys stands in NATS."""
+    """Returns the authenticator with the API keys that NATS has at this moment."""
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
         ring = ApiKeyCache()

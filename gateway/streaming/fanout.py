@@ -102,7 +102,7 @@ class TurnFeed:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the turn cannot be followed any further. Its readers are disconnected, return, and are told why."""
+        """Whether the turn cannot be followed further. Its readers are disconnected, retry, and receive the error."""
         return self._error is not None
 
     def _add(self, entries: list[Stored]) -> None:

@@ -78,4 +78,4 @@ def require_completed(record: TurnRecord) -> None:
                 f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
             )
         case _:
-            raise Refused("internal", f"turn {record.turn} has no complete answer")
+            raise Refused("internal", f"turn {record.turn} has an incomplete answer")

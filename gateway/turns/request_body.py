@@ -1,4 +1,4 @@
-"""What a client asks, as the body of a POST, and the entry that it becomes. Nothing is stored here."""
+"""The body of `POST /v1/turns`, its validation, and the request entry that is built from it. Stores nothing."""
 
 import re
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked, without what belongs to a conversation: all that an input of a batch may say."""
+    """The fields of a turn without those of its conversation: all fields that an input of a batch may have."""
 
     message: str | None = None
     messages: list[Message] | None = None
@@ -62,7 +62,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/turns`, and what every other client's body becomes: what is asked, where, and for whom."""
+    """The body of `POST /v1/turns`, which every other client protocol's body is converted to."""
 
     session: str | None = None
     create_session: bool = False
@@ -76,7 +76,7 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
     webhook: str | None = None
-    """The URL that is told when the turn has ended."""
+    """The URL that is notified when the turn has ended."""
 
 
 def check(ask: NewTurn) -> None:
