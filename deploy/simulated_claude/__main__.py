@@ -1,4 +1,4 @@
-"""The simulated Claude's command line: `--help` teaches the directives; this file never answers anything."""
+"""Command line of the simulated Claude; `--help` explains the directives."""
 
 import argparse
 import asyncio
@@ -7,19 +7,19 @@ import logging
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
 
-# uvicorn calls these errors; here they are a fault that was asked for, or streams that a shutdown closes.
+# uvicorn logs these as errors; here they are simulated faults, or streams that a shutdown closes.
 EXPECTED = ("ASGI callable returned without completing", "Cancel %s running task(s)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tailrace.deploy.simulated_claude",
-        description="An HTTP server that speaks Anthropic's wire protocol and costs nothing.",
+        description="An HTTP server that speaks Anthropic's wire protocol, free of charge.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 (default): a free one")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 (default): a free one")
     options = parser.parse_args()
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
     server = Server(options.host, options.port)

@@ -1,7 +1,7 @@
-"""The simulated Claude's own account of its calls: for what question, when each began and closed. Decides nothing.
+"""Record of all calls to the simulated Claude: question, begin and end of each.
 
-A checker holds it against the log: a call that no attempt explains was paid for by nobody's wish, and one that is
-still open after its turn was cancelled is still being paid for.
+A checker compares it with the log: a call without an attempt would have cost money without a reason, and a call that is
+open after its turn was cancelled would still cost money.
 """
 
 from collections import deque
@@ -9,37 +9,37 @@ from time import monotonic_ns
 
 import msgspec
 
-# At some 300 bytes a call. Who wants to judge a longer run takes the account and resets it on the way.
+# About 300 bytes a call. For longer runs, read and reset the record from time to time.
 CALLS_MAX = 200_000
 
 
 class Call(msgspec.Struct):
-    """One call that was taken; times are of the machine's monotonic clock, in nanoseconds."""
+    """One accepted call. Times are of the machine's monotonic clock, in nanoseconds."""
 
     number: int
     """From 1, over all turns, since the start or the last reset."""
     key: str
     """Conversation.key: the same for every call of one turn."""
     question: str
-    """The last line that was asked, at most 200 characters of it."""
+    """The last line of the question, at most 200 characters."""
     start: int
-    """The place in the whole answer, in deltas, where this call goes on."""
+    """The number of the answer's deltas before this call's first one."""
     begun: int
     closed: int | None = None
     """None while it is open."""
     over: str = "open"
     """`open`, `whole`, `aborted` (the client left before the end), or the kind of fault that broke it."""
     deltas: int = 0
-    """How many it has sent."""
+    """Deltas sent so far."""
 
     def close(self, over: str) -> None:
-        """A call that a fault has broken stays one, also when its client leaves: a stall is left by everybody."""
+        """Ends the call. A call that a fault ended keeps that reason when its client disconnects, as after a stall."""
         self.closed = monotonic_ns()
         self.over = over if self.over == "open" else self.over
 
 
 class Account(msgspec.Struct):
-    """The calls, oldest first. `forgotten` are those that were too many to be kept."""
+    """The calls, oldest first. `forgotten` is the number of calls that were dropped because there were too many."""
 
     calls: deque[Call] = msgspec.field(default_factory=lambda: deque[Call](maxlen=CALLS_MAX))
     begun: int = 0
@@ -56,7 +56,7 @@ class Account(msgspec.Struct):
 
 
 class AccountReport(msgspec.Struct, frozen=True):
-    """What GET /_sim/calls answers."""
+    """The body of GET /_sim/calls."""
 
     calls: list[Call]
     forgotten: int

@@ -1,4 +1,4 @@
-"""The whole answer to a question, or the rest of it after a partial one; pure, so it is never another."""
+"""The complete answer to a question, and the rest of it after a partial answer. Pure."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ JSON_PIECE = re.compile(r".{1,8}", re.DOTALL)
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A content block as it streams: one string a delta."""
+    """A content block as a list of deltas."""
 
     kind: Literal["thinking", "text", "tool_use"]
     deltas: tuple[str, ...]
     tool: str = ""
-    cites: int = 0  # citations, behind its last delta
+    cites: int = 0  # citations after its last delta
 
     @property
     def content(self) -> str:
@@ -27,12 +27,12 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one call has to send: blocks, and the place in the whole answer (in deltas) where they start."""
+    """What one call sends: blocks, and the number of the answer's deltas before them."""
 
     blocks: tuple[Block, ...]
     start: int = 0
-    is_cut_short: bool = False  # max_tokens came first
-    stop_sequence: str | None = None  # the one that came first
+    is_cut_short: bool = False  # by max_tokens
+    stop_sequence: str | None = None  # the first one in the text
 
     @property
     def deltas(self) -> int:
@@ -40,7 +40,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def whole(conversation: Conversation, directed: Directive, *, is_json: bool = False) -> Part:
-    """All of it; `is_json`, as `json=` has it. A tool whose result is in the conversation is not asked for again."""
+    """Returns the complete answer; with `is_json` the JSON of `json=`. A tool is not called again after its result."""
     text = (
         prose.deltas(prose.markdown(directive.without(conversation.question)))
         if directed.words is None
@@ -58,12 +58,12 @@ def whole(conversation: Conversation, directed: Directive, *, is_json: bool = Fa
 
 
 def words(tag: str, count: int) -> list[str]:
-    """`w000000`, ` w000001`, …: joined, `count` words with one space between them."""
+    """Returns `w000000`, ` w000001`, …: `count` words, each but the first with a space before it."""
     return [f"{' ' if number else ''}{tag}{number:06d}" for number in range(count)]
 
 
 def rest(answer: Part, partial: str) -> Part | None:
-    """What follows `partial`, without the thinking; None when the answer does not start with it."""
+    """Returns what follows `partial`, without thinking; None if the answer does not start with it."""
     thinking = sum(len(block.deltas) for block in answer.blocks if block.kind == "thinking")
     text = next((block for block in answer.blocks if block.kind == "text"), Block("text", ()))
     if not text.content.startswith(partial):
@@ -75,7 +75,7 @@ def rest(answer: Part, partial: str) -> Part | None:
 
 
 def with_repeated(part: Part, partial: str, words: int) -> Part:
-    """`part`, whose first text begins with the last `words` of `partial`, as real models are known to."""
+    """Returns `part` with the last `words` of `partial` repeated at its begin, as real models sometimes do."""
     again = "".join(re.findall(r"\s*\S+\s*", partial)[-words:]).lstrip()
     if not words or not again:
         return part
@@ -86,7 +86,7 @@ def with_repeated(part: Part, partial: str, words: int) -> Part:
 
 
 def stopped(part: Part, sequences: Sequence[str]) -> Part:
-    """`part` up to the first of `sequences` in its text, which is not said."""
+    """Returns `part` up to the first of the stop `sequences` in its text, without the sequence."""
     for number, block in enumerate(part.blocks):
         found = [(at, one) for one in sequences if (at := block.content.find(one)) >= 0]
         if block.kind == "text" and found:
@@ -99,12 +99,12 @@ def stopped(part: Part, sequences: Sequence[str]) -> Part:
 
 
 def length(block: Block, deltas: int) -> int:
-    """Of so many deltas, in characters."""
+    """Returns the characters in the first `deltas` deltas."""
     return sum(len(delta) for delta in block.deltas[:deltas])
 
 
 def after(deltas: tuple[str, ...], length: int) -> tuple[int, tuple[str, ...]]:
-    """How many deltas the first `length` characters fill, and the rest; one that was broken gives its remainder."""
+    """Returns how many deltas the first `length` characters fill, and the rest; a split delta leaves its remainder."""
     for number, delta in enumerate(deltas):
         if length < len(delta):
             return number, (delta[length:], *deltas[number + 1 :])
@@ -113,7 +113,7 @@ def after(deltas: tuple[str, ...], length: int) -> tuple[int, tuple[str, ...]]:
 
 
 def at_most(part: Part, max_tokens: int) -> Part:
-    """`part`, cut short at `max_tokens` deltas: a word is a token here."""
+    """Returns `part` with at most `max_tokens` deltas: a word counts as a token."""
     if part.deltas <= max_tokens:
         return part
     return Part(tuple(first_deltas(part.blocks, max_tokens)), part.start, is_cut_short=True)

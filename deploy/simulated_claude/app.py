@@ -1,4 +1,4 @@
-"""The simulated Claude's HTTP routes; what is said, and what breaks, is decided before it gets here."""
+"""HTTP routes of the simulated Claude."""
 
 import itertools
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ request_numbers = itertools.count(1)
 
 
 def app() -> Starlette:
-    """The simulated Claude as an ASGI app; `app().state.stats` is what GET /_sim/stats shows."""
+    """Returns the ASGI app; GET /_sim/stats returns its `state.stats`."""
     simulated = Starlette(
         routes=[
             Route("/v1/messages", create_message, methods=["POST"]),
@@ -85,7 +85,7 @@ async def create_message(http: HttpRequest) -> Response:
 
 
 def response_instead(asked: Asked, breaks: Break) -> Response | None:
-    """The whole response of a fault that comes before any answer; without a stream every status fault does."""
+    """Returns the response of a fault before the answer, or None. Without a stream every status fault is one."""
     if not (breaks.is_http or (breaks.kind in ERROR_TYPES and not asked.request.stream)):
         return None
     if breaks.kind == "html":
@@ -152,13 +152,13 @@ def batch_of(http: HttpRequest) -> MessageBatch:
 
 
 async def expire_batches(http: HttpRequest) -> Response:
-    """A day goes by for every batch that runs."""
+    """Ends all running batches as if a day had passed."""
     http.app.state.batches.expire()
     return json({})
 
 
 async def silent(_: Send) -> None:
-    """An answer that breaks off before its body."""
+    """A response that is dropped before its body."""
 
 
 async def list_models(http: HttpRequest) -> Response:
@@ -182,7 +182,7 @@ async def show_calls(http: HttpRequest) -> Response:
 
 
 async def show_last(http: HttpRequest) -> Response:
-    """What the last call asked, as it came: what a gateway in between has made of it."""
+    """Returns body and headers of the last request, to check what a gateway in between has sent."""
     return json(http.app.state.last)
 
 
@@ -212,7 +212,7 @@ def require_short(http: HttpRequest, most: int) -> None:
 
 
 def require_key(given: Mapping[str, str]) -> None:
-    """Any key will do but one: current clients send a bearer token, older ones x-api-key."""
+    """Accepts any key except `REFUSED_KEY`; current clients send a bearer token, older ones x-api-key."""
     key = given.get("x-api-key") or given.get("authorization", "").removeprefix("Bearer ").strip()
     if not key:
         raise Refusal("authentication_error", "x-api-key header is required")
@@ -242,7 +242,7 @@ def json(value: Any) -> Response:
 
 
 def headers(content_type: str) -> dict[str, str]:
-    """What the API sends with every response."""
+    """Returns the headers that the API sends with every response."""
     limits = {
         f"anthropic-ratelimit-{name}-{what}": str(limit)
         for name, limit in LIMITS.items()

@@ -1,7 +1,7 @@
-"""What the simulated Claude has kept of prompts: how much of a request it read there, and how much it wrote.
+"""Simulated prompt cache: how many tokens of a request are read from it and written to it.
 
-As in the API, a mark (`cache_control`) means all that stands before it, and what is read is the longest beginning that
-was kept before; what is too short is not kept. It forgets nothing after minutes, but the oldest when there are many.
+As in the API, a `cache_control` mark caches all blocks up to it, the longest cached prefix is read, and a prefix below
+the minimum is not cached. Prefixes do not expire; the oldest is dropped when there are too many.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ KEPT_MAX = 10_000
 
 
 class Cached(msgspec.Struct, frozen=True):
-    """In tokens, which are words here."""
+    """Counts in tokens; a word counts as a token."""
 
     read: int = 0
     written: int = 0
     written_1h: int = 0
-    """Those of `written` that are kept for an hour."""
+    """The part of `written` with a lifetime of an hour."""
 
 
 class Cache:
@@ -28,7 +28,7 @@ class Cache:
         self._kept: dict[str, None] = {}
 
     def take(self, body: bytes) -> Cached:
-        """Looks `body` up, and keeps what it marks."""
+        """Looks up the prefixes of `body`, and caches those that it marks."""
         digest, tokens = hashlib.sha256(), 0
         beginnings: list[tuple[str, int, str | None]] = []
         for block in blocks_of(msgspec.json.decode(body)):
@@ -53,7 +53,7 @@ class Cache:
 
 
 def blocks_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Its parts in the order in which they are kept, each with who says it."""
+    """Yields the blocks of a request in the order of the cache, each with its role."""
     for tool in request.get("tools") or ():
         yield {"tool": True, **tool}
     yield from as_blocks("", request.get("system") or [])

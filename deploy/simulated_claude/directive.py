@@ -1,4 +1,4 @@
-"""A `#sim …` line becomes a Directive; it never decides what happens, only what was asked for."""
+"""Parser of the `#sim …` directive lines."""
 
 import re
 from typing import Literal, get_args
@@ -11,39 +11,39 @@ from tailrace.proto.decoding import DECODE_ERRORS
 HELP = """\
 A line `#sim …` in the last user message directs the answer:
 
-  words=N        the text is exactly `w000000 w000001 …`, N words joined by one space, one word a delta
+  words=N        the text is exactly `w000000 w000001 …`: N words joined by one space, one word a delta
   tag=x          the words are `x000000 x000001 …`
-  rate=R         R deltas a second (default 50); 0: as fast as the reader takes them
+  rate=R         R deltas a second (default 50); 0: as fast as the client reads
   wait=S         the first delta comes after S seconds
   files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
   cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
   json={…}       the input of that tool; with a schema in `output_config`, the text
-  wrong={…}      with a schema, the text until it is told that this does not fit
-  repeat=N       whoever is asked to go on says the last N words of what there is once more
+  wrong={…}      with a schema, the text of the first answer, before a correction is requested
+  repeat=N       a continuation repeats the last N words of the partial answer
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
                    error        an `error` event (overloaded_error)
                    cut          the connection is dropped
                    stall        nothing more is sent, the connection stays open
-                   eof          a clean end without message_stop
+                   eof          the stream ends cleanly without message_stop
                    garbage      a data line that is not JSON, then the rest
-                   html         200 with a page (at @0 only)
+                   html         status 200 with an HTML page (at @0 only)
   fault=KIND@NxM only in the first M calls of that turn, each after N deltas of its own
-  retry_after=S  what a 429 says (default 1)
+  retry_after=S  the Retry-After of a 429 (default 1)
 
-Without @N a fault is at @0: before the first delta. Without xM it breaks every call that sends delta N of the whole
-answer, so a continuation that starts at N or later is left alone. GET /_sim/stats counts what was called, and
-GET /_sim/calls tells of each call: for what question, from which delta on, when it began and closed, and how.
-In a message batch, 429 and 529 of its first request refuse its creation, `cut` drops the answer to that, and 500 and
-`error` are errored results; POST /_sim/expire lets a day go by for those that run.
+Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
+whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
+streams; GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
+In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
+and 500 and `error` make errored results. POST /_sim/expire ends all running batches as if a day had passed.
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")
 FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7}))?")
 NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
-WORDS_MAX = 1_000_000  # what six digits can number
+WORDS_MAX = 1_000_000  # numbered with six digits
 
 Setting = Literal[
     "words",
@@ -63,7 +63,7 @@ Setting = Literal[
 
 
 class DirectiveInvalid(ValueError):
-    """A `#sim` line that cannot be read; the message says which part."""
+    """A `#sim` line that cannot be parsed; the message quotes the invalid part."""
 
 
 class Directive(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,13 +83,13 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(text: str) -> Directive:
-    """The directive in `text`, the default without one; raises DirectiveInvalid."""
+    """Returns the directive in `text`, or the default. Raises DirectiveInvalid."""
     line = LINE.search(text)
     return parse(line[1]) if line else Directive()
 
 
 def without(text: str) -> str:
-    """`text` without its directive lines: what a person would have asked."""
+    """Returns `text` without its directive lines."""
     return LINE.sub("", text).strip()
 
 
@@ -113,7 +113,7 @@ def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
     if not is_json:
         value = line[start:].split(maxsplit=1)[0] if line[start : start + 1].strip() else ""
         return value, start + len(value)
-    for end in range(start + 1, len(line) + 1):  # JSON may hold spaces: the shortest text that is an object
+    for end in range(start + 1, len(line) + 1):  # JSON may contain spaces: find the shortest object
         if line[end - 1] == "}" and is_object(line[start:end]):
             return line[start:end], end
     raise DirectiveInvalid("#sim: json= and wrong= want a JSON object on the same line")
@@ -148,5 +148,5 @@ def fault(value: str) -> Fault:
         raise DirectiveInvalid(f"#sim: fault= wants KIND@NxM with KIND of {' '.join(FAULT_KINDS)}, got {value!r}")
     after = int(found[2] or 0)
     if found[1] in HTTP_ONLY and after:
-        raise DirectiveInvalid(f"#sim: {found[1]} happens at @0 only: the answer has begun by {value!r}")
+        raise DirectiveInvalid(f"#sim: {found[1]} is possible at @0 only, got {value!r}")
     return msgspec.convert({"kind": found[1], "after": after, "calls": found[3] and int(found[3])}, Fault)

@@ -1,4 +1,4 @@
-"""A reply becomes the bytes of Anthropic's streaming events, or of one message; it knows no clock and no socket."""
+"""Serialisation of a reply: Anthropic's streaming events, or one message. Pure."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.refusal import error_body
 from tailrace.deploy.simulated_claude.reply import Reply
 
-Frame = tuple[bytes, bool]  # the bytes of an event, and whether it is a delta: those are paced
+Frame = tuple[bytes, bool]  # the bytes of an event, and whether it is a delta, which is sent at the directed rate
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -24,7 +24,7 @@ TYPES = {"thinking": "thinking_delta", "text": "text_delta", "tool_use": "input_
 
 
 def frames(reply: Reply) -> Iterator[Frame]:
-    """The events in order, up to where the reply breaks. What a `cut` or `stall` then does is the app's affair."""
+    """Yields the events in order, up to the fault if there is one. The writer performs a `cut` or `stall`."""
     yield message_start(reply), False
     yield PING, False
     blocks = chain.from_iterable(block_frames(i, block) for i, block in enumerate(reply.part.blocks))
@@ -70,7 +70,7 @@ def block_frames(index: int, block: Block) -> Iterator[Frame]:
 
 
 def message_start(reply: Reply) -> bytes:
-    # One output token is what the real one says here too: who adds it to the last count counts it twice.
+    # One output token, as the API sends here: it is included in the final count.
     return event({"type": "message_start", "message": shell(reply, [], stop_reason=None, output_tokens=1)})
 
 
@@ -102,12 +102,12 @@ def message_delta(reply: Reply) -> bytes:
 
 
 def managed(reply: Reply) -> dict[str, object]:
-    """Nothing of a conversation is ever cleared here; who asked for it is told so."""
+    """Returns the report for a request with `context_management`: nothing was cleared."""
     return {"context_management": {"applied_edits": []}} if reply.is_managed else {}
 
 
 def message(reply: Reply) -> bytes:
-    """The reply to a request that did not ask for a stream."""
+    """Returns the body of a response without streaming."""
     content = [content_block(block) for block in reply.part.blocks]
     whole = shell(reply, content, stop_reason=reply.stop_reason, output_tokens=reply.part.deltas)
     return msgspec.json.encode({**whole, "stop_sequence": reply.part.stop_sequence, **managed(reply)})
@@ -167,7 +167,7 @@ def sse(name: str, data: bytes) -> bytes:
 
 
 def citation(number: int) -> dict[str, object]:
-    """A sentence of ten characters that nobody reads: of a document, of a page, of a file, and so on."""
+    """Returns a citation of ten characters: of a document, a web page or a file, in turn."""
     cited = {"cited_text": f"{number:09d}."}
     start = 10 * number
     match number % 3:

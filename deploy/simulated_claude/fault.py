@@ -1,9 +1,9 @@
-"""Which fault breaks a call, and after how many of its deltas; it never breaks anything itself.
+"""Selection of the fault that breaks a call, and after how many of its deltas. Pure.
 
-Two countings, each for what it makes easy to test:
+There are two ways to count, for different tests:
 
-- `KIND@N` is a place in the whole answer. Every call that sends delta N breaks right after it. A continuation that
-  starts at N or later is past it: interrupted once at N, then complete.
+- `KIND@N` is a position in the whole answer. Every call that sends delta N breaks right after it. A continuation that
+  starts at N or later does not: the answer is interrupted once at N and then completed.
 - `KIND@NxM` is a number of calls. Each of the first M calls of the turn breaks after N deltas of its own, wherever it
   started: `cut@50x3` interrupts three times in a row, `429x2` refuses twice and then answers.
 """
@@ -16,7 +16,7 @@ import msgspec
 FaultKind = Literal["429", "529", "500", "error", "cut", "stall", "eof", "garbage", "html"]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 HTTP_ONLY = ("html",)
-# What the status faults, and `error`, are called in an error body.
+# Error types of the status faults and of `error`.
 ERROR_TYPES = {
     "429": "rate_limit_error",
     "529": "overloaded_error",
@@ -32,19 +32,19 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Break(msgspec.Struct, frozen=True):
-    """This call breaks in this way after so many deltas of its own."""
+    """The fault of one call, after `after` deltas of its own."""
 
     kind: FaultKind
     after: int
 
     @property
     def is_http(self) -> bool:
-        """It is answered as a whole response, before any stream."""
+        """Whether the fault is a complete HTTP response instead of a stream."""
         return self.after == 0 and self.kind in ("429", "529", "500", "html")
 
 
 def first_break(faults: Sequence[Fault], start: int, deltas: int, call: int) -> Break | None:
-    """What breaks the `call`th call (from 1), which would send `deltas` deltas from delta `start` of the answer."""
+    """Returns the first fault of call number `call` (from 1), which sends `deltas` deltas from delta `start` on."""
     breaks = [
         Break(fault.kind, after)
         for fault in faults

@@ -1,7 +1,7 @@
-"""The simulated Claude's Message Batches: made, looked at, listed, cancelled, deleted, and their results as JSON lines.
+"""The simulated Message Batches API: create, retrieve, list, cancel and delete batches; results as JSON lines.
 
-A batch ends once the longest of its answers has had its time. As in the API, its counts are told only then, a request
-that is not well-formed is an errored result and not a refusal, and results come in no order that anybody should trust.
+A batch ends when its longest answer would have been complete. As in the API, its counts are zero until then, an invalid
+request is an errored result and does not refuse the batch, and the order of results is not that of the requests.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 
 REQUESTS_MAX = 100_000
 LIFE = timedelta(hours=24)
-# What is running when a batch is cancelled may still be finished.
+# Requests that are being processed when a batch is cancelled may still be finished.
 CANCELLING_S = 0.05
 CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LIMIT, LIMIT_MAX = 20, 1000
@@ -32,7 +32,7 @@ Kind = Literal["succeeded", "errored", "canceled", "expired"]
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One of a batch's. What it asks is looked at when it is processed."""
+    """One request of a batch; its `params` are parsed when it is processed."""
 
     custom_id: str
     params: msgspec.Raw
@@ -45,7 +45,7 @@ class NewBatch(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A line of the results: what became of one request."""
+    """One line of the results."""
 
     custom_id: str
     kind: Kind
@@ -56,7 +56,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class MessageBatch:
-    """One batch. `processed` answers a request, once."""
+    """One batch. `processed` returns the result of a request; called once for each."""
 
     def __init__(self, number: int, requests: list[Request], processed: Callable[[Request], Result]) -> None:
         self.id = f"msgbatch_sim{number:012d}"
@@ -72,7 +72,7 @@ class MessageBatch:
         self._timer = loop.call_later(max(self._times_s), self._end)
 
     def cancel(self) -> None:
-        """Ends it soon. What has had its time by now is answered."""
+        """Ends the batch soon. Requests whose time has passed by now are answered."""
         if self.ended_at is not None:
             raise Refusal(INVALID, f"Batch {self.id} has ended and cannot be canceled")
         if self.cancelled_at is None:
@@ -81,13 +81,13 @@ class MessageBatch:
             self._timer = asyncio.get_running_loop().call_later(CANCELLING_S, self._end, "canceled")
 
     def expire(self) -> None:
-        """Ends it as if its day were over."""
+        """Ends the batch as if a day had passed."""
         if self.ended_at is None:
             self._timer.cancel()
             self._end("expired")
 
     def told(self, url: str) -> dict[str, Any]:
-        """The object as the API shows it; `url` is where this server is."""
+        """Returns the API's object for the batch; `url` is this server's base URL."""
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
         for result in self.results:
             counts[result.kind] += 1
@@ -106,8 +106,8 @@ class MessageBatch:
         }
 
     def _end(self, rest: Kind | None = None) -> None:
-        """`rest`: what becomes of those whose time was too short. Without it all have had theirs."""
-        # A timer may come a moment early (uvloop's are whole milliseconds): its own end does not ask the clock again.
+        """Makes the results. `rest` is the kind of those that are not finished yet; without it all are finished."""
+        # A timer may fire a moment early (uvloop's have whole milliseconds), so its own end does not read the clock.
         had_s = asyncio.get_running_loop().time() - self._began if rest else math.inf
         self.results = [
             Result(request.custom_id, rest) if rest and time_s > had_s else self._processed(request)
@@ -118,7 +118,7 @@ class MessageBatch:
 
 
 class MessageBatches:
-    """All that there are, by id."""
+    """All batches, by id."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
@@ -126,7 +126,7 @@ class MessageBatches:
         self._made = 0
 
     def create(self, body: bytes) -> tuple[MessageBatch, bool]:
-        """A new one, and whether it is answered: a `fault=cut` in its first request drops that. Raises Refusal."""
+        """Returns a new batch, and whether to send the response, which a `fault=cut` drops. Raises Refusal."""
         requests = read(body)
         refused, is_cut = self._fault(requests[0])
         if refused is not None:
@@ -154,7 +154,7 @@ class MessageBatches:
             batch.expire()
 
     def page(self, limit: int, after: str | None, before: str | None) -> tuple[list[MessageBatch], bool]:
-        """Newest first, at most `limit`, and whether there are more. Raises Refusal."""
+        """Returns at most `limit` batches, newest first, and whether there are more. Raises Refusal."""
         if not 1 <= limit <= LIMIT_MAX:
             raise Refusal(INVALID, f"limit: must be from 1 to {LIMIT_MAX}")
         found = list(reversed(self._batches.values()))
@@ -166,7 +166,7 @@ class MessageBatches:
         return found[:limit], len(found) > limit
 
     def _fault(self, first: Request) -> tuple[Refusal | None, bool]:
-        """What breaks its creation: 429 and 529 refuse it, and what cuts drops the answer."""
+        """Returns the refusal of a creation (429, 529), and whether to drop the response (cut)."""
         try:
             asked = asked_of(first)
         except Refusal:
@@ -197,7 +197,7 @@ class MessageBatches:
 
 
 def read(body: bytes) -> list[Request]:
-    """The requests of a creation; raises Refusal."""
+    """Returns the requests of a new batch. Raises Refusal."""
     try:
         requests = msgspec.json.decode(body, type=NewBatch).requests
     except DECODE_ERRORS as error:
@@ -215,7 +215,7 @@ def read(body: bytes) -> list[Request]:
 
 
 def asked_of(request: Request) -> Asked:
-    """What a request asks; raises Refusal."""
+    """Parses a request of a batch. Raises Refusal."""
     message = decode(bytes(request.params))
     require_max_tokens(message)
     if message.stream:
@@ -224,7 +224,7 @@ def asked_of(request: Request) -> Asked:
 
 
 def time_of(request: Request) -> float:
-    """How many seconds it takes, as unstreamed."""
+    """Returns the seconds that the answer takes without streaming."""
     try:
         asked = asked_of(request)
     except Refusal:

@@ -1,4 +1,4 @@
-"""The models that the simulated Claude has; it never asks the data file of the product."""
+"""The models of the simulated Claude, independent of the product's model data."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     max_input_tokens: int = 1_000_000
     max_tokens: int = 128_000
-    is_prefillable: bool = False  # the 4.5 models were the last to go on from an assistant message
-    takes_sampling: bool = False  # temperature, top_p and top_k: gone soon after
+    is_prefillable: bool = False  # the 4.5 models were the last to continue an assistant message
+    takes_sampling: bool = False  # temperature, top_p and top_k
     takes_forced_tools: bool = True  # a `tool_choice` of `any` or `tool`
     thinking: tuple[str, ...] = ("adaptive",)
     efforts: tuple[str, ...] = EFFORTS
 
     def card(self) -> dict[str, Any]:
-        """The model as GET /v1/models shows it."""
+        """Returns the model's object in GET /v1/models."""
         return {
             "type": "model",
             "id": self.id,
@@ -58,7 +58,7 @@ def support(*, is_there: bool) -> dict[str, bool]:
 
 
 def of_4_5(alias: str, snapshot: str, display_name: str, efforts: tuple[str, ...] = ()) -> Model:
-    """A model of the last generation whose ids are dated; its alias is not."""
+    """Returns a model of the last generation with a date in its id; its alias has none."""
     return Model(
         id=f"{alias}-{snapshot}",
         alias=alias,

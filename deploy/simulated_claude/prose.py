@@ -1,4 +1,4 @@
-"""Readable Markdown about a question, for a newcomer to look at; the same question always gets the same text."""
+"""Readable Markdown answers; the same question always gets the same text."""
 
 import hashlib
 import re
@@ -32,7 +32,7 @@ DELTA = re.compile(r"\s*\S+|\s+\Z")
 
 
 def markdown(question: str) -> str:
-    """A heading, an opening, a list, some code: about 100 words."""
+    """Returns about 100 words: a heading, an opening, a list and some code."""
     seed = hashlib.sha256(question.encode(errors="replace")).digest()
     first, second, third = (POINTS[(seed[0] + step) % len(POINTS)] for step in (0, 1, 2))
     return (
@@ -46,7 +46,7 @@ def markdown(question: str) -> str:
 
 
 def deltas(text: str) -> list[str]:
-    """`text` in pieces of one word, each with the white space before it; joined they are `text`."""
+    """Splits `text` into words, each with the white space before it; joined they are `text`."""
     return DELTA.findall(text)
 
 

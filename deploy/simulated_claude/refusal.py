@@ -1,4 +1,4 @@
-"""A request that is refused before any answer: the error bodies and headers of Anthropic's API."""
+"""Error responses of Anthropic's API."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ STATUS = {
 
 
 class Refusal(Exception):
-    """Raised where a request is found wanting; the app renders it. `type` is a row of STATUS."""
+    """An invalid request; the app renders it. `type` is a key of STATUS."""
 
     def __init__(self, type_: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Refusal(Exception):
 
 
 def error_body(type_: str, message: str, request_id: str | None = None) -> bytes:
-    """`{"type":"error","error":{…}}`; an error inside a stream has no request_id."""
+    """Returns `{"type":"error","error":{…}}`; an error in a stream has no request_id."""
     body: dict[str, object] = {"type": "error", "error": {"type": type_, "message": message}}
     if request_id is not None:
         body["request_id"] = request_id

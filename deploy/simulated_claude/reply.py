@@ -1,4 +1,4 @@
-"""Everything that one call will do, decided before its first byte; it never waits and never counts."""
+"""The complete reply to one call, decided before its first byte. Pure."""
 
 import hashlib
 
@@ -14,12 +14,12 @@ from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Request
 
 NOTHING = Cached()
-# How those ask for it whose model has no structured outputs.
+# In the prompt of clients whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A request, understood."""
+    """A parsed request."""
 
     request: Request
     conversation: Conversation
@@ -35,12 +35,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str
     breaks: Break | None
     service_tier: str = "standard"
-    is_managed: bool = False  # whether it was asked to manage the context, and so has to say what it did
-    is_mismatched: bool  # the partial answer was not ours: the whole one begins again
+    is_managed: bool = False  # the request has `context_management`, so the reply reports it
+    is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
 
 
 def understand(request: Request) -> Asked:
-    """Raises Refusal when the `#sim` line cannot be read."""
+    """Parses conversation and directive. Raises Refusal for an invalid `#sim` line."""
     talk = conversation.read(request.messages)
     try:
         return Asked(request, talk, directive.read(talk.question))
@@ -49,7 +49,7 @@ def understand(request: Request) -> Asked:
 
 
 def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
-    """What the `call`th call (from 1) of this turn gets; of its prompt so much was `cached`."""
+    """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
     request, talk, directed = asked.request, asked.conversation, asked.directed
     is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
     all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)

@@ -1,4 +1,4 @@
-"""The shape of a Messages request, and what Anthropic's API refuses in one; it never answers."""
+"""Messages requests: types, and the checks of Anthropic's API."""
 
 from typing import Any, Literal
 
@@ -16,13 +16,13 @@ OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set 
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where a picture or a document comes from: its base64, when it was sent along."""
+    """The source of a picture or document; `data` is its base64 if it was sent inline."""
 
     data: str = ""
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A content block, of which only the text matters here, and what was sent along."""
+    """A content block; only text and inline data are used."""
 
     type: str
     text: str = ""
@@ -30,7 +30,7 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
-    """The answer is to be JSON that fits `schema`."""
+    """Requests JSON that fits `schema`."""
 
     schema: dict[str, Any]
 
@@ -83,12 +83,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def input_tokens(self) -> int:
-        """A rough count: words."""
+        """The number of words, as an estimate."""
         return len(self.system_text.split()) + sum(len(message.text.split()) for message in self.messages)
 
 
 def decode(body: bytes) -> Request:
-    """The request in `body`, if the API would take it; raises Refusal. max_tokens is the caller's to check."""
+    """Parses and checks a request. Raises Refusal. The caller checks max_tokens, which count_tokens does not need."""
     try:
         request = msgspec.json.decode(body, type=Request)
     except DECODE_ERRORS as error:
@@ -125,7 +125,7 @@ def refuse_messages(messages: list[Message]) -> None:
 
 
 def refuse_schema(schema: Any) -> None:
-    """Structured outputs are of objects that allow no further properties, at every level."""
+    """Raises Refusal if an object of the schema, at any level, allows additional properties."""
     if isinstance(schema, dict):
         if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
             raise Refusal(INVALID, f"output_config.format.schema: {OPEN_OBJECT}")
@@ -136,7 +136,7 @@ def refuse_schema(schema: Any) -> None:
 
 
 def refuse_model(request: Request, model: Model) -> None:
-    """What depends on the model: sampling, forced tools, and going on from a last assistant message (prefill)."""
+    """Raises Refusal for what the model does not support: sampling, forced tools, prefill."""
     for name in SAMPLING:
         if getattr(request, name) is not msgspec.UNSET and not model.takes_sampling:
             raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")

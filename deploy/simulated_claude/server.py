@@ -1,4 +1,4 @@
-"""The simulated Claude listens on a port; this file never looks at what is served."""
+"""The uvicorn server of the simulated Claude."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from tailrace.deploy.simulated_claude.app import app
 class Server(uvicorn.Server):
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_server((host, port), backlog=2048)
-        # Connections inherit it. asyncio does not ask for it where a socket names no protocol, as this one.
+        # Connections inherit it. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app(),
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=0,  # an open stream here may be a stall, which never ends by itself
+            timeout_graceful_shutdown=0,  # an open stream may be a `stall`, which never ends
         )
         super().__init__(config)
 
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
 
 
 class Guest(Server):
-    """A server in somebody else's event loop: the signals are not its own."""
+    """A server in another program's event loop, which does not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -40,14 +40,14 @@ class Guest(Server):
 
 @contextlib.asynccontextmanager
 async def serving(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """The address of a simulated Claude that runs in this event loop until the block ends."""
+    """Runs a simulated Claude in this event loop until the block ends; yields its URL."""
     async with running(Guest(host, port)) as url:
         yield url
 
 
 @contextlib.asynccontextmanager
 async def running(server: Guest) -> AsyncIterator[str]:
-    """The same of a server that is there already."""
+    """Like `serving`, for an existing server."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([server.socket]))
         try:

@@ -1,28 +1,28 @@
-"""What was asked of the simulated Claude, and what it sent: a test sees here what was paid for. It decides nothing."""
+"""Counters of calls, streams and tokens, by which tests check what would have been paid for."""
 
 from collections import Counter
 
 import msgspec
 
-TURNS_MAX = 20_000  # the turns that were called longest ago are forgotten first
+TURNS_MAX = 20_000  # beyond that the turns with the oldest last call are dropped
 
 
 class Stats(msgspec.Struct):
-    """Counted since the start or the last reset. Refused requests are not counted: they cost nothing."""
+    """Counters since the start or the last reset. Refused requests are not counted: they are free."""
 
     calls: int = 0
     streams_open: int = 0
-    streams_aborted: int = 0  # the client left before the end
+    streams_aborted: int = 0  # the client disconnected before the end
     continuations: int = 0
-    continuations_mismatched: int = 0  # the partial answer was not ours: the whole one began again
+    continuations_mismatched: int = 0  # the partial answer was not a prefix of the answer
     output_tokens: int = 0
     batches: int = 0
-    creations: Counter[str] = msgspec.field(default_factory=Counter)  # of batches, by the fault that was asked for
+    creations: Counter[str] = msgspec.field(default_factory=Counter)  # of batches, by simulated fault
     by_fault: Counter[str] = msgspec.field(default_factory=Counter)
     turns: dict[str, int] = msgspec.field(default_factory=dict)  # calls, by Conversation.key
 
     def next_call(self, turn: str) -> int:
-        """The number, from 1, of the call of `turn` that now begins."""
+        """Counts a new call of `turn`, and returns its number from 1."""
         self.calls += 1
         call = self.turns.pop(turn, 0) + 1
         self.turns[turn] = call
@@ -31,7 +31,7 @@ class Stats(msgspec.Struct):
         return call
 
     def reset(self) -> None:
-        """Everything to zero, but for the streams that are open."""
+        """Sets all counters to zero, except that of open streams."""
         fresh = Stats(streams_open=self.streams_open)
         for name in self.__struct_fields__:
             setattr(self, name, getattr(fresh, name))

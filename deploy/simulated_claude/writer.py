@@ -1,4 +1,4 @@
-"""A reply goes out at its pace, or breaks on its way; the only file that waits, and it never decides what is sent."""
+"""Writes a reply to the client at the directed rate, and performs its fault."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,9 +17,9 @@ Writer = Callable[[Send], Awaitable[None]]
 
 
 class Written(Response):
-    """A 200 whose body `writer` sends; when the client leaves, the writer is cancelled at once.
+    """A 200 response whose body `writer` sends. When the client disconnects, the writer is cancelled at once.
 
-    A writer that returns without the last part makes uvicorn drop the connection without the chunked terminator.
+    If a writer returns before the last part, uvicorn drops the connection without the chunked terminator.
     """
 
     def __init__(self, writer: Writer, headers: Mapping[str, str]) -> None:
@@ -50,7 +50,7 @@ async def left(receive: Receive) -> None:
 
 
 class StreamWriter:
-    """The events of a stream, one wake-up a delta at the most."""
+    """Sends the events of a stream, with at most one wake-up a delta."""
 
     def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
         self.reply = reply
@@ -87,7 +87,7 @@ class StreamWriter:
                 self.stats.output_tokens += 1
                 self.call.deltas += 1
             if frame is event.GARBAGE:
-                # Who cannot read it leaves: that is the fault's doing.
+                # A client that disconnects because of it was made to by the fault.
                 self.call.over = "garbage"
             unsent += frame
             if len(unsent) >= CHUNK_BYTES:
@@ -98,7 +98,7 @@ class StreamWriter:
 
 
 class MessageWriter:
-    """The whole message at once, after the time that its deltas would have taken."""
+    """Sends the whole message at once, after the time that its deltas would have taken."""
 
     def __init__(self, reply: Reply, directed: Directive, stats: Stats, call: Call) -> None:
         self.reply = reply
