@@ -1,7 +1,7 @@
-"""`tailrace batch`: asks a file of inputs at a gateway, shows how far it is, and writes the results.
+"""`tailrace batch`: submits a file of inputs to a gateway as a batch, shows its progress, and writes the results.
 
-Run again with the same file and options it goes on where it was: its Idempotency-Key is made of what it asks, the
-stream is taken up at its cursor, and the results after the last line that came.
+A second run with the same file and options continues the same batch, because the Idempotency-Key is a hash of the
+request. After a lost connection the event stream resumes at its cursor, and the results after the last received line.
 """
 
 import hashlib
@@ -23,33 +23,33 @@ from tailrace.proto.entries import Via
 from tailrace.proto.errors import Refused, SettingsInvalid, TailraceError
 
 TIMEOUT_S = 60.0
-TRIES_MAX = 60
-TRY_AGAIN_S = 1.0
-# A gateway that is restarted is back by then, and nobody need know.
-TELL_AFTER = 2
+ATTEMPTS_MAX = 60
+RETRY_S = 1.0
+# A gateway that restarts is back after this many attempts, and no message is needed.
+QUIET_ATTEMPTS = 2
 BAR_CHARS = 30
-# An answer that did not come, or not all of it.
+# A missing or incomplete response.
 BROKEN = (OSError, http.client.HTTPException, *DECODE_ERRORS)
-# How a gateway names an input, and what is wrong within it.
+# How a gateway's error message refers to an input and a field of it.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
 
 class Unreachable(TailraceError):
-    """Nobody answers there, or no more."""
+    """The gateway does not answer."""
 
 
 class Unwritable(TailraceError):
-    """Nobody takes the answers: a full disk, a pipe that was closed."""
+    """The answers cannot be written: a full disk, a closed pipe."""
 
 
 class ApiClient(NamedTuple):
-    """A gateway, and the key that it is asked with."""
+    """A gateway's address and the API key for it."""
 
     url: str
     key: str
 
     def open(self, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
-        """The answer to a request; raises Refused for what will not be better later, OSError."""
+        """Returns the response to a request. Raises Refused for an error that a retry cannot repair, else OSError."""
         sent = {name.replace("_", "-"): text for name, text in headers.items()}
         if self.key:
             sent["authorization"] = f"Bearer {self.key}"
@@ -58,62 +58,65 @@ class ApiClient(NamedTuple):
             answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
         except urllib.error.HTTPError as error:
             with error:
-                said = error.read()
-            # It closes itself; what says to come back later is no refusal, nor that as many streams are open as may be.
+                response_body = error.read()
+            # Temporary: an overloaded or restarting gateway, or (429 to a GET) too many open streams.
             if error.code in (502, 503, 504) or (error.code == http.client.TOO_MANY_REQUESTS and method == "GET"):
                 raise ConnectionError(f"{error.code} {error.reason}") from error
-            raise _refusal(error.code, said) from error
+            raise _refusal(error.code, response_body) from error
         return answer
 
 
-def door(url: str, environ: Mapping[str, str]) -> ApiClient:
-    """Raises SettingsInvalid."""
+def api_client(url: str, environ: Mapping[str, str]) -> ApiClient:
+    """Raises SettingsInvalid if `url` is not an HTTP URL."""
     if not url.startswith(("http://", "https://")):
-        raise SettingsInvalid(f"{url!r} is not the address of a gateway, such as http://127.0.0.1:8000")
+        raise SettingsInvalid(f"{url!r} is not a URL of a gateway, such as http://127.0.0.1:8000")
     return ApiClient(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
 
 
 def run(at: ApiClient, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
-    """Whether every input was answered. Raises Refused, SettingsInvalid, Unreachable, Unwritable."""
+    """Runs the batch; returns whether all inputs were answered.
+
+    Raises Refused, SettingsInvalid, Unreachable, Unwritable.
+    """
     body, numbers = body_of(file, parallel, via)
     if output is not None:
         require_writable(output)
     key = f"batch-{hashlib.sha256(body).hexdigest()}"
     headers = {"content_type": "application/json", "idempotency_key": key}
     try:
-        batch = _again(lambda: _told(at.open("POST", "/v1/batches", body, **headers)))
+        batch = _retry(lambda: _read(at.open("POST", "/v1/batches", body, **headers)))
     except Refused as refused:
         raise Refused(refused.code, in_file(refused.message, file, numbers)) from refused
-    sys.stderr.write(f"batch {batch['batch']}: it goes on when this is stopped; run the same again to come back\n")
+    sys.stderr.write(f"batch {batch['batch']}: it continues if you stop this command; run it again for the results\n")
     bar = Bar(sys.stderr)
     for event in events(at, batch["links"]["events"]):
         bar.show(event)
     bar.close()
     try:
-        return _take(at, batch["links"]["results"], output)
-    except OSError as error:  # of the writing: what the gateway fails at is Unreachable
-        raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the same again to have them") from error
+        return _save(at, batch["links"]["results"], output)
+    except OSError as error:  # from writing: an error of the gateway is Unreachable
+        raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the command again") from error
 
 
-def _take(at: ApiClient, path: str, output: Path | None) -> bool:
+def _save(at: ApiClient, path: str, output: Path | None) -> bool:
     if output is None:
         return _write(at, path, sys.stdout)
-    # Whole or not there: half a file looks like all of it.
+    # Renamed when it is complete, so that an incomplete file is not mistaken for a complete one.
     part = output.with_name(output.name + ".part")
     with part.open("w", encoding="utf-8") as lines:
-        is_whole = _write(at, path, lines)
+        is_complete = _write(at, path, lines)
     part.replace(output)
-    return is_whole
+    return is_complete
 
 
 def require_writable(output: Path) -> None:
-    """Before anything is asked and paid for; raises SettingsInvalid."""
+    """Raises SettingsInvalid, before the batch is submitted and costs money."""
     if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
-        raise SettingsInvalid(f"{output} cannot be written: --output is a file, in a folder that is there")
+        raise SettingsInvalid(f"{output} cannot be written: --output needs a file in an existing, writable directory")
 
 
 def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
-    """The body of the POST, and the line of each input; raises SettingsInvalid, with that of what is no JSON."""
+    """Returns the body of the POST and the line number of each input. Raises SettingsInvalid for invalid JSON."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
@@ -127,25 +130,25 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
                 raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
             numbers.append(number)
     if not requests:
-        raise SettingsInvalid(f"{file} has no inputs: each is a line of JSON, as `tailrace batch --help` shows")
-    # Named only where it is another: a file that was asked before it could be is still the same batch.
+        raise SettingsInvalid(f"{file} has no inputs: write a line of JSON for each, as `tailrace batch --help` shows")
+    # Left out by default, so that files that were submitted before `via` existed still have the same key.
     body = {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
     return msgspec.json.encode(body), numbers
 
 
 def in_file(message: str, file: Path, numbers: Sequence[int]) -> str:
-    """What a gateway says of an input, with the line where it stands."""
+    """Replaces the gateway's references to inputs in `message` by the file's line numbers."""
 
-    def line(named: re.Match[str]) -> str:
-        index, within = int(named[1]), named[2].lstrip(".")
-        return f"{file}:{numbers[index]}" + (f", `{within}`" if within else "") if index < len(numbers) else named[0]
+    def line(found: re.Match[str]) -> str:
+        index, field = int(found[1]), found[2].lstrip(".")
+        return f"{file}:{numbers[index]}" + (f", `{field}`" if field else "") if index < len(numbers) else found[0]
 
     return INPUT.sub(line, message)
 
 
 def events(at: ApiClient, path: str) -> Iterator[dict[str, Any]]:
-    """The events of the batch up to its end, over all connections that it takes."""
-    cursor, tries = "", 0
+    """Yields the events of the batch until its end, reconnecting as needed."""
+    cursor, attempts = "", 0
     while True:
         try:
             resumed = {"last_event_id": cursor} if cursor else {}
@@ -156,7 +159,7 @@ def events(at: ApiClient, path: str) -> Iterator[dict[str, Any]]:
                     if name == "data":
                         event = msgspec.json.decode(text)
                     elif name == "id":
-                        cursor, tries = text, 0
+                        cursor, attempts = text, 0
                     elif not name and event:
                         yield event
                         if event["type"] in ("done", "error"):
@@ -165,78 +168,79 @@ def events(at: ApiClient, path: str) -> Iterator[dict[str, Any]]:
                 if lines.status == http.client.NO_CONTENT:
                     return
         except BROKEN as error:
-            tries = _tried(tries, error)
+            attempts = _wait(attempts, error)
         else:
-            tries = _tried(tries, ConnectionError("the stream ended before the batch did"))
+            attempts = _wait(attempts, ConnectionError("the stream ended before the batch did"))
 
 
 def _write(at: ApiClient, path: str, output: TextIO) -> bool:
-    """Writes the results, each once; whether all are completed. Raises OSError when they cannot be written."""
-    is_whole = True
+    """Writes each result once; returns whether all are completed. Raises OSError if they cannot be written."""
+    is_complete = True
     for line, result in _results(at, path):
         output.write(line)
-        is_whole &= result["outcome"] == "completed"
+        is_complete &= result["outcome"] == "completed"
     output.flush()
-    return is_whole
+    return is_complete
 
 
 def _results(at: ApiClient, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line with what it says, once, over all connections that it takes."""
-    last, tries = None, 0
+    """Yields each line and its decoded result once, reconnecting as needed."""
+    last, attempts = None, 0
     while True:
         try:
             with at.open("GET", path + (f"?after={last}" if last is not None else "")) as lines:
                 for line in lines:
                     result = msgspec.json.decode(line)
-                    last, tries = result["index"], 0
+                    last, attempts = result["index"], 0
                     yield line.decode(), result
         except BROKEN as error:
-            tries = _tried(tries, error)
+            attempts = _wait(attempts, error)
         else:
             return
 
 
-def _told(answer: http.client.HTTPResponse) -> Any:
+def _read(answer: http.client.HTTPResponse) -> Any:
     with answer:
         return msgspec.json.decode(answer.read())
 
 
-def _again(ask: Callable[[], Any]) -> Any:
-    """What a gateway says that may be on its way back. Asked twice with one key, a batch is asked once."""
-    tries = 0
+def _retry(request: Callable[[], Any]) -> Any:
+    """Repeats `request` while the gateway does not answer. With an Idempotency-Key it submits one batch."""
+    attempts = 0
     while True:
         try:
-            return ask()
+            return request()
         except BROKEN as error:
-            tries = _tried(tries, error)
+            attempts = _wait(attempts, error)
 
 
-def _tried(tries: int, error: Exception) -> int:
+def _wait(attempts: int, error: Exception) -> int:
+    """Waits before the next attempt; returns the new number of attempts. Raises Unreachable after the last one."""
     reason = getattr(error, "reason", error)
     why = getattr(reason, "strerror", None) or reason
-    if tries >= TRIES_MAX:
+    if attempts >= ATTEMPTS_MAX:
         raise Unreachable(
-            f"the gateway does not answer ({why}): start it, or say where it is with --url. Run the same again to go on"
+            f"the gateway does not answer ({why}): start it, or set its address with --url, and run the command again"
         ) from error
-    if tries == TELL_AFTER:
-        # Over the bar, where there is one.
-        sys.stderr.write(f"\rthe gateway does not answer ({why}); it is asked again for a minute\n")
+    if attempts == QUIET_ATTEMPTS:
+        # Overwrites the progress bar.
+        sys.stderr.write(f"\rthe gateway does not answer ({why}); retrying for a minute\n")
         sys.stderr.flush()
-    time.sleep(TRY_AGAIN_S)
-    return tries + 1
+    time.sleep(RETRY_S)
+    return attempts + 1
 
 
-def _refusal(status: int, said: bytes) -> Refused:
+def _refusal(status: int, body: bytes) -> Refused:
     try:
-        error = msgspec.json.decode(said)["error"]
-        said_here = "; the key is taken from TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
-        return Refused(str(error["code"]), str(error["message"]) + said_here)
+        error = msgspec.json.decode(body)["error"]
+        hint = "; set the key in TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
+        return Refused(str(error["code"]), str(error["message"]) + hint)
     except (*DECODE_ERRORS, KeyError, TypeError):
         return Refused("internal", f"the gateway answered {status}")
 
 
 class Bar:
-    """One line of progress on a terminal, drawn over itself; elsewhere one line at the end."""
+    """A progress bar on a terminal; for other outputs one line at the end."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output

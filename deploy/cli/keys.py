@@ -1,4 +1,4 @@
-"""API keys by hand: made, listed and revoked in the NATS that a Tailrace stands on. A key is shown once, then never."""
+"""`tailrace keys`: creates, lists and revokes API keys in NATS. Only a key's hash is stored, so it is shown once."""
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -24,9 +24,9 @@ async def create(
     limits: dict[str, float] | None = None,
     life_s: int | None = None,
 ) -> tuple[NewKey, bool]:
-    """The new key, and whether it is the first: from then on everybody needs one. Without `life_s` it does not expire.
+    """Creates a key; returns it, and whether it is the first, from which on all requests need one.
 
-    Raises LogMisconfigured where the bucket is missing, LogUnavailable.
+    Without `life_s` it does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
     """
     async with opened(url) as keys:
         is_first = not await keys.list_keys()
@@ -37,26 +37,29 @@ async def create(
         return made, is_first
 
 
-async def every(url: str) -> list[ApiKey]:
-    """The oldest first, the revoked ones too."""
+async def list_all(url: str) -> list[ApiKey]:
+    """Returns all keys, oldest first, including revoked ones."""
     async with opened(url) as keys:
         return sorted(await keys.list_keys(), key=lambda key: (key.created_at, key.id))
 
 
 async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
-    """The key that is revoked now, whether it was before, and whether none is left; None: there is none of that id."""
+    """Revokes a key; returns it, whether it was revoked before, and whether no valid key is left.
+
+    None if no key has this id.
+    """
     async with opened(url) as keys:
         now = int(time.time())
         if (revoked := await keys.revoke(key_id, now)) is None:
             return None
         is_last = False
-        # It is revoked, whatever cannot be looked at any more.
+        # The key is revoked even if the others cannot be read.
         with suppress(LogUnavailable):
             is_last = not any(key.is_good(now) for key in await keys.list_keys())
         return *revoked, is_last
 
 
-def shown(keys: Sequence[ApiKey]) -> str:
+def render(keys: Sequence[ApiKey]) -> str:
     rows = [
         (
             *(key.id, key.tenant, ",".join(OLD_SCOPES.get(scope, scope) for scope in key.scopes)),

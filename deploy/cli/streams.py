@@ -1,4 +1,4 @@
-"""Makes what Tailrace needs in a NATS server that runs; never changes or removes what is there."""
+"""`tailrace streams`: creates missing streams and buckets in a running NATS; existing ones do not change."""
 
 import asyncio
 import time
@@ -8,18 +8,16 @@ from tailrace.proto.nats import streams
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.permissions import ADMIN
 
-# The rest of the store is for the bodies (BODIES_SHARE), the claims, and for what the server itself writes.
+# The rest of the store is for large bodies (BODIES_SHARE), claims, and the server's own files.
 LOG_SHARE_MAX = 0.8
-
-
-AGAIN_S = 0.1
+RETRY_S = 0.1
 
 
 async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> None:
-    """Creates what is missing, for servers that may store `file_bytes_max` each.
+    """Creates missing streams and buckets, for servers that may store `file_bytes_max` each.
 
-    Servers of a cluster answer before they have chosen who leads: they have `wait_s` seconds for that.
-    Raises LogMisconfigured when something is there and differs, LogUnavailable when nobody answers.
+    Retries for `wait_s` seconds, because the servers of a cluster answer before they have elected a leader.
+    Raises LogMisconfigured if an existing one differs, LogUnavailable if no server answers.
     """
     connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
@@ -31,7 +29,7 @@ async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: flo
             except LogUnavailable:
                 if time.monotonic() >= deadline:
                     raise
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
             else:
                 return
     finally:
@@ -39,5 +37,5 @@ async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: flo
 
 
 def log_bytes_max(file_bytes_max: int) -> int:
-    """How large the log may grow on servers that may store `file_bytes_max` each."""
+    """Returns the size limit of the log, for servers that may store `file_bytes_max` each."""
     return min(streams.BYTES_MAX, int(LOG_SHARE_MAX * file_bytes_max))

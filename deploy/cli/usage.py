@@ -1,4 +1,4 @@
-"""What was used, as a table for a person: asked of persistence over the NATS that a Tailrace stands on."""
+"""`tailrace usage`: queries persistence over NATS and renders a table."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -13,11 +13,11 @@ from tailrace.proto.resources import GetUsage, UsageBy, UsagePage, UsageRecord
 
 TIMEOUT_S = 10.0
 PAGE = 200
-NOBODY = "-"
+NO_KEY = "-"
 
 
-async def used(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -> list[UsageRecord]:
-    """Of the turns asked from the first day to the last, in the order of the keys. Raises Refused, LogUnavailable."""
+async def fetch(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -> list[UsageRecord]:
+    """Returns the usage from the first to the last day, ordered by key. Raises Refused, LogUnavailable."""
     connection = await Connection.open(url, "tailrace-usage", ADMIN)
     try:
         services = Rpc(connection)
@@ -34,10 +34,10 @@ async def used(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -
         await connection.close()
 
 
-def shown(by: UsageBy, records: Sequence[UsageRecord]) -> str:
-    """A line each, and one of all."""
+def render(by: UsageBy, records: Sequence[UsageRecord]) -> str:
+    """Returns a table with one row a record, and a row with the totals."""
     headings = (by.upper(), "TURNS", "INPUT", "OUTPUT", "CACHE WRITES", "CACHE READS", "COST $", "LAST USED")
-    rows = [(record.key or NOBODY, *_counts([record]), f"{record.last_used:%Y-%m-%d %H:%M}") for record in records]
+    rows = [(record.key or NO_KEY, *_counts([record]), f"{record.last_used:%Y-%m-%d %H:%M}") for record in records]
     return table([headings, *rows, ("all", *_counts(records), "")])
 
 

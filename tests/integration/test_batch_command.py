@@ -99,7 +99,7 @@ async def test_who_waits_for_a_gateway_is_told_so(gateway: Gateway, tmp_path: Pa
     await command.begin()
 
     async def is_told() -> bool:
-        return "does not answer (Connection refused); it is asked again for a minute\n" in command.said
+        return "does not answer (Connection refused); retrying for a minute\n" in command.said
 
     await until(is_told)
     command.process.send_signal(SIGINT)

@@ -45,7 +45,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     secret = made.out.strip()
     assert made.status == 0
     assert (made.out.count("\n"), secret[:3]) == (1, "tr_")
-    assert "the first one" in made.err
+    assert "the first key" in made.err
     assert secret not in made.err
     key_id = made.err.split()[0]
 
@@ -66,7 +66,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     assert secret not in listed.out
     revoked = await keys("revoke", key_id, **environ)
     assert (revoked.status, revoked.out) == (0, f"{key_id} of acme is revoked\n")
-    assert revoked.err == "No key is left, and every request still needs one: `tailrace keys create`.\n"
+    assert revoked.err == "No valid key is left, and every request needs one: run `tailrace keys create`.\n"
     again = await keys("revoke", key_id, **environ)
     assert (again.status, again.out.startswith(f"{key_id} of acme was revoked already, 20")) == (0, True)
     await until(lambda: are(401))
@@ -74,7 +74,7 @@ async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
     for gateway in gateways:
         assert (await gateway.client.get("/v1/blobs/none", headers={"authorization": ""})).status_code == 401
     second = await keys("create", "--tenant", "acme", "--scope", "read", **environ)
-    assert "the first one" not in second.err
+    assert "the first key" not in second.err
     assert " read " in (await keys("list", **environ)).out
 
 
@@ -104,8 +104,8 @@ async def test_a_key_may_be_made_for_a_time(own_server: NatsServer, new_gateway:
         (["create", "--tenant", "a", "--name", "n" * 101], 2, "is not a name"),
         *((["create", "--tenant", "a", "--expires", text], 2, "is not a time such as 90d") for text in WRONG_LIVES),
         (["create", "--tenant", "a", "--limits", "burst=5"], 2, "needs `requests`"),
-        (["revoke", "key_0000000000000000"], 1, "there is no key 'key_0000000000000000'"),
-        (["revoke", "*"], 1, "there is no key '*'"),
+        (["revoke", "key_0000000000000000"], 1, "no key has the id 'key_0000000000000000'"),
+        (["revoke", "*"], 1, "no key has the id '*'"),
         (["list", "--data", "nowhere"], 0, ""),
     ],
 )
@@ -140,7 +140,7 @@ async def test_a_nats_without_the_bucket_is_said(tmp_path: Path) -> None:
 
 def test_the_nats_of_an_up_is_found_in_its_folder(tmp_path: Path) -> None:
     """As `up` has written it down, unless another is named."""
-    with pytest.raises(SettingsInvalid, match="is not the data directory of"):
+    with pytest.raises(SettingsInvalid, match="is not the data directory of a `tailrace up`"):
         url(tmp_path, {})
     (tmp_path / URL_FILE).write_text("nats://token@here")
     assert url(tmp_path, {}) == "nats://token@here"
