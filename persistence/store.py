@@ -1,4 +1,4 @@
-"""The typed operations on the database: records in and out. The statements are in sql.py."""
+"""The typed operations on the database: records in and out. The statements are in queries.sql."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.persistence import sql
 from tailrace.persistence.database import Database
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
@@ -19,6 +18,7 @@ from tailrace.persistence.rows import (
     turn_record,
     usage_record,
 )
+from tailrace.persistence.sql import STATEMENTS as SQL
 from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
@@ -41,18 +41,22 @@ RELEASED_MAX = 200
 BUSY_SESSIONS_MAX = 1_000
 
 USAGE = {
-    "day": sql.USAGE_BY_DAY,
-    "model": sql.USAGE_BY_MODEL,
-    "key": sql.USAGE_BY_KEY,
-    "session": sql.USAGE_BY_SESSION,
-    "project": sql.USAGE_BY_PROJECT,
+    "day": SQL["usage_by_day"],
+    "model": SQL["usage_by_model"],
+    "key": SQL["usage_by_key"],
+    "session": SQL["usage_by_session"],
+    "project": SQL["usage_by_project"],
 }
-TURNS_TO_DELETE = {"turn": sql.TURN_AND_FOLLOW_UPS, "session": sql.TURNS_OF_SESSION, "project": sql.TURNS_OF_PROJECT}
+TURNS_TO_DELETE = {
+    "turn": SQL["turn_and_follow_ups"],
+    "session": SQL["session_turn_ids"],
+    "project": SQL["project_turn_ids"],
+}
 # Statements that delete a session or project once it has no turns, in this order.
 DELETE_EMPTY = {
     "turn": (),
-    "session": (sql.DELETE_SESSION,),
-    "project": (sql.DELETE_PROJECT_SESSIONS, sql.DELETE_PROJECT),
+    "session": (SQL["delete_session"],),
+    "project": (SQL["delete_project_sessions"], SQL["delete_project"]),
 }
 
 
@@ -69,35 +73,41 @@ class Store(Database):
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
         async with self.transaction() as writer:
-            for statement in (sql.PUT_SESSION, sql.PUT_PROJECT, sql.PUT_TURN, sql.PUT_USAGE, sql.PUT_BLOB_USES):
+            for statement in (
+                SQL["put_session"],
+                SQL["put_project"],
+                SQL["put_turn"],
+                SQL["put_usage"],
+                SQL["put_blob_uses"],
+            ):
                 await writer.executemany(statement, columns)
-            await writer.execute(sql.REACH, {"seq": reached})
+            await writer.execute(SQL["set_recorded_upto"], {"seq": reached})
 
     async def recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""
-        return Seq((await self.read(sql.REACHED))[0]["seq"])
+        return Seq((await self.read(SQL["recorded_upto"]))[0]["seq"])
 
     async def reset_recorded_upto(self) -> None:
         """Resets `recorded_upto`, before the whole log is recorded again."""
         async with self.transaction() as writer:
-            await writer.execute(sql.REACH_NOTHING)
+            await writer.execute(SQL["reset_recorded_upto"])
 
     async def fail_expired(self, first: Seq, why: Failure) -> int:
         """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
         columns = {"first": first, "error": msgspec.json.encode(why).decode()}
         async with self.transaction() as writer:
-            return (await writer.execute(sql.LOSE_TURNS, columns)).rowcount
+            return (await writer.execute(SQL["fail_expired_turns"], columns)).rowcount
 
     async def running_turns(self) -> list[TurnKey]:
         """Returns the running turns of all tenants."""
-        return [TurnKey(row["tenant"], row["turn"]) for row in await self.read(sql.RUNNING_TURNS)]
+        return [TurnKey(row["tenant"], row["turn"]) for row in await self.read(SQL["running_turns"])]
 
     async def fail_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
         """Ends those of `lost` that are running as failed."""
         error = msgspec.json.encode(why).decode()
         async with self.transaction() as writer:
             await writer.executemany(
-                sql.LOSE_TURN, [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
+                SQL["fail_turn"], [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
             )
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
@@ -112,19 +122,19 @@ class Store(Database):
             "asked_at": micros(at),
         }
         async with self.transaction() as writer:
-            made = await writer.execute(sql.NEW_SESSION, columns)
-            await writer.execute(sql.PUT_PROJECT, columns)
+            made = await writer.execute(SQL["create_session"], columns)
+            await writer.execute(SQL["put_project"], columns)
             return made.rowcount > 0
 
     async def rename_session(self, tenant: Tenant, session: str, title: str | None) -> None:
         async with self.transaction() as writer:
-            await writer.execute(sql.RENAME_SESSION, {"tenant": tenant, "session": session, "title": title})
+            await writer.execute(SQL["rename_session"], {"tenant": tenant, "session": session, "title": title})
 
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """Inserts a project. Returns False, and changes nothing, if the id is in use."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
         async with self.transaction() as writer:
-            made = await writer.execute(sql.NEW_PROJECT, columns)
+            made = await writer.execute(SQL["create_project"], columns)
             return made.rowcount > 0
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> None:
@@ -133,7 +143,7 @@ class Store(Database):
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self.transaction() as writer:
-            for statement in (sql.RELEASE_BLOBS, sql.DELETE_BLOB_USES, sql.DELETE_USAGE, sql.DELETE_TURN):
+            for statement in (SQL["release_blobs"], SQL["delete_blob_uses"], SQL["delete_usage"], SQL["delete_turn"]):
                 await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
             for statement in DELETE_EMPTY[what.kind]:
                 await writer.execute(statement, {"tenant": tenant, "name": what.name})
@@ -141,25 +151,27 @@ class Store(Database):
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
         async with self.transaction() as writer:
-            await writer.execute(sql.RELEASE_NAMED_BLOBS, {"tenant": tenant, "blobs": blobs})
+            await writer.execute(SQL["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
         """Returns the SHA-256 of released blobs greater than `after`, in order, at most `RELEASED_MAX`."""
-        rows = await self.read(sql.RELEASED_BLOBS, tenant=tenant, after=after, limit=RELEASED_MAX)
+        rows = await self.read(SQL["released_blobs"], tenant=tenant, after=after, limit=RELEASED_MAX)
         return [row["sha256"] for row in rows]
 
     async def tenants_with_released_blobs(self) -> list[Tenant]:
         """Returns tenants that have released blobs, at most `RELEASED_MAX`."""
-        return [row["tenant"] for row in await self.read(sql.RELEASING_TENANTS, limit=RELEASED_MAX)]
+        return [row["tenant"] for row in await self.read(SQL["tenants_with_released_blobs"], limit=RELEASED_MAX)]
 
     async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
         """Returns those of `blobs` that a turn refers to."""
-        return [sha256 for sha256 in blobs if await self.read(sql.BLOB_USE, tenant=tenant, sha256=sha256)]
+        return [sha256 for sha256 in blobs if await self.read(SQL["blob_reference"], tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes `blobs` from the released ones: they were purged, or are referred to."""
         async with self.transaction() as writer:
-            await writer.executemany(sql.FORGET_BLOB, [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
+            await writer.executemany(
+                SQL["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
+            )
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, follow-ups before their parent, at most `DELETE_TURNS_MAX`."""
@@ -168,20 +180,20 @@ class Store(Database):
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
-        rows = await self.read(sql.TURN, tenant=key.tenant, turn=key.turn)
+        rows = await self.read(SQL["turn"], tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
 
     async def batch(self, key: TurnKey) -> StoredBatch | None:
-        rows = await self.read(sql.BATCH, tenant=key.tenant, turn=key.turn)
+        rows = await self.read(SQL["batch"], tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int) -> list[StoredBatch]:
         """Returns batches older than `before`, newest first."""
-        rows = await self.read(sql.BATCHES, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        rows = await self.read(SQL["batches"], tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [batch_record(row) for row in rows]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
-        rows = await self.read(sql.SESSION, tenant=tenant, session=session)
+        rows = await self.read(SQL["session"], tenant=tenant, session=session)
         return session_record(rows[0], since) if rows else None
 
     async def sessions(
@@ -190,44 +202,44 @@ class Store(Database):
         """Returns sessions last used before `before`, most recent first; of one project unless it is None."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         if project is None:
-            rows = await self.read(sql.SESSIONS, tenant=tenant, **page)
+            rows = await self.read(SQL["sessions"], tenant=tenant, **page)
         else:
-            rows = await self.read(sql.PROJECT_SESSIONS, tenant=tenant, project=project, **page)
+            rows = await self.read(SQL["project_sessions"], tenant=tenant, project=project, **page)
         return [session_record(row, since) for row in rows]
 
     async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first."""
         rows = await self.read(
-            sql.SESSION_TURNS, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+            SQL["session_turns"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
         )
         return [turn_record(row) for row in rows]
 
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
-        rows = await self.read(sql.LAST_TURN, tenant=tenant, session=session)
+        rows = await self.read(SQL["last_turn"], tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
     async def branch(self, key: TurnKey, ancestors_max: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
         """Returns the turn and its stored ancestors, oldest first; empty if the turn is not stored."""
-        rows = await self.read(sql.BRANCH, tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
+        rows = await self.read(SQL["branch"], tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
         return [turn_record(row) for row in rows]
 
     async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
         """Returns turns without follow-ups, older than `before`, newest first."""
         return await self.read(
-            sql.LEAVES, tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
+            SQL["leaves"], tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
         )
 
     async def branch_to(self, tenant: Tenant, leaf: dict[str, Any]) -> Branch:
-        chain = await self.read(sql.CHAIN, tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
+        chain = await self.read(SQL["branch_ids"], tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
         return branch_of(leaf, [row["turn"] for row in chain])
 
     async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
-        rows = await self.read(sql.PROJECT, tenant=tenant, project=project)
+        rows = await self.read(SQL["project"], tenant=tenant, project=project)
         return project_record(rows[0], since) if rows else None
 
     async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
         """Returns projects created before `before`, newest first."""
-        rows = await self.read(sql.PROJECTS, tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        rows = await self.read(SQL["projects"], tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]
 
     async def usage(
@@ -239,14 +251,14 @@ class Store(Database):
         return [usage_record(row) for row in rows]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
-        rows = await self.read(sql.ACTIVE_SESSIONS, tenant=tenant, since=micros(since))
+        rows = await self.read(SQL["active_sessions"], tenant=tenant, since=micros(since))
         return int(rows[0]["sessions"])
 
     async def active_usage(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
         """Returns the usage of active sessions by model."""
-        return [usage_record(row) for row in await self.read(sql.ACTIVE_USAGE, tenant=tenant, since=micros(since))]
+        return [usage_record(row) for row in await self.read(SQL["active_usage"], tenant=tenant, since=micros(since))]
 
     async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
-        rows = await self.read(sql.BUSY_SESSIONS, tenant=tenant, limit=BUSY_SESSIONS_MAX)
+        rows = await self.read(SQL["busy_sessions"], tenant=tenant, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from tailrace.persistence import sql
 from tailrace.persistence.database import move_aside
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros
+from tailrace.persistence.sql import STATEMENTS, load
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
@@ -33,7 +33,6 @@ BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SCAN (turns USING INDEX turns_running|blob_releases|reached)$"
 )
-STATEMENTS = {name: text for name, text in vars(sql).items() if name.isupper() and not name.startswith("_")}
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
 TURN_1 = """
@@ -450,3 +449,22 @@ async def test_every_commit_is_on_the_disk_when_it_returns(store: Store) -> None
     """WAL's usual synchronous=NORMAL may lose the last commits in a power cut, and they are acknowledged."""
     assert list(await store._writer.execute_fetchall("PRAGMA synchronous")) == [(2,)]
     assert list(await store._writer.execute_fetchall("PRAGMA journal_mode")) == [("wal",)]
+
+
+def test_statements_are_loaded_by_name_without_comments_and_with_their_fragments() -> None:
+    """A fragment is no statement, and may include an earlier one."""
+    text = """-- The head of the file.
+-- fragment: columns
+a, b
+-- fragment: rows
+SELECT {columns} FROM t
+-- name: all
+-- All rows.
+{rows}
+
+-- name: one
+{rows} WHERE a = :a
+"""
+    assert load(text) == {"all": "SELECT a, b FROM t", "one": "SELECT a, b FROM t WHERE a = :a"}
+    with pytest.raises(KeyError, match="columns"):
+        load("-- name: all\nSELECT {columns}\n")

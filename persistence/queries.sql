@@ -1,0 +1,359 @@
+-- All SQL statements of persistence, loaded by sql.py.
+--
+-- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. All statements name the
+-- tenant first, except those for the process itself, and use an index: a test checks SQLite's query plans.
+
+-- name: put_session
+-- Upserts the session of a turn: created with its first turn, updated with its latest, and in the project that
+-- was named first.
+INSERT INTO sessions (tenant, session, project, created_at, updated_at)
+VALUES (:tenant, :session, :project, :asked_at, coalesce(:ended_at, :asked_at))
+ON CONFLICT (tenant, session) DO UPDATE SET
+    project = coalesce(project, excluded.project),
+    created_at = min(created_at, excluded.created_at),
+    updated_at = max(updated_at, excluded.updated_at)
+
+-- name: put_project
+-- Creates the project of a session if it has one. Its name is its id until a client names it.
+INSERT INTO projects (tenant, project, name, created_at)
+SELECT tenant, project, project, :asked_at FROM sessions
+WHERE tenant = :tenant AND session = :session AND project IS NOT NULL
+ON CONFLICT (tenant, project) DO NOTHING
+
+-- name: put_turn
+-- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
+INSERT INTO turns (
+    tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
+    error, attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256, batch
+) VALUES (
+    :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
+    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256, :batch
+)
+ON CONFLICT (tenant, turn) DO UPDATE SET
+    outcome = excluded.outcome,
+    content = excluded.content,
+    text = excluded.text,
+    stop_reason = excluded.stop_reason,
+    stop_sequence = excluded.stop_sequence,
+    envelope = excluded.envelope,
+    fits = excluded.fits,
+    error = excluded.error,
+    attempts = excluded.attempts,
+    ended_at = excluded.ended_at,
+    cursor = excluded.cursor,
+    text_chars = excluded.text_chars,
+    text_sha256 = excluded.text_sha256,
+    batch = excluded.batch
+WHERE excluded.cursor > turns.cursor
+
+-- name: put_usage
+-- Upserts the usage of a turn if its row is that of the same fold. Runs after put_turn, in its transaction.
+INSERT INTO usage (
+    tenant, session, turn, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+    is_estimated, cost_nusd, messages, model, asked_at, asked_by
+)
+SELECT tenant, session, turn,
+    :input_tokens, :output_tokens, :cache_creation_input_tokens, :cache_read_input_tokens,
+    :is_estimated, :cost_nusd, :messages, model, asked_at, :asked_by
+FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor
+ON CONFLICT (tenant, session, turn) DO UPDATE SET
+    input_tokens = excluded.input_tokens,
+    output_tokens = excluded.output_tokens,
+    cache_creation_input_tokens = excluded.cache_creation_input_tokens,
+    cache_read_input_tokens = excluded.cache_read_input_tokens,
+    is_estimated = excluded.is_estimated,
+    cost_nusd = excluded.cost_nusd,
+    messages = excluded.messages,
+    asked_by = excluded.asked_by
+
+-- name: put_blob_uses
+-- Stores which blobs a turn refers to. A turn's request never changes, and neither does this.
+INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM json_each(:blobs) WHERE true
+ON CONFLICT (tenant, sha256, turn) DO NOTHING
+
+-- name: fail_expired_turns
+-- Ends the running turns of all tenants as failed whose entries are all older than the log's first.
+UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
+
+-- name: set_recorded_upto
+-- Stores up to which sequence the log is recorded, in the transaction that records it.
+UPDATE reached SET seq = max(seq, :seq)
+
+-- name: reset_recorded_upto
+-- Resets it before the log is replayed from its beginning.
+UPDATE reached SET seq = 0
+
+-- name: recorded_upto
+-- Reads it.
+SELECT seq FROM reached
+
+-- name: fail_turn
+-- Ends a turn as failed that is running here and is not in the log.
+UPDATE turns SET outcome = 'failed', error = :error WHERE tenant = :tenant AND turn = :turn AND outcome = 'running'
+
+-- name: running_turns
+-- The running turns of all tenants.
+SELECT tenant, turn FROM turns WHERE outcome = 'running'
+
+-- name: create_session
+-- Creates a session before its first turn; changes nothing if the name is in use.
+INSERT INTO sessions (tenant, session, title, model, system, project, created_at, updated_at)
+VALUES (:tenant, :session, :title, :model, :system, :project, :asked_at, :asked_at)
+ON CONFLICT (tenant, session) DO NOTHING
+
+-- name: rename_session
+-- Changes a title. The time of the last use stays, so that lists keep their order.
+UPDATE sessions SET title = :title WHERE tenant = :tenant AND session = :session
+
+-- name: create_project
+-- Creates a project with a name; changes nothing if the id is in use.
+INSERT INTO projects (tenant, project, name, description, created_at)
+VALUES (:tenant, :project, :name, :description, :created_at)
+ON CONFLICT (tenant, project) DO NOTHING
+
+-- name: release_blobs
+-- Releases the blobs of a turn, before its row is deleted: the collector checks whether other turns refer to them.
+INSERT INTO blob_releases (tenant, sha256) SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = :turn
+ON CONFLICT (tenant, sha256) DO NOTHING
+
+-- name: release_named_blobs
+-- The same for a turn that has no row.
+INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM json_each(:blobs) WHERE true
+ON CONFLICT (tenant, sha256) DO NOTHING
+
+-- name: delete_blob_uses
+-- Deletes which blobs a turn refers to.
+DELETE FROM blob_uses WHERE tenant = :tenant AND turn = :turn
+
+-- name: blob_reference
+-- Finds a turn that refers to a blob.
+SELECT turn FROM blob_uses WHERE tenant = :tenant AND sha256 = :sha256 LIMIT 1
+
+-- name: forget_released_blob
+-- Removes a released blob that was purged, or is referred to.
+DELETE FROM blob_releases WHERE tenant = :tenant AND sha256 = :sha256
+
+-- name: released_blobs
+-- The released blobs of a tenant after one of them.
+SELECT sha256 FROM blob_releases WHERE tenant = :tenant AND sha256 > :after ORDER BY sha256 LIMIT :limit
+
+-- name: tenants_with_released_blobs
+-- The tenants that have released blobs.
+SELECT DISTINCT tenant FROM blob_releases LIMIT :limit
+
+-- name: delete_usage
+-- Deletes the usage of a turn, before its row.
+DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
+    AND session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+
+-- name: delete_turn
+-- Deletes a turn.
+DELETE FROM turns WHERE tenant = :tenant AND turn = :turn
+
+-- name: delete_session
+-- Deletes a session if it has no turns: a turn that has just arrived keeps it.
+DELETE FROM sessions WHERE tenant = :tenant AND session = :name
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
+-- name: delete_project_sessions
+-- Deletes the sessions of a project that have no turns.
+DELETE FROM sessions WHERE tenant = :tenant AND project = :name
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
+-- name: delete_project
+-- Deletes a project if it has no sessions.
+DELETE FROM projects WHERE tenant = :tenant AND project = :name
+    AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.tenant = :tenant AND sessions.project = :name)
+
+-- name: turn
+-- One turn.
+SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+WHERE tenant = :tenant AND turn = :turn
+
+-- fragment: batch_columns
+-- The columns of a batch.
+turn, session, outcome, error, metadata, asked_at, ended_at, batch
+
+-- name: batch
+-- A turn that is a batch.
+SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
+
+-- name: batches
+-- The batches before a cursor, newest first. By the primary key SQLite would read all turns of the tenant.
+SELECT {batch_columns} FROM turns INDEXED BY turns_batches
+WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
+ORDER BY asked_at DESC, turn DESC LIMIT :limit
+
+-- name: session_turns
+-- The turns of a session after a cursor, oldest first.
+SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+WHERE tenant = :tenant AND session = :session AND (turns.asked_at, turn) > (:after_at, :after)
+ORDER BY turns.asked_at, turn LIMIT :limit
+
+-- name: last_turn
+-- The newest turn of a session.
+SELECT turn FROM turns
+WHERE tenant = :tenant AND session = :session
+ORDER BY asked_at DESC, turn DESC LIMIT 1
+
+-- fragment: ancestors
+-- A turn and its ancestors. `depth_max` also ends a circle of parents, which should not exist. The CROSS JOINs below
+-- fix the join order in SQLite: without them the planner read all turns of the tenant.
+WITH RECURSIVE branch (depth, turn, parent) AS (
+    SELECT 0, turn, parent FROM turns WHERE tenant = :tenant AND turn = :turn
+    UNION ALL
+    SELECT depth + 1, turns.turn, turns.parent
+    FROM branch JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.parent
+    WHERE depth < :depth_max
+)
+
+-- name: branch
+-- A turn and its ancestors, oldest first.
+{ancestors}
+SELECT turns.*, usage.* FROM branch
+CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+ORDER BY branch.depth DESC
+
+-- name: branch_ids
+-- The ids of a turn and its ancestors, oldest first.
+{ancestors} SELECT turn FROM branch ORDER BY depth DESC
+
+-- name: leaves
+-- The turns of a session without follow-ups, before a cursor, newest first.
+SELECT turn, outcome, asked_at FROM turns AS leaf
+WHERE tenant = :tenant AND session = :session AND (asked_at, turn) < (:before_at, :before)
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.parent = leaf.turn)
+ORDER BY asked_at DESC, turn DESC LIMIT :limit
+
+-- name: turn_and_follow_ups
+-- A turn and all its follow-ups, deepest first, so that a deletion that is interrupted can continue.
+WITH RECURSIVE branch (depth, turn) AS (
+    SELECT 0, turn FROM turns WHERE tenant = :tenant AND turn = :name
+    UNION ALL
+    SELECT depth + 1, turns.turn
+    FROM branch JOIN turns ON turns.tenant = :tenant AND turns.parent = branch.turn
+    WHERE depth < :depth_max
+)
+SELECT turns.turn, turns.outcome FROM branch
+CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+GROUP BY turns.turn ORDER BY max(depth) DESC LIMIT :limit
+
+-- name: session_turn_ids
+-- Some turns of a session.
+SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT :limit
+
+-- name: project_turn_ids
+-- Some turns of a project.
+SELECT turns.turn, turns.outcome FROM sessions
+CROSS JOIN turns ON turns.tenant = :tenant AND turns.session = sessions.session
+WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
+
+-- fragment: totals
+-- The columns of totals.
+    count(usage.turn) AS turns,
+    coalesce(sum(usage.messages), 0) AS messages,
+    coalesce(sum(usage.input_tokens), 0) AS input_tokens,
+    coalesce(sum(usage.output_tokens), 0) AS output_tokens,
+    coalesce(sum(usage.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+    coalesce(sum(usage.cache_read_input_tokens), 0) AS cache_read_input_tokens,
+    coalesce(sum(usage.cost_nusd), 0) AS cost_nusd,
+    max(usage.asked_at) AS last_used_at
+
+-- fragment: with_totals
+-- Sessions in `page` with their totals.
+SELECT page.session, page.title, page.model, page.system, page.project, page.created_at, page.updated_at, {totals}
+FROM page LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = page.session
+GROUP BY page.session
+ORDER BY page.updated_at DESC, page.session DESC
+
+-- name: session
+-- One session, with the totals of all its branches.
+WITH page AS (SELECT * FROM sessions WHERE tenant = :tenant AND session = :session)
+{with_totals}
+
+-- name: sessions
+-- The sessions of a tenant before a cursor, most recent first, with totals.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND (updated_at, session) < (:before_at, :before)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit
+)
+{with_totals}
+
+-- name: project_sessions
+-- The same for one project.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND project = :project AND (updated_at, session) < (:before_at, :before)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit
+)
+{with_totals}
+
+-- fragment: projects_with_totals
+-- Projects in `page` with their totals.
+SELECT page.project, page.name, page.description, page.created_at,
+    max(page.created_at, coalesce(max(sessions.updated_at), 0)) AS updated_at,
+    count(DISTINCT sessions.session) AS sessions, {totals}
+FROM page
+LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.project = page.project
+LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
+GROUP BY page.project
+ORDER BY page.created_at DESC, page.project DESC
+
+-- name: project
+-- One project, with the totals of all its sessions.
+WITH page AS (SELECT * FROM projects WHERE tenant = :tenant AND project = :project)
+{projects_with_totals}
+
+-- name: projects
+-- The projects of a tenant before a cursor, newest first, with totals.
+WITH page AS (
+    SELECT * FROM projects
+    WHERE tenant = :tenant AND (created_at, project) < (:before_at, :before)
+    ORDER BY created_at DESC, project DESC LIMIT :limit
+)
+{projects_with_totals}
+
+-- name: active_sessions
+-- The number of sessions that were used since a time.
+SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at > :since
+
+-- name: active_usage
+-- The usage of those sessions by model.
+SELECT usage.model AS key, {totals}
+FROM sessions CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
+WHERE sessions.tenant = :tenant AND sessions.updated_at > :since
+GROUP BY usage.model ORDER BY key
+
+-- name: busy_sessions
+-- The sessions that have a running turn.
+SELECT DISTINCT session FROM turns
+WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
+
+-- fragment: between
+-- Usage between two times, by a key, after one of the keys.
+WHERE usage.tenant = :tenant AND usage.asked_at >= :from_at AND usage.asked_at < :to_at
+GROUP BY key HAVING :after IS NULL OR key > :after
+ORDER BY key LIMIT :limit
+
+-- name: usage_by_day
+-- Usage by UTC day.
+SELECT date(usage.asked_at / 1000000, 'unixepoch') AS key, {totals} FROM usage {between}
+
+-- name: usage_by_model
+-- Usage by model.
+SELECT usage.model AS key, {totals} FROM usage {between}
+
+-- name: usage_by_key
+-- Usage by API key.
+SELECT coalesce(usage.asked_by, '') AS key, {totals} FROM usage {between}
+
+-- name: usage_by_session
+-- Usage by session. Without the index hint SQLite would read all usage of the tenant.
+SELECT usage.session AS key, {totals} FROM usage INDEXED BY usage_by_time {between}
+
+-- name: usage_by_project
+-- Usage by project.
+SELECT coalesce(sessions.project, '') AS key, {totals}
+FROM usage CROSS JOIN sessions ON sessions.tenant = :tenant AND sessions.session = usage.session {between}
