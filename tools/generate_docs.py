@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
@@ -131,10 +132,22 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def accounts_configuration() -> str:
-    """Returns the NATS accounts for your own server, with passwords from the environment."""
-    variables = {user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS}
+    """The `accounts` of a NATS of one's own: those of `tailrace up`, with passwords from environment variables."""
     head = f"# {WRITTEN_BY} Include it in the `accounts` of nats-server's configuration: docs/RUNBOOK.md says how.\n"
-    return head + nats_server.accounts_config(variables)
+    accounts = nats_server.accounts({user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS})
+    blocks = [f'"{name}": {{\n{one_a_line(account)}\n}}' for name, account in accounts.items()]
+    # nats-server replaces variables outside of quotes only.
+    return head + re.sub(r'"(\$TAILRACE_\w+)"', r"\1", "{\n" + ",\n".join(blocks) + "\n}\n")
+
+
+def one_a_line(account: dict[str, Any]) -> str:
+    """JSON with each user, export and import on a line of its own."""
+    return ",\n".join(
+        f'"{name}": [\n' + ",\n".join(f" {json.dumps(row)}" for row in value) + "\n]"
+        if isinstance(value, list)
+        else f'"{name}": {json.dumps(value)}'
+        for name, value in account.items()
+    )
 
 
 def entries_schema() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -39,10 +39,9 @@ URL_FILE = "nats.url"
 PID_FILE = "nats.pid"
 STORE = "nats"
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.
-LAME_DUCK = """\
-lame_duck_duration: "30s"
-lame_duck_grace_period: "1s"
-"""
+LAME_DUCK = {"lame_duck_duration": "30s", "lame_duck_grace_period": "1s"}
+# A request with pictures is one entry.
+PAYLOAD_BYTES_MAX = 8 * 1024**2
 
 # The reply subject of a request with many responses stays open for this long after the last one, and at most twice as
 # long; no client waits longer. The server's default is two minutes, and a busy gateway makes a hundred such requests a
@@ -103,96 +102,89 @@ def new_passwords() -> dict[str, str]:
 
 
 def config(spec: ServerSpec) -> str:
-    """One server on loopback with JetStream. 8 MB a message: a request with pictures is one entry."""
-    return f"""\
-server_name: {spec.name}
-listen: "127.0.0.1:{spec.port}"
-http: "127.0.0.1:{spec.monitor_port}"
-{shared_config(spec) if spec.has_one_account else own_config(spec)}max_payload: 8MB
-jetstream {{
-  store_dir: {quote(str(spec.store))}
-  sync_interval: {SYNC_DEFAULT if spec.sync == "default" else spec.sync}
-  max_file_store: {spec.file_bytes_max}
-}}
-{cluster_config(spec, spec.member) if spec.member else ""}"""
+    """Returns the configuration of one server on loopback with JetStream, as JSON, which nats-server reads."""
+    settings: dict[str, Any] = {
+        "server_name": spec.name,
+        "listen": f"127.0.0.1:{spec.port}",
+        "http": f"127.0.0.1:{spec.monitor_port}",
+        "max_payload": PAYLOAD_BYTES_MAX,
+        "jetstream": {
+            "store_dir": str(spec.store),
+            "sync_interval": SYNC_DEFAULT if spec.sync == "default" else spec.sync,
+            "max_file_store": spec.file_bytes_max,
+        },
+    }
+    if spec.has_one_account:
+        settings["authorization"] = {"user": ROOT_USER, "password": spec.passwords[ROOT_USER]}
+    else:
+        settings["accounts"] = accounts(spec.passwords)
+    if spec.member is not None:
+        settings |= cluster(spec, spec.member)
+    return render(settings)
 
 
-def shared_config(spec: ServerSpec) -> str:
-    """For who reads what was stored before there were accounts."""
-    return f"authorization {{ user: {ROOT_USER}, password: {quote(spec.passwords[ROOT_USER])} }}\n"
+def render(settings: Mapping[str, Any]) -> str:
+    """Returns `settings` as JSON. nats-server does not know its `\\u` escapes, so other characters are unescaped."""
+    return json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
 
 
-def own_config(spec: ServerSpec) -> str:
-    return f"accounts {{\n{accounts_config({user: quote(password) for user, password in spec.passwords.items()})}}}\n"
+def accounts(passwords: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the account of each role, with its users, exports and imports."""
+    return {name: _account(name, passwords) for name in ACCOUNTS}
 
 
-def accounts_config(passwords: Mapping[str, str]) -> str:
-    """An account and a user for each role. A password is written as it is given: in quotes, or a variable's name."""
-    return "".join(account_config(name, passwords) for name in ACCOUNTS)
+def _account(name: str, passwords: Mapping[str, str]) -> dict[str, Any]:
+    imports = {user: imports_of(user) for user in RIGHTS}
+    importers: dict[Import, list[str]] = {}
+    for user, imported in imports.items():
+        for one in imported:
+            if one.account == name:
+                importers.setdefault(one, []).append(account(user))
+    return ({"jetstream": "enabled"} if name == LOG else {}) | {
+        "users": [_user(user, password) for user, password in passwords.items() if account(user) == name],
+        "exports": [_export(one, accounts) for one, accounts in importers.items()],
+        "imports": [_import(one) for user in RIGHTS if account(user) == name for one in imports[user]],
+    }
 
 
-def account_config(name: str, passwords: Mapping[str, str]) -> str:
-    users = {user: password for user, password in passwords.items() if account(user) == name}
-    ways = {user: imports_of(user) for user in RIGHTS}
-    asked_by: dict[Import, list[str]] = {}
-    for user, out in ways.items():
-        for way in out:
-            if way.account == name:
-                asked_by.setdefault(way, []).append(account(user))
-    lines = (
-        *(("jetstream: enabled",) if name == LOG else ()),
-        block("users", [f"user: {user}, password: {users[user]}{permissions(user)}" for user in users]),
-        block("exports", [export(way, importers) for way, importers in asked_by.items()]),
-        block("imports", [imported(way) for user, out in ways.items() if account(user) == name for way in out]),
-    )
-    return f"  {name} {{\n" + "".join(f"    {line}\n" for line in lines) + "  }\n"
+def _user(user: str, password: str) -> dict[str, Any]:
+    """A user without a role has no permissions block, and may do everything in its account."""
+    found: dict[str, Any] = {"user": user, "password": password}
+    if (rights := RIGHTS.get(user)) is not None:
+        found["permissions"] = {
+            "publish": {"allow": list(rights.publish)},
+            "subscribe": {"allow": [*rights.subscribe, *rights.serves]},
+        }
+        if rights.can_reply:
+            found["permissions"]["allow_responses"] = True
+    return found
 
 
-def block(name: str, rows: Sequence[str]) -> str:
-    return f"{name}: [\n" + "".join(f"      {{ {row} }}\n" for row in rows) + "    ]"
+def _export(one: Import, importers: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"stream" if one.is_stream else "service": one.subject}
+    if has_many_replies(one.subject):
+        found |= {"response_type": "stream", "response_threshold": f"{RESPONSE_S_MAX}s"}
+    return found | {"accounts": list(importers)}
 
 
-def permissions(user: str) -> str:
-    """Of whoever is of no role, none: it may do everything in the account that it is of."""
-    if (rights := RIGHTS.get(user)) is None:
-        return ""
-    lines = (
-        f"publish: {{ allow: {listed(rights.publish)} }}",
-        f"subscribe: {{ allow: {listed((*rights.subscribe, *rights.serves))} }}",
-        *(("allow_responses: true",) if rights.can_reply else ()),
-    )
-    return ", permissions: {\n" + "".join(f"        {line}\n" for line in lines) + "      }"
+def _import(one: Import) -> dict[str, Any]:
+    return {"stream" if one.is_stream else "service": {"account": one.account, "subject": one.subject}}
 
 
-def export(way: Import, importers: Sequence[str]) -> str:
-    kind = "stream" if way.is_stream else "service"
-    many = f', response_type: stream, response_threshold: "{RESPONSE_S_MAX}s"' if has_many_replies(way.subject) else ""
-    return f"{kind}: {quote(way.subject)}{many}, accounts: [{', '.join(importers)}]"
-
-
-def imported(way: Import) -> str:
-    kind = "stream" if way.is_stream else "service"
-    return f"{kind}: {{ account: {way.account}, subject: {quote(way.subject)} }}"
-
-
-def listed(subjects: Sequence[str]) -> str:
-    return "[" + ", ".join(map(quote, subjects)) + "]"
-
-
-def cluster_config(spec: ServerSpec, member: ClusterMember) -> str:
-    """Clients know all addresses by their setting, and are told no others: ports of a start that is over, say."""
+def cluster(spec: ServerSpec, member: ClusterMember) -> dict[str, Any]:
+    """Returns the settings of a cluster's server. Without `no_advertise` clients would also learn old addresses."""
     user = f"tailrace:{member.password}"
-    routes = ", ".join(quote(f"nats://{user}@127.0.0.1:{other}") for other in member.others)
-    return f"""\
-pid_file: {quote(str(spec.directory / PID_FILE))}
-{LAME_DUCK}cluster {{
-  name: tailrace
-  listen: "127.0.0.1:{member.port}"
-  authorization {{ user: tailrace, password: {quote(member.password)} }}
-  no_advertise: true
-  routes: [{routes}]
-}}
-"""
+    return {
+        "pid_file": str(spec.directory / PID_FILE),
+        **LAME_DUCK,
+        "cluster": {
+            "name": "tailrace",
+            "listen": f"127.0.0.1:{member.port}",
+            "authorization": {"user": "tailrace", "password": member.password},
+            "no_advertise": True,
+            "routes": [f"nats://{user}@127.0.0.1:{other}" for other in member.others],
+        },
+    }
 
 
 def account_dir(store: Path, name: str) -> Path:
@@ -215,11 +207,6 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
             f"{data_dir} is not the data directory of a `tailrace up`: "
             "choose it with --data, or set TAILRACE_NATS_URL to your NATS"
         ) from error
-
-
-def quote(text: str) -> str:
-    """A string of the server's configuration language, which knows JSON's short escapes but not \\u."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def command(spec: ServerSpec) -> tuple[str, ...]:

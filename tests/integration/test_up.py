@@ -330,7 +330,7 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
                 for address in set(monitored):
                     for path in ("metrics", *MONITORED):
                         shown[f"{address}/{path}"] = (await client.get(f"{address}/{path}")).text
-            passwords = re.findall('password: "(.*?)"', (up.folder / "nats.conf").read_text())
+            passwords = re.findall('"password": "(.*?)"', (up.folder / "nats.conf").read_text())
             shown |= {f"arguments of {pid}": arguments(pid) for pid in (up.process.pid, *up.tree())}
             shown["printed"] = up.text + (up.folder / "nats.log").read_text()
             assert "simulated-claude" not in up.pids()

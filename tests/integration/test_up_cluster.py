@@ -118,7 +118,7 @@ async def test_acknowledged_means_on_the_disk_of_each(up: Up) -> None:
     """Three that lose power together are as one (ADR 9)."""
     await up.ready()
     texts = [(up.folder / "cluster" / name / "nats.conf").read_text() for name in NAMES]
-    assert [text.count("sync_interval: always\n") for text in texts] == [1, 1, 1]
+    assert [text.count('"sync_interval": "always"') for text in texts] == [1, 1, 1]
 
 
 async def test_every_process_knows_all_three(up: Up) -> None:
@@ -136,7 +136,7 @@ async def test_only_who_knows_the_password_is_let_in_among_them(up: Up) -> None:
     """A server without it could ask for all that is stored: it is random, for the owner only, and printed nowhere."""
     await up.ready()
     texts = [(up.folder / "cluster" / name / "nats.conf").read_text() for name in NAMES]
-    found = {secret for text in texts for secret in re.findall('password: "(.*?)"', text)}
+    found = {secret for text in texts for secret in re.findall('"password": "(.*?)"', text)}
     assert [len(secret) for secret in found] == [32] * (len(RIGHTS) + 1)
     shown = [up.text, *(of_process(pid, "cmdline") for pid in [up.process.pid, *up.tree()])]
     assert [text for text in shown if any(secret in text for secret in found)] == []
