@@ -8,6 +8,9 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from standardwebhooks import Webhook
 
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -38,11 +41,10 @@ def format_secret(secret: bytes) -> str:
 
 
 def sign(webhook_id: str, at_s: int, body: bytes, secrets: Sequence[bytes]) -> Mapping[str, str]:
-    """Returns the headers for `body`, sent at `at_s` seconds of Unix time, with one signature a secret."""
-    signed = b".".join([webhook_id.encode(), str(at_s).encode(), body])
-    signatures = [base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode() for secret in secrets]
+    """Returns the headers for `body` (JSON), sent at `at_s` seconds of Unix time, with one signature a secret."""
+    at, text = datetime.fromtimestamp(at_s, UTC), body.decode()
     return {
         "webhook-id": webhook_id,
         "webhook-timestamp": str(at_s),
-        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+        "webhook-signature": " ".join(Webhook(secret).sign(webhook_id, at, text) for secret in secrets),
     }

@@ -1,5 +1,8 @@
-"""Signatures of webhooks, verified with the library that receivers use."""
+"""Webhook signatures: Standard Webhooks version 1."""
 
+import base64
+import hashlib
+import hmac
 import time
 
 import msgspec
@@ -16,63 +19,71 @@ FIRST, SECOND = b"k" * 32, b"l" * 32
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 
 
-def receives(key: bytes, tenant: Tenant) -> Webhook:
+def receiver(key: bytes, tenant: Tenant) -> Webhook:
     return Webhook(signature.format_secret(signature.derive_secret(key, tenant)))
 
 
 @given(st.dictionaries(st.text(), st.text()), st.text("abcdef0123456789-", min_size=1, max_size=64))
-def test_a_receivers_library_takes_what_was_signed(told: dict[str, str], webhook_id: str) -> None:
-    """Any body under any id; the secret as the command line shows it."""
-    body = msgspec.json.encode(told)
+def test_a_receiver_verifies_a_signed_webhook(content: dict[str, str], webhook_id: str) -> None:
+    """Any body under any id, with the secret that the command line shows."""
+    body = msgspec.json.encode(content)
     headers = dict(signature.sign(webhook_id, int(time.time()), body, [signature.derive_secret(FIRST, OURS)]))
-    assert receives(FIRST, OURS).verify(body, headers) == told
+    assert receiver(FIRST, OURS).verify(body, headers) == content
+
+
+def test_a_signature_is_an_hmac_of_id_time_and_body() -> None:
+    """As the specification defines it, computed here without the library; the body is signed as UTF-8."""
+    secret, body = signature.derive_secret(FIRST, OURS), '{"text":"\u00e9\U0001f30a"}'.encode()
+    expected = hmac.digest(secret, b"turn-1.1767225600." + body, hashlib.sha256)
+    assert signature.sign("turn-1", 1767225600, body, [secret]) == {
+        "webhook-id": "turn-1",
+        "webhook-timestamp": "1767225600",
+        "webhook-signature": f"v1,{base64.b64encode(expected).decode()}",
+    }
 
 
 @pytest.mark.parametrize(
-    ("receiver", "change"),
+    ("other", "change"),
     [
-        (receives(FIRST, THEIRS), {}),
-        (receives(SECOND, OURS), {}),
-        (receives(FIRST, OURS), {"webhook-id": "other"}),
-        (receives(FIRST, OURS), {"webhook-timestamp": str(int(time.time()) - 3600)}),
-        (receives(FIRST, OURS), {"webhook-timestamp": str(int(time.time()) - 100)}),
+        (receiver(FIRST, THEIRS), {}),
+        (receiver(SECOND, OURS), {}),
+        (receiver(FIRST, OURS), {"webhook-id": "other"}),
+        (receiver(FIRST, OURS), {"webhook-timestamp": str(int(time.time()) - 3600)}),
+        (receiver(FIRST, OURS), {"webhook-timestamp": str(int(time.time()) - 100)}),
     ],
-    ids=["another tenant's secret", "another key", "another id", "an old one", "another time"],
+    ids=["another tenant's secret", "another key", "another id", "expired", "another time"],
 )
-def test_what_was_not_signed_so_is_refused(receiver: Webhook, change: dict[str, str]) -> None:
-    """One tenant's secret signs nothing of another's; id, time and body are all signed."""
+def test_a_changed_webhook_is_rejected(other: Webhook, change: dict[str, str]) -> None:
+    """A tenant's secret does not verify another's webhooks; id, time and body are all signed."""
     body = b'{"type":"turn.completed"}'
-    at_s = int(time.time())
-    headers = dict(signature.sign("turn-1", at_s, body, [signature.derive_secret(FIRST, OURS)]))
+    headers = dict(signature.sign("turn-1", int(time.time()), body, [signature.derive_secret(FIRST, OURS)]))
     with pytest.raises(WebhookVerificationError):
-        receiver.verify(body, headers | change)
+        other.verify(body, headers | change)
     with pytest.raises(WebhookVerificationError):
-        receives(FIRST, OURS).verify(body + b" ", headers)
+        receiver(FIRST, OURS).verify(body + b" ", headers)
 
 
-def test_while_a_key_is_replaced_receivers_of_both_take_it() -> None:
-    """The operator's two keys both sign, the newest first."""
+def test_during_a_key_rotation_both_keys_sign() -> None:
+    """Receivers with the secret of either key accept the webhook; the newest key is the first."""
     keys = signature.parse_keys(f" {SECOND.decode()} , {FIRST.decode()},")
     assert keys == [SECOND, FIRST]
-    body = b"{}"
-    headers = dict(
-        signature.sign("turn-1", int(time.time()), body, [signature.derive_secret(key, OURS) for key in keys])
-    )
+    secrets = [signature.derive_secret(key, OURS) for key in keys]
+    headers = dict(signature.sign("turn-1", int(time.time()), b"{}", secrets))
     for key in keys:
-        receives(key, OURS).verify(body, headers)
+        receiver(key, OURS).verify(b"{}", headers)
 
 
-def test_a_secret_is_always_the_same_and_long_enough() -> None:
-    """It is stored nowhere: whoever has the key can show it again. 24 to 64 bytes is what the standard asks for."""
+def test_a_derived_secret_is_stable_and_long_enough() -> None:
+    """It is not stored, so it must always be the same. The standard requires 24 to 64 bytes."""
     assert signature.derive_secret(FIRST, OURS) == signature.derive_secret(FIRST, OURS)
     assert len(signature.derive_secret(FIRST, OURS)) == 32
     assert signature.format_secret(bytes(32)) == "whsec_" + "A" * 43 + "="
 
 
 @pytest.mark.parametrize("text", ["short", "k" * 31, f"{'k' * 32},short"])
-def test_a_key_that_could_be_guessed_is_refused(text: str) -> None:
-    """The message says how to make one, and does not repeat what was given."""
-    with pytest.raises(SettingsInvalid, match="openssl rand") as refused:
+def test_a_short_key_is_rejected(text: str) -> None:
+    """The message says how to make a key, and does not contain the given one."""
+    with pytest.raises(SettingsInvalid, match="openssl rand") as error:
         signature.parse_keys(text)
-    assert "short" not in str(refused.value)
+    assert "short" not in str(error.value)
     assert not signature.parse_keys("")
