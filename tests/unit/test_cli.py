@@ -1,4 +1,4 @@
-"""The `tailrace` command's arguments."""
+"""Arguments and messages of the `tailrace` command."""
 
 from pathlib import Path
 
@@ -33,10 +33,10 @@ from tailrace.proto.version import VERSION
         ([], "required: COMMAND"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence_and_status_2(
+def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever mistypes reads what was wrong and where to look, not a page of usage."""
+    """The sentence says what is wrong and names `--help`; no page of usage."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     said = capsys.readouterr().err
@@ -45,31 +45,31 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(
     assert "--help" in said
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """As every other command tells it, for whoever reports a fault."""
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """For bug reports."""
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert (stopped.value.code, capsys.readouterr().out) == (0, f"tailrace {VERSION}\n")
 
 
-def test_a_time_that_ends_before_it_begins_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """An empty table would say that nothing was used."""
+def test_a_period_that_ends_before_it_begins_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty table would mean that nothing was used."""
     assert main(["usage", "--from", "2026-11-30", "--to", "2026-11-01"]) == EXIT_USAGE
     assert "--from 2026-11-30 is after --to 2026-11-01" in capsys.readouterr().err
 
 
-def test_a_nats_that_is_away_is_one_sentence(
+def test_an_unreachable_nats_prints_one_sentence_on_standard_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On standard error, with nothing of the library's own before it: standard output is what a program reads."""
+    """Programs read standard output, so errors and library logs must not be there."""
     monkeypatch.setenv("TAILRACE_NATS_URL", f"nats://127.0.0.1:{find_free(1)[0]}")
     assert main(["keys", "list"]) == EXIT_ERROR
     said = capfd.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
-def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` alone is enough to start a second Tailrace beside the first, or to use the real Claude."""
+def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a second system, and for the real Claude."""
     with pytest.raises(SystemExit) as stopped:
         main(["up", "--help"])
     said = capsys.readouterr().out
@@ -79,8 +79,8 @@ def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ANTHROPIC_API_KEY=… tailrace up" in said
 
 
-def test_without_options_it_listens_on_loopback_and_keeps_what_it_acknowledged() -> None:
-    """The defaults are the safe ones: nobody else reaches it, and a power cut takes nothing."""
+def test_the_defaults_are_loopback_and_sync_always() -> None:
+    """Other machines cannot connect, and a power cut loses nothing that was acknowledged."""
     given = parser().parse_args(["up"])
     assert (given.host, given.port) == ("127.0.0.1", 8000)
     assert (given.generators, given.gateways, given.sync) == (2, 1, "always")
@@ -100,8 +100,10 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
 
 
-def test_a_tenants_webhook_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What signs is what is shown: the newest key's, for that tenant."""
+def test_webhook_secret_prints_the_tenants_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the newest key."""
     old, new = "o" * 32, "n" * 32
     monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
     assert main(["webhook-secret", "--tenant", "acme"]) == 0
@@ -114,10 +116,10 @@ def test_a_tenants_webhook_secret_is_shown(capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.parametrize(("key", "sentence"), [("", "is not set"), ("short", "32 characters or more")])
-def test_without_a_key_there_is_no_webhook_secret(
+def test_webhook_secret_without_a_valid_key_is_an_error(
     key: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A secret of nothing would be everybody's."""
+    """A secret of an empty key would be known to all."""
     monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", key)
     assert main(["webhook-secret"]) == 2
     told = capsys.readouterr()
@@ -125,8 +127,8 @@ def test_without_a_key_there_is_no_webhook_secret(
     assert told.out == ""
 
 
-def test_what_is_no_tenant_has_no_webhook_secret(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that no turn could have."""
+def test_webhook_secret_of_an_invalid_tenant_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """No turn can have such a tenant."""
     with pytest.raises(SystemExit):
         main(["webhook-secret", "--tenant", "Acme Inc."])
     assert "is not a tenant" in capsys.readouterr().err

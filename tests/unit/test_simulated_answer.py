@@ -1,4 +1,4 @@
-"""The answer: the same for the same question, and its rest after any part of it."""
+"""Answers of the simulated Claude, and their continuations."""
 
 import hashlib
 from typing import Any
@@ -48,7 +48,7 @@ def test_words_are_numbered_and_joined_by_one_space() -> None:
     ],
 )
 def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, sequence: str | None) -> None:
-    """Wherever in a delta it begins; what comes after it, a tool call too, is not said."""
+    """Wherever in a delta it begins; nothing after it is sent, not even a tool call."""
     directed = read_directive("#sim words=3 tool=look")
     part = stopped(whole(conversation(("user", "x")), directed), sequences)
     text = "".join(block.content for block in part.blocks if block.kind == "text")
@@ -56,20 +56,20 @@ def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, 
     assert any(block.kind == "tool_use" for block in part.blocks) == (sequence is None)
 
 
-def test_the_rest_of_an_answer_that_stopped_stops_there_too() -> None:
-    """A continuation is told the same stop sequences, and the whole answer is the same."""
+def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
+    """A continuation has the same stop sequences."""
     part = stopped(whole(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
     assert rest(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
 
 
-def test_an_answer_to_a_schema_is_the_json_that_was_directed() -> None:
+def test_with_a_schema_the_text_is_the_directed_json() -> None:
     """In pieces, as it streams."""
     directed = read_directive('#sim words=3 json={"a":[1,2,3,4]}')
     (block,) = whole(conversation(("user", "x")), directed, is_json=True).blocks
     assert (block.kind, block.content, len(block.deltas)) == ("text", '{"a":[1,2,3,4]}', 2)
 
 
-def test_the_files_are_proved_by_their_hash() -> None:
+def test_files_are_proved_by_their_hash() -> None:
     """All of them, in the order of the conversation, before the text; a search result's `source` is an address."""
     files = [{"type": kind, "source": {"type": "base64", "data": kind}} for kind in ("image", "document")]
     address = {"type": "search_result", "source": "https://example.org"}
@@ -81,8 +81,8 @@ def test_the_files_are_proved_by_their_hash() -> None:
 
 
 @given(st.text())
-def test_prose_is_readable_markdown_about_the_question_whatever_it_is(question: str) -> None:
-    """A newcomer sees a heading, a list and some code; asking twice gives the same."""
+def test_prose_is_markdown_about_any_question(question: str) -> None:
+    """A heading, a list and code; the same question gives the same text."""
     answer = text(question)
     assert answer == text(question)
     assert answer.startswith("## ")
@@ -91,14 +91,14 @@ def test_prose_is_readable_markdown_about_the_question_whatever_it_is(question: 
     assert 80 <= len(answer.split()) <= 150
 
 
-def test_prose_echoes_its_topic() -> None:
-    """The answer is seen to be an answer to this question."""
+def test_prose_has_the_topic_in_its_heading() -> None:
+    """The first words of the question."""
     assert text(f"{QUESTION}\n#sim rate=0").startswith("## How do I keep a log that survives its broker?\n")
 
 
 @given(st.sampled_from([QUESTION, "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
-def test_any_partial_answer_and_its_rest_are_the_whole(question: str, data: st.DataObject) -> None:
-    """Asked to go on it gives exactly the rest, wherever it broke, and however often."""
+def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, data: st.DataObject) -> None:
+    """Wherever and however often it is interrupted."""
     everything = whole(conversation(("user", question)), read_directive(question))
     expected = text(question)
     received = ""
@@ -113,8 +113,8 @@ def test_any_partial_answer_and_its_rest_are_the_whole(question: str, data: st.D
     assert left.start + left.deltas == everything.deltas
 
 
-def test_what_was_not_ours_has_no_rest() -> None:
-    """A partial answer that the answer does not start with cannot be continued."""
+def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
+    """It cannot be continued."""
     everything = whole(conversation(("user", "x")), Directive(words=3))
     assert rest(everything, "w000001") is None
 
@@ -127,7 +127,7 @@ def test_max_tokens_cuts_the_answer_short() -> None:
     assert at_most(everything, everything.deltas) == everything
 
 
-def test_a_tool_is_not_asked_for_again_once_its_result_is_there() -> None:
+def test_a_tool_is_not_called_again_after_its_result() -> None:
     """An agent's loop ends."""
     talk = conversation(
         ("user", "#sim words=1 tool=look"),
@@ -157,13 +157,13 @@ REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</syst
         ],
     ],
 )
-def test_a_reminder_of_claude_codes_is_no_question(messages: list[tuple[str, Any]]) -> None:
-    """Wherever the client puts it, the answer is one to what the person asked."""
+def test_a_reminder_of_claude_code_is_not_the_question(messages: list[tuple[str, Any]]) -> None:
+    """Wherever the client puts it."""
     assert conversation(*messages).question == QUESTION
 
 
-def test_a_question_about_reminders_is_one() -> None:
-    """Only a block that is nothing else is passed over."""
+def test_a_question_about_reminders_is_a_question() -> None:
+    """Only blocks that are nothing but a reminder are left out."""
     asked = f"What is a {REMINDER['text']}?"
     assert conversation(("user", [{"type": "text", "text": asked}])).question == asked
 
@@ -180,14 +180,14 @@ PARTIAL = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "t
         [("assistant", "w0000"), ("user", [{"type": "text", "text": f"{INTERRUPTED} “w0000”. Go on."}])],
     ],
 )
-def test_a_continuation_is_the_same_turn_with_a_partial_answer(tail: list[tuple[str, Any]]) -> None:
-    """Both of the API's forms are known, and neither changes what the turn is."""
+def test_a_continuation_has_the_key_of_its_turn_and_a_partial_answer(tail: list[tuple[str, Any]]) -> None:
+    """In both forms of the API."""
     fresh = conversation(("user", "one"), ("assistant", "two"), ("user", "three"))
     going_on = conversation(("user", "one"), ("assistant", "two"), ("user", "three"), *tail)
     assert (going_on.partial, going_on.key, going_on.question) == ("w0000", fresh.key, "three")
 
 
 def test_a_question_after_an_answer_is_not_a_continuation() -> None:
-    """Only the words of the continuation make one: an ordinary second question has none of them."""
+    """Only the words of the continuation message make one."""
     talk = conversation(("user", "one"), ("assistant", "two"), ("user", "Why?"))
     assert (talk.partial, talk.question) == ("", "Why?")

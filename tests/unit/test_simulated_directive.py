@@ -1,4 +1,4 @@
-"""The `#sim` line: what may be written in it, and what is said about the rest."""
+"""Parser of the `#sim` directive lines."""
 
 from typing import get_args
 
@@ -26,8 +26,8 @@ from tools.generate_docs import simulated_page
         ("#sim", Directive()),
     ],
 )
-def test_a_line_reads_as_its_directive(line: str, directive: Directive) -> None:
-    """A line `#sim …` directs the answer; anything else is only text."""
+def test_a_directive_line_is_parsed(line: str, directive: Directive) -> None:
+    """Other text has no effect."""
     assert read(f"What is a log?\n{line}\nThank you.") == directive
 
 
@@ -49,31 +49,31 @@ def test_a_line_reads_as_its_directive(line: str, directive: Directive) -> None:
         "#sim fault=html@3",
     ],
 )
-def test_a_line_that_cannot_be_read_is_refused_and_not_guessed(line: str) -> None:
-    """A misspelt fault that did nothing would make a test green that tested nothing."""
+def test_an_invalid_directive_line_is_refused(line: str) -> None:
+    """A misspelt fault without effect would make a test pass that tests nothing."""
     with pytest.raises(DirectiveInvalid, match="#sim"):
         read(line)
 
 
 @pytest.mark.parametrize("kind", FAULT_KINDS)
-def test_a_fault_may_be_named_without_its_place(kind: str) -> None:
-    """`429x2` refuses two calls: a kind of digits ends where the count begins."""
+def test_a_fault_may_have_no_position(kind: str) -> None:
+    """`429x2` refuses two calls: the digits of the kind end at the count."""
     assert read(f"#sim fault={kind}x2").faults == read(f"#sim fault={kind}@0x2").faults
 
 
 def test_the_topic_is_the_question_without_its_directive() -> None:
-    """A person who reads the answer does not see the directive echoed."""
+    """The directive is not in the answer."""
     assert without("What is a log?\n#sim words=3\n") == "What is a log?"
 
 
 @pytest.mark.parametrize("word", [*(f"{name}=" for name in get_args(Setting)), *FAULT_KINDS])
-def test_the_page_of_the_simulated_claude_has_a_row_for_each_word(word: str) -> None:
-    """Its rows are read out of the help; what that reading passed over, nobody would find."""
+def test_the_generated_page_has_a_row_for_each_setting(word: str) -> None:
+    """Its rows are parsed out of the help text."""
     names = [line.split("|")[1] for line in simulated_page().splitlines() if line.startswith("| `")]
     assert [name for name in names if word in name], names
 
 
 def test_help_names_every_setting_and_every_fault() -> None:
-    """`--help` is where the directives are learned, so it must have them all."""
+    """`--help` is the documentation of the directives."""
     settings = [f"{name}=" for name in get_args(Setting)]
     assert [word for word in (*settings, *FAULT_KINDS) if word not in HELP] == []

@@ -1,4 +1,4 @@
-"""The bytes of a reply: Anthropic's events in Anthropic's order."""
+"""Serialisation of a reply into Anthropic's events."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ def names(line: str) -> list[str]:
     return [name for name, _ in asked(line)]
 
 
-def test_a_text_is_streamed_as_the_api_streams_it() -> None:
-    """The order of events that every client of the API relies on, each named as its data says."""
+def test_a_text_has_the_events_of_the_api_in_order() -> None:
+    """Each event has the name that is in its data."""
     events = asked("#sim words=2")
     assert [name for name, _ in events] == [
         "message_start",
@@ -49,8 +49,8 @@ def test_a_text_is_streamed_as_the_api_streams_it() -> None:
     assert (events[6][1]["delta"]["stop_reason"], events[6][1]["usage"]["output_tokens"]) == ("end_turn", 2)
 
 
-def test_blocks_are_numbered_and_hold_what_they_are_for() -> None:
-    """Thinking ends with its signature; a tool's input comes in pieces that make JSON together."""
+def test_blocks_are_numbered_and_have_their_deltas() -> None:
+    """Thinking ends with its signature; the pieces of a tool's input are JSON when joined."""
     events = [data for _, data in asked('#sim words=1 thinking=2 tool=look json={"where": "under the bridge"}')]
     starts = [data["content_block"]["type"] for data in events if data["type"] == "content_block_start"]
     assert starts == ["thinking", "text", "tool_use"]
@@ -75,7 +75,7 @@ def test_blocks_are_numbered_and_hold_what_they_are_for() -> None:
     ],
 )
 def test_a_fault_ends_the_events_right_after_its_delta(fault: str, last: str) -> None:
-    """`KIND@N`: N deltas are sent and not one more."""
+    """`KIND@N`: exactly N deltas are sent."""
     events = names(f"#sim words=9 fault={fault}@2")
     assert (events.count("content_block_delta"), events[-1]) == (2, last)
 
@@ -85,23 +85,23 @@ def test_a_fault_ends_the_events_right_after_its_delta(fault: str, last: str) ->
     [("error", "overloaded_error"), ("529", "overloaded_error"), ("429", "rate_limit_error"), ("500", "api_error")],
 )
 def test_an_error_in_the_stream_has_the_type_of_its_status(fault: str, type_: str) -> None:
-    """In a stream the status is 200 already: only the type says what happened."""
+    """The stream's status is 200 already."""
     assert asked(f"#sim words=9 fault={fault}@2")[-1][1]["error"]["type"] == type_
 
 
 def test_garbage_is_one_line_that_is_not_json_and_the_rest_follows() -> None:
-    """A reader who skips what it cannot read would not notice: it must not skip."""
+    """A client that skips it would not notice the fault."""
     data = [data for _, data in asked("#sim words=3 fault=garbage@2")]
     assert [isinstance(each, str) for each in data].count(True) == 1
     assert data[-1] == {"type": "message_stop"}
 
 
-def test_nothing_left_is_a_message_without_blocks() -> None:
-    """The API answers so when it is asked to go on from a whole answer."""
+def test_a_continuation_of_a_complete_answer_has_no_blocks() -> None:
+    """As in the API."""
     assert names("#sim words=0") == ["message_start", "ping", "message_delta", "message_stop"]
 
 
-def test_a_message_is_what_its_stream_says() -> None:
+def test_a_message_is_equal_to_its_stream() -> None:
     """With and without `stream` the answer is the same."""
     request = Request(model="claude-sonnet-5-5", max_tokens=5, messages=[Message("user", "#sim words=9 thinking=2")])
     whole = msgspec.json.decode(message(reply(understand(request), 1)))

@@ -1,4 +1,4 @@
-"""When a fault breaks a call: the two countings."""
+"""Selection of the fault that breaks a call."""
 
 import pytest
 
@@ -31,8 +31,8 @@ def interruptions(fault: Fault) -> list[int]:
         (Fault("cut", 399, calls=2), [399]),
     ],
 )
-def test_a_continued_turn_is_interrupted_where_its_fault_says(fault: Fault, places: list[int]) -> None:
-    """Without xM a fault is a place in the whole answer; with xM it is so many calls, each after its own deltas."""
+def test_a_continued_turn_is_interrupted_at_its_faults(fault: Fault, places: list[int]) -> None:
+    """Without xM a fault is a position in the whole answer; with xM it breaks M calls, each after its own deltas."""
     assert interruptions(fault) == places
 
 
@@ -41,13 +41,13 @@ def test_a_fault_before_the_first_delta_breaks_every_fresh_call() -> None:
     assert [first_break([Fault("529")], 0, DELTAS, call) for call in (1, 2, 9)] == [Break("529", 0)] * 3
 
 
-def test_a_continuation_that_starts_before_the_place_breaks_there_again() -> None:
-    """A generator that lost what it had received meets the same fault at the same place."""
+def test_a_continuation_that_starts_before_a_fault_breaks_there_again() -> None:
+    """A generator that lost deltas gets the same fault at the same position."""
     assert first_break([Fault("cut", 120)], 110, DELTAS - 110, 2) == Break("cut", 10)
 
 
-def test_of_several_faults_the_earliest_breaks_the_call() -> None:
-    """Two cuts are two interruptions, in the order of their places and not of their words."""
+def test_of_several_faults_the_first_one_breaks_the_call() -> None:
+    """Two cuts are two interruptions, in the order of their positions."""
     faults = [Fault("eof", 200), Fault("cut", 100)]
     assert first_break(faults, 0, DELTAS, 1) == Break("cut", 100)
     assert first_break(faults, 100, DELTAS - 100, 2) == Break("eof", 100)

@@ -1,4 +1,4 @@
-"""What the API refuses, and what it does not."""
+"""Checks of the API's requests in the simulated Claude."""
 
 from typing import Any
 
@@ -66,13 +66,13 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
         ({"messages": [ASK, {"role": "user", "content": [{"type": "image", "source": {}}]}]}, None),
     ],
 )
-def test_a_request_is_refused_as_the_api_refuses_it(change: dict[str, Any], type_: str | None) -> None:
-    """What the real API would refuse must not pass here, or a test is green that production is not."""
+def test_an_invalid_request_is_refused_as_by_the_api(change: dict[str, Any], type_: str | None) -> None:
+    """Otherwise a test would pass with a request that fails in production."""
     assert type_of_refusal(GOOD | change) == type_
 
 
-def test_the_models_that_cannot_be_made_to_call_a_tool_are_those_of_the_data_file() -> None:
-    """Two files say it, and one would be wrong: what is refused here the gateway refuses for OpenAI's clients."""
+def test_models_without_forced_tools_are_those_of_the_product_data() -> None:
+    """The gateway refuses the same requests for OpenAI's clients."""
     said = {name: model.supports.forced_tools for name, model in models().items() if name in BY_NAME}
     assert [name for name, is_taken in said.items() if is_taken is False] == [
         name for name in said if not BY_NAME[name].takes_forced_tools
@@ -80,13 +80,13 @@ def test_the_models_that_cannot_be_made_to_call_a_tool_are_those_of_the_data_fil
 
 
 @pytest.mark.parametrize("missing", ["max_tokens", "messages", "model"])
-def test_a_required_field_is_missed(missing: str) -> None:
-    """The three fields without which there is no answer."""
+def test_a_missing_required_field_is_refused(missing: str) -> None:
+    """There are three."""
     assert type_of_refusal({name: value for name, value in GOOD.items() if name != missing}) is not None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages":' + b"[" * 100_000])
-def test_what_is_not_json_is_refused(body: bytes) -> None:
-    """Bytes that cannot be decoded, or not so deep, are the client's fault."""
+def test_invalid_json_is_refused(body: bytes) -> None:
+    """Also JSON that is nested too deeply."""
     with pytest.raises(Refusal):
         decode(body)

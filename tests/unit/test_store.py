@@ -1,4 +1,4 @@
-"""The store on a real SQLite file: what a row may become, what a query reads, which file it takes."""
+"""The store with a real SQLite file: rows, queries, migrations, damaged files."""
 
 import re
 import sqlite3
@@ -103,8 +103,8 @@ def content_of(path: Path) -> list[tuple[object, ...]]:
         return [one for table in TABLES for one in database.execute(f"SELECT * FROM {table}")]
 
 
-async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
-    """What was written is read, field by field."""
+async def test_a_stored_turn_is_equal_to_its_fold(store: Store) -> None:
+    """Field by field."""
     log = answered("Light ", "scatters.")
     await store.record([build_row(key("turn-1"), log.turn)])
     assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
@@ -112,7 +112,7 @@ async def test_a_turn_comes_out_as_its_fold(store: Store) -> None:
 
 @pytest.mark.rule("R27")
 async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
-    """What is killed between commit and acknowledgement is written again."""
+    """After a kill between commit and acknowledgement it is written again."""
     rows = [build_row(key("turn-1"), answered("Light").turn), asked("turn-2")]
     await store.record(rows)
     before = content_of(path)
@@ -121,8 +121,8 @@ async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) ->
 
 
 @pytest.mark.rule("R27")
-async def test_an_ended_turn_is_never_overwritten_by_its_beginning(store: Store, path: Path) -> None:
-    """Deliveries come in any order, and a row only ever moves on: text, usage and session."""
+async def test_an_older_fold_never_overwrites_a_newer_one(store: Store, path: Path) -> None:
+    """Entries are delivered in any order; text, usage and session stay those of the newest fold."""
     log = answered("Light")
     beginning = Handwritten()
     beginning.stored = log.stored[:1]
@@ -132,8 +132,8 @@ async def test_an_ended_turn_is_never_overwritten_by_its_beginning(store: Store,
     assert content_of(path) == before
 
 
-async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
-    """The `end` brings text, usage and time to the row of the `request`."""
+async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
+    """It adds text, usage and time."""
     log = answered("Light")
     await store.record([asked("turn-1")])
     await store.record([build_row(key("turn-1"), log.turn)])
@@ -141,8 +141,8 @@ async def test_a_running_turn_becomes_an_ended_one(store: Store) -> None:
 
 
 @pytest.mark.rule("R27")
-async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> None:
-    """Whoseever it is; one that has ended, and one that the log may still have, stay as they are."""
+async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> None:
+    """Of any tenant; ended turns, and turns that the log may still have, do not change."""
     ended, theirs = answered("Light").turn, key("turn-1", THEIRS)
     late = Handwritten(5)
     late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in answered("Light").stored[:1]]
@@ -161,8 +161,8 @@ async def test_a_running_turn_that_has_left_the_log_has_failed(store: Store) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
-async def test_a_batch_is_written_whole_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
-    """A row that SQLite refuses takes its batch with it: nothing half-written can be acknowledged."""
+async def test_a_batch_is_written_completely_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
+    """A row that SQLite rejects rolls back its batch."""
     refused = TurnRow(**{**msgspec.structs.asdict(asked("turn-2")), **wrong})
     with pytest.raises(StoreRefused):
         await store.record([asked("turn-1"), refused])
@@ -187,16 +187,16 @@ async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
     assert found.cost_usd == sum(turn.end.cost_nano_usd for turn in turns if turn.end) / NANO_USD_PER_USD > 0
 
 
-async def test_sessions_come_newest_first_page_by_page(store: Store) -> None:
-    """Every session stands on one page, and the order is that of the last change."""
+async def test_sessions_are_listed_newest_first_in_pages(store: Store) -> None:
+    """Each session is on exactly one page, in the order of the last change."""
     await store.record([asked(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
     first = await store.sessions(OURS, None, NEWEST, 3, NOON)
     rest = await store.sessions(OURS, None, PageCursor(micros(first[-1].updated_at), first[-1].session), 3, NOON)
     assert [one.session for one in first + rest] == [f"session-{n}" for n in (5, 4, 3, 2, 1)]
 
 
-async def test_turns_of_a_session_come_oldest_first_page_by_page(store: Store) -> None:
-    """Turns that were asked in the same microsecond are told apart by their name."""
+async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store) -> None:
+    """Turns of the same microsecond are ordered by their id."""
     await store.record([asked(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]])
     first = await store.session_turns(OURS, SessionId("session-1"), OLDEST, 3)
     rest = await store.session_turns(
@@ -207,15 +207,15 @@ async def test_turns_of_a_session_come_oldest_first_page_by_page(store: Store) -
 
 
 async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
-    """A second try of a turn is not in the first one's conversation."""
+    """A sibling is not in it."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right"}
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
     assert [one.turn for one in await store.branch(key("leaf"))] == ["root", "right", "leaf"]
     assert await store.branch(key("nobody")) == []
 
 
-async def test_a_circle_of_parents_ends(store: Store) -> None:
-    """Nobody should have made one, and a query must come to an end all the same."""
+async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
+    """There should be none."""
     await store.record([asked("turn-1", parent="turn-2"), asked("turn-2", parent="turn-1")])
     assert len(await store.branch(key("turn-1"))) > 1
 
@@ -238,7 +238,7 @@ async def test_a_turn_that_is_deleted_takes_its_row_its_usage_and_the_last_one_i
 
 
 async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store, path: Path) -> None:
-    """What another tenant has under that name is another blob. Noted twice it is one release."""
+    """Blobs of two tenants are different blobs; a blob that is released twice is one row."""
     shared, own = ("a" * 64, "b" * 64)
     both = msgspec.json.encode([shared, own]).decode()
     first = msgspec.structs.replace(asked("turn-1"), blobs=both)
@@ -260,8 +260,8 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     assert content_of(path) == []
 
 
-async def test_a_project_goes_with_its_last_session_and_not_before(store: Store) -> None:
-    """Its sessions without turns go; one that was asked just now keeps it."""
+async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
+    """Sessions without turns are deleted; a new turn keeps its session and project."""
     await store.record([asked("turn-1", project="rivers"), asked("turn-2", session="session-2", project="rivers")])
     await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
     left = await store.project(OURS, "rivers", NOON)
@@ -274,8 +274,8 @@ async def test_a_project_goes_with_its_last_session_and_not_before(store: Store)
     assert await store.project(OURS, "rivers", NOON) is None
 
 
-async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever deletes them page by page can still go on from the turn that was named."""
+async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion in pages can continue from the named turn."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
     told = [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))]
@@ -284,8 +284,8 @@ async def test_the_furthest_follow_ups_are_told_first(store: Store, monkeypatch:
     assert [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))] == told[:3]
 
 
-async def test_a_session_is_active_until_it_was_left_alone_for_long_enough(store: Store) -> None:
-    """Its next turn opens it again, since that is when it was used."""
+async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store) -> None:
+    """Its next turn makes it active again."""
     await store.record([asked("turn-1", step=10)])
     used = NOON + timedelta(seconds=10)
     for since, is_active in ((used - timedelta(microseconds=1), True), (used, False)):
@@ -297,8 +297,8 @@ async def test_a_session_is_active_until_it_was_left_alone_for_long_enough(store
     assert (await session_of(store, "session-1", used)).is_active
 
 
-async def test_the_first_project_that_is_named_stays_a_sessions_own(store: Store) -> None:
-    """Also when turns come twice, or another one is named for it."""
+async def test_a_session_stays_in_its_first_project(store: Store) -> None:
+    """Also when turns are written twice, or name another project."""
     rows = [asked("turn-1"), asked("turn-2", project="first"), asked("turn-3", project="second")]
     for _ in range(2):
         await store.record(rows)
@@ -306,8 +306,8 @@ async def test_the_first_project_that_is_named_stays_a_sessions_own(store: Store
     assert [one.id for one in await store.projects(OURS, NEWEST, 9, NOON)] == ["first"]
 
 
-async def test_what_was_used_is_told_of_its_day_in_utc(store: Store) -> None:
-    """A question a microsecond before midnight belongs to the day that ends there."""
+async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
+    """A turn a microsecond before midnight belongs to the day that ends."""
     midnight = datetime(2026, 1, 2, tzinfo=UTC)
     times = {"turn-1": midnight - MICROSECOND, "turn-2": midnight, "turn-3": midnight + timedelta(days=1)}
     await store.record(
@@ -324,8 +324,8 @@ async def test_what_was_used_is_told_of_its_day_in_utc(store: Store) -> None:
     assert await store.usage(THEIRS, "day", NOON, midnight, None, 9) == []
 
 
-async def test_a_database_of_the_first_version_has_its_totals_after_the_step(path: Path) -> None:
-    """What the new columns say of old turns is computed once, from the turns themselves."""
+async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
+    """The migration computes the new columns from the stored turns."""
     path.parent.mkdir()
     made = build_row(key("turn-1"), answered("Light").turn)
     with closing(sqlite3.connect(path)) as database:
@@ -340,8 +340,8 @@ async def test_a_database_of_the_first_version_has_its_totals_after_the_step(pat
     await store.close()
 
 
-async def test_another_tenants_turns_are_not_there(store: Store) -> None:
-    """Every statement names the tenant, even when the ids are known."""
+async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
+    """All statements name the tenant, so knowing an id is not enough."""
     await store.record([build_row(key("turn-1"), answered("Light").turn)])
     assert await store.turn(key("turn-1", THEIRS)) is None
     assert await store.session(THEIRS, "session-1", NOON) is None
@@ -363,8 +363,8 @@ async def test_another_tenants_turns_are_not_there(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))
-async def test_a_statement_reads_no_more_than_it_answers(store: Store, path: Path, name: str) -> None:
-    """History grows for years: every step goes by more of an index than the tenant, or over what was found already."""
+async def test_each_statement_uses_an_index(store: Store, path: Path, name: str) -> None:
+    """Each step of the plan uses more of an index than the tenant, or reads an earlier step's rows."""
     parameters = dict.fromkeys(re.findall(r":(\w+)", STATEMENTS[name]), 1)
     with closing(sqlite3.connect(path)) as database:
         plan = [step[3] for step in database.execute(f"EXPLAIN QUERY PLAN {STATEMENTS[name]}", parameters)]
@@ -373,8 +373,8 @@ async def test_a_statement_reads_no_more_than_it_answers(store: Store, path: Pat
     assert [step for step in steps if not BY_INDEX.match(step)] == []
 
 
-async def test_a_new_database_is_migrated_step_by_step_and_only_once(path: Path) -> None:
-    """Starting again changes nothing; the version is that of the last step."""
+async def test_a_new_database_is_migrated_once(path: Path) -> None:
+    """A second start changes nothing; the version is that of the last migration."""
     store = await Store.open(path, busy_timeout_s=0.05)
     assert store.needs_replay
     await store.migrate()
@@ -388,50 +388,50 @@ async def test_a_new_database_is_migrated_step_by_step_and_only_once(path: Path)
         assert database.execute("PRAGMA user_version").fetchone() == (migrations()[-1].number,)
 
 
-def test_migrations_are_numbered_without_holes() -> None:
-    """`user_version` counts them, so a hole or a double would skip one for ever."""
+def test_migrations_are_numbered_without_gaps() -> None:
+    """`user_version` counts them, so a gap or a duplicate would skip one."""
     assert [step.number for step in migrations()] == list(range(1, len(migrations()) + 1))
 
 
 async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store) -> None:
-    """An old program would misread it; the sentence says what to do, and the file is as it was."""
+    """The message says what to do, and the file does not change."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 999")
     with pytest.raises(StoreTooNew, match=r"has schema version 999.*start the newer version again"):
         await Store.open(path, busy_timeout_s=0.05)
 
 
-async def test_the_file_is_for_its_owner_only(path: Path, store: Store) -> None:
-    """What people said is in it, and in its journal."""
+async def test_the_file_and_its_journal_are_private(path: Path, store: Store) -> None:
+    """They contain conversations."""
     await store.record([asked("turn-1")])
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["tailrace.db", "tailrace.db-shm", "tailrace.db-wal"]
     assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
 
 
-async def test_a_file_that_is_no_database_is_corrupt(tmp_path: Path) -> None:
-    """It is told from a full or locked one, because only this is mended by starting anew."""
+async def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:
+    """Unlike a full or locked database, it must be replaced."""
     path = write(tmp_path / "tailrace.db", b"not a database" * 1000)
     with pytest.raises(StoreCorrupt, match="SQLITE_NOTADB"):
         await Store.open(path, busy_timeout_s=0.05)
 
 
-async def test_a_file_that_was_taken_away_while_open_is_corrupt(path: Path, store: Store) -> None:
-    """SQLite would go on writing into nothing, and every turn of it would be acknowledged."""
+async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, store: Store) -> None:
+    """SQLite would continue to write to it, and those turns would be acknowledged and lost."""
     move_aside(path)
     with pytest.raises(StoreCorrupt, match="deleted or replaced"):
         await store.record([asked("turn-1")])
 
 
-async def test_a_folder_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
-    """What the operating system refuses is an error of ours, too."""
+async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
+    """Errors of the file system are mapped as well."""
     folder = write(tmp_path / "folder", b"a file")
     with pytest.raises(StoreUnwritable):
         await Store.open(folder / "tailrace.db", busy_timeout_s=0.05)
 
 
-async def test_a_damaged_database_is_kept_beside_the_new_one(path: Path) -> None:
-    """Set aside twice, both are still there, and their journals go with them."""
+async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
+    """After two renames both are there, with their journals."""
     for _ in range(2):
         await (await opened(path)).close()
         write(Path(f"{path}-wal"), b"")
@@ -445,8 +445,8 @@ async def test_a_damaged_database_is_kept_beside_the_new_one(path: Path) -> None
     assert move_aside(path) is None
 
 
-async def test_every_commit_is_on_the_disk_when_it_returns(store: Store) -> None:
-    """WAL's usual synchronous=NORMAL may lose the last commits in a power cut, and they are acknowledged."""
+async def test_every_commit_is_synced_to_the_disk(store: Store) -> None:
+    """WAL's usual synchronous=NORMAL may lose acknowledged commits in a power cut."""
     assert list(await store._writer.execute_fetchall("PRAGMA synchronous")) == [(2,)]
     assert list(await store._writer.execute_fetchall("PRAGMA journal_mode")) == [("wal",)]
 

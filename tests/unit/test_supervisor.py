@@ -1,4 +1,4 @@
-"""What the supervisor decides: when a part starts again, and in which order parts stop."""
+"""Decisions of the supervisor: restart delays, and the order in which processes stop."""
 
 from itertools import accumulate
 
@@ -11,20 +11,20 @@ def part(name: str, role: str) -> ProcessSpec:
     return ProcessSpec(name=name, role=role, command=("true",), environ={})
 
 
-def test_the_wait_before_a_start_doubles_up_to_its_bound() -> None:
-    """A part that dies at once is started after 0.1, 0.2, 0.4 … and at most 5 seconds."""
+def test_the_restart_delay_doubles_up_to_its_maximum() -> None:
+    """A process that ends at once is restarted after 0.1, 0.2, 0.4 … and at most 5 seconds."""
     delays = list(accumulate(range(8), lambda delay_s, _: next_delay_s(delay_s, lived_s=0.0), initial=0.0))
     assert delays[1:] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("delay_s", [0.0, DELAY_S_MIN, 1.6, DELAY_S_MAX])
-def test_a_part_that_lived_long_is_started_again_soon(delay_s: float) -> None:
-    """Ten seconds of life end a crash loop: the next death counts as a first one."""
+def test_a_process_that_ran_long_is_restarted_with_the_minimum_delay(delay_s: float) -> None:
+    """Ten seconds end a crash loop."""
     assert next_delay_s(delay_s, lived_s=LIFE_S_MIN) == DELAY_S_MIN
 
 
-def test_parts_stop_in_the_reverse_of_their_start_and_a_role_at_a_time() -> None:
-    """What serves people stops first, what it needs stops last, and equals do not wait for each other."""
+def test_processes_stop_in_reverse_order_role_by_role() -> None:
+    """Gateways stop first and nats-server last; processes of one role stop together."""
     started = [
         part("nats-server", "nats-server"),
         part("persistence", "persistence"),
@@ -41,6 +41,6 @@ def test_parts_stop_in_the_reverse_of_their_start_and_a_role_at_a_time() -> None
     ]
 
 
-def test_nothing_started_is_nothing_to_stop() -> None:
-    """Ctrl-C before the first part has begun is no error."""
+def test_stopping_before_the_first_process_started_is_no_error() -> None:
+    """Ctrl-C may come at any time."""
     assert stop_order([]) == []

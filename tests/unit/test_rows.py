@@ -1,4 +1,4 @@
-"""A folded turn as the columns of the database, and back."""
+"""Conversion of folded turns to database rows and records."""
 
 from datetime import UTC, datetime
 
@@ -36,25 +36,25 @@ def running() -> Handwritten:
 
 
 @pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running()])
-def test_a_row_tells_what_the_fold_tells(log: Handwritten) -> None:
-    """The same record comes out of the log and out of the database (promise 4)."""
+def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
+    """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
 
 
-def test_a_row_holds_what_the_end_says_of_the_text() -> None:
-    """Whoever reads the file years later can prove the text."""
+def test_a_row_has_length_and_hash_of_the_text_from_the_end() -> None:
+    """An audit can verify the stored text."""
     made = build_row(KEY, answered("Light ", "scatters.").turn)
     assert (made.text_chars, made.text_sha256) == text_proof("Light scatters.")
 
 
 def test_a_turn_without_a_request_has_no_row() -> None:
-    """There is nobody it could belong to."""
+    """Its session is unknown."""
     with pytest.raises(TurnUnknown):
         build_row(KEY, EMPTY_TURN)
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC
-def test_a_time_keeps_its_microsecond(at: datetime) -> None:
-    """Whole numbers, no floats: what was read equals what was written."""
+def test_a_time_keeps_its_microseconds(at: datetime) -> None:
+    """Times are integers, not floats."""
     assert moment(micros(at)) == at

@@ -1,4 +1,4 @@
-"""What `up` refuses in its environment before anything starts."""
+"""Checks of the environment of `up` before the start."""
 
 import hashlib
 from pathlib import Path
@@ -22,8 +22,8 @@ KEYS = f"acme:{hashlib.sha256(b'key').hexdigest()}"
         ("TAILRACE_", ""),
     ],
 )
-async def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebody_does(name: str, nearest: str) -> None:
-    """A setting that is mistyped would otherwise be left out in silence; its value is not said, it may be a key."""
+async def test_an_unknown_setting_is_refused_with_the_most_similar_name(name: str, nearest: str) -> None:
+    """Its value is not in the message, because it may be a key."""
     with pytest.raises(SettingsInvalid) as refused:
         await check({name: "s3cret"})
     assert str(refused.value) == f"{name} is not a setting{nearest}; docs/SETTINGS.md lists all settings"
@@ -50,14 +50,14 @@ async def test_a_name_that_nobody_reads_is_refused_with_the_nearest_that_somebod
         ("TAILRACE_PROMPTS", "/nowhere"),
     ],
 )
-async def test_a_value_that_a_process_would_refuse_is_refused_by_its_name(name: str, text: str) -> None:
-    """Each of the three processes is asked, and the gateway's door."""
+async def test_an_invalid_value_is_refused_with_the_settings_name(name: str, text: str) -> None:
+    """For settings of all three processes."""
     with pytest.raises(SettingsInvalid, match=rf"^{name}\b"):
         await check({name: text})
 
 
-async def test_a_prompt_that_does_not_parse_is_refused_by_its_file(tmp_path: Path) -> None:
-    """By the process that would be the last to start, and then once more every few seconds, until `up` gave up."""
+async def test_a_prompt_that_does_not_parse_is_refused_with_its_file(tmp_path: Path) -> None:
+    """Before the start; otherwise the gateway would end at every start."""
     (tmp_path / "greet.j2").write_text("{% block message %}{{ name }{% endblock %}")
     with pytest.raises(SettingsInvalid) as refused:
         await check({"TAILRACE_PROMPTS": str(tmp_path)})
@@ -65,6 +65,6 @@ async def test_a_prompt_that_does_not_parse_is_refused_by_its_file(tmp_path: Pat
     assert "\n" not in str(refused.value)
 
 
-async def test_what_others_read_is_not_looked_at() -> None:
-    """The environment is full of names; only those that begin like ours are ours."""
+async def test_variables_of_other_programs_are_ignored() -> None:
+    """Only names that begin with TAILRACE_ are checked."""
     await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})

@@ -1,4 +1,4 @@
-"""What `up` says to the person at the terminal."""
+"""Texts that `tailrace up` prints at the start."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from tailrace.deploy.local.banner import model_banner, render_banner
 ROWS = [("gateway-1", "12", "http://x", "metrics http://y"), ("generator-1", "-", "", "metrics http://z")]
 
 
-def test_the_welcome_shows_what_runs_where_and_one_line_to_try() -> None:
-    """Names, pids and addresses stand in columns; a process that is just restarting has no pid."""
+def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
+    """Names, pids and addresses are in columns; a process that is being restarted has no pid."""
     assert (
         render_banner(ROWS, "http://x", "/data", needs_key=False)
         == """
@@ -27,8 +27,8 @@ def test_the_welcome_shows_what_runs_where_and_one_line_to_try() -> None:
     )
 
 
-def test_where_a_key_is_asked_for_the_line_to_try_has_its_place() -> None:
-    """Whoever set TAILRACE_API_KEYS knows a key, and `up` knows only its hash."""
+def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
+    """`up` knows only the hashes of keys."""
     open_door = render_banner(ROWS, "http://x", "/data", needs_key=False)
     assert render_banner(ROWS, "http://x", "/data", needs_key=True) == open_door.replace(
         "/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' "
@@ -47,6 +47,8 @@ def test_where_a_key_is_asked_for_the_line_to_try_has_its_place() -> None:
         ),
     ],
 )
-def test_it_is_said_who_answers_and_whether_that_costs_money(environ: dict[str, str], sentence: str) -> None:
-    """A key that lies about in the environment must not become a bill unnoticed."""
+def test_the_model_banner_says_which_model_answers_and_whether_it_costs_money(
+    environ: dict[str, str], sentence: str
+) -> None:
+    """A key that happens to be in the environment must not lead to an unexpected bill."""
     assert model_banner(environ) == f"ANTHROPIC_API_KEY {sentence}"

@@ -1,4 +1,4 @@
-"""What is done about a log of the other kind, as far as no server is needed for it."""
+"""Decisions of the log migration that need no server."""
 
 import io
 from pathlib import Path
@@ -18,10 +18,8 @@ def stores(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("is_cluster", "kept"), [(True, ["cluster", "nats.before"]), (False, ["cluster.before", "nats"])]
 )
-async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
-    tmp_path: Path, *, is_cluster: bool, kept: list[str]
-) -> None:
-    """A move that was stopped after its copy was whole: the copy counts, and what was before it is kept."""
+async def test_of_two_logs_the_unwanted_one_is_renamed(tmp_path: Path, *, is_cluster: bool, kept: list[str]) -> None:
+    """After an interrupted migration the complete copy is used, and the previous log is kept."""
     for name in ("nats", "cluster", kept[-1 if is_cluster else 0]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -33,7 +31,7 @@ async def test_where_both_are_the_one_that_is_not_wanted_is_put_aside(
     assert (tmp_path / aside / "file").read_text() == aside.removesuffix(".before")
 
 
-async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
+async def test_without_a_log_of_the_other_kind_nothing_is_migrated(tmp_path: Path) -> None:
     """The first start, and every start of the same kind."""
     out = io.StringIO()
     for options in (Options(data_dir=tmp_path), Options(data_dir=tmp_path, cluster=True)):
@@ -44,8 +42,8 @@ async def test_where_there_is_nothing_nothing_is_moved(tmp_path: Path) -> None:
     assert out.getvalue() == ""
 
 
-def test_what_a_server_has_is_what_it_says_of_each_stream() -> None:
-    """As `/jsz?accounts=true&streams=true` tells it; of no stream, nothing. What is empty has no first sequence."""
+def test_streams_are_parsed_from_jsz() -> None:
+    """As in `/jsz?accounts=true&streams=true`. An empty stream has first sequence 0."""
     state = {"messages": 3, "last_seq": 9, "first_seq": 2, "consumer_count": 1}
     empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
     details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
@@ -54,8 +52,8 @@ def test_what_a_server_has_is_what_it_says_of_each_stream() -> None:
     assert migrate_log.parse_streams({}) == {}
 
 
-def test_how_far_a_server_is_is_what_it_says_of_each_group() -> None:
-    """As `/raftz?acc=$G` tells it; one without a leader has none to name."""
+def test_raft_groups_are_parsed_from_raftz() -> None:
+    """As in `/raftz?acc=$G`; a group may have no leader."""
     group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
     told = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
     assert migrate_log.parse_groups(told) == {"S-1": RaftGroup("x", 4, 3, 2), "C-1": RaftGroup("", 4, 3, 2)}
@@ -78,15 +76,13 @@ WHOLE = ServerState({"TURNS": StreamState(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": 
         (WHOLE._replace(groups={}), False),
     ],
 )
-def test_servers_are_read_when_nothing_they_agreed_upon_is_left_to_be_told(
-    one: ServerState, *, is_settled: bool
-) -> None:
-    """That all three have the same is not enough: just started, they may have the same nothing."""
+def test_servers_are_settled_when_all_raft_groups_are_applied(one: ServerState, *, is_settled: bool) -> None:
+    """Equal streams are not enough: servers that have just started may all show the same old state."""
     assert migrate_log.are_settled([one, one, one]) == is_settled
 
 
-def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
-    """What was agreed upon last may have reached only two of them."""
+def test_servers_with_different_states_are_not_settled() -> None:
+    """The last commit may have reached only two of them."""
     assert not migrate_log.are_settled([WHOLE, WHOLE, ServerState({"TURNS": StreamState(2, 2, 8, 1)}, WHOLE.groups)])
     behind = RaftGroup("x", 3, 3, 3)
     assert not migrate_log.are_settled(
@@ -94,6 +90,6 @@ def test_servers_of_which_one_has_more_or_less_are_not_settled() -> None:
     )
 
 
-def test_a_server_that_is_alone_is_always_settled() -> None:
-    """It has nobody to agree with, and greets nobody before it has read its store."""
+def test_a_single_server_is_always_settled() -> None:
+    """It has no Raft groups, and accepts clients after it has read its store."""
     assert migrate_log.are_settled([WHOLE._replace(groups=None)])

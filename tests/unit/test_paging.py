@@ -1,4 +1,4 @@
-"""The opaque cursors of lists."""
+"""Cursors of lists."""
 
 from base64 import urlsafe_b64encode
 
@@ -11,8 +11,8 @@ from tailrace.proto.errors import Refused
 
 
 @given(st.integers(0, END_OF_TIME), st.text(st.characters(exclude_categories=["Cs"])))
-def test_cursor_round_trip(at: int, name: str) -> None:
-    """A `next` that is sent back continues after the page."""
+def test_an_encoded_cursor_is_decoded_to_the_same(at: int, name: str) -> None:
+    """The next page continues where the last one ended."""
     assert decode(encode(PageCursor(at, name))) == PageCursor(at, name)
 
 
@@ -21,20 +21,20 @@ def test_cursor_round_trip(at: int, name: str) -> None:
 @example(encode(PageCursor(1, "a")) + "=")
 @example(urlsafe_b64encode(b"+1.a").decode().rstrip("="))
 @example(urlsafe_b64encode("\u0661.a".encode()).decode().rstrip("="))
-def test_invented_cursor_is_refused(text: str) -> None:
-    """It is an error and not a wrong page; each position has exactly one cursor."""
+def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
+    """Each cursor has exactly one encoding; anything else is an error and not a wrong page."""
     with pytest.raises(Refused, match="send `next` unchanged"):
         decode(text)
 
 
 @pytest.mark.parametrize("place", [PageCursor(-1, "a"), PageCursor(END_OF_TIME + 1, "a")])
-def test_cursor_with_an_impossible_time_is_refused(place: PageCursor) -> None:
-    """SQLite's integers end at 2^63; a larger one would make the statement fail."""
+def test_a_time_outside_of_sqlites_integers_is_refused(place: PageCursor) -> None:
+    """A larger integer would be an error of the statement."""
     with pytest.raises(Refused):
         decode(encode(place))
 
 
 @pytest.mark.parametrize(("asked", "given"), [(-1, 1), (0, 1), (1, 1), (200, 200), (201, 200)])
-def test_page_size_is_limited(asked: int, given: int) -> None:
-    """A client cannot request everything at once."""
+def test_the_limit_of_a_page_is_clamped(asked: int, given: int) -> None:
+    """From 1 to 200."""
     assert clamp_limit(asked) == given

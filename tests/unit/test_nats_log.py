@@ -1,4 +1,4 @@
-"""What of a nats-server's lines a person is told, and where the others are."""
+"""Output of nats-server: which lines are shown, and the log file."""
 
 from pathlib import Path
 
@@ -28,15 +28,13 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
         ("panic: runtime error: index out of range", True),
     ],
 )
-def test_a_person_is_told_what_is_wrong_and_not_what_always_happens(line: str, *, is_told: bool) -> None:
-    """Three that start find each other only after a moment, and each says so as an error."""
+def test_unexpected_warnings_are_shown_and_normal_ones_are_not(line: str, *, is_told: bool) -> None:
+    """The servers of a cluster report errors until they have found each other."""
     assert nats_log.is_shown(line) == is_told
 
 
-def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was said last is always there, and what was said before it up to twice the bound."""
+def test_the_log_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last lines are always there; the two files have at most twice the limit."""
     monkeypatch.setattr("tailrace.deploy.local.nats_log.FILE_BYTES_MAX", 40)
     lines = NatsLogFile(tmp_path)
     for number in range(100):
@@ -48,6 +46,6 @@ def test_every_line_is_kept_and_their_file_does_not_grow_for_ever(
     assert all(file.stat().st_size < 60 for file in tmp_path.iterdir())
 
 
-def test_a_line_that_cannot_be_kept_is_told_nonetheless(tmp_path: Path) -> None:
-    """The disk is full, or its folder is gone: just then it may say why."""
+def test_a_line_that_cannot_be_written_is_still_shown(tmp_path: Path) -> None:
+    """The disk may be full, and the line may say so."""
     assert NatsLogFile(tmp_path / "gone").write("panic: no space left on device")

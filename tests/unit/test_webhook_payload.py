@@ -1,4 +1,4 @@
-"""What a webhook says, and what is made of its receiver's answer."""
+"""Webhook bodies, and decisions about retries."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -18,8 +18,8 @@ KEY = TurnKey(Tenant("ours"), TurnId("turn-1"))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_a_webhook_says_what_get_says_and_the_same_each_time() -> None:
-    """A receiver that gets it twice gets the same bytes."""
+def test_a_webhook_has_the_turns_record_and_the_same_bytes_each_time() -> None:
+    """A receiver that gets it twice gets equal bytes."""
     turn = answered("Light ", "scatters.").turn
     told = record_from_fold(KEY, turn)
     body = payload.render(told)
@@ -34,7 +34,7 @@ def test_a_webhook_says_what_get_says_and_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
 def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
-    """So that a receiver can tell them apart before it looks into one."""
+    """Receivers can select by type."""
     log = Handwritten()
     log.ask()
     log.end(outcome)
@@ -60,19 +60,19 @@ def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
         (999, "retry"),
     ],
 )
-def test_only_2xx_takes_a_webhook_and_only_410_ends_it(status: int, verdict: str) -> None:
-    """Standard Webhooks: all else may be mended within the day, a receiver that is being deployed answers 404."""
+def test_only_2xx_is_delivered_and_only_410_is_gone(status: int, verdict: str) -> None:
+    """All other statuses are retried (Standard Webhooks): a receiver that is being deployed answers 404."""
     assert payload.classify(status) == verdict
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.none() | st.floats(0, 1e12))
-def test_a_wait_is_never_longer_than_its_limit(tries: int, chance: float, asked_s: float | None) -> None:
-    """Neither doubling nor a receiver's wish makes it more than an hour, and some jitter."""
+def test_a_wait_is_never_longer_than_its_maximum(tries: int, chance: float, asked_s: float | None) -> None:
+    """Neither doubling nor Retry-After exceeds an hour plus jitter."""
     assert 0 < payload.wait_s(tries, 5.0, asked_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
 
 
-def test_waits_double_and_heed_the_receivers_wish() -> None:
-    """A wish for less than the wait is not heeded: it may be meant for clients that are fewer."""
+def test_waits_double_and_respect_retry_after() -> None:
+    """A Retry-After that is shorter than the wait is ignored."""
     assert [payload.wait_s(tries, 5.0, None, 0.5) for tries in (1, 2, 3, 4)] == [5, 10, 20, 40]
     assert payload.wait_s(1, 5.0, 60.0, 0.5) == 60
     assert payload.wait_s(4, 5.0, 1.0, 0.5) == 40
@@ -98,19 +98,19 @@ def test_waits_double_and_heed_the_receivers_wish() -> None:
     ],
 )
 def test_a_retry_after_is_seconds_or_a_date(text: str | None, seconds: float | None) -> None:
-    """RFC 9110 section 10.2.3; what is neither is not heeded."""
+    """RFC 9110 section 10.2.3; anything else is ignored."""
     assert payload.parse_retry_after(text, NOON) == seconds
 
 
 @given(st.text())
-def test_any_retry_after_is_read_or_passed_over(text: str) -> None:
-    """It is a stranger's."""
+def test_any_retry_after_is_parsed_or_ignored(text: str) -> None:
+    """A receiver may send any text."""
     found = payload.parse_retry_after(text, NOON)
     assert found is None or found >= 0
 
 
-def test_a_webhook_is_over_when_its_end_is_too_old() -> None:
-    """By the log's own time. Of an end that could not be read nobody knows."""
+def test_a_webhook_expires_with_the_age_of_its_end() -> None:
+    """By the log's time. A webhook whose end could not be read does not expire."""
     assert not payload.is_expired(NOON, NOON + timedelta(seconds=60), 60)
     assert payload.is_expired(NOON, NOON + timedelta(seconds=61), 60)
     assert not payload.is_expired(None, NOON, 0)

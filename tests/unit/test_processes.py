@@ -1,4 +1,4 @@
-"""Which process gets which settings."""
+"""The processes of `up` and the settings of each."""
 
 from pathlib import Path
 
@@ -25,30 +25,30 @@ def made(environ: dict[str, str]) -> dict[str, ProcessSpec]:
     return {part.name: part for part in process_specs(OPTIONS, PLAN, environ)}
 
 
-def test_parts_start_before_those_that_need_them() -> None:
-    """Persistence, then the simulated Claude, then generators, then what serves people: stopping is the reverse."""
+def test_processes_start_before_those_that_need_them() -> None:
+    """Persistence, the simulated Claude, generators, gateways; they stop in reverse order."""
     names = ["persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
     assert list(made({})) == names
 
 
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": KEY}])
 def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
-    """Arguments can be read by every user of the machine; secrets go by the environment only."""
+    """Arguments are visible to all users of the machine."""
     for part in made(environ).values():
         assert PASSWORD not in " ".join(part.command)
         assert KEY not in " ".join(part.command)
         assert PASSWORD not in " ".join(part.where)
 
 
-def test_the_key_of_claude_reaches_generators_only() -> None:
-    """A gateway that is broken into has no key to give away."""
+def test_only_generators_get_the_key_of_claude() -> None:
+    """A compromised gateway cannot leak it."""
     holders = [part.name for part in made({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
     assert holders == ["generator-1", "generator-2"]
 
 
 @pytest.mark.rule("S2")
-def test_each_process_has_its_own_user_of_nats_and_no_other() -> None:
-    """Whoever breaks into one can do what that one does, and not what the others do, nor what `up` does."""
+def test_each_process_gets_the_password_of_its_own_nats_user_only() -> None:
+    """A compromised process has only the rights of its role."""
     held = {
         name: sorted(user for user in RIGHTS if f"{PASSWORD}-{user}" in " ".join(part.environ.values()))
         for name, part in made({"TAILRACE_NATS_URL": "nats://elsewhere"}).items()
@@ -63,16 +63,16 @@ def test_each_process_has_its_own_user_of_nats_and_no_other() -> None:
     }
 
 
-def test_the_key_of_webhooks_reaches_persistence_only() -> None:
-    """Gateways are told that there is one, and take webhooks only then."""
+def test_only_persistence_gets_the_webhook_key() -> None:
+    """Gateways learn that there is a key, and accept webhooks only then."""
     found = made({"TAILRACE_WEBHOOK_KEY": KEY})
     assert [part.name for part in found.values() if KEY in part.environ.values()] == ["persistence"]
     assert found["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
     assert made({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
 
 
-def test_the_clouds_credentials_reach_generators_only() -> None:
-    """Also where Claude is simulated and another backend is real."""
+def test_only_generators_get_cloud_credentials() -> None:
+    """Also if Claude is simulated and another backend is real."""
     given = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}
     for environ in (given, given | {"ANTHROPIC_API_KEY": "k"}):
         found = made(environ)
@@ -91,13 +91,13 @@ def test_the_clouds_credentials_reach_generators_only() -> None:
         ("bedrock; claude-opus-5-5 = vertex", False),
     ],
 )
-def test_claude_is_simulated_for_backends_that_would_ask_it(backends: str, is_simulated: bool) -> None:
-    """Whose answers come from elsewhere needs nobody to stand for Anthropic."""
+def test_claude_is_simulated_only_for_backends_that_call_anthropic(backends: str, is_simulated: bool) -> None:
+    """Other backends need no simulated Claude."""
     assert ("simulated-claude" in made({"TAILRACE_BACKENDS": backends})) is is_simulated
 
 
-def test_with_a_key_nothing_is_simulated() -> None:
-    """The owner's key and base URL are passed on as they are."""
+def test_with_an_api_key_nothing_is_simulated() -> None:
+    """Key and base URL are passed on unchanged."""
     given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}
     found = made(given)
     assert "simulated-claude" not in found
@@ -105,8 +105,8 @@ def test_with_a_key_nothing_is_simulated() -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])
-def test_without_a_key_generators_ask_the_simulated_claude(environ: dict[str, str]) -> None:
-    """A first try needs no account: the simulated Claude is only another base URL."""
+def test_without_an_api_key_generators_call_the_simulated_claude(environ: dict[str, str]) -> None:
+    """It is only another base URL."""
     found = made({**environ, "ANTHROPIC_AUTH_PASSWORD": KEY, "HTTPS_PROXY": "http://proxy.example"})
     settings = found["generator-2"].environ
     assert settings["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
@@ -116,21 +116,21 @@ def test_without_a_key_generators_ask_the_simulated_claude(environ: dict[str, st
     assert "TAILRACE_NATS_URL" not in found["simulated-claude"].environ
 
 
-def test_every_gateway_inherits_the_one_socket() -> None:
-    """`up` holds the port, so gateways share it, and one that restarts turns nobody away meanwhile."""
+def test_all_gateways_inherit_one_socket() -> None:
+    """While a gateway restarts, connections wait in the socket's queue."""
     found = made({})
     assert [part.name for part in found.values() if part.fds == (7,)] == ["gateway-1", "gateway-2"]
     assert found["gateway-2"].environ["TAILRACE_LISTEN_FD"] == "7"
 
 
-def test_every_service_has_a_metrics_port_of_its_own() -> None:
-    """Two processes on one port would hide each other's numbers."""
+def test_each_process_has_its_own_metrics_port() -> None:
+    """Two processes cannot share a port."""
     ports = [part.environ.get("TAILRACE_METRICS_PORT") for part in made({}).values()]
     assert ports == ["9001", None, "9002", "9003", "9004", "9005"]
 
 
-def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
-    """Any setting may be turned from outside, except those that `up` has to know."""
+def test_settings_of_up_reach_all_processes_except_addresses() -> None:
+    """`up` chooses the addresses."""
     found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
     settings = found["gateway-1"].environ
     assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", PLAN.nats_urls["gateway"])
@@ -138,7 +138,7 @@ def test_settings_given_to_up_reach_the_parts_but_do_not_move_them() -> None:
     assert made({})["gateway-1"].environ["TAILRACE_LOG_FORMAT"] == "console"
 
 
-def test_an_address_of_the_sixth_version_is_put_in_brackets() -> None:
+def test_an_ipv6_address_is_in_brackets_in_the_url() -> None:
     """`http://::1:8000` is not a URL."""
     assert Plan(nats_urls={}, host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
         "http://[::1]:8000"

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of the processes' lines."""
+"""Terminal output of `tailrace up`."""
 
 import io
 
@@ -19,19 +19,19 @@ from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, is_coloured, 
         (b"\xff\n", ["\ufffd"], b""),
     ],
 )
-def test_text_is_split_into_its_whole_lines_and_a_rest(text: bytes, lines: list[str], rest: bytes) -> None:
-    """A line is printed when it is whole, without its end; empty ones are left out."""
+def test_text_is_split_into_complete_lines_and_a_rest(text: bytes, lines: list[str], rest: bytes) -> None:
+    """A complete line is printed without its line break; empty lines are left out."""
     assert split(text) == (lines, rest)
 
 
-def test_a_line_that_does_not_end_is_printed_as_it_is() -> None:
-    """A process that never ends its line must not fill the supervisor's memory."""
+def test_a_line_without_an_end_is_printed_in_pieces() -> None:
+    """It must not fill the supervisor's memory."""
     assert split(b"x" * (LINE_BYTES_MAX + 1)) == (["x" * (LINE_BYTES_MAX + 1)], b"")
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"") + b"\n")), st.integers(1, 7))
-def test_it_does_not_matter_in_which_pieces_lines_arrive(lines: list[bytes], size: int) -> None:
-    """A pipe cuts where it likes; the lines are the same."""
+def test_lines_do_not_depend_on_the_chunks_of_the_pipe(lines: list[bytes], size: int) -> None:
+    """A pipe splits the text anywhere."""
     text = b"".join(lines)
     seen, rest = [], b""
     for start in range(0, len(text), size):
@@ -40,8 +40,8 @@ def test_it_does_not_matter_in_which_pieces_lines_arrive(lines: list[bytes], siz
     assert (seen, rest) == split(text)
 
 
-def test_every_line_carries_its_speakers_name_in_a_column() -> None:
-    """Names are padded to one width, so that lines of different processes stand below each other."""
+def test_each_line_begins_with_its_process_name_in_a_column() -> None:
+    """Names are padded to one width."""
     out = io.StringIO()
     screen = Console(out, width=11, coloured=False)
     screen.log("serving", "gateway-1")
@@ -50,8 +50,8 @@ def test_every_line_carries_its_speakers_name_in_a_column() -> None:
     assert out.getvalue() == "gateway-1   | serving\nnats-server | ready\nready http://127.0.0.1:8000\n"
 
 
-def test_colours_are_for_terminals_that_want_them() -> None:
-    """A file, a pipe and NO_COLOR get plain text; a terminal gets the name in colour and the line as it is."""
+def test_only_terminals_without_no_color_get_colours() -> None:
+    """A file, a pipe and NO_COLOR get plain text; on a terminal only the name is coloured."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -65,8 +65,8 @@ def test_colours_are_for_terminals_that_want_them() -> None:
     assert out.getvalue() == "\x1b[36mgateway-1 | \x1b[0mserving\n"
 
 
-def test_a_screen_that_nobody_reads_any_more_stops_nothing() -> None:
-    """`tailrace up | head` closes the pipe after ten lines; the system goes on."""
+def test_a_closed_output_does_not_stop_the_system() -> None:
+    """`tailrace up | head` closes the pipe after ten lines."""
 
     class Closed(io.StringIO):
         def write(self, _: str) -> int:
