@@ -1,12 +1,12 @@
--- Turns, the sessions that they belong to, and what each has used.
+-- Turns, their sessions, and the usage of each turn.
 -- Times are whole microseconds since 1970, UTC. JSON is text. The tenant is the first column of every key, so that
--- nothing can be found without naming whose it is.
+-- every query has to name it.
 
 CREATE TABLE sessions (
     tenant     TEXT NOT NULL,
     session    TEXT NOT NULL,
     created_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL, -- when a turn of it was last asked or ended
+    updated_at INTEGER NOT NULL, -- when its last turn was requested or ended
     PRIMARY KEY (tenant, session)
 ) STRICT, WITHOUT ROWID;
 
@@ -16,7 +16,7 @@ CREATE TABLE turns (
     tenant      TEXT NOT NULL,
     turn        TEXT NOT NULL,
     session     TEXT NOT NULL,
-    parent      TEXT, -- no foreign key: a database made anew from the log may not reach back to it
+    parent      TEXT, -- no foreign key: a database rebuilt from the log may lack older turns
     model       TEXT NOT NULL,
     outcome     TEXT NOT NULL CHECK (outcome IN ('running', 'completed', 'cancelled', 'failed')),
     input       TEXT NOT NULL, -- JSON: the messages that this turn added to its session
@@ -28,8 +28,8 @@ CREATE TABLE turns (
     metadata    TEXT NOT NULL, -- JSON
     asked_at    INTEGER NOT NULL,
     ended_at    INTEGER,
-    cursor      INTEGER NOT NULL, -- the sequence of the last entry that this row knows of
-    text_chars  INTEGER, -- what the turn's end says of its text, so that an audit can prove the row
+    cursor      INTEGER NOT NULL, -- the sequence of the last entry in this row's fold
+    text_chars  INTEGER, -- length and hash in the turn's end, by which an audit can verify the text
     text_sha256 TEXT,
     PRIMARY KEY (tenant, turn),
     FOREIGN KEY (tenant, session) REFERENCES sessions (tenant, session)
@@ -37,7 +37,7 @@ CREATE TABLE turns (
 
 CREATE INDEX turns_by_session ON turns (tenant, session, asked_at, turn);
 
--- Beside `turns`, not in it: the totals of a session are one short range of narrow rows, and no text is read for them.
+-- A table of its own: the totals of a session are read from a short range of narrow rows, without any text.
 CREATE TABLE usage (
     tenant                      TEXT NOT NULL,
     session                     TEXT NOT NULL,
@@ -46,7 +46,7 @@ CREATE TABLE usage (
     output_tokens               INTEGER NOT NULL,
     cache_creation_input_tokens INTEGER NOT NULL,
     cache_read_input_tokens     INTEGER NOT NULL,
-    is_estimated                INTEGER NOT NULL, -- 1: a call broke off before the model had counted its output
+    is_estimated                INTEGER NOT NULL, -- 1: a call was interrupted before the model reported its output tokens
     cost_nusd                   INTEGER NOT NULL, -- billionths of a dollar
     PRIMARY KEY (tenant, session, turn),
     FOREIGN KEY (tenant, turn) REFERENCES turns (tenant, turn)

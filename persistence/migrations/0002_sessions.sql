@@ -1,10 +1,10 @@
--- Sessions and projects as people name them, and totals by day, model and project.
--- Titles, descriptions and a session's defaults are here and nowhere else: the log does not know them.
+-- Titles of sessions, projects, and totals by day, model and project.
+-- Titles, descriptions and a session's defaults are only in the database: the log does not have them.
 
 ALTER TABLE sessions ADD COLUMN title TEXT;
 ALTER TABLE sessions ADD COLUMN model TEXT; -- for turns that name none
 ALTER TABLE sessions ADD COLUMN system TEXT; -- JSON: text or blocks, for turns that name none
-ALTER TABLE sessions ADD COLUMN project TEXT; -- the first that was named for it
+ALTER TABLE sessions ADD COLUMN project TEXT; -- the first one that a turn named
 
 CREATE INDEX sessions_by_project ON sessions (tenant, project, updated_at, session);
 
@@ -19,8 +19,8 @@ CREATE TABLE projects (
 
 CREATE INDEX projects_by_creation ON projects (tenant, created_at, project);
 
--- What totals are made of, beside the tokens: no text is read for them.
-ALTER TABLE usage ADD COLUMN messages INTEGER NOT NULL DEFAULT 0; -- those that were added, and the answer
+-- Columns for totals besides the tokens, so that no text is read for them.
+ALTER TABLE usage ADD COLUMN messages INTEGER NOT NULL DEFAULT 0; -- the turn's new messages and its answer
 ALTER TABLE usage ADD COLUMN model TEXT NOT NULL DEFAULT '';
 ALTER TABLE usage ADD COLUMN asked_at INTEGER NOT NULL DEFAULT 0;
 UPDATE usage SET (messages, model, asked_at) = (
@@ -30,6 +30,6 @@ UPDATE usage SET (messages, model, asked_at) = (
 
 CREATE INDEX usage_by_time ON usage (tenant, asked_at);
 
--- From a turn to those that go on from it, and to those that are running.
+-- To find the follow-ups of a turn, and running turns.
 CREATE INDEX turns_by_parent ON turns (tenant, parent, turn);
 CREATE INDEX turns_running ON turns (tenant, outcome, session) WHERE outcome = 'running';

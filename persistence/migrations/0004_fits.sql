@@ -1,3 +1,3 @@
--- Whether an answer fits the JSON Schema that it was asked to fit.
+-- Whether an answer fits the JSON Schema of its request.
 
-ALTER TABLE turns ADD COLUMN fits INTEGER; -- 1, 0; NULL: there is none, or nobody could say
+ALTER TABLE turns ADD COLUMN fits INTEGER; -- 1, 0; NULL: no schema, or not checked

@@ -1,4 +1,4 @@
--- Which credential asked, by its name, which is no secret: totals by key.
--- Of turns that were recorded before, nobody knows.
+-- The id of the API key or user of a turn, which is not a secret, for totals by key.
+-- NULL for turns that were recorded earlier.
 
 ALTER TABLE usage ADD COLUMN asked_by TEXT;

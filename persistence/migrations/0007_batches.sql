@@ -1,4 +1,4 @@
--- How far a batch has come, as JSON: only a turn that is one has it. Of batches that were recorded before, nobody knows.
+-- The progress of a batch as JSON; NULL for other turns, and for batches that were recorded earlier.
 
 ALTER TABLE turns ADD COLUMN batch TEXT;
 

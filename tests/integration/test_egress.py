@@ -1,4 +1,4 @@
-"""The door to strangers' servers, with a real one behind it: who is reached, who never is, and what ends a call."""
+"""HTTP client for webhooks with real receivers: allowed and refused addresses, TLS, timeouts, broken responses."""
 
 import asyncio
 import gzip
@@ -98,8 +98,8 @@ async def answering(raw: bytes) -> AsyncIterator[str]:
         await stop(server)
 
 
-async def test_a_post_is_told_and_its_answer_heard(receiver: Receiver) -> None:
-    """Headers and body as they were given, and who it is that sends them."""
+async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Receiver) -> None:
+    """With a User-Agent."""
     receiver.answer = status(503, **{"retry-after": "7"})
     async with egress() as door:
         assert await door.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
@@ -111,8 +111,8 @@ async def test_a_post_is_told_and_its_answer_heard(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("url", [*NO_URL, *NOT_HTTPS, *NOT_PUBLIC])
-async def test_nobody_is_sent_to_what_may_not_be_named(url: str) -> None:
-    """Also when such a URL stands in the log already: it is judged again, and not even its name is looked up."""
+async def test_a_forbidden_url_is_refused_without_a_dns_lookup(url: str) -> None:
+    """Also if it is in the log already: it is checked again."""
     names = Names("127.0.0.1")
     async with egress(frozenset(), names) as door:
         with pytest.raises(WebhookRefused):
@@ -122,8 +122,8 @@ async def test_nobody_is_sent_to_what_may_not_be_named(url: str) -> None:
 
 @pytest.mark.rule("S10")
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
-async def test_a_name_that_leads_to_a_private_address_reaches_nobody(receiver: Receiver, address: str) -> None:
-    """DNS rebinding: whatever the name meant when it was given, the address is judged at the socket."""
+async def test_a_host_that_resolves_to_a_private_address_is_not_connected(receiver: Receiver, address: str) -> None:
+    """DNS rebinding: the address is checked at the socket."""
     names = Names(address)
     async with egress(LOOPBACK, names) as door:
         with pytest.raises(WebhookRefused, match="not public"):
@@ -132,8 +132,8 @@ async def test_a_name_that_leads_to_a_private_address_reaches_nobody(receiver: R
     assert receiver.got == []
 
 
-async def test_a_name_is_looked_up_once_for_each_call(receiver: Receiver) -> None:
-    """What was judged is what is connected to; and nothing that DNS once said is kept."""
+async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None:
+    """The checked address is the connected one, and no DNS answer is cached."""
     names = Names("127.0.0.1")
     async with egress(NAMED, names) as door:
         for times in (1, 2):
@@ -144,16 +144,16 @@ async def test_a_name_is_looked_up_once_for_each_call(receiver: Receiver) -> Non
             await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
 
 
-async def test_no_redirect_is_followed(receiver: Receiver) -> None:
-    """It could lead to where nobody has looked."""
+async def test_redirects_are_not_followed(receiver: Receiver) -> None:
+    """Their targets were not checked."""
     receiver.answer = status(307, location=receiver.url)
     async with egress() as door:
         assert (await door.post(receiver.url, HEADERS, b"{}")).status == 307
     assert len(receiver.got) == 1
 
 
-async def test_no_cookie_is_kept_and_no_proxy_asked(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one receiver sets is never told to another; a proxy would connect to addresses that nobody judged."""
+async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver's cookie is not sent to another; a proxy would connect to unchecked addresses."""
     receiver.answer = status(204, **{"set-cookie": "a=b; Path=/"})
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "")
@@ -163,8 +163,8 @@ async def test_no_cookie_is_kept_and_no_proxy_asked(receiver: Receiver, monkeypa
     assert ["cookie" in got.headers for got in receiver.got] == [False, False]
 
 
-async def test_an_answer_without_end_is_not_read(receiver: Receiver) -> None:
-    """Its status is all that counts, and the connection is closed on it."""
+async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
+    """Only its status counts; the connection is closed."""
     is_left = asyncio.Event()
 
     async def endless(_: Got, request: Request) -> StreamResponse:
@@ -182,8 +182,8 @@ async def test_an_answer_without_end_is_not_read(receiver: Receiver) -> None:
         await asyncio.wait_for(is_left.wait(), 5)
 
 
-async def test_an_answer_that_would_swell_is_not_unpacked(receiver: Receiver) -> None:
-    """A bomb is a status like any other."""
+async def test_a_compressed_response_is_not_unpacked(receiver: Receiver) -> None:
+    """A decompression bomb has a status like any other response."""
 
     async def bomb(_: Got, __: Request) -> Response:
         return Response(body=gzip.compress(bytes(50_000_000)), headers={"content-encoding": "gzip"})
@@ -193,8 +193,8 @@ async def test_an_answer_that_would_swell_is_not_unpacked(receiver: Receiver) ->
         assert (await door.post(receiver.url, HEADERS, b"{}")).status == 200
 
 
-async def test_a_receiver_that_says_nothing_is_left(receiver: Receiver) -> None:
-    """Within the time that the operator gives it."""
+async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> None:
+    """After the configured time."""
     receiver.answer = hang
     async with egress(timeout_s=0.2) as door:
         with pytest.raises(WebhookFailed, match=r"no answer within 0\.2 s"):
@@ -213,15 +213,15 @@ async def test_a_receiver_that_says_nothing_is_left(receiver: Receiver) -> None:
     ],
     ids=["nothing", "garbage", "another protocol", "a header of 1 MB", "no status", "half a line"],
 )
-async def test_what_is_no_answer_is_a_failure(raw: bytes) -> None:
-    """Whoever answers is a stranger: nothing that it says may break us."""
+async def test_an_invalid_response_is_a_failure(raw: bytes) -> None:
+    """A receiver may send any bytes."""
     async with answering(raw) as url, egress(timeout_s=2) as door:
         with pytest.raises(WebhookFailed):
             await door.post(url, HEADERS, b"{}")
 
 
-async def test_a_receiver_that_is_away_is_a_failure() -> None:
-    """Nobody listens there any more."""
+async def test_a_refused_connection_is_a_failure() -> None:
+    """No process listens on the port."""
     async with answering(b"") as url:
         pass
     async with egress() as door:
@@ -229,20 +229,20 @@ async def test_a_receiver_that_is_away_is_a_failure() -> None:
             await door.post(url, HEADERS, b"{}")
 
 
-async def test_https_reaches_whom_the_certificate_names(
+async def test_https_verifies_the_certificates_host_name(
     certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its name, although it is connected to by address; with the authorities that the operator trusts."""
+    """With the operator's certificate authorities, although the connection is made by address."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with Receiver(tls(certificate)) as receiver, egress(NAMED, Names("127.0.0.1")) as door:
         assert await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
 
 
 @pytest.mark.parametrize(("is_trusted", "host"), [(False, "hooks.test"), (True, "other.test")])
-async def test_whoever_cannot_prove_its_name_is_told_nothing(
+async def test_an_invalid_certificate_gets_no_body(
     certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, host: str, *, is_trusted: bool
 ) -> None:
-    """A certificate by nobody that we trust, or of another host: the body is not sent."""
+    """An unknown authority, or another host's certificate."""
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with Receiver(tls(certificate)) as receiver, egress(frozenset({host}), Names("127.0.0.1")) as door:

@@ -1,4 +1,4 @@
-"""A database that is damaged, gone or new is made again from the log, and what was damaged is kept."""
+"""Rebuilding the database from the log: damaged, deleted, new, restored and newer database files."""
 
 import os
 import shutil
@@ -73,10 +73,10 @@ def empty(path: Path) -> None:
 
 @pytest.mark.rule("F17")
 @pytest.mark.parametrize("first", [0, PAGE_BYTES])
-async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
+async def test_a_damaged_database_is_renamed_and_rebuilt_from_the_log(
     own_server: NatsServer, own_log: TurnLog, database: Path, first: int
 ) -> None:
-    """The process says so and ends; its next start has every turn that the log still has (fault F17)."""
+    """The process reports it and ends; after the next start all turns of the log are there (fault F17)."""
     keys = [await write(own_log) for _ in range(3)]
     async with Persistence(own_server.url, database) as persistence:
         await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
@@ -89,10 +89,10 @@ async def test_a_damaged_database_is_set_aside_and_made_again_from_the_log(
     await has_all(own_server.url, database, own_log, keys)
 
 
-async def test_a_database_that_was_deleted_is_made_again_from_the_log(
+async def test_a_deleted_database_is_rebuilt_from_the_log(
     own_server: NatsServer, own_log: TurnLog, database: Path
 ) -> None:
-    """Deleted while persistence is away is the same as damaged, and as a first start."""
+    """Deleted while persistence is down is equal to a first start."""
     keys = [await write(own_log) for _ in range(3)]
     async with Persistence(own_server.url, database) as persistence:
         await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
@@ -100,10 +100,10 @@ async def test_a_database_that_was_deleted_is_made_again_from_the_log(
     await has_all(own_server.url, database, own_log, keys)
 
 
-async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
+async def test_a_database_that_is_deleted_during_the_run_is_rebuilt(
     own_server: NatsServer, own_log: TurnLog, database: Path
 ) -> None:
-    """What SQLite writes to a file without a name is not acknowledged."""
+    """Writes of SQLite to a deleted file are not acknowledged."""
     keys = [await write(own_log)]
     async with Persistence(own_server.url, database) as persistence:
         await persistence.ask(OURS, "turn", GetTurn(keys[0].turn), TurnRecord)
@@ -114,10 +114,10 @@ async def test_a_database_that_is_deleted_under_a_running_process_is_made_again(
     await has_all(own_server.url, database, own_log, keys)
 
 
-async def test_a_database_that_is_there_is_not_made_again(
+async def test_an_intact_database_is_not_rebuilt(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """A restart goes on where the last life stopped: a day of turns is not folded twice."""
+    """A restart continues where the last process stopped: a day of turns is not folded twice."""
     async with Persistence(own_server.url, database) as persistence:
         key = await write(own_log)
         await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
@@ -128,10 +128,10 @@ async def test_a_database_that_is_there_is_not_made_again(
         assert await deliveries.is_drained()
 
 
-async def test_a_new_database_is_told_everything_again_before_it_is_one(
+async def test_an_interrupted_rebuild_starts_again(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Who dies after the file was made and before it was told of has nothing in it, and is new the next time."""
+    """A process that is killed after it created the file leaves an empty database, which is new at the next start."""
     async with Persistence(own_server.url, database) as persistence:
         key = await write(own_log)
         await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
@@ -141,10 +141,10 @@ async def test_a_new_database_is_told_everything_again_before_it_is_one(
 
 @pytest.mark.rule("R27")
 @pytest.mark.rule("F17")
-async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_after_it(
+async def test_a_restored_backup_gets_all_later_turns_from_the_log(
     own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
 ) -> None:
-    """Also what was acknowledged since, and the end of what ran; nobody has to tell the log (docs/RUNBOOK.md)."""
+    """Also acknowledged ones, and the end of turns that were running; no manual step is needed (docs/RUNBOOK.md)."""
     backup = tmp_path / "copy.db"
     running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     await running.open("Light ")
@@ -163,10 +163,10 @@ async def test_a_database_that_is_restored_from_a_backup_is_told_all_that_came_a
 
 
 @pytest.mark.rule("R27")
-async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_that(
+async def test_a_backup_of_another_log_gets_all_turns_of_this_log(
     own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
 ) -> None:
-    """It has gone further in its own log than this one goes, of which another database was told."""
+    """It has recorded higher sequences of its own log than this one has."""
     for _ in range(5):
         await write(own_log)
     async with Persistence(own_server.url, database) as persistence:
@@ -188,10 +188,10 @@ async def test_a_database_that_is_restored_beside_a_younger_log_is_told_all_of_t
 
 
 @pytest.mark.rule("R27")
-async def test_a_database_of_this_log_is_no_backup(
+async def test_the_current_database_is_not_mistaken_for_a_backup(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Also while a turn runs on, and when the log has forgotten all: a day of turns is not folded twice."""
+    """Also while a turn is running, and when the log has expired: a day of turns is not folded twice."""
     running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     asked = await running.ask()
     async with Persistence(own_server.url, database) as persistence:
@@ -211,17 +211,17 @@ async def told_again(nats_url: str, database: Path) -> list[str]:
     return [line["why"] for line in lines if line["event"] == "replaying the log from its beginning"]
 
 
-async def test_a_start_says_why_it_reads_the_log_again(own_server: NatsServer, database: Path) -> None:
-    """The first one, which nobody need worry about; not the second; and one that has an older version's file."""
+async def test_a_replay_of_the_log_is_logged_with_its_reason(own_server: NatsServer, database: Path) -> None:
+    """At the first start, not at the second, and for a database of an older version."""
     url = own_server.url
     assert [await told_again(url, database), await told_again(url, database)] == [["new database"], []]
     assert await told_again(url, as_of(1, database)) == ["older database"]
 
 
-async def test_a_new_database_has_sessions_and_projects_and_not_what_people_called_them(
+async def test_a_rebuilt_database_has_sessions_and_projects_without_their_titles(
     own_server: NatsServer, own_log: TurnLog, database: Path
 ) -> None:
-    """The log knows which project a turn named, and no title: that is in the backup, or lost (docs/RUNBOOK.md)."""
+    """The log has a turn's project but no title, which only a backup has (docs/RUNBOOK.md)."""
     writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     async with Persistence(own_server.url, database) as persistence:
         await persistence.ask(OURS, "new_project", CreateProject("rivers", "Rivers"), ProjectRecord)
@@ -238,8 +238,8 @@ async def test_a_new_database_has_sessions_and_projects_and_not_what_people_call
     assert [(one.session, one.title, one.project_id) for one in sessions.sessions] == [("session-1", None, "rivers")]
 
 
-async def test_a_newer_database_ends_the_process_with_a_sentence(own_server: NatsServer, database: Path) -> None:
-    """It is neither read nor moved: the newer version will want it."""
+async def test_a_newer_database_ends_the_process_with_a_message(own_server: NatsServer, database: Path) -> None:
+    """It is neither changed nor moved."""
     async with Persistence(own_server.url, database):
         pass
     newer = overwrite(database, USER_VERSION, (999).to_bytes(4))

@@ -116,10 +116,8 @@ class Stuck(Store):
         self.let = asyncio.Event()
 
 
-async def test_a_turn_of_the_log_is_in_the_database_as_its_fold(
-    own_server: NatsServer, own_log: TurnLog, database: Path
-) -> None:
-    """Ended, failed, cancelled or running: the row is what the log adds up to (promise 4)."""
+async def test_the_row_of_a_turn_is_its_fold(own_server: NatsServer, own_log: TurnLog, database: Path) -> None:
+    """Completed, failed, cancelled or running: database and log are equal (promise 4)."""
     ended = await write(own_log, "Light ", "scatters.")
     cancelled, running = Writer(own_log, new_key()), Writer(own_log, new_key())
     await cancelled.open("Light")
@@ -134,7 +132,7 @@ async def test_a_turn_of_the_log_is_in_the_database_as_its_fold(
 async def test_a_backlog_longer_than_a_batch_is_recorded(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Many transactions add up to all turns."""
+    """In several transactions."""
     keys = [await write(own_log, "Light") for _ in range(7)]
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store, recording(own_log, deliveries, store, batch_max=3):
@@ -144,10 +142,10 @@ async def test_a_backlog_longer_than_a_batch_is_recorded(
 
 @pytest.mark.rule("R27")
 @pytest.mark.rule("F18")
-async def test_what_is_killed_between_commit_and_acknowledgement_is_recorded_once(
+async def test_after_a_kill_between_commit_and_acknowledgement_each_turn_is_recorded_once(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Nothing was acknowledged, so all of it comes again, and changes nothing (fault F18)."""
+    """Everything is delivered again, and writing it again changes nothing (fault F18)."""
     await shorten_lease(own_connection)
     key = await write(own_log, "Light")
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
@@ -166,10 +164,10 @@ async def test_what_is_killed_between_commit_and_acknowledgement_is_recorded_onc
     assert rows(database) == once == await folds(own_log, [key])
 
 
-async def test_a_process_that_is_killed_again_and_again_loses_no_turn(
+async def test_repeated_kills_lose_no_turn(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tmp_path: Path
 ) -> None:
-    """Every turn of the log gets into the file, once, wherever SIGKILL struck (promise 5)."""
+    """Every turn of the log is in the database once, wherever SIGKILL came (promise 5)."""
     keys: list[TurnKey] = []
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     await shorten_lease(own_connection)
@@ -183,10 +181,10 @@ async def test_a_process_that_is_killed_again_and_again_loses_no_turn(
     assert rows(tmp_path / "tailrace.db") == await folds(own_log, keys)
 
 
-async def test_while_the_database_is_locked_turns_wait_in_the_log(
+async def test_while_the_database_is_locked_turns_stay_in_the_log(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Nothing is acknowledged, health says why, the log goes on; when the lock is gone, all of it is written (F17)."""
+    """Nothing is acknowledged and health reports it; after the lock everything is written (F17)."""
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with Persistence(own_server.url, database) as persistence:
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -209,10 +207,10 @@ async def test_while_the_database_is_locked_turns_wait_in_the_log(
         ("PRAGMA query_only = ON", "PRAGMA query_only = OFF", "SQLITE_READONLY"),
     ],
 )
-async def test_while_the_database_cannot_be_written_turns_wait_in_the_log(
+async def test_while_the_disk_is_full_turns_stay_in_the_log(
     own_connection: Connection, own_log: TurnLog, database: Path, breaks: str, mends: str, why: str
 ) -> None:
-    """A full disk costs no turn: what is not on it is not acknowledged (fault F17)."""
+    """A turn that is not on the disk is not acknowledged (fault F17)."""
     keys = [await write(own_log, "Light " * 10_000)]
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store:
@@ -227,10 +225,10 @@ async def test_while_the_database_cannot_be_written_turns_wait_in_the_log(
     assert rows(database) == await folds(own_log, keys)
 
 
-async def test_a_lease_is_kept_while_a_commit_takes_long(
+async def test_leases_are_renewed_during_a_slow_commit(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """A slow disk does not make the log deliver everything twice."""
+    """Otherwise the log would deliver everything twice."""
     await shorten_lease(own_connection)
     await write(own_log, "Light")
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
@@ -245,10 +243,10 @@ async def test_a_lease_is_kept_while_a_commit_takes_long(
             await until(deliveries.is_drained)
 
 
-async def test_a_text_that_its_end_does_not_prove_is_recorded_and_counted(
+async def test_a_text_that_does_not_match_its_hash_is_recorded_and_counted(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """The log is the truth, and somebody has to look why its end says otherwise."""
+    """The log is the truth; the metric shows the mismatch."""
     writer = Writer(own_log, new_key())
     await writer.open("Light")
     end = build_end(await own_log.turn(writer.key), "completed")
@@ -261,10 +259,10 @@ async def test_a_text_that_its_end_does_not_prove_is_recorded_and_counted(
     assert (found.text, found.text_chars, count("proof_mismatches") - before) == ("Light", 4, 1)
 
 
-async def test_a_turn_that_has_left_the_log_keeps_no_other_waiting(
+async def test_a_turn_that_has_left_the_log_delays_no_other_turn(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """Nobody can record it any more: it is counted, acknowledged, and the others go on."""
+    """It cannot be recorded: it is counted and acknowledged."""
     gone, here = await write(own_log, "Light"), await write(own_log, "scatters")
     await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(gone, "request"))
     before = count("turns_left_out")
@@ -275,10 +273,10 @@ async def test_a_turn_that_has_left_the_log_keeps_no_other_waiting(
     assert count("turns_left_out") - before == 1
 
 
-async def test_a_turn_that_cannot_be_folded_keeps_no_other_waiting(
+async def test_a_turn_that_cannot_be_folded_delays_no_other_turn(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """A mistake of ours costs one row, not all of history."""
+    """A bug costs one row and not all of history."""
     await write(own_log, "Light")
     good = await write(own_log, "scatters")
 
@@ -292,10 +290,10 @@ async def test_a_turn_that_cannot_be_folded_keeps_no_other_waiting(
     assert rows(database) == await folds(own_log, [good])
 
 
-async def test_a_row_that_the_database_cannot_hold_keeps_no_other_waiting(
+async def test_a_row_that_sqlite_rejects_delays_no_other_turn(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """A cost beyond 64 bits is left out and counted; the turns of its batch are written, and nothing comes again."""
+    """A cost beyond 64 bits is counted and left out; the batch's other turns are written."""
     before, here = count("turns_left_out"), [await write(own_log, "Light")]
     broken = Writer(own_log, new_key())
     await broken.open("Light")
@@ -310,10 +308,10 @@ async def test_a_row_that_the_database_cannot_hold_keeps_no_other_waiting(
     assert count("turns_left_out") - before >= 1
 
 
-async def test_a_read_that_is_behind_is_not_recorded_as_the_end(
+async def test_a_fold_from_a_lagging_replica_is_not_recorded_as_the_end(
     own_connection: Connection, own_log: TurnLog, database: Path
 ) -> None:
-    """An `end` was delivered, so a fold without it is a follower's that lags; recorded, the turn would run for ever."""
+    """Its `end` was delivered; recorded without it, the turn would run for ever."""
     key = await write(own_log, "Light")
     behind = 0
 

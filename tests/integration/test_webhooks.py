@@ -1,4 +1,4 @@
-"""Webhooks, whole: a real log, a receiver that listens, and everything that can happen between the two.
+"""Webhook delivery from a real log to real receivers: signatures, retries, order, kills.
 
 Turns are written into the log by hand, as a generator ends them; persistence runs in the test's loop, or, where it is
 killed, as a process. Only its waits are short.
@@ -82,10 +82,10 @@ def given_up(reason: str) -> float:
 
 
 @pytest.mark.rule("R45")
-async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
+async def test_an_ended_turn_is_posted_once_with_signature_and_record(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """What a receiver gets, its library of Standard Webhooks accepts; it is what GET tells of the turn."""
+    """A library of Standard Webhooks accepts it; its data is the record of GET."""
     async with telling(own_server, tmp_path):
         key = await write(own_log, receiver.url)
         await until(ends.is_drained)
@@ -100,20 +100,20 @@ async def test_a_turn_that_ends_is_told_once_signed_and_as_its_record_says(
     assert got.headers["content-type"] == "application/json"
 
 
-async def test_a_turn_that_names_no_webhook_is_told_to_nobody(
+async def test_a_turn_without_a_webhook_is_not_posted(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Its end is passed by."""
+    """Its end is acknowledged."""
     async with telling(own_server, tmp_path):
         await write(own_log, None)
         await until(ends.is_drained)
     assert receiver.got == []
 
 
-async def test_the_operator_may_have_all_turns_of_a_tenant_told(
+async def test_a_tenants_default_webhook_gets_all_turns_of_the_tenant(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Of that tenant alone, signed with its own secret; a webhook that a turn names goes before it."""
+    """Only that tenant's, signed with its secret; a turn's own webhook comes first."""
     theirs = Tenant("theirs")
     async with Receiver() as other, telling(own_server, tmp_path, webhook_urls=f"{theirs}={other.url}"):
         told = await write(own_log, None, tenant=theirs)
@@ -127,10 +127,10 @@ async def test_the_operator_may_have_all_turns_of_a_tenant_told(
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "failed"])
-async def test_however_a_turn_ends_it_is_told(
+async def test_cancelled_and_failed_turns_are_posted(
     own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path, outcome: Outcome
 ) -> None:
-    """With what was said until then, and why."""
+    """With their partial text and the reason."""
     failure = Failure("backend_overloaded", "Claude is overloaded.") if outcome == "failed" else None
     writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
     async with telling(own_server, tmp_path):
@@ -144,10 +144,10 @@ async def test_however_a_turn_ends_it_is_told(
 
 
 @pytest.mark.rule("R45")
-async def test_what_is_not_taken_is_told_again_under_the_same_id(
+async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Errors, redirects, silence: the same bytes until somebody says 2xx, and then never again."""
+    """After errors, redirects and silence, until a 2xx."""
     receiver.answers = [status(500), status(429), status(404), status(302, location=receiver.url), hang, status(503)]
     async with telling(own_server, tmp_path, webhook_timeout_s=0.2):
         key = await write(own_log, receiver.url)
@@ -157,10 +157,10 @@ async def test_what_is_not_taken_is_told_again_under_the_same_id(
 
 
 @pytest.mark.rule("S10")
-async def test_a_receiver_that_sends_on_elsewhere_is_told_again_and_elsewhere_hears_nothing(
+async def test_a_redirect_to_a_private_address_is_not_followed_and_retried(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """A public URL that answers with a private one: by every status that redirects, to whatever listens here."""
+    """For each redirect status."""
     heard: list[object] = []
     elsewhere = await asyncio.start_server(lambda reader, _: heard.append(reader), "127.0.0.1", 0)
     async with elsewhere:
@@ -174,10 +174,10 @@ async def test_a_receiver_that_sends_on_elsewhere_is_told_again_and_elsewhere_he
     assert heard == []
 
 
-async def test_a_receiver_may_say_when_to_come_again(
+async def test_retry_after_is_respected(
     own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Retry-After is waited for, where our own wait would be shorter."""
+    """If it is longer than our wait."""
     receiver.answer = status(429, **{"retry-after": "120"})
     with capture_logs() as lines:
         async with telling(own_server, tmp_path):
@@ -190,7 +190,7 @@ async def test_a_receiver_may_say_when_to_come_again(
 async def test_410_ends_a_webhook(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """The receiver wants none of it; the session's next one is another matter."""
+    """The session's next webhook is attempted."""
     receiver.answers = [status(410)]
     before = given_up("gone")
     async with telling(own_server, tmp_path):
@@ -201,10 +201,10 @@ async def test_410_ends_a_webhook(
 
 
 @pytest.mark.rule("R45")
-async def test_a_sessions_turns_are_told_in_order_and_hold_no_other_sessions(
+async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """While the first is not taken, the second waits; everybody else's is told meanwhile."""
+    """The second one waits while the first one is retried."""
     let = asyncio.Event()
 
     async def not_yet(got: Got, _: Request) -> Response:
@@ -226,10 +226,10 @@ async def test_a_sessions_turns_are_told_in_order_and_hold_no_other_sessions(
     assert receiver.turns.count(second.turn) == 1
 
 
-async def test_what_nobody_takes_is_given_up_when_it_is_too_old(
+async def test_an_undelivered_webhook_expires(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Then the session's next one is told. Each is tried once at least, however old it is."""
+    """Then the session's next one is sent. Each is attempted at least once."""
     receiver.answer = status(500)
     before = given_up("expired")
     keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
@@ -239,10 +239,10 @@ async def test_what_nobody_takes_is_given_up_when_it_is_too_old(
     assert given_up("expired") == before + 2
 
 
-async def test_where_nobody_may_be_sent_is_given_up_at_once(
+async def test_a_webhook_to_a_forbidden_address_is_given_up_at_once(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """A URL that stands in the log from before the operator changed his mind; nothing is held by it."""
+    """For example after the operator has changed the allowed private hosts."""
     before = given_up("refused")
     async with telling(own_server, tmp_path):
         await write(own_log, f"http://127.0.0.2:{receiver.port}/", session="one")
@@ -252,7 +252,7 @@ async def test_where_nobody_may_be_sent_is_given_up_at_once(
     assert given_up("refused") == before + 1
 
 
-async def test_a_mistake_of_ours_holds_nobody(
+async def test_an_unexpected_error_ends_one_webhook_only(
     own_server: NatsServer,
     ends: Deliveries,
     own_log: TurnLog,
@@ -260,7 +260,7 @@ async def test_a_mistake_of_ours_holds_nobody(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The edge of one webhook: whatever breaks in it is said, and the session goes on."""
+    """It is logged, and the session continues."""
     whole, before = payload.render, given_up("error")
 
     def breaks_once(told: TurnRecord) -> bytes:
@@ -304,7 +304,7 @@ async def test_a_tenant_whose_receiver_is_away_leaves_room_for_others(
     assert set(receiver.turns) == {key.turn for key in waiting}
 
 
-async def test_a_full_house_takes_more_when_there_is_room(
+async def test_at_the_limit_of_waiting_webhooks_others_are_received_later(
     own_server: NatsServer,
     ends: Deliveries,
     own_log: TurnLog,
@@ -312,7 +312,7 @@ async def test_a_full_house_takes_more_when_there_is_room(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What finds no room waits in the log, and loses nothing by it."""
+    """When earlier ones are done."""
     monkeypatch.setattr(sender, "WAITING_MAX", 2)
     receiver.answer = status(500)
     keys = [await write(own_log, receiver.url) for _ in range(5)]
@@ -324,10 +324,10 @@ async def test_a_full_house_takes_more_when_there_is_room(
     assert set(receiver.turns) == {key.turn for key in keys}
 
 
-async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
+async def test_a_slow_receiver_delays_only_its_own_tenant(
     own_server: NatsServer, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """So many connections a tenant, and no more: its receiver is not run over either."""
+    """The number of connections a tenant is limited."""
     receiver.answer = hang
     async with Receiver() as other, telling(own_server, tmp_path, webhook_timeout_s=60.0):
         for _ in range(sender.CONNECTIONS + 3):
@@ -339,10 +339,10 @@ async def test_a_slow_receiver_makes_only_its_own_tenant_wait(
 
 
 @pytest.mark.rule("R45")
-async def test_a_turn_that_was_deleted_is_told_to_nobody(
+async def test_a_deleted_turn_is_not_posted(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Neither before the first try nor between two; what goes on in its session is told."""
+    """Neither at the first attempt nor at a retry; the session's other turns are."""
     receiver.answer = status(500)
     purged = await write(own_log, receiver.url)
     await own_log.purge(purged)
@@ -382,7 +382,7 @@ async def test_the_end_that_is_a_fork_is_told_to_nobody(
     assert receiver.got[0].told["type"] == "turn.completed"
 
 
-async def test_without_a_key_webhooks_wait_for_one(
+async def test_without_a_signing_key_webhooks_wait_in_the_log(
     own_server: NatsServer,
     own_connection: Connection,
     ends: Deliveries,
@@ -390,7 +390,7 @@ async def test_without_a_key_webhooks_wait_for_one(
     receiver: Receiver,
     tmp_path: Path,
 ) -> None:
-    """Nothing is sent that nobody could check, and nothing that was asked for is lost."""
+    """They are sent when a key is set."""
     async with telling(own_server, tmp_path, webhook_key=""):
         key = await write(own_log, receiver.url)
         await until((await Deliveries.open(own_connection, PERSISTENCE)).is_drained)
@@ -432,10 +432,10 @@ async def test_what_is_newer_does_not_overtake_what_a_dead_process_had(
     assert receiver.turns == [key.turn for key in keys]
 
 
-async def test_who_is_stopped_gives_back_all_at_once(
+async def test_a_stopped_process_returns_its_entries_at_once(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """In the order of the log; the next process does not wait for leases of ten seconds to run out."""
+    """In log order; the next process does not wait for leases to expire."""
     receiver.answer = hang
     async with telling(own_server, tmp_path):
         keys = [await write(own_log, receiver.url, session="one") for _ in range(3)]
@@ -453,10 +453,10 @@ async def leased(connection: Connection, count: int) -> bool:
     return (await consumer_backlog(connection, WEBHOOKS)).leased == count
 
 
-async def test_what_waits_is_handed_to_nobody_else(
+async def test_a_waiting_webhook_keeps_its_lease(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Its lease is renewed for as long as it is being told, or waits for its turn."""
+    """It is renewed during the delivery and while it waits."""
     await shorten_lease(own_connection)
     receiver.answer = hang
     async with telling(own_server, tmp_path):
@@ -529,10 +529,10 @@ async def test_killed_again_and_again_a_session_is_told_in_order(
         assert mine == sorted(mine, key=lambda turn: places[turn])
 
 
-async def test_webhooks_go_on_after_the_logs_death(
+async def test_webhooks_continue_after_a_restart_of_nats_server(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """The leases are the server's, and on its disk."""
+    """Leases are stored on its disk."""
     receiver.answer = status(500)
     async with telling(own_server, tmp_path):
         keys = [await write(own_log, receiver.url, session="one") for _ in range(2)]
@@ -621,10 +621,10 @@ async def delivered(connection: Connection, times: int) -> bool:
     return info.delivered is not None and info.delivered.consumer_seq >= times
 
 
-async def test_what_stands_in_a_url_is_said_nowhere(
+async def test_no_url_of_a_receiver_is_logged(
     own_server: NatsServer, ends: Deliveries, own_log: TurnLog, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Receivers' URLs hold their owners' secrets, as texts hold people's: none of it is in a log line."""
+    """It may contain a secret."""
     canary, text = "canary-of-a-url", "canary of a text"
     receiver.answers = [status(500), status(204), status(410)]
     urls = [f"{receiver.url}?token={canary}"] * 2 + [f"http://127.0.0.2/{canary}", f"http://127.0.0.1:1/{canary}"]
@@ -638,10 +638,10 @@ async def test_what_stands_in_a_url_is_said_nowhere(
     assert KEY not in printed
 
 
-async def test_a_post_names_its_webhook(
+async def test_a_turn_is_submitted_with_a_webhook(
     nats_server: NatsServer, new_gateway: NewGateway, log: TurnLog, tenant: Tenant
 ) -> None:
-    """It stands in the request, and is told to no reader: it may hold a secret of its owner's."""
+    """It is in the request and not in any record."""
     gateway = await new_gateway(nats_server.url, webhooks=True, webhook_private_hosts="hooks.internal")
     for url in ("https://example.com/hook?secret=s", "http://hooks.internal:9000/hook"):
         answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
@@ -655,10 +655,8 @@ async def test_a_post_names_its_webhook(
 
 @pytest.mark.rule("S10")
 @pytest.mark.parametrize("url", [*NO_URL, *NO_PORT, *LOW_PORT, *NOT_HTTPS, *NOT_PUBLIC])
-async def test_a_webhook_that_nobody_would_be_sent_to_is_refused(
-    nats_server: NatsServer, new_gateway: NewGateway, url: str
-) -> None:
-    """400 that names the field, and nothing is asked."""
+async def test_an_invalid_webhook_url_is_refused(nats_server: NatsServer, new_gateway: NewGateway, url: str) -> None:
+    """400 with the field's name, and no turn."""
     gateway = await new_gateway(nats_server.url, webhooks=True)
     answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
     assert answer.status_code == 400
@@ -666,8 +664,8 @@ async def test_a_webhook_that_nobody_would_be_sent_to_is_refused(
     assert (error["code"], "`webhook`" in error["message"]) == ("request_invalid", True)
 
 
-async def test_a_server_that_sends_none_says_so(nats_server: NatsServer, new_gateway: NewGateway) -> None:
-    """Better refused than never told: the message names the setting."""
+async def test_a_webhook_is_refused_when_none_are_sent(nats_server: NatsServer, new_gateway: NewGateway) -> None:
+    """The message names the setting."""
     gateway = await new_gateway(nats_server.url)
     answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": "https://example.com/"})
     assert answer.status_code == 400

@@ -47,8 +47,6 @@ def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
         ),
     ],
 )
-def test_the_model_banner_says_which_model_answers_and_whether_it_costs_money(
-    environ: dict[str, str], sentence: str
-) -> None:
+def test_the_model_banner_says_which_model_answers_and_the_cost(environ: dict[str, str], sentence: str) -> None:
     """A key that happens to be in the environment must not lead to an unexpected bill."""
     assert model_banner(environ) == f"ANTHROPIC_API_KEY {sentence}"

@@ -100,9 +100,7 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
 
 
-def test_webhook_secret_prints_the_tenants_secret(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_webhook_secret_prints_the_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the newest key."""
     old, new = "o" * 32, "n" * 32
     monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
