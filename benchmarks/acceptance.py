@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx2
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tests import processes
 from tests.conftest import apply_streams
-from tests.processes import Process
+from tests.harness import processes
+from tests.harness.processes import Process
 
 POSTS = 200
 KEY = "a-key-of-the-bench"

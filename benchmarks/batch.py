@@ -22,10 +22,10 @@ from tailrace.proto.entries import Progress, Request
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, child_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
-from tests.answering import stats, words
 from tests.conftest import apply_streams
-from tests.until import until
+from tests.harness import processes
+from tests.harness.generator_in_loop import stats, words
+from tests.harness.until import until
 
 TENANT = Tenant("local")
 WAIT_S_MAX = 120.0

@@ -14,8 +14,8 @@ from time import monotonic
 
 import msgspec
 
-from tests.cluster_faults import FAULTS, Fault
-from tests.clustered import System, started
+from tests.harness.cluster_faults import FAULTS, Fault
+from tests.harness.cluster_system import System, started
 
 TURNS = 4
 WORDS = {"number": 300, "rate": 20}

@@ -16,8 +16,8 @@ from tailrace.proto import events
 from tailrace.proto.entries import Event
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import ask, stats, working
 from tests.conftest import apply_streams
+from tests.harness.generator_in_loop import ask, stats, working
 
 PAIRS = 6
 HEDGE_AFTER_S = 0.5

@@ -13,10 +13,10 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
 from tests.conftest import apply_streams
-from tests.losing import Losing
-from tests.writing import Writer
+from tests.harness.generator_in_loop import words
+from tests.harness.lossy_link import Losing
+from tests.harness.turn_writer import Writer
 
 COUNT = 1000
 WRITERS = 20

@@ -21,9 +21,9 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
 from tests.conftest import apply_streams
-from tests.writing import Writer
+from tests.harness import processes
+from tests.harness.turn_writer import Writer
 
 TURNS = 10
 WRITTEN_EVERY_S = 0.25

@@ -19,10 +19,10 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
-from tests import processes
 from tests.conftest import apply_streams
-from tests.processes import CHECKOUT
-from tests.writing import Writer
+from tests.harness import processes
+from tests.harness.processes import CHECKOUT
+from tests.harness.turn_writer import Writer
 
 GATEWAYS = 3
 STREAMS = 30

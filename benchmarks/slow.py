@@ -40,10 +40,10 @@ from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
 from tests.conftest import apply_streams
-from tests.until import until
-from tests.writing import Writer
+from tests.harness import processes
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 # Of which somebody who takes nothing gets more bytes than this: what fits into the buffers on the way to him.
 MUCH = 10_000

@@ -15,8 +15,8 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.nats import Connection, TurnLog
-from tests.answering import ask, open_streams, working
 from tests.conftest import apply_streams
+from tests.harness.generator_in_loop import ask, open_streams, working
 
 RUNS = 60
 LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")

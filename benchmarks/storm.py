@@ -27,11 +27,11 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
 from tests.conftest import apply_streams
-from tests.reading import rendered, whole
-from tests.until import until
-from tests.writing import Writer
+from tests.harness import processes
+from tests.harness.readers import rendered, whole
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 ID = re.compile(rb"\nid: (\d+)\n\n")
 STATUS = re.compile(rb"HTTP/1.1 (\d+) ")

@@ -19,11 +19,11 @@ from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RE
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
 from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.http.admission_queue import AdmissionQueue
+from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.resources import (
     batches,
     blobs,
     deletion,
-    docs,
     health,
     index,
     login,
@@ -56,7 +56,7 @@ ROUTES: list[Route] = [
     *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
     *index.ROUTES,
-    *docs.ROUTES,
+    *OPENAPI_ROUTES,
 ]
 
 

@@ -20,7 +20,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
-from tests.hurried import hurry
+from tests.harness.fast_stop import hurry
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import RenderedFrame, TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body

@@ -11,8 +11,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple
 
 from tailrace.gateway import metrics
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq

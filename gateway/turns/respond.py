@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.dependencies import ApiRequest, refuse_when_draining
 from tailrace.gateway.limits import rate_headers
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import StreamedResponse

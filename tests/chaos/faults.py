@@ -20,10 +20,10 @@ from tailrace.deploy.local.readiness import http_get
 from tests.chaos.clock import Clock
 from tests.chaos.link import Failure
 from tests.chaos.system import Ends, Joined, System
-from tests.disk import MIB, can_mount
-from tests.frozen import freeze
-from tests.processes import Process
-from tests.until import until
+from tests.harness.disk import MIB, can_mount
+from tests.harness.freeze import freeze
+from tests.harness.processes import Process
+from tests.harness.until import until
 
 HOUR_S = 3600
 FELT_S_MAX = 12.0

@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Literal, Self, cast
 
-from tests.stopping import stop
+from tests.harness.stop_server import stop
 
 PIECE_BYTES = 65536
 DELAY_S = 0.5

@@ -32,7 +32,7 @@ from tests.checker import invariants, oracle
 from tests.checker.bounds import Bounds
 from tests.checker.history import Read
 from tests.checker.run import Run, load
-from tests.disk import MIB
+from tests.harness.disk import MIB
 from tests.promises import PROMISES, Verdict, worst
 
 # Nobody asks for more than they may here: whom a fault kept without an answer and whom noise, nobody could tell apart.

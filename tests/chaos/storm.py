@@ -13,13 +13,13 @@ from time import monotonic
 import msgspec
 
 from tailrace.proto.errors import LogUnavailable
-from tests.answering import stats
 from tests.chaos.faults import KINDS
 from tests.chaos.load import Load
 from tests.chaos.nemesis import QUICK, Count, Nemesis, Pace
 from tests.chaos.system import Memory, Size, System, started
 from tests.checker.census import Counts
-from tests.until import until
+from tests.harness.generator_in_loop import stats
+from tests.harness.until import until
 
 TELL_EVERY_S = 10.0
 # All is healed: what has not ended by then has broken a promise, and it will be said which.

@@ -19,18 +19,18 @@ from tailrace.proto.ids import new_id
 from tailrace.proto.nats import Connection, Deliveries, streams
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE
-from tests import processes
-from tests.answering import shorten_lease
 from tests.chaos.clock import Clock
 from tests.chaos.link import Link
 from tests.checker.census import held_by
 from tests.checker.client import Client
 from tests.checker.house import House
 from tests.checker.recorded import recorded
-from tests.cluster import Cluster
-from tests.disk import MIB, can_mount, small_disk
-from tests.processes import Process, as_user
-from tests.until import until
+from tests.harness import processes
+from tests.harness.disk import MIB, can_mount, small_disk
+from tests.harness.generator_in_loop import shorten_lease
+from tests.harness.nats_cluster import Cluster
+from tests.harness.processes import Process, as_user
+from tests.harness.until import until
 
 LOG_BYTES = 256 * MIB
 # What a dozen turns at once write a minute.

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from tests.chaos.link import Failure, Link
-from tests.stopping import stop
-from tests.until import until
+from tests.harness.stop_server import stop
+from tests.harness.until import until
 
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 # Nothing comes in this time, or it would have.

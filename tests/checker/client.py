@@ -10,9 +10,9 @@ import msgspec
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
-from tests import reading
 from tests.checker.history import HISTORY, Ask, Cancel, Delete, Look, Read, Recorder, digest
-from tests.event_stream import EventStream, Sent
+from tests.harness import readers
+from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Frame
 
 OK, ENDED = 200, 204
@@ -74,11 +74,11 @@ class Client:
                         for event in stream.feed(received):
                             rest.append(event)
                             if event.id is not None:
-                                some, rest = reading.frames(rest), []
+                                some, rest = readers.frames(rest), []
                                 frames += some
                                 arrived += [monotonic_ns()] * len(some)
                                 self.seen = Seq(event.id)
-                            if event.data.startswith(reading.ENDS):
+                            if event.data.startswith(readers.ENDS):
                                 over = "ended"
                         if most is not None and len(frames) >= most and over != "ended":
                             over = "left"

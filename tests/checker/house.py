@@ -27,15 +27,15 @@ from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
-from tests import processes
-from tests.answering import shorten_lease
 from tests.checker import census
 from tests.checker.client import Client
 from tests.checker.collect import collect
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded import recorded
-from tests.processes import Process, as_user
-from tests.until import until
+from tests.harness import processes
+from tests.harness.generator_in_loop import shorten_lease
+from tests.harness.processes import Process, as_user
+from tests.harness.until import until
 
 Part = Callable[..., Process]
 """Makes a process of a module: `part("generators", folder, TAILRACE_CONCURRENCY=1)`."""

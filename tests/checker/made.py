@@ -12,8 +12,6 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
-from tests import reading
-from tests.answering import words
 from tests.checker import oracle
 from tests.checker.history import (
     Ack,
@@ -32,7 +30,9 @@ from tests.checker.history import (
     digest,
 )
 from tests.checker.run import EPOCH, NS_PER_S, Logged, Queue, Rest, Row, Run
-from tests.handwritten import NOON, Handwritten, closing, opening, request
+from tests.harness import readers
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_builder import NOON, Handwritten, closing, opening, request
 
 TENANT = Tenant("local")
 ANSWERED = TurnKey(TENANT, TurnId("answered"))
@@ -111,7 +111,7 @@ def _call_key(key: TurnKey) -> str:
 
 
 def _operations(log: list[Logged], answered: list[Stored]) -> list[Operation]:
-    shown = reading.rendered(ANSWERED, answered)
+    shown = readers.rendered(ANSWERED, answered)
     end, last = answered[-1].seq, log[-1].seq
     made: list[Operation] = [
         _done("clock", 0, 0, Clock(wall=(NOON - EPOCH) // timedelta(microseconds=1) * 1000)),

@@ -21,7 +21,7 @@ from tailrace.proto.nats import Delivery, TurnLog
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
-from tests.processes import Process
+from tests.harness.processes import Process
 
 # What the writer is told is not stored (PROTOCOL R10, R13).
 REFUSED = (FenceLost, LogFull, EntryTooLarge)

@@ -21,9 +21,9 @@ from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tests import reading
 from tests.checker import history
 from tests.checker.history import Ask, Clock, Delete, Done, Fault, Operation, Read, digest
+from tests.harness import readers
 from tests.promises import Connected, Frame, History, Reader, Story
 
 LOG = "log.jsonl"
@@ -195,7 +195,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         known = self._rendered
         if (key, dialect) not in known:
             stored = self.turns[key].stored if key in self.turns else []
-            known[key, dialect] = reading.rendered(key, stored, dialect)
+            known[key, dialect] = readers.rendered(key, stored, dialect)
         return known[key, dialect]
 
     @cached_property
@@ -228,7 +228,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 def _told(sent: list[bytes]) -> Story | None:
     """What a client makes of it; None when it can make nothing of it: then the bytes are not the log's, either."""
     try:
-        return reading.told(sent)
+        return readers.told(sent)
     except (msgspec.DecodeError, KeyError):
         return None
 

@@ -32,8 +32,8 @@ from tests.checker.history import (
 from tests.checker.invariants import INVARIANTS, judge, not_held, report
 from tests.checker.made import ANSWERED, CANCELLED, TENANT, ns
 from tests.checker.run import Logged, Queue, Run
-from tests.handwritten import NOON
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import NOON
 from tests.promises import Frame
 
 Break = Callable[[Run], Run]

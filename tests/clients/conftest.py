@@ -14,8 +14,10 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.nats import Connection
-from tests.answering import shorten_lease, working
 from tests.clients.node import chromium
+from tests.harness.generator_in_loop import shorten_lease, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.persistence_in_loop import Persistence
 from tests.integration.conftest import (
     Gateway,
     House,
@@ -29,8 +31,6 @@ from tests.integration.conftest import (
     new_gateway,
     persistence,
 )
-from tests.mortal import killed_after
-from tests.persisting import Persistence
 
 __all__ = ["claude", "gateway", "generator", "house", "house_log", "lone_gateway", "new_gateway", "persistence"]
 

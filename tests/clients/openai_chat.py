@@ -7,7 +7,7 @@ import openai
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
-from tests.answering import words
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY
 
 MODEL = "claude-haiku-5-5"

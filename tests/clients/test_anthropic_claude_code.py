@@ -14,13 +14,13 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
-from tests.answering import stats, words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness import processes
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import stats, words
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, api_keys
-from tests.until import until
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 TEXT = words(40)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from anthropic.types import Message
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.saying import SAYS
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"

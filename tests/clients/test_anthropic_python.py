@@ -10,13 +10,13 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 
-from tests.answering import words
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
-from tests.event_stream import parse
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import parse
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.saying import SAYS
-from tests.until import until
 
 MODEL = "claude-haiku-5-5"
 TEXT = words(40)

@@ -22,10 +22,10 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.schema import with_schema
-from tests import processes
-from tests.answering import ask, attempts, ended, open_streams, stats, words, working
 from tests.clients import node
-from tests.until import until
+from tests.harness import processes
+from tests.harness.generator_in_loop import ask, attempts, ended, open_streams, stats, words, working
+from tests.harness.until import until
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 # A machine that is busy with other tests is slower than any person's.

@@ -23,9 +23,9 @@ from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.event_stream import parse
+from tests.harness.sse_parser import parse
+from tests.harness.turn_writer import Writer
 from tests.integration.conftest import NewGateway
-from tests.writing import Writer
 
 ENDS_OF_LINES = ["\r", "\n", "\r\n", "\n\n", "\r\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 NASTY = [

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 import pytest
 
-from tests.cutting import Cut, Cutting, seeded
+from tests.harness.cutting_proxy import Cut, Cutting, seeded
 
 SENT = bytes(range(256)) * 1000
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 
 # Nobody listens there: what a page of these origins is made of comes from the script.

@@ -9,8 +9,8 @@ import pytest
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tests.clients import node
+from tests.harness.route_table import ROWS, named
 from tests.integration.conftest import Gateway
-from tests.routes import ROWS, named
 
 TOLD = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none';"

@@ -11,8 +11,8 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.answering import words
 from tests.clients.river import ANSWERED, RHINE, River
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
 MODEL = "claude-haiku-5-5"

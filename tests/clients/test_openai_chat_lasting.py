@@ -13,7 +13,6 @@ from openai.types.chat import ChatCompletionChunk
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
 from tests.clients.conftest import Takeover, told
 from tests.clients.openai_chat import (
     LINE,
@@ -29,11 +28,12 @@ from tests.clients.openai_chat import (
     sdk_of,
     turn_of,
 )
-from tests.cutting import Cut, Cutting, seeded
+from tests.harness.cutting_proxy import Cut, Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, House, NewGateway, forget
-from tests.saying import SAYS
-from tests.until import until
-from tests.writing import Writer
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
 

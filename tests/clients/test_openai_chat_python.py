@@ -10,10 +10,10 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tests.answering import words
 from tests.clients.conftest import told
 from tests.clients.openai_chat import LINE, MODEL, TEXT, asked, kept, said, sdk_of, turn_of
 from tests.clients.river import ANSWERED, RHINE, River
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
 LOOK: Any = {

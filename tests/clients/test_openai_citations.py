@@ -9,8 +9,8 @@ from openai import AsyncOpenAI
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
 from tests.clients.openai_chat import MODEL, asked, cursor_of, resumed, sdk_of, turn_of
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway, House, NewGateway, forget
 
 PYTHON = "openai (Python)"

@@ -14,14 +14,14 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
 from tests.clients.conftest import Takeover, told
 from tests.clients.river import ANSWERED, RHINE, River
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget
-from tests.saying import SAYS
-from tests.until import until
-from tests.writing import Writer
 
 MODEL = "claude-haiku-5-5"
 LINE = "#sim words=40 rate=0"

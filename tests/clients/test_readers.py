@@ -8,12 +8,12 @@ import httpx
 import pytest
 from httpx_sse import aconnect_sse
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
+from tests.harness.readers import told as told_by
 from tests.integration.conftest import KEY, Gateway
-from tests.reading import told as told_by
 
 TEXT = words(200)
 # Cuts are placed by bytes, and a busy machine tells the same text in fewer and longer events: so many bytes there are.

@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
 
 from tailrace.gateway.error_responses import Envelope
 from tailrace.proto.ids import Tenant
-from tests import processes
+from tests.harness import processes
+from tests.harness.processes import Process
 from tests.integration.conftest import KEY, House, api_keys
-from tests.processes import Process
 
 DOCUMENT = Path(__file__).parents[2] / "gateway/openapi/openapi.json"
 CASES = int(os.environ.get("SCHEMATHESIS_CASES", "8"))

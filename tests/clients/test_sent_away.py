@@ -15,11 +15,11 @@ from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.cutting import Cut, Cutting
+from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.processes import CHECKOUT
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.processes import CHECKOUT
-from tests.until import until
-from tests.writing import Writer
 
 
 @pytest.fixture

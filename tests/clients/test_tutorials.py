@@ -16,12 +16,12 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cut, Cutting, seeded
+from tests.harness.cutting_proxy import Cut, Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.saying import SAYS
-from tests.writing import Writer
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"

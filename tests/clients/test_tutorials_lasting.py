@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.answering import words
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
-from tests.saying import SAYS
 
 TEXT = words(150)
 LINE = "#sim words=150 rate=150"

@@ -15,7 +15,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.handwritten import Handwritten, opening
+from tests.harness.turn_builder import Handwritten, opening
 
 ALICE = Tenant("alice")
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway, House, NewGateway
 
 LONG = "#sim words=100 rate=25"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.answering import words
 from tests.clients import node
 from tests.clients.conftest import Takeover, told
-from tests.cutting import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.until import until
 
 CLIENT = "WorkflowChatTransport"
 LONG = "#sim words=120 rate=60"

@@ -13,10 +13,10 @@ import pytest_asyncio
 
 from tailrace.gateway.http import http_protocol, slow_body
 from tailrace.proto.ids import Tenant
-from tests import processes
 from tests.fuzz.bytes import good, handmade, mutated
+from tests.harness import processes
+from tests.harness.processes import Process
 from tests.integration.conftest import KEY, House, api_keys
-from tests.processes import Process
 
 COUNT = int(os.environ.get("FUZZ_BYTES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.error_responses import Envelope
 from tailrace.proto.ids import Tenant
-from tests import processes
 from tests.fuzz.bytes import TURN
+from tests.harness import processes
+from tests.harness.processes import Process
+from tests.harness.route_table import ROWS, named
 from tests.integration.conftest import KEY, House, api_keys
-from tests.processes import Process
-from tests.routes import ROWS, named
 
 CASES = int(os.environ.get("FUZZ_VALUES", "40"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.dialect import Dialect, Frame
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import fold

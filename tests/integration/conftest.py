@@ -27,9 +27,9 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests import processes
 from tests.conftest import apply_streams
-from tests.processes import Process
+from tests.harness import processes
+from tests.harness.processes import Process
 
 # uvicorn takes a fifth of a second to go away: too long for each row of a table.
 on_shared_loop = pytest.mark.asyncio(loop_scope="session")

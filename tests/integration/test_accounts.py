@@ -31,9 +31,9 @@ from tailrace.proto.nats.api_keys import ApiKeyStore, KeyChange
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.nats.streams import BUCKETS, EVERY_STREAM
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
-from tests.processes import CHECKOUT, as_user
-from tests.until import until
-from tests.writing import Writer
+from tests.harness.processes import CHECKOUT, as_user
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 KINDS = ("request", "attempt", "event", "progress", "end", "probe", "anything")
 # Who may store which of them; nobody else, and nothing else.

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import httpx2
 
 from tailrace.gateway.clients.registry import DIALECTS
-from tests.answering import words
-from tests.event_stream import EventStream, Sent
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import EventStream, Sent
 from tests.integration.conftest import Gateway
-from tests.saying import SAYS
 
 TEXT = words(40)
 # A job's last event says all of it, whatever was said before.

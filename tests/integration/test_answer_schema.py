@@ -15,15 +15,15 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.runtime.sandbox import PROCESSES_TENANT_MAX
 from tailrace.proto.schema import with_schema
 from tailrace.proto.subjects import TurnKey
-from tests.answering import ask, ended, is_acknowledged, modes, shorten_lease, stats, working
+from tests.harness.displayed_text import SAYS, data
+from tests.harness.generator_in_loop import ask, ended, is_acknowledged, modes, shorten_lease, stats, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.processes import Process
+from tests.harness.readers import read
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, House, NewGateway, forget
-from tests.mortal import killed_after
-from tests.processes import Process
 from tests.promises import Connected
-from tests.reading import read
-from tests.saying import SAYS, data
 from tests.unit.test_json_schema import SLOW_TO_READ, doubling
-from tests.until import until
 
 SCHEMA = {"type": "object", "properties": {"km": {"type": "integer"}}, "required": ["km"]}
 RIGHT, WRONG = '{"km":1230}', '{"km":"long"}'

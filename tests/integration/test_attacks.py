@@ -14,9 +14,9 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.processes import Process
+from tests.harness.route_table import ROWS, named
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.processes import Process
-from tests.routes import ROWS, named
 
 LINE = "#sim words=2 rate=0"
 ASKED = [{"role": "user", "content": LINE}]

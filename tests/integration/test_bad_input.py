@@ -18,11 +18,11 @@ from tailrace.proto.errors import CODES
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, fullness, streams
 from tailrace.proto.subjects import TurnKey
-from tests.frozen import freeze
+from tests.harness.freeze import freeze
+from tests.harness.readers import read, told
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
-from tests.reading import read, told
-from tests.until import until
-from tests.writing import Writer
 
 JSON = {"content-type": "application/json"}
 NO_TURN_IDS = [

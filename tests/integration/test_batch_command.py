@@ -13,11 +13,11 @@ import pytest
 from tailrace.deploy.cli.batch import body_of
 from tailrace.deploy.local.spawn import spawn
 from tailrace.proto.ids import new_id
-from tests.answering import words
-from tests.cutting import Cut, Cutting
+from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT, Process
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.processes import CHECKOUT, Process
-from tests.until import until
 
 
 def written(file: Path, count: int, line: str = "words=2 rate=0") -> Path:

@@ -38,13 +38,13 @@ from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.streams import apply
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
-from tests import processes
-from tests.answering import ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.batching import asked, children, key_of, results
-from tests.handwritten import request
+from tests.harness import processes
+from tests.harness.batch_client import asked, children, key_of, results
+from tests.harness.generator_in_loop import ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.turn_builder import request
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
-from tests.mortal import killed_after
-from tests.until import until
 
 LEASE_S = 0.2
 

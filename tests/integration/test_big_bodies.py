@@ -23,10 +23,10 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
-from tests import handwritten, processes
-from tests.answering import ended, words, working
+from tests.harness import processes, turn_builder
+from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
-from tests.until import until
 
 MB = 1_000_000
 
@@ -335,7 +335,7 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
     """The next large call waits for the one before it; a call without blobs waits for nobody."""
     bodies, room = BlobStore(connection), ByteSemaphore(MB)
     data = random_base64(700_000)
-    call = build_call(handwritten.request(messages=[Message("user", [picture(data)])]))
+    call = build_call(turn_builder.request(messages=[Message("user", [picture(data)])]))
     entry, lifted = blobs.lift(call)
     await bodies.put(tenant, lifted)
     checkroom = BlobLoader(bodies, room)
@@ -348,8 +348,8 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
         waiting = asyncio.create_task(ask())
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
-        async with checkroom.load(tenant, build_call(handwritten.request())) as small:
-            assert small == build_call(handwritten.request())
+        async with checkroom.load(tenant, build_call(turn_builder.request())) as small:
+            assert small == build_call(turn_builder.request())
     assert [first, await waiting] == [call, call]
     assert room.free == MB
 
@@ -357,7 +357,7 @@ async def test_no_more_is_held_for_calls_than_there_is_room_for(connection: Conn
 async def test_a_text_takes_room_as_often_as_it_is_told(connection: Connection, tenant: Tenant) -> None:
     """It is one blob, and stands in the call seven times."""
     bodies, room = BlobStore(connection), ByteSemaphore(MB)
-    call = build_call(handwritten.request(messages=[Message("user", [picture("x" * 100_000)] * 7)]))
+    call = build_call(turn_builder.request(messages=[Message("user", [picture("x" * 100_000)] * 7)]))
     entry, lifted = blobs.lift(call)
     await bodies.put(tenant, lifted)
     async with BlobLoader(bodies, room).load(tenant, entry) as whole:
@@ -367,7 +367,7 @@ async def test_a_text_takes_room_as_often_as_it_is_told(connection: Connection, 
 async def test_room_is_given_back_when_a_blob_is_gone(connection: Connection, tenant: Tenant) -> None:
     """Or a few expired pictures would stop all large calls."""
     room = ByteSemaphore(MB)
-    entry, _ = blobs.lift(build_call(handwritten.request(messages=[Message("user", [picture(random_base64(MB))])])))
+    entry, _ = blobs.lift(build_call(turn_builder.request(messages=[Message("user", [picture(random_base64(MB))])])))
     with pytest.raises(BackendError) as gone:
         async with BlobLoader(BlobStore(connection), room).load(tenant, entry):
             pass

@@ -20,7 +20,7 @@ from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.nats import BlobStore, Connection, blobs, streams
 from tailrace.proto.nats.blobs import CHUNK_BYTES
 from tailrace.proto.subjects import BODIES
-from tests.until import until
+from tests.harness.until import until
 
 # Two whole chunks and a part.
 CONTENT = os.urandom(2 * CHUNK_BYTES + 1000)

@@ -1,6 +1,6 @@
 """Every way in which an answer of the model can be less than one (FAULTS F22): none of them is taken for a success.
 
-The simulated Claude answers well; `tests/breaking.py` stands before it and spoils what it says.
+The simulated Claude answers well; `tests/harness/faulty_upstream.py` stands before it and spoils what it says.
 """
 
 import json
@@ -12,8 +12,8 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.nats import TurnLog
-from tests.answering import ask, ended, modes, words, working
-from tests.breaking import HEAD, Break, Broken, breaking
+from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
+from tests.harness.generator_in_loop import ask, ended, modes, words, working
 
 WORDS = 12
 OVERLOADED = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'

@@ -9,8 +9,8 @@ from tailrace.gateway.streaming import event_stream, fanout
 from tailrace.proto.entries import Stored
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_writer import Writer
 from tests.integration.conftest import Gateway
-from tests.writing import Writer
 
 AT_ONCE = 4
 

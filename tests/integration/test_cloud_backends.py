@@ -15,8 +15,8 @@ from tailrace.generators.backends.vertex import Vertex
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
-from tests.answering import open_streams, stats, words
-from tests.clouds import AWS_KEY, Cloud, cloud
+from tests.harness.cloud_endpoints import AWS_KEY, Cloud, cloud
+from tests.harness.generator_in_loop import open_streams, stats, words
 
 CLOUDS = ("bedrock", "vertex")
 SETTINGS = Settings(connect_timeout_s=1, stall_timeout_s=0.8)

@@ -18,12 +18,12 @@ import pytest_asyncio
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, streams
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
-from tests import reading
-from tests.answering import open_streams, words
-from tests.cluster_faults import FAULTS, Fault, kill_leader
-from tests.clustered import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
-from tests.frozen import freeze
-from tests.until import until
+from tests.harness import readers
+from tests.harness.cluster_faults import FAULTS, Fault, kill_leader
+from tests.harness.cluster_system import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
+from tests.harness.freeze import freeze
+from tests.harness.generator_in_loop import open_streams, words
+from tests.harness.until import until
 
 TURNS = 4
 BUSY = 2
@@ -149,7 +149,7 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
     client = system.clients[1]
     _, old = await system.post("words=40 rate=0", 1)
     assert old is not None
-    whole = await reading.read(client, old.turn)
+    whole = await readers.read(client, old.turn)
     async with system.telling(2, **ALL) as listeners:
         for node in system.cluster.nodes[:2]:
             await node.stop(SIGKILL)
@@ -167,8 +167,8 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
         assert (await ready())[0] == 503
         assert (await client.get("/healthz")).status_code == 200
         # Read by a gateway that has never told it: from the log itself, at the one server that is left.
-        assert (await reading.read(system.clients[0], old.turn)).frames == whole.frames
-        resumed = await reading.read(system.clients[0], old.turn, whole.frames[2].seq)
+        assert (await readers.read(system.clients[0], old.turn)).frames == whole.frames
+        resumed = await readers.read(system.clients[0], old.turn, whole.frames[2].seq)
         assert resumed.frames == whole.frames[3:]
         assert (await client.get(f"/v1/turns/{old.turn}")).json()["text"] == words(40)
         await system.heal()

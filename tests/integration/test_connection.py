@@ -22,10 +22,10 @@ from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.subjects import PERSISTENCE, STREAM
-from tests.frozen import freeze
-from tests.processes import CHECKOUT, as_user
-from tests.until import until
-from tests.without_jetstream import without_jetstream
+from tests.harness.freeze import freeze
+from tests.harness.processes import CHECKOUT, as_user
+from tests.harness.until import until
+from tests.harness.without_jetstream import without_jetstream
 
 
 async def test_a_cancellation_that_the_client_swallowed_is_heeded_at_the_door(connection: Connection) -> None:

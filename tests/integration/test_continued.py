@@ -10,12 +10,22 @@ from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.entries import Event
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
-from tests import reading
-from tests.answering import ask, ended, is_acknowledged, modes, open_streams, shorten_lease, stats, words, working
+from tests.harness import readers
+from tests.harness.generator_in_loop import (
+    ask,
+    ended,
+    is_acknowledged,
+    modes,
+    open_streams,
+    shorten_lease,
+    stats,
+    words,
+    working,
+)
+from tests.harness.killable_generator import killed_after
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.mortal import killed_after
 from tests.promises import Story
-from tests.until import until
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 
@@ -43,9 +53,9 @@ async def test_a_model_that_repeats_itself_is_not_heard_to(
     before = repetitions()
     async with working(own_server.url, claude):
         key = await ask(own_log, "words=40 rate=0 repeat=5 fault=cut@17x2", tenant=tenant, model=model)
-        told = await reading.read(gateway.client, key.turn)
+        told = await readers.read(gateway.client, key.turn)
         turn = await ended(own_log, key)
-    history = await reading.history(own_log, key, reading.reader("there", key, told))
+    history = await readers.history(own_log, key, readers.reader("there", key, told))
     assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 3)
     assert history.readers[0].told == Story(words(40), turn.usage, "completed")
     left_out = [s.entry.left_out for s in await own_log.replay(key) if isinstance(s.entry, Event) and s.entry.left_out]

@@ -10,9 +10,9 @@ from tailrace.proto.entries import Failure, Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.until import until
-from tests.writing import Writer
 
 SHORT = "#sim words=1 rate=0"
 LONG = "#sim words=2000 rate=20"

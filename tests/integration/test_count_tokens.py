@@ -14,7 +14,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import BODIES
-from tests import processes
+from tests.harness import processes
 from tests.integration.conftest import KEY, Gateway, House, NewGateway
 
 ASKED = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}

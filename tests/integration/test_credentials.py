@@ -27,10 +27,10 @@ from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tests import tokens
 from tests.conftest import apply_streams
+from tests.harness import jwts
+from tests.harness.route_table import ROWS, named
 from tests.integration.conftest import KEY, api_keys, on_shared_loop
-from tests.routes import ROWS, named
 
 TENANT = Tenant("acme")
 UNKNOWN = (new_id(), new_id(), new_id())
@@ -49,12 +49,12 @@ ATTACKS = {
     "a key's beginning": KEY.encode()[:-1],
     "a key and more": KEY.encode() + b"x",
     "a key in capitals": KEY.upper().encode(),
-    "alg none": tokens.by_hand({"alg": "none"}, tokens.claims()),
-    "another's secret": tokens.token("another-secret-that-is-also-more-than-32-bytes-long"),
-    "expired": tokens.token(exp=int(time.time()) - LEEWAY_S - 60),
-    "another audience": tokens.token(aud="anon"),
-    "another issuer": tokens.token(iss="https://evil.example"),
-    "a public key for a secret": tokens.token(tokens.RSA_KEY, "RS256", {"kid": "../../etc/passwd"}),
+    "alg none": jwts.by_hand({"alg": "none"}, jwts.claims()),
+    "another's secret": jwts.token("another-secret-that-is-also-more-than-32-bytes-long"),
+    "expired": jwts.token(exp=int(time.time()) - LEEWAY_S - 60),
+    "another audience": jwts.token(aud="anon"),
+    "another issuer": jwts.token(iss="https://evil.example"),
+    "a public key for a secret": jwts.token(jwts.RSA_KEY, "RS256", {"kid": "../../etc/passwd"}),
 }
 
 
@@ -73,7 +73,7 @@ class Doors:
         self.client = client
         self.revoked = revoked.secret.encode()
         self.of_key = {scope: key.secret.encode() for scope, key in keys.items()}
-        self.of_token = {scope: tokens.token(sub=TENANT, scope=scope) for scope in SCOPES}
+        self.of_token = {scope: jwts.token(sub=TENANT, scope=scope) for scope in SCOPES}
 
     async def ask(self, route: tuple[str, str], headers: list[tuple[bytes, bytes]], query: str = "") -> httpx2.Response:
         method, path = route
@@ -94,7 +94,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
         await stored.revoke(revoked.record.id, 2)
         await ring.load(stored)
         settings = msgspec.convert(
-            {**tokens.settings(), "api_keys": api_keys(TENANT), "jwt_scopes_claim": "scope", "query_timeout_s": 0.05},
+            {**jwts.settings(), "api_keys": api_keys(TENANT), "jwt_scopes_claim": "scope", "query_timeout_s": 0.05},
             Settings,
         )
         draining, stop = asyncio.Event(), asyncio.Event()

@@ -18,13 +18,13 @@ from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.answering import account
+from tests.harness.generator_in_loop import account
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import Process
+from tests.harness.requests import posted
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
-from tests.listing import posted
-from tests.persisting import Persistence
-from tests.processes import Process
-from tests.until import until
-from tests.writing import Writer
 
 SESSION = SessionId("session-1")
 

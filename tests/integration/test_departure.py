@@ -10,11 +10,11 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import TurnKey
+from tests.harness.processes import as_user
+from tests.harness.readers import is_read, read, whole
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.processes import as_user
-from tests.reading import is_read, read, whole
-from tests.until import until
-from tests.writing import Writer
 
 
 async def outcome(gateway: Gateway, turn: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cutting import Cut, Cutting
+from tests.harness.cutting_proxy import Cut, Cutting
 from tests.integration.conftest import KEY, Gateway
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -16,12 +16,12 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
+from tests.harness import processes
+from tests.harness.readers import history, is_read, read, reader
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
 from tests.promises import judge, no_gap, no_repeat, one_end
-from tests.reading import history, is_read, read, reader
-from tests.until import until
-from tests.writing import Writer
 
 
 @pytest.mark.rule("F5")

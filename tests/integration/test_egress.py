@@ -15,8 +15,8 @@ from aiohttp.web import Request, Response, StreamResponse
 
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
-from tests.receiving import Got, Receiver, hang, status
-from tests.stopping import stop
+from tests.harness.stop_server import stop
+from tests.harness.webhook_receiver import Got, Receiver, hang, status
 from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 LOOPBACK = frozenset({"127.0.0.1"})

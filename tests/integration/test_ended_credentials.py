@@ -18,11 +18,11 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
-from tests import tokens
+from tests.harness import jwts
+from tests.harness.readers import is_read
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.reading import is_read
-from tests.until import until
-from tests.writing import Writer
 
 LAST_CHUNK = b"0\r\n\r\n"
 TEXT = "half an ans"
@@ -49,7 +49,7 @@ async def stored(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
 @pytest.fixture
 async def keyed(own_server: NatsServer, api_key: NewKey, new_gateway: NewGateway) -> Gateway:
     """A gateway that knows the key, and takes tokens."""
-    return await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2, **tokens.settings())
+    return await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2, **jwts.settings())
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_streams_of_a_jwt_end_when_it_expires(keyed: Gateway, own_log: Tur
     """Its time is asked for while the stream runs, and not only at its beginning."""
     key = TurnKey(tenant, TurnId("00000000-0000-7000-8000-000000000000"))
     await Writer(own_log, key).open(TEXT)
-    short = tokens.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
+    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
     wire = Wire(keyed, events(key), f"authorization: Bearer {short}")
     await wire.until(TEXT.encode())
     assert (await wire.rest()).endswith(LAST_CHUNK)
@@ -195,7 +195,7 @@ async def test_a_held_reader_ends_when_its_token_expires(
     key = TurnKey(tenant, TurnId("00000000-0000-7000-8000-000000000001"))
     await Writer(own_log, key).open(TEXT)
     await own_server.stop()
-    short = tokens.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 4).decode()
+    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 4).decode()
     wire = Wire(keyed, events(key), f"authorization: Bearer {short}", "last-event-id: 1")
     await wire.until(b": hb\n")
     assert (await wire.rest()).endswith(LAST_CHUNK)
@@ -291,7 +291,7 @@ async def test_a_download_ends_with_its_credential(
     keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
 ) -> None:
     """What is in buffers already still comes, and by far not all; without its last chunk it is not taken for it."""
-    short = tokens.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
+    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
     slow = Slow(keyed, downloads[what], api_key.secret if how == "revoked" else short)
     assert b" 200 " in await slow.begin()
     if how == "revoked":
@@ -302,7 +302,7 @@ async def test_a_download_ends_with_its_credential(
     assert len(cut) < LONG_BYTES
     assert not cut.endswith(LAST_CHUNK)
     whole = await keyed.client.get(
-        downloads[what], headers={"authorization": f"Bearer {tokens.token(sub=tenant).decode()}"}
+        downloads[what], headers={"authorization": f"Bearer {jwts.token(sub=tenant).decode()}"}
     )
     assert len(whole.content) >= LONG_BYTES
 

@@ -17,12 +17,12 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import SEQ_MAX, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.event_stream import EventStream, parse, turns_own
+from tests.harness.readers import data, history, is_read, read, reader, told
+from tests.harness.sse_parser import EventStream, parse, turns_own
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget, on_shared_loop
 from tests.promises import Connected, Story, judge, no_gap, no_repeat, one_end
-from tests.reading import data, history, is_read, read, reader, told
-from tests.until import until
-from tests.writing import Writer
 
 BAD_CURSORS = [
     "abc",

@@ -18,9 +18,9 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.until import until
-from tests.writing import Writer
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 JWT = {"jwt_secret": SECRET, "jwt_issuer": "https://issuer.example", "jwt_audience": "authenticated"}

@@ -1,6 +1,6 @@
 """A model that does not answer, or not yet (FAULTS F20, F21, F23, F27): how often it is asked, how long, and by whom.
 
-The simulated Claude answers well; `tests/breaking.py` stands before it where it has to fail in ways of its own.
+The proxy in `tests/harness/faulty_upstream.py` adds failures that the simulated Claude does not have.
 """
 
 import socket
@@ -14,12 +14,12 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
-from tests.answering import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.breaking import HEAD, Break, Broken, breaking
-from tests.event_stream import EventStream
+from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
+from tests.harness.generator_in_loop import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.harness.killable_generator import killed_by
+from tests.harness.sse_parser import EventStream
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.mortal import killed_by
-from tests.until import until
 
 LEASE_S = 0.2
 

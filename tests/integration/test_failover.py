@@ -17,14 +17,14 @@ from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
-from tests import processes, reading
-from tests.answering import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.clouds import Cloud, cloud
+from tests.harness import processes, readers
+from tests.harness.cloud_endpoints import Cloud, cloud
+from tests.harness.generator_in_loop import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.mortal import killed_after
-from tests.persisting import Persistence
 from tests.promises import Story, judge
-from tests.until import until
 
 BOTH = "claude, bedrock"
 LEASE_S = 0.2
@@ -176,7 +176,7 @@ async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
         working(own_server.url, first.url, backends=BOTH, call_tries_max=2),
     ):
         key = await ask(own_log, "words=120 rate=60", tenant=tenant)
-        reader = asyncio.create_task(reading.read(gateway.client, key.turn))
+        reader = asyncio.create_task(readers.read(gateway.client, key.turn))
 
         async def is_told() -> bool:
             return len((await own_log.turn(key)).text) >= 100
@@ -184,9 +184,9 @@ async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
         await until(is_told)
         await first.stop(SIGKILL)
         turn = await ended(own_log, key)
-        seen = reading.reader("there", key, await reader)
+        seen = readers.reader("there", key, await reader)
         record = await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
-        history = await reading.history(own_log, key, seen, records={key: record})
+        history = await readers.history(own_log, key, seen, records={key: record})
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "continue")]
     assert seen.told == Story(words(120), turn.usage, "completed")

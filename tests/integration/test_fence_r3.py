@@ -25,9 +25,9 @@ from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.cluster import Cluster
-from tests.handwritten import NOON, attempt, event, opening, request, says
-from tests.until import until
+from tests.harness.nats_cluster import Cluster
+from tests.harness.turn_builder import NOON, attempt, event, opening, request, says
+from tests.harness.until import until
 
 TURNS = 16
 STEP_DOWNS = 3

@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tailrace.gateway.auth.jwks import JwksCache
-from tests import tokens
+from tests.harness import jwts
+from tests.harness.jwts import EC_KEY, RSA_KEY, SECRET, by_hand, claims, token
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_signing_keys import Issuer
-from tests.tokens import EC_KEY, RSA_KEY, SECRET, by_hand, claims, token
 from tests.unit.test_web_token import WRONG
 
 PATH = "/v1/turns/NONE"
@@ -38,14 +38,14 @@ def with_claim(name: str, value: str) -> bytes:
 def by_public_key(header: str) -> dict[str, bytes]:
     """HS256 with what everybody can read of the public keys (CVE-2015-9235)."""
     payload = json.dumps(claims())
-    known = {"pem": tokens.pem(RSA_KEY), "jwk": json.dumps(tokens.public("rsa", RSA_KEY)).encode()}
-    known |= {"ec pem": tokens.pem(EC_KEY), "the set": tokens.key_set(rsa=RSA_KEY, ec=EC_KEY), "nothing": b""}
+    known = {"pem": jwts.pem(RSA_KEY), "jwk": json.dumps(jwts.public("rsa", RSA_KEY)).encode()}
+    known |= {"ec pem": jwts.pem(EC_KEY), "the set": jwts.key_set(rsa=RSA_KEY, ec=EC_KEY), "nothing": b""}
     return {f"{header} by {name}": hs256(header, payload, secret) for name, secret in known.items()}
 
 
 def forged(elsewhere: str) -> dict[str, bytes]:
     """By what is wrong with each; `elsewhere` is an address that would answer with the forger's keys."""
-    own = {"jwk": tokens.public("ec", STRANGER_EC), "x5c": ["AAAA"]}
+    own = {"jwk": jwts.public("ec", STRANGER_EC), "x5c": ["AAAA"]}
     urls = {"jku": elsewhere, "x5u": elsewhere, "kid": elsewhere, "iss": elsewhere}
     return {
         **WRONG,
@@ -81,7 +81,7 @@ def forged(elsewhere: str) -> dict[str, bytes]:
         },
         **{f"nbf {nbf}": with_claim("nbf", nbf) for nbf in ("NaN", "1e999", "99999999999", "[]", '"x"')},
         **{f"iat {iat}": with_claim("iat", iat) for iat in ("NaN", "1e999", "99999999999", "[]", '"x"')},
-        **{f"iss {iss}": with_claim("iss", iss) for iss in ("null", "1", "{}", '""', json.dumps([tokens.ISSUER]))},
+        **{f"iss {iss}": with_claim("iss", iss) for iss in ("null", "1", "{}", '""', json.dumps([jwts.ISSUER]))},
         **{f"aud {aud}": with_claim("aud", aud) for aud in ("null", "1", "{}", '""', "[]", "[1]", "[null]")},
         **{f"sub {sub}": with_claim("sub", sub) for sub in ("null", "true", "{}", "[]", '""', "1.5")},
         "a payload that nests deep": hs256('{"alg":"HS256"}', "[" * 5000),
@@ -96,7 +96,7 @@ def forged(elsewhere: str) -> dict[str, bytes]:
 async def issuer() -> AsyncIterator[tuple[Issuer, str]]:
     """One whose keys are an RSA and an EC key, and its address."""
     issuer = Issuer()
-    issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    issuer.tell(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     async with issuer.running() as url:
         yield issuer, url
 
@@ -104,7 +104,7 @@ async def issuer() -> AsyncIterator[tuple[Issuer, str]]:
 @pytest.fixture
 async def taking(nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str]) -> Gateway:
     """A gateway that takes all three algorithms: there mixing them would help."""
-    return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
+    return await new_gateway(nats_url, api_keys="", **jwts.settings(jwt_keys=issuer[1]))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def eager(
 ) -> Gateway:
     """The same; each name that it has not heard of has it ask the issuer, and not once in ten seconds."""
     monkeypatch.setitem(JwksCache.__init__.__kwdefaults__ or {}, "cooldown_s", 0.0)
-    return await new_gateway(nats_url, api_keys="", **tokens.settings(jwt_keys=issuer[1]))
+    return await new_gateway(nats_url, api_keys="", **jwts.settings(jwt_keys=issuer[1]))
 
 
 async def asked(gateway: Gateway, credential: bytes, carrier: str = "authorization") -> httpx2.Response:
@@ -131,7 +131,7 @@ def can_be_sent(credential: bytes) -> bool:
 async def test_a_forged_token_gets_401_and_causes_no_fetch(taking: Gateway, issuer: tuple[Issuer, str]) -> None:
     """Each in both carriers: 401, in one envelope, whatever is wrong; the issuer is asked no more for any of them."""
     elsewhere = Issuer()
-    elsewhere.tell(tokens.key_set(ec=STRANGER_EC, x=STRANGER_EC, rsa=STRANGER))
+    elsewhere.tell(jwts.key_set(ec=STRANGER_EC, x=STRANGER_EC, rsa=STRANGER))
     async with elsewhere.running() as url:
         for good in (token(), token(RSA_KEY, "RS256", {"kid": "rsa"}), token(EC_KEY, "ES256", {"kid": "ec"})):
             assert (await asked(taking, good)).status_code == 404
@@ -162,7 +162,7 @@ async def test_while_the_issuer_fails_known_keys_stay_valid(
     known, stranger = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
     assert (await asked(eager, known)).status_code == 404
     elsewhere = Issuer()
-    elsewhere.tell(tokens.key_set(new=STRANGER_EC))
+    elsewhere.tell(jwts.key_set(new=STRANGER_EC))
     async with elsewhere.running() as url:
         breaks = [
             (b"", "500 Broken", "x: y"),
@@ -185,6 +185,6 @@ async def test_a_rotated_key_is_refused(eager: Gateway, issuer: tuple[Issuer, st
     """The first token of the new one has them read again."""
     old, new = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
     assert (await asked(eager, old)).status_code == 404
-    issuer[0].tell(tokens.key_set(new=STRANGER_EC))
+    issuer[0].tell(jwts.key_set(new=STRANGER_EC))
     assert (await asked(eager, new)).status_code == 404
     assert (await asked(eager, old)).status_code == 401

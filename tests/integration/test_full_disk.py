@@ -8,10 +8,10 @@ import pytest
 
 from tailrace.deploy.local.full_disk import is_stuck
 from tailrace.deploy.local.readiness import Response
-from tests.answering import words
-from tests.disk import MIB, needs_mount, small_disk
-from tests.until import until
-from tests.up import LEAN, running
+from tests.harness.disk import MIB, needs_mount, small_disk
+from tests.harness.generator_in_loop import words
+from tests.harness.until import until
+from tests.harness.up import LEAN, running
 
 SIZE = 64 * MIB
 

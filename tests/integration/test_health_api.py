@@ -11,11 +11,11 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.version import VERSION
-from tests.answering import working
+from tests.harness.generator_in_loop import working
+from tests.harness.readers import is_read, read
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.reading import is_read, read
-from tests.until import until
-from tests.writing import Writer
 
 PUBLIC = ("/healthz", "/readyz", "/health", "/metrics")
 ALL_WELL = {"ok": True, "detail": ""}

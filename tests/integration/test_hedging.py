@@ -40,8 +40,9 @@ from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tailrace.proto.usage import Usage
-from tests import handwritten, reading
-from tests.answering import (
+from tests.harness import readers, turn_builder
+from tests.harness.freeze import freeze
+from tests.harness.generator_in_loop import (
     ask,
     attempts,
     ended,
@@ -52,11 +53,10 @@ from tests.answering import (
     words,
     working,
 )
-from tests.frozen import freeze
+from tests.harness.processes import Process, as_user, generator
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.processes import Process, as_user, generator
 from tests.promises import Story, judge, no_gap, no_repeat, one_end
-from tests.until import until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -440,9 +440,9 @@ async def test_a_reader_of_a_hedged_turn_gets_one_story(
     gateway = await new_gateway(own_server.url)
     async with two_working(own_server.url, claude):
         key = await ask(own_log, f"words=80 rate=200 {NEVER_TOLD_FIRST}", tenant=tenant)
-        seen = reading.reader("there", key, await reading.read(gateway.client, key.turn))
+        seen = readers.reader("there", key, await readers.read(gateway.client, key.turn))
         turn = await ended(own_log, key)
-        history = await reading.history(own_log, key, seen)
+        history = await readers.history(own_log, key, seen)
     assert seen.told == Story(words(80), turn.usage, "completed")
     assert judge(history, (no_gap, no_repeat, one_end)).is_green
 
@@ -472,7 +472,7 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
         return await counters.add(tokens, 0) == 2 * prompt_tokens + answer_tokens + 1
 
     await until(are_counted)
-    model = find_model(handwritten.MODEL)
+    model = find_model(turn_builder.MODEL)
     assert model is not None
     loser_nano_usd = prompt_tokens * model.prices.input_nano_usd + model.prices.output_nano_usd
     assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd
@@ -481,7 +481,7 @@ async def test_what_the_loser_was_told_is_counted_once_in_the_limits(
 async def test_what_a_loser_used_is_added_once(connection: Connection, tenant: Tenant, key: TurnKey) -> None:
     """However often it is said."""
     subject = subjects.limit(tenant, "tenant", "tokens", "60000-1")
-    request = handwritten.request(holds=[Reservation(subject, "tokens", 500)])
+    request = turn_builder.request(holds=[Reservation(subject, "tokens", 500)])
     settlement = Settlement(Counters(connection), Slots(connection))
     for _ in range(3):
         await settlement.add(request, f"{key.turn}.1", Usage(input_tokens=7, output_tokens=1), 0)
@@ -524,7 +524,7 @@ async def late(own_connection: Connection, own_log: TurnLog) -> Late:
     key = await ask(own_log, f"words=5 rate=0 {NEVER_TOLD_FIRST}")
     (delivery,) = await until((await Deliveries.open(own_connection, GENERATORS)).next)
     chain = (await own_log.turn(key)).chain
-    chain = await own_log.append(key, chain, handwritten.attempt(chain))
+    chain = await own_log.append(key, chain, turn_builder.attempt(chain))
     return Late(own_log, key, chain, Hedge(key.tenant, key.turn, chain.last, delivery.lease))
 
 
@@ -538,8 +538,8 @@ async def test_a_hedge_is_closed_as_soon_as_another_entry_stands(
         await offering(own_server.url, 1)
         assert await HedgeRpc(peer).request(late.hedge)
         await open_streams(claude, 1)
-        told = handwritten.opening()[0]
-        entry = handwritten.event(late.chain, told) if first == "a token" else handwritten.attempt(late.chain)
+        told = turn_builder.opening()[0]
+        entry = turn_builder.event(late.chain, told) if first == "a token" else turn_builder.attempt(late.chain)
         await late.append(entry)
         await open_streams(claude, 0)
         assert (await own_log.turn(late.key)).chain == late.chain
@@ -550,7 +550,7 @@ async def test_a_turn_that_is_not_late_any_more_is_not_called_for(
     own_server: NatsServer, peer: Connection, own_log: TurnLog, claude: str, late: Late
 ) -> None:
     """The token came while the second generator was looked for."""
-    await late.append(handwritten.event(late.chain, handwritten.opening()[0]))
+    await late.append(turn_builder.event(late.chain, turn_builder.opening()[0]))
     lost = REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
     async with working(own_server.url, claude, **LATE):
         await offering(own_server.url, 1)
@@ -616,10 +616,10 @@ async def test_of_a_first_token_and_a_hedge_exactly_one_is_stored(log: TurnLog, 
     stood = []
     for number in range(100):
         key = TurnKey(tenant, TurnId(f"turn-{number}"))
-        chain = await log.append(key, START, handwritten.request())
-        late = await log.append(key, chain, handwritten.attempt(chain))
+        chain = await log.append(key, START, turn_builder.request())
+        late = await log.append(key, chain, turn_builder.attempt(chain))
         hedge = Attempt(prev=late.last, attempt=2, generator="g-2", backend="claude", mode="fresh", is_hedge=True)
-        both: list[Entry] = [handwritten.says(late, "The"), hedge]
+        both: list[Entry] = [turn_builder.says(late, "The"), hedge]
         racing = (log.append(key, late, entry) for entry in (both if number % 2 else reversed(both)))
         outcomes = await asyncio.gather(*racing, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)] == [FenceLost]

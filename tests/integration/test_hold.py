@@ -19,14 +19,14 @@ from tailrace.gateway.streaming.sse import HEARTBEAT
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.event_stream import EventStream, Sent, parse
-from tests.frozen import freeze
+from tests.harness.freeze import freeze
+from tests.harness.processes import Process
+from tests.harness.readers import frames, history, read, reader, told
+from tests.harness.sse_parser import EventStream, Sent, parse
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
-from tests.processes import Process
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
-from tests.reading import frames, history, read, reader, told
-from tests.until import until
-from tests.writing import Writer
 
 
 def held() -> float:

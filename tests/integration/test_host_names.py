@@ -5,8 +5,8 @@ import asyncio
 import httpx2
 import pytest
 
+from tests.harness.route_table import ROWS, named
 from tests.integration.conftest import Gateway, NewGateway
-from tests.routes import ROWS, named
 
 UNKNOWN = named("0", "0", "0")
 PATHS = [(method, path.format(**UNKNOWN)) for method, path in ROWS]

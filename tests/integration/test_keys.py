@@ -21,8 +21,8 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 from tests.conftest import apply_streams
-from tests.until import until
-from tests.without_jetstream import without_jetstream
+from tests.harness.until import until
+from tests.harness.without_jetstream import without_jetstream
 
 ASKING = Request({"type": "http", "method": "GET", "headers": []})
 ALICE = Tenant("alice")

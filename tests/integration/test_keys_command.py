@@ -12,10 +12,10 @@ import pytest
 
 from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
 from tailrace.proto.errors import SettingsInvalid
+from tests.harness.processes import CHECKOUT
+from tests.harness.until import until
+from tests.harness.up import LEAN, running
 from tests.integration.conftest import NewGateway
-from tests.processes import CHECKOUT
-from tests.until import until
-from tests.up import LEAN, running
 
 WRONG_LIVES = ("", "90", "0d", "1.5d", "90 d", "d", "1y", "10000d", "90D")
 

@@ -16,8 +16,8 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.conftest import BYTES_MAX
-from tests.handwritten import attempt, request
-from tests.until import until
+from tests.harness.turn_builder import attempt, request
+from tests.harness.until import until
 
 # As short as a renewal can be kept up on a busy machine.
 ACK_WAIT_S = 0.5

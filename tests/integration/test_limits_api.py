@@ -29,14 +29,14 @@ from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import TurnKey
-from tests.answering import ended, is_acknowledged, shorten_lease, working
-from tests.handwritten import request
+from tests.harness.generator_in_loop import ended, is_acknowledged, shorten_lease, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.processes import Process
+from tests.harness.processes import gateway as gateway_process
+from tests.harness.processes import persistence as persistence_process
+from tests.harness.turn_builder import request
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
-from tests.mortal import killed_after
-from tests.processes import Process
-from tests.processes import gateway as gateway_process
-from tests.processes import persistence as persistence_process
-from tests.until import until
 
 CLIENTS = 50
 GATEWAYS = 3

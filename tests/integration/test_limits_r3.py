@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from tailrace.proto.subjects import LIMITS, SLOTS
-from tests.cluster import Cluster
+from tests.harness.nats_cluster import Cluster
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.until import until
 
 CLIENTS = 50
 GATEWAYS = 3

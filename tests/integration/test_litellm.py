@@ -23,11 +23,11 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
-from tests.answering import ask, attempts, ended, words
-from tests.handwritten import request
+from tests.harness import processes
+from tests.harness.generator_in_loop import ask, attempts, ended, words
+from tests.harness.processes import CHECKOUT, Process
+from tests.harness.turn_builder import request
 from tests.integration.conftest import KEY, Gateway
-from tests.processes import CHECKOUT, Process
 
 PYTHON = CHECKOUT / ".venv-litellm/bin/python"
 

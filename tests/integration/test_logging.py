@@ -12,11 +12,11 @@ from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
-from tests import processes
+from tests.harness import processes
+from tests.harness.processes import Process
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, api_keys
-from tests.processes import Process
-from tests.until import until
-from tests.writing import Writer
 
 # None may be printed by anybody. The answer's is the tag of its words.
 CANARIES = {

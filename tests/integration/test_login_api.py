@@ -17,7 +17,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.logins import Login, Logins
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import SECRETS
-from tests import processes
+from tests.harness import processes
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 # No turn has that id, so that no other part has to be asked: who may, is told 404.

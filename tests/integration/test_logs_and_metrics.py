@@ -11,8 +11,8 @@ import prometheus_client
 import pytest
 
 from tailrace.proto.errors import CODES
+from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import Gateway, NewGateway
-from tests.processes import CHECKOUT
 
 # `make fuzz` asks ten times as often.
 STRANGERS = int(os.environ.get("FUZZ_STRANGERS", "1000"))

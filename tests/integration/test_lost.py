@@ -22,11 +22,11 @@ from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.readers import is_read, read, told
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
-from tests.persisting import Persistence
-from tests.reading import is_read, read, told
-from tests.until import until
-from tests.writing import Writer
 
 SESSION = SessionId("session-1")
 # It has no words of its own: all that it does is to break off.

@@ -12,12 +12,12 @@ from tailrace.gateway.streaming import event_stream
 from tailrace.gateway.turns import on_disconnect
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.event_stream import parse
+from tests.harness.readers import history, read, reader
+from tests.harness.sse_parser import parse
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import judge, no_gap, no_repeat, one_end
-from tests.reading import history, read, reader
-from tests.until import until
-from tests.writing import Writer
 
 
 async def opened(

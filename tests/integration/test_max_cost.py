@@ -6,9 +6,9 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.nats import Connection, TurnLog
-from tests.answering import ask, ended, modes, open_streams, shorten_lease, stats, words, working
+from tests.harness.generator_in_loop import ask, ended, modes, open_streams, shorten_lease, stats, words, working
+from tests.harness.killable_generator import killed_after
 from tests.integration.conftest import Gateway
-from tests.mortal import killed_after
 
 # By Sonnet 5.5 a word of eight characters costs 23,000 nano-dollars: some forty of them, and what was asked.
 NANO_USD = 1_000_000

@@ -13,7 +13,7 @@ import pytest
 
 from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant
-from tests import processes
+from tests.harness import processes
 from tests.integration.conftest import KEY, api_keys
 
 MB = 2**20

@@ -28,12 +28,12 @@ from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatc
 from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Tombstones, TurnLog, fullness
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
-from tests import batching, processes
-from tests.answering import ask, ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.batching import children, key_of, results
+from tests.harness import batch_client, processes
+from tests.harness.batch_client import children, key_of, results
+from tests.harness.generator_in_loop import ask, ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, api_keys
-from tests.mortal import killed_after
-from tests.until import until
 
 LEASE_S = 0.2
 MODEL = "claude-haiku-5-5"
@@ -65,7 +65,7 @@ def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b", **params: A
 
 
 async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
-    return await batching.asked(gateway, requests, via="message_batches", **given)
+    return await batch_client.asked(gateway, requests, via="message_batches", **given)
 
 
 async def submitted(log: TurnLog, key: TurnKey) -> str:

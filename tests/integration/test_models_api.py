@@ -10,9 +10,9 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.models.catalogue import RETRY_S
 from tailrace.proto.models import models
-from tests import processes
+from tests.harness import processes
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, on_shared_loop
-from tests.until import until
 
 LISTED = [name for name in models() if "mythos" not in name]
 """What the simulated Claude lists, in our order."""

@@ -14,9 +14,9 @@ from tailrace.deploy.local.nats_server import NatsServer, config
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, check, streams
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY
-from tests import processes
-from tests.frozen import freeze
-from tests.until import until
+from tests.harness import processes
+from tests.harness.freeze import freeze
+from tests.harness.until import until
 
 EC = "ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 

@@ -26,12 +26,12 @@ from tailrace.proto.errors import StoreError
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
-from tests.answering import words, working
+from tests.harness.generator_in_loop import words, working
+from tests.harness.persistence_in_loop import QUICK
+from tests.harness.processes import as_user
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_persistence_recorder import folds, opened, recording, rows, shorten_lease, write
-from tests.persisting import QUICK
-from tests.processes import as_user
-from tests.until import until
 
 Fault = Callable[[Path], Any]
 

@@ -43,8 +43,8 @@ from tailrace.proto.resources import (
     RenameSession,
 )
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
-from tests.persisting import Persistence
-from tests.writing import Writer
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.turn_writer import Writer
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 SESSION = SessionId("session-1")

@@ -23,10 +23,10 @@ from tailrace.proto.records import (
 from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
-from tests.persisting import Persistence
-from tests.until import until
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.upgrade.recording import as_of
-from tests.writing import Writer
 
 OURS = Tenant("ours")
 # SQLite's default. Its first page holds the shape of the tables; all the others hold what is in them.

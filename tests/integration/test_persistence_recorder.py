@@ -23,10 +23,10 @@ from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, str
 from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.persisting import Persistence
-from tests.processes import persistence as process
-from tests.until import until
-from tests.writing import Writer
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import persistence as process
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 OURS = Tenant("ours")
 LEASE_S = 0.4

@@ -19,12 +19,12 @@ from tailrace.proto.errors import LogError
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.cluster import Cluster
 from tests.conftest import apply_streams
-from tests.disk import Disk, disk, needs_mount
-from tests.frozen import freeze
-from tests.until import until
-from tests.writing import Writer
+from tests.harness.disk import Disk, disk, needs_mount
+from tests.harness.freeze import freeze
+from tests.harness.nats_cluster import Cluster
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 TURNS = 40
 ENTRIES = 10

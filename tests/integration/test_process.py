@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests.harness import processes
 from tests.integration.conftest import House
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")

@@ -10,7 +10,7 @@ from signal import SIGKILL, SIGTERM
 import pytest
 
 from tailrace.generators.backends import process_reaper
-from tests.until import until
+from tests.harness.until import until
 
 # A grandchild that has left session and group, and hears no SIGTERM: only who is its subreaper finds it again.
 HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo $$; sleep 300; sleep 300"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tailrace.proto.ids import Tenant, new_id
+from tests.harness.requests import pages, posted
 from tests.integration.conftest import Gateway, House, NewGateway, api_keys, on_shared_loop
-from tests.listing import pages, posted
 
 USED = ("turns", "message_count", "usage", "cost_usd", "total_tokens", "total_cost")
 

@@ -9,12 +9,12 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.usage import CallUsage
-from tests.answering import ask, ended, modes, working
+from tests.harness.displayed_text import data
+from tests.harness.generator_in_loop import ask, ended, modes, working
+from tests.harness.readers import read
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, House, NewGateway
 from tests.promises import Connected
-from tests.reading import read
-from tests.saying import data
-from tests.until import until
 
 WORDS = 2000
 USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")

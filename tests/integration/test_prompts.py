@@ -10,10 +10,10 @@ import pytest
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import ended, words
+from tests.harness.generator_in_loop import ended, words
+from tests.harness.processes import gateway as gateway_process
+from tests.harness.readers import read
 from tests.integration.conftest import Gateway, House, NewGateway
-from tests.processes import gateway as gateway_process
-from tests.reading import read
 
 SOURCE = """{# Says a few words. #}
 {% block system %}Be brief.{% endblock %}

@@ -11,10 +11,10 @@ from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.answering import ask, is_acknowledged, open_streams, stats, working
-from tests.handwritten import says
-from tests.until import until
-from tests.writing import Writer
+from tests.harness.generator_in_loop import ask, is_acknowledged, open_streams, stats, working
+from tests.harness.turn_builder import says
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.event_stream import parse, turns_own
-from tests.up import CHECKOUT, running
+from tests.harness.sse_parser import parse, turns_own
+from tests.harness.up import CHECKOUT, running
 
 README_URL = "http://127.0.0.1:8000"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

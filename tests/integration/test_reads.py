@@ -14,7 +14,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
 from tailrace.proto.subjects import TurnKey
 from tests.chaos.link import Link
-from tests.until import until
+from tests.harness.until import until
 
 CALLERS = 5 * READS_MAX
 

@@ -23,15 +23,15 @@ from tailrace.proto.model_records import CountTokens
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
-from tests.answering import ended, working
-from tests.handwritten import request
+from tests.harness.generator_in_loop import ended, working
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.requests import posted
+from tests.harness.turn_builder import request
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, forget
 from tests.integration.test_persistence_recorder import folds, rows
-from tests.listing import posted
-from tests.persisting import Persistence
-from tests.until import until
 from tests.upgrade.recording import as_of
-from tests.writing import Writer
 
 SHOW = {"type": "text", "text": "#sim words=0 files=1 rate=0"}
 

@@ -11,7 +11,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
-from tests.until import until
+from tests.harness.until import until
 
 TIMEOUT_S = 5
 

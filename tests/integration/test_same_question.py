@@ -9,10 +9,10 @@ import pytest
 
 from tailrace.gateway.turns import auto_idempotency
 from tailrace.proto.ids import new_id
-from tests.event_stream import EventStream, Sent, turns_own
+from tests.harness.displayed_text import SAYS
+from tests.harness.readers import read
+from tests.harness.sse_parser import EventStream, Sent, turns_own
 from tests.integration.conftest import Gateway, House, NewGateway
-from tests.reading import read
-from tests.saying import SAYS
 
 AUTO = {"idempotency-key": "auto"}
 EVENTS = {"accept": "text/event-stream"}

@@ -5,9 +5,9 @@ import pytest
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.requests import pages, posted
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, on_shared_loop
-from tests.listing import pages, posted
-from tests.until import until
 
 
 async def test_sessions_are_listed_newest_first_in_pages(gateway: Gateway) -> None:

@@ -19,7 +19,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.permissions import LOG
 from tailrace.proto.nats.streams import apply
 from tailrace.proto.subjects import GENERATORS, STREAM
-from tests.until import until
+from tests.harness.until import until
 
 BYTES_MAX = 64 * 1024**2
 

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from tailrace.gateway.auth.jwks import JwksCache
 from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.settings import Settings
-from tests import tokens
-from tests.tokens import EC_KEY, RSA_KEY
+from tests.harness import jwts
+from tests.harness.jwts import EC_KEY, RSA_KEY
 
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -69,7 +69,7 @@ async def url(issuer: Issuer) -> AsyncIterator[str]:
 
 async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
     """Fifty tokens at once of a key that nobody has seen are one question; a thousand of it afterwards are none."""
-    issuer.tell(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    issuer.tell(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     keys = JwksCache(url)
     found = await asyncio.gather(*(keys.find("ec") for _ in range(50)))
     assert {key.algorithm for key in found if key} == {"ES256"}
@@ -82,10 +82,10 @@ async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
 
 async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: str) -> None:
     """A rotation is noticed with its first token; names that somebody invents ask the issuer nothing."""
-    issuer.tell(tokens.key_set(old=EC_KEY))
+    issuer.tell(jwts.key_set(old=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     assert await keys.find("old") is not None
-    issuer.tell(tokens.key_set(new=OTHER_KEY))
+    issuer.tell(jwts.key_set(new=OTHER_KEY))
     assert await keys.find("new") is not None
     assert await keys.find("old") is None
     patient = JwksCache(url)
@@ -116,7 +116,7 @@ async def test_an_invalid_answer_keeps_the_known_keys(
     issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
 ) -> None:
     """An issuer that breaks locks nobody out."""
-    issuer.tell(tokens.key_set(ec=EC_KEY))
+    issuer.tell(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     await keys.read()
     issuer.tell(body, status, *headers)
@@ -130,7 +130,7 @@ async def test_an_invalid_answer_keeps_the_known_keys(
 async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
     """The settings say where the keys are; whoever answers there does not say where else."""
     elsewhere = Issuer()
-    elsewhere.tell(tokens.key_set(ec=OTHER_KEY))
+    elsewhere.tell(jwts.key_set(ec=OTHER_KEY))
     async with elsewhere.running() as other:
         for status in ("301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
             for location in (other, "file:///etc/passwd", "ftp://127.0.0.1/"):
@@ -144,7 +144,7 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     issuer: Issuer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that says nothing, and one that says a byte now and then: over in time, and what is known stays."""
-    issuer.tell(tokens.key_set(ec=EC_KEY))
+    issuer.tell(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url)
     await keys.read()
     monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.3)
@@ -169,10 +169,10 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
 async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
     """An operator who replaces it need not start anything again."""
     path = tmp_path / "keys.json"
-    path.write_bytes(tokens.key_set(old=EC_KEY))
+    path.write_bytes(jwts.key_set(old=EC_KEY))
     keys = JwksCache(str(path), cooldown_s=0)
     assert await keys.find("old") is not None
-    path.write_bytes(tokens.key_set(new=OTHER_KEY))
+    path.write_bytes(jwts.key_set(new=OTHER_KEY))
     assert await keys.find("new") is not None
     path.unlink()
     await keys.read()
@@ -182,12 +182,12 @@ async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
 async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str) -> None:
     """`jku`, `x5u`, an issuer that is a URL: the one address that is ever asked is the setting's."""
     elsewhere = Issuer()
-    issuer.tell(tokens.key_set(ec=EC_KEY))
-    verifier = JwtVerifier(Settings(**tokens.settings(jwt_keys=url)))
+    issuer.tell(jwts.key_set(ec=EC_KEY))
+    verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))
     asking = Request({"type": "http", "method": "GET", "headers": []})
     async with elsewhere.running() as other:
         for header in ("jku", "x5u"):
-            signed = tokens.token(OTHER_KEY, "ES256", {header: other, "kid": "x"}, iss=other)
+            signed = jwts.token(OTHER_KEY, "ES256", {header: other, "kid": "x"}, iss=other)
             assert await verifier.verify(signed, asking) is None
     assert elsewhere.asked == []
     assert len(issuer.asked) == 1

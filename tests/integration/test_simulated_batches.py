@@ -11,8 +11,8 @@ import pytest
 
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
 from tailrace.deploy.simulated_claude.server import serving
-from tests.answering import stats, words
-from tests.until import until
+from tests.harness.generator_in_loop import stats, words
+from tests.harness.until import until
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.server import serving
-from tests.until import until
+from tests.harness.until import until
 
 TEXT = re.compile(r'"text":"([^"]+)"')
 HEADERS = {"authorization": "Bearer sk-anything", "anthropic-version": "2026-10-21"}

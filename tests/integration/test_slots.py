@@ -17,7 +17,7 @@ from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import Slot
-from tests.until import until
+from tests.harness.until import until
 
 
 @pytest.mark.rule("R37")

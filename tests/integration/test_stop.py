@@ -27,15 +27,25 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
-from tests import reading
-from tests.answering import account, ask, ended, is_acknowledged, open_streams, shorten_lease, stats, words, working
+from tests.harness import readers
+from tests.harness.generator_in_loop import (
+    account,
+    ask,
+    ended,
+    is_acknowledged,
+    open_streams,
+    shorten_lease,
+    stats,
+    words,
+    working,
+)
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.stop_server import stop
+from tests.harness.until import until
+from tests.harness.wire import Wire
 from tests.integration.conftest import Gateway, NewGateway
 from tests.kills.cell import KINDS, TOGETHER, entries_of, named
-from tests.persisting import Persistence
 from tests.promises import Connected, judge
-from tests.stopping import stop
-from tests.until import until
-from tests.wire import Wire
 
 ENTRIES = entries_of(TOGETHER)
 # A call that stalls after its last delta is open for whoever is stopped up to there.
@@ -62,7 +72,7 @@ class Ground(NamedTuple):
 
     def read(self, key: TurnKey) -> asyncio.Task[Connected]:
         """By the first gateway, from the beginning to the end."""
-        return asyncio.create_task(reading.read(self.gateways[0].client, key.turn))
+        return asyncio.create_task(readers.read(self.gateways[0].client, key.turn))
 
     async def cancel(self, key: TurnKey, number: int = 0) -> httpx2.Response:
         return await self.gateways[number].client.post(f"/v1/turns/{key.turn}/cancel")
@@ -84,12 +94,12 @@ class Ground(NamedTuple):
 
     async def proved(self, key: TurnKey, connected: Connected, answers: Sequence[httpx2.Response]) -> Turn:
         """The turn; one end, told alike by the log, its reader, SQLite, and whoever cancelled it."""
-        stored = await reading.whole(self.log, key)
+        stored = await readers.whole(self.log, key)
         assert [one.seq for one in stored if isinstance(one.entry, End)] == [stored[-1].seq]
         record = await until(lambda: self._record(key))
         assert record is not None
-        reader = reading.reader("there", key, connected)
-        verdict = judge(await reading.history(self.log, key, reader, records={key: record}))
+        reader = readers.reader("there", key, connected)
+        verdict = judge(await readers.history(self.log, key, reader, records={key: record}))
         assert verdict.is_green, verdict.evidence
         assert connected.over == "ended"
         told = (await self.gateways[1].client.get(f"/v1/turns/{key.turn}")).json()
@@ -157,7 +167,7 @@ async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: He
         count: await ground.ask(f"tag=h{count} rate=0 {KINDS[TOGETHER]} {STALL if count <= last_delta else ''}")
         for count in range(1, len(ENTRIES))
     }
-    readers = {count: ground.read(key) for count, key in keys.items()}
+    reading = {count: ground.read(key) for count, key in keys.items()}
     held.before = {key: count for count, key in keys.items() if count != last_delta}
     async with working(ground.server.url, ground.claude, stall_timeout_s=60):
         await until(lambda: len(held.standing) == len(held.before), HELD_S_MAX)
@@ -171,8 +181,8 @@ async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: He
         await ground.settled()
         again = {count: [await ground.cancel(key, number) for number in (0, 1)] for count, key in keys.items()}
         for count, key in keys.items():
-            turn = await ground.proved(key, await readers[count], [*cancels[count], *again[count]])
-            stored = await reading.whole(ground.log, key)
+            turn = await ground.proved(key, await reading[count], [*cancels[count], *again[count]])
+            stored = await readers.whole(ground.log, key)
             assert named(stored, TOGETHER) == [*ENTRIES[:count], "end"]
             assert turn.end is not None
             assert turn.end.outcome == "cancelled"
@@ -189,7 +199,7 @@ async def test_a_turn_is_stopped_at_each_of_its_entries(ground: Ground, held: He
 
 async def is_so_long(log: TurnLog, key: TurnKey, count: int) -> bool:
     """Or has ended before, for deltas join."""
-    stored = await reading.whole(log, key)
+    stored = await readers.whole(log, key)
     return len(stored) >= count or isinstance(stored[-1].entry, End)
 
 
@@ -197,17 +207,17 @@ async def is_so_long(log: TurnLog, key: TurnKey, count: int) -> bool:
 async def test_what_nobody_has_begun_is_stopped_and_never_asked(ground: Ground) -> None:
     """Before there is a generator, and in the queue of one that is busy; who waits behind it is answered."""
     early = await ground.ask("words=2 tag=early")
-    readers = {early: ground.read(early)}
+    reading = {early: ground.read(early)}
     answers = {early: [await ground.cancel(early), await ground.cancel(early, 1)]}
     async with working(ground.server.url, ground.claude, concurrency=1, stall_timeout_s=60):
         running = await ground.ask("words=2 tag=running fault=stall@1")
         await open_streams(ground.claude, 1)
         queued, next_ = await ground.ask("words=2 tag=queued"), await ground.ask("words=2 tag=next")
-        readers |= {key: ground.read(key) for key in (running, queued)}
+        reading |= {key: ground.read(key) for key in (running, queued)}
         answers |= {key: [await ground.cancel(key, 1)] for key in (queued, running)}
         assert (await ended(ground.log, next_)).text == words(2, "next")
         await ground.settled()
-    for key, reader in readers.items():
+    for key, reader in reading.items():
         turn = await ground.proved(key, await reader, answers[key])
         assert (turn.outcome, turn.text) == ("cancelled", words(1, "running") if key == running else "")
     calls = Counter({tag: len(await ground.calls(tag)) for tag in ("early", "queued", "running", "next")})

@@ -27,7 +27,7 @@ from tailrace.proto.subjects import (
     WEBHOOKS,
 )
 from tests.conftest import BYTES_MAX
-from tests.until import until
+from tests.harness.until import until
 
 
 @pytest_asyncio.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
-from tests.until import until
+from tests.harness.until import until
 
 # Says its pid, then waits; at SIGTERM it says goodbye and leaves. Not with print: it may be in the first one still.
 POLITE = """

@@ -15,8 +15,9 @@ from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.subjects import GENERATORS, TurnKey
-from tests import reading
-from tests.answering import (
+from tests.harness import readers
+from tests.harness.freeze import freeze
+from tests.harness.generator_in_loop import (
     ask,
     attempts,
     ended,
@@ -28,12 +29,11 @@ from tests.answering import (
     words,
     working,
 )
-from tests.frozen import freeze
+from tests.harness.killable_generator import killed_after
+from tests.harness.processes import Process, generator
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.mortal import killed_after
-from tests.processes import Process, generator
 from tests.promises import Story, judge, no_gap, no_repeat, one_end
-from tests.until import until
 
 # Whoever takes a turn here is alone, or loses it on purpose: nobody has to be given the time to be slow.
 LEASE_S = 0.2
@@ -158,11 +158,11 @@ async def test_a_killed_generators_turn_is_continued_by_another(
     """kill -9 in the middle of a word's way: an HTTP reader gets every byte of the answer, once."""
     gateway = await new_gateway(own_server.url)
     key = await ask(own_log, "words=120 rate=60", tenant=tenant, model=model)
-    reader = asyncio.create_task(reading.read(gateway.client, key.turn))
+    reader = asyncio.create_task(readers.read(gateway.client, key.turn))
     killed = await two.holder(key, chars=100)
     await killed.stop(SIGKILL)
     turn = await ended(own_log, key)
-    history = await reading.history(own_log, key, reading.reader("there", key, await reader))
+    history = await readers.history(own_log, key, readers.reader("there", key, await reader))
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert history.readers[0].told == Story(words(120), turn.usage, "completed")

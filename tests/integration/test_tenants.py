@@ -15,9 +15,9 @@ from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
+from tests.harness.processes import CHECKOUT, Process
+from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, named
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
-from tests.processes import CHECKOUT, Process
-from tests.routes import BATCH, LONG_MESSAGE, ROWS, named
 
 OTHER_KEY = "the-key-of-somebody-else"
 UNKNOWN = (new_id(), new_id(), new_id())

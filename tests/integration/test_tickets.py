@@ -16,11 +16,11 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
-from tests import processes
-from tests.event_stream import turns_own
+from tests.harness import processes
+from tests.harness.route_table import ROWS, named
+from tests.harness.sse_parser import turns_own
+from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
-from tests.routes import ROWS, named
-from tests.writing import Writer
 
 TEXTS = ("Danube ", "Elbe ", "Rhine")
 ID = re.compile(r"^id: (.+)$", re.MULTILINE)

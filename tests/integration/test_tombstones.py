@@ -7,7 +7,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.writing import Writer
+from tests.harness.turn_writer import Writer
 
 
 @pytest.mark.rule("R35")

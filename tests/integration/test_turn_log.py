@@ -23,11 +23,11 @@ from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.frozen import freeze
-from tests.handwritten import attempt, closing, event, opening, request, says
-from tests.until import until
-from tests.wire import Wire
-from tests.writing import Writer
+from tests.harness.freeze import freeze
+from tests.harness.turn_builder import attempt, closing, event, opening, request, says
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.harness.wire import Wire
 
 
 async def begin(log: TurnLog, key: TurnKey, *texts: str) -> Chain:

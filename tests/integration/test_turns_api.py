@@ -20,15 +20,15 @@ from tailrace.proto.errors import FenceLost
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import processes
-from tests.event_stream import parse
-from tests.frozen import freeze
+from tests.harness import processes
+from tests.harness.freeze import freeze
+from tests.harness.lossy_link import Losing
+from tests.harness.processes import Process, as_user
+from tests.harness.readers import data, read, told, whole
+from tests.harness.sse_parser import parse
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget, on_shared_loop
-from tests.losing import Losing
-from tests.processes import Process, as_user
-from tests.reading import data, read, told, whole
-from tests.until import until
-from tests.writing import Writer
 
 BODY = {"message": "Why is the sky blue?"}
 

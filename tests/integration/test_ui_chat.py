@@ -16,12 +16,12 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.answering import words
-from tests.handwritten import answered
+from tests.harness.displayed_text import ui as said
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_builder import answered
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import Gateway, House, NewGateway
-from tests.saying import ui as said
-from tests.until import until
-from tests.writing import Writer
 
 Json = dict[str, Any]
 TEXT = {"content-type": "text/plain;charset=UTF-8"}

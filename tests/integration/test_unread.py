@@ -14,10 +14,10 @@ from tailrace.gateway.http import http_protocol, server
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.readers import is_read, read, told
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
-from tests.reading import is_read, read, told
-from tests.until import until
-from tests.writing import Writer
 
 MB = 2**20
 SO_ATTACH_FILTER = 26

@@ -20,10 +20,10 @@ import pytest
 from standardwebhooks import Webhook
 
 from tailrace.proto.nats.permissions import RIGHTS
-from tests import processes, tokens
-from tests.receiving import Receiver
-from tests.until import until
-from tests.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
+from tests.harness import jwts, processes
+from tests.harness.until import until
+from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
+from tests.harness.webhook_receiver import Receiver
 
 KEY = "sk-ant-canary-of-the-real-key"
 # What a part that hangs has before it is killed (deploy/local/supervisor.py).
@@ -315,9 +315,9 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
         "ANTHROPIC_API_KEY": KEY,
         "TAILRACE_API_KEYS": f"acme:{hashlib.sha256(key.encode()).hexdigest()}",
         "TAILRACE_LOG_LEVEL": "debug",
-        **{f"TAILRACE_{name.upper()}": str(value) for name, value in tokens.settings().items()},
+        **{f"TAILRACE_{name.upper()}": str(value) for name, value in jwts.settings().items()},
     }
-    jwt = tokens.token().decode()
+    jwt = jwts.token().decode()
     shown: dict[str, str] = {}
     async with processes.simulated_claude(tmp_path) as claude:
         with running(tmp_path, "--port", "0", ANTHROPIC_BASE_URL=claude.url, **environ) as up:
@@ -341,7 +341,7 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
     # What is looked through is what there is.
     assert any('"subscriptions_list' in text for text in shown.values())
     assert any("tailrace_persistence_" in text for text in shown.values())
-    secrets |= {"key": key, "JWT": jwt, "JWT's secret": tokens.SECRET, "Claude's key": KEY}
+    secrets |= {"key": key, "JWT": jwt, "JWT's secret": jwts.SECRET, "Claude's key": KEY}
     secrets |= {f"password {number}": password for number, password in enumerate(passwords)}
     assert [(what, where) for what, secret in secrets.items() for where in shown if secret in shown[where]] == []
 

@@ -20,9 +20,9 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.nats.streams import EVERY_STREAM, consumers
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.answering import words
-from tests.until import until
-from tests.up import CHECKOUT, LEAN, STOP_S_MAX, Up, is_alive, running
+from tests.harness.generator_in_loop import words
+from tests.harness.until import until
+from tests.harness.up import CHECKOUT, LEAN, STOP_S_MAX, Up, is_alive, running
 
 NAMES = nats_cluster.names()
 # Two clusters that have to find their leaders, one after the other.

@@ -25,11 +25,11 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests import handwritten
-from tests.answering import ended, words, working
-from tests.event_stream import turns_own
+from tests.harness import turn_builder
+from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.sse_parser import turns_own
 from tests.integration.conftest import Gateway, NewGateway
-from tests.persisting import Persistence
 from tests.upgrade import recording
 
 OURS = Tenant("local")
@@ -183,12 +183,12 @@ async def test_what_a_newer_version_has_begun_is_finished_told_and_recorded(
 ) -> None:
     """It has fields, a kind of entry and an event that nobody here knows: they stay in the log, and in nobody's way."""
     key = TurnKey(OURS, TurnId(new_id()))
-    question = handwritten.request(messages=[entries.Message("user", "#sim words=9 rate=0 tag=newer")])
+    question = turn_builder.request(messages=[entries.Message("user", "#sim words=9 rate=0 tag=newer")])
     last = await newer(own_connection, key, "request", entries.encode(question))
     taken = {"prev": last, "attempt": 1, "generator": "of-tomorrow", "backend": "newer", "mode": "fresh"}
     last = await newer(own_connection, key, "attempt", msgspec.json.encode(taken))
     last = await newer(own_connection, key, "weather", msgspec.json.encode({"prev": last, "attempt": 1}))
-    said = [*map(msgspec.json.encode, handwritten.opening()), b'{"type":"mood_delta","mood":"fair"}']
+    said = [*map(msgspec.json.encode, turn_builder.opening()), b'{"type":"mood_delta","mood":"fair"}']
     for raw in (*said, b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"newer000000 "}}'):
         event = Event(prev=last, attempt=1, event=msgspec.Raw(raw))
         last = await newer(own_connection, key, "event", entries.encode(event))

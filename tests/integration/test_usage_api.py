@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tailrace.proto.ids import Tenant
+from tests.harness.processes import CHECKOUT, Process
 from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
-from tests.processes import CHECKOUT, Process
 
 OTHER_KEY = "the-same-tenants-other-key"
 

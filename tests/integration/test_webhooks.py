@@ -28,13 +28,13 @@ from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, strea
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import persistence as process
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.harness.webhook_receiver import Got, Receiver, hang, status
 from tests.integration.conftest import NewGateway
-from tests.persisting import Persistence
-from tests.processes import persistence as process
-from tests.receiving import Got, Receiver, hang, status
 from tests.unit.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
-from tests.until import until
-from tests.writing import Writer
 
 KEY = "a-key-that-only-this-test-has-0123"
 OURS = Tenant("ours")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.processes import CHECKOUT
+from tests.harness.processes import CHECKOUT
 
 UV = Path(sys.executable).parent / "uv"
 

@@ -32,7 +32,7 @@ from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slo
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM
-from tests.answering import (
+from tests.harness.generator_in_loop import (
     ask,
     attempts,
     ended,
@@ -44,7 +44,7 @@ from tests.answering import (
     words,
     working,
 )
-from tests.until import until
+from tests.harness.until import until
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 FAULTS = ("cut", "stall", "eof", "garbage", "error", "429", "500", "529")

@@ -8,9 +8,9 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, WriteProbe, streams
 from tailrace.proto.subjects import STREAM
-from tests.frozen import freeze
+from tests.harness.freeze import freeze
+from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.until import until
 
 
 async def stored(connection: Connection) -> tuple[int, int]:

@@ -22,8 +22,8 @@ from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded import record
-from tests.processes import Process
-from tests.until import until
+from tests.harness.processes import Process
+from tests.harness.until import until
 
 PLACE = re.compile(r"\btag=h([0-9]+)(e?)-")
 # What a process does that has no part of its own in this is what it always does.

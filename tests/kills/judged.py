@@ -9,11 +9,11 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.ids import Seq
 from tests.checker.history import Read
 from tests.checker.run import NS_PER_S, Run
+from tests.harness.readers import rendered
 from tests.kills.cell import UNACKNOWLEDGED, Cell, named
 from tests.kills.reader import Reader
 from tests.kills.wave import Turn
 from tests.promises import judge
-from tests.reading import rendered
 
 # Begins anew with a message of its own, so that whoever adds up knows by himself.
 TOLD_BY_ITSELF = "anthropic"

@@ -8,7 +8,7 @@ import httpx2
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.subjects import TurnKey
-from tests.event_stream import EventStream, Sent
+from tests.harness.sse_parser import EventStream, Sent
 
 # Bare text has no place for a cursor: who was cut asks for all of it again.
 WITHOUT_CURSOR = "text"

@@ -16,15 +16,15 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
-from tests import reading
 from tests.checker.client import Client
 from tests.checker.history import Fault
 from tests.checker.house import House
+from tests.harness import readers
+from tests.harness.processes import Process
+from tests.harness.until import until
 from tests.kills.cell import Cell, named
 from tests.kills.held import HOLDS, WAITS
 from tests.kills.reader import Reader
-from tests.processes import Process
-from tests.until import until
 
 PROCESSES = ("generator", "gateway", "persistence", "nats-server")
 HELD_S_MAX = 60.0
@@ -112,7 +112,7 @@ async def look(house: House, turn: Turn) -> None:
     """Notes the tail of the turn, once all of its readers have been told of it."""
     stored = await house.log.replay(turn.key, limit=4096)
     turn.tail, turn.entry = stored[-1].seq, named(stored, turn.cell.kind)[-1]
-    frames = {dialect: reading.rendered(turn.key, stored, dialect) for dialect in DIALECTS}
+    frames = {dialect: readers.rendered(turn.key, stored, dialect) for dialect in DIALECTS}
     due = {dialect: b"".join(frame.sent for frame in some) for dialect, some in frames.items()}
     await until(lambda: turn.client.seen == frames["tailrace"][-1].seq, ENDED_S_MAX)
     await until(lambda: all(reader.kept == due[reader.dialect] for reader in turn.readers), ENDED_S_MAX)

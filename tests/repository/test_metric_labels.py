@@ -17,7 +17,7 @@ from tailrace.persistence.webhooks.sender import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.usage import Usage
-from tests.processes import CHECKOUT
+from tests.harness.processes import CHECKOUT
 
 # The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.processes import CHECKOUT
+from tests.harness.processes import CHECKOUT
 
 FORMS = {
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{40}",

@@ -1,4 +1,4 @@
-"""The table of routes in tests/routes.py is complete, and every route declares its scope."""
+"""The table of routes in tests/harness/route_table.py is complete, and every route declares its scope."""
 
 import re
 
@@ -9,7 +9,7 @@ from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.turns.request_body import PATHS
 from tailrace.proto.ids import is_session_name
-from tests.routes import ROWS
+from tests.harness.route_table import ROWS
 
 
 @pytest.mark.rule("S1")

@@ -13,7 +13,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError
 from tailrace.proto.usage import CallUsage
-from tests.handwritten import MODEL, request
+from tests.harness.turn_builder import MODEL, request
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedServer
 

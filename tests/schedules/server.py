@@ -15,7 +15,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import NOON
+from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
 from tests.schedules.process import Process
 from tests.schedules.world import World

@@ -6,8 +6,8 @@ from contextvars import Context
 from random import Random
 from typing import Any
 
+from tests.harness.virtual_time import Handle, VirtualLoop
 from tests.schedules.process import PROCESS, Process
-from tests.virtual_time import Handle, VirtualLoop
 
 # Sleeps take up to so much longer than asked for, as on a busy machine.
 OVERSLEPT_MAX = 0.25

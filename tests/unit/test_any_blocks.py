@@ -10,17 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import response_of
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Block, content
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import answered
-from tests.made_up import JSON, TEXTS
+from tests.harness.strategies import JSON, TEXTS
+from tests.harness.turn_builder import answered
 
 RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), answered("hi").turn)
 TYPES = [

@@ -11,9 +11,9 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import NOON, says
-from tests.scripted_log import NOTHING, ScriptedServer, page
-from tests.virtual_time import run
+from tests.harness.scripted_log import NOTHING, ScriptedServer, page
+from tests.harness.turn_builder import NOON, says
+from tests.harness.virtual_time import run
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 CHAIN = Chain(Seq(7), 1)

@@ -8,7 +8,7 @@ import pytest
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.fold import fold
 from tailrace.proto.version import VERSION
-from tests.saying import SAYS
+from tests.harness.displayed_text import SAYS
 from tools import asyncapi
 
 DOCUMENT: dict[str, Any] = asyncapi.build_document(VERSION)

@@ -15,7 +15,7 @@ from tailrace.proto.entries import Attempt, Batch, End, Progress, Stored, decode
 from tailrace.proto.fold import fold, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import NOON, request
+from tests.harness.turn_builder import NOON, request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
 END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nano_usd=5, text_chars=0, text_sha256="")

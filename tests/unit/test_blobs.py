@@ -18,7 +18,7 @@ from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Batch, Message, Request, encode
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId
-from tests.handwritten import request
+from tests.harness.turn_builder import request
 
 LONG = "x" * (INLINE_BYTES_MAX + 1)
 SHA256 = hashlib.sha256(LONG.encode()).hexdigest()

@@ -21,8 +21,8 @@ from tailrace.proto.events import (
 )
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.usage import CallUsage
-from tests.handwritten import Handwritten
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import Handwritten
 
 DOLLAR = 10**9
 # Sonnet 5.5: 2,000 and 10,000 nano-dollars a token.

@@ -9,8 +9,8 @@ from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, End, Entry, Unknown, Unreadable
 from tailrace.proto.ids import Seq
-from tests.handwritten import raw, request
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import raw, request
 
 ASKED = Chain(Seq(10))
 TAKEN = Chain(Seq(20), attempt=2)

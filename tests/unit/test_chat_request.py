@@ -20,7 +20,7 @@ from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
-from tests.made_up import JSON, TEXTS
+from tests.harness.strategies import JSON, TEXTS
 
 HAIKU, SONNET, OLD = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-sonnet-4-5"
 HI = {"role": "user", "content": "hi"}

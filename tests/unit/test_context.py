@@ -10,7 +10,7 @@ from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
-from tests.handwritten import MODEL, NOON
+from tests.harness.turn_builder import MODEL, NOON
 
 QUESTION = Message("user", "Why is the sky blue?")
 TEXT = {"type": "text", "text": "Light scatters."}

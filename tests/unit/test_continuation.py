@@ -26,7 +26,7 @@ from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
 from tailrace.proto.fold import Block
 from tailrace.proto.usage import CallUsage
-from tests.handwritten import Handwritten, request
+from tests.harness.turn_builder import Handwritten, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 

@@ -25,8 +25,8 @@ from tailrace.proto.events import (
 )
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq
-from tests.handwritten import Handwritten, raw
-from tests.made_up import anthropic_events
+from tests.harness.strategies import anthropic_events
+from tests.harness.turn_builder import Handwritten, raw
 
 
 def text(piece: str, index: int = 0) -> BlockDelta:

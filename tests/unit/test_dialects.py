@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.dialect import Frame
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.dialect import Frame
 from tailrace.proto import entries
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.event_stream import parse
-from tests.handwritten import NOON, Handwritten, closing, junk, opening, raw
-from tests.reading import data, rendered, told
-from tests.saying import SAYS
+from tests.harness.displayed_text import SAYS
+from tests.harness.readers import data, rendered, told
+from tests.harness.sse_parser import parse
+from tests.harness.turn_builder import NOON, Handwritten, closing, junk, opening, raw
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -153,7 +153,7 @@ def turns(draw: st.DrawFn) -> Handwritten:
 
 
 def test_every_dialect_has_a_text_parser() -> None:
-    """tests/saying.py reads the text of each dialect, for the tests below."""
+    """tests/harness/displayed_text.py reads the text of each dialect, for the tests below."""
     assert set(SAYS) == set(DIALECTS)
 
 

@@ -2,7 +2,7 @@
 
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.resources.index import endpoints_of
-from tests.routes import ROWS
+from tests.harness.route_table import ROWS
 
 
 def test_index_lists_every_route_with_its_methods() -> None:

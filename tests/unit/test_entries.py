@@ -9,8 +9,8 @@ from tailrace.proto import entries
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable, decode, encode, kind_of
 from tailrace.proto.ids import Seq
 from tailrace.proto.usage import Usage
-from tests.handwritten import raw, request
-from tests.made_up import JSON, TEXTS, any_entries
+from tests.harness.strategies import JSON, TEXTS, any_entries
+from tests.harness.turn_builder import raw, request
 
 # What the log of version 1 looks like. These bytes never change: a log that is stored must stay readable.
 WRITTEN: dict[str, tuple[bytes, Entry]] = {

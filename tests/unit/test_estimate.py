@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.gateway.limits.cost_estimate import IMAGE_TOKENS, PAGE_TOKENS, SCHEMA_RETRY_TOKENS, estimate_request
 from tailrace.proto.entries import Message, Request
-from tests.handwritten import request
+from tests.harness.turn_builder import request
 
 TEXT = "seven characters, seven times over, is forty-nine"
 PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 1_000_000}}

@@ -12,21 +12,21 @@ from starlette.types import Message
 
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start, Terms
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.proto.entries import Failure, Stored
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
-from tests.event_stream import parse
-from tests.handwritten import Handwritten, answered
+from tests.harness.sse_parser import parse
+from tests.harness.turn_builder import Handwritten, answered
+from tests.harness.until import until
 from tests.unit.test_live import KEY
-from tests.until import until
 
 TAILRACE = DIALECTS["tailrace"]
 HEARTBEAT = b": hb\n"

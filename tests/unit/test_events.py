@@ -18,7 +18,7 @@ from tailrace.proto.events import (
     join_deltas,
 )
 from tailrace.proto.usage import CallUsage, Usage
-from tests.made_up import COUNTS, TEXTS, USAGES, anthropic_events
+from tests.harness.strategies import COUNTS, TEXTS, USAGES, anthropic_events
 
 # From Anthropic's docs, "Streaming Messages", and "Extended thinking"; shortened.
 DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {

@@ -13,7 +13,7 @@ from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats.connection import parse_servers
 from tailrace.proto.runtime.settings import env_name, read, type_name
-from tests import tokens
+from tests.harness import jwts
 
 NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]
 LIMITS = [
@@ -135,7 +135,7 @@ async def test_valid_settings_are_accepted(tmp_path: Path) -> None:
         "TAILRACE_DATABASE": str(tmp_path / "x.db"),
         "ANTHROPIC_API_KEY": "sk-test",
         "ANTHROPIC_BASE_URL": "http://127.0.0.1:8001/anthropic",
-        **{f"TAILRACE_{name.upper()}": text for name, text in tokens.settings().items()},
+        **{f"TAILRACE_{name.upper()}": text for name, text in jwts.settings().items()},
     }
     for role, _ in SERVICES:
         settings = await checked(role, good)

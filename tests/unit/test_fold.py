@@ -18,8 +18,8 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage, Usage
-from tests.handwritten import Handwritten, answered, attempt, closing, junk, opening, raw, says
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import Handwritten, answered, attempt, closing, junk, opening, raw, says
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 

@@ -8,8 +8,8 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import End, Stored
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import Seq
-from tests.handwritten import answered, says
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import answered, says
 
 LOG = answered("The", " sky", " is", " blue.", step=10).stored
 FIRST, SECOND, THIRD, FOURTH = LOG[:4]

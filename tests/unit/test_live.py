@@ -7,17 +7,17 @@ from typing import cast
 
 import pytest
 
-from tailrace.gateway.clients.dialect import Dialect, Frame
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import Handwritten, answered, opening
-from tests.until import until
+from tests.harness.turn_builder import Handwritten, answered, opening
+from tests.harness.until import until
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXT = DIALECTS["text"]

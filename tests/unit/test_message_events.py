@@ -14,7 +14,7 @@ from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold
 from tailrace.proto.ids import Seq
-from tests.handwritten import NOON, request
+from tests.harness.turn_builder import NOON, request
 
 USAGE = {"input_tokens": 7, "output_tokens": 11, "service_tier": "batch", "server_tool_use": {"web_search_requests": 1}}
 

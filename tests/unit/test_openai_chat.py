@@ -19,11 +19,11 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage
-from tests.citing import CITATIONS
-from tests.event_stream import parse
-from tests.handwritten import MODEL, NOON, Handwritten, opening
-from tests.made_up import MadeUp, logs
-from tests.reading import rendered
+from tests.harness.citations import CITATIONS
+from tests.harness.readers import rendered
+from tests.harness.sse_parser import parse
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import MODEL, NOON, Handwritten, opening
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 CHAT, COUNTED = "openai-chat", "openai-chat-usage"

@@ -12,11 +12,11 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tailrace.gateway.clients.dialect import Frame
 from tailrace.gateway.clients.openai.responses_object import response_of, usage_object
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import skip_events
 from tailrace.gateway.streaming.fanout import RenderedFrame
 from tailrace.proto import events
@@ -26,10 +26,10 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.citing import CITATIONS
-from tests.event_stream import parse
-from tests.handwritten import Handwritten, answered, junk, opening
-from tests.made_up import TEXTS
+from tests.harness.citations import CITATIONS
+from tests.harness.sse_parser import parse
+from tests.harness.strategies import TEXTS
+from tests.harness.turn_builder import Handwritten, answered, junk, opening
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]

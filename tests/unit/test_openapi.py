@@ -11,16 +11,16 @@ from starlette.requests import Request
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.openapi import routes
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
 from tailrace.gateway.openapi.reference_page import render_page
-from tailrace.gateway.resources import docs
-from tailrace.gateway.resources.docs import document
+from tailrace.gateway.openapi.routes import document
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import answered
-from tests.routes import ROWS
+from tests.harness.route_table import ROWS
+from tests.harness.turn_builder import answered
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(method, route.path) for route in ROUTES for method in sorted((route.methods or set()) - {"HEAD"})]
@@ -124,9 +124,9 @@ def test_reference_page_has_every_route_and_works_offline() -> None:
 async def test_reference_page_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rendering blocks all streams for some milliseconds, and the route needs no key."""
     request = Request({"type": "http", "method": "GET", "path": "/docs", "headers": []})
-    first = await docs.docs(request)
-    monkeypatch.setattr(docs, "render_page", pytest.fail)
-    assert (await docs.docs(request)).body == first.body
+    first = await routes.docs(request)
+    monkeypatch.setattr(routes, "render_page", pytest.fail)
+    assert (await routes.docs(request)).body == first.body
 
 
 @pytest.mark.rule("S8")

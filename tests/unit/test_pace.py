@@ -5,7 +5,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.proto.errors import Refused
-from tests.handwritten import answered
+from tests.harness.turn_builder import answered
 
 # One a second, all in the past.
 STORED = answered("a", "b", "c").stored

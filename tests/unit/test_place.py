@@ -17,7 +17,7 @@ from tailrace.proto.blobs import lift
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
-from tests.handwritten import request
+from tests.harness.turn_builder import request
 
 SESSION = SessionId("session-1")
 HELD = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]

@@ -33,8 +33,8 @@ from tailrace.proto.events import (
 )
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.schema import with_schema
-from tests.handwritten import Handwritten, attempt
-from tests.made_up import MadeUp, logs
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import Handwritten, attempt
 
 POLICIES: tuple[OnInterrupt, ...] = ("continue", "restart", "fail")
 START = MessageStart(MessageHead("msg_1"))

@@ -12,7 +12,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.handwritten import NOON, answered, says
+from tests.harness.turn_builder import NOON, answered, says
 from tests.promises import (
     Connected,
     Frame,

@@ -12,7 +12,7 @@ from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.handwritten import Handwritten, closing, opening, request
+from tests.harness.turn_builder import Handwritten, closing, opening, request
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
 HOUR: dict[str, Any] = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}

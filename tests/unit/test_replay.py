@@ -9,9 +9,9 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats.replay import STALE_MAX_S, WOKEN_WAIT_S, read_chain, read_current_turn, read_turn, require_turn
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import NOON, Handwritten, opening, says
-from tests.scripted_log import NOTHING, ScriptedServer, page
-from tests.virtual_time import run
+from tests.harness.scripted_log import NOTHING, ScriptedServer, page
+from tests.harness.turn_builder import NOON, Handwritten, opening, says
+from tests.harness.virtual_time import run
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 CURSOR = Seq(7)

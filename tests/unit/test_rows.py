@@ -14,7 +14,7 @@ from tailrace.proto.fold import EMPTY_TURN, text_proof
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import Handwritten, answered, opening
+from tests.harness.turn_builder import Handwritten, answered, opening
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from tailrace.proto.errors import SandboxBusy, SandboxFailed
 from tailrace.proto.runtime.sandbox import PROCESSES_MAX, PROCESSES_TENANT_MAX, Sandbox
-from tests.until import until
+from tests.harness.until import until
 
 LONG_S = 60.0
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tailrace.gateway.streaming import sse
 from tailrace.gateway.streaming.event_stream import skip_events
 from tailrace.gateway.streaming.fanout import RenderedFrame
-from tests.event_stream import EventStream, Sent, parse
+from tests.harness.sse_parser import EventStream, Sent, parse
 
 LINES = st.binary(min_size=1, max_size=30).filter(lambda line: not set(line) & set(b"\r\n"))
 

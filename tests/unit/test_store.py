@@ -24,7 +24,7 @@ from tailrace.proto.records import SessionRecord, record_from_fold
 from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
-from tests.handwritten import NOON, Handwritten, answered
+from tests.harness.turn_builder import NOON, Handwritten, answered
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 TABLES = ("sessions", "turns", "usage", "projects", "blob_uses", "blob_releases")

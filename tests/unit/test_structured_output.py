@@ -10,7 +10,7 @@ from tailrace.generators.continuation import build_call
 from tailrace.generators.structured_output import move_schema_to_prompt, to_native
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
-from tests.handwritten import request
+from tests.harness.turn_builder import request
 
 CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 OPEN = {name: value for name, value in CLOSED.items() if name != "additionalProperties"}

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
 from tailrace.gateway.clients.ai_sdk.stream import UI, UI_REPLAY
-from tailrace.gateway.clients.dialect import Dialect
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.event_stream import parse
-from tests.handwritten import Handwritten, opening
-from tests.saying import ui as said
+from tests.harness.displayed_text import ui as said
+from tests.harness.sse_parser import parse
+from tests.harness.turn_builder import Handwritten, opening
 from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))

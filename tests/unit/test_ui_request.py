@@ -13,8 +13,8 @@ from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, u
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
-from tests.handwritten import raw
-from tests.made_up import JSON
+from tests.harness.strategies import JSON
+from tests.harness.turn_builder import raw
 
 PNG = base64.b64encode(b"\x89PNG").decode()
 USER = {"id": "u1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}

@@ -21,14 +21,14 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import is_token
-from tests import tokens
-from tests.tokens import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, SECRET, SUBJECT, by_hand, claims, token
+from tests.harness import jwts
+from tests.harness.jwts import AUDIENCE, EC_KEY, ISSUER, RSA_KEY, SECRET, SUBJECT, by_hand, claims, token
 
 ASKING = Request({"type": "http", "method": "GET", "headers": []})
 
 
 def verifier(**given: object) -> JwtVerifier:
-    return JwtVerifier(Settings(**tokens.settings(**given)))
+    return JwtVerifier(Settings(**jwts.settings(**given)))
 
 
 async def caller(text: bytes, **given: object) -> Principal | None:
@@ -38,7 +38,7 @@ async def caller(text: bytes, **given: object) -> Principal | None:
 @pytest.fixture
 def keys_file(tmp_path: Path) -> str:
     path = tmp_path / "keys.json"
-    path.write_bytes(tokens.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    path.write_bytes(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     return str(path)
 
 
@@ -71,9 +71,9 @@ async def test_a_single_public_key_needs_no_kid(tmp_path: Path) -> None:
     """With two keys a token must have one."""
     path = tmp_path / "keys.json"
     signed = token(EC_KEY, "ES256")
-    path.write_bytes(tokens.key_set(ec=EC_KEY))
+    path.write_bytes(jwts.key_set(ec=EC_KEY))
     assert await caller(signed, jwt_keys=str(path)) is not None
-    path.write_bytes(tokens.key_set(ec=EC_KEY, rsa=RSA_KEY))
+    path.write_bytes(jwts.key_set(ec=EC_KEY, rsa=RSA_KEY))
     assert await caller(signed, jwt_keys=str(path)) is None
 
 
@@ -145,8 +145,8 @@ async def test_an_invalid_token_is_refused(keys_file: str, wrong: str) -> None:
 async def test_a_public_key_does_not_verify_hs256(keys_file: str, name: str, key: Any) -> None:
     """CVE-2015-9235 and its successors."""
     header = by_hand({"alg": "HS256", "kid": name}, claims()).rpartition(b".")[0]
-    jwk = json.dumps(tokens.public(name, key)).encode()
-    for secret in (tokens.pem(key), tokens.pem(key).strip(), jwk, tokens.key_set(rsa=RSA_KEY, ec=EC_KEY)):
+    jwk = json.dumps(jwts.public(name, key)).encode()
+    for secret in (jwts.pem(key), jwts.pem(key).strip(), jwk, jwts.key_set(rsa=RSA_KEY, ec=EC_KEY)):
         signature = hmac.digest(secret, header, "sha256")
         forged = by_hand({"alg": "HS256", "kid": name}, claims(), signature)
         for jwt_secret in ("", SECRET):
@@ -157,7 +157,7 @@ async def test_a_public_key_does_not_verify_hs256(keys_file: str, name: str, key
 async def test_a_key_inside_a_token_is_ignored(keys_file: str, header: str) -> None:
     """Nothing that the token names is fetched."""
     mine = ec.generate_private_key(ec.SECP256R1())
-    offered = {"jku": "http://127.0.0.1:9/keys", "x5u": "http://127.0.0.1:9/", "jwk": tokens.public("m", mine)}
+    offered = {"jku": "http://127.0.0.1:9/keys", "x5u": "http://127.0.0.1:9/", "jwk": jwts.public("m", mine)}
     signed = token(mine, "ES256", {header: offered.get(header, ["AAAA"]), "kid": "m"})
     assert await caller(signed, jwt_keys=keys_file) is None
 
@@ -260,7 +260,7 @@ async def test_scopes_come_from_the_configured_claim() -> None:
     ("name", "given"),
     [
         ("TAILRACE_JWT_SECRET", {"jwt_secret": "x" * 31}),
-        ("TAILRACE_JWT_SECRET", {"jwt_secret": tokens.pem(RSA_KEY).decode()}),
+        ("TAILRACE_JWT_SECRET", {"jwt_secret": jwts.pem(RSA_KEY).decode()}),
         ("TAILRACE_JWT_ISSUER", {"jwt_issuer": ""}),
         ("TAILRACE_JWT_AUDIENCE", {"jwt_audience": ""}),
         ("TAILRACE_JWT_KEYS", {"jwt_keys": "/nowhere/keys.json"}),
@@ -286,11 +286,11 @@ async def test_unusable_keys_of_a_jwks_are_skipped() -> None:
     weak = rsa.generate_private_key(65537, 1024)
     published = {
         "oct": {"kty": "oct", "kid": "oct", "k": "c2VjcmV0LXRoYXQtZXZlcnlib2R5LWNhbi1yZWFkLTAwMDA", "alg": "HS256"},
-        "enc": {**tokens.public("enc", RSA_KEY), "use": "enc"},
-        "hs": {**tokens.public("hs", RSA_KEY), "alg": "HS256"},
-        "ps": {**tokens.public("ps", RSA_KEY), "alg": "PS256"},
-        "p384": tokens.public("p384", ec.generate_private_key(ec.SECP384R1())),
-        "weak": tokens.public("weak", weak),
+        "enc": {**jwts.public("enc", RSA_KEY), "use": "enc"},
+        "hs": {**jwts.public("hs", RSA_KEY), "alg": "HS256"},
+        "ps": {**jwts.public("ps", RSA_KEY), "alg": "PS256"},
+        "p384": jwts.public("p384", ec.generate_private_key(ec.SECP384R1())),
+        "weak": jwts.public("weak", weak),
         "broken": {"kty": "RSA", "kid": "broken", "n": "AQAB"},
         "odd": {"kty": ["RSA"], "kid": {}},
         "numbers": {"kty": "RSA", "kid": "numbers", "n": 1, "e": 3},
@@ -302,7 +302,7 @@ async def test_unusable_keys_of_a_jwks_are_skipped() -> None:
             "x": "AQ" * 21 + "A",
             "y": "AQ" * 21 + "A",
         },
-        "fine": tokens.public("fine", RSA_KEY),
+        "fine": jwts.public("fine", RSA_KEY),
     }
     found = parse(json.dumps({"keys": [*published.values()]}).encode())
     assert {key for key in found if key is not None} == {"fine"}

@@ -12,7 +12,7 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.handwritten import Handwritten, answered
+from tests.harness.turn_builder import Handwritten, answered
 
 KEY = TurnKey(Tenant("ours"), TurnId("turn-1"))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

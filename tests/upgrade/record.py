@@ -19,7 +19,7 @@ import httpx2
 import nats
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tests.processes import CHECKOUT, Process, simulated_claude
+from tests.harness.processes import CHECKOUT, Process, simulated_claude
 from tests.upgrade.recording import FOLDER, Entry, Told, write
 
 TOOLS = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]

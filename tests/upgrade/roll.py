@@ -19,10 +19,10 @@ import httpx2
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import TailraceError
-from tests import reading
-from tests.answering import words
-from tests.event_stream import EventStream, Sent
-from tests.processes import CHECKOUT, Process, simulated_claude
+from tests.harness import readers
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT, Process, simulated_claude
+from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Frame
 from tests.upgrade.record import QUICK, STREAMS
 
@@ -100,7 +100,7 @@ class Rolling:
                         await self.read(client, turn, frames)
             await asyncio.sleep(AGAIN_S)
         self.asked += 1
-        story, seqs = reading.told(frame.sent for frame in frames), [frame.seq for frame in frames]
+        story, seqs = readers.told(frame.sent for frame in frames), [frame.seq for frame in frames]
         if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
             self.wrong.append(f"{tag}: told {story.outcome}, {story.text!r}")
 
@@ -114,7 +114,7 @@ class Rolling:
                     async for received in response.aiter_raw():
                         events += stream.feed(received)
         finally:
-            frames += reading.frames(events)
+            frames += readers.frames(events)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx2.AsyncClient]:

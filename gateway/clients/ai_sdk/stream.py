@@ -21,9 +21,9 @@ from tailrace.gateway.clients.ai_sdk.part import (
     open_part,
     tool_output,
 )
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Request, Stored
 from tailrace.proto.ids import TurnId

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST, error_type
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
 from tailrace.proto.ids import TurnId

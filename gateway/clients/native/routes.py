@@ -9,10 +9,10 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import strip_proof
-from tailrace.gateway.clients.dialect import Dialect
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.dependencies import ApiRequest, gateway_of, refuse_when_draining, tenant_of, turn_of
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Terms
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.gateway.turns.cancel import cancel

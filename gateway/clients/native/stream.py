@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Progress, Request, Stored
 from tailrace.proto.fold import text_proof

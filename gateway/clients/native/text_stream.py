@@ -4,7 +4,7 @@ Plain text cannot express "error" or "discard the text so far". For both, the ga
 body's last chunk is missing, and the client's HTTP library reports it. A cancelled turn ends the body normally.
 """
 
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.records import TurnRecord

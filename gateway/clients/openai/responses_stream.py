@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.openai.responses_object import (
     Head,
@@ -26,6 +25,7 @@ from tailrace.gateway.clients.openai.responses_object import (
 )
 from tailrace.gateway.clients.openai.responses_output_item import Events, OpenItem, add_delta, close_item, open_item
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
 from tailrace.proto.fold import Block, Turn

@@ -6,10 +6,10 @@ It has no event for the end: a stream that stops early lacks its body's last chu
 
 import msgspec
 
-from tailrace.gateway.clients.dialect import SILENT, Dialect, Frame
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.records import TurnRecord
 

@@ -13,9 +13,9 @@ from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
-from tests.until import until
+from tests.harness.until import until
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 # Two cores are shared: an interpreter that imports the SDK has been seen to take three seconds.
 START_S_MAX = 30.0
 STOP_S_MAX = 15.0

@@ -7,14 +7,14 @@ from tailrace.proto.entries import Entry, Failure, Mode, Outcome
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests import handwritten
+from tests.harness import turn_builder
 
 # As the API sends it: the SDKs need all fields, while `handwritten` encodes only those that the fold reads.
 MESSAGE: dict[str, object] = {
     "id": "msg_1",
     "type": "message",
     "role": "assistant",
-    "model": handwritten.MODEL,
+    "model": turn_builder.MODEL,
     "content": [],
     "stop_reason": None,
     "stop_sequence": None,
@@ -35,23 +35,23 @@ class Writer:
         return self.chain.last
 
     async def ask(self, **given: object) -> Seq:
-        return await self.store(handwritten.request(**given))
+        return await self.store(turn_builder.request(**given))
 
     async def begin(self, *texts: str, mode: Mode = "fresh") -> None:
         """Begins an attempt, opens its message and writes `texts`."""
-        await self.store(handwritten.attempt(self.chain, mode))
-        start = handwritten.raw({"type": "message_start", "message": MESSAGE})
+        await self.store(turn_builder.attempt(self.chain, mode))
+        start = turn_builder.raw({"type": "message_start", "message": MESSAGE})
         await self.store(entries.Event(prev=self.chain.last, attempt=self.chain.attempt, event=start))
         await self.hear(events.BlockStart(0, {"type": "text", "text": ""}))
         await self.say(*texts)
 
     async def hear(self, *what: events.Event) -> None:
         for one in what:
-            await self.store(handwritten.event(self.chain, one))
+            await self.store(turn_builder.event(self.chain, one))
 
     async def say(self, *texts: str) -> None:
         for text in texts:
-            await self.store(handwritten.says(self.chain, text))
+            await self.store(turn_builder.says(self.chain, text))
 
     async def open(self, *texts: str) -> None:
         """Writes a request and an attempt without an end."""
@@ -60,5 +60,5 @@ class Writer:
 
     async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
         if outcome == "completed":
-            await self.hear(*handwritten.closing(5))
+            await self.hear(*turn_builder.closing(5))
         return await self.store(build_end(await self.log.turn(self.key), outcome, error))

@@ -18,9 +18,9 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
-from tests.handwritten import request
-from tests.processes import as_user
-from tests.until import until
+from tests.harness.processes import as_user
+from tests.harness.turn_builder import request
+from tests.harness.until import until
 
 END_S_MAX = 15.0
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.event_stream import parse
+from tests.harness.sse_parser import parse
 
 
 def tailrace(sent: bytes) -> str:

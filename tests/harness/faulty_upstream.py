@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import httpx2
 
-from tests.cutting import LINGER_NOT
-from tests.stopping import stop
+from tests.harness.cutting_proxy import LINGER_NOT
+from tests.harness.stop_server import stop
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 HOP_BY_HOP = ("host", "content-length", "connection", "transfer-encoding", "accept-encoding")

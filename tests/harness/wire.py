@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Self
 
-from tests.stopping import stop
+from tests.harness.stop_server import stop
 
 PIECE_BYTES = 65536
 

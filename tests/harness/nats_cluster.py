@@ -16,7 +16,7 @@ from tailrace.deploy.local.options import Sync
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, streams
 from tailrace.proto.subjects import STREAM
-from tests.until import until
+from tests.harness.until import until
 
 NODES = nats_cluster.NODES
 GIB = 1024**3

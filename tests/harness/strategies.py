@@ -10,7 +10,7 @@ from tailrace.proto.chain import Chain, link
 from tailrace.proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
 from tailrace.proto.ids import Seq
 from tailrace.proto.usage import CallUsage, Usage
-from tests.handwritten import Handwritten, attempt, event, request
+from tests.harness.turn_builder import Handwritten, attempt, event, request
 
 # Any Unicode text without lone surrogates, which msgspec refuses in JSON.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)

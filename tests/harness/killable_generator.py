@@ -28,13 +28,13 @@ from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slo
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import GENERATORS, TurnKey
-from tests.answering import working
-from tests.processes import as_user
-from tests.until import until
+from tests.harness.generator_in_loop import working
+from tests.harness.processes import as_user
+from tests.harness.until import until
 
 # A server process imports everything once; each generator is a fork of it and begins within milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.mortal"])
+FORKS.set_forkserver_preload(["tests.harness.killable_generator"])
 ROOM_BYTES = 64 * 1024 * 1024
 LIFE_S_MAX = 20.0
 

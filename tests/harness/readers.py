@@ -15,8 +15,8 @@ from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.event_stream import EventStream, Sent
-from tests.processes import as_user
+from tests.harness.processes import as_user
+from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Connected, Frame, History, Reader, Story
 
 ENDS = ('{"type":"done"', '{"type":"error"', '{"type":"message_stop"')

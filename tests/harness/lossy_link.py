@@ -8,7 +8,7 @@ import random
 from contextlib import suppress
 from typing import Self
 
-from tests.stopping import stop
+from tests.harness.stop_server import stop
 
 PIECE_BYTES = 65536
 # What a stream of ours answers to an append that it has stored.

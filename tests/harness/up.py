@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.until import until
+from tests.harness.until import until
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 # Longer than `up` waits itself: what it then says is what a failure shows.
 START_S_MAX = 40.0
 STOP_S_MAX = 20.0

@@ -14,7 +14,7 @@ from contextlib import suppress
 from random import Random
 from typing import Literal, NamedTuple, Self, cast
 
-from tests.stopping import stop
+from tests.harness.stop_server import stop
 
 # SO_LINGER on with zero seconds: close() discards unsent data and sends RST.
 LINGER_NOT = struct.pack("ii", 1, 0)

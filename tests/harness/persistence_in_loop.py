@@ -12,8 +12,8 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE
-from tests.processes import as_user
-from tests.until import until
+from tests.harness.processes import as_user
+from tests.harness.until import until
 
 T = TypeVar("T")
 

@@ -24,13 +24,13 @@ from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tests import processes, reading
-from tests.answering import stats, words
-from tests.cluster import Cluster
-from tests.event_stream import EventStream, Sent
-from tests.processes import Process
+from tests.harness import processes, readers
+from tests.harness.generator_in_loop import stats, words
+from tests.harness.nats_cluster import Cluster
+from tests.harness.processes import Process
+from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.until import until
 from tests.promises import Connected, Verdict, judge
-from tests.until import until
 
 GATEWAYS = GENERATORS = 2
 HEARTBEAT_S = 1.0
@@ -72,8 +72,8 @@ class Listener:
                     self.deltas_at += [monotonic() for sent in found if sent.data.startswith('{"type":"delta"')]
             except httpx2.RemoteProtocolError:
                 pass
-        is_ended = bool(events) and events[-1].data.startswith(reading.ENDS)
-        self.connected = Connected(BEFORE_FIRST, tuple(reading.frames(events)), "ended" if is_ended else "cut")
+        is_ended = bool(events) and events[-1].data.startswith(readers.ENDS)
+        self.connected = Connected(BEFORE_FIRST, tuple(readers.frames(events)), "ended" if is_ended else "cut")
 
     def silence_s(self, since: float) -> float:
         """The longest time without a delta that lasted until after `since`."""
@@ -182,8 +182,8 @@ class System:
         assert listener.connected is not None
         record = await until(lambda: self._record(listener.key), HEAL_S_MAX)
         assert record is not None
-        seen = reading.reader("there", listener.key, listener.connected)
-        history = await reading.history(self.log, listener.key, seen, records={listener.key: record})
+        seen = readers.reader("there", listener.key, listener.connected)
+        history = await readers.history(self.log, listener.key, seen, records={listener.key: record})
         return await self.log.turn(listener.key), judge(history)
 
 

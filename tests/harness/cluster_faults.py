@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from signal import SIGKILL
 
-from tests.clustered import System
-from tests.frozen import freeze
+from tests.harness.cluster_system import System
+from tests.harness.freeze import freeze
 
 
 async def kill_leader(system: System) -> None:
