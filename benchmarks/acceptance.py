@@ -1,7 +1,7 @@
-"""What limits cost a POST: `python -m benchmarks.acceptance`. Gateways with and without them, asked in turns.
+"""CPU time and latency that rate limits add to a POST: `python -m benchmarks.acceptance`.
 
-Of each the CPU that its process has used for a POST and how long its client has waited, as multiples of those without
-limits: the machine may be busy with other things, and is so for all of them. Nobody answers the turns.
+Gateways with and without limits receive POSTs in turns. The figures are multiples of those without limits, so that load
+of other programs affects both alike. No generator runs.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.batch`: a batch of 1,000 while what carries it is killed; what was asked, told and paid for.
+"""A batch of 1,000 inputs whose generator is killed repeatedly: `python -m benchmarks.batch`.
 
-Everything is a process of its own, with the simulated Claude in Claude's place. It judges: exactly one turn for each
-input, in order, whole; and prints how many calls the kills have cost.
+The simulated Claude answers. Checks that each input has exactly one complete turn, in
+order, and prints the number of extra model calls that the kills cost.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.cluster`: what three servers take to go on after each fault, beside the bar that it has.
+"""Pauses of running turns after each fault of a three-server cluster: `python -m benchmarks.cluster`.
 
-Turns are being told over both gateways, and a client asks for one more until it is let in. A silence is the longest
-that any reader had of its turn from the fault on; it has the pause between two words in it.
+Two gateways stream running turns, and a client repeats a POST until it is accepted. A pause is the longest silence of
+any reader after the fault; it includes the pause between two words. Each is printed beside its limit.
 """
 
 import argparse
@@ -95,7 +95,7 @@ async def main(times: int, names: list[str]) -> int:
             flush=True,
         )
         broken += [f"{fault.__name__}: {one.broken}" for one in seen if one.broken]
-    print("\n".join(broken) or "every turn was told whole, once, and paid for no more than it was attempted")
+    print("\n".join(broken) or "every turn was complete, without repeats, with at most one call for each attempt")
     return bool(broken)
 
 

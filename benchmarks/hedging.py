@@ -1,7 +1,7 @@
-"""What hedging does to a late first token, and what it costs. `python -m benchmarks.hedging`.
+"""The effect of hedging on a late first token, and its cost: `python -m benchmarks.hedging`.
 
-Of each pair of turns, the first call of one opens its message and says nothing more; every other call answers at once.
-Two generators in this process, without hedging and with it; times are from the request to the first text in the log.
+In every second turn the first call opens its message and then stays silent; every other call answers at once. Two
+generators run in this process, without and with hedging. Times are from the request to the first text in the log.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""What the path adds between the model's delta and the reader's, beside a plain in-process relay, in one run.
+"""Delay that Tailrace adds between the model's delta and the reader, beside an in-process relay in the same run.
 
-`make bench`, or `python -m benchmarks.latency --turns 1,50 --words 200 --rate 50`. A delta is timed where it
-passes the tap in front of the simulated Claude, and again where its words reach the reader, both by one clock.
+`make bench`, or `python -m benchmarks.latency --turns 1,50 --words 200 --rate 50`. A delta is timed in the TCP proxy in
+front of the simulated Claude and again when it reaches the reader, with the same clock.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Acknowledgements that are lost, one by one: `python -m benchmarks.lost`. The bar is no entry twice (FAULTS F14).
+"""Lost acknowledgements of appends: `python -m benchmarks.lost`. No entry may be stored twice (FAULTS F14).
 
-Many turns are written at once through something that loses every second acknowledgement of an append. Each word is
-told once in the log, or it is counted here.
+Many turns are written at once through a proxy that drops every second acknowledgement. Counts the words that are in the
+log twice or not at all.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.harness.turn_writer import Writer
 
 COUNT = 1000
 WRITERS = 20
-# Nobody waits two seconds for what never comes.
+# The default of two seconds would make each lost acknowledgement a long wait.
 WAIT_S = 0.1
 
 

@@ -1,6 +1,6 @@
-"""What the tutorials build: the answer generated inside the request. The bench compares Tailrace with this.
+"""The tutorial's server: the answer is generated inside the request. The baseline of the latency benchmark.
 
-`python benchmarks/relay.py FD`: serves `POST /chat` on an inherited socket. Loses the answer with the connection.
+`python benchmarks/relay.py FD` serves `POST /chat` on an inherited socket. It loses the answer with the connection.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""A gateway is killed, and its readers go on at another: `python -m benchmarks.resumed --readers 200`. Each a process.
+"""Time until readers of a killed gateway have resumed at another: `python -m benchmarks.resumed --readers 200`.
 
-Readers do as an EventSource does: when the connection is gone they wait for as long as `retry:` has said, and come back
-with their last id. Measured is from the kill until each has the next entry of its turn, which is being written on.
+Readers behave like EventSource: after a disconnect they wait for the time in `retry:` and reconnect with their last id.
+The time is from the kill until a reader has the next entry of its turn, which is still being written.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How long a revoked key's streams stay open: `python -m benchmarks.revocation`. Three gateways, each a process.
+"""Time until the streams of a revoked key are closed: `python -m benchmarks.revocation`. Three gateway processes.
 
-Two times of each run: from the moment when `tailrace keys revoke` was typed, and from when NATS had stored it, to the
-end of the last stream.
+Prints two times: from the start of `tailrace keys revoke`, and from the moment when NATS had stored the revocation, to
+the end of the last stream.
 """
 
 import asyncio

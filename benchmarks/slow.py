@@ -1,15 +1,15 @@
-"""Clients that take their time, and what others feel: `python -m benchmarks.slow --silent 200`. One process serves.
+"""Slow clients and their effect on other readers: `python -m benchmarks.slow --silent 200`. One gateway process.
 
-Twenty read a turn that is being written. By turns, round by round, they are alone and beside
+Twenty readers read a turn that is being written. Round by round they are alone, and beside
 
-- `--silent`: readers that have asked for what was said before, 8 MB, and take nothing of it,
-- `--dripping`: readers that take a byte of it a second,
-- `--trickling`: connections whose headers come by a byte a second, each opened again when it is closed,
-- `--streams`: readers of a turn that runs and says nothing, all of one tenant,
+- `--silent`: readers that requested 8 MB of stored text and read nothing,
+- `--dripping`: readers that read one byte a second,
+- `--trickling`: connections whose headers arrive at one byte a second, opened again when closed,
+- `--streams`: readers of a silent running turn, all of one tenant,
 
-and beside as many as the first two who read what is being written, as the twenty do. Who takes nothing is no worse than
-they are if the others feel no more of him. Rounds, because a machine on which others work is no two minutes the same:
-measured once each, nobody was seen to be twice as bad as nobody.
+and beside as many regular readers as the first two groups have. A slow client costs nothing if the twenty do not get
+slower than beside a regular reader. The rounds alternate because the load of other programs changes: single runs of the
+same configuration differed by a factor of two.
 
 Printed is how late the twenty get each entry, what an entry costs the gateway, and what each of the others has there in
 memory.
@@ -45,15 +45,15 @@ from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
-# Of which somebody who takes nothing gets more bytes than this: what fits into the buffers on the way to him.
+# A client that reads nothing still receives more bytes than this into the socket buffers.
 MUCH = 10_000
-# 8 MB, which nobody here will take.
+# 8 MB that no client reads.
 LONG = ["a" * 100_000] * 80
 LOOKS = 'python_gc_collections_total{generation="2"}'
 EVERY_S = 1.0
-# Over which they come, so that it is no second in which all of them are closed. The gateway waits as long for headers.
+# The clients connect over this time, so that they are not all closed in the same second.
 SPREAD_S = HEADERS_TIMEOUT_S
-# They come in so many at a time, as a kernel's queue of connections is short.
+# Connections opened at once: the kernel's accept queue is short.
 AT_ONCE = 50
 
 
@@ -79,9 +79,9 @@ class Seen(msgspec.Struct, kw_only=True):
     entry_cpu_s: list[float] = []
     """What an entry took the gateway, all of its readers together."""
     each_bytes: list[float] = []
-    """What the gateway has for each who is beside them. What was used once is used again: the first round's counts."""
+    """Memory of the gateway for each slow client. Freed memory is reused, so the first round counts."""
     looks: int = 0
-    """How often the gateway has looked through all of its memory for what is garbage, while everybody waited."""
+    """Number of full garbage collections of the gateway, during which all readers wait."""
     closed: int = 0
     """Trickling connections that the gateway has closed."""
 
@@ -172,7 +172,7 @@ async def measure(
         known, cpu_s = others.got, cpu(gateway.pid)
         await until(lambda: others.got >= known + entries * OTHERS, 120)
         seen.entry_cpu_s.append((cpu(gateway.pid) - cpu_s) * OTHERS / (others.got - known))
-        # The last of them may have come before it was acknowledged to whoever said it.
+        # A reader may have received the last entry before its writer got the acknowledgement.
         await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))
         seen.each_bytes.append((resident(gateway.pid) - before) / max(beside.count, 1))
@@ -200,7 +200,7 @@ async def metric(url: str, name: str) -> int:
 async def come(
     stack: AsyncExitStack, port: int, turn: TurnKey, count: int, cursor: Seq = BEFORE_FIRST
 ) -> list[socket.socket]:
-    """So many who have asked for what there is of a turn after `cursor`, and have read nothing of it yet."""
+    """Opens `count` connections that requested a turn after `cursor` and have read nothing yet."""
     clients = []
     for number in range(count):
         clients.append(stack.enter_context(ask(port, turn, cursor)))

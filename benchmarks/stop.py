@@ -1,7 +1,7 @@
-"""How long a cancelled turn's call stays open: `python -m benchmarks.stop`. The bar is 1 s (FAULTS F28).
+"""Time until the model call of a cancelled turn is closed: `python -m benchmarks.stop`. The limit is 1 s (FAULTS F28).
 
-From when somebody cancels until the simulated Claude has seen its connection closed; half of the turns are in full
-flow, half in a silence. What is read is read again at once, so it is late by one answer to `/_sim/stats` at the most.
+From the cancel request until the simulated Claude has seen its connection closed; half of the turns are streaming, half
+are silent. The measurement is late by at most one response of `/_sim/stats`.
 """
 
 import asyncio

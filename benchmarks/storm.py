@@ -1,8 +1,8 @@
-"""Everybody comes back at once: `python -m benchmarks.storm --readers 10000 --seconds 5`. One gateway, a process.
+"""Many readers reconnect at once: `python -m benchmarks.storm --readers 10000 --seconds 5`. One gateway process.
 
-Readers of a hundred running turns, each with the cursor of some entry, connect within a few seconds, as after a gateway
-was lost. Who is told 503 comes when Retry-After says. Each has caught up when it has its turn's last entry. Meanwhile
-some others read a turn that is being written, and it is measured how late they get each entry.
+Readers of a hundred running turns connect within a few seconds, each with the cursor of some entry, as after a gateway
+is lost. A reader that gets a 503 waits for its Retry-After. A reader has caught up when it has the last entry of its
+turn. Meanwhile other readers follow a turn that is being written; their delays are measured.
 """
 
 import argparse

@@ -28,5 +28,5 @@ class HistoryClient:
 
 
 def past(told: TurnRecord) -> TurnRecord:
-    """One that the log does not know any more. Without an end it has failed: nobody can write one now."""
+    """Returns a turn that has left the log; one without an end has failed, since no process can write its end."""
     return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told

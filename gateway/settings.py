@@ -1,4 +1,4 @@
-"""What a gateway can be told by its environment."""
+"""Settings of a gateway, read from the environment."""
 
 from typing import Annotated, Literal
 
@@ -10,107 +10,113 @@ from tailrace.proto.service import ProcessSettings
 class Settings(ProcessSettings, frozen=True, kw_only=True):
     """Defaults work on a laptop; `python -m tailrace.gateway --env` prints this table."""
 
-    host: Annotated[str, Meta(description="address to listen on; other than loopback needs a key")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free one")] = 8000
-    listen_fd: Annotated[int, Meta(ge=0, description="a listening socket that was inherited; 0: open one")] = 0
+    host: Annotated[str, Meta(description="address to listen on; an address other than loopback requires API keys")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free port")] = 8000
+    listen_fd: Annotated[
+        int, Meta(ge=0, description="file descriptor of an inherited listening socket; 0: the gateway opens one")
+    ] = 0
     api_keys: Annotated[
-        str, Meta(description="TENANT:SHA256-HEX-OF-KEY, several joined by commas; none: everybody is tenant `local`")
+        str,
+        Meta(description="TENANT:SHA256-HEX-OF-KEY pairs, separated by commas; empty: every client is tenant `local`"),
     ] = ""
     jwt_secret: Annotated[
-        str, Meta(description="what tokens (JWT) of another login are signed with by HS256; none: no such tokens")
+        str, Meta(description="secret of JWTs that are signed with HS256; empty: none are accepted")
     ] = ""
     jwt_keys: Annotated[
-        str, Meta(description="URL or file of the keys (JWKS) that tokens are signed with by RS256 or ES256")
+        str, Meta(description="URL or file of the JWKS for JWTs that are signed with RS256 or ES256")
     ] = ""
-    jwt_issuer: Annotated[str, Meta(description="`iss` of the tokens that are taken")] = ""
-    jwt_audience: Annotated[str, Meta(description="`aud` of the tokens that are taken")] = ""
-    jwt_tenant_claim: Annotated[str, Meta(min_length=1, description="claim that says whose turns they are")] = "sub"
-    jwt_scopes_claim: Annotated[str, Meta(description="claim that lists ask, read, manage; none: all of them")] = ""
+    jwt_issuer: Annotated[str, Meta(description="`iss` that a JWT must have")] = ""
+    jwt_audience: Annotated[str, Meta(description="`aud` that a JWT must have")] = ""
+    jwt_tenant_claim: Annotated[str, Meta(min_length=1, description="claim that holds the tenant")] = "sub"
+    jwt_scopes_claim: Annotated[
+        str, Meta(description="claim that lists scopes (write, read, manage); empty: a JWT has all scopes")
+    ] = ""
     allow_anonymous: Annotated[
-        bool, Meta(description="serve everybody without a key on an address other than loopback")
+        bool, Meta(description="serve clients without credentials on an address other than loopback")
     ] = False
     hosts: Annotated[
         str,
         Meta(
-            description="names besides localhost by which clients may ask, joined by commas; * for any;"
-            " none: any, where keys are asked for"
+            description="host names that requests may name besides localhost, separated by commas; *: any;"
+            " empty: any, if API keys are required"
         ),
     ] = ""
     origins: Annotated[
         str,
         Meta(
-            description="origins whose pages may ask from their browsers (CORS), joined by commas: https://app.example"
+            description="origins of pages that may send requests from a browser (CORS), separated by commas: https://app.example"
         ),
     ] = ""
     body_bytes_max: Annotated[int, Meta(ge=1, description="largest request body")] = 32 * 1024 * 1024
-    body_timeout_s: Annotated[float, Meta(gt=0, description="how long a client may take to send a body")] = 120.0
+    body_timeout_s: Annotated[float, Meta(gt=0, description="time limit for a request body")] = 120.0
     body_rate_min: Annotated[
-        int, Meta(ge=1, description="bytes of its body that a client has to send a second, measured over 15 s")
+        int, Meta(ge=1, description="lowest rate of a request body in bytes a second, measured over 15 s")
     ] = 2000
     large_bytes_max: Annotated[
-        int, Meta(ge=1, description="bytes of bodies above 256 kB that are read at once, half of it for one tenant")
+        int, Meta(ge=1, description="bytes of bodies above 256 kB that are in memory at once; one tenant may use half")
     ] = 256 * 1024 * 1024
     large_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long a large body waits to be read before its client gets a 503")
+        float, Meta(gt=0, description="time that a large body waits for memory before its client gets a 503")
     ] = 10.0
     streams_max: Annotated[
-        int, Meta(ge=1, description="streams that are open here at once; more get a 503 and come again")
+        int, Meta(ge=1, description="open streams of this gateway; further clients get a 503 with Retry-After")
     ] = 10_000
-    streams_tenant_max: Annotated[int, Meta(ge=1, description="the same, of one tenant; more get a 429")] = 5_000
+    streams_tenant_max: Annotated[
+        int, Meta(ge=1, description="open streams of one tenant; further clients get a 429")
+    ] = 5_000
     streams_address_max: Annotated[
-        int, Meta(ge=1, description="the same, from one address, or one /64 of IPv6; more get a 429")
+        int, Meta(ge=1, description="open streams of one IPv4 address or IPv6 /64 network; further clients get a 429")
     ] = 1_000
     stream_life_s: Annotated[
-        float, Meta(gt=0, description="age at which a stream is closed, give or take a tenth; its reader comes back")
+        float, Meta(gt=0, description="age at which a stream is closed, plus or minus 10 %; its reader reconnects")
     ] = 1800.0
     proxies: Annotated[
         str,
         Meta(
-            description="addresses or networks of your proxies, joined by commas, whose X-Forwarded-For and"
-            " X-Forwarded-Proto are believed"
+            description="addresses or networks of trusted proxies, separated by commas: their X-Forwarded-For and"
+            " X-Forwarded-Proto headers are used"
         ),
     ] = ""
     accept_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long the log may take to accept a turn before the client gets a 503")
+        float, Meta(gt=0, description="time limit for storing a request before the client gets a 503")
     ] = 4.5
     query_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long persistence, or a generator that is asked about models, may take")
+        float, Meta(gt=0, description="time limit for a query to persistence or to a generator")
     ] = 6.0
-    heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream is sent a heartbeat")] = 15.0
-    linger_s: Annotated[
-        float, Meta(ge=0, description="how long a turn is kept in memory for readers that come back")
-    ] = 10.0
-    full_at: Annotated[
-        float, Meta(gt=0, le=1, description="share of the stream's bytes from which new turns are refused")
-    ] = 0.9
-    max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn that names none")] = 4096
+    heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream sends a heartbeat")] = 15.0
+    linger_s: Annotated[float, Meta(ge=0, description="time that a turn stays in memory after its last reader")] = 10.0
+    full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (
+        0.9
+    )
+    max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn without `max_tokens`")] = 4096
     limits_key: Annotated[
         str,
         Meta(
-            description="NAME=NUMBER, several joined by commas: what each key may that has no limits of its own; "
+            description="NAME=NUMBER pairs, separated by commas: limits of each key without its own limits; "
             "requests, burst, tokens (a minute), running, streams, usd_day, usd_month, bytes_day"
         ),
     ] = ""
-    limits_tenant: Annotated[str, Meta(description="the same, for all keys of each tenant together")] = ""
+    limits_tenant: Annotated[str, Meta(description="the same limits for all keys of a tenant together")] = ""
     hedge_after_s: Annotated[
-        float, Meta(ge=0, description="as the generators have it; not 0: limits hold a second call's prompt, too")
+        float,
+        Meta(ge=0, description="the generators' setting; if it is not 0, limits reserve the prompt of a second call"),
     ] = 0.0
     prompts: Annotated[
-        str, Meta(description="folder of prompt templates, NAME.j2, which are read at the start; none: there are none")
+        str, Meta(description="folder of prompt templates NAME.j2, read at start; empty: no templates")
     ] = ""
     cache: Annotated[
         Literal["auto", "5m", "1h", "off"],
-        Meta(
-            description="how long the model keeps the prompt of a turn that does not say; auto: 5m if it is long enough"
-        ),
+        Meta(description="prompt cache time of a turn without its own; auto: 5m if the prompt is long enough"),
     ] = "off"
     model_aliases: Annotated[
         str,
-        Meta(description="NAME=MODEL, several joined by commas: foreign names, and which of Claude's models they mean"),
+        Meta(description="NAME=MODEL pairs, separated by commas: other names for Claude's models"),
     ] = ""
     webhooks: Annotated[
-        bool, Meta(description="whether a turn may name a webhook; persistence sends it, and needs webhook_key")
+        bool, Meta(description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY")
     ] = False
     webhook_private_hosts: Annotated[
-        str, Meta(description="hosts, joined by commas, whose webhooks may go to private addresses and by plain http")
+        str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
     ] = ""

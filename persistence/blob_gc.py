@@ -4,7 +4,7 @@ The order of the steps makes it safe. A blob is marked as deleted before the ref
 needs it later stores it again. A client that needed it earlier either has its request in the log, and therefore in the
 database once that has caught up, or still pins the blob; such a blob is left for the next run. Each check is made
 twice: a leader that has just resumed may deny what arrived while it was paused (PROTOCOL R14). Blobs that are not
-finished are rows in the database, so a process that is killed half-way continues after its restart.
+finished are rows in the database, so a process that is killed in between continues after its restart.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class BlobCollector:
         self._locks: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Collects what is left over of all tenants, every `INTERVAL_S`, until `stop` is set."""
+        """Deletes unreferenced blobs of all tenants, every `INTERVAL_S`, until `stop` is set."""
         while not stop.is_set():
             try:
                 for tenant in await self._store.tenants_with_released_blobs():

@@ -1,6 +1,6 @@
 """Waiting until the database holds everything that the log acknowledged before a query.
 
-Clients are only told what is stored in the log, and persistence acknowledges only what is committed. So the database
+Clients receive only what is stored in the log, and persistence acknowledges only what is committed. So the database
 has caught up when the consumer has acknowledged up to the log's last sequence. Under constant load the backlog is never
 empty: what was stored after the query arrived is not waited for.
 """

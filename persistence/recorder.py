@@ -154,7 +154,7 @@ class Recorder:
         """Whether the turn continues a deleted one, whose text its request contains (ADR 15).
 
         Such a turn was stored after the deletion had searched for follow-ups, and therefore after the tombstone. A
-        parent without a tombstone may have expired in the log or be missing in the database; that is no reason.
+        parent without a tombstone may have expired in the log or be missing in the database: that proves no deletion.
         """
         if turn.request is None or turn.request.parent is None:
             return False

@@ -4,7 +4,7 @@ from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.models import cost_nano_usd, find_model
 
-# Of a turn whose request has left the log, by its age, and that has no end: nobody can answer it any more.
+# The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
 

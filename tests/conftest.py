@@ -25,7 +25,7 @@ from tests.harness.fast_stop import hurry
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
 
-# Two cores are shared with servers and browsers: one slow example is no failure.
+# Two cores are shared with servers and browsers: one slow example does not fail.
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
 settings.load_profile("house")

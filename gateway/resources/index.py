@@ -11,7 +11,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"
-ABOUT = "Claude's answers, to everybody who is reading them, with none of it lost half-way"
+ABOUT = "Resumable streams of Claude's answers that survive the death of any process"
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):

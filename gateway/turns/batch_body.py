@@ -52,7 +52,7 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: dict[str, str] | None = None
     webhook: str | None = None
-    """The URL that is told when the batch has ended."""
+    """The webhook URL that is called when the batch has ended."""
 
 
 async def build_request(
@@ -143,7 +143,7 @@ async def _requests(
 def require_alike(params: Params, first: Params) -> None:
     """Raises Refused for what Anthropic's Message Batches cannot do for one input of a batch."""
     if params.max_cost is not None:
-        raise Refused("request_invalid", "nobody can close an answer of a message batch: send no `max_cost`")
+        raise Refused("request_invalid", "`max_cost` is not supported with `message_batches`; remove it")
     if (params.betas or [], params.api_version) != (first.betas or [], first.api_version):
         raise Refused("request_invalid", "`betas` and `api_version` are the same for all inputs of a message batch")
 

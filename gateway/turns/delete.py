@@ -1,7 +1,7 @@
 """Deletes turns: cancels those that run, purges the log, then the database. In this order nothing can return.
 
 Persistence would record again what the log still has, and a running generator would write to a purged log. After a
-crash at any point the same request deletes what is left.
+crash at any point the same request deletes the rest.
 """
 
 import asyncio

@@ -66,7 +66,7 @@ async def _until_ended(feed: TurnFeed, look_every_s: float) -> None:
 
 
 def require_completed(record: TurnRecord) -> None:
-    """Raises Refused with the reason why there is no complete answer."""
+    """Raises Refused with the reason why the answer is not complete."""
     match record.outcome:
         case "completed":
             return

@@ -71,7 +71,7 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     full_history: bool = False
     """Whether `messages` are the conversation from its beginning. Where they agree with the session's, they are it."""
     verbatim: bool = False
-    """Whether the model is told the conversation just as `messages` tell it, whatever the session holds."""
+    """Whether the model gets exactly `messages`, independent of the session."""
     project: str | None = None
     on_disconnect: str = "continue"
     on_busy: OnBusy = "reject"
@@ -116,7 +116,7 @@ def check(ask: NewTurn) -> None:
 
 
 def check_name(field: str, name: str | None) -> None:
-    """Raises Refused for what nobody may call a session or a project."""
+    """Raises Refused for an invalid name of a session or a project."""
     if name is not None and not is_session_name(name):
         raise Refused("request_invalid", f"`{field}` is 1 to 128 of A-Z a-z 0-9 . _ : -")
 
@@ -128,9 +128,9 @@ def check_session(field: str, name: str | None) -> None:
         raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: call the session otherwise")
 
 
-def require_unclaimed(told: object) -> None:
-    """Raises Refused for a reference to a blob in what a client has told."""
-    if blobs.has_reserved_key(told):
+def require_unclaimed(body: object) -> None:
+    """Raises Refused for a reference to a blob in a request body."""
+    if blobs.has_reserved_key(body):
         raise Refused(
             "request_invalid",
             f"The key `{blobs.REFERENCE_KEY}` is reserved: Tailrace stores it in place of a long string. "
