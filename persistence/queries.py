@@ -117,7 +117,7 @@ class Queries:
         """Returns the context of a turn that continues `parent`, which must belong to `session` unless that is None."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
-            raise Refused("parent_not_found", f"turn {parent} does not exist in this session")
+            raise Refused("parent_not_found", f"turn {parent[:64]} does not exist in this session")
         if branch[-1].outcome == "running":
             raise Refused("session_busy", f"turn {parent} is still running: wait for its end, or cancel it")
         if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:

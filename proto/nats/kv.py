@@ -42,7 +42,8 @@ class Bucket:
             with self._unavailable():
                 try:
                     await (await self._open()).create(key, data)
-                except nats.js.errors.KeyWrongLastSequenceError:
+                except (nats.js.errors.KeyWrongLastSequenceError, nats.js.errors.KeyNotFoundError):
+                    # KeyNotFound: `create` of nats-py reads the key after the refusal, from a server that lags behind.
                     pass
                 else:
                     return data

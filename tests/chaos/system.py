@@ -182,8 +182,8 @@ async def _nodes(
             for other in spec.member.others
         ]
         routes += ways
-        membership = msgspec.structs.replace(spec.member, others=tuple(way.port for way in ways))
-        specs[number] = msgspec.structs.replace(spec, membership=membership)
+        member = msgspec.structs.replace(spec.member, others=tuple(way.port for way in ways))
+        specs[number] = msgspec.structs.replace(spec, member=member)
     cluster = Cluster(folder, specs=specs, bytes_max=size.log_bytes)
     disk = _disk(stack, specs[-1].store, disk_bytes)
     await stack.enter_async_context(cluster)

@@ -25,7 +25,7 @@ from tests.integration.conftest import Gateway, NewGateway
 @pytest.fixture
 async def small(monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway) -> Gateway:
     """It has room for one reader, and tells the others to come again in a second."""
-    monkeypatch.setattr(retry_later, "AGAIN_S_MAX", 1)
+    monkeypatch.setattr(retry_later, "RETRY_S_MAX", 1)
     return await new_gateway(nats_url, streams_max=1, api_keys="")
 
 

@@ -279,7 +279,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
 
     with monkeypatch.context() as patched:
         patched.setattr("tailrace.gateway.turns.submit.find_position", interrupted)
-        body = {"message": "And then?", "session": session, "begin": True}
+        body = {"message": "And then?", "session": session, "create_session": True}
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
     stream = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")

@@ -52,7 +52,7 @@ async def test_readyz_names_the_missing_processes(lone_gateway: Gateway) -> None
     status, parts = await ready(lone_gateway)
     assert (status, parts["ok"], parts["nats"]) == (503, False, ALL_WELL)
     for role in ("generators", "persistence"):
-        wanted = {"ok": False, "detail": f"no {role} process answers: start one with `python -m tailrace.{role}`"}
+        wanted = {"ok": False, "detail": f"no {role} process answers; start one with `python -m tailrace.{role}`"}
         assert parts[role] == wanted
 
 

@@ -90,9 +90,9 @@ async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:
     assert told.lines("persistence", told.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
     first, again, broken, second, ended = told.lines("generators", told.completed)
     assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude", "is_hedge": False})
-    assert again[0] == "call failed and is made again"
+    assert again[0] == "call failed and is repeated"
     assert (again[1]["attempt"], again[1]["code"]) == (1, "backend_rate_limited")
-    assert broken == ("attempt broken off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
+    assert broken == ("attempt broke off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
     assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
     assert ended[0] == "turn ended"
 

@@ -77,7 +77,7 @@ async def test_what_is_asked_for_counts_more_than_the_terminal(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("role", "environ", "says"),
     [
-        ("gateway", {"TAILRACE_HOST": "256.0.0.1"}, "TAILRACE_HOST: '256.0.0.1' is no address of this machine"),
+        ("gateway", {"TAILRACE_HOST": "256.0.0.1"}, "TAILRACE_HOST: '256.0.0.1' is not an address of this machine"),
         (
             "gateway",
             {"TAILRACE_CACHE": "9m"},

@@ -203,7 +203,7 @@ async def test_what_is_asked_while_its_picture_is_deleted_has_it(
     async def deletion() -> None:
         assert await delete(gateway, first) == 200
 
-    method = {"holding": (BlobPins, "take"), "looking": (BlobStore, "put"), "asking": (TurnLog, "append")}[step]
+    method = {"holding": (BlobPins, "pin"), "looking": (BlobStore, "put"), "asking": (TurnLog, "append")}[step]
     with monkeypatch.context() as patched:
         before(*method, deletion, patched)
         second = await shown(gateway, picture)
@@ -242,8 +242,8 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
 @pytest.mark.parametrize(
     "step",
     [
-        (BlobStore, "condemn"),
-        (BlobPins, "is_held"),
+        (BlobStore, "mark_deleted"),
+        (BlobPins, "is_pinned"),
         (Store, "referenced_blobs"),
         (BlobStore, "purge"),
         (Store, "forget_released"),
@@ -346,7 +346,7 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
         settling = blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait)
         async with holder.release_after(tenant, "asking"):
             await holder.pin(tenant, "asking", [name(picture)])
-            denied_once(BlobPins, "is_held", False, monkeypatch)
+            denied_once(BlobPins, "is_pinned", False, monkeypatch)
             await settling.collect(tenant)
             assert await is_there(gateway, picture)
             assert await store.released_blobs(tenant) == [name(picture)]
@@ -366,7 +366,7 @@ async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
     try:
         await store.migrate()
         await store.release_blobs(tenant, f'["{name(picture)}"]')
-        denied_once(BlobStore, "condemn", None, monkeypatch)
+        denied_once(BlobStore, "mark_deleted", None, monkeypatch)
         await blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait).collect(tenant)
     finally:
         await store.close()
@@ -414,8 +414,8 @@ async def test_broken_off_at_any_step_a_deletion_is_finished_by_the_next_life(
     monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
     monkeypatch.setattr(blob_gc, "WOKEN_WAIT_S", 0.001)
     steps = (
-        (BlobStore, "condemn"),
-        (BlobPins, "is_held"),
+        (BlobStore, "mark_deleted"),
+        (BlobPins, "is_pinned"),
         (Store, "referenced_blobs"),
         (BlobStore, "_purge"),
         (Store, "forget_released"),

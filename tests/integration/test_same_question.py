@@ -87,7 +87,7 @@ async def test_a_question_that_always_fails_is_asked_all_the_same(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After so many failures nobody looks any further back."""
-    monkeypatch.setattr(auto_idempotency, "IN_VAIN_MAX", 2)
+    monkeypatch.setattr(auto_idempotency, "FAILED_MAX", 2)
     body = question("words=3 rate=0 fault=error@1") | {"on_interrupt": "fail"}
     turns = []
     for _ in range(4):

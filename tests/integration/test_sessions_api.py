@@ -273,7 +273,7 @@ async def test_an_invalid_cursor_is_refused(shared_gateway: Gateway, after: str)
 @pytest.mark.parametrize(
     ("path", "body", "headers"),
     [
-        ("/v1/turns", {"message": "hi", "session": "stats", "begin": True}, {}),
+        ("/v1/turns", {"message": "hi", "session": "stats", "create_session": True}, {}),
         (
             "/v1/messages",
             {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},

@@ -36,7 +36,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_NATS_URL": NATS,
     "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
     "TAILRACE_PORT": [("65536", "<= 65535")],
-    "TAILRACE_LISTEN_FD": [("9999", "no socket")],
+    "TAILRACE_LISTEN_FD": [("9999", "not an inherited socket")],
     "TAILRACE_HOST": [
         (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
     ],
