@@ -1,4 +1,4 @@
-"""Runs one turn to its end: fold the log, plan, call the model, append its events; again, until an `end` is stored.
+"""TurnRunner: folds a turn's log, plans, calls the model and appends its events, in a loop until an `end` is stored.
 
 One append of a turn is in flight at a time. A runner whose append is refused stops: another writer has the turn, or the
 turn has ended. Optional features plug in: the planner (schemas), the sinks (cost limit), the races (hedging).
@@ -35,11 +35,11 @@ LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 WrapSink = Callable[[Sink, Request, Turn], Sink]
-"""Returns a sink that also looks at the events of an attempt; it may raise CloseCall at once."""
+"""Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
 
 
 class Race(Protocol):
-    """What an attempt does differently while another call may run for the same turn."""
+    """The hooks of an attempt during which another call may run for the same turn."""
 
     buffer: DeltaBuffer
 
@@ -50,7 +50,10 @@ class Race(Protocol):
         ...
 
     async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
-        """Called once the attempt is over; `has_stored` tells whether it stored anything after its first entry."""
+        """Is called once, after the attempt, with the error that stopped it.
+
+        `has_stored`: the call has stored an event, or at least the Attempt entry of a hedge.
+        """
         ...
 
 
@@ -80,7 +83,7 @@ class TurnRunner:
     def __init__(
         self,
         log: TurnLog,
-        caller: ModelCaller,
+        model_caller: ModelCaller,
         orders: BackendOrders,
         planner: Planner,
         *,
@@ -90,7 +93,7 @@ class TurnRunner:
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
         self._log = log
-        self._caller = caller
+        self._model_caller = model_caller
         self._orders = orders
         self._planner = planner
         self._name = name
@@ -98,7 +101,9 @@ class TurnRunner:
         self._races = races
 
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
-        """Runs a turn until its log holds an `end`; returns the fold with it, or without if a batch's runner writes it.
+        """Runs a turn until its log holds an `end`; returns the fold.
+
+        The fold has no end if a batch's runner is going to write it.
 
         The turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
         kept. `lease` is passed to the generator that runs a hedge. Raises FenceLost when another writer has
@@ -109,17 +114,20 @@ class TurnRunner:
         return await self.run_from(key, turn, deadline_s, lease)
 
     async def run_from(
-        self, key: TurnKey, turn: Turn, deadline_s: float, lease: str = "", *, first: MakeAttempt | None = None
+        self, key: TurnKey, turn: Turn, deadline_s: float, lease: str = "", *, first_action: MakeAttempt | None = None
     ) -> Turn:
-        """Like `run`, from the fold `turn`, beginning with the action `first`.
+        """Like `run`, from the fold `turn`, beginning with `first_action`.
 
-        If `first` is a hedge whose call has no token, returns the fold without an end: the turn is the other runner's.
+        If `first_action` is a hedge whose call ends without a token, returns the fold without an end: the other runner
+        continues the turn.
         """
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         deadline = deadline_of(turn, deadline_s)
-        reason, order = "", self._orders.order_for(turn.request.model, turn.backend)
+        error_suffix = ""
+        order = self._orders.order_for(turn.request.model, turn.backend)
         while True:
-            action, first = first or await self._planner.next_action(key, turn), None
+            action = first_action or await self._planner.next_action(key, turn)
+            first_action = None
             match action:
                 case Acknowledge() | LeaveToBatch():
                     return turn
@@ -128,14 +136,15 @@ class TurnRunner:
                 case AppendEvents(events):
                     turn = await self._write(key, turn, buffer_of(events), [])
                 case Fail(failure):
-                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + reason))
+                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + error_suffix))
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case MakeAttempt():
-                    # Also marks the log lines of retry.py and the backends, which know no turn.
+                    # Adds the turn to the log lines of retry.py and the backends, which do not know it.
                     with bound_contextvars(turn=key.turn, attempt=action.attempt):
                         turn, error = await self._attempt(key, turn, action, order.current, deadline, lease)
                     if turn.attempt < action.attempt:
+                        # A hedge without a token has appended nothing: the turn is the other runner's.
                         return turn
                     if error is None:
                         continue
@@ -145,9 +154,10 @@ class TurnRunner:
                         return await self._end(key, turn, "failed", failure)
                     if following.current != order.current:
                         metrics.FAILOVERS.labels(following.current.backend).inc()
-                    order, reason = following, f"; the last time: {error.message}"
+                    order = following
+                    error_suffix = f"; the last time: {error.message}"
                     if order.is_repeat:
-                        await self._caller.retry.pause(action.attempt, error)
+                        await self._model_caller.retry.pause(action.attempt, error)
 
     async def _attempt(
         self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, deadline: float, lease: str
@@ -169,7 +179,7 @@ class TurnRunner:
             is_hedge=action.is_hedge,
         )
         if not action.is_hedge:
-            # Before anything that may raise: an attempt that breaks its generator must count against the limit.
+            # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
             turn = await self._append_attempt(key, turn, attempt)
         race = self._races.race(key, turn, action, source, lease) if self._races else NoRace()
         call, continuation = prepare_call(request, turn, action.mode)
@@ -180,13 +190,14 @@ class TurnRunner:
                 reading = group.create_task(
                     self._read_model(key, turn, call, source, race, continuation, deadline, is_single=action.is_hedge)
                 )
-                first = attempt if action.is_hedge else None
-                writing = group.create_task(self._write(key, turn, race.buffer, stored, first))
+                unstored = attempt if action.is_hedge else None
+                writing = group.create_task(self._write(key, turn, race.buffer, stored, unstored))
                 turn, error = await writing, await reading
                 for task in watchers:
                     task.cancel()
         except ExceptionGroup as several:
-            # All tasks fail for the same reason: the turn is not this runner's any more.
+            # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
+            # LogUnavailable or EntryTooLarge.
             cause = several.exceptions[0]
             await race.finish(has_stored=bool(stored), error=cause)
             raise cause from several
@@ -219,11 +230,11 @@ class TurnRunner:
                 sink = wrap(sink, turn.request, turn)
             if continuation is not None:
                 sink = continuation.wrap(sink)
-            # The deadline is for the model. It never interrupts an append: a writer that does not know whether its
-            # entry is stored would be refused by its own entry.
+            # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
+            # its entry is stored would be refused at its next append, by its own entry.
             async with (
                 asyncio.timeout_at(deadline),
-                self._caller.open(source, call, key.tenant, is_single=is_single) as (first, rest),
+                self._model_caller.open(source, call, key.tenant, is_single=is_single) as (first, rest),
             ):
                 sink(first)
                 async for event in rest:
@@ -239,20 +250,21 @@ class TurnRunner:
         return None
 
     async def _write(
-        self, key: TurnKey, turn: Turn, buffer: DeltaBuffer, stored: list[Stored], first: Attempt | None = None
+        self, key: TurnKey, turn: Turn, buffer: DeltaBuffer, stored: list[Stored], unstored: Attempt | None = None
     ) -> Turn:
         """Appends the buffer's events until it is closed and empty; returns the fold with them.
 
-        Adds what is stored to `stored`. A hedge's attempt, `first`, is appended before its first event, or not at all.
+        Adds what is stored to `stored`. `unstored` is a hedge's attempt: it is appended before its first event or
+        not at all.
         """
         assert turn.asked_at is not None  # noqa: S101
         chain = turn.chain
         while (event := await buffer.next()) is not None:
-            if first is not None:
-                chain = await append_when_not_full(self._log.append, key, chain, first)
-                stored.append(Stored(chain.last, turn.asked_at, first))
-                metrics.ATTEMPTS.labels(first.mode).inc()
-                first = None
+            if unstored is not None:
+                chain = await append_when_not_full(self._log.append, key, chain, unstored)
+                stored.append(Stored(chain.last, turn.asked_at, unstored))
+                metrics.ATTEMPTS.labels(unstored.mode).inc()
+                unstored = None
             entry = Event(
                 prev=chain.last,
                 attempt=chain.attempt,
@@ -296,8 +308,8 @@ async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry
         try:
             return await append(key, chain, entry)
         except LogFull:
-            # Gateways refuse new turns before this last reserve is used, so an operator has to act. Old turns leave
-            # with their retention; what the model sends meanwhile waits in the buffer, joined.
+            # An operator has to act: gateways already refuse new turns to keep a reserve for running ones, and it is
+            # used up. The retention of old turns frees space, too. Meanwhile the buffer joins the model's deltas.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
 

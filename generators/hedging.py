@@ -159,7 +159,7 @@ async def run_hedge(
         raise FenceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
     if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:
         return None
-    turn = await runner.run_from(hedge.key, turn, deadline_s, first=plan_hedge(turn))
+    turn = await runner.run_from(hedge.key, turn, deadline_s, first_action=plan_hedge(turn))
     return turn if turn.end is not None else None
 
 

@@ -22,11 +22,11 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 RETRY_WAIT_S = 1.0
-# The batch's runner that has the complete answer stores it within milliseconds.
+# How soon a turn is delivered again when the runner of its batch has the complete answer: storing takes milliseconds.
 WRITTEN_WAIT_S = 0.2
 
 Job = Callable[[], Awaitable[Turn | None]]
-"""Runs a turn. Returns its fold with an end, or None if the turn is another process's: then its lease is left alone."""
+"""Runs a turn; returns its fold with an end, or None if another process runs it. Then the lease is not acknowledged."""
 
 
 class Lane(Protocol):
@@ -41,14 +41,15 @@ class Lane(Protocol):
     def release(self, tenant: Tenant) -> None: ...
 
     async def run(self, key: TurnKey) -> Turn | None:
-        """A Job."""
+        """Runs the turn; returns what a `Job` returns."""
         ...
 
 
 class Worker:
     """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
-    Deliveries that one of `lanes` accepts run beside the turns; at a stop they are given back at once.
+    Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
+    released at once.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Worker:
                 if len(self._turns) >= self._concurrency:
                     await asyncio.wait({stopping, *self._turns}, return_when=asyncio.FIRST_COMPLETED)
                     continue
-                # One for a free slot and no more: the lease of a request that waits here runs out.
+                # Fetch one request per free slot: while a request waits here, its lease is not renewed.
                 for delivery in await self._deliveries.next():
                     if stop.is_set():
                         await delivery.release()
@@ -96,7 +97,7 @@ class Worker:
             renewing.cancel()
 
     def report_health(self) -> bytes | None:
-        """Returns the health report as JSON; None, so that no report is sent, once this process drains."""
+        """Returns the health report as JSON. While this process drains: None, and no report is sent."""
         return None if self._is_draining else msgspec.json.encode({"ok": True, "running": len(self._held)})
 
     @property
@@ -145,7 +146,7 @@ class Worker:
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         turn = await self._runner.run(key, self._deadline_s, self._held[key].lease)
         if turn.end is None:
-            # The runner of the turn's batch is about to write it. The limits are settled after that.
+            # The batch's runner is about to store the answer. The limits are settled when the turn is delivered again.
             await self._held[key].release(WRITTEN_WAIT_S)
             return None
         return turn
@@ -154,7 +155,7 @@ class Worker:
         """Runs a job while its delivery is held; acknowledges it if the turn has ended."""
         try:
             with metrics.RUNNING.track_inprogress():
-                if await self._has_ended(key, job):
+                if await self._run_to_end(key, job):
                     await self._held[key].ack()
         except asyncio.CancelledError:
             await self._held[key].release()
@@ -162,18 +163,18 @@ class Worker:
         finally:
             del self._held[key]
 
-    async def _has_ended(self, key: TurnKey, job: Job) -> bool:
-        """Runs a job; returns whether the turn has ended. No error of one turn reaches other turns."""
+    async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
+        """Runs a job and settles the turn's limits; returns whether the turn has ended. Raises no error of the turn."""
         try:
             turn = await job()
             if turn is None:
                 return False
-            # Before the acknowledgement: if this process dies in between, the next one settles.
+            # Settle before the acknowledgement: if this process dies between the two, the turn is delivered again.
             await self._settlement.settle(key, turn)
         except FenceLost as lost:
             metrics.LOST.inc()
-            logger.info("turn left", turn=key.turn, why=str(lost))
-            return await self._was_ended(key)
+            logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
+            return await self._settle_if_ended(key)
         except TurnUnknown:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
             return True
@@ -190,7 +191,8 @@ class Worker:
         )
         return True
 
-    async def _was_ended(self, key: TurnKey) -> bool:
+    async def _settle_if_ended(self, key: TurnKey) -> bool:
+        """Reads a turn that another writer has and settles its limits; returns whether it has ended."""
         try:
             turn = await self._log.turn(key)
             await self._settlement.settle(key, turn)
@@ -199,7 +201,7 @@ class Worker:
         return turn.end is not None
 
     async def _drain(self) -> None:
-        """Gives the lanes' deliveries back at once, and the turns after `grace_s` seconds."""
+        """Cancels the lanes' jobs at once and, after `grace_s` seconds, the turns that still run."""
         self._is_draining = True
         logger.info("draining", running=len(self._turns))
         for task in self._beside:

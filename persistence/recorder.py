@@ -1,8 +1,8 @@
-"""The recorder: consumes `request` and `end` entries, folds their turns, commits the rows, then acknowledges.
+"""Recorder: consumes `request` and `end` entries, folds their turns, commits the rows, then acknowledges.
 
 It keeps no state about a turn. After a kill between commit and acknowledgement the same entries are delivered again,
-and writing them again changes nothing. While the database cannot be written, entries are returned to the log and
-delivered later; streaming is not affected.
+and writing them again changes nothing. While the database cannot be written, the leases are released and the
+log delivers the entries again later; streaming is not affected.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ FOLDS_MAX = 8
 
 
 class Recorder:
-    """Writes delivered turns to the store. `failure` is the reason while it cannot write, otherwise empty."""
+    """Writes delivered turns to the store. `failure` says why it cannot write; empty while it can."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Recorder:
         self.failure = ""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Records until `stop` is set, and finishes the current batch then.
+        """Records batches until `stop` is set, and completes the current one.
 
-        Raises StoreCorrupt, with nothing of that batch acknowledged.
+        Raises StoreCorrupt; then no entry of the current batch was acknowledged.
         """
         while not stop.is_set():
             batch = await self._deliveries.next(self._batch_max)
@@ -89,31 +89,34 @@ class Recorder:
                 logger.info("recording works again")
             self.failure = ""
             metrics.RECORDED.inc(len(rows))
-            # Logged once a turn: a request may be delivered after its end was recorded.
+            # Log a turn only with the batch that holds its end: its request may be delivered after the end is recorded.
             delivered = {delivery.seq for delivery in batch}
             for row in rows:
                 if row.ended_at is not None and row.cursor in delivered:
                     logger.info("turn recorded", turn=row.turn, outcome=row.outcome)
 
-    async def _write(self, rows: Sequence[TurnRow], reached: Seq) -> Sequence[TurnRow]:
-        """Writes `rows` and returns the stored ones. A row that the database can never hold is logged and left out."""
+    async def _write(self, rows: Sequence[TurnRow], last: Seq) -> Sequence[TurnRow]:
+        """Writes `rows`, read up to the entry at `last`; returns the stored rows.
+
+        A row that the database can never hold is logged and left out.
+        """
         try:
-            await self._store.record(rows, reached)
+            await self._store.record(rows, last)
         except StoreRefused as error:
             if len(rows) > 1:
-                return [stored for row in rows for stored in await self._write([row], reached)]
+                return [stored for row in rows for stored in await self._write([row], last)]
             metrics.LEFT_OUT.inc()
             logger.error("turn cannot be recorded", turn=rows[0].turn, why=str(error))  # noqa: TRY400  # the reason is known
             return []
         return rows
 
     async def _fold(self, batch: Sequence[Delivery]) -> list[TurnRow]:
-        reached: dict[TurnKey, Seq] = {}
+        last_seqs: dict[TurnKey, Seq] = {}
         for delivery in batch:
-            reached[delivery.key] = max(delivery.seq, reached.get(delivery.key, delivery.seq))
+            last_seqs[delivery.key] = max(delivery.seq, last_seqs.get(delivery.key, delivery.seq))
         requested = {delivery.key for delivery in batch if delivery.kind == "request"}
         folded = await asyncio.gather(
-            *(self._fold_turn(key, seq, has_request=key in requested) for key, seq in reached.items()),
+            *(self._fold_turn(key, seq, has_request=key in requested) for key, seq in last_seqs.items()),
             return_exceptions=True,
         )
         for failed in folded:
@@ -121,16 +124,17 @@ class Recorder:
                 raise failed
         return [row for row in folded if isinstance(row, TurnRow)]
 
-    async def _fold_turn(self, key: TurnKey, reached: Seq, *, has_request: bool) -> TurnRow | None:
-        """Returns the row of one turn, or None if it cannot be recorded; then the batch's other turns still are.
+    async def _fold_turn(self, key: TurnKey, last: Seq, *, has_request: bool) -> TurnRow | None:
+        """Returns the row of a turn, folded at least up to `last`; None if it cannot be recorded.
 
+        Purges an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
         `has_request`: the batch contains the turn's request.
         """
         try:
             async with self._folds:
-                turn = await self._log.turn_upto(key, reached)
+                turn = await self._log.turn_upto(key, last)
                 if has_request and await self._is_orphan(key, turn):
-                    # Before the purge: afterwards its blobs are unknown.
+                    # Release its blobs first; after the purge they are unknown.
                     await self._store.release_blobs(key.tenant, blobs_of(turn))
                     await self._log.purge(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
@@ -139,11 +143,13 @@ class Recorder:
         except (LogUnavailable, StoreError):
             raise
         except TurnUnknown:
+            # An error also for a turn that a client has deleted: the log does not tell that from an expired turn.
             metrics.LEFT_OUT.inc()
             logger.error("turn was deleted from the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
             return None
         except Exception:
-            # A bug. If the entry was returned, it would be delivered for ever and no query could catch up.
+            # A bug. Acknowledge the entry all the same: otherwise it would be delivered for ever, and queries, which
+            # wait until the recorder has caught up, would never be answered.
             metrics.LEFT_OUT.inc()
             logger.exception("turn cannot be recorded", turn=key.turn)
             return None
@@ -151,7 +157,7 @@ class Recorder:
         return row
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
-        """Whether the turn continues a deleted one, whose text its request contains (ADR 15).
+        """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).
 
         Such a turn was stored after the deletion had searched for follow-ups, and therefore after the tombstone. A
         parent without a tombstone may have expired in the log or be missing in the database: that proves no deletion.

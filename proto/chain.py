@@ -1,4 +1,4 @@
-"""Chain and link: the rule which entries of a turn's log are valid (PROTOCOL R11). Pure.
+"""Chain and link: decide which entries of a turn's log are valid (PROTOCOL R11). Pure.
 
 The server's fence keeps two writers apart, but in a replicated stream a change of leader can let a fork in (ADR 2).
 Therefore every entry names its predecessor. The log is totally ordered, so all readers that apply this rule from the
@@ -12,9 +12,9 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """The valid entries of a turn up to `last`: its sequence, the number of the current attempt, whether it has ended.
+    """A position in a turn's chain: the sequence of the last valid entry, its attempt, and whether it is an end.
 
-    All three follow from the last valid entry, so that a reader may start at any entry.
+    That one entry determines all three fields, so a reader may start at any entry.
     """
 
     last: Seq = BEFORE_FIRST
@@ -29,15 +29,15 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     """Returns `chain` extended by `entry`, stored at `seq`; None when the entry is not valid there."""
     if chain.is_ended or entry.prev != chain.last:
         return None
-    is_first = chain.last == BEFORE_FIRST
+    is_empty = chain.last == BEFORE_FIRST
     # The most frequent kinds first: this runs for every entry.
     match entry:
         case Event() | Progress() | End() | Unknown():
-            is_current = entry.attempt >= chain.attempt and not is_first
+            is_current = entry.attempt >= chain.attempt and not is_empty
             return Chain(seq, entry.attempt, isinstance(entry, End)) if is_current else None
         case Attempt():
-            return Chain(seq, entry.attempt) if entry.attempt > chain.attempt and not is_first else None
+            return Chain(seq, entry.attempt) if entry.attempt > chain.attempt and not is_empty else None
         case Request():
-            return Chain(seq) if is_first else None
+            return Chain(seq) if is_empty else None
         case Unreadable():
             return None

@@ -40,21 +40,21 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     chain: Chain = START
     tail: int = 0
-    """The sequence of the last entry, valid or not: the fence of the next append."""
+    """The sequence of the last entry, valid or not: reading continues after it. An append's fence is `chain.last`."""
     skipped: int = 0
     """How many entries are not valid: 0 unless the broker has stored a fork."""
     request: Request | None = None
     asked_at: datetime | None = None
     ended_at: datetime | None = None
-    reached_at: datetime | None = None
-    """When the last valid entry was stored."""
+    last_entry_at: datetime | None = None
+    """When the last valid entry was stored, by the server's clock."""
     worked: timedelta = NO_TIME
-    """The time from each attempt to its last entry, by the server's clock, without the time between attempts."""
+    """The sum over all attempts of the time between an attempt's first and last entry, by the server's clock."""
     generator: str = ""
     backend: str = ""
     mode: Mode = "fresh"
     hedges: int = 0
-    """Attempts that took the turn from a late one: they do not count against the limit of attempts."""
+    """The number of attempts that are hedges. They do not count against the limit of attempts."""
     message: events.MessageHead | None = None
     """The head of the message whose start readers have received; None before that, and after a restart."""
     blocks: tuple[Block, ...] = ()
@@ -62,15 +62,15 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     envelope: dict[str, Any] = {}
     """Further fields of the message: see tailrace.proto.events.envelope."""
     misfit: str | None = None
-    """Why a complete answer does not match its schema; None when it was not requested again."""
+    """Why an earlier answer was rejected: it did not match the schema. None if no answer was rejected."""
     rejected: str = ""
-    """The text of that answer."""
+    """The text of the rejected answer."""
     calls_before: tuple[CallUsage, ...] = ()
     """The usage of each earlier call."""
     usage_call: CallUsage = CallUsage()
     """The usage of the current call, as far as the model has reported it."""
-    said_chars: int = 0
-    """Characters of the current call that the model's reported usage does not include yet."""
+    unreported_chars: int = 0
+    """Characters that the current call has produced and that the model's reported usage does not include yet."""
     was_estimated: bool = False
     """Whether an earlier call broke off before the model had reported its output."""
     progress: Progress | None = None
@@ -92,7 +92,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def calls(self) -> tuple[CallUsage, ...]:
         """The usage of each call. Output that the model has not reported is estimated (PROTOCOL R23)."""
-        return (*self.calls_before, estimate_usage(self.usage_call, self.said_chars))
+        return (*self.calls_before, estimate_usage(self.usage_call, self.unreported_chars))
 
     @property
     def usage(self) -> Usage:
@@ -101,7 +101,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_usage_estimated(self) -> bool:
-        return self.was_estimated or self.said_chars > 0
+        return self.was_estimated or self.unreported_chars > 0
 
     @property
     def outcome(self) -> Outcome | Literal["running"]:
@@ -116,7 +116,7 @@ EMPTY_TURN = Turn()
 
 
 def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
-    """Folds `entries`, in the order of the log, onto `turn`. Entries that are not valid are counted (PROTOCOL R11)."""
+    """Folds `entries`, in the order of the log, onto `turn`. Only counts entries that are not valid (PROTOCOL R11)."""
     folding = _Folding(turn)
     for stored in entries:
         folding.add(stored)
@@ -145,7 +145,7 @@ def content(block: Block) -> dict[str, Any]:
 
 def _input(block: Block) -> object:
     # A tool without arguments streams no input; an input that was cut off is incomplete JSON. Deltas carry the input as
-    # text, so that its depth has not been checked before.
+    # text, so its depth has not been checked before.
     if not block.text:
         return block.start.get("input", {})
     try:
@@ -188,11 +188,11 @@ class _Folding:
         self.blocks = [_OpenBlock(block) for block in turn.blocks]
         self.calls_before = turn.calls_before
         self.usage_call = turn.usage_call
-        self.said_chars = turn.said_chars
+        self.unreported_chars = turn.unreported_chars
         self.envelope = turn.envelope
         self.was_estimated = turn.was_estimated
         self.hedges = turn.hedges
-        self.reached_at = turn.reached_at
+        self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
 
     def add(self, stored: Stored) -> None:
@@ -202,13 +202,13 @@ class _Folding:
             self.skipped += 1
             return
         self.chain = chain
-        if chain.attempt and self.reached_at is not None and not isinstance(stored.entry, Attempt):
-            self.worked += max(stored.at - self.reached_at, NO_TIME)
-        self.reached_at = stored.at
+        if chain.attempt and self.last_entry_at is not None and not isinstance(stored.entry, Attempt):
+            self.worked += max(stored.at - self.last_entry_at, NO_TIME)
+        self.last_entry_at = stored.at
         match stored.entry:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
                 event = events.decode(raw)
-                self.said_chars += left_out
+                self.unreported_chars += left_out
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
@@ -221,7 +221,7 @@ class _Folding:
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text()}
-                self.end_call()
+                self.close_call()
                 if mode != "continue":
                     self.blocks.clear()
                     self.envelope = {}
@@ -236,11 +236,11 @@ class _Folding:
     def add_event(self, event: events.Event | events.UnknownEvent) -> None:
         match event:
             case events.MessageStart(message):
-                self.usage_call, self.said_chars = message.usage, 0
+                self.usage_call, self.unreported_chars = message.usage, 0
             case events.BlockStart(_, block):
                 text = str(block.get("text", ""))
                 self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
-                self.said_chars += len(text)
+                self.unreported_chars += len(text)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
                     self.add_delta(self.blocks[index], delta)
@@ -250,7 +250,7 @@ class _Folding:
                 self.changes["stop"] = stop
                 self.usage_call = usage.merge_into(self.usage_call)
                 if usage.output_tokens is not None:
-                    self.said_chars = 0
+                    self.unreported_chars = 0
             case _:
                 pass
 
@@ -262,17 +262,17 @@ class _Folding:
     def text(self) -> str:
         return "".join(piece for open_ in self.blocks if open_.block.type == "text" for piece in open_.pieces)
 
-    def end_call(self) -> None:
-        """Ends the current call, complete or not, in the list of calls."""
-        self.calls_before += (estimate_usage(self.usage_call, self.said_chars),)
-        self.was_estimated |= self.said_chars > 0
-        self.usage_call, self.said_chars = CallUsage(), 0
+    def close_call(self) -> None:
+        """Moves the usage of the current call, complete or not, to `calls_before`, with unreported output estimated."""
+        self.calls_before += (estimate_usage(self.usage_call, self.unreported_chars),)
+        self.was_estimated |= self.unreported_chars > 0
+        self.usage_call, self.unreported_chars = CallUsage(), 0
 
     def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
-                self.said_chars += len(piece)
+                self.unreported_chars += len(piece)
             case events.SignatureDelta(signature):
                 block.signature.append(signature)
             case events.CitationsDelta(citation):
@@ -287,11 +287,11 @@ class _Folding:
             blocks=tuple(block.build() for block in self.blocks),
             calls_before=self.calls_before,
             usage_call=self.usage_call,
-            said_chars=self.said_chars,
+            unreported_chars=self.unreported_chars,
             envelope=self.envelope,
             was_estimated=self.was_estimated,
             hedges=self.hedges,
-            reached_at=self.reached_at,
+            last_entry_at=self.last_entry_at,
             worked=self.worked,
             **self.changes,
         )

@@ -42,95 +42,97 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 async def submit(
     gateway: Gateway,
-    caller: Principal,
-    ask: NewTurn,
+    principal: Principal,
+    new_turn: NewTurn,
     idempotency_key: str | None,
     raw: bytes,
     admission: Admission | None = None,
 ) -> tuple[TurnKey, entries.Request]:
     """Stores the request entry, once for each idempotency key. Returns the turn and its entry.
 
-    What `admission` reserves of the principal's limits is released when no new turn is stored.
+    `admission` reserves from the principal's limits; the reservations are released when no new turn is stored.
     """
-    async with admission or gateway.limiter.admission(caller) as taking:
+    async with admission or gateway.limiter.admission(principal) as open_admission:
         if idempotency_key == AUTO:
-            idempotency_key, raw = await derive_key(gateway, caller.tenant, ask)
+            idempotency_key, raw = await derive_key(gateway, principal.tenant, new_turn)
 
-        async def prepared(turn: TurnId) -> entries.Request:
-            return await _request(gateway, caller, ask, turn, taking)
+        async def build(turn: TurnId) -> entries.Request:
+            return await _request(gateway, principal, new_turn, turn, open_admission)
 
-        return await submit_request(gateway, caller.tenant, prepared, idempotency_key, raw, taking)
+        return await submit_request(gateway, principal.tenant, build, idempotency_key, raw, open_admission)
 
 
 async def _request(
-    gateway: Gateway, caller: Principal, ask: NewTurn, turn: TurnId, admission: Admission
+    gateway: Gateway, principal: Principal, new_turn: NewTurn, turn: TurnId, admission: Admission
 ) -> entries.Request:
     """Builds the entry: the turn at its position in the conversation, with reservations and references to blobs."""
-    place = await find_position(gateway, caller.tenant, ask)
-    offer = await gateway.catalogue.offer(caller.tenant)
-    asked = build_entry(ask, place, gateway.settings.max_tokens, offer, by=caller.key, cache=gateway.settings.cache)
-    if (schema := schema_of(asked.options)) is not None:
+    position = await find_position(gateway, principal.tenant, new_turn)
+    models = await gateway.catalogue.offer(principal.tenant)
+    settings = gateway.settings
+    entry = build_entry(new_turn, position, settings.max_tokens, models, by=principal.key, cache=settings.cache)
+    if (schema := schema_of(entry.options)) is not None:
         require_small_schema(schema)
-        await gateway.schema_checker.check_schema(schema, caller.tenant)
-    asked = await admission.reserve_turn(turn, asked)
-    return await store_blobs.store(gateway, TurnKey(caller.tenant, turn), asked, admission)
+        await gateway.schema_checker.check_schema(schema, principal.tenant)
+    entry = await admission.reserve_turn(turn, entry)
+    return await store_blobs.store(gateway, TurnKey(principal.tenant, turn), entry, admission)
 
 
 async def submit_request(
     gateway: Gateway,
     tenant: Tenant,
-    prepared: Callable[[TurnId], Awaitable[entries.Request]],
+    build: Callable[[TurnId], Awaitable[entries.Request]],
     idempotency_key: str | None,
     raw: bytes,
     admission: Admission,
 ) -> tuple[TurnKey, entries.Request]:
-    """Like `submit`, but `build(turn_id)` makes the request entry. Must run inside of `admission`."""
-    # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
+    """Like `submit`, but `build(turn_id)` makes the request entry. Must run inside `admission`."""
+    # Hash in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
     body = (await asyncio.to_thread(hashlib.sha256, raw)).hexdigest() if idempotency_key is not None else ""
-    mine = Claim(TurnId(new_id()), body)
-    async with gateway.blob_pins.release_after(tenant, mine.turn):
-        return await _submit_once(gateway, tenant, prepared, idempotency_key, mine, admission)
+    own_claim = Claim(TurnId(new_id()), body)
+    async with gateway.blob_pins.release_after(tenant, own_claim.turn):
+        return await _submit_once(gateway, tenant, build, idempotency_key, own_claim, admission)
 
 
 async def _submit_once(
     gateway: Gateway,
     tenant: Tenant,
-    prepared: Callable[[TurnId], Awaitable[entries.Request]],
+    build: Callable[[TurnId], Awaitable[entries.Request]],
     idempotency_key: str | None,
-    mine: Claim,
+    own_claim: Claim,
     admission: Admission,
 ) -> tuple[TurnKey, entries.Request]:
-    # Before the position is looked up: a repeated POST with `on_busy: interrupt` would cancel its own turn.
-    if (repeated := await find_repeat(gateway, tenant, idempotency_key, mine)) is not None:
+    # Look for a repeat first: `build` applies `on_busy: interrupt`, which would cancel the repeated POST's own turn.
+    if (repeated := await find_repeat(gateway, tenant, idempotency_key, own_claim)) is not None:
         return repeated
-    # Before anything is looked up or interrupted for it.
+    # Check the rate limit before `build` looks anything up or interrupts a turn.
     await admission.count_request()
     try:
-        request = await prepared(mine.turn)
+        request = await build(own_claim.turn)
     except Refused:
-        # A refused turn claims no key. But a concurrent POST with the key may have been faster, and its turn the cause.
-        if (repeated := await find_repeat(gateway, tenant, idempotency_key, mine)) is None:
+        # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, which
+        # may be the reason for this refusal: return that turn.
+        if (repeated := await find_repeat(gateway, tenant, idempotency_key, own_claim)) is None:
             raise
         return repeated
     if gateway.log_fullness.is_full:
         raise LogFull("the log is nearly full, and the rest is kept for running turns: retry later")
-    claim = await gateway.claims.claim(tenant, idempotency_key, mine) if idempotency_key is not None else mine
-    if claim != mine and (repeated := await load_repeat(gateway, tenant, claim, mine)) is not None:
+    claim = await gateway.claims.claim(tenant, idempotency_key, own_claim) if idempotency_key is not None else own_claim
+    if claim != own_claim and (repeated := await load_repeat(gateway, tenant, claim, own_claim)) is not None:
         return repeated
-    # The gateway that claimed the key may have died before its append: then this one appends for it.
+    # A claim without a turn: the gateway that claimed the key may have died before its append. Append under its id.
     key = TurnKey(tenant, claim.turn)
     try:
-        # The append checks its own timeout between two tries, and one try takes seconds if the server is silent.
+        # The append checks its own timeout only between two tries, and one try takes seconds if the server is silent.
         async with asyncio.timeout(gateway.settings.accept_timeout_s):
             await gateway.log.append(key, START, request)
     except FenceLost:
         # Only a concurrent POST with the same idempotency key can have appended.
-        if (repeated := await load_repeat(gateway, tenant, claim, mine)) is None:
+        if (repeated := await load_repeat(gateway, tenant, claim, own_claim)) is None:
             raise
         return repeated
     except (LogUnavailable, TimeoutError) as error:
+        # Keep the reservations: the turn may be stored. The client does not know its id; the error says how to repeat.
         admission.keep()
-        # No client knows this turn yet, so the error says what to do instead of its id.
         raise LogUnavailable(UNCLEAR) from error
     except EntryTooLarge as error:
         raise Refused("body_too_large", TOO_LONG) from error
@@ -149,18 +151,18 @@ async def _submit_once(
 
 
 async def find_repeat(
-    gateway: Gateway, tenant: Tenant, idempotency_key: str | None, mine: Claim
+    gateway: Gateway, tenant: Tenant, idempotency_key: str | None, own_claim: Claim
 ) -> tuple[TurnKey, entries.Request] | None:
     """Returns the turn that was stored for the key, or None."""
     claim = await gateway.claims.find(tenant, idempotency_key) if idempotency_key is not None else None
-    return await load_repeat(gateway, tenant, claim, mine) if claim is not None else None
+    return await load_repeat(gateway, tenant, claim, own_claim) if claim is not None else None
 
 
 async def load_repeat(
-    gateway: Gateway, tenant: Tenant, claim: Claim, mine: Claim
+    gateway: Gateway, tenant: Tenant, claim: Claim, own_claim: Claim
 ) -> tuple[TurnKey, entries.Request] | None:
     """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
-    if claim.body_sha256 != mine.body_sha256:
+    if claim.body_sha256 != own_claim.body_sha256:
         raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
     key = TurnKey(tenant, claim.turn)
     try:
@@ -174,10 +176,10 @@ async def load_repeat(
 
 
 async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
-    """Whether the parent of a stored turn was deleted.
+    """Returns whether the parent of a stored turn was deleted; False when persistence is unavailable.
 
-    A deletion purges first and looks for follow-ups afterwards: it finds those that were stored before the purge, and
-    those that are stored after it find their parent gone. False when persistence is unavailable.
+    A deletion first purges the turn and then looks for its follow-ups. So it finds each follow-up that was stored
+    before the purge. A follow-up that is stored after the purge finds here that its parent is gone.
     """
     try:
         if not await gateway.log.has_end(parent):
@@ -190,8 +192,8 @@ async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
 
 
 def idempotency_key_of(request: Request) -> str | None:
-    """Returns the Idempotency-Key header, or None. Raises Refused for several or a malformed one."""
+    """Returns the value of the Idempotency-Key header, or None. Raises Refused if it is malformed or repeated."""
     keys = request.headers.getlist("idempotency-key")
     if len(keys) > 1 or not all(map(IDEMPOTENCY_KEY.fullmatch, keys)):
-        raise Refused("idempotency_key_invalid", "an Idempotency-Key is one header: 1 to 200 visible ASCII characters")
+        raise Refused("idempotency_key_invalid", "send one Idempotency-Key header of 1 to 200 visible ASCII characters")
     return keys[0] if keys else None

@@ -6,6 +6,7 @@ entry is missing.
 """
 
 import asyncio
+from typing import NamedTuple
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
@@ -19,6 +20,15 @@ from tailrace.proto.subjects import TurnKey
 UNCLEAR_WAIT_S = 0.05
 # A thousand turns may wait for a new leader at once. Finding one takes seconds, so half a second more matters little.
 NO_LEADER_WAIT_S_MAX = 0.5
+
+
+class Tail(NamedTuple):
+    """The outcome of an append, read from the log."""
+
+    seq: Seq | None
+    """The sequence of the entry; None if no stored copy of it was found."""
+    fence: Seq
+    """The fence for the next publish."""
 
 
 async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float) -> Chain:
@@ -37,22 +47,28 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
     extended = Chain(seq, expected.attempt, expected.is_ended)
-    # After a change of leader a stored end may belong to a fork, and its writer is about to leave the turn.
+    # After a change of leader a stored end may belong to a fork. Its writer would leave the turn without a valid end.
     if extended.is_ended and not await is_valid(server, key, extended.last, START):
-        raise FenceLost(f"{key.turn} has another writer and is not ended: the end at {extended.last} is a fork's")
+        raise FenceLost(
+            f"{key.turn} has another writer and has not ended: the end at {extended.last} belongs to a fork"
+        )
     return extended
 
 
 async def _publish_again(
     server: LogServer, key: TurnKey, chain: Chain, entry: Entry, error: Exception, deadline: float
 ) -> Seq:
-    """Reads the tail after `error` and publishes again until the entry is stored; raises as `append` does."""
+    """Publishes again after `error`, and reads the tail before each try; returns the sequence of the stored entry.
+
+    Raises as `append` does.
+    """
     fence, wait_s = chain.last, UNCLEAR_WAIT_S
     while True:
-        # Only a leader knows that a turn was purged. Without one the question would wait for its time-out.
-        is_led = not isinstance(error, PublishUnclear) or error.is_answered
+        # An answer to the publish shows that the stream has a leader. Only the leader knows whether a turn was purged:
+        # without one, that request would wait for its timeout.
+        has_leader = not isinstance(error, PublishUnclear) or error.is_answered
         try:
-            seq, fence = await read_tail(server, key, chain, entry, fence, is_led=is_led)
+            seq, fence = await read_tail(server, key, chain, entry, fence, has_leader=has_leader)
         except LogUnavailable as unavailable:
             seq, error = None, unavailable
         if seq is not None:
@@ -62,7 +78,7 @@ async def _publish_again(
         if asyncio.get_running_loop().time() >= deadline:
             raise LogUnavailable(f"an entry of {key.turn} could not be stored in time: {error}") from error
         await asyncio.sleep(wait_s)
-        wait_s = UNCLEAR_WAIT_S if is_led else min(2 * wait_s, NO_LEADER_WAIT_S_MAX)
+        wait_s = UNCLEAR_WAIT_S if has_leader else min(2 * wait_s, NO_LEADER_WAIT_S_MAX)
         try:
             return await server.publish(key, entry, fence)
         except (PublishUnclear, LogFull) as again:
@@ -70,11 +86,12 @@ async def _publish_again(
 
 
 async def read_tail(
-    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, fence: Seq, *, is_led: bool = True
-) -> tuple[Seq | None, Seq]:
-    """Reads the log after `chain` to learn the outcome of an append: the sequence of `entry` if it is stored.
+    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, fence: Seq, *, has_leader: bool = True
+) -> Tail:
+    """Reads the log after `chain` and returns whether `entry` is stored, and the fence for the next publish.
 
-    Otherwise None, and the fence for the next publish. Raises FenceLost, TurnUnknown, LogUnavailable.
+    Raises FenceLost when another writer has continued the turn, TurnUnknown when it was purged, LogUnavailable. Without
+    a leader (`has_leader`) a purge is not looked for.
     """
     last = fence
     page = await server.read(key, chain.last)
@@ -83,17 +100,18 @@ async def read_tail(
         if is_next and entries.encode(stored.entry) == entries.encode(entry):
             is_followed = number < len(page.entries) or not page.is_last
             if isinstance(entry, Attempt) and entry.backend != MESSAGE_BATCHES and is_followed:
-                # Nothing is appended under an attempt before it is known to be stored. So this process has appended the
-                # same attempt earlier, and has now planned from an older read of the turn.
+                # A generator appends events of an attempt only after it knows that the attempt is stored. So this
+                # process has stored the same attempt earlier, and has planned it again from a read that was behind.
                 raise FenceLost(f"{key.turn} already has this attempt, at {stored.seq}")
-            return stored.seq, fence
+            return Tail(stored.seq, fence)
         if is_next:
             raise FenceLost(f"another writer has continued {key.turn} after {chain.last}")
         last = max(last, stored.seq)
-    if chain.last and last == fence and is_led:
-        # Nothing follows, which one read does not prove. If the turn was purged, nothing will ever follow.
+    if chain.last and last == fence and has_leader:
+        # The read found no entry after `chain`: the server that answered is behind, or the turn was purged.
         await require_turn(server, key)
-    # Two rivals are stored. The skipped one has no successors, but the server's fence counts it.
+    # The entries found do not continue `chain`: they or `chain.last` belong to a fork. If `chain.last` does, this
+    # writer has lost. If they do, readers skip them, but the server's fence counts them.
     if last > fence and chain.last and not await is_valid(server, key, chain.last, START):
-        raise FenceLost(f"another writer of {key.turn} has an entry in the place of {chain.last}")
-    return None, last
+        raise FenceLost(f"another writer of {key.turn} has stored a valid entry instead of the one at {chain.last}")
+    return Tail(None, last)

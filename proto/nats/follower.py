@@ -1,7 +1,8 @@
 """Follower: replays a turn, joins the live feed by the chain, and rereads the log when the feed may be wrong.
 
-The feed is a hint and the log is the truth (PROTOCOL R16). Entries accepted from the feed are compared with the log
-whenever the feed may have lost an entry and shown its rival.
+The feed is a hint and the log is the truth (PROTOCOL R16). The feed can lose a valid entry and deliver its rival, an
+entry of a fork with the same predecessor. Whenever that may have happened, the last entry accepted from the feed is
+looked up in the log.
 """
 
 import asyncio
@@ -16,14 +17,15 @@ from tailrace.proto.nats.log_server import LiveFeed, LogServer
 from tailrace.proto.nats.replay import STALE_WAIT_S, is_valid, read_chain, read_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
-# The feed can lose a turn's last entry, and nothing follows it that would show the gap.
+# How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
+# show that gap.
 REREAD_S = 5.0
 
 CURSOR_SKIPPED = "the cursor is an entry that is not valid: read the turn from its beginning"
 
 
 class Follower:
-    """The valid entries of a turn after a cursor, in order, each once, up to its end.
+    """Returns the valid entries of a turn after a cursor, in order, each once, up to its end.
 
     Call `first` once, then `next` until `is_ended`. `feed` must be subscribed before the follower is made.
     """
@@ -34,61 +36,71 @@ class Follower:
         self._after = after
         self._feed = feed
         self._join = FeedJoin()
-        # The chain as far as the log itself has confirmed it. The feed may lose an entry and show its rival, and no
-        # entry need follow.
+        # The chain as far as it is certainly valid: a read of the log has confirmed it, or its entries came from the
+        # feed and each directly follows its predecessor in the stream (`prev` is `seq - 1`): no rival fits between.
         self._confirmed: Chain = START
+        # The number of skipped entries when the log last confirmed the chain.
         self._confirmed_skipped = 0
-        self._is_behind = False
+        # Whether the log must be read again soon, even if the feed delivers nothing.
+        self._must_read = False
 
     @property
     def is_ended(self) -> bool:
         return self._join.chain.is_ended
 
     async def first(self) -> list[Stored]:
-        """Returns the entries that are already stored, maybe none.
+        """Returns the valid entries after the cursor that are already stored, maybe none.
 
         Raises TurnUnknown, LogUnavailable, and CursorUnknown when the cursor is not a valid entry of the turn.
         """
         chain = await read_chain(self._server, self._key, self._after)
         join = self._join = FeedJoin(chain)
         valid = await read_valid(self._server, self._key, join, is_first=self._after == BEFORE_FIRST)
-        # A fork may continue to an end of its own without a skipped entry.
+        # If the cursor is a fork's entry, then the valid entries after it are skipped, or the fork has its own end and
+        # nothing follows.
         may_be_fork = self._after and (join.skipped or join.chain.is_ended)
         if may_be_fork and not await is_valid(self._server, self._key, self._after, START):
             raise CursorUnknown(CURSOR_SKIPPED)
-        self._confirmed, self._confirmed_skipped = START if self._after else join.chain, join.skipped
+        # The entries before a cursor were not read: the first confirmation has to start at the turn's beginning.
+        self._confirmed = START if self._after else join.chain
+        self._confirmed_skipped = join.skipped
         return valid
 
     async def next(self) -> list[Stored]:
-        """Returns the entries that were stored since, maybe none, after a wait for the live feed.
+        """Waits for the live feed, at most REREAD_S seconds; returns the new valid entries, maybe none.
 
-        Raises TurnUnknown when the turn was purged, and CursorUnknown when the last entries returned were a fork's.
+        Raises TurnUnknown when the turn was purged, and CursorUnknown when entries returned earlier belong to a fork.
         """
         join, before = self._join, self._join.chain
-        live = await self._feed.next(STALE_WAIT_S if self._is_behind else REREAD_S)
+        live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S)
         valid = [stored for stored in live if join.add_live(stored)]
         for stored in valid:
             if stored.entry.prev == self._confirmed.last == stored.seq - 1:
-                # Nothing is stored between the two, so there is no rival.
+                # The stream has no entry between the two, so there is no rival.
                 self._confirmed = link(self._confirmed, stored.seq, stored.entry) or self._confirmed
-        if self._is_behind or join.has_gap or not live:
+        if self._must_read or join.has_gap or not live:
             valid += await self._read_page()
-        if not live and not valid and not self._is_behind:
-            # Silence may mean that the turn was purged, and that the feed has lost its end.
+        if not live and not valid and not self._must_read:
+            # Silence may mean that the turn was purged and the feed missed it: check that it exists.
             with suppress(LogUnavailable):
                 await require_turn(self._server, self._key)
+        # Three signs that entries from the feed may be a fork's: silence after them, a skipped entry, and an end, after
+        # which no entry would show the fork.
         may_be_fork = not live or join.skipped > self._confirmed_skipped or join.chain.is_ended
-        if join.chain.last > self._confirmed.last and may_be_fork and not await self._is_confirmed():
-            return await self._go_back(before)
+        if join.chain.last > self._confirmed.last and may_be_fork and not await self._confirm_or_wait():
+            return await self._roll_back(before)
         return valid
 
-    async def _is_confirmed(self) -> bool:
-        """Reads whether the chain is valid by the log. While the log cannot be read: True, but an end has to wait."""
+    async def _confirm_or_wait(self) -> bool:
+        """Like `_confirm`, but without LogUnavailable: returns True then, or at an end retries until the log answers.
+
+        Raises TurnUnknown when the turn was purged during that wait.
+        """
         while True:
             try:
                 return await self._confirm()
             except LogUnavailable:
-                # A reader stops at an end and never learns that it was a fork's. So the log must confirm it first.
+                # A reader stops at an end and would never learn that the end is a fork's: do not return it unconfirmed.
                 if not self._join.chain.is_ended:
                     return True
                 with suppress(LogUnavailable):
@@ -96,33 +108,36 @@ class Follower:
                 await asyncio.sleep(STALE_WAIT_S)
 
     async def _confirm(self) -> bool:
-        """Reads whether the last entry of the chain is valid by the log. Raises LogUnavailable."""
+        """Reads the log; returns whether the last entry of the chain is valid, and marks the chain as confirmed then.
+
+        Raises LogUnavailable.
+        """
         join = self._join
         if not await is_valid(self._server, self._key, join.chain.last, self._confirmed):
             return False
         self._confirmed, self._confirmed_skipped = join.chain, join.skipped
         return True
 
-    async def _go_back(self, returned: Chain) -> list[Stored]:
-        """Returns to the chain of the entries already returned, because those after it are a fork's; returns none.
+    async def _roll_back(self, before: Chain) -> list[Stored]:
+        """Sets the chain back to `before`, the chain before this call of `next`, and drops the fork's entries after it.
 
-        Raises CursorUnknown when the entries already returned are a fork's, too.
+        The result is an empty list. Raises CursorUnknown when `before`, which the client has received, is a fork's too.
         """
-        self._join, self._confirmed_skipped, self._is_behind = FeedJoin(returned), 0, True
-        if returned.last > self._confirmed.last:
+        self._join, self._confirmed_skipped, self._must_read = FeedJoin(before), 0, True
+        if before.last > self._confirmed.last:
             with suppress(LogUnavailable):
                 if not await self._confirm():
                     raise CursorUnknown(CURSOR_SKIPPED)
         return []
 
     async def _read_page(self) -> list[Stored]:
-        """Returns the valid entries of the next page. Sets `_is_behind` when the log must be read again soon."""
+        """Returns the valid entries of the next page. Sets `_must_read`."""
         try:
             page = await self._server.read(self._key, self._join.read_upto)
         except LogUnavailable:
-            # The connection logs this once; a thousand followers need not. Readers receive heartbeats meanwhile.
-            self._is_behind = True
+            # The connection logs the outage once for all followers. Readers receive heartbeats meanwhile.
+            self._must_read = True
             return []
         valid = self._join.add_read(page.entries)
-        self._is_behind = self._join.has_gap or not page.is_last
+        self._must_read = self._join.has_gap or not page.is_last
         return valid

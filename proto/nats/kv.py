@@ -24,10 +24,13 @@ class Value(NamedTuple):
 
 
 class Bucket:
-    """A bucket of `streams.buckets`. Every method raises LogUnavailable when NATS does not answer or refuses."""
+    """One of the KV buckets that `streams.buckets` defines.
+
+    Every method raises LogUnavailable when NATS does not answer or refuses.
+    """
 
     def __init__(self, connection: Connection, name: str, content: str) -> None:
-        """`content` names what the bucket holds in error messages: "the idempotency key"."""
+        """`content` describes one value in error messages, for example "the idempotency key"."""
         self._connection = connection
         self._name = name
         self._content = content
@@ -36,10 +39,10 @@ class Bucket:
     async def create(self, key: str, data: bytes) -> bytes:
         """Stores `data` unless `key` exists. Returns the value of `key` after that: `data`, or an earlier one.
 
-        A caller whose acknowledgement was lost gets its own value from the next call.
+        If the acknowledgement was lost, the same call again returns the value that the first one has stored.
         """
         for _ in range(CREATE_TRIES):
-            with self._unavailable():
+            with self._map_errors():
                 try:
                     await (await self._open()).create(key, data)
                 except (nats.js.errors.KeyWrongLastSequenceError, nats.js.errors.KeyNotFoundError):
@@ -55,7 +58,7 @@ class Bucket:
 
     async def get(self, key: str) -> Value | None:
         """Returns the value of `key`; None if there is none or `key` is not a valid name. May be a moment old."""
-        with self._unavailable():
+        with self._map_errors():
             try:
                 found = await (await self._open()).get(key)
             except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError):
@@ -64,7 +67,7 @@ class Bucket:
 
     async def update(self, key: str, data: bytes, revision: int) -> bool:
         """Replaces the value that was read at `revision` (0: no value). Returns False if it has changed since."""
-        with self._unavailable():
+        with self._map_errors():
             try:
                 await (await self._open()).update(key, data, last=revision)
             except nats.js.errors.KeyWrongLastSequenceError:
@@ -73,7 +76,7 @@ class Bucket:
 
     async def delete(self, key: str) -> None:
         """Deletes `key`, if it exists."""
-        with self._unavailable():
+        with self._map_errors():
             await (await self._open()).delete(key)
 
     async def _open(self) -> KeyValue:
@@ -82,7 +85,7 @@ class Bucket:
         return self._bucket
 
     @contextmanager
-    def _unavailable(self) -> Iterator[None]:
+    def _map_errors(self) -> Iterator[None]:
         try:
             yield
         except nats.errors.Error as error:

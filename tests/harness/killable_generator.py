@@ -177,7 +177,7 @@ async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
 
 def poisoned(word: str, nats_url: str, claude_url: str) -> None:
     ended: list[TurnKey] = []
-    answer, has_ended = MessagesApi.answer, Worker._has_ended
+    answer, has_ended = MessagesApi.answer, Worker._run_to_end
 
     async def deadly(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
         if word in str(call.messages):
@@ -193,7 +193,7 @@ def poisoned(word: str, nats_url: str, claude_url: str) -> None:
 
     # As a patch, for the part is not to know.
     MessagesApi.answer = deadly  # type: ignore[method-assign]
-    Worker._has_ended = recorded  # type: ignore[method-assign]
+    Worker._run_to_end = recorded  # type: ignore[method-assign]
     asyncio.run(work(nats_url, claude_url))
 
 

@@ -408,7 +408,7 @@ async def test_the_late_one_freezes_and_wakes_up_beside_the_winner(
 
     await until(is_overtaken)
     first.signal(SIGCONT)
-    await until(lambda: first.said("turn left"), 5)
+    await until(lambda: first.said("turn taken by another writer"), 5)
     await open_streams(claude, 1)
     assert not await is_acknowledged(own_connection)
     turn = await ended(own_log, key)
@@ -427,7 +427,7 @@ async def test_the_hedge_freezes_and_wakes_up_after_the_end(
     turn = await ended(own_log, key)
     before = await own_log.replay(key)
     second.signal(SIGCONT)
-    await until(lambda: second.said("turn left"), 5)
+    await until(lambda: second.said("turn taken by another writer"), 5)
     assert await own_log.replay(key) == before
     assert (turn.text, turn.outcome, turn.attempt) == (words(10), "completed", 1)
     await until(lambda: is_acknowledged(own_connection))

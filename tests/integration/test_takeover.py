@@ -188,7 +188,7 @@ async def test_a_generator_that_wakes_up_too_late_is_fenced_off(
     await until(is_taken_over)
     await open_streams(claude, 2)
     frozen.signal(SIGCONT)
-    await until(lambda: frozen.said("turn left"), 5)
+    await until(lambda: frozen.said("turn taken by another writer"), 5)
     await open_streams(claude, 1)
     backlog = await (await Deliveries.open(own_connection, GENERATORS)).backlog()
     assert backlog.leased == 1

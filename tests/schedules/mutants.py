@@ -147,7 +147,7 @@ def cursor_rule() -> Patches:
 
 def acknowledgement_rule() -> Patches:
     """A generator that has lost the fence acknowledges the turn's request."""
-    return [patch("tailrace.generators.worker.Worker._was_ended", _returns(True))]
+    return [patch("tailrace.generators.worker.Worker._settle_if_ended", _returns(True))]
 
 
 def reading_as_far_as_told() -> Patches:

@@ -431,7 +431,7 @@ def test_a_delta_that_does_not_fit_its_block_is_passed_over(
     before = log.turn
     log.hear(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
     assert [content(block) for block in log.turn.blocks] == [{"type": "text", "text": "A"}, whole]
-    assert log.turn.said_chars == before.said_chars
+    assert log.turn.unreported_chars == before.unreported_chars
 
 
 @pytest.mark.rule("R11")
@@ -478,6 +478,6 @@ def test_what_a_continuation_left_out_counts_until_the_model_has_counted() -> No
     log.hear(*opening()[:1], is_hidden=True)
     piece = events.encode(events.BlockDelta(0, events.TextDelta("abcd")))
     log.store(EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=piece, left_out=31))
-    assert (log.turn.text, log.turn.said_chars, log.turn.calls[-1].output_tokens) == ("abcd", 35, 10)
+    assert (log.turn.text, log.turn.unreported_chars, log.turn.calls[-1].output_tokens) == ("abcd", 35, 10)
     log.hear(*closing(12))
     assert (log.turn.calls[-1].output_tokens, log.turn.is_usage_estimated) == (12, False)
