@@ -26,28 +26,29 @@ from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
 
-# Frames and bytes that are written at once: a late reader receives the past in large pieces, and a client that does
-# not read has no more than a few of them in memory here.
+# Limits of one write, in frames and bytes: a late reader receives the past in large pieces, and a client that does not
+# read has only a few pieces in memory here.
 FRAMES_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
 # An EventSource waits three seconds by default, which users notice. The delay is random: otherwise all readers of a
 # gateway that stops would reconnect to the next one at the same moment.
 RETRY_MS = (500, 2000)
-# A stream that was closed for its age is resumed; a client that does not return within this time has left.
+# The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
 BACK_WITHIN_S = 15.0
-# A browser drops what it has received but not yet dispatched when a body is cut short: 2 in 100 streams in Chromium.
+# The pause before a body is cut short. A browser then drops the events that it has received but not yet dispatched:
+# without the pause this happened to 2 in 100 streams in Chromium.
 DISPATCH_S = 0.25
-# How often the log is tried while readers wait for it: well below the second after which clients reconnect.
+# The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
-# How long one wait for a first word lasts; the response's race ends it earlier.
-FIRST_WORD_LOOK_S = 60.0
+# The timeout of one wait for new entries before the first token. The wait is repeated, and an interruption ends it.
+FIRST_TOKEN_WAIT_S = 60.0
 
-# The events that show a turn as it is at once, instead of so many events one by one.
+# Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 
 
 class Start(NamedTuple):
-    """Where a stream starts: the turn, and how many of its events the client has (None: the cursor says it)."""
+    """Where a stream starts: the turn, and how many of its events the client has received (None: see the cursor)."""
 
     key: TurnKey
     seen: int | None = None
@@ -55,12 +56,12 @@ class Start(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Conditions of a credential that is good for one stream."""
+    """What a credential that is valid for a single stream adds to the response."""
 
     id_prefix: bytes = b""
-    """Precedes each SSE id."""
+    """The prefix of each SSE id."""
     accept: Callable[[], Awaitable[None]] | None = None
-    """Is called right before a 200 and may raise Refused."""
+    """Called right before status 200 is sent; may raise Refused."""
 
 
 class EventStream(StreamedResponse):
@@ -80,14 +81,16 @@ class EventStream(StreamedResponse):
         pace: Pace | None = None,
         terms: Terms | None = None,
     ) -> None:
-        """Streams what follows the entry `cursor`, or, where a protocol counts its events, the events that were seen.
+        """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
-        `start` may be a function that looks it up; it raises Refused or LogUnavailable.
-        `snapshot`: the answer so far is sent at once, and the stream continues from there.
-        `is_first_word_awaited`: a turn that fails before its first word raises Refused, with an HTTP status.
-        `waits_for_log`: while the log is unavailable the client receives heartbeats instead of a 503: to an EventSource
-        every status but 200 is final (ADR 13). A draining gateway sends it to another one, with a clean end.
-        `pace`: stored entries are sent no sooner than it says.
+        `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
+        `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
+        `is_first_word_awaited`: the status waits for the first token, at most one heartbeat interval: a turn that fails
+        before it is answered with an HTTP error.
+        `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
+        EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
+        and the client reconnects to another gateway.
+        `pace`: stored entries are sent at this pace instead of at once.
         """
         super().__init__(
             {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
@@ -95,10 +98,10 @@ class EventStream(StreamedResponse):
         self._gateway = request.gateway
         self._principal = request.principal
         self._permit = request.stream_permit()
-        self._find = start if callable(start) else None
+        self._look_up = start if callable(start) else None
         self._start = None if callable(start) else start if isinstance(start, Start) else Start(start)
         if self._start is not None:
-            self._name(self._start)
+            self._add_turn_headers(self._start)
         self._dialect = dialect
         self._cursor = cursor
         self._snapshot = snapshot
@@ -107,7 +110,7 @@ class EventStream(StreamedResponse):
         self._pace = pace
         self._terms = terms or Terms()
         self._is_within_frame = False
-        """Whether the last write was not all of a frame."""
+        """Whether a write of whole frames has begun and is not complete."""
         self._needs_retry = dialect.sends_retry
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,8 +134,8 @@ class EventStream(StreamedResponse):
     async def _stream_when_available(self, interruptions: Interruptions, send: Send) -> None:
         """Streams as soon as the log answers, and sends heartbeats until then.
 
-        What is wrong with the request is raised while nothing was sent. After that the response ends, and the next
-        request of the client is refused.
+        An error that a retry does not mend is raised as long as nothing was sent. Later it only ends the response: the
+        client repeats its request and receives the error then.
         """
         while not interruptions.is_over:
             try:
@@ -152,8 +155,8 @@ class EventStream(StreamedResponse):
         await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
 
     async def _until_available(self, send: Send) -> None:
-        """Sends heartbeats until the log can serve this stream, or says that it cannot."""
-        available = asyncio.create_task(self._available())
+        """Sends heartbeats until `_wait_for_log` returns."""
+        available = asyncio.create_task(self._wait_for_log())
         try:
             while not available.done():
                 await send(body(self._dialect.heartbeat, more=True))
@@ -161,14 +164,14 @@ class EventStream(StreamedResponse):
         finally:
             available.cancel()
 
-    async def _available(self) -> None:
-        """Returns when it is worth a try: the log has the turn, or says that it has not."""
+    async def _wait_for_log(self) -> None:
+        """Returns when another try is worth it: the log serves the turn, or has answered with a final error."""
         while True:
             await asyncio.sleep(TRY_LOG_EVERY_S)
             if not self._gateway.connection.is_up:
                 continue
             try:
-                async with self._subscribe(await self._located()):
+                async with self._subscribe(await self._find_start()):
                     return
             except LogUnavailable:
                 continue
@@ -176,10 +179,10 @@ class EventStream(StreamedResponse):
                 return
 
     async def _stream(self, interruptions: Interruptions, send: Send, *, is_head: bool = False) -> None:
-        start = await self._located()
+        start = await self._find_start()
         try:
             async with self._subscribe(start) as feed:
-                if feed.is_ended and self._first(feed, start) == len(feed.entries):
+                if feed.is_ended and self._start_index(feed, start) == len(feed.entries):
                     await self._send_empty(send, 204)
                     return
                 if is_head:
@@ -195,11 +198,12 @@ class EventStream(StreamedResponse):
     async def _serve(self, feed: TurnFeed, start: Start, interruptions: Interruptions, send: Send) -> float | None:
         """Writes until the turn ends or an interruption comes.
 
-        Returns the reconnect window in seconds, after which the on_disconnect policy applies, or None.
+        Returns how many seconds the client has to reconnect before it counts as disconnected for the on_disconnect
+        policy; None if it does not count as disconnected.
         """
         if self._is_first_word_awaited:
             timeout_s = self._gateway.settings.heartbeat_s
-            match (await interruptions.run(_first_word(feed), timeout_s)).cause:
+            match (await interruptions.run(_wait_for_answer(feed), timeout_s)).cause:
                 case "disconnected":
                     return 0.0
                 case "expired":
@@ -221,30 +225,30 @@ class EventStream(StreamedResponse):
         if cause == "timeout":
             metrics.AGED.inc()
             return BACK_WITHIN_S
-        # A client whose credential has expired does not return with the same one.
+        # A client whose credential has expired cannot reconnect with it.
         return 0.0 if cause == "expired" else None
 
-    async def _located(self) -> Start:
-        if self._find is None:
+    async def _find_start(self) -> Start:
+        if self._look_up is None:
             assert self._start is not None  # noqa: S101
             return self._start
-        start = await self._find()
-        self._name(start)
+        start = await self._look_up()
+        self._add_turn_headers(start)
         return start
 
-    def _name(self, start: Start) -> None:
+    def _add_turn_headers(self, start: Start) -> None:
         self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
 
     def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:
         return self._gateway.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)
 
-    def _first(self, feed: TurnFeed, start: Start) -> int:
-        """The index of the first entry that may hold an event for this client."""
+    def _start_index(self, feed: TurnFeed, start: Start) -> int:
+        """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
     async def _write(self, feed: TurnFeed, start: Start, send: Send) -> bool:
-        """Writes frames until no more will come. Returns whether the turn's end was among them."""
-        position, to_skip = self._first(feed, start), start.seen or 0
+        """Writes frames until the turn ends, the feed breaks or a frame is a break. Returns whether the turn ended."""
+        position, to_skip = self._start_index(feed, start), start.seen or 0
         heartbeat_s = self._gateway.settings.heartbeat_s
         if self._snapshot is not None:
             turn, count, position = await self._fold(feed)
@@ -262,13 +266,13 @@ class EventStream(StreamedResponse):
                 return False
             if position < len(feed.entries):
                 if not await self._is_next_due(feed, position, heartbeat_s):
-                    await self._beat(send)
+                    await self._send_heartbeat(send)
             elif feed.is_broken:
                 return False
             elif feed.is_ended:
                 return True
             elif not await feed.changed(position, heartbeat_s):
-                await self._beat(send)
+                await self._send_heartbeat(send)
 
     async def _send_frames(self, send: Send, frames: list[RenderedFrame]) -> bool:
         """Writes frames up to the first break. Returns whether there was one."""
@@ -283,7 +287,7 @@ class EventStream(StreamedResponse):
             await self._send(send, data)
         return is_break
 
-    async def _beat(self, send: Send) -> None:
+    async def _send_heartbeat(self, send: Send) -> None:
         if self._dialect.heartbeat:
             await send(body(self._dialect.heartbeat, more=True))
 
@@ -293,9 +297,9 @@ class EventStream(StreamedResponse):
         return self._pace.due(feed.entries, position, FRAMES_MAX, asyncio.get_running_loop().time())
 
     async def _is_next_due(self, feed: TurnFeed, position: int, heartbeat_s: float) -> bool:
-        """Waits until the entry at `position` is due; False after `heartbeat_s` seconds."""
+        """Waits until the entry at `position` is due, at most `heartbeat_s` seconds; returns whether it is."""
         if self._pace is None:
-            # A reader with much to catch up lets the others go in between.
+            # Lets other tasks run between the pieces of a long replay.
             await asyncio.sleep(0)
             return True
         wait_s = self._pace.due_in_s(feed.entries[position], asyncio.get_running_loop().time())
@@ -303,13 +307,13 @@ class EventStream(StreamedResponse):
         return wait_s <= heartbeat_s
 
     async def _render(self, feed: TurnFeed, end: int) -> None:
-        """Renders the entries before the index `end`, which make up a dialect's state, in steps."""
+        """Renders the entries before the index `end`, in steps, to bring the dialect's state up to there."""
         for position in range(0, end, FRAMES_MAX):
             feed.frames(self._dialect, position, min(FRAMES_MAX, end - position))
             await asyncio.sleep(0)
 
     async def _fold(self, feed: TurnFeed) -> tuple[Turn, int, int]:
-        """The turn so far, the number of its events and of its entries; computed in steps."""
+        """Returns the turn so far, the number of its events and of its entries; computes them in steps."""
         turn, count, position = EMPTY_TURN, 0, 0
         while position < len(feed.entries):
             frames = feed.frames(self._dialect, position, FRAMES_MAX)
@@ -320,7 +324,7 @@ class EventStream(StreamedResponse):
         return turn, count, position
 
     async def _send_record(self, start: Start, send: Send) -> None:
-        """Answers for a turn or a cursor that the log does not know: the turn may have moved to the database."""
+        """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
         try:
             await self._gateway.log.turn(start.key)
         except TurnUnknown:
@@ -334,7 +338,7 @@ class EventStream(StreamedResponse):
             return
         if self._cursor and not self._dialect.can_reset:
             # The client would receive again what it has, and the dialect has no event that resets it.
-            raise CursorUnknown("this turn has left the log: ask without a cursor, for all of it")
+            raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
         await self.begin(send, 200)
         frame = self._dialect.render_record(record, start.seen or 0)
         if await self._send_frames(send, [RenderedFrame(frame.data, frame.events, frame.is_break)]):
@@ -343,7 +347,7 @@ class EventStream(StreamedResponse):
             await send(body(b"", more=False))
 
     async def _send(self, send: Send, data: bytes) -> None:
-        """Writes whole frames, in pieces, at the speed of the client."""
+        """Writes `data`, whole frames, in pieces, each after the client has read enough of the earlier ones."""
         self._is_within_frame = True
         if self._needs_retry:
             data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
@@ -353,7 +357,7 @@ class EventStream(StreamedResponse):
         self._is_within_frame = False
 
     async def _send_empty(self, send: Send, status: int) -> None:
-        # 204: an EventSource reconnects after every end until it receives one.
+        # 204 tells an EventSource to stop: it reconnects after every other end.
         await self.begin(send, status)
         await send(body(b"", more=False))
 
@@ -361,7 +365,7 @@ class EventStream(StreamedResponse):
 def skip_events(frames: list[RenderedFrame], count: int) -> tuple[list[RenderedFrame], int]:
     """Returns `frames` without their first `count` events, and how many events are still to be skipped.
 
-    A client that has all events of a break was disconnected after it and wants what follows, so the break is skipped.
+    A frame that is skipped whole loses its break, too: the client was disconnected there and has reconnected since.
     """
     for index, frame in enumerate(frames):
         if len(frame.events) > count:
@@ -371,10 +375,10 @@ def skip_events(frames: list[RenderedFrame], count: int) -> tuple[list[RenderedF
     return [], count
 
 
-async def _first_word(feed: TurnFeed) -> None:
-    """Returns when the model has begun to answer, or the feed is broken. Raises Refused when the turn fails before.
+async def _wait_for_answer(feed: TurnFeed) -> None:
+    """Waits until the model has begun to answer, or the feed is broken. Raises Refused if the turn fails before that.
 
-    Once the status is sent, a failure can only be an event of the stream, which many clients do not look for.
+    After the status a failure can only be sent as an event of the stream, and many clients do not look for it.
     """
     position = 0
     while not feed.is_broken:
@@ -385,4 +389,4 @@ async def _first_word(feed: TurnFeed) -> None:
                 case Event(is_hidden=False) | End():
                     return
         position = len(feed.entries)
-        await feed.changed(position, FIRST_WORD_LOOK_S)
+        await feed.changed(position, FIRST_TOKEN_WAIT_S)

@@ -1,6 +1,7 @@
-"""Fan-out: each turn that is read here is followed once and rendered once per dialect, for all its readers.
+"""Fan-out: normally one follower per turn and one rendering per turn and dialect, for all readers of this process.
 
-A reader is an index into the turn's entries. There is no other buffer: a slow reader costs nothing and delays no other.
+A reader is an index into the turn's entries, which all readers share. A slow reader costs no more than its connection's
+write buffers, and delays no other reader.
 """
 
 import asyncio
@@ -19,12 +20,12 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
-# The log answers in less than a millisecond, or is unavailable.
+# The timeout of has_end. The log answers in less than a millisecond, or is unavailable.
 KEPT_TIMEOUT_S = 0.5
 
 
 class TurnFeed:
-    """The entries of one turn after `after`, as they are stored, and their frames."""
+    """The entries of one turn after `after`, added as they are stored, and their frames in each dialect."""
 
     def __init__(self, key: TurnKey, after: Seq) -> None:
         self.key = key
@@ -39,13 +40,13 @@ class TurnFeed:
         self._rendered: dict[str, _Rendered] = {}
 
     async def follow(self, log: TurnLog) -> None:
-        """Adds entries until the turn has ended. An error is raised in `caught_up`, and sets `is_broken`."""
+        """Adds entries until the turn has ended. After an error `is_broken` is true and `caught_up` raises it."""
         try:
             async with aclosing(log.follow(self.key, self.after)) as follower:
                 async for entries in follower:
                     self._add(entries)
                     self._caught_up.set()
-            # The iterator ends with the turn. After a cursor at the end nothing comes, and the turn has ended, too.
+            # The iterator stops only when the turn has ended: without any entry if `after` is the turn's end.
             self.is_ended = True
         except LogError as error:
             self._error = error
@@ -54,25 +55,25 @@ class TurnFeed:
             self._wake()
 
     async def caught_up(self) -> None:
-        """Waits until the stored entries are here. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
+        """Waits for the entries that are stored already. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
         await self._caught_up.wait()
         if self._error is not None:
             raise self._error
 
-    def reaches(self, cursor: Seq) -> bool:
-        """Whether a reader with `cursor` can start here."""
+    def can_start_at(self, cursor: Seq) -> bool:
+        """Returns whether this feed has all entries after `cursor`, so that a reader can start there."""
         return cursor == self.after or self._position(cursor) > 0
 
     def start(self, cursor: Seq, dialect: Dialect) -> int:
-        """The index that a reader with `cursor` starts at."""
+        """Returns the index of the entry that a reader with `cursor` starts at."""
         position = 0 if cursor == self.after else self._position(cursor)
         if cursor == BEFORE_FIRST and not dialect.can_reset:
-            # A new reader has nothing to reset.
+            # The dialect cannot reset a client. A new reader starts at the last restart, and needs no reset.
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position
 
     def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list["RenderedFrame"]:
-        """Up to `most` frames from the index `start` on, of `bytes_max` bytes together, or one longer frame."""
+        """Returns at most `most` frames from the index `start` on, at most `bytes_max` bytes; or one longer frame."""
         rendered = self._rendered.get(dialect.name)
         if rendered is None:
             rendered = self._rendered[dialect.name] = _Rendered(dialect, self.key)
@@ -88,7 +89,7 @@ class TurnFeed:
         """Waits for more than `position` entries, or until no more will come; False after `timeout_s` seconds."""
         if len(self.entries) > position or self.is_ended or self.is_broken:
             return True
-        # Each reader waits here for each entry: asyncio.timeout took a tenth of the time that a delta costs.
+        # Every reader waits here for every entry, so this avoids asyncio.timeout: it took a tenth of a delta's time.
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(timeout_s, _wake_one, waiting)
@@ -118,7 +119,7 @@ class TurnFeed:
             _wake_one(waiter)
 
     def _position(self, cursor: Seq) -> int:
-        """The index after the entry `cursor`; 0 when it is no entry of this feed."""
+        """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
         position = bisect_right(self.seqs, cursor)
         return position if position and self.seqs[position - 1] == cursor else 0
 
@@ -132,7 +133,7 @@ class RenderedFrame(NamedTuple):
 
 
 class _Rendered:
-    """The frames of a turn in one dialect, as far as they were needed."""
+    """The frames of a turn in one dialect, rendered only as far as a reader has needed them."""
 
     def __init__(self, dialect: Dialect, key: TurnKey) -> None:
         self._render = dialect.render
@@ -140,7 +141,7 @@ class _Rendered:
         self._frames: list[RenderedFrame] = []
 
     def render(self, entries: list[Stored], end: int) -> list[RenderedFrame]:
-        """All frames so far, at least those before the index `end`."""
+        """Renders the entries before the index `end`; returns all frames rendered so far, maybe more than `end`."""
         for stored in entries[len(self._frames) : end]:
             frame, self._state = self._render(self._state, stored)
             self._frames.append(RenderedFrame(frame.data, frame.events, frame.is_break))
@@ -148,7 +149,7 @@ class _Rendered:
 
 
 class FanOut:
-    """The feeds of this process, each followed in `group`, and for `linger_s` after its last reader."""
+    """The feeds of this process. A task in `group` follows each one until `linger_s` after its last reader."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, linger_s: float) -> None:
         self._log = log
@@ -160,20 +161,20 @@ class FanOut:
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
-        """The feed of a turn for a reader with `cursor`; `from_start`, with all entries before it, too.
+        """Yields a feed of the turn for a reader with `cursor`; `from_start`: with all entries before it, too.
 
-        Raises TurnUnknown, CursorUnknown, LogUnavailable before it begins.
+        Raises TurnUnknown, CursorUnknown, LogUnavailable before it yields.
         """
         if from_start and cursor:
             async with self.subscribe(key, BEFORE_FIRST) as feed:
-                await self._reach(feed, cursor)
+                await self._wait_for_cursor(feed, cursor)
                 yield feed
             return
-        feed = await self._join(key, cursor) or await self._enter(self._open(key, cursor))
+        feed = await self._join_shared(key, cursor) or await self._add_reader(self._create_feed(key, cursor))
         try:
             yield feed
         finally:
-            self._leave(feed)
+            self._remove_reader(feed)
 
     def is_read(self, key: TurnKey) -> bool:
         return any(feed.key == key and feed.readers for feed in self._following)
@@ -185,65 +186,66 @@ class FanOut:
         for following in self._following.values():
             following.cancel()
 
-    async def _join(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
-        """The feed that other readers use already; None when a reader with `cursor` cannot start there."""
+    async def _join_shared(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
+        """Adds a reader to the feed that others use already; None if there is none, or `cursor` cannot start there."""
         while (feed := self._feeds.get(key)) is not None:
             try:
-                await self._enter(feed)
+                await self._add_reader(feed)
             except CursorUnknown:
                 if feed.after == cursor:
                     raise
-                # The cursor of the feed's first reader was unknown. That says nothing of this one.
+                # The cursor that this feed was created with is unknown. This reader's cursor may be known: try again.
                 continue
             if feed.is_ended and not await self._is_kept(key):
                 self._forget(feed)
-            elif feed.reaches(cursor):
+            elif feed.can_start_at(cursor):
                 return feed
-            # The cursor is older than the feed, or this gateway's feed is behind another's, or the turn was deleted:
-            # the log is read from the cursor.
-            self._leave(feed)
+            # The feed is older than a deletion, begins after the cursor, or is behind another gateway's, which gave out
+            # the cursor. In each case the caller reads the log from the cursor.
+            self._remove_reader(feed)
             return None
         return None
 
     async def _is_kept(self, key: TurnKey) -> bool:
-        """Whether an ended turn is still in the log: a deletion, or the retention, is not announced here."""
+        """Returns whether an ended turn is still in the log. No message announces deletion or expiry."""
         try:
             async with asyncio.timeout(KEPT_TIMEOUT_S):
                 return await self._log.has_end(key)
         except (TimeoutError, LogUnavailable):
-            # While the log is unavailable, the entries here are served.
+            # Serve the entries of the feed while the log is unavailable.
             return True
 
-    async def _reach(self, feed: TurnFeed, cursor: Seq) -> None:
+    async def _wait_for_cursor(self, feed: TurnFeed, cursor: Seq) -> None:
         """Waits until `feed` has the entry `cursor`. Raises CursorUnknown when the turn has no such entry."""
-        if feed.reaches(cursor):
+        if feed.can_start_at(cursor):
             return
-        # Another gateway may have received more, or a first read was stale: the log says whether it exists.
+        # The feed may be behind another gateway's, or its first read was stale. Subscribing at the cursor asks the log:
+        # it raises CursorUnknown when no such entry exists.
         async with self.subscribe(feed.key, cursor):
             pass
-        while not feed.reaches(cursor):
+        while not feed.can_start_at(cursor):
             await feed.caught_up()
             await feed.changed(len(feed.entries), self._linger_s)
 
-    async def _enter(self, feed: TurnFeed) -> TurnFeed:
+    async def _add_reader(self, feed: TurnFeed) -> TurnFeed:
         feed.readers += 1
         if (timer := self._dropping.pop(feed, None)) is not None:
             timer.cancel()
         try:
             await feed.caught_up()
         except BaseException:
-            self._leave(feed)
+            self._remove_reader(feed)
             raise
         return feed
 
-    def _leave(self, feed: TurnFeed) -> None:
+    def _remove_reader(self, feed: TurnFeed) -> None:
         feed.readers -= 1
         if not feed.readers:
-            # A client that lost its connection returns within a second or two: then nothing has to be read again.
+            # A client that lost its connection reconnects within a second or two, and needs no read of the log then.
             linger_s = 0 if feed.is_broken else self._linger_s
             self._dropping[feed] = asyncio.get_running_loop().call_later(linger_s, self._drop, feed)
 
-    def _open(self, key: TurnKey, cursor: Seq) -> TurnFeed:
+    def _create_feed(self, key: TurnKey, cursor: Seq) -> TurnFeed:
         feed = TurnFeed(key, cursor)
         known = self._feeds.get(key)
         if known is None or cursor < known.after:
@@ -254,7 +256,7 @@ class FanOut:
     async def _follow(self, feed: TurnFeed) -> None:
         await feed.follow(self._log)
         if feed.is_broken:
-            # At once: its readers ask again without a pause.
+            # Forget it now: its readers reconnect at once and need a new feed.
             self._forget(feed)
 
     def _drop(self, feed: TurnFeed) -> None:

@@ -100,9 +100,9 @@ async def test_a_reader_starts_after_its_cursor() -> None:
     """At an entry that is here, or where the following began; nowhere else."""
     stored = answered("a", "b").stored
     live = await live_with(Told(), stored[2:4], stored[4:], after=stored[1].seq)
-    assert [live.reaches(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
-    assert not live.reaches(Seq(stored[-1].seq + 1))
-    assert not live.reaches(BEFORE_FIRST)
+    assert [live.can_start_at(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
+    assert not live.can_start_at(Seq(stored[-1].seq + 1))
+    assert not live.can_start_at(BEFORE_FIRST)
     assert [live.start(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
 
 
