@@ -103,11 +103,9 @@ class TurnRunner:
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        The fold has no end if a batch's runner is going to write it.
-
-        The turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
-        kept. `lease` is passed to the generator that runs a hedge. Raises FenceLost when another writer has
-        continued or ended the turn, LogUnavailable, TurnUnknown.
+        The fold has no end if a batch's runner is going to write it. The turn fails after `deadline_s` seconds of work
+        on it, including the work of earlier generators; its text is kept. `lease` is for the generator that runs a
+        hedge. Raises FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)

@@ -192,7 +192,7 @@ class Worker:
         return True
 
     async def _settle_if_ended(self, key: TurnKey) -> bool:
-        """Reads a turn that another writer has and settles its limits; returns whether it has ended."""
+        """Reads a turn that another writer has taken; if it has ended, settles its limits and returns True."""
         try:
             turn = await self._log.turn(key)
             await self._settlement.settle(key, turn)
