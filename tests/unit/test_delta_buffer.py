@@ -144,7 +144,7 @@ def fold_of(answer: list[Event]) -> Turn:
     log.take()
     log.hear(*answer)
     # Joining may change the number and times of the entries.
-    return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), reached_at=None, worked=timedelta(0))
+    return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), last_entry_at=None, worked=timedelta(0))
 
 
 PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
