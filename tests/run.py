@@ -16,12 +16,12 @@ RERUNS_MAX = 10
 
 
 def pytest(*arguments: str) -> int:
-    """Runs pytest in a process of its own, without coverage of this one; returns its exit status."""
+    """Runs pytest in a new process and returns its exit status."""
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
 
 
 def failed_tests() -> list[str]:
-    """The node ids of the tests that failed in the last run."""
+    """Returns the node ids of the tests that failed in the last run."""
     return sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
 
 

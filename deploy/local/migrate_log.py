@@ -52,7 +52,7 @@ RESPONSE_S_MAX = 5.0
 
 
 class StreamState(NamedTuple):
-    """What one server stores of a stream. `first` is 0 for an empty stream."""
+    """First and last sequence of a stream on one server; `first` is 0 for an empty stream."""
 
     messages: int
     first: int

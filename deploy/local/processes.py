@@ -26,7 +26,7 @@ READY = "\ntailrace_ready 1.0"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is determined before the processes start: ports, NATS URLs and the socket that the gateways share."""
+    """Ports, NATS URLs and the listening socket of the gateways, chosen before the processes start."""
 
     nats_urls: Mapping[str, str]  # by user: each process gets only its own
     host: str  # where clients reach the gateway; never a wildcard such as 0.0.0.0

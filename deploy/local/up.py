@@ -2,7 +2,7 @@
 
 Order of the start: check settings, lock the data directory and bind the port, so that errors are reported before any
 process starts; then nats-server (or three) and the streams; then all other processes at once, each of which waits for
-what it needs. The stop is the reverse.
+what it needs. Stopping uses the reverse order.
 """
 
 import asyncio

@@ -27,7 +27,7 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one call sends: blocks, and the number of the answer's deltas before them."""
+    """The response of one call: its blocks, and the number of the answer's deltas before them (`start`)."""
 
     blocks: tuple[Block, ...]
     start: int = 0

@@ -31,7 +31,7 @@ Delta = dict[str, Any]
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What the client has received so far."""
+    """The part of the answer that the client has received."""
 
     head: Head
     include_usage: bool

@@ -1,6 +1,6 @@
 """Converts what OpenAI's two protocols have in common to Anthropic's Messages API: files, tools, effort, sampling.
 
-What a model does not support is refused by name, or left out where that changes nothing in the answer.
+A parameter that the model does not support is refused with its name, or removed if the answer stays the same.
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
 """
 

@@ -42,7 +42,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What a reader of all events has received since the last restart. `number`: that of the next event."""
+    """The events that a reader has received since the last restart. `number`: the number of the next event."""
 
     head: Head
     number: int = 0
