@@ -1,32 +1,39 @@
 """Queries persistence over NATS. The gateway has no database."""
 
+from typing import TypeVar
+
 import msgspec
 
+from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 from tailrace.proto.subjects import TurnKey
 
+R = TypeVar("R", TurnRecord, StoredBatch)
+
 
 class HistoryClient:
-    """Each call raises Refused: with the code of what is not there, or persistence_unavailable."""
+    """A client of persistence. Every method raises Refused: as the query says, or persistence_unavailable."""
 
     def __init__(self, services: Rpc, timeout_s: float) -> None:
         self._services = services
         self._timeout_s = timeout_s
 
     async def ask(self, tenant: Tenant, question: Query[A]) -> A:
-        """The answer, or Refused with what the question says it may be refused with."""
-        asked = msgspec.json.encode(question)
-        reply = await self._services.request(tenant, question.query, asked, timeout_s=self._timeout_s)
+        """Sends a query and returns its answer."""
+        body = msgspec.json.encode(question)
+        reply = await self._services.request(tenant, question.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(question)))
 
     async def past(self, key: TurnKey) -> TurnRecord:
-        """A turn that the log does not know any more."""
-        return past(await self.ask(key.tenant, GetTurn(key.turn)))
+        """Returns a turn that has left the log."""
+        return close_record(await self.ask(key.tenant, GetTurn(key.turn)))
 
 
-def past(told: TurnRecord) -> TurnRecord:
-    """Returns a turn that has left the log; one without an end has failed, since no process can write its end."""
-    return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told
+def close_record(record: R) -> R:
+    """Returns the record of a turn that has left the log: as failed if it has no end, since none can be appended."""
+    if record.outcome != "running":
+        return record
+    return msgspec.structs.replace(record, outcome="failed", error=LOST_FAILURE)

@@ -22,6 +22,7 @@ from tailrace.gateway.dependencies import (
     tenant_of,
     turn_in_path,
 )
+from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits import rate_headers
 from tailrace.gateway.resources.paging import Page, page_of
@@ -34,7 +35,6 @@ from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
-from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
@@ -244,7 +244,7 @@ async def batch_of(request: ApiRequest) -> tuple[TurnKey, StoredBatch, Turn | No
     try:
         turn = await gateway_of(request).log.turn(key)
     except TurnUnknown:
-        return key, left_log(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
+        return key, close_record(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
@@ -258,12 +258,7 @@ async def _current(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredB
     try:
         return stored_batch(key, await gateway.log.turn(key))
     except TurnUnknown:
-        return left_log(told)
-
-
-def left_log(told: StoredBatch) -> StoredBatch:
-    """Returns a batch that has left the log: as failed if it has no end, since none can be appended any more."""
-    return msgspec.structs.replace(told, outcome="failed", error=LOST_FAILURE) if told.outcome == "running" else told
+        return close_record(told)
 
 
 def batch_record(told: StoredBatch) -> BatchRecord:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
-from tailrace.gateway.history_client import past
+from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
@@ -166,7 +166,7 @@ async def _current(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnReco
     try:
         return record_from_fold(key, await gateway.log.turn(key))
     except TurnUnknown:
-        return past(told)
+        return close_record(told)
 
 
 def check_text(field: str, text: str | None, chars_max: int) -> None:
