@@ -27,8 +27,8 @@ BYTES_MAX = 768 * 1024**2
 
 # Two cores are shared with servers and browsers: one slow example does not fail.
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
-settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
-settings.load_profile("house")
+settings.register_profile("tests", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
+settings.load_profile("tests")
 
 # structlog prints the local variables of every frame by default, which takes seconds: leases would expire.
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

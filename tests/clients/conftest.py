@@ -1,4 +1,4 @@
-"""The ground for real clients: the running house, a gateway without keys, and a house where generators are killed.
+"""The ground for real clients: the running system, a gateway without keys, and a house where generators are killed.
 
 A client is proved against the log and SQLite: `told` is the text that both have. `takeover` is where a turn's first
 generator dies on the way. The other nouns are those of tests/integration.
@@ -18,21 +18,21 @@ from tests.clients.node import chromium
 from tests.harness.generator_in_loop import shorten_lease, working
 from tests.harness.killable_generator import killed_after
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.system import System
 from tests.integration.conftest import (
     Gateway,
-    House,
     NewGateway,
     claude,
     gateway,
     generator,
-    house,
-    house_log,
     lone_gateway,
     new_gateway,
     persistence,
+    system,
+    system_log,
 )
 
-__all__ = ["claude", "gateway", "generator", "house", "house_log", "lone_gateway", "new_gateway", "persistence"]
+__all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "system", "system_log"]
 
 # A generator that is killed here is the only one: nobody has to be given the time to be slow.
 LEASE_S = 0.2
@@ -52,9 +52,9 @@ def browser() -> str:
 
 
 @pytest.fixture
-async def open_gateway(house: House, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
-    """A gateway of the house that asks for no key: EventSource cannot send one."""
-    return await new_gateway(house.nats_url, api_keys="")
+async def open_gateway(system: System, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+    """A gateway of the shared system without API keys: EventSource cannot send one."""
+    return await new_gateway(system.nats_url, api_keys="")
 
 
 @pytest.fixture

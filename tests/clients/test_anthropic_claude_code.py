@@ -19,8 +19,9 @@ from tests.clients.conftest import Takeover, told
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import stats, words
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, api_keys
+from tests.integration.conftest import KEY, Gateway, api_keys
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 TEXT = words(40)
@@ -119,14 +120,14 @@ async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> Non
 
 @pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
 async def test_next_gateway_has_the_turn_of_a_killed_one(
-    house: House, gateway: Gateway, tenant: Tenant, claude: str, home: Path
+    system: System, gateway: Gateway, tenant: Tenant, claude: str, home: Path
 ) -> None:
     """It asks the same again of whoever listens there; the turn went on meanwhile, and the model was asked once."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     before = await stats(claude)
     settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
-    async with processes.gateway(house.folder, house.nats_url, **settings) as mortal:
+    async with processes.gateway(system.folder, system.nats_url, **settings) as mortal:
         running = asyncio.create_task(claude_p(mortal.url, home, "#sim words=40 rate=40"))
         await until(lambda: has_said(claude, before["output_tokens"] + 10), 20)
         await mortal.stop(SIGKILL)
@@ -144,7 +145,7 @@ async def has_said(claude: str, tokens: int) -> bool:
 @pytest.mark.proves("anthropic", "tools", "Claude Code")
 @pytest.mark.proves("anthropic", "read from the history", "Claude Code")
 async def test_session_with_a_tool_is_one_conversation(
-    gateway: Gateway, claude: str, home: Path, tenant: Tenant, house_log: TurnLog
+    gateway: Gateway, claude: str, home: Path, tenant: Tenant, system_log: TurnLog
 ) -> None:
     """The tool is called as it was asked for; the second question follows the first, and adds its result alone."""
     tool = json.dumps({"command": "echo tail && echo race", "description": "two words"}, separators=(",", ":"))
@@ -156,7 +157,7 @@ async def test_session_with_a_tool_is_one_conversation(
     (result,) = second["input"]
     assert result["content"][0]["content"] == "tail\nrace"
     # The model is told what Claude Code tells: the session's own words would bring back its old cache marks.
-    request = (await house_log.turn(TurnKey(tenant, TurnId(second["turn"])))).request
+    request = (await system_log.turn(TurnKey(tenant, TurnId(second["turn"])))).request
     assert request is not None
     asked = (await last_asked(claude))["body"]
     assert asked["messages"] == msgspec.to_builtins(request.messages)

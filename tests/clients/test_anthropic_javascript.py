@@ -11,7 +11,8 @@ from tests.clients.conftest import Takeover, told
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
@@ -45,9 +46,9 @@ async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
 
 
 @pytest.mark.proves("anthropic", "heartbeats before the first event", "@anthropic-ai/sdk")
-async def test_pings_are_ignored(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_pings_are_ignored(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     """Before `message_start` and between two deltas."""
-    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
     shown = await asked(beating.url, "raw", "#sim words=3 rate=4 wait=0.5")
     assert (shown["text"], "ping" in shown["kinds"], shown["kinds"]["message_stop"]) == (words(3), False, 1)
 

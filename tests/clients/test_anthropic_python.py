@@ -15,8 +15,9 @@ from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 MODEL = "claude-haiku-5-5"
 TEXT = words(40)
@@ -219,10 +220,10 @@ async def test_failure_during_the_stream_is_raised_with_its_type(gateway: Gatewa
 
 @pytest.mark.proves("anthropic", "heartbeats before the first event", "anthropic (Python)")
 async def test_pings_before_the_first_event_and_between_events(
-    house: House, gateway: Gateway, new_gateway: NewGateway
+    system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The SDK passes over them, wherever they stand."""
-    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
     body = question("#sim words=3 rate=4 wait=0.5", stream=True)
     sent = (await beating.client.post("/v1/messages", json=body)).content
     kinds = [event.event for event in parse(sent)]

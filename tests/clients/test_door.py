@@ -6,7 +6,8 @@ from tests.clients import node
 from tests.clients.conftest import told
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 # Nobody listens there: what a page of these origins is made of comes from the script.
 OURS, OTHER = "http://127.0.0.1:43210", "http://localhost:43210"
@@ -17,9 +18,9 @@ AFTER_FIRST_ID = 1100
 
 
 @pytest.fixture
-async def listing(house: House, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+async def listing(system: System, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
     """A gateway that pages of one origin may ask."""
-    return await new_gateway(house.nats_url, origins=OURS)
+    return await new_gateway(system.nats_url, origins=OURS)
 
 
 @pytest.mark.rule("S7")

@@ -31,9 +31,10 @@ from tests.clients.openai_chat import (
 from tests.harness.cutting_proxy import Cut, Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, House, NewGateway, forget
+from tests.integration.conftest import Gateway, NewGateway, forget
 
 
 @pytest.fixture
@@ -84,11 +85,11 @@ async def test_cut_stream_is_resumed(gateway: Gateway, seed: int) -> None:
 
 @pytest.mark.proves("openai-chat", "resumes when its gateway drains", "openai (Python)")
 async def test_stream_of_a_draining_gateway_is_not_complete(
-    house: House, gateway: Gateway, new_gateway: NewGateway
+    system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The SDK takes a stream that just ends for a whole one, so this one breaks; the rest is at another gateway."""
     got: list[ChatCompletionChunk] = []
-    leaving = await new_gateway(house.nats_url)
+    leaving = await new_gateway(system.nats_url)
     async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
         stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
         reading = asyncio.create_task(kept(stream, got))
@@ -132,12 +133,12 @@ async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Take
 
 @pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
 async def test_answer_is_read_after_the_log_has_dropped_it(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """After a day the database tells it, in the same chunks' terms."""
     line = "#sim words=5 thinking=2 rate=0 tool=look"
     made = await sdk.chat.completions.create(model=MODEL, messages=asked(line))
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn_of(made.id))))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
     chunks = [chunk async for chunk in await resumed(sdk, turn_of(made.id))]
     assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
     assert (said(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")

@@ -11,7 +11,8 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients.openai_chat import MODEL, asked, cursor_of, resumed, sdk_of, turn_of
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import Gateway, House, NewGateway, forget
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway, forget
 
 PYTHON = "openai (Python)"
 # One of each: a place in a document without a name, a page, a file.
@@ -30,7 +31,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest.mark.proves("openai-chat", "citations", PYTHON)
 async def test_chat_completion_annotates_web_pages(
-    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+    system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """The accumulator has them as the whole message has, and whoever comes back at any cursor is told them once."""
     cited = [{"type": "url_citation", "url_citation": PAGE}]
@@ -48,9 +49,9 @@ async def test_chat_completion_annotates_web_pages(
             rest = [one.to_dict() async for one in await resumed(sdk, turn, cursor)]
             assert rest == [one.to_dict() for one in told[number + 1 :]]
             assert [delta["annotations"] for one in rest if "annotations" in (delta := delta_of(one))] == [cited]
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
     # Another gateway, for the first may have the turn in memory yet.
-    async with sdk_of((await new_gateway(house.nats_url)).url) as later:
+    async with sdk_of((await new_gateway(system.nats_url)).url) as later:
         kept = [one.to_dict() async for one in await resumed(later, turn)]
     assert [delta["annotations"] for one in kept if "annotations" in (delta := delta_of(one))] == [cited]
 
@@ -62,7 +63,7 @@ def delta_of(chunk: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.proves("openai-responses", "citations", PYTHON)
 async def test_response_annotates_web_pages_and_files(
-    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+    system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """Each an event of its own, numbered as all are; the response has them however it is come by."""
     cited = [{"type": "url_citation", **PAGE}, FILE]
@@ -78,8 +79,8 @@ async def test_response_annotates_web_pages_and_files(
     assert late[-1].sequence_number == events[-1].sequence_number
     async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
         final = await stream.get_final_response()
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(made.id.removeprefix("resp_"))))
-    async with sdk_of((await new_gateway(house.nats_url)).url) as later:
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(made.id.removeprefix("resp_"))))
+    async with sdk_of((await new_gateway(system.nats_url)).url) as later:
         archived: list[Any] = [one async for one in await later.responses.retrieve(made.id, stream=True)]
         looked_up = await later.responses.retrieve(made.id)
     assert [one.annotation.to_dict() for one in archived if one.type == ADDED] == cited

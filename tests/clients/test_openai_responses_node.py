@@ -15,8 +15,9 @@ from tests.clients.conftest import Takeover, told
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import stats, words
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
 
 NODE = "openai (Node)"
 DIALECT = "openai-responses"
@@ -64,7 +65,7 @@ async def lasting(url: str, how: str, what: str) -> dict[str, Any]:
 
 @pytest.mark.proves(DIALECT, "resumes when its gateway is killed", NODE)
 async def test_stream_continues_after_its_gateway_was_killed(
-    house: House, gateway: Gateway, tenant: Tenant, claude: str
+    system: System, gateway: Gateway, tenant: Tenant, claude: str
 ) -> None:
     """kill -9, and another at its address: the SDK finds it by itself, and the next event is the next one."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -75,7 +76,7 @@ async def test_stream_continues_after_its_gateway_was_killed(
         return (await stats(claude))["output_tokens"] >= before + 20
 
     settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
-    async with processes.gateway(house.folder, house.nats_url, **settings) as mortal:
+    async with processes.gateway(system.folder, system.nats_url, **settings) as mortal:
         asking = asyncio.create_task(lasting(mortal.url, "ask", "#sim words=120 rate=50"))
         await until(has_said_some)
         await mortal.stop(SIGKILL)
@@ -99,14 +100,14 @@ async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
 
 @pytest.mark.proves(DIALECT, "read after the log has dropped the turn", NODE)
 async def test_response_is_read_after_the_log_has_dropped_it(
-    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant
+    system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Looked up and accumulated, it is all there; to who has seen some of it, nothing is said twice."""
     shown = await lasting(gateway.url, "ask", "#sim words=9 rate=0 thinking=2")
     turn = shown["id"].removeprefix("resp_")
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
     # Another gateway, for the first may have the turn in memory yet.
-    kept = await lasting((await new_gateway(house.nats_url)).url, "look", shown["id"])
+    kept = await lasting((await new_gateway(system.nats_url)).url, "look", shown["id"])
     assert kept["texts"] == [words(9)] * 3
     assert kept["items"] == [[f"rs_{turn}_0", f"msg_{turn}_1"]] * 3
     assert kept["status"] == "completed"

@@ -19,9 +19,10 @@ from tests.clients.river import ANSWERED, RHINE, River
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, forget
 
 MODEL = "claude-haiku-5-5"
 LINE = "#sim words=40 rate=0"
@@ -199,9 +200,9 @@ async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: Asyn
 
 
 @pytest.mark.proves(DIALECT, "heartbeats before the first event", PYTHON)
-async def test_heartbeats_are_comments(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_heartbeats_are_comments(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     """The SDK reads over them; between two events, and with a response that says that it is there."""
-    patient = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    patient = await new_gateway(system.nats_url, heartbeat_s=0.1)
     line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=0.6", "stream": True}
     response = await patient.client.post("/v1/responses", json=line)
     head, *_, rest = response.content.split(b": hb\n")
@@ -215,9 +216,9 @@ async def test_heartbeats_are_comments(house: House, gateway: Gateway, new_gatew
 
 @pytest.mark.proves(DIALECT, "resumes after cuts", PYTHON)
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_cut_stream_is_resumed(house: House, gateway: Gateway, new_gateway: NewGateway, seed: int) -> None:
+async def test_cut_stream_is_resumed(system: System, gateway: Gateway, new_gateway: NewGateway, seed: int) -> None:
     """`retrieve(stream=True, starting_after=N)`, at another gateway: each event once, however often it is cut."""
-    second_gateway = await new_gateway(house.nats_url)
+    second_gateway = await new_gateway(system.nats_url)
     cuts = seeded(seed, 4, bytes_min=2800, bytes_max=4500)
     events: list[Any] = []
     async with Cutting(gateway.port, cuts[:1]) as first, Cutting(second_gateway.port, cuts[1:]) as second:
@@ -243,10 +244,10 @@ async def test_cut_stream_is_resumed(house: House, gateway: Gateway, new_gateway
 
 @pytest.mark.proves(DIALECT, "resumes when its gateway drains", PYTHON)
 async def test_stream_of_a_draining_gateway_is_not_complete(
-    house: House, gateway: Gateway, new_gateway: NewGateway
+    system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """A gateway that stops breaks its streams off, so that the SDK raises; another goes on."""
-    leaving = await new_gateway(house.nats_url)
+    leaving = await new_gateway(system.nats_url)
     events: list[Any] = []
     async with sdk_of(leaving.url) as sdk:
         stream = await sdk.responses.create(model=MODEL, input="#sim words=120 rate=100", stream=True)
@@ -399,14 +400,14 @@ async def test_response_is_read_in_another_dialect(gateway: Gateway, sdk: AsyncO
 
 @pytest.mark.proves(DIALECT, "read after the log has dropped the turn", PYTHON)
 async def test_response_is_read_after_the_log_has_dropped_it(
-    house: House, gateway: Gateway, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+    system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     """Looked up, it is the same; streamed, the SDK's accumulator has it all; resumed, nothing is said twice."""
     line = '#sim words=9 rate=0 thinking=2 tool=look json={"query":"the sky"}'
     made = await sdk.responses.create(model=MODEL, input=line, tools=[LOOK])
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn_of(made.id))))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
     # Another gateway, for the first may have the turn in memory yet.
-    other = await new_gateway(house.nats_url)
+    other = await new_gateway(system.nats_url)
     events: list[Any] = []
     async with sdk_of(other.url) as later:
         assert (await later.responses.retrieve(made.id)).to_dict() == made.to_dict()

@@ -25,7 +25,8 @@ from tailrace.gateway.error_responses import Envelope
 from tailrace.proto.ids import Tenant
 from tests.harness import processes
 from tests.harness.processes import Process
-from tests.integration.conftest import KEY, House, api_keys
+from tests.harness.system import System
+from tests.integration.conftest import KEY, api_keys
 
 DOCUMENT = Path(__file__).parents[2] / "gateway/openapi/openapi.json"
 CASES = int(os.environ.get("SCHEMATHESIS_CASES", "8"))
@@ -42,12 +43,12 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fuzzed(house: House, generator: Process, persistence: Process) -> AsyncIterator[str]:
+async def fuzzed(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
     """A gateway of its own process: Schemathesis asks in a thread of ours. Answers are short."""
     del generator, persistence
     keys = api_keys(Tenant("schemathesis"))
     given = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_HEARTBEAT_S": 1}
-    async with processes.gateway(house.folder, house.nats_url, **given) as process:
+    async with processes.gateway(system.folder, system.nats_url, **given) as process:
         yield process.url
 
 

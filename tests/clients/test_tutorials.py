@@ -20,8 +20,9 @@ from tests.clients.conftest import Takeover, told
 from tests.harness.cutting_proxy import Cut, Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
@@ -120,7 +121,7 @@ async def test_failure_is_an_error_event(
 
 @pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")
 async def test_conversation_of_the_cookie_outlives_the_gateway(
-    gateway: Gateway, house: House, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
+    gateway: Gateway, system: System, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
 ) -> None:
     """Bare text; the second message is answered by another gateway, and the model is told of the first."""
     first = await page.post(f"{gateway.url}/chat", json={"message": f"one\n{LINE}"})
@@ -128,7 +129,7 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
     cookie = first.headers["set-cookie"]
     assert {"HttpOnly", "SameSite=Lax", "Path=/chat"} <= set(cookie.split("; "))
     await gateway.stop()
-    later = await new_gateway(house.nats_url)
+    later = await new_gateway(system.nats_url)
     second = await page.post(f"{later.url}/chat", json={"message": f"two\n{LINE}"})
     asked = (await page.get(f"{claude}/_sim/last")).json()["body"]["messages"]
     assert [message["content"] for message in asked] == [f"one\n{LINE}", TEXT, f"two\n{LINE}"]
@@ -169,7 +170,7 @@ async def test_idempotency_key_belongs_to_one_conversation(gateway: Gateway, pag
 
 
 async def test_repeated_first_post_is_one_turn_with_one_cookie(
-    gateway: Gateway, house: House, new_gateway: NewGateway, claude: str
+    gateway: Gateway, system: System, new_gateway: NewGateway, claude: str
 ) -> None:
     """The page lost the answer, and the cookie with it: it gets both again, at any gateway."""
     key = {"idempotency-key": str(uuid4())}
@@ -180,7 +181,7 @@ async def test_repeated_first_post_is_one_turn_with_one_cookie(
             return await page.post(f"{gateway.url}/chat", json={"message": said}, headers=headers)
 
     line = "#sim words=1 rate=0"
-    elsewhere = await new_gateway(house.nats_url)
+    elsewhere = await new_gateway(system.nats_url)
     first, again = await ask(gateway, line, **key), await ask(elsewhere, line, **key)
     cookie = first.headers["set-cookie"].partition(";")[0]
     kept = await ask(gateway, line, cookie=cookie, **key)

@@ -10,7 +10,8 @@ from tests.clients import node
 from tests.clients.conftest import Takeover, told
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway
 
 LONG = "#sim words=100 rate=25"
 QUICK = "#sim words=100 rate=80"
@@ -88,10 +89,10 @@ async def check_stopped(gateway: Gateway, seen: Json) -> None:
 @pytest.mark.proves("ui", "restart of the answer", "useChat (Chromium)")
 @pytest.mark.proves("ui", "heartbeats before the first event", "useChat (Chromium)")
 async def test_chat_shows_what_the_model_generates(
-    open_gateway: Gateway, house: House, new_gateway: NewGateway, browser: str
+    open_gateway: Gateway, system: System, new_gateway: NewGateway, browser: str
 ) -> None:
     """Thoughts, a tool and what follows its result, another question, another answer, failures of both kinds."""
-    beating = await new_gateway(house.nats_url, api_keys="", heartbeat_s=0.1)
+    beating = await new_gateway(system.nats_url, api_keys="", heartbeat_s=0.1)
     url = open_gateway.url
     # The second of the two answers begins after the first one's 320 characters, with the tool's result.
     amid = {"id": "amid", "texts": ["#sim words=40 rate=25 tool=look"], "reloads": [(360, 1), (400, 2)], "whole": 638}

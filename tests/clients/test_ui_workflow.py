@@ -10,8 +10,9 @@ from tests.clients import node
 from tests.clients.conftest import Takeover, told
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 CLIENT = "WorkflowChatTransport"
 LONG = "#sim words=120 rate=60"
@@ -118,9 +119,9 @@ async def test_transport_ends_with_every_outcome(gateway: Gateway) -> None:
 
 
 @pytest.mark.proves("ui", "heartbeats before the first event", CLIENT)
-async def test_heartbeats_are_not_counted(house: House, gateway: Gateway, new_gateway: NewGateway) -> None:
+async def test_heartbeats_are_not_counted(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     """A comment is no chunk: an index means the same to who was sent some and to who was sent none."""
-    beating = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
     asked = question("#sim words=3 rate=0 wait=1")
     sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=asked), seen((beating.url, asked)))
     assert sent.content.count(b": hb\n") > 3

@@ -1,5 +1,5 @@
-"""The ground for what nobody would send: the running house, with the nouns of tests/integration."""
+"""Fixtures of the fuzz tests: those of tests/integration."""
 
-from tests.integration.conftest import claude, generator, house, lone_gateway, new_gateway, persistence
+from tests.integration.conftest import claude, generator, lone_gateway, new_gateway, persistence, system
 
-__all__ = ["claude", "generator", "house", "lone_gateway", "new_gateway", "persistence"]
+__all__ = ["claude", "generator", "lone_gateway", "new_gateway", "persistence", "system"]

@@ -16,7 +16,8 @@ from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import good, handmade, mutated
 from tests.harness import processes
 from tests.harness.processes import Process
-from tests.integration.conftest import KEY, House, api_keys
+from tests.harness.system import System
+from tests.integration.conftest import KEY, api_keys
 
 COUNT = int(os.environ.get("FUZZ_BYTES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))
@@ -30,11 +31,11 @@ DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + slow_body.WINDOW_S + 15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def attacked(house: House, generator: Process, persistence: Process) -> AsyncIterator[Process]:
+async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[Process]:
     """A gateway of its own process, whose heartbeats come often enough for streams to be no silence."""
     del generator, persistence
     given = {"TAILRACE_API_KEYS": api_keys(Tenant("fuzzed")), "TAILRACE_STREAM_LIFE_S": 2}
-    async with processes.gateway(house.folder, house.nats_url, **given) as process:
+    async with processes.gateway(system.folder, system.nats_url, **given) as process:
         yield process
 
 

@@ -23,7 +23,8 @@ from tests.fuzz.bytes import TURN
 from tests.harness import processes
 from tests.harness.processes import Process
 from tests.harness.route_table import ROWS, named
-from tests.integration.conftest import KEY, House, api_keys
+from tests.harness.system import System
+from tests.integration.conftest import KEY, api_keys
 
 CASES = int(os.environ.get("FUZZ_VALUES", "40"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))
@@ -51,12 +52,12 @@ POSTS = [(path, row.body) for (method, path), row in ROWS.items() if method == "
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def attacked(house: House, generator: Process, persistence: Process) -> AsyncIterator[str]:
+async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
     """Where a gateway listens, in a process of its own: Hypothesis asks from a thread of ours. Streams are short."""
     del generator, persistence
     keys = api_keys(Tenant("fuzzed-values"))
     given_ = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_STREAM_LIFE_S": 0.5}
-    async with processes.gateway(house.folder, house.nats_url, **given_) as process:
+    async with processes.gateway(system.folder, system.nats_url, **given_) as process:
         yield process.url.removeprefix("http://")
 
 

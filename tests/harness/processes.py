@@ -1,5 +1,6 @@
-"""A part of the system as a process of its own: started with its settings, ready, signalled, gone. Judges nothing."""
+"""One process of the system with its settings: start, stop, signals, log lines."""
 
+import asyncio
 import os
 import re
 import sys
@@ -16,16 +17,19 @@ from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
-# Two cores are shared: an interpreter that imports the SDK has been seen to take three seconds.
+# On two busy cores, the imports of the SDK took three seconds.
 START_S_MAX = 30.0
 STOP_S_MAX = 15.0
+QUICK_RETRY: dict[str, object] = {"TAILRACE_CALL_WAIT_S": 0.02}
 
 
 class Process:
-    """`async with Process("generators", folder, TAILRACE_CONCURRENCY=1) as generator:`; at the end it is killed.
+    """`async with Process("generators", folder, TAILRACE_CONCURRENCY=1) as generator:`; leaving the context kills it.
 
-    It can be stopped and started again. What it says stands in `printed`, over all of its lives.
+    It can be stopped and started again. Its output, of all its starts, is in the file `printed`.
     """
+
+    _process: asyncio.subprocess.Process | None = None
 
     def __init__(self, module: str, folder: Path, *arguments: str, **environ: object) -> None:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
@@ -49,7 +53,7 @@ class Process:
         await self.stop(SIGKILL)
 
     async def start(self) -> None:
-        """Returns when it says that it is ready."""
+        """Starts it; returns when it has logged that it is ready."""
         self._begin = self.printed.stat().st_size if self.printed.exists() else 0
         with self.printed.open("ab") as printed:
             self._process = await spawn(self._command, self._environ, printed.fileno())
@@ -57,36 +61,36 @@ class Process:
         assert not self.is_gone, self._said
 
     async def stop(self, number: Signals = SIGTERM) -> int:
-        """Its exit status, once it is gone."""
+        """Sends the signal; returns the exit status when it has ended. 0 if it was never started."""
         self.signal(number)
         await until(lambda: self.is_gone, STOP_S_MAX)
-        return self._process.returncode or 0
+        return (self._process and self._process.returncode) or 0
 
     def signal(self, number: Signals) -> None:
-        if not self.is_gone:
+        if self._process is not None and not self.is_gone:
             signal_group(self._process, number)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._process.pid if self._process is not None else 0
 
     @property
     def is_gone(self) -> bool:
-        return self._process.returncode is not None
+        return self._process is None or self._process.returncode is not None
 
     @property
     def url(self) -> str:
-        """Where it listens, as it said when it was ready."""
+        """The address in its last `ready` line."""
         return self._ready
 
     @property
     def facts(self) -> list[dict[str, Any]]:
-        """Its log lines, over all of its lives."""
+        """Its log lines, of all its starts."""
         lines = [line for line in self.printed.read_bytes().splitlines() if line.startswith(b"{")]
         return [msgspec.json.decode(line) for line in lines]
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines with that event."""
+        """Its log lines with this event."""
         return [fact for fact in self.facts if fact["event"] == event]
 
     @property
@@ -95,25 +99,28 @@ class Process:
 
     @property
     def _ready(self) -> str:
-        """The line that says so, or the address in it."""
+        """The address in the line that says that it is ready, or the line itself."""
         found = re.search(r'^(\{.*"event": ?"ready".*|simulated Claude .*)$', self._said, re.MULTILINE)
         address = re.search(r"http://[0-9.:]+", found[1]) if found else None
         return address[0] if address else found[1] if found else ""
 
 
 def as_user(nats_url: str, user: str) -> str:
-    """The same server, with a role's rights: a NatsServer's users have one password."""
+    """Returns the URL with a role's user; all users of a NatsServer have the same password."""
     return nats_url.replace(f"//{ROOT_USER}:", f"//{user}:")
 
 
-def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -> Process:
-    """A generator that waits little between calls: what it waits for is simulated."""
-    settings: dict[str, object] = {
+def generator_environ(nats_url: str, claude_url: str) -> dict[str, object]:
+    return {
         "TAILRACE_NATS_URL": as_user(nats_url, GENERATORS),
         "ANTHROPIC_BASE_URL": claude_url,
         "ANTHROPIC_API_KEY": "sk-test",
-        "TAILRACE_CALL_WAIT_S": 0.02,
     }
+
+
+def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -> Process:
+    """Returns a generator that waits little between two calls of the simulated Claude."""
+    settings = generator_environ(nats_url, claude_url) | QUICK_RETRY
     return Process("generators", folder, **settings | environ)
 
 

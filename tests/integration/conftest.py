@@ -1,17 +1,14 @@
-"""The running house, as nouns: `claude`, `generator`, `persistence`, and gateways. Each is the real thing.
+"""Fixtures of the integration tests: the shared system, its processes, and gateways in the test's event loop.
 
-What many tests may share runs once for each pytest process, on a nats-server of its own, as the processes that `up`
-would start. Gateways are made anew for each test, in the test's own event loop, so that a test can set them up as it
-needs and look inside. `lone_gateway` stands on the server of `log`, where no generator answers: there a test writes
-the log by hand.
+`system` runs once for each pytest process, with the processes that `tailrace up` starts. Each test has its own
+gateways, with the settings that it needs. `lone_gateway` is on the server of `log`, where no generator answers: there
+a test writes the log by hand.
 """
 
 import asyncio
 import hashlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import httpx2
 import msgspec
@@ -27,25 +24,18 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import STREAM, TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
 from tests.harness.processes import Process
+from tests.harness.system import System
 
-# uvicorn takes a fifth of a second to go away: too long for each row of a table.
+# A gateway takes a fifth of a second to stop, which is too long for each row of a table.
 on_shared_loop = pytest.mark.asyncio(loop_scope="session")
-# A gateway asks for it; a client of it sends it.
+# The API key of each test's tenant.
 KEY = "a-key-that-only-this-test-has"
 
 
-class House(NamedTuple):
-    """Where the shared processes are; what each says stands in `folder`."""
-
-    folder: Path
-    nats_url: str
-
-
 class Gateway:
-    """A gateway in this event loop, and a client that has a key of `tenant`."""
+    """A gateway in this event loop, and a client with an API key of `tenant`."""
 
     def __init__(self, nats_url: str, tenant: Tenant, given: dict[str, object]) -> None:
         listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -63,13 +53,13 @@ class Gateway:
         self.client = self.new_client()
 
     def new_client(self) -> httpx2.AsyncClient:
-        """Close it, or its connections outlive the test."""
+        """Returns a client that the caller closes."""
         headers = {"authorization": f"Bearer {KEY}"}
-        # Without certificates, which nobody shows here: to read the machine's takes longer than to make a gateway.
+        # verify=False: loading the machine's certificates takes longer than starting a gateway.
         return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=False)
 
     async def answers(self) -> None:
-        """Returns when it does; raises what broke it."""
+        """Waits until it answers. Raises the error with which it failed to start."""
         answering = asyncio.create_task(self.client.get("/healthz"))
         await asyncio.wait((answering, self._running), return_when=asyncio.FIRST_COMPLETED)
         if self._running.done():
@@ -78,7 +68,7 @@ class Gateway:
         await answering
 
     async def stop(self) -> None:
-        """What SIGTERM does. Returns when it is gone; raises what broke it."""
+        """Stops it as SIGTERM does. Raises the error with which it ended."""
         self.stopping.set()
         await self.client.aclose()
         await self._running
@@ -95,51 +85,53 @@ NewGateway = Callable[..., Awaitable[Gateway]]
 
 
 def api_keys(tenant: Tenant) -> str:
-    """The setting under which `KEY` is the tenant's."""
+    """Returns the setting TAILRACE_API_KEYS in which `KEY` belongs to the tenant."""
     return f"{tenant}:{hashlib.sha256(KEY.encode()).hexdigest()}"
 
 
 async def forget(gateway: Gateway, log: TurnLog, key: TurnKey, *, before: Seq | None = None) -> None:
-    """Makes the log forget a turn, or what is before an entry, as its retention does after a day.
+    """Removes a turn, or its entries before `before`, from the log, as retention does after a day.
 
-    By then persistence has long recorded it; here the first question waits until it has.
+    First waits until persistence has recorded it, with a query.
     """
     await gateway.client.get("/v1/sessions?limit=1")
     await log._connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key), seq=before)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    folder = tmp_path_factory.mktemp("house")
-    async with NatsServer(folder) as server:
-        await apply_streams(server.url)
-        yield House(folder, server.url)
-        # No test need look for it: what a process does without the right to is done in vain, in some corner.
-        assert "Violation" not in server.log.read_text()
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """The system that tests share; the fixtures `claude`, `generator` and `persistence` start its processes.
+
+    A process that tried what its user has no right to fails the run.
+    """
+    async with System(tmp_path_factory.mktemp("system"), sync="default") as system:
+        yield system
+        assert "Violation" not in system.servers[0].log.read_text()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def claude(house: House) -> AsyncIterator[str]:
-    """Where the simulated Claude is that `generator` asks."""
-    async with processes.simulated_claude(house.folder) as process:
-        yield process.url
+async def claude(system: System) -> str:
+    """The URL of the simulated Claude that `generator` calls."""
+    return (await system.start_claude()).url
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def generator(house: House, claude: str) -> AsyncIterator[Process]:
-    async with processes.generator(house.folder, house.nats_url, claude) as process:
-        yield process
+async def generator(system: System, claude: str) -> Process:
+    process = await system.new_generator(**processes.QUICK_RETRY)
+    await process.start()
+    return process
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def persistence(house: House) -> AsyncIterator[Process]:
-    async with processes.persistence(house.folder, house.nats_url) as process:
-        yield process
+async def persistence(system: System) -> Process:
+    process = await system.new_persistence()
+    await process.start()
+    return process
 
 
 @pytest_asyncio.fixture
 async def new_gateway(tenant: Tenant) -> AsyncIterator[NewGateway]:
-    """Makes gateways; stops those that the test has not stopped."""
+    """Starts gateways; stops those that the test has not stopped."""
     made: list[Gateway] = []
 
     async def make(nats_url: str, **given: object) -> Gateway:
@@ -153,48 +145,48 @@ async def new_gateway(tenant: Tenant) -> AsyncIterator[NewGateway]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_gateway(house: House, generator: Process, persistence: Process) -> AsyncIterator[Gateway]:
-    """A gateway of the running house for tests `on_shared_loop`, which ask and look at the answer, and no more."""
-    gateway = Gateway(house.nats_url, Tenant("shared"), {})
+async def shared_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[Gateway]:
+    """A gateway of the shared system for tests `on_shared_loop`, which only send requests."""
+    gateway = Gateway(system.nats_url, Tenant("shared"), {})
     await gateway.answers()
     yield gateway
     await gateway.stop()
 
 
 @pytest_asyncio.fixture
-async def gateway(house: House, generator: Process, persistence: Process, new_gateway: NewGateway) -> Gateway:
-    """A gateway of the running house: what is asked here is answered."""
-    return await new_gateway(house.nats_url)
+async def gateway(system: System, generator: Process, persistence: Process, new_gateway: NewGateway) -> Gateway:
+    """A gateway of the shared system: a generator answers its turns."""
+    return await new_gateway(system.nats_url)
 
 
 @pytest.fixture
 async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
-    """A gateway of the test's own server."""
+    """A gateway of `own_server`."""
     return await new_gateway(own_server.url)
 
 
 @pytest.fixture
 async def own_claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls, and that has kept nothing yet."""
+    """The URL of a new simulated Claude of this test."""
     async with serving() as url:
         yield url
 
 
 @pytest_asyncio.fixture
-async def second_gateway(house: House, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
-    """Another gateway of the same house."""
-    return await new_gateway(house.nats_url)
+async def second_gateway(system: System, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+    """Another gateway of the shared system."""
+    return await new_gateway(system.nats_url)
 
 
 @pytest_asyncio.fixture
 async def lone_gateway(nats_url: str, new_gateway: NewGateway) -> Gateway:
-    """A gateway where nobody answers: the log is written by hand."""
+    """A gateway without a generator: the test writes the log by hand."""
     return await new_gateway(nats_url)
 
 
 @pytest_asyncio.fixture
-async def house_log(house: House) -> AsyncIterator[TurnLog]:
-    """The log of the running house."""
-    connection = await Connection.open(house.nats_url, "test")
+async def system_log(system: System) -> AsyncIterator[TurnLog]:
+    """The log of the shared system."""
+    connection = await Connection.open(system.nats_url, "test")
     yield TurnLog(connection)
     await connection.close()

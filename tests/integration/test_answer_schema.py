@@ -20,8 +20,9 @@ from tests.harness.generator_in_loop import ask, ended, is_acknowledged, modes, 
 from tests.harness.killable_generator import killed_after
 from tests.harness.processes import Process
 from tests.harness.readers import read
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, House, NewGateway, forget
+from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.promises import Connected
 from tests.unit.test_json_schema import SLOW_TO_READ, doubling
 
@@ -87,7 +88,7 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more(gateway: Gatew
     ],
 )
 async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
-    house: House,
+    system: System,
     generator: Process,
     new_gateway: NewGateway,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +97,7 @@ async def test_who_waits_for_schemas_that_take_long_is_told_to_come_again(
 ) -> None:
     """503 with Retry-After, in the envelope, and no turn; afterwards the same schema is taken."""
     monkeypatch.setattr("tailrace.gateway.__main__.CHECK_WAIT_S", 0.2)
-    gateway = await new_gateway(house.nats_url)
+    gateway = await new_gateway(system.nats_url)
     slow: list[asyncio.Task[httpx2.Response]] = []
     waited: list[httpx2.Response] = []
 
@@ -169,11 +170,11 @@ async def test_a_reader_who_was_there_is_broken_off_where_nothing_can_be_taken_b
     assert SAYS["anthropic"](b"".join(frame.sent for frame in rest.frames)) == RIGHT
 
 
-async def test_the_database_says_the_same(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_the_database_says_the_same(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """Also once the log has forgotten the turn."""
     for right, fits in ((RIGHT, True), (WRONG, False)):
         turn = await answered(gateway, question(right=right))
-        await forget(gateway, house_log, TurnKey(tenant, turn["turn"]))
+        await forget(gateway, system_log, TurnKey(tenant, turn["turn"]))
         assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).json() == turn
         assert turn["schema_valid"] is fits
         assert events_of(await read(gateway.client, turn["turn"]))[-1]["schema_valid"] is fits

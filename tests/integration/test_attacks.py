@@ -1,6 +1,6 @@
 """What a request tries to choose and may not: an address, a tenant, a subject, a header; and forms that HTTP allows.
 
-Each is tried on the running house. More stand where their subject does; SECURITY.md lists all of them.
+Each is tried on the running system. More stand where their subject does; SECURITY.md lists all of them.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process
 from tests.harness.route_table import ROWS, named
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 LINE = "#sim words=2 rate=0"
 ASKED = [{"role": "user", "content": LINE}]
@@ -125,7 +126,7 @@ NASTY = (
 @pytest.mark.rule("S18")
 @pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
 async def test_what_is_said_chooses_no_model_tenant_subject_or_header(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, nasty: str
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, nasty: str
 ) -> None:
     """FAULTS S18: it is text to us, and arrives as it was written, in the turn of whoever has asked."""
     body = {"message": f"{LINE}\n{nasty}", "system": nasty, "metadata": {"note": nasty}, "model": "claude-haiku-5-5"}
@@ -133,7 +134,7 @@ async def test_what_is_said_chooses_no_model_tenant_subject_or_header(
     assert accepted.status_code == 202, accepted.text
     key = TurnKey(tenant, TurnId(accepted.json()["turn"]))
     stream = await gateway.client.get(accepted.json()["links"]["events"])
-    turn = await house_log.turn(key)
+    turn = await system_log.turn(key)
     assert turn.request is not None
     assert (turn.request.model, turn.request.system, turn.request.metadata) == (
         "claude-haiku-5-5",
@@ -149,29 +150,29 @@ async def test_what_is_said_chooses_no_model_tenant_subject_or_header(
 
 
 @pytest.mark.rule("S1")
-async def test_a_tenant_that_is_named_is_not_asked(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_a_tenant_that_is_named_is_not_asked(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """Nor a key's name, a scope or a turn's id: whose it is comes from the credential alone."""
     names = dict.fromkeys(("x-tenant", "x-tenant-id", "tailrace-tenant", "x-user", "x-forwarded-user"), "other")
     accepted = await gateway.client.post("/v1/turns?tenant=other", json={"message": LINE}, headers=names)
-    assert await house_log.turn(TurnKey(tenant, TurnId(accepted.json()["turn"])))
+    assert await system_log.turn(TurnKey(tenant, TurnId(accepted.json()["turn"])))
     for field in ("tenant", "by", "scopes", "turn", "holds", "prev"):
         refused = await gateway.client.post("/v1/turns", json={"message": LINE, field: "other"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
 
 
 @pytest.mark.rule("S7")
-async def test_whoever_only_looks_changes_nothing(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_whoever_only_looks_changes_nothing(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """A GET has no side effects: a page may have any browser send one. Nor has a HEAD."""
     asked = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()
     await gateway.client.get(asked["links"]["events"])
     key = TurnKey(tenant, TurnId(asked["turn"]))
-    before = await house_log.replay(key), (await gateway.client.get("/v1/sessions")).json()
+    before = await system_log.replay(key), (await gateway.client.get("/v1/sessions")).json()
     for method, path in ROWS:
         if method == "GET":
             url = path.format(**named(asked["turn"], asked["session"], "none"))
             for looking in ("GET", "HEAD"):
                 assert (await gateway.client.request(looking, url)).status_code < 500, path
-    assert (await house_log.replay(key), (await gateway.client.get("/v1/sessions")).json()) == before
+    assert (await system_log.replay(key), (await gateway.client.get("/v1/sessions")).json()) == before
 
 
 @pytest.mark.rule("S4")
@@ -237,10 +238,10 @@ async def test_thousands_of_ranges_are_none(lone_gateway: Gateway) -> None:
 
 
 async def test_a_reader_of_http_1_0_gets_its_stream_and_its_end(
-    house: House, generator: Process, new_gateway: NewGateway
+    system: System, generator: Process, new_gateway: NewGateway
 ) -> None:
     """Without keep-alive: when all is told the connection is closed."""
-    gateway = await new_gateway(house.nats_url)
+    gateway = await new_gateway(system.nats_url)
     turn = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
     head = f"GET /v1/turns/{turn}/events?dialect=text HTTP/1.0\r\nx-api-key: {KEY}\r\n\r\n"
     said = await raw(gateway, head.encode())

@@ -16,8 +16,9 @@ from tailrace.proto.ids import new_id
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT, Process
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 
 def written(file: Path, count: int, line: str = "words=2 rate=0") -> Path:
@@ -144,10 +145,10 @@ async def test_nothing_is_asked_that_could_not_be_written_or_may_not_be_asked(
 
 
 async def test_who_has_to_wait_for_a_stream_waits(
-    house: House, generator: Process, new_gateway: NewGateway, tmp_path: Path
+    system: System, generator: Process, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
     """The batch is paid for: what is refused while another stream is open, or just closed, is read after that."""
-    gateway = await new_gateway(house.nats_url, limits_key="streams=1")
+    gateway = await new_gateway(system.nats_url, limits_key="streams=1")
     other = await gateway.client.post("/v1/turns", json={"message": "#sim words=9 wait=60 tag=cliwait"})
     command = Command(gateway, tmp_path, str(written(tmp_path / "in.jsonl", 1)))
     async with gateway.client.stream("GET", other.json()["links"]["events"]):

@@ -42,9 +42,10 @@ from tests.harness import processes
 from tests.harness.batch_client import asked, children, key_of, results
 from tests.harness.generator_in_loop import ended, is_acknowledged, shorten_lease, stats, words, working
 from tests.harness.killable_generator import killed_after
+from tests.harness.system import System
 from tests.harness.turn_builder import request
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
 
 LEASE_S = 0.2
 
@@ -384,13 +385,13 @@ async def listed(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
 
 @pytest.mark.rule("R28")
 async def test_batches_are_listed_newest_first(
-    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    system: System, gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Those that run as far as they are, and no turn that is none; page by page."""
     await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
     done = [await asked(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"}) for number in range(3)]
     for batch in done:
-        await ended(house_log, key_of(tenant, batch))
+        await ended(system_log, key_of(tenant, batch))
     requests = [*inputs(1, tag="l3b"), *inputs(1, "words=2 wait=3600", tag="l3b")]
     requests[1]["custom_id"] = "late"
     slow = await asked(gateway, requests)
@@ -410,18 +411,18 @@ async def test_batches_are_listed_newest_first(
 
 
 async def test_batches_of_another_tenant_are_404(
-    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    system: System, gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Neither in the list, nor by their ids, in the log or out of it."""
     batch = await asked(gateway, inputs(2))
     key = key_of(tenant, batch)
-    await ended(house_log, key)
-    theirs = Gateway(house.nats_url, Tenant(new_id()), {})
+    await ended(system_log, key)
+    theirs = Gateway(system.nats_url, Tenant(new_id()), {})
     await theirs.answers()
     try:
         for is_past in (False, True):
             if is_past:
-                await forget(gateway, house_log, key)
+                await forget(gateway, system_log, key)
             assert await listed(theirs) == []
             for path in (batch["links"]["self"], batch["links"]["results"]):
                 answer = await theirs.client.get(path)
@@ -434,15 +435,15 @@ async def test_batches_of_another_tenant_are_404(
 
 @pytest.mark.rule("R28")
 async def test_a_batch_that_has_left_the_log_comes_from_the_database(
-    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    system: System, gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """How it is, its results, its stream, its place in the list; and cancelling it changes nothing."""
     batch = await asked(gateway, inputs(70))
     key = key_of(tenant, batch)
-    await ended(house_log, key)
+    await ended(system_log, key)
     record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await results(gateway, batch)
     for one in [key, *children(tenant, batch)]:
-        await forget(gateway, house_log, one)
+        await forget(gateway, system_log, one)
     assert (await gateway.client.get(batch["links"]["self"])).json() == record
     assert await results(gateway, batch) == lines
     assert [line["index"] for line in await results(gateway, batch, "?after=66")] == [67, 68, 69]
@@ -453,7 +454,7 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
 
 
 async def test_a_batch_that_leaves_the_log_unfinished_has_failed(
-    house: House, lone_house: tuple[Gateway, TurnLog], tenant: Tenant
+    system: System, lone_house: tuple[Gateway, TurnLog], tenant: Tenant
 ) -> None:
     """Nobody can end it any more; an input without a turn has its line."""
     gateway, log = lone_house
@@ -481,19 +482,19 @@ async def lone_house(
 
 @pytest.mark.rule("R63")
 async def test_deleted_turns_of_a_batch_stay_deleted(
-    house: House, gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    system: System, gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """One of its turns, and then the batch with all of them: also while it runs."""
     batch = await asked(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
     first, *others = children(tenant, batch)
-    await until(lambda: house_log.is_known(first))
-    await ended(house_log, first)
+    await until(lambda: system_log.is_known(first))
+    await ended(system_log, first)
     assert (await gateway.client.delete(f"/v1/turns/{first.turn}")).status_code == 200
-    assert not await house_log.is_known(first)
+    assert not await system_log.is_known(first)
     gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
     for key in (key_of(tenant, batch), first, *others):
-        assert not await house_log.is_known(key)
+        assert not await system_log.is_known(key)
         assert (await gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 404
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 

@@ -1,4 +1,4 @@
-"""Requests of up to 32 MB, through all of the house: pictures, documents and long texts go by claim check, whole."""
+"""Requests of up to 32 MB, through all of the system: pictures, documents and long texts go by claim check, whole."""
 
 import asyncio
 import base64
@@ -25,8 +25,9 @@ from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, turn_builder
 from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 MB = 1_000_000
 
@@ -97,7 +98,7 @@ async def test_a_long_text_reaches_the_model_whole(gateway: Gateway) -> None:
     assert told["input"] == [{"role": "user", "content": [{"type": "text", "text": reference(message["content"])}]}]
 
 
-async def test_a_session_brings_its_pictures_along(gateway: Gateway, house: House, tenant: Tenant) -> None:
+async def test_a_session_brings_its_pictures_along(gateway: Gateway, system: System, tenant: Tenant) -> None:
     """The next question is asked with the picture in context; the same picture sent again is stored once."""
     data, other = random_base64(MB), random_base64(MB)
     first = await answered(gateway, {"messages": showing(data)})
@@ -106,7 +107,7 @@ async def test_a_session_brings_its_pictures_along(gateway: Gateway, house: Hous
     fourth = await answered(gateway, {"messages": showing(other), "session": first["session"]})
     seen = [told["text"] for told in (first, second, third, fourth)]
     assert seen == [sha256(data), sha256(data), sha256(data + data), sha256(data + data + other)]
-    connection = await Connection.open(house.nats_url, "test")
+    connection = await Connection.open(system.nats_url, "test")
     info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     await connection.close()
     assert info.state.subjects == {subjects.blob(tenant, sha256(each)): 1 for each in (data, other)}
@@ -129,12 +130,12 @@ async def test_a_turn_whose_picture_has_expired_fails_and_says_so(
 
 
 async def test_a_session_whose_picture_has_expired_is_not_gone_on_with(
-    gateway: Gateway, house: House, tenant: Tenant
+    gateway: Gateway, system: System, tenant: Tenant
 ) -> None:
     """Its client hears so at once, and how to go on."""
     data = random_base64(MB)
     first = await answered(gateway, {"messages": showing(data)})
-    await forget(house.nats_url, tenant, data)
+    await forget(system.nats_url, tenant, data)
     follow_up: dict[str, Any] = {"message": "#sim words=0 files=1", "session": first["session"]}
     refused = await gateway.client.post("/v1/turns", json=follow_up)
     assert (refused.status_code, refused.json()["error"]["code"]) == (410, "blob_expired")
@@ -198,9 +199,9 @@ async def test_a_body_above_32_mb_is_refused(lone_gateway: Gateway) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_conversation_brings_no_more_than_a_body_may(house: House, new_gateway: NewGateway) -> None:
+async def test_a_conversation_brings_no_more_than_a_body_may(system: System, new_gateway: NewGateway) -> None:
     """The same picture again is stored once, and stands in the call twice, which the model would refuse."""
-    gateway = await new_gateway(house.nats_url, body_bytes_max=MB)
+    gateway = await new_gateway(system.nats_url, body_bytes_max=MB)
     asked: dict[str, Any] = {"messages": showing("x" * 600_000)}
     first = await answered(gateway, asked)
     refused = await gateway.client.post("/v1/turns", json=asked | {"session": first["session"]})
@@ -302,9 +303,9 @@ async def test_a_body_of_unknown_size_takes_the_room_of_the_largest(nats_url: st
     assert await status(300_000) == 202
 
 
-async def test_who_listens_to_an_answer_takes_no_room_any_more(house: House, new_gateway: NewGateway) -> None:
+async def test_who_listens_to_an_answer_takes_no_room_any_more(system: System, new_gateway: NewGateway) -> None:
     """The body of a stream's request is let go of when its answer begins, not when it ends."""
-    gateway = await new_gateway(house.nats_url, large_bytes_max=MB, large_timeout_s=0.5)
+    gateway = await new_gateway(system.nats_url, large_bytes_max=MB, large_timeout_s=0.5)
     body = {"messages": showing(random_base64(900_000), "words=1 wait=5")}
     async with gateway.client.stream("POST", "/v1/turns", json=body, headers={"accept": "text/event-stream"}) as one:
         assert one.status_code == 200
@@ -313,16 +314,16 @@ async def test_who_listens_to_an_answer_takes_no_room_any_more(house: House, new
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_who_waits_for_the_model_takes_no_room_any_more(
-    house: House, new_gateway: NewGateway, house_log: TurnLog, tenant: Tenant, is_streamed: bool
+    system: System, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, is_streamed: bool
 ) -> None:
     """Before the first word of a stream, and until all of an answer that comes at once: its body is in the log."""
-    gateway = await new_gateway(house.nats_url, large_bytes_max=MB, large_timeout_s=0.5)
+    gateway = await new_gateway(system.nats_url, large_bytes_max=MB, large_timeout_s=0.5)
     body = {"messages": showing(random_base64(900_000), "words=1 wait=5")}
     asked = body | {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": is_streamed}
     waiting = asyncio.create_task(gateway.client.post("/v1/messages", json=asked))
 
     async def is_accepted() -> bool:
-        info = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+        info = await system_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
         return bool(info.state.subjects)
 
     await until(is_accepted)

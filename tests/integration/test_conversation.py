@@ -37,7 +37,7 @@ async def request_of(log: TurnLog, tenant: Tenant, turn: TurnId) -> Request:
 
 
 async def test_a_session_is_begun_by_the_name_that_a_client_gives_it(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Its first turn begins it, its second goes on from there; who does not ask for that gets a 404."""
     name = f"user:42.{new_id()}"
@@ -45,7 +45,7 @@ async def test_a_session_is_begun_by_the_name_that_a_client_gives_it(
     first = await posted(gateway, message=SHORT, session=name, create_session=True)
     assert (await whole(gateway, first))["session"] == name
     second = await posted(gateway, message=SHORT, session=name, create_session=True)
-    asked = await request_of(house_log, tenant, second)
+    asked = await request_of(system_log, tenant, second)
     assert unknown.status_code == 404
     assert (asked.session, asked.parent, asked.history) == (name, first, 2)
 
@@ -58,7 +58,7 @@ async def test_what_cannot_be_the_name_of_a_session_is_refused(gateway: Gateway,
 
 
 async def test_a_conversation_that_is_told_whole_goes_on_where_it_agrees(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """A client that sends everything each time: what the session holds is not said twice, an edit is a branch."""
     name = SessionId(new_id())
@@ -70,12 +70,12 @@ async def test_a_conversation_that_is_told_whole_goes_on_where_it_agrees(
     await whole(gateway, second)
     edited = [*told[:2], {"role": "user", "content": f"{SHORT} tag=c"}]
     third = await posted(gateway, messages=edited, session=name, create_session=True, full_history=True)
-    asked = [await request_of(house_log, tenant, turn) for turn in (second, third)]
+    asked = [await request_of(system_log, tenant, turn) for turn in (second, third)]
     assert [(one.parent, one.history, len(one.messages)) for one in asked] == [(first, 2, 3), (first, 2, 3)]
 
 
 async def test_a_busy_session_is_interrupted_if_that_is_asked_for(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """The running turn ends, and the next one knows what it had said."""
     name = new_id()
@@ -86,7 +86,7 @@ async def test_a_busy_session_is_interrupted_if_that_is_asked_for(
                 break
     following = await posted(gateway, message=SHORT, session=name, on_busy="interrupt")
     cut = await whole(gateway, running)
-    asked = await request_of(house_log, tenant, following)
+    asked = await request_of(system_log, tenant, following)
     assert cut["outcome"] == "cancelled"
     assert (asked.parent, [message.content for message in asked.messages]) == (running, [LONG, cut["text"], SHORT])
 
@@ -103,7 +103,7 @@ async def test_a_repeat_does_not_interrupt_its_own_turn(gateway: Gateway) -> Non
 
 
 async def test_a_busy_session_gets_a_branch_if_that_is_asked_for(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Both go on: the new turn follows what the running one follows."""
     name = new_id()
@@ -112,20 +112,20 @@ async def test_a_busy_session_gets_a_branch_if_that_is_asked_for(
     running = await posted(gateway, message=LONG, session=name)
     branch = await posted(gateway, message=SHORT, session=name, on_busy="branch")
     rooted = await posted(gateway, message=SHORT, session=name, parent=running, on_busy="branch")
-    asked = [await request_of(house_log, tenant, turn) for turn in (branch, rooted)]
+    asked = [await request_of(system_log, tenant, turn) for turn in (branch, rooted)]
     assert [one.parent for one in asked] == [first, first]
     assert (await gateway.client.get(f"/v1/turns/{running}")).json()["outcome"] == "running"
     await gateway.client.post(f"/v1/turns/{running}/cancel")
 
 
 async def test_the_first_turn_of_a_session_can_be_branched_off_too(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Before it is nothing: so is before its branch."""
     running = await posted(gateway, message=LONG)
     session = (await gateway.client.get(f"/v1/turns/{running}")).json()["session"]
     branch = await posted(gateway, message=SHORT, session=session, on_busy="branch")
-    asked = await request_of(house_log, tenant, branch)
+    asked = await request_of(system_log, tenant, branch)
     assert (asked.session, asked.parent, asked.history) == (session, None, 0)
     await gateway.client.post(f"/v1/turns/{running}/cancel")
 

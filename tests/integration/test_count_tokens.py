@@ -15,7 +15,8 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import BODIES
 from tests.harness import processes
-from tests.integration.conftest import KEY, Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 ASKED = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}
 
@@ -47,10 +48,10 @@ async def test_anthropic_sdk_counts_with_betas(sdk: anthropic.AsyncAnthropic) ->
 
 @pytest.mark.parametrize("model", ["claude-haiku-4-5-latest", "gpt-4o"])
 async def test_prompt_is_counted_for_the_resolved_model(
-    house: House, gateway: Gateway, new_gateway: NewGateway, model: str
+    system: System, gateway: Gateway, new_gateway: NewGateway, model: str
 ) -> None:
     """The API knows neither of these names; it gets the model's own."""
-    named = await new_gateway(house.nats_url, model_aliases="gpt-4o=claude-sonnet-4-5-20250929")
+    named = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-4-5-20250929")
     answer = await named.client.post("/v1/messages/count_tokens", json={**ASKED, "model": model})
     assert (answer.status_code, answer.json()) == (200, {"input_tokens": 3})
 
@@ -92,7 +93,7 @@ async def test_without_a_generator_counting_is_unavailable(lone_gateway: Gateway
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, house_log: TurnLog, claude: str) -> None:
+async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, system_log: TurnLog, claude: str) -> None:
     """As large as a turn's may be: images and long texts reach the API as blobs."""
     data = base64.b64encode(os.urandom(22_000_000)).decode()
     said = "six " * 20_000
@@ -103,7 +104,7 @@ async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, hous
     assert (answer.status_code, answer.json()["input_tokens"] >= 20_000) == (200, True), answer.text
     async with httpx2.AsyncClient(trust_env=False) as asking:
         assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == asked
-    bodies = await house_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    bodies = await system_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     assert len(bodies.state.subjects or {}) == 2
 
 

@@ -64,7 +64,7 @@ async def write(log: TurnLog, tenant: Tenant, **given: Any) -> TurnKey:
 
 @pytest.mark.rule("R35")
 async def test_a_session_is_deleted_while_it_is_being_answered(
-    gateway: Gateway, house_log: TurnLog, persistence: Process, claude: str
+    gateway: Gateway, system_log: TurnLog, persistence: Process, claude: str
 ) -> None:
     """The model's stream is closed, no entry and no row is left, and nobody has recorded a turn without a log."""
     first = await posted(gateway)
@@ -82,7 +82,7 @@ async def test_a_session_is_deleted_while_it_is_being_answered(
     }
     await until(lambda: is_over(claude, question, "aborted"))
     for turn in (first, last):
-        assert not await is_in_log(house_log._connection, turn["turn"])
+        assert not await is_in_log(system_log._connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404
     assert await status(gateway, f"/v1/sessions/{session}") == 404
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
@@ -119,7 +119,7 @@ async def test_a_turn_that_was_read_and_deleted_is_told_by_no_gateway(
 
 
 @pytest.mark.rule("R35")
-async def test_a_turn_takes_those_with_it_that_went_on_from_it(gateway: Gateway, house_log: TurnLog) -> None:
+async def test_a_turn_takes_those_with_it_that_went_on_from_it(gateway: Gateway, system_log: TurnLog) -> None:
     """Their requests repeat what it said. What was before it, and beside it, stays, and the session goes on there."""
     root = await posted(gateway)
     session = root["session"]
@@ -130,17 +130,17 @@ async def test_a_turn_takes_those_with_it_that_went_on_from_it(gateway: Gateway,
     turns = (await gateway.client.get(f"/v1/sessions/{session}/turns")).json()["turns"]
     assert [one["turn"] for one in turns] == [root["turn"], left["turn"]]
     for turn in (middle, leaf):
-        assert not await is_in_log(house_log._connection, turn["turn"])
+        assert not await is_in_log(system_log._connection, turn["turn"])
     following = await posted(gateway, session=session)
     assert (await gateway.client.get(following["links"]["self"])).json()["parent"] == left["turn"]
 
 
-async def test_a_turn_goes_with_its_follow_up_that_is_running(gateway: Gateway, house_log: TurnLog) -> None:
+async def test_a_turn_goes_with_its_follow_up_that_is_running(gateway: Gateway, system_log: TurnLog) -> None:
     """None goes before all have ended: a follow-up without the turn before it would be found by nobody."""
     root = await posted(gateway)
     leaf = await running(gateway, message="#sim words=100000 rate=50", session=root["session"])
     assert (await gateway.client.delete(root["links"]["self"])).json()["turns"] == 2
-    assert not await is_in_log(house_log._connection, leaf["turn"])
+    assert not await is_in_log(system_log._connection, leaf["turn"])
     assert await status(gateway, leaf["links"]["self"]) == 404
 
 
@@ -264,7 +264,7 @@ async def test_a_deletion_that_takes_too_long_is_to_be_repeated(
 
 @pytest.mark.parametrize("kind", ["sessions", "turns"])
 async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_behind(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, kind: str
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It repeats what was deleted. Its client is told to ask again, and the conversation begins and goes on."""
     first = await posted(gateway)
@@ -282,7 +282,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
         body = {"message": "And then?", "session": session, "create_session": True}
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
-    stream = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+    stream = await system_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
     assert not stream.state.subjects
     again = [await posted(gateway, session=session, create_session=True) for _ in range(2)]
     turns = (await gateway.client.get(f"/v1/sessions/{session}/turns")).json()["turns"]
@@ -294,7 +294,7 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
 
 @pytest.mark.rule("R35")
 async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it_repeats(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It died between its entry and its look at the parent. Persistence reads every request, and takes this one out."""
     first = await posted(gateway)
@@ -315,7 +315,7 @@ async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it
     assert answer.status_code == 500
 
     async def is_gone() -> bool:
-        stream = await house_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+        stream = await system_log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
         return not stream.state.subjects
 
     await until(is_gone)
@@ -393,11 +393,11 @@ async def test_a_follow_up_of_what_was_deleted_and_asked_anew_is_kept(
 
 
 async def test_a_follow_up_of_a_conversation_that_has_left_the_log_is_kept(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Its parent is old, and not deleted: the database has it."""
     first = await posted(gateway)
-    await forget(gateway, house_log, TurnKey(tenant, first["turn"]))
+    await forget(gateway, system_log, TurnKey(tenant, first["turn"]))
     following = await posted(gateway, session=first["session"])
     assert (await gateway.client.get(following["links"]["self"])).json()["parent"] == first["turn"]
 

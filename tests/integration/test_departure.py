@@ -30,7 +30,7 @@ async def becomes(gateway: Gateway, turn: str, wanted: str) -> None:
 
 
 async def test_a_turn_that_asked_for_it_is_cancelled_when_its_last_reader_leaves(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, claude: str
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, claude: str
 ) -> None:
     """`cancel`: nobody reads on, so nobody pays on. Another reader of the same gateway would have kept it alive."""
     body = {"message": "#sim words=2000 rate=50", "on_disconnect": "cancel"}
@@ -40,7 +40,7 @@ async def test_a_turn_that_asked_for_it_is_cancelled_when_its_last_reader_leaves
     assert await outcome(gateway, turn) == "running"
     await second
     await becomes(gateway, turn, "cancelled")
-    stored = await whole(house_log, TurnKey(tenant, TurnId(turn)))
+    stored = await whole(system_log, TurnKey(tenant, TurnId(turn)))
     assert len(stored) < 100
 
 

@@ -18,24 +18,25 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.readers import history, is_read, read, reader
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 from tests.promises import judge, no_gap, no_repeat, one_end
 
 
 @pytest.mark.rule("F5")
 async def test_readers_carry_on_at_another_gateway_when_theirs_is_told_to_go(
-    gateway: Gateway, house: House, house_log: TurnLog, tenant: Tenant, tmp_path: Path
+    gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
     """SIGTERM: twenty streams are closed within a second, the process leaves with 0, and every byte comes once."""
     body = {"message": "#sim words=150 rate=50"}
     turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
     key = TurnKey(tenant, TurnId(turn))
-    leaving = processes.gateway(tmp_path, house.nats_url, TAILRACE_API_KEYS=api_keys(tenant))
+    leaving = processes.gateway(tmp_path, system.nats_url, TAILRACE_API_KEYS=api_keys(tenant))
     async with leaving, leaving_client(leaving.url) as client:
         reading = [asyncio.create_task(read(client, turn)) for _ in range(20)]
-        await until(lambda: is_read(house_log, key))
+        await until(lambda: is_read(system_log, key))
         await read(gateway.client, turn, most=20)
         leaving.signal(SIGTERM)
         told_at = time.monotonic()
@@ -45,7 +46,7 @@ async def test_readers_carry_on_at_another_gateway_when_theirs_is_told_to_go(
         assert await leaving.stop() == 0
     rest = await asyncio.gather(*(read(gateway.client, turn, one.frames[-1].seq) for one in first))
     readers = [reader(f"{n}", key, *pair) for n, pair in enumerate(zip(first, rest, strict=True))]
-    verdict = judge(await history(house_log, key, *readers), (no_gap, no_repeat, one_end))
+    verdict = judge(await history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert {one.over for one in first} == {"cut"}
     assert {one.over for one in rest} == {"ended"}

@@ -19,9 +19,10 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import data, history, is_read, read, reader, told
 from tests.harness.sse_parser import EventStream, parse, turns_own
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, forget, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shared_loop
 from tests.promises import Connected, Story, judge, no_gap, no_repeat, one_end
 
 BAD_CURSORS = [
@@ -80,7 +81,7 @@ async def asked(gateway: Gateway, line: str) -> str:
 
 
 async def test_a_reader_that_is_cut_at_any_entry_of_a_finished_turn_has_every_byte_once(
-    gateway: Gateway, second_gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Promises 1 and 2, for every cursor: the same gateway and another one carry on exactly there."""
     turn = await asked(gateway, "#sim words=12 rate=100 thinking=2 tool=look")
@@ -92,14 +93,14 @@ async def test_a_reader_that_is_cut_at_any_entry_of_a_finished_turn_has_every_by
         for place in (gateway, second_gateway):
             rest = await read(place.client, turn, first.frames[-1].seq)
             readers.append(reader(f"cut after {cut}", key, first, rest))
-    verdict = judge(await history(house_log, key, *readers), (no_gap, no_repeat, one_end))
+    verdict = judge(await history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert len(readers) > 20
 
 
 @pytest.mark.rule("F5")
 async def test_readers_that_are_cut_at_every_entry_of_a_running_turn_have_every_byte_once(
-    gateway: Gateway, second_gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Promises 1 and 2, while the turn is being written: reader n is cut after n entries and comes back elsewhere."""
     turn = await asked(gateway, "#sim words=30 rate=60")
@@ -112,7 +113,7 @@ async def test_readers_that_are_cut_at_every_entry_of_a_running_turn_have_every_
 
     pairs = await asyncio.gather(*(cut_after(cut) for cut in range(1, 31)))
     readers = [reader(f"cut after {cut}", key, *connections) for cut, connections in pairs]
-    verdict = judge(await history(house_log, key, *readers), (no_gap, no_repeat, one_end))
+    verdict = judge(await history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
 
 
@@ -127,13 +128,13 @@ async def test_who_joins_late_gets_all_of_it(lone_gateway: Gateway, log: TurnLog
     assert told(frame.sent for frame in (await late).frames).text == "abcdefghi"
 
 
-async def test_fifty_readers_at_once_see_the_same_bytes(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_fifty_readers_at_once_see_the_same_bytes(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """A turn is followed and rendered once for all of its readers, and none of them misses or repeats anything."""
     turn = await asked(gateway, "#sim words=200 rate=0")
     key = TurnKey(tenant, TurnId(turn))
     seen = await asyncio.gather(*(read(gateway.client, turn) for _ in range(50)))
     verdict = judge(
-        await history(house_log, key, *(reader(f"{n}", key, one) for n, one in enumerate(seen))),
+        await history(system_log, key, *(reader(f"{n}", key, one) for n, one in enumerate(seen))),
         (no_gap, no_repeat, one_end),
     )
     assert verdict.is_green, verdict.evidence
@@ -282,10 +283,10 @@ async def test_silence_is_filled_in_each_dialects_legal_form(
 
 
 async def test_a_slow_model_is_waited_for_with_heartbeats(
-    house: House, gateway: Gateway, new_gateway: NewGateway
+    system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The first frame says that the turn is in the log; what follows until the first delta are comments."""
-    impatient = await new_gateway(house.nats_url, heartbeat_s=0.05)
+    impatient = await new_gateway(system.nats_url, heartbeat_s=0.05)
     turn = await asked(gateway, "#sim words=2 wait=0.5 rate=0")
     stream = EventStream()
     async with impatient.client.stream("GET", f"/v1/turns/{turn}/events") as response:
@@ -295,12 +296,12 @@ async def test_a_slow_model_is_waited_for_with_heartbeats(
     assert len(stream.comments) >= 5
 
 
-async def test_every_dialect_tells_one_story(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_every_dialect_tells_one_story(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """Promise 4: the text of the three dialects, of the fold and of GET are the same, and so is the usage."""
     turn = await asked(gateway, "#sim words=50 rate=0 thinking=3 tool=look")
     key = TurnKey(tenant, TurnId(turn))
     tailrace = await read(gateway.client, turn)
-    folded = await house_log.turn(key)
+    folded = await system_log.turn(key)
     text = (await gateway.client.get(f"/v1/turns/{turn}/events?dialect=text")).text
     message = await message_of(gateway, turn)
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
@@ -433,15 +434,15 @@ async def test_a_reader_that_reads_nothing_harms_nobody_and_gets_everything_late
 
 @pytest.mark.rule("F32")
 async def test_a_turn_that_has_left_the_log_is_told_from_the_database(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, house: House
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, system: System
 ) -> None:
     """Reset, the whole text, the end with its id; and at that id there is nothing more. Whatever the cursor was."""
     turn = await asked(gateway, "#sim words=20 rate=0")
     key = TurnKey(tenant, TurnId(turn))
     before = await read(gateway.client, turn)
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
-    await forget(gateway, house_log, key)
-    later = await new_gateway(house.nats_url)
+    await forget(gateway, system_log, key)
+    later = await new_gateway(system.nats_url)
     for cursor in (0, *(frame.seq for frame in before.frames[:-1])):
         headers = {"last-event-id": str(cursor)}
         events = parse((await later.client.get(f"/v1/turns/{turn}/events", headers=headers)).content)
@@ -459,14 +460,14 @@ async def test_a_turn_that_has_left_the_log_is_told_from_the_database(
 
 
 async def test_half_an_answer_that_has_left_the_log_is_broken_off_in_bare_text(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, house: House
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, system: System
 ) -> None:
     """As it was when it came from the log: what is told from the database looks no better than it was."""
     body = {"message": "#sim words=9 rate=0 fault=cut@3", "on_interrupt": "fail"}
     turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
     assert (await read(gateway.client, turn)).over == "ended"
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
-    later = await new_gateway(house.nats_url)
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
+    later = await new_gateway(system.nats_url)
     async with later.client.stream("GET", f"/v1/turns/{turn}/events?dialect=text") as response:
         received = response.aiter_raw()
         assert (await anext(received)).startswith(b"w000000")
@@ -476,14 +477,14 @@ async def test_half_an_answer_that_has_left_the_log_is_broken_off_in_bare_text(
 
 @pytest.mark.rule("F32")
 async def test_a_turn_whose_beginning_has_left_the_log_is_told_from_the_database_or_goes_on(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, house: House
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, system: System
 ) -> None:
     """Retention takes entries one by one: who has a cursor gets the rest, and who has none the whole."""
     turn = await asked(gateway, "#sim words=20 rate=0")
     key = TurnKey(tenant, TurnId(turn))
     before = await read(gateway.client, turn)
-    await forget(gateway, house_log, key, before=before.frames[2].seq)
-    later = await new_gateway(house.nats_url)
+    await forget(gateway, system_log, key, before=before.frames[2].seq)
+    later = await new_gateway(system.nats_url)
     rest = await read(later.client, turn, before.frames[2].seq)
     anew = parse((await later.client.get(f"/v1/turns/{turn}/events")).content)
     assert rest.frames == before.frames[3:]

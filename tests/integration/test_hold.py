@@ -23,9 +23,10 @@ from tests.harness.freeze import freeze
 from tests.harness.processes import Process
 from tests.harness.readers import frames, history, read, reader, told
 from tests.harness.sse_parser import EventStream, Sent, parse
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 
@@ -280,13 +281,13 @@ async def test_a_reader_that_comes_back_to_a_gateway_that_goes_away_is_sent_on(
 
 
 async def test_a_reader_of_what_only_the_database_remembers_is_held_until_it_can_be_asked(
-    gateway: Gateway, house: House, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, persistence: Process
+    gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, persistence: Process
 ) -> None:
     """The turn has left the log, and persistence is away for a moment: a 503 would be just as final."""
     turn = (await gateway.client.post("/v1/turns", json={"message": "#sim words=5 rate=0"})).json()["turn"]
     before = await read(gateway.client, turn)
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
-    later = await new_gateway(house.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
+    later = await new_gateway(system.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
     freeze(persistence)
     try:
         async with coming_back(later, turn, before.frames[0].seq) as body:
@@ -298,14 +299,14 @@ async def test_a_reader_of_what_only_the_database_remembers_is_held_until_it_can
 
 
 async def test_a_run_that_only_the_database_remembers_is_held_until_it_can_be_asked(
-    gateway: Gateway, house: House, house_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, persistence: Process
+    gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, persistence: Process
 ) -> None:
     """Nobody can say which turn it is: neither the log nor the history, for a moment."""
     turn = (await gateway.client.post("/v1/turns", json={"message": "#sim words=6 rate=0"})).json()["turn"]
     await read(gateway.client, turn)
-    await forget(gateway, house_log, TurnKey(tenant, TurnId(turn)))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
     whole = await shown(gateway, RUN.whole.format(turn=turn), 99)
-    later = await new_gateway(house.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
+    later = await new_gateway(system.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
     freeze(persistence)
     try:
         async with waiting(later, RUN.url(turn, 2), {}) as body:

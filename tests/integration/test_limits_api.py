@@ -34,9 +34,10 @@ from tests.harness.killable_generator import killed_after
 from tests.harness.processes import Process
 from tests.harness.processes import gateway as gateway_process
 from tests.harness.processes import persistence as persistence_process
+from tests.harness.system import System
 from tests.harness.turn_builder import request
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 CLIENTS = 50
 GATEWAYS = 3
@@ -280,13 +281,13 @@ async def test_an_invalid_request_is_not_counted(nats_url: str, new_gateway: New
 
 @pytest.mark.rule("R37")
 async def test_real_usage_replaces_the_estimate(
-    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """An answer that may be long is held for; once it has ended, and was short, the rest is free again."""
     limits = "tokens=5000, usd_day=0.05"
-    gateway = await new_gateway(house.nats_url, limits_key=limits)
+    gateway = await new_gateway(system.nats_url, limits_key=limits)
     body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5", "max_tokens": 3000}
-    connection = await Connection.open(house.nats_url, "test")
+    connection = await Connection.open(system.nats_url, "test")
     for turns in range(1, 5):
         accepted = (await gateway.client.post("/v1/turns", json=body)).json()
         assert "turn" in accepted, accepted
@@ -304,14 +305,14 @@ async def test_real_usage_replaces_the_estimate(
 @pytest.mark.rule("S19")
 @pytest.mark.rule("R37")
 async def test_a_redelivered_turn_is_settled_once(
-    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """FAULTS S19: a generator that died before it acknowledged has another one settle the same turn."""
-    gateway = await new_gateway(house.nats_url, limits_key="usd_day=1, running=5")
+    gateway = await new_gateway(system.nats_url, limits_key="usd_day=1, running=5")
     body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5"}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
-    connection = await Connection.open(house.nats_url, "test")
+    connection = await Connection.open(system.nats_url, "test")
     key = TurnKey(tenant, accepted["turn"])
     turn = await TurnLog(connection).turn(key)
     assert turn.end is not None
@@ -347,14 +348,14 @@ async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
 
 @pytest.mark.rule("R65")
 async def test_a_batch_input_is_settled_or_returned_and_never_both(
-    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """Who is late to see that it was asked gives back what is settled already, and nothing comes of it."""
-    gateway = await new_gateway(house.nats_url, limits_key="usd_day=1")
+    gateway = await new_gateway(system.nats_url, limits_key="usd_day=1")
     body = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5"}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
-    connection = await Connection.open(house.nats_url, "test")
+    connection = await Connection.open(system.nats_url, "test")
     log, counters = TurnLog(connection), Counters(connection)
     key = TurnKey(tenant, accepted["turn"])
     turn = await log.turn(key)
@@ -369,10 +370,10 @@ async def test_a_batch_input_is_settled_or_returned_and_never_both(
 @pytest.mark.rule("S19")
 @pytest.mark.timeout(60)
 async def test_cancelled_turns_use_the_budget(
-    house: House, generator: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """FAULTS S19: what was said before a turn was cancelled was paid for, and soon there is no money left."""
-    gateway = await new_gateway(house.nats_url, limits_key="usd_day=0.1")
+    gateway = await new_gateway(system.nats_url, limits_key="usd_day=0.1")
     costs: list[float] = []
     for number in range(200):
         # What it was asked is paid for as soon as it begins to answer: 14,000 tokens of input.
@@ -396,7 +397,7 @@ async def test_cancelled_turns_use_the_budget(
     assert costs
     assert 0 < sum(costs) <= 0.1
     # What each was held for is settled, though it was not its generator that ended it.
-    connection = await Connection.open(house.nats_url, "test")
+    connection = await Connection.open(system.nats_url, "test")
 
     async def is_settled() -> bool:
         return await spent(connection, tenant, Limits(usd_day=0.1)) == round(sum(costs) * 1e9)
@@ -452,7 +453,7 @@ HEADERS = [
 async def test_each_protocol_has_its_own_rate_limit_headers(
     gateway: Gateway,
     new_gateway: NewGateway,
-    house: House,
+    system: System,
     path: str,
     body: dict[str, object],
     limit: str,
@@ -460,7 +461,7 @@ async def test_each_protocol_has_its_own_rate_limit_headers(
     reset: str,
 ) -> None:
     """What is left of requests and of tokens, with the answer and with the refusal, and when it renews."""
-    limited = await new_gateway(house.nats_url, limits_key="requests=1, burst=1, tokens=1000")
+    limited = await new_gateway(system.nats_url, limits_key="requests=1, burst=1, tokens=1000")
     answered = await limited.client.post(path, json=body)
     refused = await limited.client.post(path, json=body)
     assert (answered.status_code, refused.status_code) == (200, 429)
@@ -565,10 +566,10 @@ async def test_a_download_of_results_counts_as_a_stream(
 
 @pytest.mark.timeout(60)
 async def test_a_turn_that_fails_before_its_first_event_frees_its_stream_slot(
-    house: House, generator: Process, new_gateway: NewGateway
+    system: System, generator: Process, new_gateway: NewGateway
 ) -> None:
     """Its stream is never read, so that nothing would end the place that is renewed for it."""
-    gateway = await new_gateway(house.nats_url, limits_key="streams=1")
+    gateway = await new_gateway(system.nats_url, limits_key="streams=1")
     refused = {"role": "user", "content": "#sim fault=none-such"}
     body = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True, "messages": [refused]}
     for _ in range(2):

@@ -62,23 +62,23 @@ async def told(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncI
         enter = stack.enter_async_context
         claude = await enter(processes.simulated_claude(tmp_path))
         key = {"ANTHROPIC_API_KEY": CANARIES["claude's key"]}
-        house = {
+        started = {
             "claude": claude,
             "generators": await enter(processes.generator(tmp_path, url, claude.url, **debug | key)),
             "persistence": await enter(processes.persistence(tmp_path, url, **debug)),
             "gateway": await enter(processes.gateway(tmp_path, url, TAILRACE_API_KEYS=api_keys(tenant), **debug)),
         }
-        client = await enter(httpx2.AsyncClient(base_url=house["gateway"].url, timeout=20, trust_env=False))
+        client = await enter(httpx2.AsyncClient(base_url=started["gateway"].url, timeout=20, trust_env=False))
         client.headers = httpx2.Headers({"x-api-key": KEY, "idempotency-key": CANARIES["idempotency key"]})
         completed = (await client.post("/v1/turns", json=BODY)).json()["turn"]
         whole = await client.get(f"/v1/turns/{completed}/events")
         assert CANARIES["answer"] in whole.text
         del client.headers["idempotency-key"]
         cancelled = (await client.post("/v1/turns", json={"message": "#sim words=5 wait=60"})).json()["turn"]
-        await until(lambda: [fact for fact in house["generators"].said("attempt") if fact["turn"] == cancelled])
+        await until(lambda: [fact for fact in started["generators"].said("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
-        await until(lambda: len(house["persistence"].said("turn recorded")) >= 2)
-        yield Told(completed, cancelled, house, tmp_path, own_server.spec.passwords[ROOT_USER])
+        await until(lambda: len(started["persistence"].said("turn recorded")) >= 2)
+        yield Told(completed, cancelled, started, tmp_path, own_server.spec.passwords[ROOT_USER])
 
 
 async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:

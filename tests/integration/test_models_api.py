@@ -11,8 +11,9 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.models.catalogue import RETRY_S
 from tailrace.proto.models import models
 from tests.harness import processes
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 LISTED = [name for name in models() if "mythos" not in name]
 """What the simulated Claude lists, in our order."""
@@ -107,9 +108,9 @@ async def test_unlisted_model_is_refused_everywhere(gateway: Gateway, path: str,
     )
 
 
-async def test_alias_finds_its_model(house: House, new_gateway: NewGateway) -> None:
+async def test_alias_finds_its_model(system: System, new_gateway: NewGateway) -> None:
     """TAILRACE_MODEL_ALIASES; the response has the model's own name."""
-    gateway = await new_gateway(house.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
+    gateway = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
     assert (await gateway.client.get("/v1/models/gpt-4o")).json()["id"] == "claude-sonnet-5-5"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import processes
-from tests.integration.conftest import House
+from tests.harness.system import System
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 TOKEN = "the-token-of-nats"
@@ -103,40 +103,40 @@ async def test_a_check_refuses_a_setting_that_cannot_be_meant(
         assert "TOKEN@h" not in complained
 
 
-async def test_a_check_asks_the_model_for_its_models(house: House, claude: str) -> None:
+async def test_a_check_asks_the_model_for_its_models(system: System, claude: str) -> None:
     """What it says is fine was tried."""
-    status, said, complained = await check(house, claude, "sk-test")
+    status, said, complained = await check(system, claude, "sk-test")
     assert (status, said, complained) == (0, "generators: settings and connections are valid\n", "")
 
 
-async def test_a_check_names_the_address_where_nobody_answers(house: House, nobody: str) -> None:
+async def test_a_check_names_the_address_where_nobody_answers(system: System, nobody: str) -> None:
     """An address that is mistyped is found before the first turn fails by it."""
-    status, said, complained = await check(house, f"http://{nobody}", "sk-test")
+    status, said, complained = await check(system, f"http://{nobody}", "sk-test")
     assert (status, said) == (1, "")
     assert f"http://{nobody}: no connection to the model (backend_unreachable)" in complained
 
 
-async def test_a_check_says_that_a_key_is_refused(house: House, claude: str) -> None:
+async def test_a_check_says_that_a_key_is_refused(system: System, claude: str) -> None:
     """In the model's own words, and with our code, which docs/ERRORS.md explains; the key is not said."""
-    status, said, complained = await check(house, claude, "bad-key")
+    status, said, complained = await check(system, claude, "bad-key")
     assert (status, said) == (1, "")
     assert f"{claude}: invalid x-api-key (backend_refused_key)" in complained
     assert "bad-key" not in complained
 
 
-async def check(house: House, claude_url: str, key: str) -> tuple[int, str, str]:
+async def check(system: System, claude_url: str, key: str) -> tuple[int, str, str]:
     return await run(
         "generators",
         "--check",
-        TAILRACE_NATS_URL=house.nats_url,
+        TAILRACE_NATS_URL=system.nats_url,
         ANTHROPIC_BASE_URL=claude_url,
         ANTHROPIC_API_KEY=key,
     )
 
 
-async def test_a_generator_leaves_without_tidying_up(house: House, claude: str) -> None:
+async def test_a_generator_leaves_without_tidying_up(system: System, claude: str) -> None:
     """Whoever stops a system waits for this: it is CPU that is counted, a busy machine does not matter."""
-    async with processes.generator(house.folder, house.nats_url, claude) as generator:
+    async with processes.generator(system.folder, system.nats_url, claude) as generator:
         begun_s, reaped_s = cpu_s(generator.pid), children_cpu_s()
         assert await generator.stop() == 0
         assert children_cpu_s() - reaped_s - begun_s < 0.15

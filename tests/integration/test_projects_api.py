@@ -7,7 +7,8 @@ import pytest
 
 from tailrace.proto.ids import Tenant, new_id
 from tests.harness.requests import pages, posted
-from tests.integration.conftest import Gateway, House, NewGateway, api_keys, on_shared_loop
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
 
 USED = ("turns", "message_count", "usage", "cost_usd", "total_tokens", "total_cost")
 
@@ -174,6 +175,6 @@ async def test_two_tenants_may_use_the_same_project_id(gateway: Gateway, second_
 
 
 @pytest.fixture
-async def second_tenant(house: House, new_gateway: NewGateway) -> Gateway:
-    """A gateway of the same house whose client is another tenant's."""
-    return await new_gateway(house.nats_url, api_keys=api_keys(Tenant(f"tenant-{new_id()}")))
+async def second_tenant(system: System, new_gateway: NewGateway) -> Gateway:
+    """A gateway of the shared system whose client has a key of another tenant."""
+    return await new_gateway(system.nats_url, api_keys=api_keys(Tenant(f"tenant-{new_id()}")))

@@ -12,8 +12,9 @@ from tailrace.proto.usage import CallUsage
 from tests.harness.displayed_text import data
 from tests.harness.generator_in_loop import ask, ended, modes, working
 from tests.harness.readers import read
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, House, NewGateway
+from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import Connected
 
 WORDS = 2000
@@ -68,10 +69,10 @@ async def test_nothing_is_kept_unless_it_was_asked_for(gateway: Gateway, body: d
 
 
 async def test_an_operator_may_ask_for_all(
-    house: House, generator: object, persistence: object, new_gateway: NewGateway
+    system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> None:
     """And a turn may still say that it wants none."""
-    caching = await new_gateway(house.nats_url, cache="5m")
+    caching = await new_gateway(system.nats_url, cache="5m")
     assert cached((await answered(caching, system=long_system()))[1])[0] > WORDS
     assert cached((await answered(caching, system=long_system(), cache="off"))[1]) == (0, 0)
 

@@ -13,7 +13,8 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import ended, words
 from tests.harness.processes import gateway as gateway_process
 from tests.harness.readers import read
-from tests.integration.conftest import Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway
 
 SOURCE = """{# Says a few words. #}
 {% block system %}Be brief.{% endblock %}
@@ -22,16 +23,16 @@ SOURCE = """{# Says a few words. #}
 
 @pytest.fixture
 async def prompting(
-    tmp_path: Path, house: House, generator: object, persistence: object, new_gateway: NewGateway
+    tmp_path: Path, system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> Gateway:
     """A gateway with one prompt template."""
     folder = tmp_path / "prompts"
     folder.mkdir()
     (folder / "words.j2").write_text(SOURCE)
-    return await new_gateway(house.nats_url, prompts=str(folder))
+    return await new_gateway(system.nats_url, prompts=str(folder))
 
 
-async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """A repeated POST with the same idempotency key is the same turn."""
     body = {"prompt": {"name": "words", "variables": {"n": 3}}}
     posts = [
@@ -42,7 +43,7 @@ async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, house_log: 
     await read(prompting.client, turn)
     answer = (await prompting.client.get(f"/v1/turns/{turn}")).json()
     assert answer["text"] == "w000000 w000001 w000002"
-    folded = await house_log.turn(TurnKey(tenant, turn))
+    folded = await system_log.turn(TurnKey(tenant, turn))
     assert folded.request is not None
     assert folded.request.system == "Be brief."
     assert folded.request.messages[0].content == "#sim words=3 rate=0"
@@ -95,16 +96,16 @@ async def test_a_gateway_with_an_invalid_template_does_not_start(tmp_path: Path,
 
 
 async def test_a_batch_stores_the_rendered_prompt_of_each_input(
-    prompting: Gateway, house_log: TurnLog, tenant: Tenant
+    prompting: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     requests = [
         {"custom_id": f"c{n}", "params": {"prompt": {"name": "words", "variables": {"n": n}}}} for n in range(1, 4)
     ]
     batch = (await prompting.client.post("/v1/batches", json={"requests": requests})).json()
-    await ended(house_log, TurnKey(tenant, batch["batch"]))
+    await ended(system_log, TurnKey(tenant, batch["batch"]))
     lines = [msgspec.json.decode(line) for line in (await prompting.client.get(batch["links"]["results"])).iter_lines()]
     assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
-    first = (await house_log.turn(TurnKey(tenant, lines[0]["turn"]))).request
+    first = (await system_log.turn(TurnKey(tenant, lines[0]["turn"]))).request
     assert first is not None
     assert (first.system, first.messages[0].content) == ("Be brief.", "#sim words=1 rate=0")
 

@@ -88,7 +88,7 @@ async def held(connection: Connection, tenant: Tenant) -> list[str]:
 
 
 @asynccontextmanager
-async def house(nats_url: str, claude: str, folder: Path) -> AsyncIterator[Persistence]:
+async def small_system(nats_url: str, claude: str, folder: Path) -> AsyncIterator[Persistence]:
     """A generator and persistence, for as long as a block."""
     async with working(nats_url, claude), Persistence(nats_url, folder / "tailrace.db") as persistence:
         yield persistence
@@ -108,7 +108,7 @@ def before(owner: type, method: str, call: Callable[[], Awaitable[object]], patc
 
 @pytest.mark.rule("R34")
 async def test_a_blob_goes_with_the_last_turn_that_refers_to_it(
-    gateway: Gateway, second_gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str
+    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str
 ) -> None:
     """When the answer to DELETE is there, no gateway tells it any more, and the store has nothing of it."""
     first, second = await shown(gateway, picture), await shown(gateway, picture)
@@ -119,29 +119,31 @@ async def test_a_blob_goes_with_the_last_turn_that_refers_to_it(
     assert await is_there(gateway, picture)
     assert await delete(gateway, second) == 200
     assert [await is_gone(one, picture) for one in (gateway, second_gateway)] == [True, True]
-    assert await stored(house_log._connection, tenant) == []
+    assert await stored(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 404
     # And asked again, it is there again.
     await shown(gateway, picture)
 
 
-async def test_long_texts_system_prompts_and_tools_go_too(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_long_texts_system_prompts_and_tools_go_too(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
     """Whatever was lifted, wherever it stood; also with a session, and with a project."""
     for kind in ("turn", "session", "project"):
         novel, rules, look = (new_id() * 4000 for _ in range(3))
         tools = [{"name": "look", "description": look, "input_schema": {"type": "object"}}]
         body = {"message": f"{novel}\n#sim words=2 rate=0", "system": rules, "tools": tools, "project": "rivers"}
         turn = await posted(gateway, **body)
-        assert len([one for one in await stored(house_log._connection, tenant) if one.count(".") == 2]) == 3
+        assert len([one for one in await stored(system_log._connection, tenant) if one.count(".") == 2]) == 3
         path = {"turn": turn["links"]["self"], "session": f"/v1/sessions/{turn['session']}"}
         answer = await gateway.client.delete(path.get(kind, "/v1/projects/rivers"))
-        assert (answer.status_code, await stored(house_log._connection, tenant)) == (200, [])
+        assert (answer.status_code, await stored(system_log._connection, tenant)) == (200, [])
 
 
-async def test_another_tenants_blob_is_another(gateway: Gateway, house_log: TurnLog, picture: str) -> None:
+async def test_another_tenants_blob_is_another(gateway: Gateway, system_log: TurnLog, picture: str) -> None:
     """It has the same name, and nobody else's deletion takes it away."""
     other = Tenant(f"tenant-{new_id()}")
-    bodies = BlobStore(house_log._connection)
+    bodies = BlobStore(system_log._connection)
     await bodies.put(other, {name(picture): picture.encode()})
     assert await delete(gateway, await shown(gateway, picture)) == 200
     assert await bodies.size(other, name(picture)) == len(picture)
@@ -195,7 +197,7 @@ async def test_a_batch_keeps_what_its_inputs_refer_to_and_takes_it_along(
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize("step", ["holding", "looking", "asking"])
 async def test_what_is_asked_while_its_picture_is_deleted_has_it(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, step: str
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Between any two steps of a POST, a whole deletion of the only other turn that refers to it."""
     first = await shown(gateway, picture)
@@ -209,13 +211,13 @@ async def test_what_is_asked_while_its_picture_is_deleted_has_it(
         second = await shown(gateway, picture)
     assert await delete(gateway, first) == 404
     assert await is_there(gateway, picture)
-    assert await held(house_log._connection, tenant) == []
+    assert await held(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 200
-    assert await stored(house_log._connection, tenant) == []
+    assert await stored(system_log._connection, tenant) == []
 
 
 async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is in no turn, so nothing but the hold says that somebody is about to read it."""
     document = b64encode(os.urandom(6_300_000)).decode()
@@ -233,7 +235,7 @@ async def test_a_prompt_that_is_counted_has_its_picture_although_it_is_deleted(
     assert answer.status_code == 200, answer.text
 
     async def is_empty() -> bool:
-        return await stored(house_log._connection, tenant) == []
+        return await stored(system_log._connection, tenant) == []
 
     await until(is_empty)
 
@@ -334,16 +336,16 @@ def denied_once(owner: type, method: str, denial: object, patched: pytest.Monkey
 
 @pytest.mark.rule("R34")
 async def test_a_blob_whose_hold_is_denied_once_stays(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A leader that has just woken up knows nothing of what came while it slept: one no proves nothing (R14)."""
-    bodies, holder = BlobStore(house_log._connection), BlobPins(house_log._connection)
+    bodies, holder = BlobStore(system_log._connection), BlobPins(system_log._connection)
     await bodies.put(tenant, {name(picture): picture.encode()})
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
         await store.release_blobs(tenant, f'["{name(picture)}"]')
-        settling = blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait)
+        settling = blob_gc.BlobCollector(store, bodies, BlobPins(system_log._connection), no_wait)
         async with holder.release_after(tenant, "asking"):
             await holder.pin(tenant, "asking", [name(picture)])
             denied_once(BlobPins, "is_pinned", False, monkeypatch)
@@ -351,26 +353,26 @@ async def test_a_blob_whose_hold_is_denied_once_stays(
             assert await is_there(gateway, picture)
             assert await store.released_blobs(tenant) == [name(picture)]
         await settling.collect(tenant)
-        assert await stored(house_log._connection, tenant) == []
+        assert await stored(system_log._connection, tenant) == []
     finally:
         await store.close()
 
 
 async def test_a_blob_that_is_denied_once_is_deleted_all_the_same(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Who is told that there is none, by a leader that slept, would leave it there for a week."""
-    bodies = BlobStore(house_log._connection)
+    bodies = BlobStore(system_log._connection)
     await bodies.put(tenant, {name(picture): picture.encode()})
     store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     try:
         await store.migrate()
         await store.release_blobs(tenant, f'["{name(picture)}"]')
         denied_once(BlobStore, "mark_deleted", None, monkeypatch)
-        await blob_gc.BlobCollector(store, bodies, BlobPins(house_log._connection), no_wait).collect(tenant)
+        await blob_gc.BlobCollector(store, bodies, BlobPins(system_log._connection), no_wait).collect(tenant)
     finally:
         await store.close()
-    assert await stored(house_log._connection, tenant) == []
+    assert await stored(system_log._connection, tenant) == []
 
 
 async def no_wait() -> None:
@@ -378,7 +380,7 @@ async def no_wait() -> None:
 
 
 async def test_what_was_held_and_never_asked_goes_by_itself(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A POST that comes to nothing held the picture while it was deleted: somebody looks again."""
     first = await shown(gateway, picture)
@@ -394,10 +396,10 @@ async def test_what_was_held_and_never_asked_goes_by_itself(
     assert answer.status_code == 503
 
     async def is_empty() -> bool:
-        return await stored(house_log._connection, tenant) == []
+        return await stored(system_log._connection, tenant) == []
 
     await until(is_empty)
-    assert await held(house_log._connection, tenant) == []
+    assert await held(system_log._connection, tenant) == []
 
 
 @pytest.mark.rule("R34")
@@ -462,11 +464,11 @@ async def test_while_persistence_is_down_nothing_is_deleted(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, claude: str, tmp_path: Path, picture: str
 ) -> None:
     """The client hears so; once it is back, the same DELETE does all of it."""
-    async with house(own_server.url, claude, tmp_path):
+    async with small_system(own_server.url, claude, tmp_path):
         turn = await shown(own_gateway, picture)
     assert await delete(own_gateway, turn) == 503
     assert await is_there(own_gateway, picture)
-    async with house(own_server.url, claude, tmp_path):
+    async with small_system(own_server.url, claude, tmp_path):
         assert await delete(own_gateway, turn) == 200
         assert await is_gone(own_gateway, picture)
 
@@ -510,7 +512,7 @@ async def test_a_database_of_before_learns_who_refers_to_what(
 ) -> None:
     """From its rows, and from the log, which knows more: system prompts stand in no row."""
     database, rules = tmp_path / "tailrace.db", new_id() * 4000
-    async with house(own_server.url, claude, tmp_path) as persistence:
+    async with small_system(own_server.url, claude, tmp_path) as persistence:
         old = await shown(own_gateway, picture)
         new = await shown(own_gateway, picture, system=rules)
         await persistence.ask(tenant, "turn", GetTurn(TurnId(new["turn"])), TurnRecord)

@@ -12,7 +12,8 @@ from tailrace.proto.ids import new_id
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import read
 from tests.harness.sse_parser import EventStream, Sent, turns_own
-from tests.integration.conftest import Gateway, House, NewGateway
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway
 
 AUTO = {"idempotency-key": "auto"}
 EVENTS = {"accept": "text/event-stream"}
@@ -96,10 +97,10 @@ async def test_a_question_that_always_fails_is_asked_all_the_same(
     assert len({*turns}) == 4
 
 
-async def test_another_tenants_answer_is_not_given(gateway: Gateway, new_gateway: NewGateway, house: House) -> None:
+async def test_another_tenants_answer_is_not_given(gateway: Gateway, new_gateway: NewGateway, system: System) -> None:
     """Whoever asks the same there is answered there."""
     other = f"tenant-{new_id()}:{hashlib.sha256(b'other').hexdigest()}"
-    theirs = await new_gateway(house.nats_url, api_keys=other)
+    theirs = await new_gateway(system.nats_url, api_keys=other)
     theirs.client.headers["authorization"] = "Bearer other"
     body = question()
     assert await posted(gateway, body) != await posted(theirs, body)
@@ -122,9 +123,9 @@ async def test_at_a_pace_a_reader_gets_what_others_get(gateway: Gateway, dialect
     assert turns_own(paced.content) == turns_own(at_once.content)
 
 
-async def test_what_is_not_due_is_not_told_yet(house: House, generator: object, new_gateway: NewGateway) -> None:
+async def test_what_is_not_due_is_not_told_yet(system: System, generator: object, new_gateway: NewGateway) -> None:
     """A reader is kept by heartbeats, may leave, and comes back to exactly what follows."""
-    gateway = await new_gateway(house.nats_url, heartbeat_s=0.1)
+    gateway = await new_gateway(system.nats_url, heartbeat_s=0.1)
     turn = await slowly(gateway)
     stream = EventStream()
     events: list[Sent] = []

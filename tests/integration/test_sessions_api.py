@@ -98,7 +98,7 @@ async def test_a_session_is_created(gateway: Gateway) -> None:
 
 
 async def test_turns_use_the_model_and_system_prompt_of_their_session(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """What a turn names goes before; the session's is in the log, so that a generator needs no database."""
     told = {"id": "rivers", "model": "claude-haiku-5-5", "system_prompt": [{"type": "text", "text": "Be brief."}]}
@@ -106,7 +106,7 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
     asked = []
     for given in ({}, {"model": "claude-sonnet-5-5", "system": "Be long."}, {}, {"parent": None}):
         turn = (await posted(gateway, session="rivers", **given))["turn"]
-        request = (await house_log.turn(TurnKey(tenant, turn))).request
+        request = (await system_log.turn(TurnKey(tenant, turn))).request
         assert request is not None
         asked.append((request.model, request.system))
     own = (told["model"], told["system_prompt"])
@@ -114,14 +114,14 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
 
 
 async def test_a_branch_from_the_beginning_uses_the_model_of_the_session(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Also when it begins where that turn did, because that one still runs."""
     await gateway.client.post("/v1/sessions", json={"id": "rivers", "model": "claude-haiku-5-5"})
     first = {"message": "#sim words=100000 rate=20", "session": "rivers"}
     running = (await gateway.client.post("/v1/turns", json=first)).json()
     beside = await posted(gateway, session="rivers", on_busy="branch")
-    request = (await house_log.turn(TurnKey(tenant, beside["turn"]))).request
+    request = (await system_log.turn(TurnKey(tenant, beside["turn"]))).request
     assert request is not None
     assert (request.model, request.parent) == ("claude-haiku-5-5", None)
     await gateway.client.post(running["links"]["cancel"])

@@ -17,7 +17,8 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness.processes import CHECKOUT, Process
 from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, named
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, on_shared_loop
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, on_shared_loop
 
 OTHER_KEY = "the-key-of-somebody-else"
 UNKNOWN = (new_id(), new_id(), new_id())
@@ -26,11 +27,11 @@ IDS = [f"{method} {path}" for method, path in ROWS]
 
 @pytest.fixture
 async def two_tenants(
-    house: House, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> Gateway:
     """A gateway with keys of two tenants; its own client is the first's."""
     other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
-    return await new_gateway(house.nats_url, api_keys=f"{api_keys(tenant)}, {other}")
+    return await new_gateway(system.nats_url, api_keys=f"{api_keys(tenant)}, {other}")
 
 
 @pytest.fixture
@@ -146,9 +147,9 @@ async def test_without_keys_only_local_hosts_are_allowed(nats_url: str, new_gate
 
 
 @pytest.mark.rule("S7")
-async def test_without_keys_a_page_of_another_origin_is_refused(house: House, new_gateway: NewGateway) -> None:
+async def test_without_keys_a_page_of_another_origin_is_refused(system: System, new_gateway: NewGateway) -> None:
     """A browser sends a POST without JSON for any page, and asks nobody: not even a turn may be cancelled by one."""
-    gateway = await new_gateway(house.nats_url, api_keys="")
+    gateway = await new_gateway(system.nats_url, api_keys="")
     posts = [path.format(**named(*UNKNOWN)) for method, path in ROWS if method == "POST"]
     async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
         for path in posts:

@@ -26,9 +26,10 @@ from tests.harness.lossy_link import Losing
 from tests.harness.processes import Process, as_user
 from tests.harness.readers import data, read, told, whole
 from tests.harness.sse_parser import parse
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys, forget, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget, on_shared_loop
 
 BODY = {"message": "Why is the sky blue?"}
 
@@ -136,7 +137,7 @@ async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway
     assert text.text == "w000000 w000001 w000002 w000003 w000004"
 
 
-async def test_a_follow_up_goes_on_from_its_branch(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_a_follow_up_goes_on_from_its_branch(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """A parent names the branch; without one it is the session's last turn. Other branches are not in the history."""
     first = await posted(gateway, message="#sim words=1 rate=0 tag=a")
     session = first["session"]
@@ -146,7 +147,7 @@ async def test_a_follow_up_goes_on_from_its_branch(gateway: Gateway, house_log: 
     right = await posted(gateway, message="#sim words=1 rate=0 tag=r", parent=first["turn"])
     await ended(gateway, right["turn"])
     last = await posted(gateway, message="#sim words=1 rate=0 tag=z", session=session)
-    asked = (await house_log.turn(TurnKey(tenant, last["turn"]))).request
+    asked = (await system_log.turn(TurnKey(tenant, last["turn"]))).request
     assert asked is not None
     assert {one["session"] for one in (first, left, right, last)} == {session}
     assert (asked.parent, asked.history) == (right["turn"], 4)
@@ -159,7 +160,7 @@ async def test_a_follow_up_goes_on_from_its_branch(gateway: Gateway, house_log: 
 
 
 async def test_a_parent_of_null_is_the_beginning_of_its_session(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """An edit of the first question is a branch without history. Without `parent` the newest turn is gone on from."""
     first = await posted(gateway, message="#sim words=1 rate=0 tag=a")
@@ -169,7 +170,7 @@ async def test_a_parent_of_null_is_the_beginning_of_its_session(
     await ended(gateway, edit["turn"])
     newest = await posted(gateway, message="#sim words=1 rate=0 tag=c", session=session)
     elsewhere = await posted(gateway, message="#sim words=1 rate=0", parent=None)
-    asked = [(await house_log.turn(TurnKey(tenant, one["turn"]))).request for one in (edit, newest, elsewhere)]
+    asked = [(await system_log.turn(TurnKey(tenant, one["turn"]))).request for one in (edit, newest, elsewhere)]
     assert [(one.parent, one.history) for one in asked if one] == [(None, 0), (edit["turn"], 2), (None, 0)]
     assert edit["session"] == newest["session"] == session != elsewhere["session"]
 
@@ -254,14 +255,14 @@ async def test_a_gateway_that_is_killed_before_it_answers_has_asked_once(
 
 
 async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
-    gateway: Gateway, house: House, house_log: TurnLog, tenant: Tenant, persistence: Process
+    gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, persistence: Process
 ) -> None:
     """Its first owner appended while the repeat was finding out where to go on: that very turn is what it asked for."""
     first = await posted(gateway, message="#sim words=1 rate=0")
     await ended(gateway, first["turn"])
     raw = msgspec.json.encode({"message": "and then?", "session": first["session"]})
-    connection = await Connection.open(house.nats_url, "test")
-    listening = await Connection.open(as_user(house.nats_url, subjects.PERSISTENCE), "test-persistence")
+    connection = await Connection.open(system.nats_url, "test")
+    listening = await Connection.open(as_user(system.nats_url, subjects.PERSISTENCE), "test-persistence")
     claim = Claim(TurnId(new_id()), hashlib.sha256(raw).hexdigest())
     await Claims(connection).claim(tenant, "key-1", claim)
     asked = Event()
@@ -275,7 +276,7 @@ async def test_a_repeat_in_a_session_gets_the_turn_that_made_the_session_busy(
     try:
         repeat = asyncio.create_task(gateway.client.post("/v1/turns", content=raw, headers=headers))
         await asyncio.wait_for(asked.wait(), 5)
-        owner = Writer(house_log, TurnKey(tenant, claim.turn))
+        owner = Writer(system_log, TurnKey(tenant, claim.turn))
         await owner.ask(
             messages=[Message("user", "#sim words=1 wait=5")], session=SessionId(first["session"]), parent=first["turn"]
         )
@@ -298,7 +299,7 @@ async def test_what_is_refused_uses_up_no_key(gateway: Gateway) -> None:
 
 
 async def test_a_conversation_that_is_too_long_says_what_to_do(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """Each body is within its limit, and the history is not within the server's: many texts, and none of them long."""
     session = None
@@ -360,7 +361,7 @@ async def test_of_two_idempotency_keys_neither_is_taken(shared_gateway: Gateway)
 
 
 async def test_a_turn_can_be_looked_at_while_it_runs_after_its_end_and_after_the_log_lost_it(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     """The same record whoever answers, the fold or the database; `cursor` is where a stream goes on from it."""
     accepted = await posted(gateway, message="#sim words=40 rate=60", metadata={"a": "b"})
@@ -373,7 +374,7 @@ async def test_a_turn_can_be_looked_at_while_it_runs_after_its_end_and_after_the
     running = await until(says_something)
     rest = await read(gateway.client, turn, running["cursor"])
     over = (await gateway.client.get(f"/v1/turns/{turn}")).json()
-    await forget(gateway, house_log, key)
+    await forget(gateway, system_log, key)
     lost = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert (running["outcome"], running["ended_at"]) == ("running", None)
     assert running["text"] + told(frame.sent for frame in rest.frames).text == over["text"]
@@ -384,7 +385,7 @@ async def test_a_turn_can_be_looked_at_while_it_runs_after_its_end_and_after_the
 
 
 async def test_a_running_turn_that_is_cancelled_stops_the_model(
-    gateway: Gateway, house_log: TurnLog, tenant: Tenant, claude: str
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, claude: str
 ) -> None:
     """The connection to the model is closed, which stops the bill; what was said stays."""
     before = (await stats(claude))["streams_aborted"]
@@ -402,7 +403,7 @@ async def test_a_running_turn_that_is_cancelled_stops_the_model(
     assert cancelled["text"].startswith("w000000 w000001")
     assert cancelled == (await gateway.client.get(f"/v1/turns/{accepted['turn']}")).json()
     assert cancelled["ended_at"] > cancelled["asked_at"]
-    entries = [stored.entry for stored in await whole(house_log, TurnKey(tenant, accepted["turn"]))]
+    entries = [stored.entry for stored in await whole(system_log, TurnKey(tenant, accepted["turn"]))]
     assert [type(entry).__name__ for entry in entries].count("End") == 1
 
 
@@ -419,12 +420,12 @@ async def test_a_turn_that_no_generator_has_yet_can_be_cancelled(
 
 
 @pytest.mark.rule("R22")
-async def test_cancelling_what_has_ended_changes_nothing(gateway: Gateway, house_log: TurnLog, tenant: Tenant) -> None:
+async def test_cancelling_what_has_ended_changes_nothing(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """Whoever was first has ended the turn; the answer says how. Also when only the database remembers it."""
     accepted = await posted(gateway, message="#sim words=3 rate=0")
     over = await ended(gateway, accepted["turn"])
     assert (await gateway.client.post(accepted["links"]["cancel"])).json() == over
-    await forget(gateway, house_log, TurnKey(tenant, accepted["turn"]))
+    await forget(gateway, system_log, TurnKey(tenant, accepted["turn"]))
     assert (await gateway.client.post(accepted["links"]["cancel"])).json() == over
 
 

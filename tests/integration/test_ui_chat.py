@@ -18,10 +18,11 @@ from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as said
 from tests.harness.generator_in_loop import words
+from tests.harness.system import System
 from tests.harness.turn_builder import answered
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, House, NewGateway
+from tests.integration.conftest import Gateway, NewGateway
 
 Json = dict[str, Any]
 TEXT = {"content-type": "text/plain;charset=UTF-8"}
@@ -42,9 +43,9 @@ async def ask(gateway: Gateway, *messages: Json, **given: Any) -> httpx2.Respons
 
 
 @pytest.fixture
-async def keyless(house: House, gateway: Gateway, new_gateway: NewGateway) -> AsyncIterator[httpx2.AsyncClient]:
+async def keyless(system: System, gateway: Gateway, new_gateway: NewGateway) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a gateway without keys."""
-    open_gateway = await new_gateway(house.nats_url, api_keys="")
+    open_gateway = await new_gateway(system.nats_url, api_keys="")
     async with httpx2.AsyncClient(base_url=open_gateway.url, trust_env=False) as client:
         yield client
 
@@ -221,7 +222,7 @@ async def test_history_contains_images_and_long_texts(gateway: Gateway) -> None:
     assert record["input"] == [{"role": "user", "content": "#sim words=2 rate=0"}]
 
 
-async def test_history_repeats_a_repeated_image(gateway: Gateway, house: House, new_gateway: NewGateway) -> None:
+async def test_history_repeats_a_repeated_image(gateway: Gateway, system: System, new_gateway: NewGateway) -> None:
     """It is one blob; a history that is larger than a request body is refused."""
     chat = new_id()
     picture = "data:image/png;base64," + base64.b64encode(os.urandom(100_000)).decode()
@@ -235,13 +236,13 @@ async def test_history_repeats_a_repeated_image(gateway: Gateway, house: House, 
         messages = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
     pictures = [part["url"] for message in messages for part in message["parts"] if part["type"] == "file"]
     assert (len(messages), pictures) == (6, [picture] * 3)
-    small = await new_gateway(house.nats_url, body_bytes_max=350_000)
+    small = await new_gateway(system.nats_url, body_bytes_max=350_000)
     answer = await small.client.get(f"/api/chat/{chat}/messages")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
 async def test_history_has_every_page_of_a_long_chat(
-    gateway: Gateway, house: House, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, system: System, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With pages of one turn; a history that is larger than a request body is refused."""
     monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
@@ -254,7 +255,7 @@ async def test_history_has_every_page_of_a_long_chat(
     messages = (await gateway.client.get(url)).json()
     texts = ["".join(part.get("text", "") for part in message["parts"]) for message in messages]
     assert texts == [part["text"] for message in told for part in message["parts"]]
-    small = await new_gateway(house.nats_url, body_bytes_max=10_000)
+    small = await new_gateway(system.nats_url, body_bytes_max=10_000)
     answer = await small.client.get(url)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
     assert f"/v1/sessions/{chat}/turns" in answer.json()["error"]["message"]

@@ -11,7 +11,8 @@ import pytest
 
 from tailrace.proto.ids import Tenant
 from tests.harness.processes import CHECKOUT, Process
-from tests.integration.conftest import KEY, Gateway, House, NewGateway, api_keys
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 OTHER_KEY = "the-same-tenants-other-key"
 
@@ -22,11 +23,11 @@ def name_of(key: str) -> str:
 
 @pytest.fixture
 async def used(
-    house: House, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
+    system: System, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> tuple[Gateway, dict[str, list[dict[str, Any]]]]:
     """A gateway with two keys, and the turns that each has asked: two in one session, and one."""
     second = f"{tenant}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
-    gateway = await new_gateway(house.nats_url, api_keys=f"{api_keys(tenant)}, {second}")
+    gateway = await new_gateway(system.nats_url, api_keys=f"{api_keys(tenant)}, {second}")
     turns: dict[str, list[dict[str, Any]]] = {KEY: [], OTHER_KEY: []}
     for key, count in ((KEY, 2), (OTHER_KEY, 1)):
         async with gateway.new_client() as client:
@@ -69,7 +70,7 @@ async def test_usage_by_key_has_the_time_of_the_last_use(
 
 @pytest.mark.timeout(60)
 async def test_the_command_prints_usage_as_a_table(
-    used: tuple[Gateway, dict[str, list[dict[str, Any]]]], house: House, tenant: Tenant
+    used: tuple[Gateway, dict[str, list[dict[str, Any]]]], system: System, tenant: Tenant
 ) -> None:
     """A line each, and one of all of them."""
 
@@ -77,7 +78,7 @@ async def test_the_command_prints_usage_as_a_table(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tailrace", "usage", "--tenant", tenant, *arguments),
             cwd=CHECKOUT,
-            env={"TAILRACE_NATS_URL": house.nats_url},
+            env={"TAILRACE_NATS_URL": system.nats_url},
             stdout=PIPE,
         )
         out, _ = await asyncio.wait_for(process.communicate(), 30)
