@@ -11,7 +11,7 @@ from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
-from tailrace.generators.budget import limit_cost
+from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, parse_backends
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
@@ -49,14 +49,14 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        caller = ModelCaller(backends, retry, blobs)
-        planner = Planner(settings.attempts_max)
-        runner = TurnRunner(log, caller, orders, planner, name=name, sinks=[limit_cost], races=races)
+        caller = ModelCaller(backends, orders, retry, blobs)
+        planner = Planner(settings.attempts_max, [cut_at_cost])
+        runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], races=races)
         worker = Worker(
             log,
             deliveries,
             runner,
-            settlement,
+            settlement.settle,
             [BatchLane(build_batch_runner(connection, name, settings.concurrency, blobs, claude))],
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,

@@ -1,30 +1,30 @@
 """TurnRunner: folds a turn's log, plans, calls the model and appends its events, in a loop until an `end` is stored.
 
 One append of a turn is in flight at a time. A runner whose append is refused stops: another writer has the turn, or the
-turn has ended. Optional features plug in: the planner (schemas), the sinks (cost limit), the races (hedging).
+turn has ended. Optional features plug in: the planner and its cuts decide the next action, the routes choose a backend,
+the sinks inspect events, the races run a second call.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
-from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import CloseCall, Sink
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import Continuation, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer, buffer_of
-from tailrace.generators.failover import BackendOrders, Source
-from tailrace.generators.model_caller import ModelCaller
-from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, LeaveToBatch, MakeAttempt
+from tailrace.generators.model_caller import ModelCaller, Route
+from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
 from tailrace.proto.errors import BackendError, FenceLost, LogFull
-from tailrace.proto.fold import Turn, fold
+from tailrace.proto.fold import Folding, Turn, fold
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
@@ -34,6 +34,7 @@ FULL_WAIT_S = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
+OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
 WrapSink = Callable[[Sink, Request, Turn], Sink]
 """Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
 
@@ -52,7 +53,7 @@ class Race(Protocol):
     async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
         """Is called once, after the attempt, with the error that stopped it.
 
-        `has_stored`: the call has stored an event, or at least the Attempt entry of a hedge.
+        `has_stored`: the call has stored an event, or at least the Attempt entry of a second call.
         """
         ...
 
@@ -60,7 +61,7 @@ class Race(Protocol):
 class Races(Protocol):
     """Decides which attempts may be raced."""
 
-    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, lease: str) -> Race: ...
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
 
 
 class NoRace:
@@ -84,7 +85,6 @@ class TurnRunner:
         self,
         log: TurnLog,
         model_caller: ModelCaller,
-        orders: BackendOrders,
         planner: Planner,
         *,
         name: str,
@@ -94,7 +94,6 @@ class TurnRunner:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
         self._log = log
         self._model_caller = model_caller
-        self._orders = orders
         self._planner = planner
         self._name = name
         self._sinks = sinks
@@ -103,9 +102,9 @@ class TurnRunner:
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        The fold has no end if a batch's runner is going to write it. The turn fails after `deadline_s` seconds of work
-        on it, including the work of earlier generators; its text is kept. `lease` is for the generator that runs a
-        hedge. Raises FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
+        The fold has no end if another process writes it. The turn fails after `deadline_s` seconds of work on it,
+        including the work of earlier generators; its text is kept. `lease` is for a process that races this one. Raises
+        FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
@@ -116,23 +115,24 @@ class TurnRunner:
     ) -> Turn:
         """Like `run`, from the fold `turn`, beginning with `first_action`.
 
-        If `first_action` is a hedge whose call ends without a token, returns the fold without an end: the other runner
+        If `first_action` is a second call that ends without a token, returns the fold without an end: the other runner
         continues the turn.
         """
-        assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         deadline = deadline_of(turn, deadline_s)
         error_suffix = ""
-        order = self._orders.order_for(turn.request.model, turn.backend)
+        route = self._model_caller.route(turn)
         while True:
             action = first_action or await self._planner.next_action(key, turn)
             first_action = None
             match action:
-                case Acknowledge() | LeaveToBatch():
+                case Acknowledge() | Leave():
                     return turn
                 case Complete(schema_valid):
                     return await self._end(key, turn, "completed", schema_valid=schema_valid)
                 case AppendEvents(events):
-                    turn = await self._write(key, turn, buffer_of(events), [])
+                    folding = Folding(turn)
+                    await self._write(key, folding, buffer_of(events))
+                    turn = folding.build()
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + error_suffix))
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
@@ -140,89 +140,81 @@ class TurnRunner:
                 case MakeAttempt():
                     # Adds the turn to the log lines of retry.py and the backends, which do not know it.
                     with bound_contextvars(turn=key.turn, attempt=action.attempt):
-                        turn, error = await self._attempt(key, turn, action, order.current, deadline, lease)
+                        turn, error = await self._attempt(key, turn, action, route, deadline, lease)
                     if turn.attempt < action.attempt:
-                        # A hedge without a token has appended nothing: the turn is the other runner's.
+                        # A second call without a token has appended nothing: the turn is the other runner's.
                         return turn
                     if error is None:
                         continue
-                    following = order.after_failure(error, has_begun=turn.message is not None)
+                    following = await route.after_failure(error, has_begun=turn.message is not None)
                     if following is None:
                         failure = Failure(error.code, error.message, error.retry_after_s)
                         return await self._end(key, turn, "failed", failure)
-                    if following.current != order.current:
-                        metrics.FAILOVERS.labels(following.current.backend).inc()
-                    order = following
+                    route = following
                     error_suffix = f"; the last time: {error.message}"
-                    if order.is_repeat:
-                        await self._model_caller.retry.pause(action.attempt, error)
 
     async def _attempt(
-        self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, deadline: float, lease: str
+        self, key: TurnKey, turn: Turn, action: MakeAttempt, route: Route, deadline: float, lease: str
     ) -> tuple[Turn, BackendError | None]:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
 
-        A hedge without a token leaves the turn as it is.
+        A second call without a token leaves the turn as it is.
         """
-        assert turn.request is not None  # noqa: S101
-        request = turn.request
-        logger.info("attempt", mode=action.mode, backend=source.backend, is_hedge=action.is_hedge)
+        assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
+        logger.info("attempt", mode=action.mode, backend=route.backend, is_second=action.is_second)
         attempt = Attempt(
             prev=turn.chain.last,
             attempt=action.attempt,
             generator=self._name,
-            backend=source.backend,
+            backend=route.backend,
             mode=action.mode,
             misfit=action.misfit,
-            is_hedge=action.is_hedge,
+            is_hedge=action.is_second,
         )
-        if not action.is_hedge:
+        folding = Folding(turn)
+        if not action.is_second:
             # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
-            turn = await self._append_attempt(key, turn, attempt)
-        race = self._races.race(key, turn, action, source, lease) if self._races else NoRace()
-        call, continuation = prepare_call(request, turn, action.mode)
-        stored: list[Stored] = []
+            await self._append_attempt(key, folding, attempt)
+            turn = folding.build()
+        race = self._races.race(key, turn, action, lease) if self._races else NoRace()
+        call, continuation = prepare_call(turn, action.mode)
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._raise_when_ended(key)), group.create_task(race.watch())]
-                reading = group.create_task(
-                    self._read_model(key, turn, call, source, race, continuation, deadline, is_single=action.is_hedge)
-                )
-                unstored = attempt if action.is_hedge else None
-                writing = group.create_task(self._write(key, turn, race.buffer, stored, unstored))
-                turn, error = await writing, await reading
+                sink = race.wrap(race.buffer.put)
+                opened = route.open(call, key.tenant, is_single=action.is_second)
+                reading = group.create_task(self._read_model(turn, opened, sink, race.buffer, continuation, deadline))
+                unstored = attempt if action.is_second else None
+                await group.create_task(self._write(key, folding, race.buffer, unstored))
+                error = await reading
                 for task in watchers:
                     task.cancel()
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
             # LogUnavailable or EntryTooLarge.
             cause = several.exceptions[0]
-            await race.finish(has_stored=bool(stored), error=cause)
+            await race.finish(has_stored=folding.chain != turn.chain, error=cause)
             raise cause from several
-        await race.finish(has_stored=bool(stored), error=None)
+        await race.finish(has_stored=folding.chain != turn.chain, error=None)
         if continuation is not None and continuation.repeated:
             logger.info("repetition left out", chars=continuation.repeated)
             metrics.REPETITIONS.inc()
         if error is not None:
-            logger.warning("attempt broke off", backend=source.backend, code=error.code)
+            logger.warning("attempt broke off", backend=route.backend, code=error.code)
             metrics.BACKEND_FAILURES.labels(error.code).inc()
-        return turn, error
+        return folding.build(), error
 
     async def _read_model(
         self,
-        key: TurnKey,
         turn: Turn,
-        call: Call,
-        source: Source,
-        race: Race,
+        opened: OpenAnswer,
+        sink: Sink,
+        buffer: DeltaBuffer,
         continuation: Continuation | None,
         deadline: float,
-        *,
-        is_single: bool,
     ) -> BackendError | None:
-        """Puts the model's events into the buffer; returns the error that broke the answer off, if any."""
+        """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
         assert turn.request is not None  # noqa: S101
-        sink: Sink = race.wrap(race.buffer.put)
         try:
             for wrap in self._sinks:
                 sink = wrap(sink, turn.request, turn)
@@ -230,10 +222,7 @@ class TurnRunner:
                 sink = continuation.wrap(sink)
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, by its own entry.
-            async with (
-                asyncio.timeout_at(deadline),
-                self._model_caller.open(source, call, key.tenant, is_single=is_single) as (first, rest),
-            ):
+            async with asyncio.timeout_at(deadline), opened as (first, rest):
                 sink(first)
                 async for event in rest:
                     sink(event)
@@ -244,46 +233,40 @@ class TurnRunner:
         except BackendError as error:
             return error
         finally:
-            race.buffer.close()
+            buffer.close()
         return None
 
     async def _write(
-        self, key: TurnKey, turn: Turn, buffer: DeltaBuffer, stored: list[Stored], unstored: Attempt | None = None
-    ) -> Turn:
-        """Appends the buffer's events until it is closed and empty; returns the fold with them.
+        self, key: TurnKey, folding: Folding, buffer: DeltaBuffer, unstored: Attempt | None = None
+    ) -> None:
+        """Appends the buffer's events until it is closed and empty, and folds each.
 
-        Adds what is stored to `stored`. `unstored` is a hedge's attempt: it is appended before its first event or
-        not at all.
+        `unstored` is an attempt that is appended before its first event, or not at all.
         """
-        assert turn.asked_at is not None  # noqa: S101
-        chain = turn.chain
         while (event := await buffer.next()) is not None:
             if unstored is not None:
-                chain = await append_when_not_full(self._log.append, key, chain, unstored)
-                stored.append(Stored(chain.last, turn.asked_at, unstored))
-                metrics.ATTEMPTS.labels(unstored.mode).inc()
+                await self._append_attempt(key, folding, unstored)
                 unstored = None
             entry = Event(
-                prev=chain.last,
-                attempt=chain.attempt,
+                prev=folding.chain.last,
+                attempt=folding.chain.attempt,
                 event=event.raw,
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
             )
             with metrics.APPEND_S.time():
-                chain = await append_when_not_full(self._log.append, key, chain, entry)
-            stored.append(Stored(chain.last, turn.asked_at, entry))
-        return fold(stored, turn)
+                chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
+            folding.add(as_stored(chain, folding.was, entry), event.event)
 
     async def _raise_when_ended(self, key: TurnKey) -> None:
         """Stops the attempt with FenceLost when another process ends the turn, even while the model sends nothing."""
         await self._log.until_ended(key)
         raise FenceLost(f"{key.turn} was ended by another process")
 
-    async def _append_attempt(self, key: TurnKey, turn: Turn, attempt: Attempt) -> Turn:
-        chain = await append_when_not_full(self._log.append, key, turn.chain, attempt)
+    async def _append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
+        chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
         metrics.ATTEMPTS.labels(attempt.mode).inc()
-        return fold([as_stored(chain, turn, attempt)], turn)
+        folding.add(as_stored(chain, folding.was, attempt))
 
     async def _end(
         self,

@@ -1,17 +1,16 @@
-"""The cost limit of a turn (`max_cost`): counts while the model answers, and completes the message when it is reached.
+"""The cost limit of a turn (`max_cost`): counts while the model answers, and closes the call when it is reached.
 
 The text so far is kept. To a reader it is an answer that was cut by a limit (PROTOCOL R41). Pure.
 """
 
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, read_event
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import cost_nano_usd, find_model
 from tailrace.proto.usage import CallUsage, estimate_usage
 
-# Without counts: the usage of the cut call is estimated, as for every call that breaks off (PROTOCOL R23).
-CUT = read_event(b'{"type":"message_delta","delta":{"stop_reason":"max_cost","stop_sequence":null},"usage":{}}')
+STOP_REASON = "max_cost"
 
 
 class UsageMeter:
@@ -85,6 +84,11 @@ def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
     return limited
 
 
+def cut_at_cost(turn: Turn) -> str | None:
+    """Returns the stop reason of a turn that has reached its cost limit; None for another. See planner.Cut."""
+    return STOP_REASON if is_over_budget(turn) else None
+
+
 def is_over_budget(turn: Turn) -> bool:
     """Whether the turn has reached its cost limit, so that no further call is made for it."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
@@ -93,10 +97,3 @@ def is_over_budget(turn: Turn) -> bool:
     return (
         model is not None and sum(cost_nano_usd(model, call) for call in turn.calls) >= turn.request.max_cost_nano_usd
     )
-
-
-def closing_events(turn: Turn) -> list[ModelEvent]:
-    """Returns the events that complete the message: a stop for each open block, and the stop reason `max_cost`."""
-    assert CUT is not None  # noqa: S101  # it is no ping
-    still_open = [index for index, block in enumerate(turn.blocks) if not block.is_closed]
-    return [*(from_event(events.BlockStop(index)) for index in still_open), CUT]

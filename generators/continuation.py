@@ -67,8 +67,10 @@ def prefill(text: str) -> str:
     return text.rstrip()
 
 
-def prepare_call(request: Request, turn: Turn, mode: Mode) -> tuple[Call, "Continuation | None"]:
+def prepare_call(turn: Turn, mode: Mode) -> tuple[Call, "Continuation | None"]:
     """Returns the call of an attempt, and the mapping of its events if it continues the stored message."""
+    assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+    request = turn.request
     if mode == "continue":
         return add_correction(build_continuation_call(request, turn), turn), map_continuation(request, turn)
     return add_correction(build_call(request), turn), None

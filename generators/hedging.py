@@ -15,8 +15,8 @@ from tailrace.generators.backends.model_event import ModelEvent, Sink
 from tailrace.generators.backends.registry import WITH_SIDE_EFFECTS
 from tailrace.generators.budget import UsageMeter
 from tailrace.generators.delta_buffer import DeltaBuffer
-from tailrace.generators.failover import BackendOrders, Source
-from tailrace.generators.plan import MakeAttempt, plan_hedge
+from tailrace.generators.failover import BackendOrders
+from tailrace.generators.plan import MakeAttempt
 from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event, Request
@@ -31,9 +31,14 @@ from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
 logger = structlog.get_logger()
 
 
-def may_hedge(action: MakeAttempt, source: Source) -> bool:
+def plan_hedge(turn: Turn) -> MakeAttempt:
+    """Returns the attempt to make beside the one that `turn` waits for. Readers have seen nothing of `turn` yet."""
+    return MakeAttempt(turn.attempt + 1, "fresh", is_second=True)
+
+
+def may_hedge(attempt: int, backend: str) -> bool:
     """Whether another call may run beside this attempt: only beside a turn's first one, so that it has one hedge."""
-    return action.attempt == 1 and source.backend not in WITH_SIDE_EFFECTS
+    return attempt == 1 and backend not in WITH_SIDE_EFFECTS
 
 
 def is_from(entry: Entry, attempt: int, generator: str) -> bool:
@@ -57,9 +62,9 @@ class Hedging:
         self._name = name
         self._after_s = after_s
 
-    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, source: Source, lease: str) -> "Race | NoRace":
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> "Race | NoRace":
         """See attempt.Races."""
-        if not action.is_hedge and not may_hedge(action, source):
+        if not action.is_second and not may_hedge(action.attempt, turn.backend):
             return NoRace()
         return Race(self, key, turn, action, lease)
 
@@ -114,7 +119,7 @@ class Race:
         self._action = action
         self._lease = lease
         self._meter = UsageMeter()
-        self.buffer = DeltaBuffer(hold_opening=True, drop_opening=action.is_hedge)
+        self.buffer = DeltaBuffer(hold_opening=True, drop_opening=action.is_second)
 
     def wrap(self, sink: Sink) -> Sink:
         """Returns `sink` with a meter of the usage, which a lost call does not store."""
@@ -127,7 +132,7 @@ class Race:
 
     async def watch(self) -> None:
         """Raises FenceLost when the other call was first. Both calls learn of it from the log alone."""
-        if not self._action.is_hedge and not await self._hedging.wait_until_late(
+        if not self._action.is_second and not await self._hedging.wait_until_late(
             self.buffer.has_token, self._key, self._turn, self._lease
         ):
             return
@@ -136,13 +141,13 @@ class Race:
     async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
         """Counts how the call ended: as the winner, lost, or broken off before a token."""
         if has_stored:
-            if self._action.is_hedge:
+            if self._action.is_second:
                 metrics.HEDGES.labels("won").inc()
             return
         is_lost = isinstance(error, FenceLost)
-        if self._action.is_hedge and (is_lost or error is None):
+        if self._action.is_second and (is_lost or error is None):
             metrics.HEDGES.labels("lost" if is_lost else "failed").inc()
-        if is_lost or (self._action.is_hedge and error is None):
+        if is_lost or (self._action.is_second and error is None):
             assert self._turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
             await self._hedging.account(self._key, self._turn.request, self._action, self._meter.usage)
 

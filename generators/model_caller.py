@@ -1,40 +1,79 @@
-"""Makes model calls: chooses the backend's model name, loads blobs into the call, repeats a call that fails early."""
+"""Makes model calls: chooses backend and model name, loads blobs into the call, repeats a call that fails early."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 
+from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.failover import Source
+from tailrace.generators.failover import BackendOrder, BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
+from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 
 
 class ModelCaller:
     """The backends of this process and how they are called. Shared by all turns."""
 
-    def __init__(self, backends: Mapping[str, Backend], retry: Retry, blobs: BlobLoader) -> None:
-        """`backends` by name: all that a turn's order of backends may name."""
-        self._backends = backends
-        self._blobs = blobs
+    def __init__(self, backends: Mapping[str, Backend], orders: BackendOrders, retry: Retry, blobs: BlobLoader) -> None:
+        """`backends` by name: all that `orders` names."""
+        self.backends = backends
+        self.orders = orders
         self.retry = retry
+        self.blobs = blobs
+
+    def route(self, turn: Turn) -> "Route":
+        """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
+        assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+        return Route(self, self.orders.order_for(turn.request.model, turn.backend))
+
+
+class Route:
+    """The backend of a turn's next call, and the routes of the calls after it, should it fail."""
+
+    def __init__(self, caller: ModelCaller, order: BackendOrder, failures: int = 0) -> None:
+        """`failures` counts the failed attempts before, within this run of the turn."""
+        self._caller = caller
+        self._order = order
+        self._failures = failures
+
+    @property
+    def backend(self) -> str:
+        return self._order.current.backend
 
     @asynccontextmanager
     async def open(
-        self, source: Source, call: Call, tenant: Tenant, *, is_single: bool = False
+        self, call: Call, tenant: Tenant, *, is_single: bool = False
     ) -> AsyncIterator[tuple[ModelEvent, AsyncIterator[ModelEvent]]]:
         """Opens an answer: its first event, and an iterator of the rest. Leaving the context closes the connection.
 
         With `is_single` the call is not repeated. Raises BackendError, LogUnavailable.
         """
-        backend = self._backends[source.backend]
-        model = source.model_id or backend.model_id(call.model)
+        backend, retry = self._caller.backends[self.backend], self._caller.retry
+        model = self._order.current.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=tenant)
-        retry = msgspec.structs.replace(self.retry, tries_max=1) if is_single else self.retry
-        async with self._blobs.load(tenant, call) as whole:
+        if is_single:
+            retry = msgspec.structs.replace(retry, tries_max=1)
+        async with self._caller.blobs.load(tenant, call) as whole:
             first, rest = await retry.begin(backend, whole)
             async with aclosing(rest):
                 yield first, rest
+
+    async def after_failure(self, error: BackendError, *, has_begun: bool) -> "Route | None":
+        """Returns the route of the call after one that failed with `error`; None if no backend could do better.
+
+        Waits before a backend is called again. `has_begun`: readers have seen the beginning of an answer.
+        """
+        order = self._order.after_failure(error, has_begun=has_begun)
+        if order is None:
+            return None
+        if order.current != self._order.current:
+            metrics.FAILOVERS.labels(order.current.backend).inc()
+        failures = self._failures + 1
+        if order.is_repeat:
+            await self._caller.retry.pause(failures, error)
+        return Route(self._caller, order, failures)

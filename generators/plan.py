@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.budget import closing_events, is_over_budget
+from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Block, Turn
 from tailrace.proto.schema import schema_of
@@ -18,8 +18,8 @@ class Acknowledge(msgspec.Struct, frozen=True):
     """The turn has ended: acknowledge its request."""
 
 
-class LeaveToBatch(msgspec.Struct, frozen=True):
-    """The generator that runs the turn's batch writes the answer."""
+class Leave(msgspec.Struct, frozen=True):
+    """Another writer stores the answer and its end."""
 
 
 class Complete(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Complete(msgspec.Struct, frozen=True):
 
 
 class AppendEvents(msgspec.Struct, frozen=True):
-    """The answer has reached its cost limit: append these events, which complete the message."""
+    """The answer has reached a limit: append these events, which complete the message."""
 
     events: list[ModelEvent]
 
@@ -53,11 +53,11 @@ class MakeAttempt(msgspec.Struct, frozen=True):
     mode: Mode
     misfit: str | None = None
     """Why the answer so far, which is complete, does not fit its schema: the model is asked for a corrected one."""
-    is_hedge: bool = False
-    """The call runs beside the attempt before it, which is late; the first call with a token gets the turn."""
+    is_second: bool = False
+    """The call runs beside that of the attempt before it. Its `attempt` is stored before its first event, or never."""
 
 
-Action = Acknowledge | LeaveToBatch | Complete | AppendEvents | Fail | MakeAttempt
+Action = Acknowledge | Leave | Complete | AppendEvents | Fail | MakeAttempt
 Plan = Action | CheckSchema
 
 # With these stop reasons the answer is not final, so it is not checked: a tool's result or the rest follows.
@@ -67,17 +67,20 @@ CORRECTABLE = ("end_turn", "stop_sequence")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 
 
-def plan(turn: Turn, attempts_max: int) -> Plan:
-    """Returns the next action for `turn`, which gets at most `attempts_max` attempts."""
+def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
+    """Returns the next action for `turn`, which gets at most `attempts_max` attempts.
+
+    `cut` is the stop reason of the limit that the turn has reached, if any: then no further call is made.
+    """
     if turn.end is not None:
         return Acknowledge()
-    if turn.request is not None and turn.request.via == "message_batches":
-        return LeaveToBatch()
+    if turn.request is not None and turn.request.via != "messages":
+        return Leave()
     schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
         return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema)
-    if turn.message is not None and is_over_budget(turn):
-        return AppendEvents(closing_events(turn))
+    if turn.message is not None and cut is not None:
+        return AppendEvents(closing_events(turn, cut))
     if (count := counted_attempts(turn)) >= attempts_max:
         return Fail(Failure("attempts_exhausted", f"the answer broke off {count} times, the most allowed"))
     attempt = turn.attempt + 1
@@ -95,10 +98,12 @@ def plan(turn: Turn, attempts_max: int) -> Plan:
             return MakeAttempt(attempt, "continue" if is_continued else "restart")
 
 
-def plan_after_check(turn: Turn, misfit: str | None, attempts_max: int) -> Complete | MakeAttempt:
+def plan_after_check(
+    turn: Turn, misfit: str | None, attempts_max: int, cut: str | None = None
+) -> Complete | MakeAttempt:
     """Returns the action after the schema check; `misfit` says why the answer does not fit, None if it fits.
 
-    The model is asked for a corrected answer once.
+    The model is asked for a corrected answer once. `cut` is explained at `plan`.
     """
     if misfit is None:
         return Complete(schema_valid=True)
@@ -106,18 +111,27 @@ def plan_after_check(turn: Turn, misfit: str | None, attempts_max: int) -> Compl
         turn.misfit is not None
         or counted_attempts(turn) >= attempts_max
         or turn.stop.stop_reason not in CORRECTABLE
-        or is_over_budget(turn)
+        or cut is not None
     )
     return Complete(schema_valid=False) if is_final else MakeAttempt(turn.attempt + 1, "restart", misfit)
 
 
-def plan_hedge(turn: Turn) -> MakeAttempt:
-    """Returns the attempt to make beside the one that `turn` waits for. Readers have seen nothing of `turn` yet."""
-    return MakeAttempt(turn.attempt + 1, "fresh", is_hedge=True)
+def closing_events(turn: Turn, stop_reason: str) -> list[ModelEvent]:
+    """Returns the events that complete the message: a stop for each open block, and `stop_reason`.
+
+    They report no usage, so that the usage of the last call is estimated, as of every call that breaks off (R23).
+    """
+    still_open = [index for index, block in enumerate(turn.blocks) if not block.is_closed]
+    stop = {"type": "message_delta", "delta": {"stop_reason": stop_reason, "stop_sequence": None}, "usage": {}}
+    raw = msgspec.Raw(msgspec.json.encode(stop))
+    return [
+        *(from_event(events.BlockStop(index)) for index in still_open),
+        ModelEvent(events.decode(raw), raw, "message_delta"),
+    ]
 
 
 def counted_attempts(turn: Turn) -> int:
-    """Returns the attempts that count against the limit: a hedge that won is not counted in addition."""
+    """Returns the attempts that count against the limit: a call that ran beside another is not counted in addition."""
     return turn.attempt - turn.hedges
 
 

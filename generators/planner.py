@@ -1,5 +1,7 @@
 """Plans a turn's next action and runs the JSON Schema check that a plan may ask for."""
 
+from collections.abc import Callable, Sequence
+
 import structlog
 
 from tailrace.generators import metrics
@@ -16,14 +18,20 @@ logger = structlog.get_logger()
 CHECK_WAIT_S = 120.0
 
 
+Cut = Callable[[Turn], str | None]
+"""Returns the stop reason with which a turn's answer is completed, because the turn has reached a limit; else None."""
+
+
 class Planner:
-    def __init__(self, attempts_max: int) -> None:
+    def __init__(self, attempts_max: int, cuts: Sequence[Cut] = ()) -> None:
         self._attempts_max = attempts_max
+        self._cuts = cuts
         self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
     async def next_action(self, key: TurnKey, turn: Turn) -> Action:
         """Returns the next action for `turn`. Without a result of the schema check, the answer is complete as it is."""
-        action = plan(turn, self._attempts_max)
+        cut = next(filter(None, (cut(turn) for cut in self._cuts)), None)
+        action = plan(turn, self._attempts_max, cut)
         if not isinstance(action, CheckSchema):
             return action
         try:
@@ -33,4 +41,4 @@ class Planner:
             metrics.SCHEMA_CHECKS.labels("unchecked").inc()
             return Complete()
         metrics.SCHEMA_CHECKS.labels("fits" if misfit is None else "misfit").inc()
-        return plan_after_check(turn, misfit, self._attempts_max)
+        return plan_after_check(turn, misfit, self._attempts_max, cut)

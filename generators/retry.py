@@ -52,10 +52,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 return await anext(answer), answer
         raise AssertionError("the last try returns or raises")
 
-    async def pause(self, attempt: int, error: BackendError) -> None:
-        """Waits before the attempt after number `attempt`, at most `wait_max_s` for a Retry-After."""
+    async def pause(self, failures: int, error: BackendError) -> None:
+        """Waits after the attempt that failed as number `failures`, at most `wait_max_s` for a Retry-After."""
         retry_after_s = min(error.retry_after_s or 0.0, self.wait_max_s)
-        await asyncio.sleep(self.back_off_s(attempt, retry_after_s, random.random()))  # noqa: S311  # spreads load
+        await asyncio.sleep(self.back_off_s(failures, retry_after_s, random.random()))  # noqa: S311  # spreads load
 
     def next_delay_s(self, error: Exception, tries: int, chance: float) -> float | None:
         """Returns the seconds until the next call after `tries` calls failed, the last with `error`; None: no call."""

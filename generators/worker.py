@@ -16,14 +16,16 @@ from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
-from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 RETRY_WAIT_S = 1.0
-# How soon a turn is delivered again when the runner of its batch has the complete answer: storing takes milliseconds.
+# How soon a turn is delivered again whose answer another process writes: storing takes milliseconds.
 WRITTEN_WAIT_S = 0.2
+
+OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
+"""Is called with each ended turn, at least once, before its delivery is acknowledged. Raises LogUnavailable."""
 
 Job = Callable[[], Awaitable[Turn | None]]
 """Runs a turn; returns its fold with an end, or None if another process runs it. Then the lease is not acknowledged."""
@@ -57,7 +59,7 @@ class Worker:
         log: TurnLog,
         deliveries: Deliveries,
         runner: TurnRunner,
-        settlement: Settlement,
+        on_ended: OnEnded,
         lanes: Sequence[Lane] = (),
         *,
         concurrency: int,
@@ -67,7 +69,7 @@ class Worker:
         self._log = log
         self._deliveries = deliveries
         self._runner = runner
-        self._settlement = settlement
+        self._on_ended = on_ended
         self._lanes = lanes
         self._concurrency = concurrency
         self._deadline_s = deadline_s
@@ -146,7 +148,7 @@ class Worker:
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         turn = await self._runner.run(key, self._deadline_s, self._held[key].lease)
         if turn.end is None:
-            # The batch's runner is about to store the answer. The limits are settled when the turn is delivered again.
+            # Another process is about to store the answer. `on_ended` is called when the turn is delivered again.
             await self._held[key].release(WRITTEN_WAIT_S)
             return None
         return turn
@@ -164,17 +166,17 @@ class Worker:
             del self._held[key]
 
     async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
-        """Runs a job and settles the turn's limits; returns whether the turn has ended. Raises no error of the turn."""
+        """Runs a job and calls `on_ended`; returns whether the turn has ended. Raises no error of the turn."""
         try:
             turn = await job()
             if turn is None:
                 return False
-            # Settle before the acknowledgement: if this process dies between the two, the turn is delivered again.
-            await self._settlement.settle(key, turn)
+            # Before the acknowledgement: if this process dies between the two, the turn is delivered again.
+            await self._on_ended(key, turn)
         except FenceLost as lost:
             metrics.LOST.inc()
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
-            return await self._settle_if_ended(key)
+            return await self._check_end(key)
         except TurnUnknown:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
             return True
@@ -191,11 +193,11 @@ class Worker:
         )
         return True
 
-    async def _settle_if_ended(self, key: TurnKey) -> bool:
-        """Reads a turn that another writer has taken; if it has ended, settles its limits and returns True."""
+    async def _check_end(self, key: TurnKey) -> bool:
+        """Reads a turn that another writer has taken; returns whether it has ended, after `on_ended`."""
         try:
             turn = await self._log.turn(key)
-            await self._settlement.settle(key, turn)
+            await self._on_ended(key, turn)
         except LogError:
             return False
         return turn.end is not None

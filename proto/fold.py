@@ -117,7 +117,7 @@ EMPTY_TURN = Turn()
 
 def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
     """Folds `entries`, in the order of the log, onto `turn`. Only counts entries that are not valid (PROTOCOL R11)."""
-    folding = _Folding(turn)
+    folding = Folding(turn)
     for stored in entries:
         folding.add(stored)
     return folding.build()
@@ -176,8 +176,8 @@ class _OpenBlock:
         )
 
 
-class _Folding:
-    """The mutable state of a fold."""
+class Folding:
+    """A fold that is not complete: entries are added one by one. `fold` adds several."""
 
     def __init__(self, turn: Turn) -> None:
         self.was = turn
@@ -195,7 +195,8 @@ class _Folding:
         self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Stored, event: events.Event | events.UnknownEvent | None = None) -> None:
+        """Adds an entry. `event` is the decoded event of an Event entry, if the caller has it."""
         self.tail = max(self.tail, stored.seq)
         chain = link(self.chain, stored.seq, stored.entry)
         if chain is None:
@@ -207,7 +208,7 @@ class _Folding:
         self.last_entry_at = stored.at
         match stored.entry:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
-                event = events.decode(raw)
+                event = event or events.decode(raw)
                 self.unreported_chars += left_out
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message

@@ -1,5 +1,6 @@
 """Names of streams, buckets, consumers and subjects in NATS. Only this module builds subjects, from checked tokens."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from tailrace.proto.ids import TOKEN, Tenant, TurnId
@@ -44,6 +45,7 @@ def entry(key: TurnKey, kind: str) -> str:
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.{_token(kind)}"
 
 
+@lru_cache(maxsize=4096)
 def entries(key: TurnKey) -> str:
     """Returns the filter of all entries of a turn; also the subject of its fence (PROTOCOL R8)."""
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"

@@ -1,7 +1,8 @@
-"""Counts the project's functions on the gateway's path: one POST, one delta to one reader, one resume.
+"""Counts the project's functions on the core path: one POST, one delta to one reader, one resume, one model's delta.
 
-Run `.venv/bin/python -m tools.count_frames` (add `--list` to print the functions). It starts a nats-server and a
-gateway in this thread; the client and the writer of the log run in another thread, whose frames are not counted.
+Run `.venv/bin/python -m tools.count_frames` (add `--list` to print the functions). It starts a nats-server, a gateway
+and a generator in this thread; the client, the writer of the log and the simulated Claude run in another thread, whose
+frames are not counted.
 A function is counted once, however often it is called; so is a coroutine, however often it is resumed. Of several
 runs the shortest path counts: background tasks (health checks, key cache) disturb single runs.
 """
@@ -11,22 +12,26 @@ import json
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 
 import msgspec
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving as serving_claude
 from tailrace.gateway.__main__ import serve
 from tailrace.gateway.settings import Settings
+from tailrace.generators.__main__ import serve as serve_generator
+from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto import entries, events
-from tailrace.proto.chain import Chain
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.subjects import TurnKey
 
 ROOT = str(Path(__file__).resolve().parent.parent)
-FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("gateway", "proto"))
+FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("gateway", "generators", "proto"))
 BYTES_MAX = 768 * 1024**2
 ROUNDS = 12
 # After this long nothing of the last delta is under way any more.
@@ -59,7 +64,7 @@ class Counter:
 
 def _is_function(code: CodeType) -> bool:
     # Imported through the links of the folder `tailrace`, whose files have their resolved or their linked name.
-    name = code.co_filename.replace("/tailrace/gateway/", "/gateway/").replace("/tailrace/proto/", "/proto/")
+    name = code.co_filename.replace(f"{ROOT}/tailrace/", f"{ROOT}/")
     return name.startswith(FOLDERS) and not code.co_name.endswith("comp>") and code.co_name != "<genexpr>"
 
 
@@ -135,6 +140,42 @@ def _event(chain: Chain, event: events.Event) -> entries.Event:
     return entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(event))
 
 
+class Model:
+    """A simulated Claude, whose deltas a generator in the other thread appends to a turn's log."""
+
+    def __init__(self, nats_url: str, counter: Counter) -> None:
+        self._nats_url = nats_url
+        self._counter = counter
+        self.deltas: list[Functions] = []
+
+    async def run(self, on_url: Callable[[str], object]) -> None:
+        async with serving_claude() as url:
+            on_url(url)
+            connection = await Connection.open(self._nats_url, "count-frames-model")
+            try:
+                await self._count(TurnLog(connection))
+            finally:
+                await connection.close()
+
+    async def _count(self, log: TurnLog) -> None:
+        key = TurnKey(Tenant("local"), TurnId(new_id()))
+        message = entries.Message("user", f"#sim words={ROUNDS + 8} rate=10")
+        await log.append(
+            key,
+            START,
+            entries.Request(model="claude-sonnet-5", max_tokens=999, messages=[message], session=SessionId(new_id())),
+        )
+        async for some in log.follow(key):
+            if not any(
+                isinstance(one.entry, entries.Event) and b"text_delta" in bytes(one.entry.event) for one in some
+            ):
+                continue
+            # What the delta before this one has caused is over by then, and the next one has not come.
+            await asyncio.sleep(QUIET_S)
+            self.deltas.append(self._counter.stop())
+            self._counter.start()
+
+
 async def count() -> dict[str, Functions]:
     """Returns the functions of the shortest run of each path, in order of their first call."""
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +183,30 @@ async def count() -> dict[str, Functions]:
             admin = await Connection.open(server.url, "count-frames-streams")
             await streams.apply(admin, bytes_max=BYTES_MAX)
             await admin.close()
-            return await _count(server.url)
+            return await _count(server.url) | {"model": await _count_model(server.url)}
+
+
+async def _count_model(nats_url: str) -> Functions:
+    """Returns the functions from the arrival of a model's delta until its append is acknowledged."""
+    counter, stop = Counter(), asyncio.Event()
+    model = Model(nats_url, counter)
+    loop, url = asyncio.get_running_loop(), asyncio.Queue[str]()
+    counting = asyncio.create_task(
+        asyncio.to_thread(asyncio.run, model.run(lambda found: loop.call_soon_threadsafe(url.put_nowait, found)))
+    )
+    given = {"nats_url": nats_url, "anthropic_base_url": await url.get(), "anthropic_api_key": "sk-simulated"}
+    connection = await Connection.open(nats_url, "count-frames-generator")
+    sys.setprofile(counter.profile)
+    serving = asyncio.create_task(serve_generator(msgspec.convert(given, GeneratorSettings), connection, stop))
+    try:
+        await counting
+    finally:
+        sys.setprofile(None)
+        stop.set()
+        await serving
+        await connection.close()
+    # The first count also has the beginning of the call.
+    return min(model.deltas[1:-1], key=len)
 
 
 async def _count(nats_url: str) -> dict[str, Functions]:

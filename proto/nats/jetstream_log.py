@@ -38,7 +38,7 @@ class JetStreamLog:
         turn = subjects.entries(key)
         try:
             reply = await self._connection.request(
-                f"{turn[:-1]}{entries.kind_of(entry)}",
+                f"{turn[:-1]}{entries.KINDS[type(entry)]}",
                 entries.encode(entry),
                 timeout_s=PUBLISH_TIMEOUT_S,
                 headers={FENCE: str(fence), FENCE_SUBJECT: turn},

@@ -14,7 +14,7 @@ from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
-from tailrace.generators.budget import limit_cost
+from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
@@ -102,9 +102,9 @@ async def carry_one(
     async with open_backends(settings) as (orders, opened_backends):
         name = f"mortal-{os.getpid()}"
         claude = find_anthropic_api(opened_backends)
-        caller = ModelCaller(opened_backends, retry, blobs)
+        caller = ModelCaller(opened_backends, orders, retry, blobs)
         runner = (TurnRunner if is_batch else LastTurnRunner)(
-            log, caller, orders, Planner(9), name=name, sinks=[limit_cost]
+            log, caller, Planner(9, [cut_at_cost]), name=name, sinks=[limit_cost]
         )
         bodies, counters = BlobStore(connection), Counters(connection)
         batches = LastBatchRunner(
@@ -127,7 +127,7 @@ async def carry_one(
         deliveries = await Deliveries.open(connection, GENERATORS)
         settlement = Settlement(counters, Slots(connection))
         worker = Worker(
-            log, deliveries, runner, settlement, [BatchLane(batches)], concurrency=1, deadline_s=30, grace_s=30
+            log, deliveries, runner, settlement.settle, [BatchLane(batches)], concurrency=1, deadline_s=30, grace_s=30
         )
         await worker.run(stop)
     await connection.close()

@@ -605,12 +605,12 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
     settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
     async with open_backends(settings) as (orders, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        caller = ModelCaller(backends, retry, BlobLoader(bodies, ByteSemaphore(1)))
-        runner = TurnRunner(own_log, caller, orders, Planner(2), name="g")
+        caller = ModelCaller(backends, orders, retry, BlobLoader(bodies, ByteSemaphore(1)))
+        runner = TurnRunner(own_log, caller, Planner(2), name="g")
         deliveries = await Deliveries.open(own_connection, GENERATORS)
         settlement = Settlement(counters, Slots(own_connection))
         lanes = [BatchLane(early)]
-        worker = Worker(own_log, deliveries, runner, settlement, lanes, concurrency=1, deadline_s=9, grace_s=0)
+        worker = Worker(own_log, deliveries, runner, settlement.settle, lanes, concurrency=1, deadline_s=9, grace_s=0)
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         await until(lambda: is_acknowledged(own_connection))

@@ -603,9 +603,9 @@ async def test_what_works_in_a_folder_is_not_asked_twice_at_once(
 ) -> None:
     """Two of Claude Code would work on the same files, whoever's list of backends has it."""
     blobs = BlobLoader(BlobStore(own_connection), ByteSemaphore(1))
-    caller = ModelCaller({"claude_code": Unasked()}, Retry(tries_max=1, wait_s=0, wait_max_s=0), blobs)
     orders = parse_backends("claude_code")
-    runner = TurnRunner(own_log, caller, orders, Planner(5), name="g")
+    caller = ModelCaller({"claude_code": Unasked()}, orders, Retry(tries_max=1, wait_s=0, wait_max_s=0), blobs)
+    runner = TurnRunner(own_log, caller, Planner(5), name="g")
     assert await run_hedge(runner, own_log, orders, late.hedge, deadline_s=9) is None
     assert (await own_log.turn(late.key)).chain == late.chain
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.attempt import TurnRunner
-from tailrace.generators.budget import limit_cost
+from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, Source
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
@@ -92,12 +92,11 @@ class Generator:
         log = GeneratorLog(self._server, process, self.acknowledged)
         settlement = Settlement(UNUSED, UNUSED)
         hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
-        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), RETRY, BlobLoader(UNUSED, UNUSED))
+        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), ORDERS, RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
             log,
             caller,
-            ORDERS,
-            Planner(ATTEMPTS_MAX),
+            Planner(ATTEMPTS_MAX, [cut_at_cost]),
             name=self.name,
             sinks=[limit_cost],
             races=hedging if self._server.faults.is_hedged else None,
@@ -106,7 +105,7 @@ class Generator:
             log,
             SimulatedDeliveries(self._consumer, process),
             runner,
-            settlement,
+            settlement.settle,
             concurrency=CONCURRENCY,
             deadline_s=DEADLINE_S,
             grace_s=0.0,

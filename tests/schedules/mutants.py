@@ -74,8 +74,8 @@ def end_is_last() -> Patches:
     def endless(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(chain.last, chain.attempt), seq, entry)
 
-    def plan_again(turn: Turn, attempts_max: int) -> Plan:
-        return plan(msgspec.structs.replace(turn, end=None), attempts_max)
+    def plan_again(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
+        return plan(msgspec.structs.replace(turn, end=None), attempts_max, cut)
 
     return [*(patch(name, endless) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
 
@@ -147,7 +147,7 @@ def cursor_rule() -> Patches:
 
 def acknowledgement_rule() -> Patches:
     """A generator that has lost the fence acknowledges the turn's request."""
-    return [patch("tailrace.generators.worker.Worker._settle_if_ended", _returns(True))]
+    return [patch("tailrace.generators.worker.Worker._check_end", _returns(True))]
 
 
 def reading_as_far_as_told() -> Patches:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
-from tailrace.generators.budget import CostMeter, closing_events, is_over_budget, limit_cost
-from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, plan, plan_after_check
+from tailrace.generators.budget import CostMeter, cut_at_cost, is_over_budget, limit_cost
+from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Event, Request
@@ -88,7 +88,7 @@ def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -
     """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
     turn = msgspec.structs.replace(turn, request=limited(turn, INPUT + 30 * 10_000))
-    assert isinstance(plan(turn, 5), AppendEvents) is is_closed
+    assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents) is is_closed
     assert is_over_budget(turn) is is_closed
 
 
@@ -112,7 +112,7 @@ def test_closing_events_complete_the_message() -> None:
     log.ask(max_cost_nano_usd=1)
     log.take()
     log.hear(*said)
-    for event in closing_events(turn):
+    for event in closing_events(turn, "max_cost"):
         assert not isinstance(event.event, events.UnknownEvent)
         log.hear(event.event)
     assert all(block.is_closed for block in log.turn.blocks)
@@ -126,17 +126,18 @@ def test_closing_events_complete_the_message() -> None:
 def test_a_taken_over_turn_at_its_cost_limit_makes_no_call() -> None:
     """Also without attempts left: the answer was cut, it did not fail."""
     turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
-    assert isinstance(plan(turn, 5), AppendEvents)
-    assert isinstance(plan(turn, 1), AppendEvents)
-    assert isinstance(plan(heard(START, max_cost_nano_usd=INPUT + 1), 5), MakeAttempt)
-    assert isinstance(plan(heard(max_cost_nano_usd=1), 5), MakeAttempt)
+    assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents)
+    assert isinstance(plan(turn, 1, cut_at_cost(turn)), AppendEvents)
+    for cheaper in (heard(START, max_cost_nano_usd=INPUT + 1), heard(max_cost_nano_usd=1)):
+        assert isinstance(plan(cheaper, 5, cut_at_cost(cheaper)), MakeAttempt)
 
 
 def test_an_answer_is_not_asked_for_again_when_its_money_is_over_budget() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
-    assert isinstance(plan_after_check(heard(*whole), "no JSON", 5), MakeAttempt)
-    assert plan_after_check(heard(*whole, max_cost_nano_usd=INPUT), "no JSON", 5) == Complete(schema_valid=False)
+    turn, over = heard(*whole), heard(*whole, max_cost_nano_usd=INPUT)
+    assert isinstance(plan_after_check(turn, "no JSON", 5, cut_at_cost(turn)), MakeAttempt)
+    assert plan_after_check(over, "no JSON", 5, cut_at_cost(over)) == Complete(schema_valid=False)
 
 
 def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:

@@ -2,9 +2,7 @@
 
 import pytest
 
-from tailrace.generators.failover import Source
 from tailrace.generators.hedging import may_hedge
-from tailrace.generators.plan import MakeAttempt
 
 
 @pytest.mark.rule("R51")
@@ -14,4 +12,4 @@ from tailrace.generators.plan import MakeAttempt
 )
 def test_only_a_first_attempt_without_side_effects_may_be_hedged(number: int, backend: str, is_hedged: bool) -> None:
     """So a turn has one hedge at most, and two calls of Claude Code never work in one folder."""
-    assert may_hedge(MakeAttempt(number, "fresh"), Source(backend)) == is_hedged
+    assert may_hedge(number, backend) == is_hedged

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.continuation import Continuation, prepare_call
+from tailrace.generators.hedging import plan_hedge
 from tailrace.generators.plan import (
     Acknowledge,
     CheckSchema,
     Complete,
     Fail,
-    LeaveToBatch,
+    Leave,
     MakeAttempt,
     can_continue,
     plan,
     plan_after_check,
-    plan_hedge,
 )
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode, OnInterrupt, Outcome
@@ -195,7 +195,7 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
     log.hear(START)
     assert log.turn.request is not None
-    call, _ = prepare_call(log.turn.request, log.turn, mode)
+    call, _ = prepare_call(log.turn, mode)
     question, said, why = call.messages
     assert (question.role, said.role, said.content, why.role) == ("user", "assistant", "some", "user")
     assert "no" in str(why.content)
@@ -228,7 +228,7 @@ def check(turn: Turn, attempts_max: int) -> None:
         return
     assert turn.request is not None
     assert go.attempt == turn.attempt + 1 <= attempts_max + turn.hedges
-    _, continuation = prepare_call(turn.request, turn, go.mode)
+    _, continuation = prepare_call(turn, go.mode)
     assert isinstance(continuation, Continuation) == (go.mode == "continue")
     if go.mode == "continue":
         assert turn.message is not None
@@ -240,7 +240,7 @@ def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
     """Once it has its end it is acknowledged."""
     handed = Handwritten()
     handed.ask(via="message_batches")
-    assert plan(handed.turn, 5) == LeaveToBatch()
+    assert plan(handed.turn, 5) == Leave()
     handed.end("cancelled")
     assert plan(handed.turn, 5) == Acknowledge()
 
@@ -250,7 +250,7 @@ def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
     """A turn with a late first token gets as many attempts as any other."""
     log = begun([])
     go = plan_hedge(log.turn)
-    assert go == MakeAttempt(2, "fresh", is_hedge=True)
+    assert go == MakeAttempt(2, "fresh", is_second=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *opened("text"))
     assert log.turn.hedges == 1

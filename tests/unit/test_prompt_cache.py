@@ -113,7 +113,7 @@ def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) 
     log.say("half")
     assert log.turn.request is not None
     first = build_call(log.turn.request)
-    second, _ = prepare_call(log.turn.request, log.turn, mode)
+    second, _ = prepare_call(log.turn, mode)
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2
