@@ -115,7 +115,7 @@ def build(
     logins = Logins(signature, StoredLogins(connection), door.find_key)
     door.add_verifier(logins)
     door.sources += [tickets.source, logins.source]
-    lives = FanOut(turns, group, settings.linger_s)
+    lives = FanOut(turns, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
     limits = limiter(settings, connection, turns)
     room = ReaderLimits(
         total=min(settings.streams_max, fd_limit.streams_max()),

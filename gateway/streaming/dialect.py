@@ -3,29 +3,30 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tailrace.gateway.streaming import sse
 from tailrace.proto.entries import Stored
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True):
     """What a client receives for an entry: server-sent events, or plain text, or nothing.
 
-    Frames are not serialised here, so that a stream can count, skip and prefix events. gateway/streaming writes them.
+    A stream can count, skip and prefix the events; all readers of a dialect share the bytes.
     """
 
     events: sse.Events = ()
     is_break: bool = False
     """Whether the gateway breaks the connection off after it, because the dialect has no event for what happened. A
     break never looks like the end of the turn."""
-    text: bytes = b""
-    """The frame of a dialect without events."""
+    data: bytes = b""
+    """The bytes of the frame. A dialect sets them only in a frame without events."""
 
-    @property
-    def data(self) -> bytes:
-        """The bytes of the frame."""
-        return sse.encode(self.events) + self.text
+    def __post_init__(self) -> None:
+        if self.events:
+            msgspec.structs.force_setattr(self, "data", sse.encode(self.events))
 
 
 SILENT = Frame()

@@ -16,8 +16,8 @@ from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.fanout import RenderedFrame, TurnFeed
+from tailrace.gateway.streaming.dialect import Dialect, Frame
+from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.proto.entries import End, Event, Failure
@@ -40,8 +40,6 @@ BACK_WITHIN_S = 15.0
 DISPATCH_S = 0.25
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
-# The timeout of one wait for new entries before the first token. The wait is repeated, and an interruption ends it.
-FIRST_TOKEN_WAIT_S = 60.0
 
 # Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
@@ -249,34 +247,37 @@ class EventStream(StreamedResponse):
     async def _write(self, feed: TurnFeed, start: Start, send: Send) -> bool:
         """Writes frames until the turn ends, the feed breaks or a frame is a break. Returns whether the turn ended."""
         position, to_skip = self._start_index(feed, start), start.seen or 0
-        heartbeat_s = self._gateway.settings.heartbeat_s
         if self._snapshot is not None:
             turn, count, position = await self._fold(feed)
-            await self._send(send, sse.encode(self._snapshot(feed.key, turn, count), self._terms.id_prefix))
+            await self._send(send, [Frame(self._snapshot(feed.key, turn, count))])
         elif position:
             await self._render(feed, position)
+        most, now = FRAMES_MAX, asyncio.get_running_loop().time
         while True:
-            frames = feed.frames(self._dialect, position, self._frames_due(feed, position), PIECE_BYTES_MAX)
+            if self._pace is not None:
+                most = self._pace.due(feed.entries, position, FRAMES_MAX, now())
+            frames = feed.frames(self._dialect, position, most, PIECE_BYTES_MAX)
             position += len(frames)
             if to_skip:
                 frames, to_skip = skip_events(frames, to_skip)
-            is_break = await self._send_frames(send, frames)
-            if is_break:
+            if await self._send(send, frames):
                 await asyncio.sleep(DISPATCH_S)
                 return False
             if position < len(feed.entries):
-                if not await self._is_next_due(feed, position, heartbeat_s):
-                    await self._send_heartbeat(send)
-            elif feed.is_broken:
-                return False
-            elif feed.is_ended:
-                return True
-            elif not await feed.changed(position, heartbeat_s):
-                await self._send_heartbeat(send)
+                is_news = await self._is_next_due(feed, position)
+            elif feed.is_broken or feed.is_ended:
+                return feed.is_ended
+            else:
+                is_news = await feed.changed(position)
+            if not is_news and self._dialect.heartbeat:
+                await send(body(self._dialect.heartbeat, more=True))
 
-    async def _send_frames(self, send: Send, frames: list[RenderedFrame]) -> bool:
-        """Writes frames up to the first break. Returns whether there was one."""
-        prefix, pieces, is_break = self._terms.id_prefix, [], False
+    async def _send(self, send: Send, frames: list[Frame]) -> bool:
+        """Writes `frames` up to the first break; returns whether there was one.
+
+        Waits after each piece until the client has read enough of the earlier ones.
+        """
+        prefix, pieces, is_break = self._terms.id_prefix, list[bytes](), False
         for frame in frames:
             pieces.append(sse.encode(frame.events, prefix) if prefix and frame.events else frame.data)
             if frame.is_break:
@@ -284,24 +285,22 @@ class EventStream(StreamedResponse):
                 break
         if data := b"".join(pieces):
             metrics.SENT_BYTES.inc(len(data))
-            await self._send(send, data)
+            if self._needs_retry:
+                data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
+                self._needs_retry = False
+            self._is_within_frame = True
+            for start in range(0, len(data), PIECE_BYTES_MAX):
+                await send(body(data[start : start + PIECE_BYTES_MAX], more=True))
+            self._is_within_frame = False
         return is_break
 
-    async def _send_heartbeat(self, send: Send) -> None:
-        if self._dialect.heartbeat:
-            await send(body(self._dialect.heartbeat, more=True))
-
-    def _frames_due(self, feed: TurnFeed, position: int) -> int:
-        if self._pace is None:
-            return FRAMES_MAX
-        return self._pace.due(feed.entries, position, FRAMES_MAX, asyncio.get_running_loop().time())
-
-    async def _is_next_due(self, feed: TurnFeed, position: int, heartbeat_s: float) -> bool:
-        """Waits until the entry at `position` is due, at most `heartbeat_s` seconds; returns whether it is."""
+    async def _is_next_due(self, feed: TurnFeed, position: int) -> bool:
+        """Waits until the entry at `position` is due, at most one heartbeat interval; returns whether it is."""
         if self._pace is None:
             # Lets other tasks run between the pieces of a long replay.
             await asyncio.sleep(0)
             return True
+        heartbeat_s = self._gateway.settings.heartbeat_s
         wait_s = self._pace.due_in_s(feed.entries[position], asyncio.get_running_loop().time())
         await asyncio.sleep(min(max(wait_s, 0), heartbeat_s))
         return wait_s <= heartbeat_s
@@ -341,20 +340,10 @@ class EventStream(StreamedResponse):
             raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
         await self.begin(send, 200)
         frame = self._dialect.render_record(record, start.seen or 0)
-        if await self._send_frames(send, [RenderedFrame(frame.data, frame.events, frame.is_break)]):
+        if await self._send(send, [frame]):
             await asyncio.sleep(DISPATCH_S)
         else:
             await send(body(b"", more=False))
-
-    async def _send(self, send: Send, data: bytes) -> None:
-        """Writes `data`, whole frames, in pieces, each after the client has read enough of the earlier ones."""
-        self._is_within_frame = True
-        if self._needs_retry:
-            data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
-            self._needs_retry = False
-        for start in range(0, len(data), PIECE_BYTES_MAX):
-            await send(body(data[start : start + PIECE_BYTES_MAX], more=True))
-        self._is_within_frame = False
 
     async def _send_empty(self, send: Send, status: int) -> None:
         # 204 tells an EventSource to stop: it reconnects after every other end.
@@ -362,7 +351,7 @@ class EventStream(StreamedResponse):
         await send(body(b"", more=False))
 
 
-def skip_events(frames: list[RenderedFrame], count: int) -> tuple[list[RenderedFrame], int]:
+def skip_events(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
     """Returns `frames` without their first `count` events, and how many events are still to be skipped.
 
     A frame that is skipped whole loses its break, too: the client was disconnected there and has reconnected since.
@@ -370,7 +359,7 @@ def skip_events(frames: list[RenderedFrame], count: int) -> tuple[list[RenderedF
     for index, frame in enumerate(frames):
         if len(frame.events) > count:
             rest = frame.events[count:]
-            return [RenderedFrame(sse.encode(rest), rest, frame.is_break), *frames[index + 1 :]], 0
+            return [Frame(rest, frame.is_break), *frames[index + 1 :]], 0
         count -= len(frame.events)
     return [], count
 
@@ -389,4 +378,4 @@ async def _wait_for_answer(feed: TurnFeed) -> None:
                 case Event(is_hidden=False) | End():
                     return
         position = len(feed.entries)
-        await feed.changed(position, FIRST_TOKEN_WAIT_S)
+        await feed.changed(position)

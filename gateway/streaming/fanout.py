@@ -9,11 +9,11 @@ import sys
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from tailrace.gateway import metrics
-from tailrace.gateway.streaming import sse
-from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -27,32 +27,43 @@ KEPT_TIMEOUT_S = 0.5
 class TurnFeed:
     """The entries of one turn after `after`, added as they are stored, and their frames in each dialect."""
 
-    def __init__(self, key: TurnKey, after: Seq) -> None:
+    def __init__(self, key: TurnKey, after: Seq, heartbeat_s: float) -> None:
+        """`heartbeat_s`: waiting readers are woken after so many seconds without an entry."""
         self.key = key
         self.after = after
         self.entries: list[Stored] = []
         self.seqs: list[Seq] = []
         self.is_ended = False
+        self.is_broken = False
+        """Whether the turn cannot be followed further. Its readers are disconnected, retry, and receive the error."""
         self.readers = 0
         self._error: LogError | None = None
         self._caught_up = asyncio.Event()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._heartbeat_s = heartbeat_s
+        self._silence = asyncio.get_running_loop().call_later(heartbeat_s, self._wake)
+        self._changed = asyncio.Event()
+        """The event that all waiting readers share. It is set once, and replaced."""
         self._rendered: dict[str, _Rendered] = {}
 
-    async def follow(self, log: TurnLog) -> None:
-        """Adds entries until the turn has ended. After an error `is_broken` is true and `caught_up` raises it."""
-        try:
-            async with aclosing(log.follow(self.key, self.after)) as follower:
-                async for entries in follower:
-                    self._add(entries)
-                    self._caught_up.set()
-            # The iterator stops only when the turn has ended: without any entry if `after` is the turn's end.
-            self.is_ended = True
-        except LogError as error:
-            self._error = error
-        finally:
-            self._caught_up.set()
-            self._wake()
+    def add(self, entries: list[Stored]) -> None:
+        """Adds the next entries. The first call tells that all stored entries are there, even without any."""
+        self.entries += entries
+        self.seqs += [stored.seq for stored in entries]
+        self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
+        metrics.ENTRIES.inc(len(entries))
+        self._caught_up.set()
+        self._wake()
+
+    def fail(self, error: LogError) -> None:
+        """The turn cannot be followed further; `caught_up` raises `error` from now on."""
+        self._error = error
+        self.is_broken = True
+
+    def close(self) -> None:
+        """Wakes the readers for the last time: no more entries will come."""
+        self._caught_up.set()
+        self._wake()
+        self._silence.cancel()
 
     async def caught_up(self) -> None:
         """Waits for the entries that are stored already. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
@@ -72,12 +83,19 @@ class TurnFeed:
             return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
         return position
 
-    def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list["RenderedFrame"]:
-        """Returns at most `most` frames from the index `start` on, at most `bytes_max` bytes; or one longer frame."""
+    def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list[Frame]:
+        """Returns at most `most` frames from the index `start` on, at most `bytes_max` bytes; or one longer frame.
+
+        An entry is rendered once in each dialect, when the first reader needs it.
+        """
         rendered = self._rendered.get(dialect.name)
         if rendered is None:
-            rendered = self._rendered[dialect.name] = _Rendered(dialect, self.key)
-        frames = rendered.render(self.entries, start + most)[start : start + most]
+            rendered = self._rendered[dialect.name] = _Rendered([], dialect.start(self.key))
+        end = min(start + most, len(self.entries))
+        for stored in self.entries[len(rendered.frames) : end]:
+            frame, rendered.state = dialect.render(rendered.state, stored)
+            rendered.frames.append(frame)
+        frames = rendered.frames[start:end]
         size = 0
         for index, frame in enumerate(frames):
             size += len(frame.data)
@@ -85,38 +103,21 @@ class TurnFeed:
                 return frames[: max(index, 1)]
         return frames
 
-    async def changed(self, position: int, timeout_s: float) -> bool:
-        """Waits for more than `position` entries, or until no more will come; False after `timeout_s` seconds."""
-        if len(self.entries) > position or self.is_ended or self.is_broken:
-            return True
-        # Every reader waits here for every entry, so this avoids asyncio.timeout: it took a tenth of a delta's time.
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(timeout_s, _wake_one, waiting)
-        self._waiting.add(waiting)
-        try:
-            await waiting
-        finally:
-            timer.cancel()
-            self._waiting.discard(waiting)
+    async def changed(self, position: int) -> bool:
+        """Waits for more than `position` entries, or until no more will come; False after a silence.
+
+        The readers share one event and one timer: a timer for each reader and entry took a tenth of a delta's time.
+        """
+        if len(self.entries) <= position and not (self.is_ended or self.is_broken):
+            await self._changed.wait()
         return len(self.entries) > position or self.is_ended or self.is_broken
 
-    @property
-    def is_broken(self) -> bool:
-        """Whether the turn cannot be followed further. Its readers are disconnected, retry, and receive the error."""
-        return self._error is not None
-
-    def _add(self, entries: list[Stored]) -> None:
-        self.entries += entries
-        self.seqs += [stored.seq for stored in entries]
-        self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
-        metrics.ENTRIES.inc(len(entries))
-        self._wake()
-
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for waiter in waiting:
-            _wake_one(waiter)
+        """Wakes the waiting readers, now and after each silence."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        self._silence.cancel()
+        self._silence = asyncio.get_running_loop().call_later(self._heartbeat_s, self._wake)
 
     def _position(self, cursor: Seq) -> int:
         """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
@@ -124,37 +125,22 @@ class TurnFeed:
         return position if position and self.seqs[position - 1] == cursor else 0
 
 
-class RenderedFrame(NamedTuple):
-    """A frame with its bytes, which all readers of a dialect share."""
-
-    data: bytes
-    events: sse.Events
-    is_break: bool
-
-
+@dataclass
 class _Rendered:
-    """The frames of a turn in one dialect, rendered only as far as a reader has needed them."""
+    """The frames of a turn in one dialect so far, and the dialect's state after them."""
 
-    def __init__(self, dialect: Dialect, key: TurnKey) -> None:
-        self._render = dialect.render
-        self._state: Any = dialect.start(key)
-        self._frames: list[RenderedFrame] = []
-
-    def render(self, entries: list[Stored], end: int) -> list[RenderedFrame]:
-        """Renders the entries before the index `end`; returns all frames rendered so far, maybe more than `end`."""
-        for stored in entries[len(self._frames) : end]:
-            frame, self._state = self._render(self._state, stored)
-            self._frames.append(RenderedFrame(frame.data, frame.events, frame.is_break))
-        return self._frames
+    frames: list[Frame]
+    state: Any
 
 
 class FanOut:
     """The feeds of this process. A task in `group` follows each one until `linger_s` after its last reader."""
 
-    def __init__(self, log: TurnLog, group: asyncio.TaskGroup, linger_s: float) -> None:
+    def __init__(self, log: TurnLog, group: asyncio.TaskGroup, *, linger_s: float, heartbeat_s: float) -> None:
         self._log = log
         self._group = group
         self._linger_s = linger_s
+        self._heartbeat_s = heartbeat_s
         self._feeds: dict[TurnKey, TurnFeed] = {}
         self._following: dict[TurnFeed, asyncio.Task[None]] = {}
         self._dropping: dict[TurnFeed, asyncio.TimerHandle] = {}
@@ -225,7 +211,7 @@ class FanOut:
             pass
         while not feed.can_start_at(cursor):
             await feed.caught_up()
-            await feed.changed(len(feed.entries), self._linger_s)
+            await feed.changed(len(feed.entries))
 
     async def _add_reader(self, feed: TurnFeed) -> TurnFeed:
         feed.readers += 1
@@ -246,7 +232,7 @@ class FanOut:
             self._dropping[feed] = asyncio.get_running_loop().call_later(linger_s, self._drop, feed)
 
     def _create_feed(self, key: TurnKey, cursor: Seq) -> TurnFeed:
-        feed = TurnFeed(key, cursor)
+        feed = TurnFeed(key, cursor, self._heartbeat_s)
         known = self._feeds.get(key)
         if known is None or cursor < known.after:
             self._feeds[key] = feed
@@ -254,10 +240,19 @@ class FanOut:
         return feed
 
     async def _follow(self, feed: TurnFeed) -> None:
-        await feed.follow(self._log)
-        if feed.is_broken:
+        """Adds entries to `feed` until the turn has ended, or cannot be followed further."""
+        try:
+            async with aclosing(self._log.follow(feed.key, feed.after)) as follower:
+                async for entries in follower:
+                    feed.add(entries)
+            # The iterator stops only when the turn has ended: without any entry if `after` is the turn's end.
+            feed.is_ended = True
+        except LogError as error:
             # Forget it now: its readers reconnect at once and need a new feed.
             self._forget(feed)
+            feed.fail(error)
+        finally:
+            feed.close()
 
     def _drop(self, feed: TurnFeed) -> None:
         del self._dropping[feed]
@@ -267,11 +262,6 @@ class FanOut:
     def _forget(self, feed: TurnFeed) -> None:
         if self._feeds.get(feed.key) is feed:
             del self._feeds[feed.key]
-
-
-def _wake_one(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 def _is_restart(stored: Stored) -> bool:

@@ -45,7 +45,7 @@ class JsonAnswer(StreamedResponse):
         async with self._gateway.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             with self._gateway.authenticator.watch(self._principal) as expired:
                 async with Interruptions(receive, self._gateway.draining, expired) as interruptions:
-                    ending = await interruptions.run(_until_ended(feed, self._gateway.settings.heartbeat_s))
+                    ending = await interruptions.run(_until_ended(feed))
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))
             match ending.cause:
@@ -59,10 +59,10 @@ class JsonAnswer(StreamedResponse):
                     raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
 
 
-async def _until_ended(feed: TurnFeed, look_every_s: float) -> None:
+async def _until_ended(feed: TurnFeed) -> None:
     """Returns when no more entries will come."""
     while not (feed.is_ended or feed.is_broken):
-        await feed.changed(len(feed.entries), look_every_s)
+        await feed.changed(len(feed.entries))
 
 
 def require_completed(record: TurnRecord) -> None:

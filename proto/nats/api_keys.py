@@ -18,7 +18,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
-from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
 
@@ -117,15 +117,21 @@ class ApiKeyStore:
         """Calls `on_change` after each change. A live feed: it may miss changes."""
 
         async def on_message(message: Msg) -> None:
-            if is_stored_below(message, EVERY_KEY):
+            # Not a message whose reply subject a client has set to a subject of the feed: it was not stored.
+            if _stored_subject(message).startswith(EVERY_KEY[:-1]):
                 await on_change(_change(message))
 
         return await self._connection.subscribe(EVERY_LIVE_KEY, on_message)
 
 
+def _stored_subject(message: Msg) -> str:
+    """Returns the subject on which a message was stored that was read or republished; "" if it was not stored."""
+    return (message.headers or {}).get("Nats-Subject", "")
+
+
 def _change(message: Msg) -> KeyChange:
     headers = message.headers or {}
-    key_id = stored_subject(message).rpartition(".")[2]
+    key_id = _stored_subject(message).rpartition(".")[2]
     try:
         record = _decoder.decode(message.data)
     except DECODE_ERRORS:

@@ -38,19 +38,6 @@ class Page(NamedTuple):
     is_last: bool
 
 
-def stored_subject(message: Msg) -> str:
-    """Returns the subject on which a read or republished message was stored, or "" if it was not stored."""
-    return (message.headers or {}).get("Nats-Subject", "")
-
-
-def is_stored_below(message: Msg, entries: str) -> bool:
-    """Returns whether `message` was stored on a subject of the filter `entries`, which ends in `>`.
-
-    A NATS client may name a subject of the live feed as its reply subject: such messages were not stored there.
-    """
-    return stored_subject(message).startswith(entries[:-1])
-
-
 class _Batch:
     """The replies to one request so far. Sets the event `arrived` at each."""
 

@@ -8,7 +8,7 @@ looked up in the log.
 import asyncio
 from contextlib import suppress
 
-from tailrace.proto.chain import START, Chain, link
+from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
@@ -73,11 +73,14 @@ class Follower:
         """
         join, before = self._join, self._join.chain
         live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S)
-        valid = [stored for stored in live if join.add_live(stored)]
-        for stored in valid:
+        valid: list[Stored] = []
+        for stored in live:
+            if not join.add_live(stored):
+                continue
+            valid.append(stored)
             if stored.entry.prev == self._confirmed.last == stored.seq - 1:
                 # The stream has no entry between the two, so there is no rival.
-                self._confirmed = link(self._confirmed, stored.seq, stored.entry) or self._confirmed
+                self._confirmed = join.chain
         if self._must_read or join.has_gap or not live:
             valid += await self._read_page()
         if not live and not valid and not self._must_read:

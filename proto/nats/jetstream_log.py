@@ -16,7 +16,7 @@ from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.direct_get import DirectReader, is_stored_below, stored_subject
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import STREAM, TurnKey
 
@@ -55,8 +55,9 @@ class JetStreamLog:
         raise PublishUnclear(f"{ack.error.err_code} {ack.error.description}")
 
     async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
-        page = await self._reads.page(subjects.entries(key), Seq(after + 1), limit)
-        return Page([_stored(message) for message in page.messages], page.is_last)
+        turn = subjects.entries(key)
+        page = await self._reads.page(turn, Seq(after + 1), limit)
+        return Page([stored for message in page.messages if (stored := _decode(message, turn))], page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         return await self._find({"last_by_subj": subjects.entry(key, kind) if kind else subjects.entries(key)})
@@ -75,8 +76,8 @@ class JetStreamLog:
         feed, turn = LiveFeed(), subjects.entries(key)
 
         async def add(message: Msg) -> None:
-            if is_stored_below(message, turn):
-                feed.add(_stored(message))
+            if (stored := _decode(message, turn)) is not None:
+                feed.add(stored)
 
         subscription = await self._connection.subscribe(f"{subjects.live(key)[:-1]}{kind}", add)
         forget = self._connection.on_reconnected(feed.reset)
@@ -91,7 +92,7 @@ class JetStreamLog:
         reply = await self._connection.request(
             f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
         )
-        found = _decode(reply.data)
+        found = _found.decode(reply.data)
         if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
         return found.message.seq if found.message is not None else BEFORE_FIRST
@@ -107,14 +108,20 @@ class _Found(msgspec.Struct):
     error: pub_ack.Ack.Error | None = None
 
 
-_decode = msgspec.json.Decoder(_Found).decode
+_found = msgspec.json.Decoder(_Found)
 
 
-def _stored(message: Msg) -> Stored:
+def _decode(message: Msg, turn: str) -> Stored | None:
+    """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
+
+    A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
+    """
     headers = message.headers or {}
-    _, kind = subjects.parse(stored_subject(message))
+    subject, below = headers.get("Nats-Subject", ""), turn[:-1]
+    if not subject.startswith(below):
+        return None
     return Stored(
         Seq(int(headers["Nats-Sequence"])),
         datetime.fromisoformat(headers["Nats-Time-Stamp"]),
-        entries.decode(kind, message.data),
+        entries.decode(subject[len(below) :], message.data),
     )

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from tailrace.gateway.streaming import event_stream, fanout
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto.entries import Stored
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -33,13 +35,16 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
     last = writer.chain.last
     await writer.end()
     rendered: Counter[int] = Counter()
-    turns, upto = 0, fanout._Rendered.render
+    turns = 0
 
-    def noted(self: fanout._Rendered, entries: list[Stored], end: int) -> list[fanout.RenderedFrame]:
-        before = len(self._frames)
-        frames = upto(self, entries, end)
-        rendered[turns] += len(frames) - before
-        return frames
+    frames = fanout.TurnFeed.frames
+
+    def counted(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
+        def render(state: Any, stored: Stored) -> tuple[Frame, Any]:
+            rendered[turns] += 1
+            return dialect.render(state, stored)
+
+        return frames(self, dialect._replace(render=render), *bounds)
 
     async def count() -> None:
         nonlocal turns
@@ -47,7 +52,7 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(fanout._Rendered, "render", noted)
+    monkeypatch.setattr(fanout.TurnFeed, "frames", counted)
     counting = asyncio.create_task(count())
     told = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()

@@ -35,7 +35,6 @@ _add_live, _append, _turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.turn
 LINKS = (
     "tailrace.proto.nats.append.link",
     "tailrace.proto.fold.link",
-    "tailrace.proto.nats.follower.link",
     "tailrace.proto.feed_join.link",
 )
 

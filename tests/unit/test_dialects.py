@@ -222,7 +222,7 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
 def test_incomplete_text_from_the_database_breaks_the_connection(outcome: Any, *, is_break: bool) -> None:
     """As from the log, so that no client takes it for a whole answer."""
     half = msgspec.structs.replace(archived(failing()), outcome=outcome)
-    assert DIALECTS["text"].render_record(half, 0) == Frame(text=b"half", is_break=is_break)
+    assert DIALECTS["text"].render_record(half, 0) == Frame(data=b"half", is_break=is_break)
 
 
 def test_turn_that_left_the_log_without_an_end_is_a_failure() -> None:

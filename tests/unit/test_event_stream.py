@@ -58,7 +58,7 @@ class Client:
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
         self.slots = StreamSlots(cast("Any", SimpleNamespace(owners=lambda _: ())), ReaderCounts(ReaderLimits(1, 1, 1)))
-        self.fan_out = FanOut(cast("TurnLog", log), group, 0)
+        self.fan_out = FanOut(cast("TurnLog", log), group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         gateway = SimpleNamespace(
             settings=settings,
             authenticator=SimpleNamespace(watch=lambda _: _Watch(self.expired)),

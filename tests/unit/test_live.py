@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -52,12 +51,16 @@ class Told:
             self.told[number].put_nowait(one)
 
 
-async def live_with(told: Told, *heard: list[Stored] | LogError | None, after: Seq = BEFORE_FIRST) -> TurnFeed:
-    live = TurnFeed(KEY, after)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(live.follow(cast("TurnLog", told)))
-        await told.tell(*heard, None)
-    return live
+def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: float = 60.0) -> TurnFeed:
+    """A feed of the turn with `entries`, which has not ended if no `end` is among them."""
+    feed = TurnFeed(KEY, after, heartbeat_s)
+    for each in entries:
+        feed.add(each)
+    return feed
+
+
+def fan_out_of(told: Told, group: asyncio.TaskGroup, linger_s: float = 10.0) -> FanOut:
+    return FanOut(cast("TurnLog", told), group, linger_s=linger_s, heartbeat_s=60.0)
 
 
 def restarted() -> list[Stored]:
@@ -72,34 +75,30 @@ def restarted() -> list[Stored]:
     return again.stored
 
 
-async def test_a_reader_whose_time_is_up_as_something_comes_is_told_of_it() -> None:
-    """The loop may run both before the reader: it was once broken off, for it was not waiting any more."""
-    log = answered("a").stored
-    live = TurnFeed(KEY, BEFORE_FIRST)
-    changed = asyncio.create_task(live.changed(0, 0))
+async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> None:
+    """The loop may run both before the reader, which was once broken off then."""
+    feed = feed_of(heartbeat_s=0)
+    changed = asyncio.create_task(feed.changed(0))
     await asyncio.sleep(0)
-    # The time is up in the loop's next turn, and then this comes; the reader goes on in the one after that.
-    asyncio.get_running_loop().call_soon(live._add, log)
+    # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
+    asyncio.get_running_loop().call_soon(feed.add, answered("a").stored)
     assert await changed
-    assert live.entries == log
 
 
-async def test_a_reader_whose_time_is_up_is_not_waited_for() -> None:
-    """Whoever leaves, leaves nothing behind."""
-    live = TurnFeed(KEY, BEFORE_FIRST)
-    assert not await live.changed(0, 0)
-    leaving = asyncio.create_task(live.changed(0, 60))
+async def test_waiting_readers_are_woken_after_each_silence() -> None:
+    """Each of them then sends a heartbeat; a reader that leaves does not wake the others."""
+    feed = feed_of(heartbeat_s=0.01)
+    leaving, staying = (asyncio.create_task(feed.changed(0)) for _ in range(2))
     await asyncio.sleep(0)
     leaving.cancel()
-    with suppress(asyncio.CancelledError):
-        await leaving
-    assert live._waiting == set()
+    assert not await staying
+    assert not await feed.changed(0)
 
 
 async def test_a_reader_starts_after_its_cursor() -> None:
     """At an entry that is here, or where the following began; nowhere else."""
     stored = answered("a", "b").stored
-    live = await live_with(Told(), stored[2:4], stored[4:], after=stored[1].seq)
+    live = feed_of(stored[2:4], stored[4:], after=stored[1].seq)
     assert [live.can_start_at(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
     assert not live.can_start_at(Seq(stored[-1].seq + 1))
     assert not live.can_start_at(BEFORE_FIRST)
@@ -109,7 +108,7 @@ async def test_a_reader_starts_after_its_cursor() -> None:
 async def test_who_has_seen_nothing_starts_after_the_last_restart_where_it_could_not_be_taken_back() -> None:
     """Bare text says the new answer alone; tailrace tells the old one and takes it back."""
     stored = restarted()
-    live = await live_with(Told(), stored)
+    live = feed_of(stored)
     start = live.start(BEFORE_FIRST, TEXT)
     assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
     assert live.start(BEFORE_FIRST, TAILRACE) == 0
@@ -122,11 +121,11 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
 
     def render(state: None, stored: Stored) -> tuple[Frame, None]:
         rendered.append(stored.seq)
-        return Frame(text=b"%d " % stored.seq), state
+        return Frame(data=b"%d " % stored.seq), state
 
     counting = Dialect("counting", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
     stored = answered("a", "b").stored
-    live = await live_with(Told(), stored)
+    live = feed_of(stored)
     first = live.frames(counting, 0, 3)
     assert [frame.data for frame in first] == [b"%d " % one.seq for one in stored[:3]]
     assert live.frames(counting, 1, 100) == live.frames(counting, 1, 100)
@@ -138,57 +137,71 @@ async def test_frames_are_bounded_by_their_bytes() -> None:
     """A frame that is longer than the bound is returned alone."""
 
     def render(state: None, stored: Stored) -> tuple[Frame, None]:
-        return Frame(text=b"x" * 30), state
+        return Frame(data=b"x" * 30), state
 
     sized = Dialect("sized", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
-    feed = await live_with(Told(), answered("a", "b").stored)
+    feed = feed_of(answered("a", "b").stored)
     assert len(feed.frames(sized, 0, 100, 70)) == 2
     assert len(feed.frames(sized, 0, 100, 20)) == 1
     assert feed.frames(sized, len(feed.entries), 100, 20) == []
 
 
-async def test_a_waiting_reader_is_woken_by_entries_by_the_end_and_by_trouble() -> None:
-    """And by nothing else: silence is a time-out."""
-    stored, told, live = answered("a").stored, Told(), TurnFeed(KEY, BEFORE_FIRST)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(live.follow(cast("TurnLog", told)))
-        await told.tell(stored[:2])
-        await live.caught_up()
-        assert not await live.changed(2, 0.01)
-        assert await live.changed(1, 0.01)
-        waiting = [group.create_task(live.changed(2, 5)) for _ in range(3)]
-        await told.tell(stored[2:3])
+async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
+    """A reader that waits for an entry that is there does not wait."""
+    stored, feed = answered("a").stored, feed_of()
+    feed.add(stored[:2])
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        assert await feed.changed(1)
+        waiting = [group.create_task(feed.changed(2)) for _ in range(3)]
+        await asyncio.sleep(0)
+        feed.add(stored[2:3])
         assert await asyncio.gather(*waiting) == [True] * 3
-        waiting = [group.create_task(live.changed(3, 5)) for _ in range(3)]
-        await told.tell(LogUnavailable("away"))
+        waiting = [group.create_task(feed.changed(3)) for _ in range(3)]
+        await asyncio.sleep(0)
+        feed.fail(LogUnavailable("away"))
+        feed.close()
         assert await asyncio.gather(*waiting) == [True] * 3
-    assert (live.is_broken, live.is_ended, len(live.entries)) == (True, False, 3)
-    ended = await live_with(Told(), stored)
-    assert ended.is_ended
-    assert await ended.changed(len(stored), 0.01)
+    assert (feed.is_broken, feed.is_ended, len(feed.entries)) == (True, False, 3)
+
+
+async def test_nothing_is_waited_for_after_the_end() -> None:
+    """The end is the last entry."""
+    stored = answered("a").stored
+    feed = feed_of(stored)
+    assert feed.is_ended
+    async with asyncio.timeout(5):
+        assert await feed.changed(len(stored))
 
 
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet."""
-    stored = answered("a").stored
-    live = await live_with(Told(), [], after=stored[-1].seq)
-    assert live.is_ended
-    assert live.start(stored[-1].seq, TAILRACE) == len(live.entries) == 0
+    stored, told = answered("a").stored, Told()
+    async with asyncio.TaskGroup() as group:
+        lives = fan_out_of(told, group)
+        group.create_task(told.tell(None))
+        async with lives.subscribe(KEY, stored[-1].seq) as feed:
+            assert feed.is_ended
+            assert feed.start(stored[-1].seq, TAILRACE) == len(feed.entries) == 0
+        lives.close()
 
 
 @pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
 async def test_what_is_wrong_before_the_first_entry_is_raised_to_who_asks(error: LogError) -> None:
     """There a response can still say so."""
-    live = await live_with(Told(), error)
-    with pytest.raises(type(error)):
-        await live.caught_up()
+    told = Told()
+    async with asyncio.TaskGroup() as group:
+        lives = fan_out_of(told, group)
+        group.create_task(told.tell(error))
+        with pytest.raises(type(error)):
+            async with lives.subscribe(KEY, BEFORE_FIRST):
+                pass
 
 
 async def test_readers_of_one_turn_share_one_following() -> None:
     """Also one who comes back within the linger, from anywhere that is known here."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
         await_told = group.create_task(told.tell(stored))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await await_told
@@ -205,7 +218,7 @@ async def test_who_comes_from_further_back_is_followed_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
         group.create_task(told.tell(stored[3:]))
         async with lives.subscribe(KEY, stored[2].seq) as late:
 
@@ -225,7 +238,7 @@ async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
     """Who comes with a good one while a wrong one is being looked up is not told that his is wrong: a 400 is final."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
 
         async def come(cursor: Seq) -> TurnFeed:
             async with lives.subscribe(KEY, cursor) as live:
@@ -253,7 +266,7 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     """Then nothing is left of it: no following, no entries, no timer."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=0.01)
+        lives = fan_out_of(told, group, 0.01)
         group.create_task(told.tell(stored))
         async with lives.subscribe(KEY, BEFORE_FIRST):
             pass
@@ -264,7 +277,7 @@ async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -
     """It was deleted: whoever has it open may read on, and whoever comes then is told what the log says."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
         group.create_task(told.tell(stored, None))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
@@ -283,7 +296,7 @@ async def test_a_turn_that_has_ended_is_told_while_the_log_is_away() -> None:
     """What is here is better than nothing, and nobody can say that it is gone."""
     stored, told = answered("a").stored, Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
         group.create_task(told.tell(stored, None))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
@@ -304,7 +317,7 @@ async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
     """Or whoever guesses ids would fill the memory."""
     told = Told()
     async with asyncio.TaskGroup() as group:
-        lives = FanOut(cast("TurnLog", told), group, linger_s=10)
+        lives = fan_out_of(told, group)
         group.create_task(told.tell(TurnUnknown("?")))
         with pytest.raises(TurnUnknown):
             async with lives.subscribe(KEY, BEFORE_FIRST):

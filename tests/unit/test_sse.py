@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.streaming import sse
+from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import skip_events
-from tailrace.gateway.streaming.fanout import RenderedFrame
 from tests.harness.sse_parser import EventStream, Sent, parse
 
 LINES = st.binary(min_size=1, max_size=30).filter(lambda line: not set(line) & set(b"\r\n"))
@@ -48,7 +48,7 @@ def test_a_heartbeat_is_no_event() -> None:
 @given(st.lists(st.lists(st.sampled_from([b"a", b"b"]), max_size=3), max_size=4), st.integers(0, 13))
 def test_skipping_a_count_of_events_leaves_the_events_after_it(given: list[list[bytes]], seen: int) -> None:
     """A client that counts events resumes after as many, also in the middle of a frame."""
-    frames = [RenderedFrame(sse.encode(events), events, is_break=False) for events in (events_of(one) for one in given)]
+    frames = [Frame(events) for events in (events_of(one) for one in given)]
     rest, missing = skip_events(frames, seen)
     every = [event for frame in frames for event in frame.events]
     assert b"".join(frame.data for frame in rest) == sse.encode(tuple(every[seen:]))

@@ -32,10 +32,32 @@ _encode = msgspec.json.Encoder().encode
 
 
 def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
-    event = _event_of(key, stored)
+    event: dict[str, Any] | None = None
+    match stored.entry:
+        case Event(event=raw, is_hidden=is_hidden):
+            event = _delta_of(events.decode(raw), is_hidden=is_hidden)
+        case Request() as request:
+            event = {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
+        case Attempt(mode="restart"):
+            event = {"type": "reset"}
+        case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
+            cost_usd = cost_nano_usd / NANO_USD_PER_USD
+            event = {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
+        case End() as end:
+            event = _end(
+                outcome=end.outcome,
+                stop_reason=end.stop_reason,
+                usage=end.usage,
+                usage_is_estimated=end.usage_is_estimated,
+                cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
+                schema_valid=end.schema_valid,
+                error=end.error,
+                text_chars=end.text_chars,
+                text_sha256=end.text_sha256,
+            )
     if event is None:
         return SILENT, key
-    return Frame(sse.frame(_encode(event), seq=stored.seq)), key
+    return Frame((sse.Event(_encode(event), stored.seq),)), key
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
@@ -54,33 +76,6 @@ def render_record(record: TurnRecord, _: int) -> Frame:
     )
     text = sse.frame(_encode({"type": "delta", "text": record.text})) if record.text else ()
     return Frame(sse.frame(_encode({"type": "reset"})) + text + sse.frame(_encode(end), seq=record.cursor))
-
-
-def _event_of(key: TurnKey, stored: Stored) -> dict[str, Any] | None:
-    match stored.entry:
-        case Request() as request:
-            return {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
-        case Attempt(mode="restart"):
-            return {"type": "reset"}
-        case Event(event=raw, is_hidden=is_hidden):
-            return _delta_of(events.decode(raw), is_hidden=is_hidden)
-        case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
-            cost_usd = cost_nano_usd / NANO_USD_PER_USD
-            return {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
-        case End() as end:
-            return _end(
-                outcome=end.outcome,
-                stop_reason=end.stop_reason,
-                usage=end.usage,
-                usage_is_estimated=end.usage_is_estimated,
-                cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
-                schema_valid=end.schema_valid,
-                error=end.error,
-                text_chars=end.text_chars,
-                text_sha256=end.text_sha256,
-            )
-        case _:
-            return None
 
 
 def _delta_of(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
             return BREAK, state
         case entry:
             text = text_of(entry)
-            return (Frame(text=_utf8(text)) if text else SILENT), state
+            return (Frame(data=_utf8(text)) if text else SILENT), state
 
 
 def text_of(entry: Entry) -> str:
@@ -36,7 +36,7 @@ def text_of(entry: Entry) -> str:
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    return Frame(text=_utf8(record.text), is_break=record.outcome not in ("completed", "cancelled"))
+    return Frame(data=_utf8(record.text), is_break=record.outcome not in ("completed", "cancelled"))
 
 
 def _utf8(text: str) -> bytes:

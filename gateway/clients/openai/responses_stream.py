@@ -63,7 +63,7 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
         case Attempt(mode="restart"):
             error = {"type": "error", "code": "server_error", "message": RESTARTED, "param": None}
             frame, restarted = _frame(StreamState(state.head, state.number), [error])
-            return frame._replace(is_break=True), restarted
+            return Frame(frame.events, is_break=True), restarted
         case Attempt():
             return _frame(*_in_progress(state))
         case Event(event=raw, is_hidden=False):
