@@ -22,10 +22,21 @@ from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
+from tailrace.gateway.turns.check_limits import limit_features
+from tailrace.gateway.turns.check_schema import schema_feature
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.submission import SubmitFeatures
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.webhook_url import webhook_feature
 from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
@@ -82,7 +93,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
         signature = TokenSigner(await signing_secret(connection))
-        gateway = build(settings, connection, group, stop, door, signature=signature)._replace(prompts=prompts)
+        gateway = build(settings, connection, group, stop, door, signature=signature, prompts=prompts)
         await gateway.rpc.announce_readers(gateway.fan_out.is_read)
         watching = [
             group.create_task(gateway.log_fullness.watch()),
@@ -105,44 +116,63 @@ def build(
     connection: Connection,
     group: asyncio.TaskGroup,
     draining: asyncio.Event,
-    door: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     *,
     signature: TokenSigner,
+    prompts: Prompts | None = None,
 ) -> Gateway:
-    turns, services = TurnLog(connection), Rpc(connection)
-    door = door or Authenticator(settings, ApiKeyCache())
-    tickets = Tickets(signature, UsedTickets(connection), door.find_key)
-    logins = Logins(signature, StoredLogins(connection), door.find_key)
-    door.add_verifier(logins)
-    door.sources += [tickets.source, logins.source]
-    lives = FanOut(turns, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
-    limits = limiter(settings, connection, turns)
-    room = ReaderLimits(
+    log, rpc = TurnLog(connection), Rpc(connection)
+    authenticator = authenticator or Authenticator(settings, ApiKeyCache())
+    prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
+    tickets = Tickets(signature, UsedTickets(connection), authenticator.find_key)
+    logins = Logins(signature, StoredLogins(connection), authenticator.find_key)
+    authenticator.add_verifier(logins)
+    authenticator.sources += [tickets.source, logins.source]
+    fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
+    limits = limiter(settings, connection, log)
+    reader_limits = ReaderLimits(
         total=min(settings.streams_max, fd_limit.streams_max()),
         of_tenant=settings.streams_tenant_max,
         of_address=settings.streams_address_max,
     )
+    blobs, pins, claims = BlobStore(connection), BlobPins(connection), Claims(connection)
+    request_blobs = RequestBlobs(blobs, pins, settings.body_bytes_max)
+    history = HistoryClient(rpc, settings.query_timeout_s)
+    catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
+    schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
+    log_fullness = LogFullness(connection, settings.full_at)
+    deleter = Deleter(connection, log, blobs, history, rpc, limits, settings.query_timeout_s)
+    limit_steps = limit_features(limits)
+    features = SubmitFeatures(
+        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
+        admit=(limit_steps.admit,),
+        amend=(schema_feature(schema_checker), limit_steps.reserve, request_blobs.feature()),
+        stored=(deleted_parent_feature(log, history, deleter),),
+    )
+    submitter = TurnSubmitter(
+        log, claims, Conversations(log, history), catalogue, settings, log_fullness, draining, features
+    )
     return Gateway(
         settings=settings,
         connection=connection,
-        authenticator=door,
+        authenticator=authenticator,
         tickets=tickets,
         logins=logins,
-        log=turns,
-        blobs=BlobStore(connection),
-        blob_pins=BlobPins(connection),
-        claims=Claims(connection),
-        rpc=services,
-        history=HistoryClient(services, settings.query_timeout_s),
-        catalogue=Catalogue(services, group, settings.query_timeout_s, parse_aliases(settings.model_aliases)),
-        fan_out=lives,
-        disconnects=DisconnectPolicy(turns, services, lives, group, draining),
-        log_fullness=LogFullness(connection, settings.full_at),
+        log=log,
+        blobs=blobs,
+        blob_pins=pins,
+        claims=claims,
+        rpc=rpc,
+        history=history,
+        catalogue=catalogue,
+        fan_out=fan_out,
+        disconnects=DisconnectPolicy(log, rpc, fan_out, group, draining),
+        log_fullness=log_fullness,
         log_health=LogHealth(connection),
         limiter=limits,
-        stream_slots=StreamSlots(limits, ReaderCounts(room)),
-        schema_checker=SchemaChecker(wait_s=CHECK_WAIT_S),
-        prompts=Prompts(settings.prompts, wait_s=CHECK_WAIT_S),
+        stream_slots=StreamSlots(limits, ReaderCounts(reader_limits)),
+        schema_checker=schema_checker,
+        prompts=prompts,
         bodies=BodyReader(
             LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s),
             bytes_max=settings.body_bytes_max,
@@ -150,6 +180,9 @@ def build(
             rate_min=settings.body_rate_min,
         ),
         draining=draining,
+        deleter=deleter,
+        submitter=submitter,
+        batch_builder=BatchBuilder(connection, catalogue, prompts, schema_checker, limits, request_blobs, settings),
     )
 
 

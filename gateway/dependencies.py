@@ -1,7 +1,6 @@
 """The services of a gateway, and the request that an endpoint receives: authenticated, with what its response needs."""
 
 import asyncio
-from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import NamedTuple, TypeVar
 
@@ -22,9 +21,13 @@ from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.submission import HeaderSource
+from tailrace.gateway.turns.submit import TurnSubmitter, draining_error
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, TurnLog
@@ -59,6 +62,9 @@ class Gateway(NamedTuple):
     prompts: Prompts
     bodies: read_body.BodyReader
     draining: asyncio.Event
+    deleter: Deleter
+    submitter: TurnSubmitter
+    batch_builder: BatchBuilder
 
 
 class ApiRequest(Request):
@@ -70,7 +76,7 @@ class ApiRequest(Request):
         self._principal = principal
         self.until_answered = AsyncExitStack()
         """What is released when the endpoint has returned a response: the memory of a large body, for example."""
-        self.response_headers: list[Callable[[], Mapping[str, str]]] = []
+        self.response_headers: list[HeaderSource] = []
         """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
         self._stream_permit: StreamPermit | None = None
 
@@ -154,4 +160,4 @@ def turn_not_found() -> Refused:
 def refuse_when_draining(gateway: Gateway) -> None:
     """Raises Refused while this gateway drains. To be called before anything is accepted, never after it."""
     if gateway.draining.is_set():
-        raise Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
+        raise draining_error()

@@ -35,7 +35,7 @@ def guard(route: Route) -> Route:
         except (Refused, LogError) as error:
             response = error_responses.of(error, request.scope)
         for headers in authenticated.response_headers:
-            add_headers(response, headers())
+            add_headers(response, headers(route.path))
         return response
 
     return Route(route.path, endpoint, methods=sorted(needs), name=route.name)

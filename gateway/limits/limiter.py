@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,7 +21,7 @@ from tailrace.gateway.limits.quotas import Owner, Quota, What, owners_of, quota_
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.limits import MINUTE_S, Limits
+from tailrace.proto.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
 from tailrace.proto.subjects import TurnKey
@@ -69,6 +69,8 @@ class Limiter:
         self.is_hedged = is_hedged
         self._of_keys = of_keys
         self._of_tenants = of_tenants
+        self.has_common_limits = (of_keys, of_tenants) != (UNLIMITED, UNLIMITED)
+        """Whether limits apply to keys and tenants without their own."""
 
     def owners(self, principal: Principal) -> tuple[Owner, Owner]:
         """Returns the key and the tenant of `principal` with their limits."""
@@ -80,7 +82,7 @@ class Limiter:
 
 
 class Admission:
-    """What one request has taken from its limits. Leaving the context returns it, unless `keep` was called."""
+    """What one request has taken from its limits."""
 
     def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner]) -> None:
         self._limiter = limiter
@@ -92,10 +94,8 @@ class Admission:
         self.standings: dict[str, Standing] = {}
         """What remained of each counter when it was last read."""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def release(self) -> None:
+        """Gives back all counts and slots, if no turn was stored. Otherwise the turn's end settles them."""
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
         # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.
@@ -104,10 +104,6 @@ class Admission:
                 self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
             for seq in slots:
                 await self._limiter.slots.release(seq)
-
-    def keep(self) -> None:
-        """Keeps the counts and slots: the turn is, or may be, in the log, and its end settles it."""
-        self._taken, self._slots = [], []
 
     async def count_request(self) -> None:
         """Counts one request. Raises Refused, LogUnavailable."""

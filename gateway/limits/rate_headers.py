@@ -5,11 +5,10 @@ headers"; the reset is a duration. Other routes: the IETF's draft-ietf-httpapi-r
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from tailrace.gateway.dependencies import ApiRequest
-from tailrace.gateway.limits.limiter import Admission, Standing
+from tailrace.gateway.limits.limiter import Standing
 
 ANTHROPIC = ("/v1/messages",)
 OPENAI = ("/v1/chat/completions", "/v1/responses")
@@ -17,11 +16,6 @@ OPENAI = ("/v1/chat/completions", "/v1/responses")
 SHOWN = ("requests", "tokens")
 
 Headers = dict[str, str]
-
-
-def attach(request: ApiRequest, admission: Admission, now: Callable[[], float]) -> None:
-    """Adds the headers of `admission` to the response of `request`, or to its error. `now` returns Unix seconds."""
-    request.response_headers.append(lambda: rate_headers(request.scope["path"], admission.standings.values(), now()))
 
 
 def rate_headers(path: str, standings: Iterable[Standing], now: float) -> Headers:

@@ -24,6 +24,7 @@ from tailrace.gateway.clients.tutorials.request import (
 from tailrace.gateway.clients.tutorials.routes import StartedJob
 from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
+from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import Deleted
 from tailrace.gateway.resources.health import Health
@@ -35,7 +36,6 @@ from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, Rena
 from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
 from tailrace.gateway.streaming.pacing import PACE
-from tailrace.gateway.turns.batch_body import NewBatch
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.model_records import TokenCount
 from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord

@@ -5,12 +5,14 @@ The folder is read once, at the start. A client names a template; the name is lo
 
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Filled, Params
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, Params
+from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -87,6 +89,14 @@ class Prompts:
         prompt, _ = self._find(name)
         return prompt
 
+    def feature(self) -> Feature[TurnSubmission]:
+        """Returns the step of turn submission that renders the prompt of a new turn."""
+
+        async def render(submission: TurnSubmission) -> None:
+            submission.new_turn = await self.render(submission.new_turn, submission.principal.tenant)
+
+        return Feature(attrgetter("new_turn.prompt"), render)
+
     async def render(self, params: P, tenant: Tenant) -> P:
         """Returns `params` with its prompt rendered into `system` and `message`. Raises Refused."""
         (result,) = await self.render_all([params], tenant)
@@ -125,8 +135,8 @@ class Prompts:
                 "prompt_invalid",
                 f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; its variables are: {names}.",
             )
-        if is_deeper(wanted.variables, ASKED_LEVELS_MAX):
-            raise Refused("request_invalid", f"`variables` are nested more than {ASKED_LEVELS_MAX} levels deep.")
+        if is_deeper(wanted.variables, BODY_LEVELS_MAX):
+            raise Refused("request_invalid", f"`variables` are nested more than {BODY_LEVELS_MAX} levels deep.")
         if "message" in prompt.makes and (params.message is not None or params.messages is not None):
             raise Refused(
                 "request_invalid", f"The prompt `{prompt.name}` makes the message; leave out `message` and `messages`."

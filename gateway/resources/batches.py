@@ -6,6 +6,7 @@ A batch is a turn, and `links.events` is its event stream. Batches that have lef
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -18,19 +19,18 @@ from tailrace.gateway.dependencies import (
     Gateway,
     gateway_of,
     principal_of,
-    refuse_when_draining,
     tenant_of,
     turn_in_path,
 )
 from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.limits import rate_headers
+from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.turns.auto_idempotency import AUTO
-from tailrace.gateway.turns.batch_body import NewBatch, build_request
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.submit import idempotency_key_of, submit_request
+from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
@@ -99,22 +99,16 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 async def post(request: ApiRequest) -> Response:
     """`POST /v1/batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
-    gateway, caller = gateway_of(request), principal_of(request)
+    gateway = gateway_of(request)
     new, raw = await request.read(NewBatch)
     check_webhook(new.webhook, gateway.settings)
-    refuse_when_draining(gateway)
     idempotency_key = idempotency_key_of(request)
     if idempotency_key == AUTO:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
-    async with gateway.limiter.admission(caller) as admission:
-        rate_headers.attach(request, admission, gateway.limiter.now)
-
-        async def made(turn: TurnId) -> entries.Request:
-            return await build_request(gateway, caller, new, turn, admission)
-
-        key, accepted = await submit_request(gateway, caller.tenant, made, idempotency_key, raw, admission)
+    submission = Submission(principal_of(request), raw, idempotency_key, request.response_headers)
+    key, accepted = await gateway.submitter.store(submission, partial(gateway.batch_builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
     told = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     return json_response(told, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})

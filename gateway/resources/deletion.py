@@ -11,7 +11,6 @@ from starlette.routing import Route
 
 from tailrace.gateway.dependencies import Gateway, gateway_of, turn_of
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.delete import delete
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import Kind
 
@@ -41,7 +40,7 @@ async def delete_turn(request: Request) -> Response:
 
 async def delete_response(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> Response:
     """Deletes a turn, session or project with its turns and returns the response. Raises Refused."""
-    turns = await delete(gateway, tenant, kind, name)
+    turns = await gateway.deleter.delete(tenant, kind, name)
     logger.info("deleted", kind=kind, turns=turns)
     return json_response(
         Deleted(

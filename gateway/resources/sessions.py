@@ -13,7 +13,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, check_name, check_session, require_unclaimed
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, check_name, check_session, require_unclaimed
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, new_id
@@ -181,8 +181,8 @@ def _check(new: NewSessionBody, offer: Offer) -> None:
     check_text("title", new.title, TITLE_CHARS_MAX)
     if new.model is not None:
         offer.model(new.model)
-    if is_deeper(new.system_prompt, ASKED_LEVELS_MAX):
-        raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
+    if is_deeper(new.system_prompt, BODY_LEVELS_MAX):
+        raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     require_unclaimed(new.system_prompt)
     if len(msgspec.json.encode(new.system_prompt)) > SYSTEM_BYTES_MAX:
         raise Refused("request_invalid", f"`system_prompt` has more than {SYSTEM_BYTES_MAX} bytes: send it with turns")

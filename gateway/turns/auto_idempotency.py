@@ -5,13 +5,15 @@ that all clients follow the same sequence of keys to the same turn.
 """
 
 import hashlib
+from operator import attrgetter
 
 import msgspec
 
-from tailrace.gateway.dependencies import Gateway
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import NewTurn, check
+from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Claims, TurnLog
 from tailrace.proto.subjects import TurnKey
 
 AUTO = "auto"
@@ -19,13 +21,26 @@ AUTO = "auto"
 FAILED_MAX = 20
 
 
-async def derive_key(gateway: Gateway, tenant: Tenant, ask: NewTurn) -> tuple[str | None, bytes]:
+def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmission]:
+    """Returns the step that replaces the key `auto` by the derived one."""
+
+    async def derive(submission: TurnSubmission) -> None:
+        if submission.idempotency_key == AUTO:
+            # Only a checked turn can be encoded: it is not nested too deep.
+            check(submission.new_turn)
+            tenant = submission.principal.tenant
+            submission.idempotency_key, submission.raw = await derive_key(log, claims, tenant, submission.new_turn)
+
+    return Feature(attrgetter("idempotency_key"), derive)
+
+
+async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:
     """Returns the key, or None, and the request as canonical bytes. Raises LogUnavailable."""
-    canonical = msgspec.json.encode(ask, order="sorted")
+    canonical = msgspec.json.encode(new_turn, order="sorted")
     key = _key(canonical)
     for _ in range(FAILED_MAX):
-        claim = await gateway.claims.find(tenant, key)
-        if claim is None or not await _has_failed(gateway, TurnKey(tenant, claim.turn)):
+        claim = await claims.find(tenant, key)
+        if claim is None or not await _has_failed(log, TurnKey(tenant, claim.turn)):
             return key, canonical
         key = _key(f"{key}:{claim.turn}".encode())
     return None, canonical
@@ -35,9 +50,9 @@ def _key(canonical: bytes) -> str:
     return f"{AUTO}:{hashlib.sha256(canonical).hexdigest()}"
 
 
-async def _has_failed(gateway: Gateway, key: TurnKey) -> bool:
+async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
     try:
-        turn = await gateway.log.turn(key)
+        turn = await log.turn(key)
     except TurnUnknown:
         return False
     return turn.end is not None and turn.end.outcome != "completed"

@@ -18,20 +18,20 @@ from tailrace.proto.usage import NANO_USD_PER_USD
 
 Cache = CacheFor | Literal["off"]
 OnBusy = Literal["reject", "interrupt", "branch"]
-# With the levels that an entry adds around it, what a client nests stays within PROTOCOL R7's.
-ASKED_LEVELS_MAX = LEVELS_MAX - 4
-# What `options` would say a second time, and what is the gateway's to say.
-NAMED = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas", "max_cost"})
+# An entry adds four levels around the values of a body, and may have LEVELS_MAX of them (PROTOCOL R7).
+BODY_LEVELS_MAX = LEVELS_MAX - 4
+# Fields of a model request that `options` must not have: NewTurn has them, or the gateway sets them.
+TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas", "max_cost"})
 COST_USD_MAX = 1e6
-# What stands where a session's name does in the path of another route.
-PATHS = frozenset({"stats"})
+# Names that no session may have: /v1/sessions/stats is another route.
+RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETAS_MAX = 64
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 
 class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the prompts that the operator has written, with the values of its variables."""
+    """A prompt template of the operator, with the values of its variables."""
 
     name: str
     variables: dict[str, Any] = {}
@@ -48,17 +48,17 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tools: list[dict[str, Any]] | None = None
     options: dict[str, Any] | None = None
     schema: dict[str, Any] | None = None
-    """The JSON Schema that the answer is to fit."""
+    """The JSON Schema of the answer."""
     prompt: Filled | None = None
-    """The name of a template, and what is put into it: it becomes `message` or `system` or both."""
+    """A prompt template, which is rendered into `message`, `system` or both."""
     betas: list[str] | None = None
     api_version: str | None = None
     metadata: dict[str, str] | None = None
     cache: Cache | None = None
-    """How long the model is to keep the prompt; none: as the operator has set it."""
+    """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"
     max_cost: float | None = None
-    """What the answer may cost, in dollars: it is closed when it has."""
+    """The most that the answer may cost, in dollars. The answer ends when it has cost that."""
 
 
 class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,10 +66,10 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     session: str | None = None
     create_session: bool = False
-    """Whether a session of that name that is not there is begun; else it is refused."""
+    """Whether an unknown session is created instead of refused."""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET
     full_history: bool = False
-    """Whether `messages` are the conversation from its beginning. Where they agree with the session's, they are it."""
+    """Whether `messages` are the whole conversation. Those that the session has are not stored again."""
     verbatim: bool = False
     """Whether the model gets exactly `messages`, independent of the session."""
     project: str | None = None
@@ -79,39 +79,38 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The URL that is notified when the turn has ended."""
 
 
-def check(ask: NewTurn) -> None:
-    """What the types of `NewTurn` do not say; raises Refused."""
-    if (ask.message is None) == (ask.messages is None):
+def check(new_turn: NewTurn) -> None:
+    """Checks what the types of `NewTurn` do not. Raises Refused."""
+    if (new_turn.message is None) == (new_turn.messages is None):
         raise Refused("request_invalid", "send either `message`, a string, or `messages`, a list")
-    new = new_messages(ask)
+    new = new_messages(new_turn)
     if not new:
         raise Refused("request_invalid", "`messages` is empty: send at least one")
     for index, message in enumerate(new):
         if not (message.content.strip() if isinstance(message.content, str) else message.content):
-            where = "message" if ask.messages is None else f"messages[{index}].content"
+            where = "message" if new_turn.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
-    if is_deeper(
-        [[message.content for message in new], ask.system, ask.tools, ask.options, ask.schema], ASKED_LEVELS_MAX
-    ):
-        raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
-    require_unclaimed([[message.content for message in new], ask.system, ask.tools])
-    if taken := NAMED.intersection(ask.options or ()):
+    contents = [message.content for message in new]
+    if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
+        raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
+    require_unclaimed([contents, new_turn.system, new_turn.tools])
+    if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
         raise Refused("request_invalid", f"`options` cannot hold {', '.join(sorted(taken))}: it has a place of its own")
-    if len(ask.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in ask.betas or ()):
+    if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",
             f"`betas` are at most {BETAS_MAX} names, of 1 to 64 visible ASCII characters without a comma",
         )
-    if ask.api_version is not None and API_VERSION.fullmatch(ask.api_version) is None:
+    if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
-    check_name("project", ask.project)
-    if ask.create_session:
-        check_session("session", ask.session)
+    check_name("project", new_turn.project)
+    if new_turn.create_session:
+        check_session("session", new_turn.session)
     if new[-1].role == "assistant":
         raise Refused("request_invalid", "the last of `messages` must not be the assistant's: it has no answer")
-    if ask.max_cost is not None and not 0 < ask.max_cost <= COST_USD_MAX:
+    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
-    if ask.on_disconnect != "continue" and grace_s(ask.on_disconnect) is None:
+    if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
         raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
 
 
@@ -122,9 +121,9 @@ def check_name(field: str, name: str | None) -> None:
 
 
 def check_session(field: str, name: str | None) -> None:
-    """The same for a session that is begun, which has to have a path of its own."""
+    """As `check_name`, for the name of a new session, which must not be a route's."""
     check_name(field, name)
-    if name in PATHS:
+    if name in RESERVED_NAMES:
         raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: call the session otherwise")
 
 
@@ -138,44 +137,55 @@ def require_unclaimed(body: object) -> None:
         )
 
 
-def new_messages(ask: NewTurn) -> list[Message]:
-    """What `ask` says, in either of its two ways."""
-    return ask.messages if ask.messages is not None else [Message("user", ask.message or "")]
+def new_messages(new_turn: NewTurn) -> list[Message]:
+    """Returns the messages of `new_turn`, which are one user message if it has `message` instead."""
+    return new_turn.messages if new_turn.messages is not None else [Message("user", new_turn.message or "")]
 
 
 def build_entry(
-    ask: NewTurn, place: Position, max_tokens: int, offer: Offer, *, by: str | None = None, cache: Cache = "off"
+    new_turn: NewTurn,
+    position: Position,
+    max_tokens: int,
+    offer: Offer,
+    *,
+    credential: str | None = None,
+    cache: Cache = "off",
 ) -> entries.Request:
-    """The entry for `ask`, at its place, `by` which credential; `max_tokens` and `cache` are for who names none.
+    """Returns the request entry for `new_turn` at `position` in its session.
 
-    Raises Refused.
+    `max_tokens` and `cache` are the defaults of turns without their own. `credential` is the id of the key or token
+    that usage is counted for. Raises Refused.
     """
-    model = offer.model(ask.model or place.model or None)
-    if ask.max_tokens is not None and not 1 <= ask.max_tokens <= model.output_tokens_max:
+    model = offer.model(new_turn.model or position.model or None)
+    if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= model.output_tokens_max:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {model.output_tokens_max} for {model.id}")
-    system = ask.system if ask.system is not None else place.system
-    # A session's own may be older than the rule that refuses it there.
+    system = new_turn.system if new_turn.system is not None else position.system
+    # A session's system prompt may have been stored before `POST /v1/sessions` checked it.
     require_unclaimed(system)
-    options = ask.options if ask.schema is None else with_schema(ask.options, ask.schema)
+    options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     return entries.Request(
         model=model.id,
-        max_tokens=min(ask.max_tokens or max_tokens, model.output_tokens_max),
-        messages=[*place.before, *place.new],
-        history=len(place.before),
+        max_tokens=min(new_turn.max_tokens or max_tokens, model.output_tokens_max),
+        messages=[*position.before, *position.new],
+        history=len(position.before),
         system=system,
-        tools=ask.tools,
+        tools=new_turn.tools,
         options=options,
-        betas=ask.betas,
-        api_version=ask.api_version,
-        session=place.session,
-        parent=place.parent,
-        project=ask.project,
-        metadata=ask.metadata,
-        cache=None if (keep := ask.cache or cache) == "off" else keep,
-        on_interrupt=ask.on_interrupt,
-        on_disconnect=ask.on_disconnect,
-        webhook=ask.webhook,
-        # 0 would be passed before a call has begun, and each of them would be closed with nothing said.
-        max_cost_nano_usd=max(1, round(ask.max_cost * NANO_USD_PER_USD)) if ask.max_cost is not None else None,
-        by=by,
+        betas=new_turn.betas,
+        api_version=new_turn.api_version,
+        session=position.session,
+        parent=position.parent,
+        project=new_turn.project,
+        metadata=new_turn.metadata,
+        cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,
+        on_interrupt=new_turn.on_interrupt,
+        on_disconnect=new_turn.on_disconnect,
+        webhook=new_turn.webhook,
+        max_cost_nano_usd=None if new_turn.max_cost is None else nano_usd_max(new_turn.max_cost),
+        by=credential,
     )
+
+
+def nano_usd_max(usd: float) -> int:
+    """Returns dollars as nano-dollars, at least 1: with 0 every model call would end before its first token."""
+    return max(1, round(usd * NANO_USD_PER_USD))

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-from tailrace.gateway.dependencies import ApiRequest, refuse_when_draining
-from tailrace.gateway.limits import rate_headers
+from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.turns.json_answer import JsonAnswer
-from tailrace.gateway.turns.request_body import NewTurn, check
-from tailrace.gateway.turns.submit import idempotency_key_of, submit
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto import entries
 from tailrace.proto.subjects import TurnKey
 
@@ -24,14 +23,8 @@ async def submit_turn(
     `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
     Raises Refused, LogError.
     """
-    gateway = request.gateway
-    check(new_turn)
-    refuse_when_draining(gateway)
-    admission = gateway.limiter.admission(request.principal)
-    rate_headers.attach(request, admission, gateway.limiter.now)
-    return await submit(
-        gateway, request.principal, new_turn, idempotency_key_of(request) or idempotency_key, raw, admission
-    )
+    key = idempotency_key_of(request) or idempotency_key
+    return await request.gateway.submitter.submit(request.principal, new_turn, raw, key, request.response_headers)
 
 
 async def answer(

@@ -1,13 +1,15 @@
-"""Stores the strings of a request that are too long for the log, before the request that refers to them."""
+"""Stores the strings of a request that are too long for the log as blobs, before the request that refers to them."""
 
 import asyncio
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from operator import attrgetter
 
-from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.http.read_body import VALUES_MAX, values_in
-from tailrace.gateway.limits.limiter import Admission
+from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, Refused
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.nats import BlobPins, BlobStore
 
 EXPIRED = (
     "a picture, document or long text of this conversation has expired: "
@@ -22,26 +24,56 @@ TOO_MANY = (
 )
 
 
-async def store(gateway: Gateway, key: TurnKey, request: entries.Request, admission: Admission) -> entries.Request:
-    """Returns `request` with references to its long strings, which are stored, and renews blobs of the session.
+class RequestBlobs:
+    """Stores the long strings of request entries; all those of an entry together may have `bytes_max` bytes."""
 
-    All of them are pinned until the turn is stored (proto/nats/blob_pins.py). Raises Refused when one has expired, or
-    all together are larger than a body may be; LogFull, LogUnavailable.
-    """
-    # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
-    entry, lifted = await asyncio.to_thread(_lift, request)
-    found, most = blobs.references(entry), gateway.settings.body_bytes_max
-    if sum(blob.bytes for blob in found) > most:
-        raise Refused("body_too_large", TOO_LARGE.format(most=most))
-    if lifted:
-        await admission.count_stored_bytes(sum(map(len, lifted.values())))
-    await gateway.blob_pins.pin(key.tenant, key.turn, {blob.sha256 for blob in found})
-    await gateway.blobs.put(key.tenant, lifted)
-    try:
-        await gateway.blobs.renew(key.tenant, {blob for blob in found if blob.sha256 not in lifted})
-    except BlobUnknown as error:
-        raise Refused("blob_expired", EXPIRED) from error
-    return entry
+    def __init__(self, store: BlobStore, pins: BlobPins, bytes_max: int) -> None:
+        self._store = store
+        self._pins = pins
+        self._bytes_max = bytes_max
+
+    def feature(self) -> Feature[Submission]:
+        """Returns the step that replaces the long strings of a turn's entry by references."""
+        return Feature(attrgetter("entry"), self._replace_long_strings)
+
+    async def _replace_long_strings(self, submission: Submission) -> None:
+        entry = submission.entry
+        # A long body or conversation is not encoded here: that would take milliseconds in the event loop.
+        is_short = not entry.history and len(submission.raw) <= blobs.INLINE_BYTES_MAX
+        if not (is_short and blobs.has_no_blobs(entries.encode(entry))):
+            await self.pin_until_over(submission)
+            submission.entry = await self.lift(submission, entry)
+
+    async def pin_until_over(self, submission: Submission) -> None:
+        """Releases the pins of `put` and `lift` when the submission is over."""
+        key = submission.turn
+        await submission.cleanup.enter_async_context(self._pins.release_after(key.tenant, key.turn))
+
+    async def lift(self, submission: Submission, request: entries.Request) -> entries.Request:
+        """Returns `request` with references to its long strings, which are stored, and renews blobs of the session.
+
+        All of them are pinned until the turn is stored (proto/nats/blob_pins.py). Raises Refused when one has expired,
+        or all together are larger than a body may be; LogFull, LogUnavailable.
+        """
+        # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
+        entry, lifted = await asyncio.to_thread(_lift, request)
+        found = blobs.references(entry)
+        if sum(blob.bytes for blob in found) > self._bytes_max:
+            raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
+        await self.put(submission, lifted, {blob.sha256 for blob in found})
+        try:
+            await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
+        except BlobUnknown as error:
+            raise Refused("blob_expired", EXPIRED) from error
+        return entry
+
+    async def put(self, submission: Submission, contents: Mapping[str, bytes], pinned: AbstractSet[str]) -> None:
+        """Stores blobs, by SHA-256, after they are counted and pinned. Raises Refused, LogFull, LogUnavailable."""
+        if contents and submission.admission is not None:
+            await submission.admission.count_stored_bytes(sum(map(len, contents.values())))
+        key = submission.turn
+        await self._pins.pin(key.tenant, key.turn, pinned)
+        await self._store.put(key.tenant, contents)
 
 
 def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes]]:

@@ -4,29 +4,37 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 from starlette.requests import Request
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.dependencies import Gateway
-from tailrace.gateway.limits.limiter import Admission
-from tailrace.gateway.turns import store_blobs
-from tailrace.gateway.turns.auto_idempotency import AUTO, derive_key
-from tailrace.gateway.turns.conversation import find_position
-from tailrace.gateway.turns.delete import delete
-from tailrace.gateway.turns.request_body import NewTurn, build_entry
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.request_body import NewTurn, build_entry, check
+from tailrace.gateway.turns.submission import (
+    HeaderSource,
+    Submission,
+    SubmitFeatures,
+    TurnSubmission,
+    run_features,
+)
 from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Claim
-from tailrace.proto.records import GetTurn
-from tailrace.proto.schema import require_small_schema, schema_of
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Claim, Claims, TurnLog
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
+
+S = TypeVar("S", bound=Submission)
+Stored = tuple[TurnKey, entries.Request]
+"""A turn in the log, and its request entry."""
 
 UNCLEAR = (
     "the log did not answer in time, and the turn may still be stored: "
@@ -36,159 +44,157 @@ TOO_LONG = (
     "the conversation with its history is too long to be stored: "
     "start a new session, or continue from an earlier turn (`parent`)"
 )
-DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
-async def submit(
-    gateway: Gateway,
-    principal: Principal,
-    new_turn: NewTurn,
-    idempotency_key: str | None,
-    raw: bytes,
-    admission: Admission | None = None,
-) -> tuple[TurnKey, entries.Request]:
-    """Stores the request entry, once for each idempotency key. Returns the turn and its entry.
+class TurnSubmitter:
+    """Stores request entries in the log, each once for its idempotency key."""
 
-    `admission` reserves from the principal's limits; the reservations are released when no new turn is stored.
-    """
-    async with admission or gateway.limiter.admission(principal) as open_admission:
-        if idempotency_key == AUTO:
-            idempotency_key, raw = await derive_key(gateway, principal.tenant, new_turn)
+    def __init__(
+        self,
+        log: TurnLog,
+        claims: Claims,
+        conversations: Conversations,
+        catalogue: Catalogue,
+        settings: Settings,
+        fullness: LogFullness,
+        draining: asyncio.Event,
+        features: SubmitFeatures,
+    ) -> None:
+        self._log = log
+        self._claims = claims
+        self._conversations = conversations
+        self._catalogue = catalogue
+        self._max_tokens = settings.max_tokens
+        self._cache = settings.cache
+        self._accept_timeout_s = settings.accept_timeout_s
+        self._fullness = fullness
+        self._draining = draining
+        self._features = features
 
-        async def build(turn: TurnId) -> entries.Request:
-            return await _request(gateway, principal, new_turn, turn, open_admission)
+    async def submit(
+        self,
+        principal: Principal,
+        new_turn: NewTurn,
+        raw: bytes,
+        idempotency_key: str | None = None,
+        response_headers: list[HeaderSource] | None = None,
+    ) -> Stored:
+        """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST those of the first one.
 
-        return await submit_request(gateway, principal.tenant, build, idempotency_key, raw, open_admission)
+        `raw` is the body as it came, which a repeated POST must equal. `response_headers` receives the headers that
+        features add to the response. Raises Refused, LogError.
+        """
+        submission = TurnSubmission(
+            principal, raw, idempotency_key, [] if response_headers is None else response_headers, new_turn=new_turn
+        )
+        await run_features(self._features.prepare, submission)
+        check(submission.new_turn)
+        return await self.store(submission, self._build)
 
-
-async def _request(
-    gateway: Gateway, principal: Principal, new_turn: NewTurn, turn: TurnId, admission: Admission
-) -> entries.Request:
-    """Builds the entry: the turn at its position in the conversation, with reservations and references to blobs."""
-    position = await find_position(gateway, principal.tenant, new_turn)
-    models = await gateway.catalogue.offer(principal.tenant)
-    settings = gateway.settings
-    entry = build_entry(new_turn, position, settings.max_tokens, models, by=principal.key, cache=settings.cache)
-    if (schema := schema_of(entry.options)) is not None:
-        require_small_schema(schema)
-        await gateway.schema_checker.check_schema(schema, principal.tenant)
-    entry = await admission.reserve_turn(turn, entry)
-    return await store_blobs.store(gateway, TurnKey(principal.tenant, turn), entry, admission)
-
-
-async def submit_request(
-    gateway: Gateway,
-    tenant: Tenant,
-    build: Callable[[TurnId], Awaitable[entries.Request]],
-    idempotency_key: str | None,
-    raw: bytes,
-    admission: Admission,
-) -> tuple[TurnKey, entries.Request]:
-    """Like `submit`, but `build(turn_id)` makes the request entry. Must run inside `admission`."""
-    # Hash in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
-    body = (await asyncio.to_thread(hashlib.sha256, raw)).hexdigest() if idempotency_key is not None else ""
-    own_claim = Claim(TurnId(new_id()), body)
-    async with gateway.blob_pins.release_after(tenant, own_claim.turn):
-        return await _submit_once(gateway, tenant, build, idempotency_key, own_claim, admission)
-
-
-async def _submit_once(
-    gateway: Gateway,
-    tenant: Tenant,
-    build: Callable[[TurnId], Awaitable[entries.Request]],
-    idempotency_key: str | None,
-    own_claim: Claim,
-    admission: Admission,
-) -> tuple[TurnKey, entries.Request]:
-    # Look for a repeat first: `build` applies `on_busy: interrupt`, which would cancel the repeated POST's own turn.
-    if (repeated := await find_repeat(gateway, tenant, idempotency_key, own_claim)) is not None:
-        return repeated
-    # Check the rate limit before `build` looks anything up or interrupts a turn.
-    await admission.count_request()
-    try:
-        request = await build(own_claim.turn)
-    except Refused:
-        # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, which
-        # may be the reason for this refusal: return that turn.
-        if (repeated := await find_repeat(gateway, tenant, idempotency_key, own_claim)) is None:
-            raise
-        return repeated
-    if gateway.log_fullness.is_full:
-        raise LogFull("the log is nearly full, and the rest is kept for running turns: retry later")
-    claim = await gateway.claims.claim(tenant, idempotency_key, own_claim) if idempotency_key is not None else own_claim
-    if claim != own_claim and (repeated := await load_repeat(gateway, tenant, claim, own_claim)) is not None:
-        return repeated
-    # A claim without a turn: the gateway that claimed the key may have died before its append. Append under its id.
-    key = TurnKey(tenant, claim.turn)
-    try:
-        # The append checks its own timeout only between two tries, and one try takes seconds if the server is silent.
-        async with asyncio.timeout(gateway.settings.accept_timeout_s):
-            await gateway.log.append(key, START, request)
-    except FenceLost:
-        # Only a concurrent POST with the same idempotency key can have appended.
-        if (repeated := await load_repeat(gateway, tenant, claim, own_claim)) is None:
-            raise
-        return repeated
-    except (LogUnavailable, TimeoutError) as error:
-        # Keep the reservations: the turn may be stored. The client does not know its id; the error says how to repeat.
-        admission.keep()
-        raise LogUnavailable(UNCLEAR) from error
-    except EntryTooLarge as error:
-        raise Refused("body_too_large", TOO_LONG) from error
-    admission.keep()
-    if request.parent is not None and await is_deleted(gateway, TurnKey(tenant, request.parent)):
-        # The parent was deleted concurrently, and the deletion may have missed this follow-up (ADR 15).
-        try:
-            await delete(gateway, tenant, "turn", key.turn)
-        except Refused as refused:
-            if refused.code != "turn_not_found":
+    async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> Stored:
+        """Stores the entry that `build` makes for `submission.turn`, once for the idempotency key, as `submit` does."""
+        if self._draining.is_set():
+            raise draining_error()
+        has_key = submission.idempotency_key is not None
+        async with submission.cleanup:
+            # Hash in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
+            body = (await asyncio.to_thread(hashlib.sha256, submission.raw)).hexdigest() if has_key else ""
+            own_claim = Claim(TurnId(new_id()), body)
+            # Look for a repeat first: `build` may interrupt a running turn, which may be that of the repeated POST.
+            if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
+                return repeated
+            submission.turn = TurnKey(submission.principal.tenant, own_claim.turn)
+            await run_features(self._features.admit, submission)
+            try:
+                submission.entry = await build(submission)
+            except Refused:
+                # A refused request claims no key. But a concurrent POST with the same key may have stored its turn,
+                # which may be the reason for this refusal: return that turn.
+                if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
+                    return repeated
                 raise
-        raise Refused("parent_not_found", DELETED)
-    metrics.ACCEPTED.inc()
-    logger.info("turn accepted", turn=key.turn, model=request.model)
-    return key, request
+            if self._fullness.is_full:
+                raise LogFull("the log is nearly full, and the rest is kept for running turns: retry later")
+            if has_key and (repeated := await self._claim(submission, own_claim)) is not None:
+                return repeated
+            try:
+                await self._append(submission)
+            except FenceLost:
+                # Only a concurrent POST with the same idempotency key can have appended.
+                if (repeated := await self._load(submission.turn)) is None:
+                    raise
+                return repeated
+            await run_features(self._features.stored, submission)
+        metrics.ACCEPTED.inc()
+        logger.info("turn accepted", turn=submission.turn.turn, model=submission.entry.model)
+        return submission.turn, submission.entry
 
+    async def _build(self, submission: TurnSubmission) -> entries.Request:
+        """Returns the request entry of a turn: its messages at their position in the conversation."""
+        principal, new_turn = submission.principal, submission.new_turn
+        position = await self._conversations.find_position(principal.tenant, new_turn)
+        models = await self._catalogue.offer(principal.tenant)
+        submission.entry = build_entry(
+            new_turn, position, self._max_tokens, models, credential=principal.key, cache=self._cache
+        )
+        await run_features(self._features.amend, submission)
+        return submission.entry
 
-async def find_repeat(
-    gateway: Gateway, tenant: Tenant, idempotency_key: str | None, own_claim: Claim
-) -> tuple[TurnKey, entries.Request] | None:
-    """Returns the turn that was stored for the key, or None."""
-    claim = await gateway.claims.find(tenant, idempotency_key) if idempotency_key is not None else None
-    return await load_repeat(gateway, tenant, claim, own_claim) if claim is not None else None
+    async def _find_repeat(self, submission: Submission, own_claim: Claim) -> Stored | None:
+        """Returns the turn that was stored for the idempotency key, or None. Raises Refused for another body."""
+        assert submission.idempotency_key is not None  # noqa: S101
+        claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
+        return await self._load_claimed(submission, claim, own_claim) if claim is not None else None
 
+    async def _claim(self, submission: Submission, own_claim: Claim) -> Stored | None:
+        """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
 
-async def load_repeat(
-    gateway: Gateway, tenant: Tenant, claim: Claim, own_claim: Claim
-) -> tuple[TurnKey, entries.Request] | None:
-    """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
-    if claim.body_sha256 != own_claim.body_sha256:
-        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-    key = TurnKey(tenant, claim.turn)
-    try:
-        turn = await gateway.log.turn(key)
-    except TurnUnknown:
+        A claim without a turn: the gateway that claimed the key may have died before its append. Then the submission
+        continues under that turn's id.
+        """
+        assert submission.idempotency_key is not None  # noqa: S101
+        claim = await self._claims.claim(submission.principal.tenant, submission.idempotency_key, own_claim)
+        if claim != own_claim and (repeated := await self._load_claimed(submission, claim, own_claim)) is not None:
+            return repeated
+        submission.turn = TurnKey(submission.principal.tenant, claim.turn)
         return None
-    if turn.request is None:
-        return None
-    metrics.REPEATED.inc()
-    return key, turn.request
+
+    async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> Stored | None:
+        """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
+        if claim.body_sha256 != own_claim.body_sha256:
+            raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
+        return await self._load(TurnKey(submission.principal.tenant, claim.turn))
+
+    async def _load(self, key: TurnKey) -> Stored | None:
+        """Returns the turn of an earlier POST if it is stored."""
+        try:
+            turn = await self._log.turn(key)
+        except TurnUnknown:
+            return None
+        if turn.request is None:
+            return None
+        metrics.REPEATED.inc()
+        return key, turn.request
+
+    async def _append(self, submission: Submission) -> None:
+        """Appends the entry. Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused."""
+        try:
+            # `append` checks its own timeout between two tries only, and one try may take seconds.
+            async with asyncio.timeout(self._accept_timeout_s):
+                await self._log.append(submission.turn, START, submission.entry)
+        except (LogUnavailable, TimeoutError) as error:
+            # The client does not know the turn's id; the error says how to repeat.
+            submission.may_be_stored = True
+            raise LogUnavailable(UNCLEAR) from error
+        except EntryTooLarge as error:
+            raise Refused("body_too_large", TOO_LONG) from error
+        submission.may_be_stored = True
 
 
-async def is_deleted(gateway: Gateway, parent: TurnKey) -> bool:
-    """Returns whether the parent of a stored turn was deleted; False when persistence is unavailable.
-
-    A deletion first purges the turn and then looks for its follow-ups. So it finds each follow-up that was stored
-    before the purge. A follow-up that is stored after the purge finds here that its parent is gone.
-    """
-    try:
-        if not await gateway.log.has_end(parent):
-            await gateway.history.ask(parent.tenant, GetTurn(parent.turn))
-    except LogUnavailable:
-        return False
-    except Refused as refused:
-        return refused.code == "turn_not_found"
-    return False
+def draining_error() -> Refused:
+    """Returns the error for requests that this gateway does not accept any more."""
+    return Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
 
 
 def idempotency_key_of(request: Request) -> str | None:

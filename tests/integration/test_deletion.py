@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.turns.conversation import find_position
+from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import Refused
@@ -268,17 +268,17 @@ async def test_what_is_asked_while_its_conversation_is_deleted_leaves_nothing_be
 ) -> None:
     """It repeats what was deleted. Its client is told to ask again, and the conversation begins and goes on."""
     first = await posted(gateway)
-    session, asked = first["session"], find_position
+    session, find_position = first["session"], Conversations.find_position
 
     async def interrupted(*question: Any) -> Position:
-        place = await asked(*question)
+        position: Position = await find_position(*question)
         assert await status(gateway, first["links"]["self"]) == 200
         path = {"sessions": f"/v1/sessions/{session}", "turns": first["links"]["self"]}[kind]
         assert (await gateway.client.delete(path)).status_code == 200
-        return place
+        return position
 
     with monkeypatch.context() as patched:
-        patched.setattr("tailrace.gateway.turns.submit.find_position", interrupted)
+        patched.setattr(Conversations, "find_position", interrupted)
         body = {"message": "And then?", "session": session, "create_session": True}
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
@@ -298,19 +298,19 @@ async def test_what_a_gateway_asked_while_it_was_killed_does_not_outlive_what_it
 ) -> None:
     """It died between its entry and its look at the parent. Persistence reads every request, and takes this one out."""
     first = await posted(gateway)
-    session, asked = first["session"], find_position
+    session, find_position = first["session"], Conversations.find_position
 
     async def interrupted(*question: Any) -> Position:
-        place = await asked(*question)
+        position: Position = await find_position(*question)
         assert (await gateway.client.delete(first["links"]["self"])).status_code == 200
-        return place
+        return position
 
     async def killed(*_: object) -> bool:
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr("tailrace.gateway.turns.submit.find_position", interrupted)
-        patched.setattr("tailrace.gateway.turns.submit.is_deleted", killed)
+        patched.setattr(Conversations, "find_position", interrupted)
+        patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", killed)
         answer = await gateway.client.post("/v1/turns", json={"message": "And then?", "session": session})
     assert answer.status_code == 500
 

@@ -129,7 +129,7 @@ async def test_what_is_asked_of_a_gateway_that_is_going_away_is_refused(
 
 
 async def test_a_post_that_was_accepted_is_never_answered_as_if_it_were_not(
-    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog
+    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The drain begins between the append and the stream: a refusal would make the client ask, and pay, twice."""
     draining = asyncio.Event()
@@ -142,9 +142,8 @@ async def test_a_post_that_was_accepted_is_never_answered_as_if_it_were_not(
 
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        going = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))._replace(
-            log=Accepting(connection)
-        )
+        monkeypatch.setattr("tailrace.gateway.__main__.TurnLog", Accepting)
+        going = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))
         headers = {"x-api-key": KEY, "accept": "text/event-stream"}
         transport = httpx2.ASGITransport(app=app(going))
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:

@@ -155,9 +155,7 @@ async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connecti
     """It would be held as long as the batch runs, and nothing would run in it."""
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
-    async with limiter.admission(Principal(tenant)) as admission:
-        _, holds, running = await admission.reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
-        admission.keep()
+    _, holds, running = await limiter.admission(Principal(tenant)).reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
     held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 

@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
-from tailrace.gateway.turns.request_body import PATHS
+from tailrace.gateway.turns.request_body import RESERVED_NAMES
 from tailrace.proto.ids import is_session_name
 from tests.harness.route_table import ROWS
 
@@ -62,7 +62,7 @@ def test_client_chosen_names_do_not_shadow_routes() -> None:
         for other in paths
         if other[:index] == path[:index] and len(other) > index and not other[index].startswith("{")
     }
-    assert taken == PATHS
+    assert taken == RESERVED_NAMES
     assert all(is_session_name(name) for name in taken)
 
 

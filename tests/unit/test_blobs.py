@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, NewTurn, build_entry
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, NewTurn, build_entry
 from tailrace.generators.continuation import build_call
 from tailrace.proto import blobs
 from tailrace.proto.blobs import INLINE_BYTES_MAX, REFERENCE_KEY, Blob, lift, references, resolve
@@ -182,9 +182,9 @@ def test_a_reference_in_a_sessions_system_prompt_asks_nothing() -> None:
 def test_what_a_client_may_nest_leaves_room_for_references() -> None:
     """At the bottom of what is let in, lifted, and told in a page of turns, it is within PROTOCOL R7's levels."""
     block: Any = LONG
-    for _ in range(ASKED_LEVELS_MAX - 3):
+    for _ in range(BODY_LEVELS_MAX - 3):
         block = {"in": block}
-    assert not is_deeper([[[block]]], ASKED_LEVELS_MAX)
+    assert not is_deeper([[[block]]], BODY_LEVELS_MAX)
     entry, _ = lift(request(messages=[Message("user", [block])]))
     page = {"turns": [{"input": [{"content": entry.messages[0].content}]}]}
     assert is_deeper(page, LEVELS_MAX - 1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, beta_names, build_turn
-from tailrace.gateway.turns.request_body import NAMED, NewTurn
+from tailrace.gateway.turns.request_body import TOP_LEVEL_FIELDS, NewTurn
 from tailrace.proto.entries import Message
 
 JSON = st.recursive(
@@ -14,7 +14,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-FIELDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1).filter(lambda name: name not in NAMED)
+FIELDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1).filter(lambda name: name not in TOP_LEVEL_FIELDS)
 BODY = {
     "model": "claude-opus-5-5",
     "max_tokens": 100,

@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.gateway.prompts import templates
 from tailrace.gateway.prompts.templates import RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, Filled, NewTurn, Params
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, NewTurn, Params
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -179,8 +179,8 @@ async def test_variables_have_the_nesting_limit_of_requests(tmp_path: Path) -> N
             value = [value]
         return {"text": value}
 
-    assert "deep" in str((await render(found, "plain", nested(ASKED_LEVELS_MAX))).message)
-    for levels in (ASKED_LEVELS_MAX + 1, 900):
+    assert "deep" in str((await render(found, "plain", nested(BODY_LEVELS_MAX))).message)
+    for levels in (BODY_LEVELS_MAX + 1, 900):
         with pytest.raises(Refused, match="nested more than") as refused:
             await render(found, "plain", nested(levels))
         assert refused.value.code == "request_invalid"

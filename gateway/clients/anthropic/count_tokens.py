@@ -12,7 +12,7 @@ from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.request_body import ASKED_LEVELS_MAX, require_unclaimed
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
@@ -73,8 +73,8 @@ async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens
     """
     prompt = read_body.decode(bytes(query.body), LongFields)
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
-    if is_deeper(content, ASKED_LEVELS_MAX):
-        raise Refused("request_invalid", f"the body is nested more than {ASKED_LEVELS_MAX} levels deep")
+    if is_deeper(content, BODY_LEVELS_MAX):
+        raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     require_unclaimed(content)
     # In a thread: hashing 30 MB takes 15 ms, during which no stream would advance.
     short, lifted = await asyncio.to_thread(

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import strip_proof
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, refuse_when_draining, tenant_of, turn_of
+from tailrace.gateway.dependencies import ApiRequest, gateway_of, refuse_when_draining, turn_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Terms
@@ -19,7 +19,6 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import submit_turn
-from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.records import record_from_fold
@@ -38,9 +37,6 @@ async def post_turn(request: ApiRequest) -> Response | ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
-    check_webhook(new_turn.webhook, gateway_of(request).settings)
-    if new_turn.prompt is not None:
-        new_turn = await gateway_of(request).prompts.render(new_turn, tenant_of(request))
     is_stream = "text/event-stream" in request.headers.get("accept", "")
     async with request.stream_permit().reserved() if is_stream else nullcontext():
         key, entry = await submit_turn(request, new_turn, raw)

@@ -26,7 +26,6 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.delete import delete
 from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import answer, names_of, submit_turn
@@ -104,7 +103,7 @@ async def post_cancel(request: ApiRequest) -> Response:
 async def delete_response(request: ApiRequest) -> Response:
     """`DELETE /v1/responses/{response}`: deletes the response and those that continue it."""
     key = key_of(request)
-    await delete(gateway_of(request), key.tenant, "turn", key.turn)
+    await gateway_of(request).deleter.delete(key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 

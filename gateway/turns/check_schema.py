@@ -1,0 +1,18 @@
+"""JSON Schemas of answers as a feature of turn submission: checked before the turn is stored."""
+
+from operator import attrgetter
+
+from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.proto.runtime.json_schema import SchemaChecker
+from tailrace.proto.schema import require_small_schema, schema_of
+
+
+def schema_feature(checker: SchemaChecker) -> Feature[Submission]:
+    """Returns the step that refuses an entry whose options contain a schema that is not valid."""
+
+    async def check(submission: Submission) -> None:
+        if (schema := schema_of(submission.entry.options)) is not None:
+            require_small_schema(schema)
+            await checker.check_schema(schema, submission.principal.tenant)
+
+    return Feature(attrgetter("entry.options"), check)

@@ -1,0 +1,46 @@
+"""Deletes a turn again whose parent was deleted while it was submitted (ADR 15)."""
+
+from operator import attrgetter
+
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.records import GetTurn
+from tailrace.proto.subjects import TurnKey
+
+DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
+
+
+def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Deleter) -> Feature[Submission]:
+    """Returns the step that refuses and deletes a stored turn if the deletion of its parent may have missed it."""
+
+    async def check(submission: Submission) -> None:
+        key, parent = submission.turn, submission.entry.parent
+        if parent is None or not await is_deleted(log, history, TurnKey(key.tenant, parent)):
+            return
+        try:
+            await deleter.delete(key.tenant, "turn", key.turn)
+        except Refused as refused:
+            if refused.code != "turn_not_found":
+                raise
+        raise Refused("parent_not_found", DELETED)
+
+    return Feature(attrgetter("entry.parent"), check)
+
+
+async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:
+    """Returns whether the parent of a stored turn was deleted; False when persistence is unavailable.
+
+    A deletion first purges the turn and then looks for its follow-ups. So it finds each follow-up that was stored
+    before the purge. A follow-up that is stored after the purge finds here that its parent is gone.
+    """
+    try:
+        if not await log.has_end(parent):
+            await history.ask(parent.tenant, GetTurn(parent.turn))
+    except LogUnavailable:
+        return False
+    except Refused as refused:
+        return refused.code == "turn_not_found"
+    return False

@@ -1,0 +1,77 @@
+"""A turn on its way into the log, and the seam at which optional features take part in its submission."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.limits.limiter import Admission
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto import entries
+from tailrace.proto.subjects import TurnKey
+
+HeaderSource = Callable[[str], Mapping[str, str]]
+"""Returns response headers for the path of a route."""
+
+
+@dataclass
+class Submission:
+    """One POST whose request entry is to be stored. Features read and replace its fields."""
+
+    principal: Principal
+    raw: bytes
+    """The body as it came, which a repeated POST must equal."""
+    idempotency_key: str | None = None
+    response_headers: list[HeaderSource] = field(default_factory=list)
+    """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
+    turn: TurnKey = field(init=False)
+    """The turn's key, from the lookup of a repeated POST on."""
+    entry: entries.Request = field(init=False)
+    """The request entry, once it is built."""
+    admission: Admission | None = None
+    """What the submission has reserved; None where no limit applies."""
+    may_be_stored: bool = False
+    """Whether the entry is in the log, or may be: then its reservations stay until the turn ends."""
+    cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """What features release when the submission is over."""
+
+
+@dataclass
+class TurnSubmission(Submission):
+    """The submission of a single turn."""
+
+    new_turn: NewTurn = field(kw_only=True)
+
+
+S = TypeVar("S", bound=Submission)
+S_contra = TypeVar("S_contra", bound=Submission, contravariant=True)
+
+
+class Feature(NamedTuple, Generic[S_contra]):
+    """A step of an optional feature. `run` is called for submissions where `needs` returns something else than None."""
+
+    needs: Callable[[S_contra], object]
+    """Usually an `operator.attrgetter`: a submission without the feature costs one attribute test."""
+    run: Callable[[S_contra], Awaitable[None]]
+    """May raise Refused, LogError."""
+
+
+class SubmitFeatures(NamedTuple):
+    """The steps of all optional features, by the moment at which they run."""
+
+    prepare: tuple[Feature[TurnSubmission], ...] = ()
+    """First of all: may replace the new turn and the idempotency key."""
+    admit: tuple[Feature[Submission], ...] = ()
+    """After the lookup of a repeated POST, before the entry is built."""
+    amend: tuple[Feature[Submission], ...] = ()
+    """After a turn's entry is built: may replace it."""
+    stored: tuple[Feature[Submission], ...] = ()
+    """After the entry was appended."""
+
+
+async def run_features(features: Iterable[Feature[S]], submission: S) -> None:
+    """Runs the steps of the features that `submission` needs, in order."""
+    for feature in features:
+        if feature.needs(submission) is not None:
+            await feature.run(submission)
