@@ -1,0 +1,369 @@
+"""GET /v1/turns/{turn}/events: cursors, reconnects, heartbeats, restarts, slow readers, and turns out of the log."""
+
+import asyncio
+import socket
+import time
+from itertools import pairwise
+from typing import Any, cast
+
+import httpx2
+import pytest
+from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
+from anthropic.lib.streaming import AsyncMessageStream
+from anthropic.types import ParsedMessage, RawMessageStreamEvent
+
+from tailrace.gateway.streaming.event_stream import DISPATCH_S
+from tailrace.proto.entries import Failure
+from tailrace.proto.ids import SEQ_MAX, Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.harness.generator_in_loop import words
+from tests.harness.readers import data, history, is_read, read, reader, told
+from tests.harness.sse_parser import EventStream, parse, turns_own
+from tests.harness.system import System
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shared_loop
+from tests.promises import Connected, Reader, Story, judge, no_gap, no_repeat, one_end
+
+
+@pytest.fixture
+def writer(log: TurnLog, key: TurnKey) -> Writer:
+    return Writer(log, key)
+
+
+def url_of(key: TurnKey, dialect: str = "tailrace") -> str:
+    return f"/v1/turns/{key.turn}/events?dialect={dialect}"
+
+
+async def post(gateway: Gateway, tenant: Tenant, line: str) -> TurnKey:
+    answer = await gateway.client.post("/v1/turns", json={"message": line})
+    assert answer.status_code == 202, answer.text
+    return TurnKey(tenant, TurnId(answer.json()["turn"]))
+
+
+def text_of(connected: Connected) -> str:
+    return told(frame.sent for frame in connected.frames).text
+
+
+async def message_of(gateway: Gateway, key: TurnKey) -> ParsedMessage[None]:
+    """Returns the message that Anthropic's SDK accumulates from the dialect `anthropic`."""
+    sdk = AsyncAnthropic(api_key="any", base_url=gateway.url)
+    async with gateway.client.stream("GET", url_of(key, "anthropic")) as response:
+        event_type = cast("type[RawMessageStreamEvent]", RawMessageStreamEvent)
+        events = AsyncStream(cast_to=event_type, response=response, client=sdk)
+        message = await AsyncMessageStream[None](events, output_format=NOT_GIVEN).get_final_message()
+    await sdk.close()
+    return message
+
+
+def blocks(message: ParsedMessage[None]) -> list[dict[str, Any]]:
+    return [block.model_dump(exclude_none=True) for block in message.content]
+
+
+async def verify(log: TurnLog, key: TurnKey, readers: list[Reader]) -> None:
+    verdict = judge(await history(log, key, *readers), (no_gap, no_repeat, one_end))
+    assert verdict.is_green, verdict.evidence
+
+
+async def test_a_reader_of_an_ended_turn_resumes_after_any_entry_at_any_gateway(
+    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    key = await post(gateway, tenant, "#sim words=12 rate=100 thinking=2 tool=look")
+    whole = await read(gateway.client, key.turn)
+    readers = [reader("whole", key, whole)]
+    for cut in range(1, len(whole.frames)):
+        first = await read(gateway.client, key.turn, most=cut)
+        for other in (gateway, second_gateway):
+            rest = await read(other.client, key.turn, first.frames[-1].seq)
+            readers.append(reader(f"cut after {cut}", key, first, rest))
+    await verify(system_log, key, readers)
+    assert len(readers) > 20
+
+
+@pytest.mark.rule("F5")
+async def test_readers_of_a_running_turn_resume_after_any_entry_at_another_gateway(
+    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    key = await post(gateway, tenant, "#sim words=30 rate=60")
+
+    async def cut_after(cut: int) -> Reader:
+        first = await read(gateway.client, key.turn, most=cut)
+        rest = await read(second_gateway.client, key.turn, first.frames[-1].seq)
+        return reader(f"cut after {cut}", key, first, rest)
+
+    await verify(system_log, key, await asyncio.gather(*map(cut_after, range(1, 31))))
+
+
+async def test_fifty_readers_and_every_dialect_get_one_story(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    key = await post(gateway, tenant, "#sim words=200 rate=0 thinking=3 tool=look")
+    seen = await asyncio.gather(*(read(gateway.client, key.turn) for _ in range(50)))
+    await verify(system_log, key, [reader(f"{number}", key, one) for number, one in enumerate(seen)])
+    assert {one.frames for one in seen} == {seen[0].frames}
+    folded = await system_log.turn(key)
+    assert told(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
+    record = (await gateway.client.get(f"/v1/turns/{key.turn}")).json()
+    text = (await gateway.client.get(url_of(key, "text"))).text
+    assert text == folded.text == record["text"] == words(200)
+    message = await message_of(gateway, key)
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+    assert blocks(message) == record["content"]
+    assert message.usage.output_tokens == record["usage"]["output_tokens"]
+    assert message.stop_reason == record["stop_reason"]
+
+
+async def test_a_cursor_at_the_end_is_204(nats_url: str, new_gateway: NewGateway, writer: Writer) -> None:
+    """An EventSource reconnects after every end, and stops at a 204. Also at a gateway that has not read the turn."""
+    await writer.open("a")
+    end = await writer.end()
+    for dialect in ("tailrace", "text", "anthropic"):
+        gateway = await new_gateway(nats_url)
+        answers = [await gateway.client.get(f"{url_of(writer.key, dialect)}&after={end}") for _ in range(2)]
+        assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
+
+
+async def test_a_reader_whose_cursor_is_the_last_entry_waits_for_the_next(
+    lone_gateway: Gateway, log: TurnLog, writer: Writer
+) -> None:
+    await writer.open("a")
+    waiting = asyncio.create_task(read(lone_gateway.client, writer.key.turn, writer.chain.last))
+    await until(lambda: is_read(log, writer.key))
+    end = await writer.end()
+    assert [frame.seq for frame in (await waiting).frames] == [end]
+
+
+# int() accepts some of them.
+INVALID_CURSORS = [
+    *("abc", "-1", "+1", "1_0", " ", "1.0", "0x1", "٣", "1,2", "\x00", "NaN"),
+    *(str(2**63), str(2**64), "9" * 5000),
+]
+
+
+@on_shared_loop
+async def test_an_invalid_cursor_is_refused(shared_gateway: Gateway) -> None:
+    url = url_of(await post(shared_gateway, Tenant("shared"), "#sim words=1"))
+    for cursor in INVALID_CURSORS:
+        answers = [await shared_gateway.client.get(url, params={"after": cursor})]
+        if cursor.isprintable() and cursor.strip():
+            answers.append(await shared_gateway.client.get(url, headers=[(b"last-event-id", cursor.encode())]))
+        for answer in answers:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid"), cursor
+
+
+async def test_a_cursor_of_another_turn_or_of_the_future_is_refused(
+    lone_gateway: Gateway, log: TurnLog, writer: Writer
+) -> None:
+    """With it a reader would miss the entries before it."""
+    other = Writer(log, TurnKey(writer.key.tenant, TurnId(new_id())))
+    await writer.open("a")
+    await other.open("b")
+    await writer.say("c")
+    for is_running in (True, False):
+        for cursor in (other.chain.last, writer.chain.last + 1, SEQ_MAX):
+            answer = await lone_gateway.client.get(url_of(writer.key), headers={"last-event-id": str(cursor)})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid"), (cursor, is_running)
+        if is_running:
+            await writer.end()
+
+
+async def test_the_cursor_of_the_header_precedes_that_of_the_query(lone_gateway: Gateway, writer: Writer) -> None:
+    """An EventSource keeps its URL and sends its cursor in the header."""
+    await writer.open("a", "b")
+    after_b = writer.chain.last
+    end = await writer.end()
+    headers = {"last-event-id": str(after_b)}
+    both = await lone_gateway.client.get(url_of(writer.key), params={"after": 1}, headers=headers)
+    query = await lone_gateway.client.get(url_of(writer.key), params={"after": after_b})
+    assert [event.id for event in parse(both.content)] == [event.id for event in parse(query.content)] == [end]
+
+
+async def test_stream_headers_forbid_caching_and_buffering(lone_gateway: Gateway, writer: Writer) -> None:
+    await writer.open("a")
+    await writer.end()
+    for dialect in ("tailrace", "anthropic", "text"):
+        headers = (await lone_gateway.client.get(url_of(writer.key, dialect))).headers
+        expected = {
+            "content-type": "text/plain; charset=utf-8" if dialect == "text" else "text/event-stream",
+            "cache-control": "no-cache, no-store, no-transform",
+            "x-accel-buffering": "no",
+            "tailrace-turn": writer.key.turn,
+            "transfer-encoding": "chunked",
+        }
+        assert {name: headers[name] for name in expected} == expected
+
+
+@pytest.mark.rule("R15")
+@pytest.mark.parametrize(
+    ("dialect", "heartbeat"),
+    [("tailrace", b": hb\n"), ("anthropic", b'event: ping\ndata: {"type":"ping"}\n\n'), ("text", b"")],
+)
+async def test_heartbeats_fill_silence_and_have_no_id(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog, writer: Writer, dialect: str, heartbeat: bytes
+) -> None:
+    """Plain text has no heartbeat."""
+    gateway, without = await new_gateway(nats_url, heartbeat_s=0.02), await new_gateway(nats_url)
+    await writer.ask()
+    url = url_of(writer.key, dialect)
+    async with gateway.client.stream("GET", url) as response:
+        body = response.aiter_raw()
+        received = b""
+        while heartbeat and received.count(heartbeat) < 3:
+            received += await anext(body)
+        await writer.begin("a")
+        await writer.end()
+        received += b"".join([piece async for piece in body])
+    undisturbed = turns_own((await without.client.get(url)).content)
+    assert turns_own(received.replace(heartbeat, b"") if heartbeat else received) == undisturbed
+    if heartbeat:
+        events = EventStream().feed(received)
+        ids = [event.id for event in events if event.id is not None]
+        assert set(ids) <= {one.seq for one in await log.replay(writer.key)}
+        assert all(first < second for first, second in pairwise(ids))
+        # Of several events of one entry only the last has the id.
+        assert {event.event for event in events if event.id is None} <= {"ping", "message_delta"}
+
+
+async def restart(writer: Writer) -> None:
+    """Answers "c" in a second attempt."""
+    await writer.begin("c", mode="restart")
+    await writer.end()
+
+
+@pytest.mark.rule("R21")
+async def test_a_restart_is_a_reset_for_a_reader_of_tailrace(
+    lone_gateway: Gateway, log: TurnLog, writer: Writer
+) -> None:
+    await writer.open("a", "b")
+    reading = asyncio.create_task(read(lone_gateway.client, writer.key.turn))
+    await until(lambda: is_read(log, writer.key))
+    await restart(writer)
+    received = await reading
+    types = [data(frame.sent)["type"] for frame in received.frames]
+    assert types == ["start", "delta", "delta", "reset", "delta", "done"]
+    assert text_of(received) == "c"
+
+
+async def test_a_restart_breaks_plain_text_off(lone_gateway: Gateway, writer: Writer) -> None:
+    await writer.open("a", "b")
+    url = url_of(writer.key, "text")
+    async with lone_gateway.client.stream("GET", url) as response:
+        body = response.aiter_raw()
+        assert await anext(body) == b"ab"
+        await restart(writer)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await anext(body)
+    assert (await lone_gateway.client.get(url)).text == "c"
+
+
+async def test_a_restart_breaks_off_the_anthropic_dialect(lone_gateway: Gateway, log: TurnLog, writer: Writer) -> None:
+    """A new reader, and one that reconnects, gets the second answer alone (ADR 14)."""
+    await writer.open("a", "b")
+    reading = asyncio.create_task(read(lone_gateway.client, writer.key.turn, dialect="anthropic"))
+    await until(lambda: is_read(log, writer.key))
+    await restart(writer)
+    broken = await reading
+    assert (broken.over, data(broken.frames[-1].sent)) == ("cut", {"type": "ping"})
+    assert blocks(await message_of(lone_gateway, writer.key)) == [{"type": "text", "text": "c"}]
+    rest = await read(lone_gateway.client, writer.key.turn, broken.frames[-1].seq, dialect="anthropic")
+    assert (data(rest.frames[0].sent)["type"], rest.over) == ("message_start", "ended")
+
+
+async def test_a_failed_turn_breaks_plain_text_off_after_the_client_could_read_the_error(
+    lone_gateway: Gateway, writer: Writer
+) -> None:
+    """A browser drops what its page has not read yet when a body is cut short: the cut comes `DISPATCH_S` later."""
+    await writer.open("a")
+    await writer.end("failed", Failure("backend_overloaded", "Claude is overloaded"))
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await lone_gateway.client.get(url_of(writer.key, "text"))
+    async with lone_gateway.client.stream("GET", url_of(writer.key, "content")) as answer:
+        pieces = answer.aiter_raw()
+        received = b""
+        while b"overloaded" not in received:
+            received += await anext(pieces)
+        received_at = time.monotonic()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await anext(pieces)
+    assert time.monotonic() - received_at > DISPATCH_S / 2
+
+
+def unchunked(body: bytes) -> bytes:
+    """Returns the content of a chunked body; fails when the last chunk is missing."""
+    content = b""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            assert body == b"\r\n"
+            return content
+        content += body[:length]
+        body = body[length + 2 :]
+
+
+@pytest.mark.rule("F24")
+async def test_a_reader_that_reads_nothing_does_not_delay_others_and_gets_everything_later(
+    lone_gateway: Gateway, log: TurnLog, writer: Writer
+) -> None:
+    await writer.open("a")
+    head = f"GET {url_of(writer.key, 'text')} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\nconnection: close\r\n\r\n"
+    slow = socket.create_connection(("127.0.0.1", lone_gateway.port))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    slow.sendall(head.encode())
+    others = [asyncio.create_task(read(lone_gateway.client, writer.key.turn)) for _ in range(3)]
+    await until(lambda: is_read(log, writer.key))
+    text = "".join(f"{number:099999} " for number in range(80))
+    for start in range(0, len(text), 100_000):
+        await writer.say(text[start : start + 100_000])
+    await writer.end()
+    for other in others:
+        assert text_of(await other) == "a" + text
+    slow_reader, slow_writer = await asyncio.open_connection(sock=slow)
+    try:
+        body = (await slow_reader.read()).partition(b"\r\n\r\n")[2]
+    finally:
+        slow_writer.close()
+    assert unchunked(body) == ("a" + text).encode()
+
+
+@pytest.mark.rule("F32")
+async def test_a_turn_that_has_left_the_log_comes_from_the_database(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, system: System
+) -> None:
+    """From any cursor: a reset, the whole text, and the end with its id, which is the last cursor."""
+    key = await post(gateway, tenant, "#sim words=20 rate=0")
+    before = await read(gateway.client, key.turn)
+    end = before.frames[-1]
+    record = (await gateway.client.get(f"/v1/turns/{key.turn}")).json()
+    await forget(gateway, system_log, key)
+    later = await new_gateway(system.nats_url)
+    for cursor in (0, *(frame.seq for frame in before.frames[:-1])):
+        answer = await later.client.get(url_of(key), headers={"last-event-id": str(cursor)})
+        events = parse(answer.content)
+        assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
+        assert [event.id for event in events] == [None, None, end.seq]
+        assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
+        assert data(events[-1].raw) == data(end.sent)
+    assert await read(later.client, key.turn, end.seq) == Connected(end.seq, (), "ended")
+    beyond = await later.client.get(url_of(key), params={"after": end.seq + 1})
+    assert (beyond.status_code, beyond.json()["error"]["code"]) == (400, "cursor_invalid")
+    assert (await later.client.get(url_of(key, "text"))).text == record["text"]
+    assert blocks(await message_of(later, key)) == record["content"]
+    assert (await later.client.get(f"/v1/turns/{key.turn}")).json() == record
+
+
+@pytest.mark.rule("F32")
+async def test_a_turn_whose_first_entries_have_left_the_log_resumes_at_a_later_cursor(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway, system: System
+) -> None:
+    """Retention removes single entries; a reader without a cursor gets the turn from the database."""
+    key = await post(gateway, tenant, "#sim words=20 rate=0")
+    before = await read(gateway.client, key.turn)
+    await forget(gateway, system_log, key, before=before.frames[2].seq)
+    later = await new_gateway(system.nats_url)
+    rest = await read(later.client, key.turn, before.frames[2].seq)
+    assert rest.frames == before.frames[3:]
+    events = parse((await later.client.get(url_of(key))).content)
+    assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
+    assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
