@@ -1,4 +1,4 @@
-"""The blob store on a real server: put, renew, read, mark as deleted, purge; blobs belong to one tenant."""
+"""The blob store on a real nats-server: put, renew, read, mark as deleted, purge, expiry and concurrent writers."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,6 @@ from signal import SIGKILL
 
 import nats.js.errors
 import pytest
-import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
@@ -24,19 +23,25 @@ from tests.harness.until import until
 
 # Two whole chunks and a part.
 CONTENT = os.urandom(2 * CHUNK_BYTES + 1000)
+PARTS = [CONTENT[at : at + CHUNK_BYTES] for at in range(0, len(CONTENT), CHUNK_BYTES)]
 BLOB = Blob(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
-LIFTED = {BLOB.sha256: CONTENT}
-LIFE_S = 5.0
+CONTENTS = {BLOB.sha256: CONTENT}
+LIFE_S = 4.0
+
+both_ways = pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
 
 
 @pytest.fixture
-def store(connection: Connection) -> BlobStore:
-    return BlobStore(connection)
+async def store(connection: Connection, tenant: Tenant) -> BlobStore:
+    """A store that holds the blob."""
+    store = BlobStore(connection)
+    await store.put(tenant, CONTENTS)
+    return store
 
 
-@pytest_asyncio.fixture
+@pytest.fixture
 async def short_lived(tmp_path: Path) -> AsyncIterator[Connection]:
-    """A server where a blob lives for five seconds, and 4 MB of them at once."""
+    """A server where a blob lives for `LIFE_S`, and that holds 4 MB of blobs."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
         await streams.apply(connection, bytes_max=int(4_000_000 / streams.BODIES_SHARE), bodies_retention_s=LIFE_S)
@@ -44,103 +49,96 @@ async def short_lived(tmp_path: Path) -> AsyncIterator[Connection]:
         await connection.close()
 
 
+@pytest.fixture
+async def short_lived_store(short_lived: Connection, tenant: Tenant) -> BlobStore:
+    store = BlobStore(short_lived)
+    await store.put(tenant, CONTENTS)
+    return store
+
+
 async def mark_seq(connection: Connection, tenant: Tenant) -> int:
-    """The sequence of the blob's mark: another one when it was stored again; 0 when it is not there."""
+    """Returns the sequence of the blob's mark, or 0; a blob that is stored again has another one."""
     try:
         return (await connection.jetstream.get_last_msg(BODIES, subjects.blob(tenant, BLOB.sha256))).seq or 0
     except nats.js.errors.NotFoundError:
         return 0
 
 
-def names(tenant: Tenant) -> list[str]:
-    """Of the blob's chunks, and then of its mark."""
-    return [f"bodies.{tenant}.{BLOB.sha256}.{number}" for number in range(3)] + [f"bodies.{tenant}.{BLOB.sha256}"]
+async def subjects_of(connection: Connection, tenant: Tenant) -> dict[str, int]:
+    info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
+    return info.state.subjects or {}
+
+
+async def mark_deleted(store: BlobStore, tenant: Tenant) -> Seq:
+    marked = await store.mark_deleted(tenant, BLOB.sha256)
+    assert marked is not None
+    return marked
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_is_chunks_and_then_a_mark(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
-    """In that order, under these very names."""
-    await store.put(tenant, LIFTED)
-    stored = [await connection.jetstream.get_last_msg(BODIES, name) for name in names(tenant)]
-    parts = [CONTENT[:CHUNK_BYTES], CONTENT[CHUNK_BYTES : 2 * CHUNK_BYTES], CONTENT[2 * CHUNK_BYTES :]]
-    assert [message.data for message in stored] == [*parts, b'{"bytes":%d}' % len(CONTENT)]
-    seqs = [message.seq for message in stored]
-    assert seqs == sorted(seqs, key=lambda seq: seq or 0)
-    info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
-    assert info.state.subjects == dict.fromkeys(names(tenant), 1)
+async def test_a_blob_is_stored_as_chunks_and_then_a_mark(
+    store: BlobStore, connection: Connection, tenant: Tenant
+) -> None:
+    names = [*(f"bodies.{tenant}.{BLOB.sha256}.{number}" for number in range(3)), f"bodies.{tenant}.{BLOB.sha256}"]
+    stored = [await connection.jetstream.get_last_msg(BODIES, name) for name in names]
+    assert [message.data for message in stored] == [*PARTS, b'{"bytes":%d}' % len(CONTENT)]
+    seqs = [message.seq or 0 for message in stored]
+    assert seqs == sorted(seqs)
+    assert await subjects_of(connection, tenant) == dict.fromkeys(names, 1)
 
 
-async def test_what_was_put_is_read(store: BlobStore, tenant: Tenant) -> None:
-    """Byte for byte; and how large it is."""
-    await store.put(tenant, LIFTED)
+async def test_a_blob_is_read_by_its_tenant_under_its_length(store: BlobStore, tenant: Tenant) -> None:
     assert await store.size(tenant, BLOB.sha256) == len(CONTENT)
     assert await store.read(tenant, BLOB) == CONTENT
-
-
-async def test_a_blob_is_its_tenants_own(store: BlobStore, tenant: Tenant) -> None:
-    """To another tenant it is not there, although its name is known."""
-    await store.put(tenant, LIFTED)
-    for call in (store.size(Tenant(new_id()), BLOB.sha256), store.read(Tenant(new_id()), BLOB)):
+    other = Tenant(new_id())
+    longer = Blob(BLOB.sha256, BLOB.bytes + 1)
+    for call in (store.size(other, BLOB.sha256), store.read(other, BLOB), store.read(tenant, longer)):
         with pytest.raises(BlobUnknown):
             await call
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_without_its_mark_is_not_there(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
-    """Its writer died before all of it was stored; the next one stores it."""
-    await store.put(tenant, LIFTED)
+async def test_a_blob_without_its_mark_is_unknown_until_it_is_stored_again(
+    store: BlobStore, connection: Connection, tenant: Tenant
+) -> None:
     await connection.jetstream.purge_stream(BODIES, subject=subjects.blob(tenant, BLOB.sha256))
     for call in (store.size(tenant, BLOB.sha256), store.renew(tenant, [BLOB]), store.read(tenant, BLOB)):
         with pytest.raises(BlobUnknown):
             await call
-    await store.put(tenant, LIFTED)
+    await store.put(tenant, CONTENTS)
     assert await store.read(tenant, BLOB) == CONTENT
 
 
-async def test_a_blob_of_another_length_is_another(store: BlobStore, tenant: Tenant) -> None:
-    """What a reference says of it is what was made room for."""
-    await store.put(tenant, LIFTED)
-    with pytest.raises(BlobUnknown):
-        await store.read(tenant, Blob(BLOB.sha256, BLOB.bytes + 1))
-
-
 @pytest.mark.rule("R34")
-async def test_a_blob_that_is_young_is_not_stored_again(
-    store: BlobStore, connection: Connection, tenant: Tenant
-) -> None:
-    """The same picture in each turn costs one question, and no disk."""
-    await store.put(tenant, LIFTED)
+async def test_a_young_blob_is_not_stored_again(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
     before = await mark_seq(connection, tenant)
-    await store.put(tenant, LIFTED)
+    await store.put(tenant, CONTENTS)
     await store.renew(tenant, [BLOB])
     assert await mark_seq(connection, tenant) == before
 
 
 @pytest.mark.rule("R34")
-@pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
+@both_ways
 async def test_a_blob_past_half_its_life_is_stored_again(
     short_lived: Connection, tenant: Tenant, is_sent: bool
 ) -> None:
-    """All of it, and not before: a conversation that goes on keeps its pictures."""
-    store, begun = BlobStore(short_lived), asyncio.get_running_loop().time()
-    await store.put(tenant, LIFTED)
+    store, now = BlobStore(short_lived), asyncio.get_running_loop().time
+    began = now()
+    await store.put(tenant, CONTENTS)
     first = await mark_seq(short_lived, tenant)
 
     async def is_new() -> bool:
-        await (store.put(tenant, LIFTED) if is_sent else store.renew(tenant, [BLOB]))
+        await (store.put(tenant, CONTENTS) if is_sent else store.renew(tenant, [BLOB]))
         return await mark_seq(short_lived, tenant) > first
 
     await until(is_new)
-    assert asyncio.get_running_loop().time() - begun >= LIFE_S / 2
-    stored = [await short_lived.jetstream.get_last_msg(BODIES, name) for name in names(tenant)]
-    assert min(message.seq or 0 for message in stored) > first
+    assert now() - began >= LIFE_S / 2
+    for name in await subjects_of(short_lived, tenant):
+        assert ((await short_lived.jetstream.get_last_msg(BODIES, name)).seq or 0) > first
     assert await store.read(tenant, BLOB) == CONTENT
 
 
-async def test_a_blob_that_nobody_uses_expires(short_lived: Connection, tenant: Tenant) -> None:
-    """Then it is not there any more; and sent again, it is."""
-    store = BlobStore(short_lived)
-    await store.put(tenant, LIFTED)
+async def test_an_unused_blob_expires(short_lived: Connection, short_lived_store: BlobStore, tenant: Tenant) -> None:
     config = (await short_lived.jetstream.stream_info(BODIES)).config
     await short_lived.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
 
@@ -149,91 +147,85 @@ async def test_a_blob_that_nobody_uses_expires(short_lived: Connection, tenant: 
 
     await until(is_gone)
     with pytest.raises(BlobUnknown):
-        await store.read(tenant, BLOB)
+        await short_lived_store.read(tenant, BLOB)
     await short_lived.jetstream.update_stream(config)
-    await store.put(tenant, LIFTED)
-    assert await store.read(tenant, BLOB) == CONTENT
+    await short_lived_store.put(tenant, CONTENTS)
+    assert await short_lived_store.read(tenant, BLOB) == CONTENT
 
 
 @pytest.mark.rule("R34")
-async def test_any_number_may_store_and_read_a_blob_at_once(nats_url: str, tenant: Tenant) -> None:
-    """Each of them finds the whole of it, whoever is in the middle of storing it."""
+async def test_concurrent_writers_of_one_blob_all_read_it_whole(nats_url: str, tenant: Tenant) -> None:
     connections = [await Connection.open(nats_url, "test") for _ in range(4)]
 
     async def put_and_read(connection: Connection) -> bytes:
         store = BlobStore(connection)
-        await store.put(tenant, LIFTED)
+        await store.put(tenant, CONTENTS)
         return await store.read(tenant, BLOB)
 
-    read = await asyncio.gather(*(put_and_read(connection) for connection in connections * 4))
-    assert read == [CONTENT] * 16
+    assert await asyncio.gather(*map(put_and_read, connections * 4)) == [CONTENT] * 16
     for connection in connections:
         await connection.close()
 
 
 @pytest.mark.rule("R34")
-async def test_a_chunk_that_one_read_does_not_find_is_read_again(
-    store: BlobStore, connection: Connection, tenant: Tenant
-) -> None:
-    """A follower may be behind the mark that its leader has shown."""
-    await store.put(tenant, LIFTED)
-    await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 1))
+async def test_a_missing_chunk_is_read_again(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
+    """A follower may be behind the leader that has shown the mark."""
+    chunk = subjects.chunk(tenant, BLOB.sha256, 1)
+    await connection.jetstream.purge_stream(BODIES, subject=chunk)
     reading = asyncio.create_task(store.read(tenant, BLOB))
     done, _ = await asyncio.wait([reading], timeout=0.2)
     assert not done
-    await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 1), CONTENT[CHUNK_BYTES : 2 * CHUNK_BYTES])
+    await connection.jetstream.publish(chunk, PARTS[1])
     assert await reading == CONTENT
 
 
 @pytest.mark.rule("R34")
-async def test_a_blob_that_is_denied_once_is_there(
+async def test_a_blob_that_one_answer_denies_is_looked_up_again(
     store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A leader that has just woken up knows nothing of what came while it slept, and a turn would fail for it (R14)."""
-    await store.put(tenant, LIFTED)
+    """A leader that was frozen does not know what was stored meanwhile (R14)."""
     last, denials = BlobStore._last, [None]
 
-    async def asked(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
+    async def deny_once(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
         return denials.pop() if denials else await last(self, tenant, sha256)
 
-    monkeypatch.setattr(BlobStore, "_last", asked)
+    monkeypatch.setattr(BlobStore, "_last", deny_once)
     assert await store.read(tenant, BLOB) == CONTENT
     assert not denials
 
 
-async def test_chunks_that_are_not_what_was_stored_are_no_blob(
-    store: BlobStore, connection: Connection, tenant: Tenant
-) -> None:
-    """A disk that has changed a byte does not change a question."""
-    await store.put(tenant, LIFTED)
-    first, *rest = CONTENT[2 * CHUNK_BYTES :]
+async def test_a_changed_chunk_is_refused(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
+    first, *rest = PARTS[2]
     await connection.jetstream.publish(subjects.chunk(tenant, BLOB.sha256, 2), bytes([first ^ 1, *rest]))
     with pytest.raises(LogUnavailable, match="do not have its hash"):
         await store.read(tenant, BLOB)
 
 
-async def test_a_full_store_refuses_what_is_new_and_keeps_what_is_there(
-    short_lived: Connection, tenant: Tenant
+async def test_a_full_store_refuses_a_new_blob_and_can_be_emptied(
+    short_lived: Connection, short_lived_store: BlobStore, tenant: Tenant
 ) -> None:
-    """A 503 for the one, and nothing is thrown out for it; what is stored again needs no room."""
-    store = BlobStore(short_lived)
-    await store.put(tenant, LIFTED)
+    """Existing blobs stay; marking one as deleted must fit although its mark becomes longer."""
     other = os.urandom(4_000_000)
     with pytest.raises(LogFull, match="BODIES"):
-        await store.put(tenant, {hashlib.sha256(other).hexdigest(): other})
-    assert await store._store(tenant, BLOB.sha256, CONTENT, (await store._marked(tenant, BLOB.sha256)).seq)
-    assert await store.read(tenant, BLOB) == CONTENT
+        await short_lived_store.put(tenant, {hashlib.sha256(other).hexdigest(): other})
+    assert await short_lived_store.read(tenant, BLOB) == CONTENT
+    # Full to the byte.
+    for size in (100_000, 1_000, 10, 1):
+        with suppress(nats.js.errors.APIError):
+            for number in range(100):
+                await short_lived.jetstream.publish(subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size)
+    await short_lived_store.purge(tenant, BLOB.sha256, await mark_deleted(short_lived_store, tenant))
+    assert await mark_seq(short_lived, tenant) == 0
 
 
-async def test_a_store_that_is_away_is_said_so_in_bounded_time(
+async def test_an_unreachable_store_fails_in_bounded_time_and_recovers(
     own_server: NatsServer, own_connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And once it is back, it is asked again."""
-    monkeypatch.setattr(blobs, "TIMEOUT_S", 0.3)
     store = BlobStore(own_connection)
-    await store.put(tenant, LIFTED)
+    await store.put(tenant, CONTENTS)
+    monkeypatch.setattr(blobs, "TIMEOUT_S", 0.3)
     await own_server.stop(SIGKILL)
-    calls = (store.put(tenant, LIFTED), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
+    calls = (store.put(tenant, CONTENTS), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
     async with asyncio.timeout(len(calls) * 2 * blobs.TRY_TIMEOUT_S):
         for call in calls:
             with pytest.raises(LogUnavailable):
@@ -244,101 +236,73 @@ async def test_a_store_that_is_away_is_said_so_in_bounded_time(
 
 
 @pytest.mark.rule("R34")
-async def test_what_is_condemned_is_read_until_it_is_purged(
+async def test_a_blob_that_is_marked_as_deleted_is_readable_until_it_is_purged(
     store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
-    """A turn that runs may need it; then all of it is gone, and whoever wants it hears so at once."""
-    assert await store.mark_deleted(tenant, BLOB.sha256) is None
-    await store.put(tenant, LIFTED)
-    condemned = await store.mark_deleted(tenant, BLOB.sha256)
-    assert condemned is not None
-    assert await store.mark_deleted(tenant, BLOB.sha256) == condemned
+    """A running turn may need it. After the purge a reader fails at once."""
+    assert await store.mark_deleted(Tenant(new_id()), BLOB.sha256) is None
+    marked = await mark_deleted(store, tenant)
+    assert await store.mark_deleted(tenant, BLOB.sha256) == marked
     assert await store.read(tenant, BLOB) == CONTENT
     chunks = store.chunks(tenant, BLOB)
     await anext(chunks)
-    await store.purge(tenant, BLOB.sha256, condemned)
+    await store.purge(tenant, BLOB.sha256, marked)
     async with asyncio.timeout(blobs.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
             await anext(chunks)
-    info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
-    assert not info.state.subjects
+    assert not await subjects_of(connection, tenant)
 
 
 @pytest.mark.rule("R34")
-@pytest.mark.parametrize("is_sent", [True, False], ids=["sent again", "referred to"])
-async def test_what_was_condemned_and_is_referred_to_is_stored_again(
+@both_ways
+async def test_a_blob_used_after_its_mark_of_deletion_survives_the_purge(
     store: BlobStore, tenant: Tenant, is_sent: bool
 ) -> None:
-    """The purge takes the life before, and nothing of this one, whenever it comes."""
-    await store.put(tenant, LIFTED)
-    condemned = await store.mark_deleted(tenant, BLOB.sha256)
-    assert condemned is not None
-    await (store.put(tenant, LIFTED) if is_sent else store.renew(tenant, [BLOB]))
+    marked = await mark_deleted(store, tenant)
+    await (store.put(tenant, CONTENTS) if is_sent else store.renew(tenant, [BLOB]))
     for _ in range(2):
-        await store.purge(tenant, BLOB.sha256, condemned)
+        await store.purge(tenant, BLOB.sha256, marked)
         assert await store.read(tenant, BLOB) == CONTENT
 
 
 @pytest.mark.rule("R34")
-async def test_who_is_overtaken_while_they_store_begin_again(
-    store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+async def test_a_writer_whose_chunks_are_purged_meanwhile_stores_them_again(
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After their first chunk others store all of it, condemn it and purge it: their mark would be of nothing whole."""
-    publish, due = BlobStore._publish, [1]
+    """After its first chunk another writer stores the blob, marks it as deleted and purges it."""
+    store, publish, is_due = BlobStore(connection), BlobStore._publish, [True]
 
-    async def overtaken(self: BlobStore, subject: str, *given: object) -> int:
+    async def interrupted(self: BlobStore, subject: str, *given: object) -> int:
         seq = await publish(self, subject, *given)  # type: ignore[arg-type]
-        # Of a mark it is told what the one before it was.
-        if due and len(given) == 1 and due.pop():
-            await store.put(tenant, LIFTED)
-            condemned = await store.mark_deleted(tenant, BLOB.sha256)
-            assert condemned is not None
-            await store.purge(tenant, BLOB.sha256, condemned)
+        # A mark is published with one more argument than a chunk.
+        if is_due and len(given) == 1 and is_due.pop():
+            await store.put(tenant, CONTENTS)
+            await store.purge(tenant, BLOB.sha256, await mark_deleted(store, tenant))
         return seq
 
-    monkeypatch.setattr(BlobStore, "_publish", overtaken)
-    await store.put(tenant, LIFTED)
+    monkeypatch.setattr(BlobStore, "_publish", interrupted)
+    await store.put(tenant, CONTENTS)
     assert await store.read(tenant, BLOB) == CONTENT
+    assert not is_due
 
 
-async def test_who_is_overtaken_again_and_again_gives_up(
-    store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+async def test_a_writer_that_never_stores_its_mark_gives_up(
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others store and condemn the same blob as fast as this one can look: it is said, and not tried for ever."""
-
-    async def refused(*_: object) -> None:
+    async def refuse(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(BlobStore, "_mark", refused)
+    monkeypatch.setattr(BlobStore, "_mark", refuse)
     with pytest.raises(LogUnavailable, match="is being stored and deleted at the same time"):
-        await store.put(tenant, LIFTED)
+        await BlobStore(connection).put(tenant, CONTENTS)
 
 
-async def test_a_doomed_blob_whose_chunks_have_expired_is_gone(
+async def test_a_deleted_blob_whose_chunks_have_expired_is_unknown_at_once(
     store: BlobStore, connection: Connection, tenant: Tenant
 ) -> None:
-    """Its mark is younger than they are: who reads it is not kept waiting for what will not come."""
-    await store.put(tenant, LIFTED)
+    """Its mark is younger than its chunks."""
     await store.mark_deleted(tenant, BLOB.sha256)
     await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 0))
     async with asyncio.timeout(blobs.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
             await store.read(tenant, BLOB)
-
-
-async def test_a_store_that_is_full_to_the_byte_can_be_emptied(short_lived: Connection, tenant: Tenant) -> None:
-    """The sign that a blob is doomed is a little longer than what it takes the place of."""
-    store = BlobStore(short_lived)
-    await store.put(tenant, LIFTED)
-    for size in (100_000, 1_000, 10, 1):
-        with suppress(nats.js.errors.APIError):
-            for number in range(100):
-                await short_lived.jetstream.publish(subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size)
-    with pytest.raises(LogFull):
-        await store._mark(
-            tenant, BLOB.sha256, blobs.Size(BLOB.bytes, is_doomed=True), Seq(await mark_seq(short_lived, tenant))
-        )
-    condemned = await store.mark_deleted(tenant, BLOB.sha256)
-    assert condemned is not None
-    await store.purge(tenant, BLOB.sha256, condemned)
-    assert await mark_seq(short_lived, tenant) == 0

@@ -1,0 +1,372 @@
+"""Requests of up to 32 MB: images, documents and long texts as blobs, and the memory of gateways and generators."""
+
+import asyncio
+import base64
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.http import slow_body
+from tailrace.generators.backends import Call
+from tailrace.generators.continuation import build_call
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.proto import blobs, subjects
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BackendError
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
+from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tests.harness import processes, turn_builder
+from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.raw_http import RawConnection
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway
+
+MB = 1_000_000
+
+
+def image(data: object) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+
+
+def random_base64(size: int) -> str:
+    return base64.b64encode(os.urandom(size // 4 * 3)).decode()
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reference(text: str) -> dict[str, Any]:
+    return {"tailrace:blob": sha256(text), "bytes": len(text.encode())}
+
+
+def with_image(data: str, line: str = "words=0 files=1 rate=0") -> dict[str, Any]:
+    """Returns a request with an image; the answer begins with the hash of all images that the model received."""
+    return {"messages": [{"role": "user", "content": [image(data), {"type": "text", "text": f"#sim {line}"}]}]}
+
+
+ANOTHER = {"message": "#sim words=0 files=1"}
+
+
+async def answered(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+    """Returns the turn when it has ended."""
+    accepted = await gateway.client.post("/v1/turns", json=body)
+    assert accepted.status_code == 202, accepted.text
+    links = accepted.json()["links"]
+    await gateway.client.get(links["events"])
+    return dict((await gateway.client.get(links["self"])).json())
+
+
+async def refusal(gateway: Gateway, body: dict[str, Any]) -> tuple[int, str, str]:
+    """Returns status, code and message of a refused request."""
+    answer = await gateway.client.post("/v1/turns", json=body)
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["message"]
+
+
+async def expire(nats_url: str, tenant: Tenant, data: str) -> None:
+    """Removes a blob, as its age does after a week."""
+    connection = await Connection.open(nats_url, "test")
+    await connection.jetstream.purge_stream(BODIES, subject=subjects.blob(tenant, sha256(data)))
+    await connection.close()
+
+
+@pytest.mark.rule("R33")
+async def test_an_image_of_30_mb_reaches_the_model_whole(gateway: Gateway) -> None:
+    """The turn's input has a reference; the blob can be downloaded."""
+    data = random_base64(30 * MB)
+    turn = await answered(gateway, with_image(data))
+    assert (turn["outcome"], turn["text"]) == ("completed", sha256(data))
+    assert turn["input"][0]["content"][0] == image(reference(data))
+    path = f"/v1/blobs/{sha256(data)}"
+    blob, head = await gateway.client.get(path), await gateway.client.head(path)
+    assert blob.content == data.encode()
+    assert blob.headers["content-type"] == "application/octet-stream"
+    assert blob.headers["x-content-type-options"] == "nosniff"
+    assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_a_long_text_reaches_the_model_whole(gateway: Gateway) -> None:
+    novel, rules = words(20_000, "novel"), words(10_000, "rules")
+    content = f"{novel}\n#sim words=3 rate=0"
+    turn = await answered(gateway, {"messages": [{"role": "user", "content": content}], "system": rules})
+    assert (turn["text"], turn["usage"]["input_tokens"]) == (words(3), 30_003)
+    assert turn["input"] == [{"role": "user", "content": [{"type": "text", "text": reference(content)}]}]
+
+
+async def test_a_session_sends_its_images_again_and_stores_each_once(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    data, other = random_base64(MB), random_base64(MB)
+    first = await answered(gateway, with_image(data))
+    following = [ANOTHER, with_image(data), with_image(other)]
+    turns = [first, *[await answered(gateway, body | {"session": first["session"]}) for body in following]]
+    assert [turn["text"] for turn in turns] == [
+        sha256(data),
+        sha256(data),
+        sha256(data + data),
+        sha256(data + data + other),
+    ]
+    info = await system_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    assert info.state.subjects == {subjects.blob(tenant, sha256(each)): 1 for each in (data, other)}
+
+
+@pytest.mark.rule("R33")
+async def test_a_turn_whose_image_has_expired_fails_without_a_retry(
+    own_server: NatsServer, own_log: TurnLog, own_gateway: Gateway, claude: str, tenant: Tenant
+) -> None:
+    data = random_base64(MB)
+    accepted = (await own_gateway.client.post("/v1/turns", json=with_image(data))).json()
+    await expire(own_server.url, tenant, data)
+    async with working(own_server.url, claude):
+        turn = await ended(own_log, TurnKey(tenant, TurnId(accepted["turn"])))
+    assert (turn.outcome, turn.attempt) == ("failed", 1)
+    assert turn.error is not None
+    assert turn.error.code == "blob_expired"
+
+
+async def test_a_session_whose_image_has_expired_is_410_until_the_image_is_sent_again(
+    gateway: Gateway, system: System, tenant: Tenant
+) -> None:
+    data = random_base64(MB)
+    first = await answered(gateway, with_image(data))
+    await expire(system.nats_url, tenant, data)
+    follow_up = {**ANOTHER, "session": first["session"]}
+    status, code, message = await refusal(gateway, follow_up)
+    assert (status, code, "`parent`" in message) == (410, "blob_expired", True)
+    assert (await answered(gateway, {**follow_up, "parent": None}))["text"] == sha256("")
+    gone = await gateway.client.get(f"/v1/blobs/{sha256(data)}")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "blob_not_found")
+    await answered(gateway, with_image(data))
+    assert (await answered(gateway, {**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
+
+
+async def test_a_takeover_sends_the_image_again(
+    own_server: NatsServer, own_log: TurnLog, own_gateway: Gateway, claude: str, tenant: Tenant, tmp_path: Path
+) -> None:
+    data = random_base64(2 * MB)
+    body = with_image(data, "words=60 files=1 rate=50")
+    key = TurnKey(tenant, TurnId((await own_gateway.client.post("/v1/turns", json=body)).json()["turn"]))
+
+    async def has_begun() -> bool:
+        return len((await own_log.turn(key)).text) > 100
+
+    async with processes.generator(tmp_path, own_server.url, claude) as first:
+        await until(has_begun)
+        await first.stop(SIGKILL)
+    async with processes.generator(tmp_path, own_server.url, claude):
+        turn = await ended(own_log, key)
+    assert (turn.outcome, turn.attempt, turn.text) == ("completed", 2, f"{sha256(data)} {words(60)}")
+
+
+def said(*content: object) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [*content]}]}
+
+
+RESERVED = (400, "request_invalid", "The key `tailrace:blob` is reserved")
+TOO_LARGE = (413, "body_too_large", "")
+REFUSED: dict[str, tuple[dict[str, Any], tuple[int, str, str]]] = {
+    # A reference would read a blob of another request.
+    "reference in messages": (said(image(reference("x" * MB))), RESERVED),
+    "reference in system": (
+        {"message": "hi", "system": [{"type": "text", "text": {"tailrace:blob": "x"}}]},
+        RESERVED,
+    ),
+    "reference in tools": (
+        {"message": "hi", "tools": [{"name": "look", "input_schema": {"tailrace:blob": 1}}]},
+        RESERVED,
+    ),
+    # No text is long enough to be a blob, and the log accepts entries of up to 8 MB.
+    "many short texts": (said(*[{"type": "text", "text": "x" * 60_000}] * 150), TOO_LARGE),
+    # Anthropic's limit.
+    "32 MB": ({"message": "x" * 32 * 2**20}, TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_request_that_cannot_be_stored_is_refused(lone_gateway: Gateway, case: str) -> None:
+    body, (status, code, message) = REFUSED[case]
+    refused = await refusal(lone_gateway, body)
+    assert refused[:2] == (status, code)
+    assert refused[2].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "message"),
+    [
+        (with_image("x" * 600_000), {"body_bytes_max": MB}, "`parent`"),
+        (said({"type": "text", "text": "#sim words=1 rate=0", "citations": [0] * 60_000}), {}, "JSON values"),
+    ],
+    ids=["bytes", "values"],
+)
+async def test_a_conversation_has_the_limits_of_a_body(
+    system: System,
+    generator: object,
+    persistence: object,
+    new_gateway: NewGateway,
+    body: Any,
+    settings: Any,
+    message: str,
+) -> None:
+    """A repeated image is stored once, and is in the call twice."""
+    gateway = await new_gateway(system.nats_url, **settings)
+    session = (await answered(gateway, body))["session"]
+    status, code, said = await refusal(gateway, {**body, "session": session})
+    assert (status, code, message in said) == (413, "body_too_large", True)
+    assert (await answered(gateway, {**body, "session": session, "parent": None}))["outcome"] == "completed"
+
+
+async def test_a_full_store_is_503(tmp_path: Path, new_gateway: NewGateway) -> None:
+    async with NatsServer(tmp_path) as server:
+        connection = await Connection.open(server.url, "test")
+        await streams.apply(connection, bytes_max=int(MB / streams.BODIES_SHARE))
+        await connection.close()
+        gateway = await new_gateway(server.url)
+        refused = await gateway.client.post("/v1/turns", json=with_image(random_base64(2 * MB)))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "log_full")
+        assert "retry-after" in refused.headers
+        assert (await gateway.client.post("/v1/turns", json={"message": "hi"})).status_code == 202
+        await gateway.stop()
+
+
+LARGE = {"message": "x" * 600_000}
+
+
+@asynccontextmanager
+async def half_a_body(gateway: Gateway, size: int) -> AsyncIterator[RawConnection]:
+    """A client that has sent half of a large body."""
+    async with RawConnection.open(gateway.port) as raw:
+        head = f"POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+        await raw.send(f"{head}content-type: application/json\r\ncontent-length: {size}\r\n\r\n")
+        await raw.send('{"message": "' + "x" * (size // 2))
+        yield raw
+
+
+async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_gateway: NewGateway) -> None:
+    """Small bodies pass; a client that disconnects frees its memory."""
+    gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=0.3)
+    async with half_a_body(gateway, MB) as raw:
+
+        async def refused() -> httpx2.Response | None:
+            answer = await gateway.client.post("/v1/turns", json=LARGE)
+            return answer if answer.status_code == 503 else None
+
+        answer = await until(refused)
+        assert answer is not None
+        assert (answer.json()["error"]["code"], "retry-after" in answer.headers) == ("server_busy", True)
+        assert (await gateway.client.post("/v1/turns", json={"message": "small"})).status_code == 202
+        raw.writer.transport.abort()
+        assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
+
+
+async def test_a_silent_sender_loses_its_memory_and_gets_408(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+) -> None:
+    monkeypatch.setattr(slow_body, "WINDOW_S", 0.5)
+    gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
+    async with half_a_body(gateway, MB) as raw:
+        assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
+        answer = await raw.answer()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_timeout")
+
+
+async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(nats_url, large_bytes_max=MB, body_bytes_max=MB, large_timeout_s=0.3)
+
+    async def pieces(size: int) -> AsyncIterator[bytes]:
+        yield b'{"message": "'
+        yield b"x" * size
+        yield b'"}'
+
+    async def status(size: int) -> int:
+        headers = {"content-type": "application/json"}
+        return (await gateway.client.post("/v1/turns", content=pieces(size), headers=headers)).status_code
+
+    async def is_refused() -> bool:
+        return await status(300_000) == 503
+
+    async with half_a_body(gateway, 600_000) as raw:
+        await until(is_refused)
+        assert await status(1000) == 202
+        raw.writer.transport.abort()
+        assert await status(300_000) == 202
+
+
+async def is_stored(log: TurnLog, tenant: Tenant) -> bool:
+    info = await log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+    return bool(info.state.subjects)
+
+
+ANTHROPIC = {"model": "claude-haiku-5-5", "max_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/turns", {}), ("/v1/messages", {**ANTHROPIC, "stream": True}), ("/v1/messages", ANTHROPIC)],
+    ids=["stream", "stream before its first event", "json"],
+)
+async def test_the_memory_of_a_body_is_free_while_its_turn_runs(
+    system: System, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, path: str, fields: dict[str, Any]
+) -> None:
+    gateway = await new_gateway(system.nats_url, large_bytes_max=MB, large_timeout_s=0.5)
+    body = with_image(random_base64(900_000), "words=1 wait=5 rate=0")
+    headers = {"accept": "text/event-stream"} if path == "/v1/turns" else {}
+    waiting = asyncio.create_task(gateway.client.post(path, json=body | fields, headers=headers))
+    await until(lambda: is_stored(system_log, tenant))
+    assert (await gateway.client.post("/v1/turns", json=body)).status_code == 202
+    assert not waiting.done()
+    waiting.cancel()
+
+
+def call_with(*data: str) -> Call:
+    return build_call(turn_builder.request(messages=[Message("user", [image(each) for each in data])]))
+
+
+async def test_a_large_call_waits_for_memory_and_a_small_one_does_not(connection: Connection, tenant: Tenant) -> None:
+    store, memory = BlobStore(connection), ByteSemaphore(MB)
+    call = call_with(random_base64(700_000))
+    entry, contents = blobs.lift(call)
+    await store.put(tenant, contents)
+    loader = BlobLoader(store, memory)
+
+    async def load() -> Any:
+        async with loader.load(tenant, entry) as whole:
+            return whole
+
+    async with loader.load(tenant, entry) as first:
+        waiting = asyncio.create_task(load())
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done
+        async with loader.load(tenant, build_call(turn_builder.request())) as small:
+            assert small == build_call(turn_builder.request())
+    assert [first, await waiting] == [call, call]
+    assert memory.free == MB
+
+
+async def test_a_repeated_blob_takes_its_memory_each_time(connection: Connection, tenant: Tenant) -> None:
+    store, memory = BlobStore(connection), ByteSemaphore(MB)
+    call = call_with(*["x" * 100_000] * 7)
+    entry, contents = blobs.lift(call)
+    await store.put(tenant, contents)
+    async with BlobLoader(store, memory).load(tenant, entry) as whole:
+        assert (len(contents), whole, memory.free) == (1, call, MB - 700_000)
+
+
+async def test_an_expired_blob_frees_its_memory(connection: Connection, tenant: Tenant) -> None:
+    memory = ByteSemaphore(MB)
+    entry, _ = blobs.lift(call_with(random_base64(MB)))
+    with pytest.raises(BackendError) as gone:
+        async with BlobLoader(BlobStore(connection), memory).load(tenant, entry):
+            pass
+    assert (gone.value.code, memory.free) == ("blob_expired", MB)
