@@ -1,19 +1,19 @@
-"""Every way in which an answer of the model can be less than one (FAULTS F22): none of them is taken for a success.
-
-The simulated Claude answers well; `tests/harness/faulty_upstream.py` stands before it and spoils what it says.
-"""
+"""Incomplete and malformed answers of the model (FAULTS F22): a faulty proxy in front of the simulated Claude."""
 
 import json
 from collections.abc import AsyncIterator
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.fold import Turn
+from tailrace.proto.nats import Connection, TurnLog
+from tests.conftest import apply_streams
 from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
-from tests.harness.generator_in_loop import ask, ended, modes, words, working
+from tests.harness.generator_in_loop import ask, ended, words, working
 
 WORDS = 12
 OVERLOADED = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
@@ -25,11 +25,11 @@ def kind(event: bytes) -> str:
 
 
 def half(events: list[bytes]) -> list[bytes]:
-    """As far as the middle of its text."""
+    """Returns the events up to the middle of the text."""
     return events[: len(events) // 2]
 
 
-def told(events: list[bytes], *, is_reset: bool = False) -> Broken:
+def sent(events: list[bytes], *, is_reset: bool = False) -> Broken:
     return Broken(HEAD + b"".join(events), is_reset)
 
 
@@ -45,99 +45,90 @@ def only(events: list[bytes], wanted: str) -> list[bytes]:
     return [event for event in events if kind(event) == wanted]
 
 
-# The first words of it come, and then something that no whole answer has.
-BREAKS: dict[str, Break] = {
-    "reset": lambda events: told(half(events), is_reset=True),
-    "ended within its text": lambda events: told(half(events)),
-    "ended within an event": lambda events: told([*half(events), events[len(events) // 2][:30]]),
-    "ended before message_delta": lambda events: told(
-        list(takewhile(lambda one: kind(one) != "message_delta", events))
-    ),
-    "not JSON": lambda events: told([*half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']),
-    "an error": lambda events: told([*half(events), OVERLOADED]),
-    "message_stop within its text": lambda events: told([*half(events), *only(events, "message_stop")]),
-    "message_stop within a block": lambda events: told(without(events, "content_block_stop")),
-    "message_stop without message_delta": lambda events: told(without(events, "message_delta")),
-    "begun twice": lambda events: told([*half(events), events[0], *events[len(events) // 2 :]]),
-    "a block begun twice": lambda events: told(twice(events, "content_block_start")),
-    "a block ended twice": lambda events: told(twice(events, "content_block_stop")),
+# Faults after the first words.
+PARTIAL: dict[str, Break] = {
+    "reset": lambda events: sent(half(events), is_reset=True),
+    "end within the text": lambda events: sent(half(events)),
+    "end within an event": lambda events: sent([*half(events), events[len(events) // 2][:30]]),
+    "end before message_delta": lambda events: sent(list(takewhile(lambda one: kind(one) != "message_delta", events))),
+    "not JSON": lambda events: sent([*half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']),
+    "error": lambda events: sent([*half(events), OVERLOADED]),
+    "message_stop within the text": lambda events: sent([*half(events), *only(events, "message_stop")]),
+    "message_stop within a block": lambda events: sent(without(events, "content_block_stop")),
+    "message_stop without message_delta": lambda events: sent(without(events, "message_delta")),
+    "message_start twice": lambda events: sent([*half(events), events[0], *events[len(events) // 2 :]]),
+    "content_block_start twice": lambda events: sent(twice(events, "content_block_start")),
+    "content_block_stop twice": lambda events: sent(twice(events, "content_block_stop")),
 }
-# Nothing of them is an answer, so another call is made in the same attempt.
-NOTHING: dict[str, Break] = {
+# Answers without a valid first event: the call is repeated in the same attempt.
+EMPTY: dict[str, Break] = {
     "empty": lambda _: Broken(HEAD),
-    "no beginning": lambda events: told(events[1:]),
-    "a delta without its block": lambda events: told(without(events, "content_block_start")),
-    "only its end": lambda events: told(only(events, "message_stop")),
-    "a page": lambda _: Broken(HEAD.replace(b"text/event-stream", b"text/html") + b"<html>Please log in</html>"),
+    "no message_start": lambda events: sent(events[1:]),
+    "delta without a block": lambda events: sent(without(events, "content_block_start")),
+    "only message_stop": lambda events: sent(only(events, "message_stop")),
+    "HTML": lambda _: Broken(HEAD.replace(b"text/event-stream", b"text/html") + b"<html>Please log in</html>"),
 }
-# All of the text has come before it, so that there is nothing to spoil in a second answer.
-LATE = ("a block ended twice", "message_stop within a block")
+# All of the text comes before these faults: a second answer has nothing left that could break.
+LATE = ("content_block_stop twice", "message_stop within a block")
 WHOLE: dict[str, Break] = {
-    "ended twice": lambda events: told(twice(events, "message_stop")),
-    "more after its end": lambda events: told([*events, *half(events)]),
-    "reset after its end": lambda events: told(events, is_reset=True),
+    "message_stop twice": lambda events: sent(twice(events, "message_stop")),
+    "events after message_stop": lambda events: sent([*events, *half(events)]),
+    "reset after message_stop": lambda events: sent(events, is_reset=True),
 }
 
 
-@pytest.fixture
-async def claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """A nats-server for all cases: each has ended its only turn before the next one begins."""
+    folder: Path = tmp_path_factory.mktemp("nats")
+    async with NatsServer(folder) as server:
+        await apply_streams(server.url)
+        yield server
+
+
+async def run(server: NatsServer, claude: str, fault: Break, times: int = 1) -> tuple[Turn, int]:
+    """Runs a turn whose first `times` answers are changed by `fault`; returns it and the number of calls."""
+    connection = await Connection.open(server.url, "test")
+    log = TurnLog(connection)
+    async with (
+        breaking(claude, fault, times=times) as proxy,
+        working(server.url, proxy.url, stall_timeout_s=5, attempts_max=2),
+    ):
+        turn = await ended(log, await ask(log, f"words={WORDS} rate=0"))
+    await connection.close()
+    return turn, proxy.calls
 
 
 @pytest.mark.rule("F22")
-@pytest.mark.parametrize("how", [*BREAKS, *NOTHING])
-async def test_what_is_not_whole_is_asked_for_again(
-    own_server: NatsServer, own_log: TurnLog, claude: str, how: str
+@pytest.mark.parametrize("case", PARTIAL | EMPTY)
+async def test_an_incomplete_answer_is_completed_by_one_more_call(
+    server: NatsServer, own_claude: str, case: str
 ) -> None:
-    """One call more, and the text as if nothing had happened."""
-    async with (
-        breaking(claude, (BREAKS | NOTHING)[how]) as between,
-        working(own_server.url, between.url, stall_timeout_s=5),
-    ):
-        turn = await ended(own_log, await ask(own_log, f"words={WORDS} rate=0"))
+    turn, calls = await run(server, own_claude, (PARTIAL | EMPTY)[case])
     assert (turn.text, turn.outcome, turn.stop.stop_reason) == (words(WORDS), "completed", "end_turn")
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
-    assert between.calls == 2
+    assert calls == 2
 
 
 @pytest.mark.rule("F22")
 @pytest.mark.rule("R6")
-@pytest.mark.parametrize("how", [how for how in (*BREAKS, *NOTHING) if how not in LATE])
-async def test_what_is_never_whole_is_no_success(
-    own_server: NatsServer, own_log: TurnLog, claude: str, how: str
-) -> None:
-    """However often: it has failed, and no word of what came is lost or there twice."""
-    spoil = (BREAKS | NOTHING)[how]
-    async with (
-        breaking(claude, spoil, times=99) as between,
-        working(own_server.url, between.url, stall_timeout_s=5, attempts_max=2),
-    ):
-        turn = await ended(own_log, await ask(own_log, f"words={WORDS} rate=0"))
+@pytest.mark.parametrize("case", [case for case in PARTIAL | EMPTY if case not in LATE])
+async def test_a_turn_whose_answers_are_all_incomplete_fails(server: NatsServer, own_claude: str, case: str) -> None:
+    """Its text is a beginning of the answer: nothing is lost or repeated."""
+    turn, calls = await run(server, own_claude, (PARTIAL | EMPTY)[case], times=99)
     assert turn.outcome == "failed"
     assert words(WORDS).startswith(turn.text)
-    assert between.calls > 1
+    assert calls > 1
 
 
-async def test_what_lacks_its_last_event_alone_is_whole(own_server: NatsServer, own_log: TurnLog, claude: str) -> None:
-    """`message_delta` has told why it stopped: nobody asks for more than that once it is stored."""
-
-    def spoil(events: list[bytes]) -> Broken:
-        return told(without(events, "message_stop"))
-
-    async with breaking(claude, spoil, times=99) as between, working(own_server.url, between.url, stall_timeout_s=5):
-        turn = await ended(own_log, await ask(own_log, f"words={WORDS} rate=0"))
+async def test_an_answer_without_message_stop_is_complete(server: NatsServer, own_claude: str) -> None:
+    """`message_delta` has the stop reason."""
+    turn, calls = await run(server, own_claude, lambda events: sent(without(events, "message_stop")), times=99)
     assert (turn.text, turn.outcome, turn.stop.stop_reason) == (words(WORDS), "completed", "end_turn")
-    assert between.calls <= 2
+    assert calls <= 2
 
 
-@pytest.mark.parametrize("how", WHOLE)
-async def test_what_comes_after_its_end_spoils_no_answer(
-    own_server: NatsServer, own_log: TurnLog, claude: str, how: str
-) -> None:
-    async with breaking(claude, WHOLE[how]) as between, working(own_server.url, between.url, stall_timeout_s=5):
-        key = await ask(own_log, f"words={WORDS} rate=0")
-        turn = await ended(own_log, key)
-    assert (turn.text, turn.outcome, between.calls) == (words(WORDS), "completed", 1)
-    assert await modes(own_log, key) == ["fresh"]
+@pytest.mark.parametrize("case", WHOLE)
+async def test_faults_after_message_stop_are_ignored(server: NatsServer, own_claude: str, case: str) -> None:
+    turn, calls = await run(server, own_claude, WHOLE[case])
+    assert (turn.text, turn.outcome, calls, turn.attempt) == (words(WORDS), "completed", 1, 1)
