@@ -1,0 +1,303 @@
+"""Held readers: a reader with a cursor gets 200 and heartbeats while the log is unreachable or the gateway drains.
+
+To an EventSource and to AI SDK's transport a 503 would be final (ADR 13).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from signal import SIGCONT, SIGKILL
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from prometheus_client import REGISTRY
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.__main__ import build
+from tailrace.gateway.app import app
+from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.sse import HEARTBEAT
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.harness.freeze import freeze
+from tests.harness.processes import Process
+from tests.harness.readers import frames, history, read, reader, told
+from tests.harness.sse_parser import EventStream, Sent, parse
+from tests.harness.system import System
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
+from tests.promises import Connected, judge, no_gap, no_repeat, one_end
+
+
+def held() -> float:
+    """Returns the number of readers that the gateways of this process hold."""
+    return REGISTRY.get_sample_value("tailrace_gateway_streams_held") or 0.0
+
+
+@asynccontextmanager
+async def waiting(gateway: Gateway, url: str, headers: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The body of a held response, after three heartbeats and nothing else."""
+    async with gateway.client.stream("GET", url, headers=headers) as response:
+        assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
+        body = response.aiter_raw()
+        received = b""
+        while received.count(HEARTBEAT) < 3:
+            received += await anext(body)
+        assert received.replace(HEARTBEAT, b"") == b""
+        yield body
+
+
+def resuming(gateway: Gateway, turn: str, cursor: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    return waiting(gateway, f"/v1/turns/{turn}/events", {"last-event-id": str(cursor)})
+
+
+class Counted(NamedTuple):
+    """A protocol whose cursor is a number of events: the URL of the whole stream, and of the rest."""
+
+    whole: str
+    after: str
+
+    def url(self, turn: str, seen: int) -> str:
+        return self.after.format(turn=turn, seen=seen, last=seen - 1)
+
+
+RESPONSE = Counted(
+    "/v1/responses/resp_{turn}?stream=true", "/v1/responses/resp_{turn}?stream=true&starting_after={last}"
+)
+RUN = Counted("/api/chat/{turn}/stream?startIndex=0", "/api/chat/{turn}/stream?startIndex={seen}")
+each_protocol = pytest.mark.parametrize("counted", [RESPONSE, RUN], ids=["responses", "ai_sdk"])
+
+
+async def first_events(gateway: Gateway, url: str, most: int) -> list[str]:
+    """Returns the data of the first events of a stream."""
+    stream, seen = EventStream(), list[Sent]()
+    async with gateway.client.stream("GET", url) as response:
+        assert response.status_code == 200
+        async for received in response.aiter_raw():
+            seen += stream.feed(received)
+            if len(seen) >= most:
+                break
+    return [event.data for event in seen[:most]]
+
+
+async def rest(body: AsyncIterator[bytes]) -> bytes:
+    """Returns everything up to a clean end, without heartbeats."""
+    return b"".join([piece async for piece in body]).replace(HEARTBEAT, b"")
+
+
+async def broken_off(body: AsyncIterator[bytes]) -> None:
+    with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
+        await rest(body)
+
+
+Recover = Callable[[], Awaitable[object]]
+
+
+async def kill(server: NatsServer) -> Recover:
+    await server.stop(SIGKILL)
+    return server.start
+
+
+async def pause(server: NatsServer) -> Recover:
+    freeze(server)
+
+    async def resume() -> None:
+        server.signal(SIGCONT)
+
+    return resume
+
+
+each_outage = pytest.mark.parametrize("outage", [kill, pause])
+
+
+@pytest.fixture
+async def fragile(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
+    """A gateway on the test's own server that has not read any turn yet."""
+    return await new_gateway(own_server.url, heartbeat_s=0.05)
+
+
+@pytest.fixture
+async def writer(own_log: TurnLog, key: TurnKey) -> Writer:
+    """A running turn with the text "ab"."""
+    writer = Writer(own_log, key)
+    await writer.open("a", "b")
+    return writer
+
+
+@each_outage
+async def test_a_held_reader_gets_its_rest_in_the_same_response(
+    own_server: NatsServer,
+    fragile: Gateway,
+    new_gateway: NewGateway,
+    writer: Writer,
+    outage: Callable[[NatsServer], Awaitable[Recover]],
+) -> None:
+    key = writer.key
+    first = await read((await new_gateway(own_server.url)).client, key.turn, most=2)
+    cursor = first.frames[-1].seq
+    recover = await outage(own_server)
+    async with resuming(fragile, key.turn, cursor) as body:
+        assert held() == 1
+        await recover()
+        await writer.say("c")
+        await writer.end()
+        events = parse(await rest(body))
+    second = Connected(cursor, tuple(frames(events)), "ended")
+    verdict = judge(await history(writer.log, key, reader("held", key, first, second)), (no_gap, no_repeat, one_end))
+    assert verdict.is_green, verdict.evidence
+    assert told(frame.sent for frame in (*first.frames, *second.frames)).text == "abc"
+    assert held() == 0
+
+
+@each_protocol
+@each_outage
+async def test_a_held_reader_that_counts_events_gets_its_rest(
+    own_server: NatsServer,
+    fragile: Gateway,
+    new_gateway: NewGateway,
+    writer: Writer,
+    outage: Callable[[NatsServer], Awaitable[Recover]],
+    counted: Counted,
+) -> None:
+    turn = writer.key.turn
+    elsewhere = await new_gateway(own_server.url)
+    before = await first_events(elsewhere, counted.whole.format(turn=turn), 4)
+    recover = await outage(own_server)
+    async with waiting(fragile, counted.url(turn, 4), {}) as body:
+        await recover()
+        await writer.say("c")
+        await writer.end()
+        after = [event.data for event in parse(await rest(body))]
+    assert before + after == await first_events(elsewhere, counted.whole.format(turn=turn), len(before + after))
+    assert "completed" in after[-1] or after[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("status", [204, 400])
+async def test_a_held_response_without_an_event_ends_and_the_next_request_has_the_status(
+    own_server: NatsServer, fragile: Gateway, writer: Writer, status: int
+) -> None:
+    """The cursor is the end of its turn, or after it."""
+    cursor = await writer.end() + (status == 400)
+    await own_server.stop(SIGKILL)
+    async with resuming(fragile, writer.key.turn, cursor) as body:
+        await own_server.start()
+        assert await rest(body) == b""
+    url = f"/v1/turns/{writer.key.turn}/events"
+    assert (await fragile.client.get(url, headers={"last-event-id": str(cursor)})).status_code == status
+
+
+async def test_a_held_response_whose_event_does_not_exist_breaks_off_and_the_next_request_has_the_status(
+    own_server: NatsServer, fragile: Gateway, writer: Writer
+) -> None:
+    await writer.end()
+    await own_server.stop(SIGKILL)
+    async with waiting(fragile, RUN.url(writer.key.turn, 999), {}) as body:
+        await own_server.start()
+        await broken_off(body)
+    again = await fragile.client.get(RUN.url(writer.key.turn, 999))
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "cursor_invalid")
+
+
+async def test_a_held_reader_that_disconnects_is_released_before_the_log_is_back(
+    own_server: NatsServer, fragile: Gateway, writer: Writer
+) -> None:
+    await own_server.stop(SIGKILL)
+    async with resuming(fragile, writer.key.turn, writer.chain.last):
+        assert held() == 1
+    await until(lambda: held() == 0)
+
+
+async def test_a_draining_gateway_ends_held_responses_and_breaks_off_those_with_a_final_event(
+    own_server: NatsServer, fragile: Gateway, writer: Writer
+) -> None:
+    """Without its final event, a clean end of such a protocol would look like the end of the turn."""
+    turn = writer.key.turn
+    await own_server.stop(SIGKILL)
+    async with (
+        resuming(fragile, turn, writer.chain.last) as body,
+        waiting(fragile, RESPONSE.url(turn, 2), {}) as response,
+        waiting(fragile, RUN.url(turn, 2), {}) as run,
+    ):
+        fragile.stopping.set()
+        async with asyncio.timeout(2):
+            assert await rest(body) == b""
+            await broken_off(response)
+            await broken_off(run)
+
+
+@each_protocol
+async def test_a_new_reader_gets_503_during_an_outage(
+    own_server: NatsServer, fragile: Gateway, key: TurnKey, counted: Counted
+) -> None:
+    await own_server.stop(SIGKILL)
+    answer = await fragile.client.get(counted.whole.format(turn=key.turn))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable")
+
+
+async def test_a_draining_gateway_sends_a_resuming_reader_away_with_a_clean_end(
+    nats_url: str, connection: Connection, log: TurnLog, key: TurnKey, tenant: Tenant
+) -> None:
+    """New readers and clients that handle a 503 get 503."""
+    writer = Writer(log, key)
+    await writer.open("a")
+    draining = asyncio.Event()
+    draining.set()
+    url, headers = f"/v1/turns/{key.turn}/events", {"x-api-key": KEY}
+    after = {"last-event-id": str(writer.chain.last)}
+    async with asyncio.TaskGroup() as group:
+        settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
+        gateway = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))
+        transport = httpx2.ASGITransport(app=app(gateway))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
+            resumed = await client.get(url, headers=after)
+            refused = [
+                await client.get(url),
+                await client.head(url, headers=after),
+                await client.get(f"{url}?dialect=text", headers=after),
+                await client.get(f"{url}?dialect=anthropic", headers=after),
+                await client.get(RESPONSE.url(key.turn, 1)),
+                await client.get(RUN.whole.format(turn=key.turn)),
+                await client.head(RUN.url(key.turn, 1)),
+            ]
+            # This transport reports a response that breaks off by an AssertionError.
+            with pytest.raises(AssertionError):
+                await client.get(RUN.url(key.turn, 1))
+    assert (resumed.status_code, resumed.content) == (200, HEARTBEAT)
+    assert [answer.status_code for answer in refused] == [503] * 7
+
+
+@pytest.mark.parametrize("is_counted", [False, True], ids=["cursor", "ai_sdk"])
+async def test_a_reader_of_a_turn_that_has_left_the_log_is_held_while_persistence_does_not_answer(
+    gateway: Gateway,
+    system: System,
+    system_log: TurnLog,
+    tenant: Tenant,
+    new_gateway: NewGateway,
+    persistence: Process,
+    is_counted: bool,
+) -> None:
+    turn = (await gateway.client.post("/v1/turns", json={"message": "#sim words=5 rate=0"})).json()["turn"]
+    before = await read(gateway.client, turn)
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
+    whole = await first_events(gateway, RUN.whole.format(turn=turn), 99)
+    later = await new_gateway(system.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
+    freeze(persistence)
+    try:
+        held = waiting(later, RUN.url(turn, 2), {}) if is_counted else resuming(later, turn, before.frames[0].seq)
+        async with held as body:
+            # Longer than several queries wait.
+            heartbeats = 0
+            while heartbeats < 15:
+                heartbeats += (await anext(body)).count(HEARTBEAT)
+            persistence.signal(SIGCONT)
+            events = parse(await rest(body))
+    finally:
+        persistence.signal(SIGCONT)
+    if is_counted:
+        assert events[-1].data == whole[-1] == "[DONE]"
+    else:
+        assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
