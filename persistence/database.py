@@ -6,13 +6,14 @@ transaction a batch means one fsync a batch. Reads continue during a write, also
 """
 
 import asyncio
+import errno
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import aiosqlite
 
@@ -39,26 +40,22 @@ ERRORS: dict[str, type[StoreError]] = {
 }
 
 
-class FileId(NamedTuple):
-    """Identity of the opened file; its path may later lead to another file or none."""
-
-    device: int
-    inode: int
-
-
 class Database:
     """An open database file. All methods raise StoreError, and never an error of SQLite."""
 
     def __init__(
-        self, path: Path, file_id: FileId, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
+        self, path: Path, file: int, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
     ) -> None:
         self._path = path
-        self._file_id = file_id
+        # A descriptor of the file, whose path may later lead to another file or none. It is closed last: closing any
+        # descriptor of a file releases all locks that the process has on it, also SQLite's.
+        self._file = file
         self._writer = writer
         self._reader = reader
         self._version = version
         self._writing = asyncio.Lock()
         self._damage: StoreCorrupt | None = None
+        self._bytes_seen = 0
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float) -> Self:
@@ -67,10 +64,14 @@ class Database:
         Raises StoreTooNew if a newer version of Tailrace has migrated it.
         """
         with _errors():
-            file_id = _create(path)
-            # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
-            sqlite3.connect(path).close()
-            writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+            file = _create(path)
+            try:
+                # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
+                sqlite3.connect(path).close()
+                writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+            except BaseException:
+                os.close(file)
+                raise
             try:
                 await writer.execute("PRAGMA journal_mode = WAL")
                 await writer.execute("PRAGMA synchronous = FULL")
@@ -80,9 +81,10 @@ class Database:
                 reader = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
             except BaseException:
                 await writer.close()
+                os.close(file)
                 raise
             reader.row_factory = sqlite3.Row
-        return cls(path, file_id, writer, reader, version)
+        return cls(path, file, writer, reader, version)
 
     @property
     def is_new(self) -> bool:
@@ -98,6 +100,7 @@ class Database:
         with _errors():
             await self._reader.close()
             await self._writer.close()
+        os.close(self._file)
 
     async def migrate(self) -> None:
         """Runs the missing migrations, each in a transaction of its own."""
@@ -126,9 +129,7 @@ class Database:
                 finally:
                     # Does nothing after a commit. A cancelled task must not leave a transaction open.
                     await self._writer.rollback()
-                if _identify(self._path) != self._file_id:
-                    # SQLite continues to write to a file that was deleted or replaced, and those writes are lost.
-                    raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
+                self._check_file()
 
     async def read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         try:
@@ -139,9 +140,31 @@ class Database:
             raise
 
     def raise_if_damaged(self) -> None:
-        """Raises StoreCorrupt if any read has found a damaged page, which writes may never touch."""
+        """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""
         if self._damage is not None:
             raise StoreCorrupt(str(self._damage)) from self._damage
+        with suppress(OSError):
+            self._check_file()
+
+    def _check_file(self) -> None:
+        """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
+
+        SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
+        and the journal. The file never shrinks by itself, because no statement of ours vacuums it.
+        """
+        ours = os.fstat(self._file)
+        if ours.st_nlink and not self._path.parent.exists():
+            # The directory was moved, or its disk was unmounted: it may come back with the file.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path.parent))
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(ours, found):
+            raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
+        if ours.st_size < self._bytes_seen:
+            raise StoreCorrupt(f"the database {self._path} was truncated while it was open")
+        self._bytes_seen = ours.st_size
 
 
 def move_aside(path: Path) -> Path | None:
@@ -166,22 +189,11 @@ def _check_version(path: Path, version: int) -> None:
         )
 
 
-def _create(path: Path) -> FileId:
+def _create(path: Path) -> int:
+    """Creates the file if there is none. Returns a descriptor of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Conversations are private: readable by the owner only. SQLite gives the journal the same mode.
-    path.touch(mode=0o600, exist_ok=True)
-    found = _identify(path)
-    if found is None:
-        raise StoreCorrupt(f"the database {path} was deleted while it was opened")
-    return found
-
-
-def _identify(path: Path) -> FileId | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return FileId(found.st_dev, found.st_ino)
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 @contextmanager

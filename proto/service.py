@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal, TypeVar
@@ -18,13 +19,17 @@ from msgspec import Meta
 
 from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
-from tailrace.proto.nats import Connection
+from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import settings as environment
 
 logger = structlog.get_logger()
 
 READY = prometheus_client.Gauge("tailrace_ready", "1 while this process does its work, 0 while it starts")
+LOOP_BEAT = prometheus_client.Gauge(
+    "tailrace_event_loop_seconds", "Monotonic clock at the last beat of the event loop, which beats once a second"
+)
+BEAT_EVERY_S = 1.0
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -141,11 +146,16 @@ async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
-    closing = asyncio.create_task(_set_when_closed(connection, stop))
+    beside = [
+        asyncio.create_task(_set_when_closed(connection, stop)),
+        asyncio.create_task(setup_watch.watch(connection)),
+        asyncio.create_task(_beat()),
+    ]
     try:
         await serve(settings, connection, stop)
     finally:
-        closing.cancel()
+        for task in beside:
+            task.cancel()
     if connection.closed.is_set():
         raise LogUnavailable("NATS closed the connection for good: restart this process")
 
@@ -153,3 +163,10 @@ async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -
 async def _set_when_closed(connection: Connection, stop: asyncio.Event) -> None:
     await connection.closed.wait()
     stop.set()
+
+
+async def _beat() -> None:
+    """Sets the metric by which `tailrace up` sees that the event loop runs: a thread of its own serves the metrics."""
+    while True:
+        LOOP_BEAT.set(time.monotonic())
+        await asyncio.sleep(BEAT_EVERY_S)

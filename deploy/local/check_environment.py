@@ -20,11 +20,25 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("generators", tailrace.generators.settings.Settings),
     ("persistence", tailrace.persistence.settings.Settings),
 )
+# Settings that `up` chooses for its processes: a value that it ignored silently would be worse than a refusal.
+CHOSEN = {
+    "TAILRACE_NATS_URL": (
+        "`tailrace up` starts a nats-server of its own: unset it, or start the processes one by one with your NATS "
+        "(docs/RUNBOOK.md, Set up your own NATS)"
+    ),
+    "TAILRACE_DATABASE": "`tailrace up` keeps its database in the data directory: unset it, and choose --data",
+}
+# Variables of the SDKs of the backends. A mistyped one would be ignored, and answers come from the simulated Claude.
+SDK_NAMES = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN")
+SIMILARITY_MIN = 0.86
 
 
 async def check(environ: Mapping[str, str]) -> None:
     """Raises SettingsInvalid for an unknown TAILRACE_… variable, and for values that a process would reject."""
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
+    for name, instead in CHOSEN.items():
+        if environ.get(name):
+            raise SettingsInvalid(f"{name} is set, but {instead}")
     for name in environ:
         if name.startswith(settings.PREFIX) and name not in known:
             raise SettingsInvalid(f"{name} is not a setting{suggest(name, known)}; docs/SETTINGS.md lists all settings")
@@ -51,3 +65,12 @@ def suggest(name: str, known: set[str]) -> str:
     return "".join(
         f" (did you mean {bare[found]}?)" for found in get_close_matches(name[len(settings.PREFIX) :], bare, 1)
     )
+
+
+def mistyped(environ: Mapping[str, str]) -> list[str]:
+    """Returns a warning for each variable whose name is nearly one of `SDK_NAMES`."""
+    return [
+        f"{name} is set but has no meaning: did you mean {found[0]}?"
+        for name in sorted(environ)
+        if name not in SDK_NAMES and (found := get_close_matches(name.upper(), SDK_NAMES, 1, SIMILARITY_MIN))
+    ]

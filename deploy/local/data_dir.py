@@ -23,17 +23,23 @@ def lock(data_dir: Path) -> Iterator[None]:
         raise UpRefused(
             f"cannot write to the data directory {data_dir} ({error.strerror}): choose another with --data"
         ) from error
-    with os.fdopen(descriptor, "r+") as file:
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            pid = file.read().decode().strip()
             raise UpRefused(
-                f"the data directory {data_dir} is in use by another `tailrace up` (pid {file.read().strip()}):"
+                f"the data directory {data_dir} is in use by another `tailrace up` (pid {pid}):"
                 " stop that one, or choose another directory with --data"
             ) from error
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise UpRefused(
+                f"cannot write to the data directory {data_dir} ({error.strerror}): make room, or choose another with "
+                "--data"
+            ) from error
         # The file is never removed: two processes could then lock two files of the same name.
         yield
 

@@ -13,7 +13,6 @@ from tailrace.deploy.local.nats_server import ServerSpec, wait_started
 from tailrace.deploy.local.readiness import Response, http_get
 from tailrace.deploy.local.supervisor import Supervisor
 
-INTERVAL_S = 5.0
 # Two of the largest messages.
 FREE_BYTES_MIN = 16 * 1024**2
 # Reported after a failed write by a single server, and by a server of a cluster, which disables JetStream.
@@ -21,20 +20,18 @@ SIGNS = "write error", "JetStream not enabled"
 INFO_S_MAX = 1.0
 
 
-async def restart_stuck_servers(specs: Sequence[ServerSpec], supervisor: Supervisor) -> None:
-    """Checks all servers every `INTERVAL_S`, forever, and restarts at most one at a time.
+async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervisor) -> None:
+    """Checks all servers once, and restarts at most one of them. Raises OSError if the disk cannot be read.
 
     A server of a cluster gets the messages that it missed from the others.
     """
-    while True:
-        await asyncio.sleep(INTERVAL_S)
-        for spec in specs:
-            health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
-            has_space = shutil.disk_usage(spec.store).free >= FREE_BYTES_MIN
-            if is_stuck(health) and has_space and await has_started(spec):
-                supervisor.console.log(f"{spec.name} stopped storing because its disk was full; restarting it")
-                supervisor.restart(spec.name)
-                break
+    for spec in specs:
+        health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
+        has_space = shutil.disk_usage(spec.store).free >= FREE_BYTES_MIN
+        if is_stuck(health) and has_space and await has_started(spec):
+            supervisor.console.log(f"{spec.name} stopped storing because its disk was full; restarting it")
+            supervisor.restart(spec.name)
+            return
 
 
 def is_stuck(health: Response) -> bool:

@@ -12,7 +12,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGTERM, Signals
 
 import msgspec
 
@@ -169,11 +169,11 @@ class Supervisor:
                 self.children[spec.name].stopping.set()
             await asyncio.wait([self.runs[spec.name] for spec in rank])
 
-    def restart(self, name: str) -> None:
-        """Terminates a process, which is then started again."""
+    def restart(self, name: str, number: Signals = SIGTERM) -> None:
+        """Sends a process a signal that ends it, after which it is started again. SIGKILL for one that hangs."""
         process = self.children[name].process
         if process and self.children[name].pid and not self.is_stopping:
-            process.terminate()
+            process.send_signal(number)
 
     def kill(self) -> None:
         for child in self.children.values():

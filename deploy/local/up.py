@@ -20,13 +20,13 @@ from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console, is_coloured
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.full_disk import restart_stuck_servers
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.readiness import wait_ready
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import door_of
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
@@ -53,7 +53,14 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     configure("up", "console", level="error")  # while starting, a process that is not up yet is no warning
     os.umask(0o077)  # all files in the data directory are private
     with data_dir.lock(options.data_dir), ports.listen(options.host, options.port) as listener:
-        return asyncio.run(up(options, environ, listener))
+        try:
+            return asyncio.run(up(options, environ, listener))
+        except OSError as error:
+            # Only the start writes files: a full disk, or a directory that belongs to another user.
+            raise UpRefused(
+                f"cannot write {error.filename or options.data_dir} ({error.strerror}): "
+                "make room or correct its permissions, or choose another directory with --data"
+            ) from error
 
 
 async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:
@@ -99,7 +106,7 @@ def handle_signals(supervisor: Supervisor) -> asyncio.Event:
 async def start_and_watch(
     options: Options, environ: Mapping[str, str], listener: socket.socket, supervisor: Supervisor
 ) -> None:
-    """Starts all processes, prints the banner, and restarts stuck nats-servers until it is cancelled."""
+    """Starts all processes, prints the banner, and watches over the system until it is cancelled."""
     console = supervisor.console
     # Read now: `up` closes the socket when it stops, and a cancellation may arrive late.
     listening = Listening(listener.getsockname()[1], listener.fileno())
@@ -108,6 +115,8 @@ async def start_and_watch(
     nats_urls = await start_nats(options, servers, supervisor)
     door = await door_of(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
     plan = make_plan(options, environ, listening, nats_urls)
+    for warning in check_environment.mistyped(environ):
+        console.log(warning)
     console.log(model_banner(environ))
     specs = process_specs(options, plan, environ)
     for spec in specs:
@@ -116,7 +125,7 @@ async def start_and_watch(
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(render_banner(rows, plan.url, str(options.data_dir), needs_key=not door.is_open))
     console.print(f"ready {plan.url}")
-    await restart_stuck_servers(servers, supervisor)
+    await watch(servers, specs, nats_urls[ADMIN], supervisor)
 
 
 async def start_nats(options: Options, servers: list[ServerSpec], supervisor: Supervisor) -> dict[str, str]:

@@ -81,7 +81,7 @@ async def _parts(gateway: Gateway) -> dict[str, Report]:
     generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
     log = gateway.log_health.detail or gateway.log_fullness.detail
     return {
-        "nats": Report(gateway.connection.is_up, _connection_detail(gateway.connection)),
+        "nats": Report(not (detail := _connection_detail(gateway.connection)), detail),
         "log": Report(not log, log),
         GENERATORS: generators,
         PERSISTENCE: persistence,
@@ -91,7 +91,8 @@ async def _parts(gateway: Gateway) -> dict[str, Report]:
 
 def _connection_detail(connection: Connection) -> str:
     if connection.is_up:
-        return ""
+        lost = " and ".join(connection.missing)
+        return f"NATS lacks {lost}: run `tailrace streams`" if lost else ""
     return "NATS refuses the user or password; check TAILRACE_NATS_URL" if connection.is_refused else "not connected"
 
 

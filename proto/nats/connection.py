@@ -62,6 +62,8 @@ class Connection:
         self._is_closing = False
         self.is_refused = False
         """The server has rejected the user or the password."""
+        self.missing: list[str] = []
+        """The streams, buckets and consumers that NATS lacks, as the last check of setup_watch.py has found."""
 
     @classmethod
     async def open(cls, url: str, name: str, user: str | None = None) -> Self:
@@ -126,8 +128,8 @@ class Connection:
         return self.client.jetstream(timeout=2)
 
     async def close(self) -> None:
-        self._is_closing = True
         """Closes the connection, within CLOSE_TIMEOUT_S."""
+        self._is_closing = True
         # nats-py flushes first, also while disconnected, and then fails an assertion.
         with suppress(OSError, AssertionError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):

@@ -4,7 +4,8 @@
 an older configuration silently turns features off, so a change is an explicit migration.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import nats.errors
 import nats.js.errors
@@ -12,6 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
+    DeliverPolicy,
     DiscardPolicy,
     RePublish,
     RetentionPolicy,
@@ -20,6 +22,7 @@ from nats.js.api import (
 )
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import (
     BODIES,
@@ -223,6 +226,29 @@ def consumers() -> list[ConsumerConfig]:
     ]
 
 
+class Progress(NamedTuple):
+    """How far the log and its consumers were, for making them again after somebody has deleted them."""
+
+    last: Seq = BEFORE_FIRST
+    """The last entry of the log."""
+    floors: Mapping[str, Seq] = {}
+    """For each consumer: all entries up to this one are acknowledged."""
+
+
+async def progress(connection: Connection) -> Progress:
+    """Returns how far the log and its consumers are. Raises LogUnavailable, also if one of them is missing."""
+    jetstream = connection.jetstream
+    try:
+        last = Seq((await jetstream.stream_info(STREAM)).state.last_seq)
+        floors = {}
+        for durable in CONSUMERS:
+            floor = (await jetstream.consumer_info(STREAM, durable)).ack_floor
+            floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
+    return Progress(last, floors)
+
+
 async def apply(
     connection: Connection,
     *,
@@ -230,18 +256,27 @@ async def apply(
     bytes_max: int = BYTES_MAX,
     retention_s: float = RETENTION_S,
     bodies_retention_s: float = BODIES_RETENTION_S,
+    after: Progress = Progress(),  # noqa: B008  # immutable
 ) -> None:
-    """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable."""
+    """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable.
+
+    `after` is how far they were before somebody deleted them. A new log continues its sequences, so that no cursor of a
+    client points to another turn's entry. A new consumer starts at the first entry that was not acknowledged.
+    """
     jetstream = connection.jetstream
+    turns = turns_stream(replicas, bytes_max, retention_s)
+    turns.first_seq = after.last + 1 if after.last else None
     try:
         for config in (
-            turns_stream(replicas, bytes_max, retention_s),
+            turns,
             bodies_stream(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
             *limit_streams(replicas),
             *buckets(replicas, retention_s),
         ):
             await _create_stream(jetstream, config)
         for consumer in consumers():
+            if floor := after.floors.get(str(consumer.durable_name)):
+                consumer.deliver_policy, consumer.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, floor + 1
             await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be set up: {_why(error)}") from error
@@ -292,12 +327,34 @@ async def lagging_servers(connection: Connection) -> set[str]:
     jetstream = connection.jetstream
     try:
         clusters = [(await jetstream.stream_info(name)).cluster for name in EVERY_STREAM]
-        for consumer in (GENERATORS, PERSISTENCE, WEBHOOKS):
+        for consumer in CONSUMERS:
             clusters.append((await jetstream.consumer_info(STREAM, consumer)).cluster)  # noqa: PERF401
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
     copies = [copy for cluster in clusters if cluster for copy in cluster.replicas or []]
     return {str(copy.name) for copy in copies if copy.offline or not copy.current}
+
+
+async def missing(connection: Connection) -> list[str]:
+    """Returns the missing streams, buckets and consumers, as text for an operator. Raises LogUnavailable."""
+    jetstream = connection.jetstream
+    found = []
+    try:
+        for stream in EVERY_STREAM:
+            try:
+                await jetstream.stream_info(stream)
+            except nats.js.errors.NotFoundError:
+                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
+        for durable in CONSUMERS:
+            try:
+                await jetstream.consumer_info(STREAM, durable)
+            except nats.js.errors.NotFoundError:
+                found.append(f"the consumer {durable}")
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
+    finally:
+        raise_if_cancelled()
+    return found
 
 
 async def fullness(connection: Connection) -> float:
@@ -312,6 +369,7 @@ async def fullness(connection: Connection) -> float:
     return info.state.bytes / limit if limit > 0 else 0.0
 
 
+CONSUMERS = (GENERATORS, PERSISTENCE, WEBHOOKS)
 BUCKETS = (CLAIMS, KEYS, SECRETS, LOGINS)
 EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, *(f"KV_{bucket}" for bucket in BUCKETS))
 

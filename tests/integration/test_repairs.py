@@ -1,0 +1,215 @@
+"""Faults of the system's surroundings that `up` outlives, and deletions in NATS that are reported and repaired."""
+
+import io
+import os
+import sys
+from asyncio import TaskGroup
+from pathlib import Path
+from signal import SIGSTOP
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local import liveness, ports
+from tailrace.deploy.local.check_environment import mistyped
+from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.liveness import Liveness, is_working
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.readiness import HealthCheck, Response
+from tailrace.deploy.local.repair_setup import SetupRepair
+from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.proto.chain import START
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, missing
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
+from tests.harness import processes
+from tests.harness.disk import MIB, needs_mount, small_disk
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_builder import request
+from tests.harness.until import until
+from tests.harness.up import LEAN, refused, running
+
+# Answers one request and then reads no other, as a process whose event loop is blocked.
+ANSWERS_ONCE = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+connection, _ = server.accept()
+connection.recv(1000)
+connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+connection.close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_up_repairs_what_is_deleted_and_waits_for_what_is_away(tmp_path: Path) -> None:
+    """Turns complete after each fault, and the turn from before all of them is still there."""
+    with running(tmp_path, *LEAN) as up:
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:
+
+            async def complete_turn() -> str:
+                body = {"message": "#sim words=5 rate=0"}
+                headers = {"accept": "text/event-stream", "idempotency-key": new_id()}
+                answer = await client.post("/v1/turns?dialect=text", json=body, headers=headers)
+                assert answer.text == words(5)
+                return answer.headers["tailrace-turn"]
+
+            async def is_recorded(turn: str) -> bool:
+                listed = await client.get("/v1/sessions?limit=1")
+                found = await client.get(f"/v1/turns/{turn}")
+                return listed.status_code == 200 and found.json().get("text") == words(5)
+
+            first = await complete_turn()
+            admin = await Connection.open((up.folder / "nats.url").read_text().strip(), "test")
+            try:
+                for durable in (GENERATORS, PERSISTENCE):
+                    await admin.jetstream.delete_consumer(STREAM, durable)
+                await admin.jetstream.delete_stream("KV_CLAIMS")
+                await until(lambda: "making it again" in up.text, 20)
+            finally:
+                await admin.close()
+            await until(lambda: is_recorded(first), 20)
+            await complete_turn()
+
+            away = up.folder.with_name("away")
+            up.folder.rename(away)
+            await until(lambda: "Waiting for it; the processes continue" in up.text, 20)
+            away.rename(up.folder)
+            last = await complete_turn()
+            await until(lambda: is_recorded(last), 20)
+
+            os.truncate(up.folder / "tailrace.db", 0)
+            await until(lambda: "was truncated while it was open" in up.text, 20)
+            await until(lambda: is_recorded(first), 20)
+        assert up.process.poll() is None
+
+
+async def test_a_missing_consumer_is_reported_by_readyz_and_by_a_metric(
+    own_server: NatsServer, own_connection: Connection, tmp_path: Path
+) -> None:
+    """Without `up` nobody but the operator may create it; the processes say so and name the command."""
+    [port] = ports.find_free(1)
+    gateway = processes.gateway(tmp_path, own_server.url, TAILRACE_METRICS_PORT=port)
+    async with gateway, httpx2.AsyncClient(trust_env=False) as client:
+        await own_connection.jetstream.delete_consumer(STREAM, GENERATORS)
+
+        async def detail() -> str:
+            return str((await client.get(f"{gateway.url}/readyz")).json()["nats"]["detail"])
+
+        await until(detail, 20)
+        assert await detail() == "NATS lacks the consumer generators: run `tailrace streams`"
+        assert "\ntailrace_nats_missing 1.0\n" in (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert gateway.said("NATS lacks what Tailrace needs: run `tailrace streams`")
+
+
+async def test_each_deleted_part_of_the_setup_is_made_again(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant
+) -> None:
+    """A new consumer starts after the acknowledged entries; a new log continues the sequences of the old one."""
+    console = Console(io.StringIO(), width=4, coloured=False)
+    repair = SetupRepair(own_server.url, console, [own_server.spec])
+    keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
+    for key in keys:
+        await own_log.append(key, START, request())
+    [delivery] = await (await Deliveries.open(own_connection, GENERATORS)).next()
+    await delivery.ack()
+    await until(lambda: has_floor(own_connection))
+    try:
+        await repair.check()
+        for durable in CONSUMERS:
+            await own_connection.jetstream.delete_consumer(STREAM, durable)
+        await repair.check()
+        delivered = await (await Deliveries.open(own_connection, GENERATORS)).next(3)
+        assert [one.key for one in delivered] == keys[1:]
+
+        last = (await own_connection.jetstream.stream_info(STREAM)).state.last_seq
+        for name in EVERY_STREAM:
+            await own_connection.jetstream.delete_stream(name)
+        assert len(await missing(own_connection)) == len(EVERY_STREAM) + len(CONSUMERS)
+        await repair.check()
+        assert await missing(own_connection) == []
+        assert (await own_log.append(keys[0], START, request())).last > last
+    finally:
+        await repair.close()
+
+
+async def has_floor(connection: Connection) -> bool:
+    floor = (await connection.jetstream.consumer_info(STREAM, GENERATORS)).ack_floor
+    return floor is not None and floor.stream_seq > 0
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "blocked"])
+async def test_a_process_that_stops_answering_is_killed_and_started_again(
+    monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    monkeypatch.setattr(liveness, "SILENT_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.RESPONSE_S_MAX", 0.2)
+    [port] = ports.find_free(1)
+    out = io.StringIO()
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
+        supervisor.start(ProcessSpec("a", "a", (sys.executable, "-c", ANSWERS_ONCE, str(port)), {}, grace_s=0.1))
+        watched = Liveness({"a": HealthCheck(port, "/")}, supervisor)
+
+        async def is_replaced() -> bool:
+            await watched.restart_hanging()
+            return supervisor.children["a"].pid not in (None, first)
+
+        first = await until(lambda: supervisor.children["a"].pid)
+        assert first is not None
+        await until(lambda: is_seen(watched))
+        if is_stopped:
+            os.kill(first, SIGSTOP)
+        await until(is_replaced, 20)
+        await supervisor.stop()
+    assert f"a has not answered for 0.5 s; killing it, pid {first}, to start it again" in out.getvalue()
+
+
+async def is_seen(watched: Liveness) -> bool:
+    await watched.restart_hanging()
+    return bool(watched._seen)
+
+
+def test_a_service_works_if_its_event_loop_ran_shortly_before() -> None:
+    """The metrics come from a thread, which also answers while the event loop is blocked."""
+    body = "tailrace_ready 1.0\ntailrace_event_loop_seconds 1000.5\n"
+    assert is_working(Response(200, body), 1005.0)
+    assert not is_working(Response(200, body), 1030.0)
+    assert is_working(Response(200, "ok"), 1030.0)
+    assert not is_working(Response(0, ""), 1.0)
+
+
+@needs_mount
+def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with small_disk(data, 16 * MIB):
+        fill = data / "junk"
+        with fill.open("wb", buffering=0) as junk:
+            try:
+                while True:
+                    junk.write(b"x" * 4096)
+            except OSError:
+                pass
+        status, error = refused("--data", str(data), "--port", "0")
+    assert status == 1
+    assert "No space left on device" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["TAILRACE_NATS_URL", "TAILRACE_DATABASE"])
+def test_up_refuses_a_setting_that_it_chooses_itself(tmp_path: Path, name: str) -> None:
+    status, error = refused("--data", str(tmp_path), "--port", "0", **{name: "nats://127.0.0.1:4222"})
+    assert status == 2
+    assert f"{name} is set, but `tailrace up`" in error
+
+
+def test_a_mistyped_variable_of_the_model_gets_a_warning() -> None:
+    environ = dict.fromkeys(
+        ["ANTHROPIC_APIKEY", "ANTHROPIC_API_KEY", "ANTHROPIC_MODEL", "PATH", "ANTROPIC_API_KEY"], "x"
+    )
+    assert mistyped(environ) == [
+        "ANTHROPIC_APIKEY is set but has no meaning: did you mean ANTHROPIC_API_KEY?",
+        "ANTROPIC_API_KEY is set but has no meaning: did you mean ANTHROPIC_API_KEY?",
+    ]
