@@ -1,4 +1,4 @@
-"""Repair of the NATS setup under `up`: streams, buckets and consumers that somebody deleted are made again.
+"""Repair of the NATS setup under `up`: deleted streams, buckets and consumers are made again.
 
 A new consumer continues at the first entry that was not acknowledged. What a deleted stream or bucket contained is
 lost: turns that were in the log and not in the database end as failed.

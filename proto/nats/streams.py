@@ -227,7 +227,7 @@ def consumers() -> list[ConsumerConfig]:
 
 
 class Progress(NamedTuple):
-    """How far the log and its consumers were, for making them again after somebody has deleted them."""
+    """How far the log and its consumers were, for making them again after a deletion."""
 
     last: Seq = BEFORE_FIRST
     """The last entry of the log."""
@@ -260,7 +260,7 @@ async def apply(
 ) -> None:
     """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable.
 
-    `after` is how far they were before somebody deleted them. A new log continues its sequences, so that no cursor of a
+    `after` is how far they were before a deletion. A new log continues its sequences, so that no cursor of a
     client points to another turn's entry. A new consumer starts at the first entry that was not acknowledged.
     """
     jetstream = connection.jetstream
