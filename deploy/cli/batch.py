@@ -5,17 +5,16 @@ request. After a lost connection the event stream resumes at its cursor, and the
 """
 
 import hashlib
-import http.client
 import os
 import re
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
+import httpx2
 import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -29,7 +28,8 @@ RETRY_S = 1.0
 QUIET_ATTEMPTS = 2
 BAR_CHARS = 30
 # A missing or incomplete response.
-BROKEN = (OSError, http.client.HTTPException, *DECODE_ERRORS)
+BUSY = (502, 503, 504)
+BROKEN = (OSError, httpx2.HTTPError, *DECODE_ERRORS)
 # How a gateway's error message refers to an input and a field of it.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
@@ -42,38 +42,35 @@ class Unwritable(TailraceError):
     """The answers cannot be written: a full disk, a closed pipe."""
 
 
-class ApiClient(NamedTuple):
-    """A gateway's address and the API key for it."""
-
-    url: str
-    key: str
-
-    def open(self, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
-        """Returns the response to a request. Raises Refused for an error that a retry cannot repair, else OSError."""
-        sent = {name.replace("_", "-"): text for name, text in headers.items()}
-        if self.key:
-            sent["authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url + path, body, sent, method=method)  # noqa: S310  # checked: http(s)
-        try:
-            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
-        except urllib.error.HTTPError as error:
-            with error:
-                response_body = error.read()
-            # Temporary: an overloaded or restarting gateway, or (429 to a GET) too many open streams.
-            if error.code in (502, 503, 504) or (error.code == http.client.TOO_MANY_REQUESTS and method == "GET"):
-                raise ConnectionError(f"{error.code} {error.reason}") from error
-            raise _refusal(error.code, response_body) from error
-        return answer
-
-
-def api_client(url: str, environ: Mapping[str, str]) -> ApiClient:
-    """Raises SettingsInvalid if `url` is not an HTTP URL."""
+def api_client(url: str, environ: Mapping[str, str]) -> httpx2.Client:
+    """Returns a client of the gateway at `url`. Raises SettingsInvalid if `url` is not an HTTP URL."""
     if not url.startswith(("http://", "https://")):
         raise SettingsInvalid(f"{url!r} is not a URL of a gateway, such as http://127.0.0.1:8000")
-    return ApiClient(url.rstrip("/"), environ.get("TAILRACE_KEY", ""))
+    key = environ.get("TAILRACE_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        return httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
+    except httpx2.InvalidURL as error:
+        raise SettingsInvalid(f"{url!r} is not a URL: {error}") from error
 
 
-def run(at: ApiClient, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
+@contextmanager
+def open_response(
+    client: httpx2.Client, method: str, path: str, body: bytes | None = None, **headers: str
+) -> Iterator[httpx2.Response]:
+    """Yields the response to a request. Raises Refused for an error that a retry cannot repair, else BROKEN."""
+    sent = {name.replace("_", "-"): text for name, text in headers.items()}
+    with client.stream(method, path, content=body, headers=sent) as response:
+        status = response.status_code
+        # Temporary: an overloaded or restarting gateway, or (429 to a GET) too many open streams.
+        if status in BUSY or (status == httpx2.codes.TOO_MANY_REQUESTS and method == "GET"):
+            raise ConnectionError(f"{status} {response.reason_phrase}")
+        if not response.is_success:
+            raise _refusal(status, response.read())
+        yield response
+
+
+def run(client: httpx2.Client, file: Path, output: Path | None, parallel: int, via: Via) -> bool:
     """Runs the batch; returns whether all inputs were answered.
 
     Raises Refused, SettingsInvalid, Unreachable, Unwritable.
@@ -84,27 +81,27 @@ def run(at: ApiClient, file: Path, output: Path | None, parallel: int, via: Via)
     key = f"batch-{hashlib.sha256(body).hexdigest()}"
     headers = {"content_type": "application/json", "idempotency_key": key}
     try:
-        batch = _retry(lambda: _read(at.open("POST", "/v1/batches", body, **headers)))
+        batch = _retry(lambda: _submit(client, body, headers))
     except Refused as refused:
         raise Refused(refused.code, in_file(refused.message, file, numbers)) from refused
     sys.stderr.write(f"batch {batch['batch']}: it continues if you stop this command; run it again for the results\n")
     bar = Bar(sys.stderr)
-    for event in events(at, batch["links"]["events"]):
+    for event in events(client, batch["links"]["events"]):
         bar.show(event)
     bar.close()
     try:
-        return _save(at, batch["links"]["results"], output)
+        return _save(client, batch["links"]["results"], output)
     except OSError as error:  # from writing: an error of the gateway is Unreachable
         raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the command again") from error
 
 
-def _save(at: ApiClient, path: str, output: Path | None) -> bool:
+def _save(client: httpx2.Client, path: str, output: Path | None) -> bool:
     if output is None:
-        return _write(at, path, sys.stdout)
+        return _write(client, path, sys.stdout)
     # Renamed when it is complete, so that an incomplete file is not mistaken for a complete one.
     part = output.with_name(output.name + ".part")
     with part.open("w", encoding="utf-8") as lines:
-        is_complete = _write(at, path, lines)
+        is_complete = _write(client, path, lines)
     part.replace(output)
     return is_complete
 
@@ -146,62 +143,68 @@ def in_file(message: str, file: Path, numbers: Sequence[int]) -> str:
     return INPUT.sub(line, message)
 
 
-def events(at: ApiClient, path: str) -> Iterator[dict[str, Any]]:
+def events(client: httpx2.Client, path: str) -> Iterator[dict[str, Any]]:
     """Yields the events of the batch until its end, reconnecting as needed."""
     cursor, attempts = "", 0
     while True:
         try:
             resumed = {"last_event_id": cursor} if cursor else {}
-            with at.open("GET", path, None, accept="text/event-stream", **resumed) as lines:
-                event: dict[str, Any] = {}
-                for line in lines:
-                    name, _, text = line.decode().rstrip("\r\n").partition(": ")
-                    if name == "data":
-                        event = msgspec.json.decode(text)
-                    elif name == "id":
-                        cursor, attempts = text, 0
-                    elif not name and event:
+            with open_response(client, "GET", path, None, accept="text/event-stream", **resumed) as response:
+                if response.status_code == httpx2.codes.NO_CONTENT:
+                    return
+                for sent in httpx2.EventSource(response):
+                    if sent.id:
+                        cursor, attempts = sent.id, 0
+                    if sent.data:
+                        event = msgspec.json.decode(sent.data)
                         yield event
                         if event["type"] in ("done", "error"):
                             return
-                        event = {}
-                if lines.status == http.client.NO_CONTENT:
-                    return
         except BROKEN as error:
             attempts = _wait(attempts, error)
         else:
             attempts = _wait(attempts, ConnectionError("the stream ended before the batch did"))
 
 
-def _write(at: ApiClient, path: str, output: TextIO) -> bool:
+def _write(client: httpx2.Client, path: str, output: TextIO) -> bool:
     """Writes each result once; returns whether all are completed. Raises OSError if they cannot be written."""
     is_complete = True
-    for line, result in _results(at, path):
+    for line, result in _results(client, path):
         output.write(line)
         is_complete &= result["outcome"] == "completed"
     output.flush()
     return is_complete
 
 
-def _results(at: ApiClient, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(client: httpx2.Client, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each line and its decoded result once, reconnecting as needed."""
     last, attempts = None, 0
     while True:
         try:
-            with at.open("GET", path + (f"?after={last}" if last is not None else "")) as lines:
-                for line in lines:
+            with open_response(client, "GET", path + (f"?after={last}" if last is not None else "")) as response:
+                for line in _lines(response):
                     result = msgspec.json.decode(line)
                     last, attempts = result["index"], 0
-                    yield line.decode(), result
+                    yield f"{line.decode()}\n", result
         except BROKEN as error:
             attempts = _wait(attempts, error)
         else:
             return
 
 
-def _read(answer: http.client.HTTPResponse) -> Any:
-    with answer:
-        return msgspec.json.decode(answer.read())
+def _lines(response: httpx2.Response) -> Iterator[bytes]:
+    """Yields the lines of the body. httpx2's iter_lines would also split at U+2028, which JSON strings may contain."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest  # incomplete: its decoding fails, and the results after the last line are requested again
+
+
+def _submit(client: httpx2.Client, body: bytes, headers: dict[str, str]) -> Any:
+    with open_response(client, "POST", "/v1/batches", body, **headers) as response:
+        return msgspec.json.decode(response.read())
 
 
 def _retry(request: Callable[[], Any]) -> Any:
@@ -216,8 +219,7 @@ def _retry(request: Callable[[], Any]) -> Any:
 
 def _wait(attempts: int, error: Exception) -> int:
     """Waits before the next attempt; returns the new number of attempts. Raises Unreachable after the last one."""
-    reason = getattr(error, "reason", error)
-    why = getattr(reason, "strerror", None) or reason
+    why = _reason(error)
     if attempts >= ATTEMPTS_MAX:
         raise Unreachable(
             f"the gateway does not answer ({why}): start it, or set its address with --url, and run the command again"
@@ -230,10 +232,18 @@ def _wait(attempts: int, error: Exception) -> int:
     return attempts + 1
 
 
+def _reason(error: BaseException) -> str:
+    """Returns the message of the OSError that caused `error`, such as "Connection refused", else its own message."""
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "strerror", None) is None:
+        cause = cause.__cause__ or cause.__context__
+    return str(getattr(cause, "strerror", None) or error)
+
+
 def _refusal(status: int, body: bytes) -> Refused:
     try:
         error = msgspec.json.decode(body)["error"]
-        hint = "; set the key in TAILRACE_KEY" if status == http.client.UNAUTHORIZED else ""
+        hint = "; set the key in TAILRACE_KEY" if status == httpx2.codes.UNAUTHORIZED else ""
         return Refused(str(error["code"]), str(error["message"]) + hint)
     except (*DECODE_ERRORS, KeyError, TypeError):
         return Refused("internal", f"the gateway answered {status}")

@@ -186,7 +186,8 @@ def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def run_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    is_complete = batch.run(batch.api_client(given.url, environ), given.file, given.output, given.parallel, given.via)
+    with batch.api_client(given.url, environ) as client:
+        is_complete = batch.run(client, given.file, given.output, given.parallel, given.via)
     return 0 if is_complete else EXIT_ERROR
 
 

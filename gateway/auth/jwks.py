@@ -7,15 +7,14 @@ docs/DEPENDENCIES.md says why this is not PyJWT's PyJWKClient.
 
 import asyncio
 import math
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx2
 import jwt
 import msgspec
 import structlog
@@ -29,7 +28,6 @@ REFRESH_INTERVAL_S = 600.0
 COOLDOWN_S = 10.0
 TIMEOUT_S = 5.0
 BYTES_MAX = 256 * 1024
-CHUNK_BYTES = 16 * 1024
 RSA_BITS_MIN = 2048
 
 
@@ -60,8 +58,11 @@ class JwksCache:
         self._keys: dict[str | None, VerificationKey] = {}
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -math.inf
-        if not _is_url(source) and not Path(source).is_file():
+        is_url = _is_url(source)
+        if not is_url and not Path(source).is_file():
             raise SettingsInvalid(f"TAILRACE_JWT_KEYS: {source} is neither an http(s) URL nor an existing file")
+        # Made once, at the start: reading the system's certificates blocks the event loop.
+        self._tls = httpx2.create_ssl_context() if is_url else None
 
     async def find(self, key_id: str | None) -> VerificationKey | None:
         """Returns the key with this `kid`; for None the only key, if there is exactly one. Reads the keys if needed."""
@@ -88,9 +89,12 @@ class JwksCache:
 
     async def _read(self) -> None:
         try:
-            text = await asyncio.to_thread(_fetch if _is_url(self._source) else _load, self._source)
+            if self._tls is None:
+                text = await asyncio.to_thread(Path(self._source).read_bytes)
+            else:
+                text = await _fetch(self._source, self._tls)
             self._keys = parse(text)
-        except (OSError, HTTPException, *DECODE_ERRORS) as error:
+        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, *DECODE_ERRORS) as error:
             logger.warning(
                 "cannot read the keys of TAILRACE_JWT_KEYS", error=type(error).__name__, known=len(self._keys)
             )
@@ -131,38 +135,22 @@ def _is_url(source: str) -> bool:
     return parts.scheme in ("http", "https") and parts.hostname is not None
 
 
-def _load(path: str) -> bytes:
-    return Path(path).read_bytes()
+async def _fetch(url: str, tls: ssl.SSLContext) -> bytes:
+    """Returns the body at `url`; follows no redirect, because only the settings name the address of the keys.
 
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """Follows no redirect: the address of the keys comes from the settings alone."""
-
-
-# An opener for HTTP alone: urllib's default one also opens file:, ftp: and data: URLs.
-_OPENER = urllib.request.OpenerDirector()
-for _handler in (
-    urllib.request.ProxyHandler(),
-    urllib.request.HTTPHandler(),
-    urllib.request.HTTPSHandler(),
-    urllib.request.HTTPDefaultErrorHandler(),
-    urllib.request.HTTPErrorProcessor(),
-    _NoRedirect(),
-):
-    _OPENER.add_handler(_handler)
-
-
-def _fetch(url: str) -> bytes:
-    """Returns the body at `url`; blocks. Raises OSError, HTTPException, and ValueError above BYTES_MAX."""
-    deadline = time.monotonic() + TIMEOUT_S
-    body = b""
-    with _OPENER.open(url, timeout=TIMEOUT_S) as answer:
-        # The time-out of urllib is for each read; a server that sends a byte a second would never reach it.
-        while chunk := answer.read1(CHUNK_BYTES):
+    Raises TimeoutError after TIMEOUT_S, httpx2.HTTPError, and ValueError above BYTES_MAX.
+    """
+    # Not compressed: a few bytes could become megabytes before they are counted.
+    plain = {"accept-encoding": "identity"}
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        httpx2.AsyncClient(verify=tls, timeout=None) as client,
+        client.stream("GET", url, headers=plain) as response,
+    ):
+        response.raise_for_status()
+        body = b""
+        async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > BYTES_MAX:
-                raise ValueError("the body is too long")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-    return body
+                raise ValueError(f"the body has more than {BYTES_MAX} bytes")
+        return body

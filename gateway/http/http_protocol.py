@@ -3,7 +3,8 @@
 Headers are limited in bytes, number and time (bodies in read_body.py and slow_body.py). Data after a response is still
 read for a short time, so that the client can read the response. A slow reader holds one buffer; a client that reads
 nothing for UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that
-vanish (server.py).
+vanish (server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). All use
+of its protocol classes is here.
 """
 
 import asyncio
@@ -152,7 +153,8 @@ class ClientConnection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Parses the request again without its Upgrade header, which a server may ignore (RFC 9110, 7.8).
 
-        Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the body begins.
+        Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the body begins
+        (https://github.com/Kludex/uvicorn/issues/2722).
         """
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)  # noqa: S101

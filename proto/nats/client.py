@@ -1,14 +1,18 @@
-"""nats-py's client, extended by `abort`: closes the socket without waiting for a frozen server."""
+"""nats-py's client with the behaviour for which nats-py has no hook. All use of its private methods is here."""
 
+from typing import Any
+
+import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 
 
 class Client(NatsClient):
-    """nats-py flushes and closes a connection before it connects to another server.
+    """Closes the socket without waiting for a frozen server.
 
-    A frozen server reads neither the pending bytes, for which nats-py waits without a limit, nor TLS's close_notify,
-    for which it waits 30 s. So this client aborts the socket first.
+    nats-py flushes and closes a connection before it connects to another server. A frozen server reads neither the
+    pending bytes, for which nats-py waits without a limit, nor TLS's close_notify, for which it waits 30 s. So this
+    client aborts the socket first.
     """
 
     def abort(self) -> None:
@@ -24,3 +28,15 @@ class Client(NatsClient):
         # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
         await super()._connect_to_server(s)
+
+
+class TlsClient(Client):
+    """Requires TLS. nats-py continues without TLS, and sends the password, if the server says that it has none.
+
+    Its successor nats-core refuses such a server (nats-io/nats.py#912).
+    """
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and not info.get("tls_required"):
+            raise nats.errors.Error("nats: the server has no TLS")
+        await super()._process_info(info, initial_connection)

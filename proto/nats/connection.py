@@ -20,9 +20,9 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
-from tailrace.proto.nats.client import Client
+from tailrace.proto.nats.client import Client, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
-from tailrace.proto.nats.tls import TlsClient, ssl_context
+from tailrace.proto.nats.tls import ssl_context
 
 logger = structlog.get_logger()
 

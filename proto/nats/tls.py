@@ -2,13 +2,9 @@
 
 import ssl
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import nats.errors
-
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.nats.client import Client
 
 FILES = ("ca", "cert", "key")
 
@@ -36,12 +32,3 @@ def ssl_context(addresses: Sequence[str]) -> ssl.SSLContext | None:
         # Includes ssl.SSLError: not a certificate, or not the certificate of the key.
         raise SettingsInvalid(f"TAILRACE_NATS_URL: the files in its parameters cannot be used: {error}") from error
     return context
-
-
-class TlsClient(Client):
-    """Requires TLS. nats-py continues without TLS, and sends the password, if the server says that it has none."""
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and not info.get("tls_required"):
-            raise nats.errors.Error("nats: the server has no TLS")
-        await super()._process_info(info, initial_connection)

@@ -9,7 +9,7 @@ import pytest
 
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, parse, wait_ready
+from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, wait_ready
 
 
 @asynccontextmanager
@@ -73,16 +73,7 @@ async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.Monke
         await wait_ready("127.0.0.1", port, {})
 
 
-@pytest.mark.parametrize(
-    ("answer", "parsed"),
-    [
-        (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nfine\n", Response(200, "fine")),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Response(503, "")),
-        (b"HTTP/1.1 x y\r\n\r\n", Response(0, "")),
-        (b"SSH-2.0-OpenSSH\r\n", Response(0, "")),
-        (b"", Response(0, "")),
-    ],
-)
-def test_only_http_is_an_answer(answer: bytes, parsed: Response) -> None:
-    """Something else on the port is nobody."""
-    assert parse(answer) == parsed
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
+async def test_another_protocol_on_the_port_is_no_answer(answer: bytes) -> None:
+    async with answering(answer) as port:
+        assert await http_get("127.0.0.1", port) == Response(0, "")
