@@ -28,7 +28,7 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.submission import HeaderSource
 from tailrace.gateway.turns.submit import TurnSubmitter, draining_error
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, TurnLog
 from tailrace.proto.runtime.json_schema import SchemaChecker
@@ -148,13 +148,8 @@ def turn_in_path(request: Request, parameter: str) -> TurnKey:
     tenant = tenant_of(request)
     turn = request.path_params[parameter]
     if not is_token(turn):
-        raise turn_not_found()
+        raise not_found("turn")
     return TurnKey(tenant, TurnId(turn))
-
-
-def turn_not_found() -> Refused:
-    """The same for an unknown turn, for another tenant's, and for text that cannot be a turn's id."""
-    return Refused("turn_not_found", "no turn has this id")
 
 
 def refuse_when_draining(gateway: Gateway) -> None:

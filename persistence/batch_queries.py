@@ -14,7 +14,7 @@ from tailrace.proto.batch_records import (
     NumberedTurn,
     StoredBatch,
 )
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, child_id
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import TurnKey
@@ -39,7 +39,7 @@ class BatchQueries:
     async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
         found = await self._store.batch(TurnKey(tenant, ask.batch))
         if found is None:
-            raise Refused("batch_not_found", "no batch has this id")
+            raise not_found("batch")
         return found
 
     async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from tailrace.persistence import context, paging
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import (
@@ -61,7 +61,7 @@ class Queries:
     async def turn(self, tenant: Tenant, ask: GetTurn) -> TurnRecord:
         found = await self._store.turn(TurnKey(tenant, ask.turn))
         if found is None:
-            raise Refused("turn_not_found", "no turn has this id")
+            raise not_found("turn")
         return found
 
     async def session(self, tenant: Tenant, ask: GetSession) -> SessionRecord:
@@ -88,7 +88,7 @@ class Queries:
         limit = paging.clamp_limit(ask.limit)
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
-            raise Refused("turn_not_found", "no turn has this id")
+            raise not_found("turn")
         page = fit_in_message(branch[: -limit - 1 : -1])
         return Ancestry(page, page[-1].parent if len(page) < len(branch) else None)
 

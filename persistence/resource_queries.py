@@ -8,7 +8,7 @@ from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import CatchUp, handler, page_of
 from tailrace.persistence.store import Store
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession
@@ -48,7 +48,7 @@ class ResourceQueries:
     async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
         found = await self._store.project(tenant, ask.project, self._queries.since)
         if found is None:
-            raise Refused("project_not_found", "no project has this id")
+            raise not_found("project")
         return found
 
     async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:

@@ -28,6 +28,8 @@
 Each module that uses a foreign library catches its exceptions and raises one of these `from` the original.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -47,6 +49,11 @@ class Refused(TailraceError):
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+def not_found(noun: Literal["turn", "batch", "project"]) -> Refused:
+    """Returns the refusal of an unknown id. The same for another tenant's id, and for text that cannot be an id."""
+    return Refused(f"{noun}_not_found", f"no {noun} has this id")
 
 
 class SandboxFailed(TailraceError):

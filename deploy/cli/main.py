@@ -99,6 +99,9 @@ GIB = 1024**3
 EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 
+Command = Callable[[argparse.Namespace, Mapping[str, str]], int]
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints one sentence and exits with status 2; argparse would print the whole usage before it."""
@@ -228,65 +231,63 @@ def parser() -> Parser:
 
 
 def command(
-    commands: "argparse._SubParsersAction[Parser]", name: str, *, summary: str, description: str, epilog: str
+    commands: "argparse._SubParsersAction[Parser]",
+    name: str,
+    run: Command | None,
+    *,
+    summary: str,
+    description: str = "",
+    epilog: str = "",
 ) -> Parser:
-    """Adds a command. `summary` is its line in the list of commands; `epilog` is printed without reformatting."""
-    return commands.add_parser(
+    """Adds a command. `summary` is its line in the list of commands; `epilog` is printed without reformatting.
+
+    `run` is None for a command that has only actions.
+    """
+    parser = commands.add_parser(
         name,
         help=summary,
-        description=description,
-        epilog=epilog,
+        description=description or None,
+        epilog=epilog or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(command=run)
+    return parser
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, about: str = "data directory of a running `up`") -> None:
     default = Options().data_dir
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=default,
-        metavar="DIR",
-        help="data directory of a running `up` (default: %(default)s)",
-    )
+    parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
+
+
+def add_tenant(parser: argparse.ArgumentParser) -> None:
+    default = Tenant("local")
+    parser.add_argument("--tenant", type=tenant, default=default, metavar="NAME", help="tenant (default: %(default)s)")
+
+
+def add_number(
+    parser: argparse.ArgumentParser, name: str, default: int, about: str, lowest: int, highest: int, noun: str = "count"
+) -> None:
+    """Adds an option whose value is a number from `lowest` to `highest`."""
+    kind = number(noun, lowest, highest)
+    parser.add_argument(name, type=kind, default=default, metavar="N", help=f"{about} (default: %(default)s)")
 
 
 def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "up",
+        up,
         summary="start the whole system on this machine",
         description="Start the whole system on this machine and keep it running.",
         epilog=UP_EXAMPLES,
     )
-    parser.set_defaults(command=up)
     add, default = parser.add_argument, Options()
-    count = number("count", 1, 64)
     add("--host", default=default.host, help="address to listen on (default: %(default)s)")
-    port = number("port", 0, 65535)
-    add(
-        "--port",
-        type=port,
-        default=default.port,
-        metavar="N",
-        help="port to listen on; 0: a free one (default: %(default)s)",
-    )
-    add("--data", type=Path, default=default.data_dir, metavar="DIR", help="data directory (default: %(default)s)")
-    add(
-        "--generators",
-        type=count,
-        default=default.generators,
-        metavar="N",
-        help="processes that call the model (default: %(default)s)",
-    )
-    add(
-        "--gateways",
-        type=count,
-        default=default.gateways,
-        metavar="N",
-        help="processes that serve HTTP (default: %(default)s)",
-    )
+    add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
+    add_data(parser, "data directory")
+    add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
+    add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
     add("--cluster", action="store_true", help="run three nats-servers, with a copy of the log each")
     add(
         "--sync",
@@ -301,39 +302,25 @@ def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "streams",
+        make_streams,
         summary="create the streams in your own NATS",
         description="Create missing streams and buckets in the NATS at TAILRACE_NATS_URL; existing ones do not change.",
         epilog=STREAMS_EXAMPLES,
     )
-    parser.set_defaults(command=make_streams)
-    add = parser.add_argument
-    add(
-        "--replicas",
-        type=number("count", 1, 5),
-        default=1,
-        metavar="N",
-        help="copies of the log (default: %(default)s)",
-    )
-    add(
-        "--gib",
-        type=number("size", 1, 65536),
-        default=10,
-        metavar="N",
-        help="storage a server, GiB (default: %(default)s)",
-    )
+    add_number(parser, "--replicas", 1, "copies of the log", 1, 5)
+    add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
 def add_restart_node(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "restart-node",
+        restart_node,
         summary="restart one nats-server of `up --cluster`",
         description="Restart one nats-server of a running `up --cluster`, and wait until it has caught up.",
         epilog=NODE_EXAMPLES,
     )
-    parser.set_defaults(command=restart_node)
-    add = parser.add_argument
-    add("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
+    parser.add_argument("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
     add_data(parser)
 
 
@@ -341,14 +328,12 @@ def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "webhook-secret",
+        show_webhook_secret,
         summary="show a tenant's webhook signing secret",
         description="Show the secret with which a tenant's webhooks are signed.",
         epilog=WEBHOOK_EXAMPLES,
     )
-    parser.set_defaults(command=show_webhook_secret)
-    parser.add_argument(
-        "--tenant", type=tenant, default=Tenant("local"), metavar="NAME", help="tenant (default: %(default)s)"
-    )
+    add_tenant(parser)
 
 
 def tenant(text: str) -> Tenant:
@@ -361,13 +346,13 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "keys",
+        None,
         summary="create, list and revoke API keys",
         description="Create, list and revoke API keys. Changes take effect within a second.",
         epilog=KEYS_EXAMPLES,
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="create a key and show it once", allow_abbrev=False)
-    create.set_defaults(command=create_key)
+    create = command(actions, "create", create_key, summary="create a key and show it once")
     create.add_argument("--tenant", type=tenant, required=True, metavar="NAME", help="tenant of the key's turns")
     create.add_argument("--name", type=key_name, default="", metavar="TEXT", help="description, shown in the list")
     create.add_argument(
@@ -382,10 +367,8 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     create.add_argument(
         "--expires", type=life, metavar="TIME", help="lifetime: 90d, 12h or 30m (default: until it is revoked)"
     )
-    listing = actions.add_parser("list", help="list all keys, including revoked ones", allow_abbrev=False)
-    listing.set_defaults(command=list_keys)
-    revoking = actions.add_parser("revoke", help="revoke a key permanently", allow_abbrev=False)
-    revoking.set_defaults(command=revoke_key)
+    listing = command(actions, "list", list_keys, summary="list all keys, including revoked ones")
+    revoking = command(actions, "revoke", revoke_key, summary="revoke a key permanently")
     revoking.add_argument("id", metavar="ID", help="id in the list: key_…")
     for action in (create, listing, revoking):
         add_data(action)
@@ -414,14 +397,14 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "usage",
+        show_usage,
         summary="show turns, tokens and cost",
         description="Show a tenant's turns, tokens and cost in US dollars.",
         epilog=USAGE_EXAMPLES,
     )
-    parser.set_defaults(command=show_usage)
     today = datetime.now(UTC).date()
+    add_tenant(parser)
     add = parser.add_argument
-    add("--tenant", type=tenant, default=Tenant("local"), metavar="NAME", help="tenant (default: %(default)s)")
     add("--by", choices=get_args(UsageBy), default="day", help="one row for each of these (default: %(default)s)")
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {USAGE_DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
@@ -432,21 +415,15 @@ def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = command(
         commands,
         "batch",
+        run_batch,
         summary="run all inputs of a file as one batch",
         description="Run all inputs of a file (one line of JSON each) as a batch; write a line for each answer.",
         epilog=BATCH_EXAMPLES,
     )
-    parser.set_defaults(command=run_batch)
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.jsonl")
     add("--output", type=Path, metavar="FILE", help="file for the answers (default: standard output)")
-    add(
-        "--parallel",
-        type=number("count", 1, 64),
-        default=8,
-        metavar="N",
-        help="concurrent inputs (default: %(default)s)",
-    )
+    add_number(parser, "--parallel", 8, "concurrent inputs", 1, 64)
     add("--via", choices=get_args(Via), default="messages", help="message_batches: half the price, within a day")
     add(
         "--url",

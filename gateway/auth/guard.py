@@ -10,9 +10,9 @@ from starlette.types import ASGIApp
 from tailrace.gateway import error_responses
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.scopes import Need, need_of
-from tailrace.gateway.dependencies import ApiRequest, turn_not_found
+from tailrace.gateway.dependencies import ApiRequest
 from tailrace.gateway.streaming.response import StreamedResponse
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import LogError, Refused, not_found
 
 
 def guard(route: Route) -> Route:
@@ -51,7 +51,7 @@ def add_headers(response: ASGIApp, headers: Mapping[str, str]) -> None:
 def _authorize(principal: Principal, need: Need | None, request: Request) -> None:
     """Raises Refused: 404 for another turn than the principal's only one, 403 for a missing scope."""
     if principal.turn is not None and request.path_params.get("turn") != principal.turn:
-        raise turn_not_found()
+        raise not_found("turn")
     if need not in principal.scopes:
         raise Refused(
             "scope_missing", f"This credential lacks the scope `{need}`. Use one that has it (tailrace keys create)."

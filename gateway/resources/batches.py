@@ -36,7 +36,7 @@ from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Failure, Outcome, Via
-from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
+from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -227,8 +227,7 @@ def result(index: int, told: TurnRecord) -> BatchResult:
 
 async def batch_of(request: ApiRequest) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
-    # The same text as in persistence/batch_queries.py: a turn that is not a batch looks like an unknown id.
-    unknown = Refused("batch_not_found", "no batch has this id")
+    unknown = not_found("batch")  # also for a turn that is not a batch
     try:
         key = turn_in_path(request, "batch")
     except Refused as error:

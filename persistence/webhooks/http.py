@@ -6,16 +6,16 @@ cookies, uses no proxy, and does not read the response's body.
 
 import socket
 import ssl
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import NamedTuple, Self
 
 import aiohttp
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 
-from tailrace.persistence.webhooks.payload import parse_retry_after
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
+from tailrace.proto.retry_after import parse_retry_after
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.proto.version import VERSION
 
@@ -55,8 +55,7 @@ class WebhookClient:
             raise WebhookRefused(f"the URL {error}") from error
         try:
             async with session.post(url, headers=headers, data=body, allow_redirects=False) as response:
-                retry_after_s = parse_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
-                return Answer(response.status, retry_after_s)
+                return Answer(response.status, parse_retry_after(response.headers, time.time()))
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, _NotPublicError):
                 raise WebhookRefused("the host resolves to an address that is not public") from error

@@ -1,7 +1,6 @@
 """Webhook bodies, and decisions about retries: meaning of a status, wait before a retry, expiry. Pure."""
 
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -36,19 +35,6 @@ def wait_s(attempts: int, first_s: float, retry_after_s: float | None, chance: f
     """Returns the seconds to wait after `attempts` failed attempts; `chance` from 0 to 1 chooses the jitter."""
     doubled = min(first_s * 2.0 ** min(attempts - 1, 32), WAIT_S_MAX) * (1 - JITTER + 2 * JITTER * chance)
     return max(doubled, min(retry_after_s or 0.0, WAIT_S_MAX))
-
-
-def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Returns the seconds of a `Retry-After` header (RFC 9110 section 10.2.3); None if absent or invalid."""
-    if text is None:
-        return None
-    if text.isascii() and text.isdecimal() and len(text) <= 9:
-        return float(text)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
 def is_expired(ended_at: datetime | None, now: datetime, give_up_s: float) -> bool:

@@ -6,6 +6,8 @@ from email.utils import formatdate
 import anthropic
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailrace.generators.backends.anthropic_api import backend_error
 from tailrace.generators.backends.api_errors import CODES_BY_STATUS, CODES_BY_TYPE, Reason, error_from_reason
@@ -188,12 +190,20 @@ def test_a_status_error_maps_by_status_then_by_type(body: object, status: int, c
         ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
         ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        ({"retry-after": formatdate(NOW + 30)}, 30.0),
+        ({"retry-after": "9" * 400}, None),
         ({"retry-after": "Fri, 99 Foo 2026 99:99:99 GMT"}, None),
     ],
 )
 def test_retry_after_is_parsed_in_all_forms(headers: dict[str, str], wait_s: float | None) -> None:
     """Milliseconds, seconds or a date (RFC 9110, 10.2.3); anything else counts as absent."""
     assert parse_retry_after(headers, NOW) == wait_s
+
+
+@given(st.text())
+def test_any_retry_after_is_parsed_or_ignored(text: str) -> None:
+    wait_s = parse_retry_after({"retry-after": text}, NOW)
+    assert wait_s is None or wait_s >= 0
 
 
 def test_the_tables_have_only_existing_codes() -> None:

@@ -79,36 +79,6 @@ def test_waits_double_and_respect_retry_after() -> None:
     assert payload.wait_s(1, 5.0, None, 0.0) < 5 < payload.wait_s(1, 5.0, None, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        (None, None),
-        ("0", 0.0),
-        ("120", 120.0),
-        ("Thu, 01 Jan 2026 12:01:00 GMT", 60.0),
-        ("Thu, 01 Jan 2026 12:01:00 -0000", 60.0),
-        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
-        ("soon", None),
-        ("-1", None),
-        ("1e9", None),
-        ("1.5", None),
-        ("\u0661", None),
-        ("9" * 400, None),
-        ("", None),
-    ],
-)
-def test_a_retry_after_is_seconds_or_a_date(text: str | None, seconds: float | None) -> None:
-    """RFC 9110 section 10.2.3; anything else is ignored."""
-    assert payload.parse_retry_after(text, NOON) == seconds
-
-
-@given(st.text())
-def test_any_retry_after_is_parsed_or_ignored(text: str) -> None:
-    """A receiver may send any text."""
-    found = payload.parse_retry_after(text, NOON)
-    assert found is None or found >= 0
-
-
 def test_a_webhook_expires_with_the_age_of_its_end() -> None:
     """By the log's time. A webhook whose end could not be read does not expire."""
     assert not payload.is_expired(NOON, NOON + timedelta(seconds=60), 60)

@@ -20,7 +20,6 @@ from tailrace.gateway.dependencies import (
     offer_to,
     refuse_when_draining,
     tenant_of,
-    turn_not_found,
 )
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import limit_of
@@ -29,7 +28,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import read_turn
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import answer, names_of, submit_turn
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused, TurnUnknown, not_found
 from tailrace.proto.ids import TurnId, is_token, parse_cursor
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -138,7 +137,7 @@ def key_of(request: ApiRequest) -> TurnKey:
     tenant = tenant_of(request)
     turn = request.path_params["response"].removeprefix(PREFIX)
     if not is_token(turn):
-        raise turn_not_found()
+        raise not_found("turn")
     return TurnKey(tenant, TurnId(turn))
 
 
