@@ -1,0 +1,140 @@
+"""Requests of OpenAI's two protocols: the tables of unsupported parameters. tests/golden/requests has the cases."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
+from tailrace.gateway.clients.openai.responses_input import items_of, messages_of
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest
+from tailrace.gateway.clients.openai.unsupported import Unsupported
+from tailrace.gateway.http import read_body
+from tailrace.gateway.turns.request_body import check
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+from tests.golden.requests import HI, build_turn
+from tests.harness.strategies import JSON, TEXTS
+
+PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
+
+
+class Api(NamedTuple):
+    name: str
+    path: str
+    table: tuple[Unsupported, ...]
+    supported: set[str]
+    of_sdk: set[str]
+
+
+APIS = [
+    Api(
+        "chat",
+        "/v1/chat/completions",
+        tuple(chat_parameters.UNSUPPORTED),
+        set(ChatCompletionRequest.__struct_fields__),
+        set(CompletionCreateParamsStreaming.__annotations__),
+    ),
+    Api(
+        "responses",
+        "/v1/responses",
+        tuple(responses_parameters.UNSUPPORTED),
+        set(ResponseRequest.__struct_fields__),
+        set(ResponseCreateParamsBase.__annotations__) | {"stream"},
+    ),
+]
+ROWS = [(api.name, row) for api in APIS for row in api.table]
+
+
+@pytest.mark.parametrize(("api", "row"), ROWS, ids=[f"{api}: {row.name}" for api, row in ROWS])
+def test_unsupported_parameter_is_ignored_or_refused(api: str, row: Unsupported) -> None:
+    """According to the table; values that ask for nothing special are accepted."""
+    for idle in (None, *row.allowed):
+        assert build_turn(api, {row.name: idle}).ignored == []
+    if row.is_refused:
+        with pytest.raises(Refused, match=f"`{row.name}` is not supported") as refused:
+            build_turn(api, {row.name: "something"})
+        assert row.reason in refused.value.message
+    else:
+        assert build_turn(api, {row.name: "something"}).ignored == [row.name]
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
+def test_every_parameter_of_openais_sdk_is_known(api: Api) -> None:
+    """It is either supported or in the table of unsupported parameters."""
+    assert {"model", "stream", "moderation"} <= api.of_sdk
+    assert api.of_sdk <= api.supported
+    assert {row.name for row in api.table} <= api.supported
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
+def test_tables_in_the_docs_equal_the_code(api: Api) -> None:
+    """docs/OPENAI.md has a row for each supported and each unsupported parameter."""
+    found = re.findall(rf"^## `POST {api.path}`$(.*?)(?:^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (section,) = found
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(?: (.*?) \|)?$", section, re.MULTILINE)
+    foreign = {name: (treated, why) for name, treated, why in rows if treated in ("ignored", "refused")}
+    assert foreign == {row.name: ("refused" if row.is_refused else "ignored", row.reason) for row in api.table}
+    assert api.supported <= {name for name, *_ in rows}
+
+
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "file", "refusal", "x"])}) | JSON
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
+    optional={
+        "content": TEXTS | st.lists(PARTS, max_size=2),
+        "tool_call_id": TEXTS,
+        "tool_calls": JSON,
+        "refusal": TEXTS,
+    },
+)
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
+@given(data=st.data())
+def test_any_body_becomes_a_turn_or_is_refused(api: Api, data: st.DataObject) -> None:
+    """No other exception is raised."""
+    names = sorted(api.supported - {"model"})
+    fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
+    messages = data.draw(st.lists(MESSAGES | JSON, max_size=3))
+    with suppress(Refused):
+        check(build_turn(api.name, {**fields, "messages" if api.name == "chat" else "input": [HI, *messages]}).turn)
+
+
+def test_listed_input_items_equal_the_input() -> None:
+    """Sending the items that a response lists gives the same conversation again."""
+    image = {"type": "base64", "media_type": "image/png", "data": "aaaa"}
+    documents: list[dict[str, Any]] = [
+        {"source": {"type": "base64", "media_type": "application/pdf", "data": "aaaa"}},
+        {"source": {"type": "url", "url": "https://a.example/b.pdf"}},
+        {"source": {"type": "text", "media_type": "text/plain", "data": "a"}, "title": "b"},
+    ]
+    call = {"type": "tool_use", "id": "c1", "name": "n", "input": {}}
+    seen = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "seen"}]}
+    messages = [
+        Message("user", [{"type": "text", "text": "hi"}]),
+        Message("assistant", [{"type": "text", "text": "ok"}, call]),
+        Message("user", [seen]),
+        Message(
+            "user",
+            [
+                {"type": "image", "source": image},
+                {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}},
+                *({"type": "document", **document} for document in documents),
+            ],
+        ),
+    ]
+    items = items_of("turn-1", [Message("user", "hi"), *messages[1:]])
+    kinds = ["message", "message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in items] == kinds
+    assert len({item["id"] for item in items}) == len(items)
+    body = json.dumps({"model": "m", "input": items}).encode()
+    assert messages_of(read_body.decode(body, ResponseRequest).input) == messages
