@@ -1,93 +1,153 @@
-"""What can befall the database while turns stream: nobody who streams notices, /readyz tells, and no turn is missing.
+"""Faults of the database: locks, full and read-only disks, damage, deletion, restored backups.
 
-Each fault is the real one: another program's lock, a disk that is full or read-only, noise in the file, a file that is
-gone. Persistence is kept alive as `up` keeps it, and nobody else mends anything but what only a person can.
+Turns are answered meanwhile, /readyz reports the fault, and every turn is in the database afterwards. Each fault is the
+real one. Persistence is restarted whenever it ends, as `up` does.
 """
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.__main__ import serve
-from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.settings import Settings
-from tailrace.persistence.store import Store
-from tailrace.proto.errors import StoreError
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
-from tailrace.proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.errors import StoreError, StoreTooNew
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
+from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import words, working
-from tests.harness.persistence_in_loop import QUICK
+from tests.harness.persistence_in_loop import QUICK, Persistence
 from tests.harness.processes import as_user
+from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway
-from tests.integration.test_persistence_recorder import folds, opened, recording, rows, shorten_lease, write
+from tests.integration.conftest import NewGateway
+from tests.integration.test_persistence_recorder import folds, rows, write
+from tests.upgrade.recording import as_of
 
 Fault = Callable[[Path], Any]
 
+OURS = Tenant("ours")
+# SQLite's default. The first page holds the schema.
 PAGE_BYTES = 4096
+# The offset of the schema version: SQLite's "Database File Format", section 1.3.
+USER_VERSION = 60
 DISK_BYTES = 4 * 1024**2
-AGAIN_S = 0.1
-# A rebuilt database has them all; under a lock, a start that waited for it has to come first.
+RESTART_S = 0.1
 HEAL_S_MAX = 30.0
 WORDS = 40
 
 
-@asynccontextmanager
-async def kept_alive(nats_url: str, database: Path) -> AsyncIterator[None]:
-    """Persistence, started again whatever ends it."""
-    settings = Settings(nats_url=nats_url, database=database, **QUICK)  # type: ignore[arg-type]
-    stop = asyncio.Event()
-
-    async def lives() -> None:
-        stopping = asyncio.create_task(stop.wait())
-        while not stop.is_set():
-            connection, ends = (
-                await Connection.open(as_user(nats_url, PERSISTENCE), "test-persistence"),
-                asyncio.Event(),
-            )
-            life = asyncio.create_task(serve(settings, connection, ends))
-            await asyncio.wait([life, stopping], return_when=asyncio.FIRST_COMPLETED)
-            ends.set()
-            with suppress(StoreError):
-                await life
-            await connection.close()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), AGAIN_S)
-
-    living = asyncio.create_task(lives())
-    try:
-        yield
-    finally:
-        stop.set()
-        await living
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "tailrace.db"
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small one of its own; to mount it takes root."""
+    """A small file system of the test's own, which only root can mount."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(mounted)]
     if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("nobody but root can mount a disk: faults of a real disk are NOT tested here")
+        pytest.skip("only root can mount a disk: faults of a real disk are NOT tested here")
     yield mounted
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
+class OwnSystem(NamedTuple):
+    """A gateway, a generator and the log of a nats-server of the test's own."""
+
+    url: str
+    log: TurnLog
+    client: Any
+    deliveries: Deliveries
+    tenant: Tenant
+
+    @asynccontextmanager
+    async def persistence(self, database: Path) -> AsyncIterator[None]:
+        """Runs persistence, and starts it again whenever it ends."""
+        settings = Settings(nats_url=self.url, database=database, **QUICK)  # type: ignore[arg-type]
+        stop = asyncio.Event()
+
+        async def supervise() -> None:
+            stopping = asyncio.create_task(stop.wait())
+            while not stop.is_set():
+                connection = await Connection.open(as_user(self.url, PERSISTENCE), "test-persistence")
+                stop_serving = asyncio.Event()
+                serving = asyncio.create_task(serve(settings, connection, stop_serving))
+                await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                stop_serving.set()
+                with suppress(StoreError):
+                    await serving
+                await connection.close()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), RESTART_S)
+
+        supervising = asyncio.create_task(supervise())
+        try:
+            yield
+        finally:
+            stop.set()
+            await supervising
+
+    async def answer(self, tag: str) -> TurnKey:
+        """Posts a turn and reads its complete answer."""
+        response = await self.client.post("/v1/turns", json={"message": f"#sim words={WORDS} rate=100 tag={tag}"})
+        assert response.status_code == 202, response.text
+        text = (await self.client.get(response.json()["links"]["events"], params={"dialect": "text"})).text
+        assert text == words(WORDS, tag)
+        return TurnKey(self.tenant, TurnId(response.json()["turn"]))
+
+    async def answer_three(self) -> list[TurnKey]:
+        return list(await asyncio.gather(*(self.answer(f"during{number}x") for number in range(3))))
+
+    async def trouble(self) -> str:
+        """Returns the reason that /readyz reports for persistence; empty if it is ready."""
+        report = (await self.client.get("/readyz")).json()["persistence"]
+        return "" if report["ok"] else str(report["detail"])
+
+    async def is_ready(self) -> bool:
+        return not await self.trouble()
+
+    async def floor(self) -> int:
+        """Returns the sequence up to which persistence has acknowledged everything."""
+        return (await self.deliveries.backlog()).floor
+
+    async def drained(self) -> None:
+        await until(self.deliveries.is_drained, HEAL_S_MAX)
+
+
+@pytest.fixture
+async def own(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    own_claude: str,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+) -> AsyncIterator[OwnSystem]:
+    gateway = await new_gateway(own_server.url)
+    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
+    async with working(own_server.url, own_claude):
+        yield OwnSystem(own_server.url, own_log, gateway.client, deliveries, tenant)
+
+
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Another program has it, as a backup may."""
+    """Another program holds a lock, as a backup may."""
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -96,7 +156,6 @@ def locked(database: Path) -> Iterator[None]:
 
 @contextmanager
 def full(database: Path) -> Iterator[None]:
-    """Not a byte is left on its disk."""
     filler = database.with_name("filler")
     with filler.open("wb", buffering=0) as filling, suppress(OSError):
         while True:
@@ -105,256 +164,260 @@ def full(database: Path) -> Iterator[None]:
     filler.unlink()
 
 
-@contextmanager
-def noise(database: Path) -> Iterator[None]:
-    """Pages of the file are not what was written there; the first one, with the shape of the tables, is."""
+def overwrite(database: Path, first: int, new: bytes) -> None:
+    """Overwrites the database from byte `first` on; persistence may have it open."""
     with closing(sqlite3.connect(database)) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with database.open("r+b") as file:
-        file.seek(PAGE_BYTES)
-        file.write(os.urandom(database.stat().st_size - PAGE_BYTES))
-    yield
+        file.seek(first)
+        file.write(new)
 
 
-def spoil(database: Path, index: str) -> None:
-    """Noise in one page: that of an index which only questions read while nothing new is asked."""
-    with closing(sqlite3.connect(database)) as other:
-        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        ((page,),) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (index,)).fetchall()
-    with database.open("r+b") as file:
-        file.seek((page - 1) * PAGE_BYTES)
-        file.write(os.urandom(PAGE_BYTES))
+def content(path: Path) -> bytes:
+    """Returns the content of a file; empty if it does not exist."""
+    return path.read_bytes() if path.exists() else b""
 
 
-@contextmanager
-def replaced(database: Path) -> Iterator[None]:
-    """By something that is no database."""
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def damage_all(database: Path) -> None:
+    overwrite(database, 0, os.urandom(database.stat().st_size))
+
+
+def damage_rows(database: Path) -> None:
+    """Damages all pages except the first, which has the schema."""
+    overwrite(database, PAGE_BYTES, os.urandom(database.stat().st_size - PAGE_BYTES))
+
+
+def replace(database: Path) -> None:
     other = database.with_name("other")
     other.write_bytes(b"not a database" * 1000)
     other.rename(database)
-    yield
 
 
-@contextmanager
-def deleted(database: Path) -> Iterator[None]:
-    database.unlink()
-    yield
-
-
-@contextmanager
-def folder_deleted(database: Path) -> Iterator[None]:
+def delete_folder(database: Path) -> None:
     rmtree(database.parent)
-    yield
-
-
-async def streamed(gateway: Gateway, tag: str) -> TurnId:
-    """A turn that was asked and told to its end, with every word of it."""
-    body = {"message": f"#sim words={WORDS} rate=100 tag={tag}"}
-    asked = await gateway.client.post("/v1/turns", json=body)
-    assert asked.status_code == 202, asked.text
-    told = await gateway.client.get(asked.json()["links"]["events"], params={"dialect": "text"})
-    assert told.text == words(WORDS, tag)
-    return TurnId(asked.json()["turn"])
-
-
-async def is_ready(gateway: Gateway) -> bool:
-    report = (await gateway.client.get("/readyz")).json()["persistence"]
-    return bool(report["ok"])
-
-
-async def has_trouble(gateway: Gateway) -> str:
-    """What /readyz says of it."""
-    report = (await gateway.client.get("/readyz")).json()["persistence"]
-    return "" if report["ok"] else str(report["detail"])
 
 
 @pytest.mark.rule("F17")
 @pytest.mark.parametrize(("fault", "why"), [(locked, "SQLITE_BUSY"), (full, "SQLITE_FULL")], ids=["locked", "full"])
-async def test_what_a_person_has_to_mend_is_waited_for(
-    own_server: NatsServer,
-    own_log: TurnLog,
-    own_connection: Connection,
-    new_gateway: NewGateway,
-    claude: str,
-    tenant: Tenant,
-    disk: Path,
-    fault: Fault,
-    why: str,
+async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_acknowledged(
+    own: OwnSystem, disk: Path, fault: Fault, why: str
 ) -> None:
-    """Answers are told whole, nothing is acknowledged, /readyz says why; mended, every turn is recorded (fault F17)."""
-    database, gateway = disk / "tailrace.db", await new_gateway(own_server.url)
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with working(own_server.url, claude), kept_alive(own_server.url, database):
-        turns = [await streamed(gateway, "before")]
-        await until(deliveries.is_drained)
-        floor = (await deliveries.backlog()).floor
+    """/readyz reports the reason; when it is over, every turn is recorded (fault F17)."""
+    database = disk / "tailrace.db"
+    async with own.persistence(database):
+        keys = [await own.answer("before")]
+        await own.drained()
+        floor = await own.floor()
         with fault(database):
-            turns += await asyncio.gather(*(streamed(gateway, f"during{number}x") for number in range(3)))
+            keys += await own.answer_three()
 
-            async def is_told() -> bool:
-                return why in await has_trouble(gateway)
+            async def is_reported() -> bool:
+                return why in await own.trouble()
 
-            await until(is_told)
-            assert (await deliveries.backlog()).floor == floor
-        await until(deliveries.is_drained, HEAL_S_MAX)
-        await until(lambda: is_ready(gateway))
-        turns.append(await streamed(gateway, "after"))
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, [TurnKey(tenant, turn) for turn in turns])
+            await until(is_reported)
+            assert await own.floor() == floor
+        await own.drained()
+        await until(own.is_ready)
+        keys.append(await own.answer("after"))
+        await own.drained()
+    assert rows(database) == await folds(own.log, keys)
 
 
 @pytest.mark.rule("F17")
-@pytest.mark.parametrize("fault", [noise, replaced, deleted, folder_deleted])
-async def test_what_nobody_can_mend_is_made_again(
-    own_server: NatsServer,
-    own_log: TurnLog,
-    own_connection: Connection,
-    new_gateway: NewGateway,
-    claude: str,
-    tenant: Tenant,
-    tmp_path: Path,
-    fault: Fault,
-) -> None:
-    """From the log, by itself, while answers are told whole; what was damaged lies beside it (F17)."""
-    database, gateway = tmp_path / "folder" / "tailrace.db", await new_gateway(own_server.url)
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with working(own_server.url, claude), kept_alive(own_server.url, database):
-        turns = [await streamed(gateway, f"before{number}x") for number in range(2)]
-        await until(deliveries.is_drained)
-        with fault(database):
-            turns += await asyncio.gather(*(streamed(gateway, f"during{number}x") for number in range(3)))
-        keys = [TurnKey(tenant, turn) for turn in turns]
+async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(own: OwnSystem, disk: Path) -> None:
+    """File systems become read-only after an error. The database is neither moved nor rebuilt."""
+    database = disk / "tailrace.db"
+    async with own.persistence(database):
+        keys = [await own.answer("before")]
+        await own.drained()
+    inode, floor = database.stat().st_ino, await own.floor()
 
-        async def is_whole() -> bool:
-            with suppress(sqlite3.Error):
-                return rows(database) == await folds(own_log, keys)
-            return False
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
 
-        await until(is_whole, HEAL_S_MAX)
-        await until(lambda: is_ready(gateway), HEAL_S_MAX)
-    assert rows(database) == await folds(own_log, keys)
-
-
-async def test_a_page_that_only_a_question_reads_is_found_damaged(
-    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, claude: str, tenant: Tenant, tmp_path: Path
-) -> None:
-    """No turn is written that would come by it: who asks for history gets a 503, and then the history."""
-    database, gateway = tmp_path / "folder" / "tailrace.db", await new_gateway(own_server.url)
-    async with working(own_server.url, claude):
-        async with kept_alive(own_server.url, database):
-            turn = await streamed(gateway, "before")
-            await until(lambda: _is_recorded(gateway, turn))
-        async with kept_alive(own_server.url, database):
-            await until(lambda: is_ready(gateway))
-            spoil(database, "sessions_by_update")
-            answers = []
-
-            async def is_told() -> bool:
-                answers.append(await gateway.client.get("/v1/sessions?limit=1"))
-                return answers[-1].status_code == 200 and bool(answers[-1].json()["data"])
-
-            await until(is_told, HEAL_S_MAX)
-    assert {answer.status_code for answer in answers} == {503, 200}
-    assert is_set_aside(database)
-
-
-async def test_a_start_on_a_disk_that_is_read_only_is_tried_until_it_is_not(
-    own_server: NatsServer,
-    own_log: TurnLog,
-    own_connection: Connection,
-    new_gateway: NewGateway,
-    claude: str,
-    tenant: Tenant,
-    disk: Path,
-) -> None:
-    """As disks become after an error. It is moved nowhere, and nothing is made again (F17)."""
-    database, gateway = disk / "tailrace.db", await new_gateway(own_server.url)
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with working(own_server.url, claude):
-        async with kept_alive(own_server.url, database):
-            turns = [await streamed(gateway, "before")]
-            await until(deliveries.is_drained)
-        inode, floor = database.stat().st_ino, (await deliveries.backlog()).floor
-        with ExitStack() as mending:
-            remount(disk, "ro")
-            mending.callback(remount, disk, "rw")
-            async with kept_alive(own_server.url, database):
-                turns += await asyncio.gather(*(streamed(gateway, f"during{number}x") for number in range(3)))
-                assert await has_trouble(gateway)
-                assert (await deliveries.backlog()).floor == floor
-                mending.close()
-                await until(deliveries.is_drained, HEAL_S_MAX)
-                await until(lambda: is_ready(gateway))
+    async with AsyncExitStack() as stack:
+        remount("ro")
+        stack.callback(remount, "rw")
+        await stack.enter_async_context(own.persistence(database))
+        keys += await own.answer_three()
+        assert await own.trouble()
+        assert await own.floor() == floor
+        remount("rw")
+        await own.drained()
+        await until(own.is_ready)
     assert database.stat().st_ino == inode
-    assert rows(database) == await folds(own_log, [TurnKey(tenant, turn) for turn in turns])
+    assert rows(database) == await folds(own.log, keys)
 
 
-def remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
-
-
-class Dying(Store):
-    """A store that does not come to its transaction."""
-
-    async def record(self, _: Sequence[TurnRow], __: Seq = BEFORE_FIRST) -> None:
-        self.reached.set()
-        await asyncio.Event().wait()
-
-    def __init__(self, *given: object) -> None:
-        super().__init__(*given)  # type: ignore[arg-type]
-        self.reached = asyncio.Event()
-
-
-@pytest.mark.rule("F18")
-@pytest.mark.parametrize("acknowledged", [None, 0, 1, 2, 3, 4])
-async def test_killed_between_commit_and_any_acknowledgement_rows_are_the_fold(
-    own_connection: Connection,
-    own_log: TurnLog,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    acknowledged: int | None,
+@pytest.mark.rule("F17")
+@pytest.mark.parametrize("fault", [damage_all, damage_rows, replace, delete_folder])
+async def test_a_damaged_or_deleted_database_is_rebuilt_from_the_log(
+    own: OwnSystem, database: Path, fault: Fault
 ) -> None:
-    """Before the commit (None), after it, and after each acknowledgement of a batch of four (F18)."""
-    await shorten_lease(own_connection)
-    keys, database = (
-        [await write(own_log, "Light ", "scatters.") for _ in range(2)],
-        tmp_path / "folder" / "tailrace.db",
-    )
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    done, reached, left = Delivery.ack, asyncio.Event(), acknowledged or 0
+    """While turns are answered; the damaged file is kept under another name (F17).
 
-    async def dying(self: Delivery) -> None:
-        nonlocal left
-        if not left:
-            reached.set()
-            await asyncio.Event().wait()
-        left -= 1
-        await done(self)
-        if not left:
-            reached.set()
-            await asyncio.Event().wait()
+    The first two happen while persistence is down: with a write-ahead log, they would not reach what it reads.
+    """
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Delivery, "ack", dying)
-        async with opened(database, Dying if acknowledged is None else Store) as store:
-            if isinstance(store, Dying):
-                reached = store.reached
-            recorder = Recorder(own_log, Tombstones(own_connection), deliveries, store, batch_max=9, retry_wait_s=0.05)
-            killed = asyncio.create_task(recorder.run(asyncio.Event()))
-            await until(reached.is_set)
-            killed.cancel()
-            await asyncio.wait([killed])
-    await own_connection.client.flush()
-    assert (await deliveries.backlog()).leased == 4 - (acknowledged or 0)
-    assert rows(database) == ([] if acknowledged is None else await folds(own_log, keys))
-    async with opened(database) as store, recording(own_log, deliveries, store):
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, keys)
+    async def is_complete() -> bool:
+        with suppress(sqlite3.Error):
+            return rows(database) == await folds(own.log, keys)
+        return False
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(own.persistence(database))
+        keys = [await own.answer(f"before{number}x") for number in range(2)]
+        await own.drained()
+        if fault in (damage_all, damage_rows):
+            await stack.pop_all().aclose()
+            fault(database)
+            await stack.enter_async_context(own.persistence(database))
+        else:
+            fault(database)
+        keys += await own.answer_three()
+        await until(is_complete, HEAL_S_MAX)
+        await until(own.is_ready, HEAL_S_MAX)
+    assert rows(database) == await folds(own.log, keys)
+    assert bool(content(Path(f"{database}.damaged-1"))) == (fault != delete_folder)
 
 
-def is_set_aside(database: Path) -> bool:
-    return Path(f"{database}.damaged-1").exists()
+@pytest.mark.rule("F17")
+async def test_damage_that_only_a_query_finds_is_repaired(own: OwnSystem, database: Path) -> None:
+    """No write reads the damaged page: a client that requests the history gets a 503, and later the history."""
+    async with own.persistence(database):
+        await own.answer("before")
+        await own.drained()
+        await until(own.is_ready)
+    with closing(sqlite3.connect(database)) as other:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'sessions_by_update'"
+        ((page,),) = other.execute(query).fetchall()
+    async with own.persistence(database):
+        await until(own.is_ready)
+        overwrite(database, (page - 1) * PAGE_BYTES, os.urandom(PAGE_BYTES))
+        answers = []
+
+        async def is_answered() -> bool:
+            answers.append(await own.client.get("/v1/sessions?limit=1"))
+            return answers[-1].status_code == 200 and bool(answers[-1].json()["data"])
+
+        await until(is_answered, HEAL_S_MAX)
+    assert {answer.status_code for answer in answers} == {503, 200}
+    assert content(Path(f"{database}.damaged-1"))
 
 
-async def _is_recorded(gateway: Gateway, turn: TurnId) -> bool:
-    return (await gateway.client.get(f"/v1/turns/{turn}")).status_code == 200
+# Which databases get the whole log again at a start
+
+
+async def replay_reasons(nats_url: str, database: Path) -> list[str]:
+    """Starts and stops persistence; returns why it read the log from its beginning, or an empty list."""
+    with capture_logs() as lines:
+        async with Persistence(nats_url, database):
+            pass
+    return [line["why"] for line in lines if line["event"] == "replaying the log from its beginning"]
+
+
+async def assert_complete(nats_url: str, database: Path, log: TurnLog, keys: list[TurnKey]) -> None:
+    async with Persistence(nats_url, database) as persistence:
+        for key in keys:
+            record = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
+            assert record == record_from_fold(key, await log.turn(key))
+
+
+@pytest.mark.rule("R27")
+async def test_the_log_is_replayed_for_new_and_older_databases_only(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Not for a current one: also not while a turn is running, nor when the log has expired."""
+    url = own_server.url
+    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    first = await running.ask()
+    assert await replay_reasons(url, database) == ["new database"]
+    assert await replay_reasons(url, database) == []
+    # A process that was killed right after it had created the file.
+    empty(database)
+    assert await replay_reasons(url, database) == ["new database"]
+    await running.begin(*["and "] * 9)
+    assert await replay_reasons(url, database) == []
+    await own_connection.jetstream.purge_stream(STREAM)
+    assert (await (await Deliveries.open(own_connection, PERSISTENCE)).backlog()).floor > first
+    assert await replay_reasons(url, database) == []
+    assert await replay_reasons(url, as_of(1, database)) == ["older database"]
+
+
+@pytest.mark.rule("F17")
+@pytest.mark.rule("R27")
+async def test_a_restored_backup_gets_all_later_turns_from_the_log(
+    own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
+) -> None:
+    """Also acknowledged ones, and the end of turns that were running; no manual step is needed (docs/RUNBOOK.md)."""
+    url, backup = own_server.url, tmp_path / "copy.db"
+    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    await running.open("Light ")
+    keys = [await write(own_log, "Light"), running.key]
+    await assert_complete(url, database, own_log, keys)
+    shutil.copy(database, backup)
+    await running.end()
+    keys.append(await write(own_log, "scatters"))
+    await assert_complete(url, database, own_log, keys)
+    shutil.copy(backup, database)
+    assert await replay_reasons(url, database) == ["restored database"]
+    await assert_complete(url, database, own_log, keys)
+    assert await replay_reasons(url, database) == []
+
+
+@pytest.mark.rule("R27")
+async def test_a_backup_of_another_log_gets_all_turns_of_this_log(
+    own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
+) -> None:
+    """It has recorded higher sequences of its own log than this one has."""
+    keys = [await write(own_log, "Light") for _ in range(5)]
+    await assert_complete(own_server.url, database, own_log, keys)
+    (tmp_path / "another").mkdir()
+    async with NatsServer(tmp_path / "another") as another:
+        await apply_streams(another.url)
+        connection = await Connection.open(another.url, "test")
+        key = await write(TurnLog(connection), "Light")
+        assert await replay_reasons(another.url, tmp_path / "another.db") == ["new database"]
+        assert await replay_reasons(another.url, database) == ["restored database"]
+        await assert_complete(another.url, database, TurnLog(connection), [key])
+        assert await replay_reasons(another.url, database) == []
+        await connection.close()
+
+
+async def test_a_rebuilt_database_has_sessions_and_projects_without_their_titles(
+    own_server: NatsServer, own_log: TurnLog, database: Path
+) -> None:
+    """The log has a turn's project but no title, which only a backup has (docs/RUNBOOK.md)."""
+    writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    async with Persistence(own_server.url, database) as persistence:
+        await persistence.ask(OURS, "new_project", CreateProject("rivers", "Rivers"), ProjectRecord)
+        await persistence.ask(OURS, "new_session", CreateSession("session-1", "The Rhine"), SessionRecord)
+        await persistence.ask(OURS, "new_session", CreateSession("session-2", "The Elbe"), SessionRecord)
+        await writer.ask(project="rivers")
+        project = await persistence.ask(OURS, "project", GetProject("rivers"), ProjectRecord)
+        assert (project.name, project.turns) == ("Rivers", 1)
+    delete(database)
+    async with Persistence(own_server.url, database) as persistence:
+        project = await persistence.ask(OURS, "project", GetProject("rivers"), ProjectRecord)
+        sessions = await persistence.ask(OURS, "sessions", ListSessions(), SessionPage)
+    assert (project.name, project.turns) == ("rivers", 1)
+    assert [(one.session, one.title, one.project_id) for one in sessions.sessions] == [("session-1", None, "rivers")]
+
+
+async def test_a_newer_database_ends_the_process_and_is_not_changed(own_server: NatsServer, database: Path) -> None:
+    async with Persistence(own_server.url, database):
+        pass
+    overwrite(database, USER_VERSION, (999).to_bytes(4))
+    before = content(database)
+    async with Persistence(own_server.url, database) as persistence:
+        with pytest.raises(StoreTooNew, match="has schema version 999"):
+            await persistence.running
+    assert content(database) == before

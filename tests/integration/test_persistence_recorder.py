@@ -1,4 +1,4 @@
-"""From the log into SQLite: every turn once, nothing acknowledged before it is written, and streaming unaffected."""
+"""Recording turns of the log in SQLite: every turn once, and nothing is acknowledged before it is committed."""
 
 import asyncio
 import sqlite3
@@ -19,12 +19,10 @@ from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog, streams
+from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, streams
 from tailrace.proto.nats.log_server import BATCH, Page
-from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.harness.persistence_in_loop import Persistence
-from tests.harness.processes import persistence as process
+from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -46,20 +44,28 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "tailrace.db"
 
 
-def new_key() -> TurnKey:
-    return TurnKey(OURS, TurnId(new_id()))
+@pytest.fixture
+async def deliveries(own_connection: Connection) -> Deliveries:
+    """The consumer of persistence, with short leases."""
+    (config,) = [one for one in streams.consumers() if one.durable_name == PERSISTENCE]
+    await own_connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
+    return await Deliveries.open(own_connection, PERSISTENCE)
+
+
+def new_writer(log: TurnLog) -> Writer:
+    return Writer(log, TurnKey(OURS, TurnId(new_id())))
 
 
 async def write(log: TurnLog, *texts: str) -> TurnKey:
-    """A whole turn that says `texts`."""
-    writer = Writer(log, new_key())
+    """Writes a completed turn with the answer `texts`."""
+    writer = new_writer(log)
     await writer.open(*texts)
     await writer.end()
     return writer.key
 
 
 def rows(database: Path) -> list[TurnRow]:
-    """What is in the file, whoever has it open."""
+    """Reads all rows from the file, beside any process that has it open."""
     with closing(sqlite3.connect(database)) as reading:
         reading.row_factory = sqlite3.Row
         found = reading.execute(ROWS).fetchall()
@@ -67,26 +73,24 @@ def rows(database: Path) -> list[TurnRow]:
 
 
 async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
+    """Returns the rows that the log implies."""
     return [build_row(key, await log.turn(key)) for key in sorted(keys)]
 
 
-async def shorten_lease(connection: Connection) -> None:
-    """What nobody acknowledges comes again soon, and not after ten seconds."""
-    (config,) = [one for one in streams.consumers() if one.durable_name == PERSISTENCE]
-    await connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
+def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
+    return Recorder(log, Tombstones(log._connection), deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
 
 
 @asynccontextmanager
 async def recording(
     log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100
 ) -> AsyncIterator[Recorder]:
-    """A recorder that is stopped when the block ends, and that broke nothing."""
+    """Runs a recorder during the block; raises its error."""
     stop = asyncio.Event()
-    tombstones = Tombstones(log._connection)
-    recorder = Recorder(log, tombstones, deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
-    running = asyncio.create_task(recorder.run(stop))
+    one = recorder(log, deliveries, store, batch_max)
+    running = asyncio.create_task(one.run(stop))
     try:
-        yield recorder
+        yield one
     finally:
         stop.set()
         await running
@@ -102,101 +106,94 @@ async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Sto
         await store.close()
 
 
-class Stuck(Store):
-    """A store that has committed and does not come back until it is let."""
-
-    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
-        await super().record(rows, reached)
-        self.committed.set()
-        await self.let.wait()
-
-    def __init__(self, *given: object) -> None:
-        super().__init__(*given)  # type: ignore[arg-type]
-        self.committed = asyncio.Event()
-        self.let = asyncio.Event()
+async def record(log: TurnLog, deliveries: Deliveries, database: Path, batch_max: int = 100) -> list[TurnRow]:
+    """Records all turns of the log; returns all rows."""
+    async with opened(database) as store, recording(log, deliveries, store, batch_max):
+        await until(deliveries.is_drained)
+    return rows(database)
 
 
-async def test_the_row_of_a_turn_is_its_fold(own_server: NatsServer, own_log: TurnLog, database: Path) -> None:
-    """Completed, failed, cancelled or running: database and log are equal (promise 4)."""
-    ended = await write(own_log, "Light ", "scatters.")
-    cancelled, running = Writer(own_log, new_key()), Writer(own_log, new_key())
+def count(name: str) -> float:
+    return REGISTRY.get_sample_value(f"tailrace_persistence_{name}_total") or 0.0
+
+
+async def test_the_row_of_a_turn_is_its_fold(own_log: TurnLog, deliveries: Deliveries, database: Path) -> None:
+    """Completed, cancelled or running, in a backlog of several batches: database and log are equal (promise 4)."""
+    keys = [await write(own_log, "Light ", "scatters.") for _ in range(6)]
+    cancelled, running = new_writer(own_log), new_writer(own_log)
     await cancelled.open("Light")
     await cancelled.end("cancelled")
     await running.ask()
-    async with Persistence(own_server.url, database) as persistence:
-        told = await persistence.ask(OURS, "turn", GetTurn(ended.turn), TurnRecord)
-    assert told == record_from_fold(ended, await own_log.turn(ended))
-    assert rows(database) == await folds(own_log, [ended, cancelled.key, running.key])
+    found = await record(own_log, deliveries, database, batch_max=3)
+    assert found == await folds(own_log, [*keys, cancelled.key, running.key])
 
 
-async def test_a_backlog_longer_than_a_batch_is_recorded(
-    own_connection: Connection, own_log: TurnLog, database: Path
-) -> None:
-    """In several transactions."""
-    keys = [await write(own_log, "Light") for _ in range(7)]
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(own_log, deliveries, store, batch_max=3):
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, keys)
+class StuckStore(Store):
+    """A store whose transaction does not return; `is_before`: it does not begin."""
+
+    is_before = False
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)  # type: ignore[arg-type]
+        self.is_reached = asyncio.Event()
+        self.may_return = asyncio.Event()
+
+    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
+        if not self.is_before:
+            await super().record(rows, reached)
+        self.is_reached.set()
+        await self.may_return.wait()
 
 
-@pytest.mark.rule("R27")
+class StuckBefore(StuckStore):
+    is_before = True
+
+
 @pytest.mark.rule("F18")
-async def test_after_a_kill_between_commit_and_acknowledgement_each_turn_is_recorded_once(
-    own_connection: Connection, own_log: TurnLog, database: Path
+@pytest.mark.rule("R27")
+@pytest.mark.parametrize("acknowledged", [None, 0, 1, 3, 4])
+async def test_a_recorder_killed_at_any_acknowledgement_records_each_turn_once(
+    own_log: TurnLog, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch, acknowledged: int | None
 ) -> None:
-    """Everything is delivered again, and writing it again changes nothing (fault F18)."""
-    await shorten_lease(own_connection)
-    key = await write(own_log, "Light")
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database, Stuck) as stuck:
-        assert isinstance(stuck, Stuck)
-        tombstones = Tombstones(own_connection)
-        recorder = Recorder(own_log, tombstones, deliveries, stuck, batch_max=9, retry_wait_s=0.05)
-        killed = asyncio.create_task(recorder.run(asyncio.Event()))
-        await until(stuck.committed.is_set)
-        killed.cancel()
-        await asyncio.wait([killed])
-    once = rows(database)
-    assert (await deliveries.backlog()).leased == 2
-    async with opened(database) as store, recording(own_log, deliveries, store):
-        await until(deliveries.is_drained)
-    assert rows(database) == once == await folds(own_log, [key])
+    """Before the commit (None), after it, and after acknowledgements of a batch of four (fault F18)."""
+    keys = [await write(own_log, "Light ", "scatters.") for _ in range(2)]
+    ack, is_reached, left = Delivery.ack, asyncio.Event(), acknowledged or 0
+
+    async def ack_some(self: Delivery) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            await ack(self)
+        if not left:
+            is_reached.set()
+            await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Delivery, "ack", ack_some)
+        async with opened(database, StuckBefore if acknowledged is None else Store) as store:
+            killed = asyncio.create_task(recorder(own_log, deliveries, store, 9).run(asyncio.Event()))
+            await until(store.is_reached.is_set if isinstance(store, StuckBefore) else is_reached.is_set)
+            killed.cancel()
+            await asyncio.wait([killed])
+    await own_log._connection.client.flush()
+    assert (await deliveries.backlog()).leased == 4 - (acknowledged or 0)
+    assert rows(database) == ([] if acknowledged is None else await folds(own_log, keys))
+    assert await record(own_log, deliveries, database) == await folds(own_log, keys)
 
 
 async def test_repeated_kills_lose_no_turn(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tmp_path: Path
+    own_server: NatsServer, own_log: TurnLog, deliveries: Deliveries, tmp_path: Path
 ) -> None:
-    """Every turn of the log is in the database once, wherever SIGKILL came (promise 5)."""
+    """Every turn of the log is in the database once, whenever SIGKILL is sent (promise 5)."""
     keys: list[TurnKey] = []
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    await shorten_lease(own_connection)
-    async with process(tmp_path, own_server.url, TAILRACE_BATCH_MAX=2) as persistence:
-        for kill in range(3):
+    database = tmp_path / "tailrace.db"
+    async with processes.persistence(tmp_path, own_server.url, TAILRACE_BATCH_MAX=2) as process:
+        for kill in range(2):
             keys += [await write(own_log, "Light ", "scatters.") for _ in range(20)]
-            await until(lambda kill=kill: len(rows(tmp_path / "tailrace.db")) > 20 * kill)  # type: ignore[misc]
-            await persistence.stop(SIGKILL)
-            await persistence.start()
+            await until(lambda kill=kill: len(rows(database)) > 20 * kill)  # type: ignore[misc]
+            await process.stop(SIGKILL)
+            await process.start()
         await until(deliveries.is_drained, deadline_s=20)
-    assert rows(tmp_path / "tailrace.db") == await folds(own_log, keys)
-
-
-async def test_while_the_database_is_locked_turns_stay_in_the_log(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
-) -> None:
-    """Nothing is acknowledged and health reports it; after the lock everything is written (F17)."""
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with Persistence(own_server.url, database) as persistence:
-        with closing(sqlite3.connect(database, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
-            keys = [await write(own_log, "Light")]
-            await until(lambda: _reports(persistence, "locked"))
-            keys.append(await write(own_log, "scatters"))
-            backlog = await deliveries.backlog()
-            assert (backlog.waiting + backlog.leased, backlog.floor) == (4, 0)
-            other.execute("ROLLBACK")
-        await until(deliveries.is_drained)
-        await until(lambda: _reports(persistence, ""))
     assert rows(database) == await folds(own_log, keys)
 
 
@@ -207,134 +204,81 @@ async def test_while_the_database_is_locked_turns_stay_in_the_log(
         ("PRAGMA query_only = ON", "PRAGMA query_only = OFF", "SQLITE_READONLY"),
     ],
 )
-async def test_while_the_disk_is_full_turns_stay_in_the_log(
-    own_connection: Connection, own_log: TurnLog, database: Path, breaks: str, mends: str, why: str
+async def test_while_the_database_cannot_be_written_turns_stay_in_the_log(
+    own_log: TurnLog, deliveries: Deliveries, database: Path, breaks: str, mends: str, why: str
 ) -> None:
     """A turn that is not on the disk is not acknowledged (fault F17)."""
     keys = [await write(own_log, "Light " * 10_000)]
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with opened(database) as store:
         await store._writer.execute_fetchall(breaks)
-        async with recording(own_log, deliveries, store) as recorder:
-            failure = await until(lambda: recorder.failure)
-            assert why in failure
+        async with recording(own_log, deliveries, store) as one:
+            assert why in await until(lambda: one.failure)
             assert (await deliveries.backlog()).floor == 0
             await store._writer.execute_fetchall(mends)
             await until(deliveries.is_drained)
-            await until(lambda: not recorder.failure)
+            await until(lambda: not one.failure)
     assert rows(database) == await folds(own_log, keys)
 
 
 async def test_leases_are_renewed_during_a_slow_commit(
-    own_connection: Connection, own_log: TurnLog, database: Path
+    own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
-    """Otherwise the log would deliver everything twice."""
-    await shorten_lease(own_connection)
+    """Otherwise the log would deliver every entry twice."""
     await write(own_log, "Light")
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database, Stuck) as stuck:
-        assert isinstance(stuck, Stuck)
-        async with recording(own_log, deliveries, stuck):
-            await until(stuck.committed.is_set)
-            # Somebody else asks for about a second, more than twice as long as a lease lasts.
-            other = await Deliveries.open(own_connection, PERSISTENCE)
-            assert [await other.next(10) for _ in range(2)] == [[], []]
-            stuck.let.set()
-            await until(deliveries.is_drained)
-
-
-async def test_a_text_that_does_not_match_its_hash_is_recorded_and_counted(
-    own_connection: Connection, own_log: TurnLog, database: Path
-) -> None:
-    """The log is the truth; the metric shows the mismatch."""
-    writer = Writer(own_log, new_key())
-    await writer.open("Light")
-    end = build_end(await own_log.turn(writer.key), "completed")
-    await writer.store(msgspec.structs.replace(end, text_chars=4))
-    before = count("proof_mismatches")
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(own_log, deliveries, store):
+    async with opened(database, StuckStore) as store, recording(own_log, deliveries, store):
+        assert isinstance(store, StuckStore)
+        await until(store.is_reached.is_set)
+        # Each call waits for half a second: together more than twice a lease.
+        other = await Deliveries.open(own_connection, PERSISTENCE)
+        assert [await other.next(10) for _ in range(2)] == [[], []]
+        store.may_return.set()
         await until(deliveries.is_drained)
-    (found,) = rows(database)
-    assert (found.text, found.text_chars, count("proof_mismatches") - before) == ("Light", 4, 1)
 
 
-async def test_a_turn_that_has_left_the_log_delays_no_other_turn(
-    own_connection: Connection, own_log: TurnLog, database: Path
+async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
+    own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
-    """It cannot be recorded: it is counted and acknowledged."""
-    gone, here = await write(own_log, "Light"), await write(own_log, "scatters")
-    await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(gone, "request"))
-    before = count("turns_left_out")
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(own_log, deliveries, store):
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, [here])
-    assert count("turns_left_out") - before == 1
+    """A turn that was purged, one whose fold raises, one that SQLite rejects (a cost beyond 64 bits): they are counted.
 
-
-async def test_a_turn_that_cannot_be_folded_delays_no_other_turn(
-    own_connection: Connection, own_log: TurnLog, database: Path
-) -> None:
-    """A bug costs one row and not all of history."""
-    await write(own_log, "Light")
+    A text that does not match the hash in its end is recorded, and counted too.
+    """
+    before = {name: count(name) for name in ("turns_left_out", "proof_mismatches")}
+    mismatch, expensive = new_writer(own_log), new_writer(own_log)
+    purged, unfoldable = await write(own_log, "purged"), await write(own_log, "unfoldable")
+    for writer, wrong in ((mismatch, {"text_chars": 4}), (expensive, {"cost_nano_usd": 2**63})):
+        await writer.open("Light")
+        end = build_end(await own_log.turn(writer.key), "completed")
+        await writer.store(msgspec.structs.replace(end, **wrong))
     good = await write(own_log, "scatters")
+    await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(purged, "request"))
 
-    class Broken(TurnLog):
+    class BrokenLog(TurnLog):
         async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
-            return await super().turn_upto(key, reached) if key == good else 1 / 0  # type: ignore[return-value]
+            return await super().turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(Broken(own_connection), deliveries, store):
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, [good])
-
-
-async def test_a_row_that_sqlite_rejects_delays_no_other_turn(
-    own_connection: Connection, own_log: TurnLog, database: Path
-) -> None:
-    """A cost beyond 64 bits is counted and left out; the batch's other turns are written."""
-    before, here = count("turns_left_out"), [await write(own_log, "Light")]
-    broken = Writer(own_log, new_key())
-    await broken.open("Light")
-    await broken.store(
-        msgspec.structs.replace(build_end(await own_log.turn(broken.key), "completed"), cost_nano_usd=2**63)
-    )
-    here.append(await write(own_log, "scatters"))
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(own_log, deliveries, store):
-        await until(deliveries.is_drained)
-    assert rows(database) == await folds(own_log, here)
-    assert count("turns_left_out") - before >= 1
+    found = await record(BrokenLog(own_connection), deliveries, database)
+    assert found == await folds(own_log, [mismatch.key, good])
+    (row,) = [one for one in found if one.turn == mismatch.key.turn]
+    assert (row.text, row.text_chars) == ("Light", 4)
+    assert count("proof_mismatches") - before["proof_mismatches"] == 1
+    assert count("turns_left_out") - before["turns_left_out"] >= 3
 
 
 async def test_a_fold_from_a_lagging_replica_is_not_recorded_as_the_end(
-    own_connection: Connection, own_log: TurnLog, database: Path
+    own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
     """Its `end` was delivered; recorded without it, the turn would run for ever."""
     key = await write(own_log, "Light")
-    behind = 0
+    lagging_reads = 0
 
-    class Behind(TurnLog):
+    class LaggingLog(TurnLog):
         async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
-            nonlocal behind
+            nonlocal lagging_reads
             page = await super().read(key, after, limit)
             if after != BEFORE_FIRST:
                 return page
-            behind += 1
+            lagging_reads += 1
             return Page(page.entries[:1], is_last=True)
 
-    deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with opened(database) as store, recording(Behind(own_connection), deliveries, store):
-        await until(deliveries.is_drained)
-    assert behind
-    assert rows(database) == await folds(own_log, [key])
-
-
-async def _reports(persistence: Persistence, why: str) -> bool:
-    health = await persistence.health()
-    return health.ok == (not why) and why in health.detail
-
-
-def count(name: str) -> float:
-    return REGISTRY.get_sample_value(f"tailrace_persistence_{name}_total") or 0.0
+    assert await record(LaggingLog(own_connection), deliveries, database) == await folds(own_log, [key])
+    assert lagging_reads

@@ -1,4 +1,4 @@
-"""The simulated Claude over HTTP: the real SDK believes it, faults happen on the wire, and what happened is counted."""
+"""The simulated Claude over HTTP: Anthropic's SDK works with it, its faults happen, and it counts calls correctly."""
 
 import asyncio
 import re
@@ -16,35 +16,38 @@ import msgspec
 import pytest
 
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
+from tests.harness import generator_in_loop
+from tests.harness.generator_in_loop import words
 from tests.harness.until import until
 
 TEXT = re.compile(r'"text":"([^"]+)"')
 HEADERS = {"authorization": "Bearer sk-anything", "anthropic-version": "2026-10-21"}
+CONTINUE = {"role": "user", "content": "Your previous response was interrupted and ended with “…”. Continue."}
 
 
 @pytest.fixture
-async def claude() -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of a simulated Claude that nobody else uses."""
-    async with serving() as url, httpx2.AsyncClient(base_url=url, headers=HEADERS, timeout=10) as client:
+async def client(own_claude: str) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=own_claude, headers=HEADERS, timeout=10) as client:
         yield client
 
 
+@pytest.fixture
+async def sdk(own_claude: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=own_claude, api_key="sk-any", max_retries=0) as sdk:
+        yield sdk
+
+
 def ask(line: str, **more: Any) -> dict[str, Any]:
-    return {
-        "model": "claude-sonnet-5-5",
-        "max_tokens": 100_000,
-        "stream": True,
-        "messages": [{"role": "user", "content": line}],
-        **more,
-    }
+    messages = [{"role": "user", "content": line}]
+    return {"model": "claude-sonnet-5-5", "max_tokens": 100_000, "stream": True, "messages": messages, **more}
 
 
-async def words(claude: httpx2.AsyncClient, line: str) -> list[str]:
-    """The text deltas that came; a connection that breaks ends them."""
+async def deltas(client: httpx2.AsyncClient, line: str) -> list[str]:
+    """Returns the text deltas received; a connection that breaks ends them with `<cut>`."""
     received: list[str] = []
     try:
-        async with claude.stream("POST", "/v1/messages", json=ask(line)) as response:
+        async with client.stream("POST", "/v1/messages", json=ask(line)) as response:
             async for data in response.aiter_lines():
                 received += TEXT.findall(data)
     except httpx2.RemoteProtocolError:
@@ -52,60 +55,40 @@ async def words(claude: httpx2.AsyncClient, line: str) -> list[str]:
     return received
 
 
-async def stats_when(claude: httpx2.AsyncClient, **expected: int) -> dict[str, Any]:
-    """The stats as soon as they hold `expected`; fails after a second with what they held last."""
-    seen: dict[str, Any] = {}
-    try:
-        async with asyncio.timeout(1):
-            while {name: seen.get(name) for name in expected} != expected:
-                seen = (await claude.get("/_sim/stats")).json()
-    except TimeoutError:
-        pytest.fail(f"expected {expected}, last seen {seen}")
-    return seen
+async def until_stats(client: httpx2.AsyncClient, **expected: int) -> dict[str, Any]:
+    """Waits until the statistics have these values; returns all of them."""
+
+    async def found() -> dict[str, Any] | None:
+        stats: dict[str, Any] = (await client.get("/_sim/stats")).json()
+        return stats if {name: stats[name] for name in expected} == expected else None
+
+    return await until(found) or {}
 
 
-async def test_the_sdk_takes_it_for_anthropic(claude: httpx2.AsyncClient) -> None:
-    """The SDK itself is always in the path, so its own reading of a stream must work."""
-    async with anthropic.AsyncAnthropic(api_key="sk-any", base_url=str(claude.base_url), max_retries=0) as sdk:
-        request: Any = ask("#sim words=3 thinking=2 tool=look rate=0") | {"max_tokens": 1000}
-        del request["stream"]
-        async with sdk.messages.stream(**request) as stream:
-            streamed = await stream.get_final_message()
-        created = await sdk.messages.create(**request)
-        models = [model.id async for model in sdk.models.list()]
-        counted = await sdk.messages.count_tokens(model=request["model"], messages=request["messages"])
+async def until_calls(client: httpx2.AsyncClient, is_done: Callable[[Call], bool]) -> AccountReport:
+    """Waits until all calls fulfil a condition; returns the account."""
+
+    async def found() -> AccountReport | None:
+        report = msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
+        return report if all(map(is_done, report.calls)) else None
+
+    report = await until(found)
+    assert report is not None
+    return report
+
+
+async def test_anthropics_sdk_reads_streams_messages_models_and_counts(sdk: anthropic.AsyncAnthropic) -> None:
+    request: Any = ask("#sim words=3 thinking=2 tool=look rate=0") | {"max_tokens": 1000}
+    del request["stream"]
+    async with sdk.messages.stream(**request) as stream:
+        streamed = await stream.get_final_message()
+    created = await sdk.messages.create(**request)
+    models = [model.id async for model in sdk.models.list()]
+    counted = await sdk.messages.count_tokens(model=request["model"], messages=request["messages"])
     assert [block.type for block in streamed.content] == ["thinking", "text", "tool_use"]
     same = {"content", "model", "stop_reason", "usage"}
     assert streamed.model_dump(include=same) == created.model_dump(include=same)
     assert (request["model"] in models, counted.input_tokens) == (True, 5)
-
-
-async def test_a_stream_has_the_headers_of_the_api(claude: httpx2.AsyncClient) -> None:
-    """A client finds its request id and its limits where Anthropic puts them."""
-    async with claude.stream("POST", "/v1/messages", json=ask("#sim words=1")) as response:
-        await response.aread()
-    assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.headers["request-id"].startswith("req_")
-    assert response.headers["anthropic-ratelimit-requests-remaining"] == "4000"
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "type_", "header"),
-    [
-        ("429 retry_after=7", 429, "rate_limit_error", ("retry-after", "7")),
-        ("529", 529, "overloaded_error", ("retry-after", None)),
-        ("500", 500, "api_error", ("anthropic-ratelimit-requests-limit", "4000")),
-    ],
-)
-async def test_a_status_fault_is_an_http_error(
-    claude: httpx2.AsyncClient, fault: str, status: int, type_: str, header: tuple[str, str | None]
-) -> None:
-    """At @0 the error comes before any stream, with the body and the headers of the real one."""
-    response = await claude.post("/v1/messages", json=ask(f"#sim fault={fault}"))
-    assert (response.status_code, response.headers.get(header[0])) == (status, header[1])
-    body = response.json()
-    assert (body["type"], body["error"]["type"]) == ("error", type_)
-    assert body["request_id"] == response.headers["request-id"]
 
 
 @pytest.mark.parametrize(
@@ -118,84 +101,80 @@ async def test_a_status_fault_is_an_http_error(
         ({"authorization": "Bearer sk"}, 200),
     ],
 )
-async def test_any_key_will_do_but_none_and_the_bad_one(
-    claude: httpx2.AsyncClient, headers: dict[str, str], status: int
+async def test_every_api_key_is_accepted_except_bad_key(
+    client: httpx2.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
-    """Old and new clients put their key in different places; without one the API refuses."""
-    del claude.headers["authorization"]
-    assert (await claude.get("/v1/models", headers=headers)).status_code == status
+    """In either header; without a key the API refuses."""
+    del client.headers["authorization"]
+    assert (await client.get("/v1/models", headers=headers)).status_code == status
 
 
-async def test_what_is_not_there_is_an_error_of_the_api(claude: httpx2.AsyncClient) -> None:
-    """An unknown path, method or model gets a JSON body that clients can read."""
+@pytest.mark.parametrize(
+    ("fault", "status", "type_", "header"),
+    [
+        ("429 retry_after=7", 429, "rate_limit_error", ("retry-after", "7")),
+        ("529", 529, "overloaded_error", ("retry-after", None)),
+        ("500", 500, "api_error", ("anthropic-ratelimit-requests-limit", "4000")),
+    ],
+)
+async def test_a_status_fault_is_an_http_error(
+    client: httpx2.AsyncClient, fault: str, status: int, type_: str, header: tuple[str, str | None]
+) -> None:
+    """With the body and the headers of Anthropic's API."""
+    response = await client.post("/v1/messages", json=ask(f"#sim fault={fault}"))
+    assert (response.status_code, response.headers.get(header[0])) == (status, header[1])
+    body = response.json()
+    assert (body["type"], body["error"]["type"]) == ("error", type_)
+    assert body["request_id"] == response.headers["request-id"]
     for path in ("/v1/nothing", "/v1/models/claude-unknown"):
-        response = await claude.get(path)
+        response = await client.get(path)
         assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error")
 
 
-async def test_a_cut_drops_the_connection_after_its_delta(claude: httpx2.AsyncClient) -> None:
-    """The client gets exactly N deltas, and then no end of the response."""
-    assert await words(claude, "#sim words=9 rate=0 fault=cut@3") == ["w000000", " w000001", " w000002", "<cut>"]
-
-
-async def test_an_eof_ends_cleanly_without_message_stop(claude: httpx2.AsyncClient) -> None:
-    """The nastiest one: nothing at the level of HTTP shows it."""
-    response = await claude.post("/v1/messages", json=ask("#sim words=9 rate=0 fault=eof@3"))
+async def test_faults_of_a_stream_break_it_where_they_say(client: httpx2.AsyncClient) -> None:
+    """`cut` drops the connection after N deltas; `eof` ends cleanly without message_stop; `html` is a page."""
+    assert await deltas(client, "#sim words=9 rate=0 fault=cut@3") == ["w000000", " w000001", " w000002", "<cut>"]
+    response = await client.post("/v1/messages", json=ask("#sim words=9 rate=0 fault=eof@3"))
     assert (response.status_code, "message_stop" in response.text) == (200, False)
-
-
-async def test_html_is_a_page_with_status_200(claude: httpx2.AsyncClient) -> None:
-    """A captive portal answers everything, and gladly."""
-    response = await claude.post("/v1/messages", json=ask("#sim fault=html"))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    response = await client.post("/v1/messages", json=ask("#sim fault=html"))
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
-async def test_a_fault_of_the_first_calls_only_is_over_after_them(claude: httpx2.AsyncClient) -> None:
-    """`xM`: calls of one turn are counted, and those of another turn are not."""
+async def test_a_fault_of_the_first_calls_is_counted_per_turn(client: httpx2.AsyncClient) -> None:
     for line in ("#sim words=1 fault=529@0x2", "#sim words=1 tag=other fault=529@0x2"):
-        statuses = [(await claude.post("/v1/messages", json=ask(line))).status_code for _ in range(3)]
+        statuses = [(await client.post("/v1/messages", json=ask(line))).status_code for _ in range(3)]
         assert statuses == [529, 529, 200]
-    stats = await stats_when(claude, calls=6)
+    stats = await until_stats(client, calls=6)
     assert (stats["by_fault"], list(stats["turns"].values())) == ({"529": 4}, [3, 3])
 
 
-async def test_a_continuation_gives_the_rest_and_is_counted(claude: httpx2.AsyncClient) -> None:
-    """Asked to go on, exactly the rest; asked to go on with something else, all of it and a count."""
+async def test_a_continuation_is_the_rest_and_is_counted(client: httpx2.AsyncClient) -> None:
+    """A continuation of another text is the whole answer, and counted as a mismatch."""
     question = {"role": "user", "content": "#sim words=4 rate=0"}
-    go_on = {"role": "user", "content": "Your previous response was interrupted and ended with “…”. Continue."}
-    for partial, expected in (("w000000 w00", "0001 w000002 w000003"), ("x", "w000000 w000001 w000002 w000003")):
-        messages = [question, {"role": "assistant", "content": partial}, go_on]
-        response = await claude.post("/v1/messages", json=ask("", stream=False, messages=messages))
+    for partial, expected in (("w000000 w00", "0001 w000002 w000003"), ("x", words(4))):
+        messages = [question, {"role": "assistant", "content": partial}, CONTINUE]
+        response = await client.post("/v1/messages", json=ask("", stream=False, messages=messages))
         assert response.json()["content"] == [{"type": "text", "text": expected}]
-    stats = await stats_when(claude, continuations=2)
+    stats = await until_stats(client, continuations=2)
     assert (stats["continuations_mismatched"], list(stats["turns"].values())) == (1, [2])
 
 
 @pytest.mark.parametrize("line", ["#sim words=9 fault=stall@2", "#sim words=9 wait=60", "#sim words=900000 rate=0"])
-async def test_a_client_that_leaves_is_noticed_at_once(claude: httpx2.AsyncClient, line: str) -> None:
-    """Whatever the stream waits for (nothing, its first delta, a reader that does not read), no more is paid."""
+async def test_a_client_that_disconnects_ends_its_call(client: httpx2.AsyncClient, line: str) -> None:
+    """During a stall, before the first delta, and while the client does not read: no more tokens are counted."""
     async with (
-        claude.stream("POST", "/v1/messages", json=ask(line)) as response,
+        client.stream("POST", "/v1/messages", json=ask(line)) as response,
         aclosing(response.aiter_raw()) as body,
     ):
         await anext(body)
-        await stats_when(claude, streams_open=1, streams_aborted=0)
-    stats = await stats_when(claude, streams_open=0, streams_aborted=1)
+        await until_stats(client, streams_open=1, streams_aborted=0)
+    stats = await until_stats(client, streams_open=0, streams_aborted=1)
     assert stats["output_tokens"] < 900_000
 
 
-async def test_deltas_come_at_their_rate(claude: httpx2.AsyncClient) -> None:
-    """`rate` is kept over the whole answer: what one delta is late the next ones make up for."""
-    now = asyncio.get_running_loop().time
-    began = now()
-    assert len(await words(claude, "#sim words=1001 rate=2000")) == 1001
-    assert (
-        0.5 <= now() - began < 1.0
-    )  # a sleep of half a millisecond takes more than one: a thousand take over a second
-
-
-async def test_the_command_prints_its_address_and_ends_at_once_when_told() -> None:
-    """`python -m tailrace.deploy.simulated_claude`: one line when it listens; open streams do not keep it alive."""
+async def test_the_command_prints_its_address_and_stops_at_sigterm() -> None:
+    """Open streams do not keep it running."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tailrace.deploy.simulated_claude", stdout=asyncio.subprocess.PIPE
     )
@@ -210,85 +189,183 @@ async def test_the_command_prints_its_address_and_ends_at_once_when_told() -> No
         ):
             await anext(body)
             process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(process.wait(), 5)
+            await asyncio.wait_for(process.wait(), 10)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-async def test_its_account_tells_of_every_call(claude: httpx2.AsyncClient) -> None:
-    """Which question, from which delta on, when it began and closed, and how: by what is checked what was paid for."""
+async def test_the_account_lists_every_call(client: httpx2.AsyncClient) -> None:
+    """Its turn, its first delta, when it began and was closed, and how it ended."""
     before = monotonic_ns()
     for line in ("#sim words=3 rate=0", "#sim words=9 tag=x rate=0 fault=cut@3", "#sim words=1 tag=y fault=529"):
-        await words(claude, line)
+        await deltas(client, line)
     whole = ask("", stream=False, messages=[{"role": "user", "content": "Hello.\n#sim words=2 tag=z rate=0"}])
-    await claude.post("/v1/messages", json=whole)
+    await client.post("/v1/messages", json=whole)
     stalling = ask("#sim words=5 tag=s rate=0 fault=stall@2")
     async with (
-        claude.stream("POST", "/v1/messages", json=stalling) as response,
+        client.stream("POST", "/v1/messages", json=stalling) as response,
         aclosing(response.aiter_raw()) as body,
     ):
         await anext(body)
-        stalled = await until(lambda: account(claude, lambda call: call.over != "open"))
-        assert stalled is not None
+        stalled = await until_calls(client, lambda call: call.over != "open")
         assert stalled.calls[-1].closed is None
-    told = await until(lambda: account(claude, lambda call: call.closed is not None))
-    assert told is not None
-    assert [(call.number, call.question, call.over, call.deltas) for call in told.calls] == [
+    report = await until_calls(client, lambda call: call.closed is not None)
+    assert [(call.number, call.question, call.over, call.deltas) for call in report.calls] == [
         (1, "#sim words=3 rate=0", "whole", 3),
         (2, "#sim words=9 tag=x rate=0 fault=cut@3", "cut", 3),
         (3, "#sim words=1 tag=y fault=529", "529", 0),
         (4, "#sim words=2 tag=z rate=0", "whole", 2),
         (5, "#sim words=5 tag=s rate=0 fault=stall@2", "stall", 2),
     ]
-    times = [at or 0 for call in told.calls for at in (call.begun, call.closed)]
+    times = [at or 0 for call in report.calls for at in (call.begun, call.closed)]
     assert times == sorted(times)
     assert before < times[0] < times[-1] < monotonic_ns()
-    assert len({call.key for call in told.calls}) == 5
-    await claude.post("/_sim/reset")
-    assert await account(claude, lambda _: True) == AccountReport([], 0)
+    assert len({call.key for call in report.calls}) == 5
+    await client.post("/_sim/reset")
+    assert await until_calls(client, lambda _: True) == AccountReport([], 0)
 
 
-async def test_its_account_says_that_a_client_left_because_of_what_nobody_can_read(claude: httpx2.AsyncClient) -> None:
-    """Whose fault it was: the model is not to be told that it was the client's."""
-    question = ask("#sim words=900 rate=20 fault=garbage@1")
-    async with claude.stream("POST", "/v1/messages", json=question) as response:
-        heard = b""
-        async for received in response.aiter_raw():
-            heard += received
-            if b'"ind\n\n' in heard:
+async def test_the_account_says_which_side_ended_a_call(client: httpx2.AsyncClient) -> None:
+    """A client that leaves because of garbage has not aborted; a continuation has the key of its turn and a start."""
+    async with client.stream("POST", "/v1/messages", json=ask("#sim words=900 rate=20 fault=garbage@1")) as response:
+        received = b""
+        async for piece in response.aiter_raw():
+            received += piece
+            if b'"ind\n\n' in received:
                 break
-    told = await until(lambda: account(claude, lambda call: call.closed is not None))
-    assert told is not None
-    assert [call.over for call in told.calls] == ["garbage"]
-
-
-async def test_its_account_says_where_a_call_went_on_and_that_its_client_left(claude: httpx2.AsyncClient) -> None:
-    """Calls of one turn have one key, whatever is there of its answer; the second says from where it goes on."""
     question = {"role": "user", "content": "#sim words=900 rate=20"}
     partial = {"role": "assistant", "content": "w000000 w000001"}
-    go_on = {"role": "user", "content": "Your previous response was interrupted and ended with “…”. Continue."}
-    for messages in ([question], [question, partial, go_on]):
-        async with claude.stream("POST", "/v1/messages", json=ask("", messages=messages)) as response:
+    for messages in ([question], [question, partial, CONTINUE]):
+        async with client.stream("POST", "/v1/messages", json=ask("", messages=messages)) as response:
             await anext(aiter(response.aiter_raw()))
-    told = await until(lambda: account(claude, lambda call: call.closed is not None))
-    assert told is not None
-    first, second = told.calls
-    assert first.key == second.key
-    assert (first.start, second.start) == (0, 2)
-    assert [call.over for call in told.calls] == ["aborted", "aborted"]
+    report = await until_calls(client, lambda call: call.closed is not None)
+    assert [(call.over, call.start) for call in report.calls] == [("garbage", 0), ("aborted", 0), ("aborted", 2)]
+    assert report.calls[1].key == report.calls[2].key
 
 
-def test_an_account_that_is_too_long_says_how_much_it_has_forgotten() -> None:
-    """Who judges by it has to know that it is not all of it."""
-    kept = Account(deque(maxlen=2))
+def test_a_long_account_counts_the_calls_that_it_has_forgotten() -> None:
+    account = Account(deque(maxlen=2))
     for _ in range(5):
-        kept.begin("key", "question", 0)
-    assert ([call.number for call in kept.calls], kept.forgotten) == ([4, 5], 3)
+        account.begin("key", "question", 0)
+    assert ([call.number for call in account.calls], account.forgotten) == ([4, 5], 3)
 
 
-async def account(claude: httpx2.AsyncClient, is_there: Callable[[Call], bool]) -> AccountReport | None:
-    """What it tells of its calls, once all of them are as they are to be."""
-    told = msgspec.json.decode((await claude.get("/_sim/calls")).content, type=AccountReport)
-    return told if all(map(is_there, told.calls)) else None
+# Message Batches
+
+
+def batch_input(name: str, line: str, **more: Any) -> Any:
+    message = {"role": "user", "content": f"#sim {line}"}
+    return {"custom_id": name, "params": {"model": "claude-haiku-5-5", "max_tokens": 99, "messages": [message], **more}}
+
+
+async def results(sdk: anthropic.AsyncAnthropic, name: str) -> dict[str, Any]:
+    """Waits for the end of a batch; returns its results by custom id."""
+
+    async def has_ended() -> bool:
+        return (await sdk.messages.batches.retrieve(name)).processing_status == "ended"
+
+    await until(has_ended)
+    return {one.custom_id: one.result async for one in await sdk.messages.batches.results(name)}
+
+
+async def test_a_batch_has_a_result_for_each_request(sdk: anthropic.AsyncAnthropic) -> None:
+    """Answers at the batch's price, and errors, which do not fail the creation. Counts appear when it has ended."""
+    created = await sdk.messages.batches.create(
+        requests=[
+            batch_input("one", "words=2 rate=0 wait=0.1"),
+            batch_input("two", "words=3 rate=0 tag=x"),
+            batch_input("stream", "words=1 rate=0", stream=True),
+            batch_input("model", "words=1 rate=0", model="none"),
+            batch_input("failed", "words=1 rate=0 fault=500"),
+        ]
+    )
+    assert (created.type, created.processing_status, created.results_url) == ("message_batch", "in_progress", None)
+    assert (created.request_counts.processing, created.request_counts.succeeded) == (5, 0)
+    found = await results(sdk, created.id)
+    succeeded = {name: one.message for name, one in found.items() if one.type == "succeeded"}
+    assert {name: one.content[0].text for name, one in succeeded.items()} == {"one": words(2), "two": words(3, "x")}
+    assert {one.usage.service_tier for one in succeeded.values()} == {"batch"}
+    assert {name: one.error.error.type for name, one in found.items() if one.type == "errored"} == {
+        "stream": "invalid_request_error",
+        "model": "not_found_error",
+        "failed": "api_error",
+    }
+    ended = await sdk.messages.batches.retrieve(created.id)
+    counts = ended.request_counts
+    assert (counts.processing, counts.succeeded, counts.errored) == (0, 2, 3)
+    assert ended.ended_at is not None
+
+
+async def test_cancellation_and_expiry_end_the_requests_without_an_answer(sdk: anthropic.AsyncAnthropic) -> None:
+    api = sdk.messages.batches
+    cancelled = await api.create(
+        requests=[batch_input("now", "words=1 rate=0"), batch_input("late", "words=1 wait=3600")]
+    )
+    assert (await api.cancel(cancelled.id)).processing_status == "canceling"
+    found = await results(sdk, cancelled.id)
+    assert {name: one.type for name, one in found.items()} == {"now": "succeeded", "late": "canceled"}
+    with pytest.raises(anthropic.BadRequestError):
+        await api.cancel(cancelled.id)
+    expired = await api.create(requests=[batch_input("late", "words=1 wait=3600")])
+    async with httpx2.AsyncClient(base_url=sdk.base_url, trust_env=False) as client:
+        await client.post("/_sim/expire")
+    assert (await results(sdk, expired.id))["late"].type == "expired"
+    assert (await generator_in_loop.stats(str(sdk.base_url)))["calls"] == 1
+
+
+async def test_batches_are_listed_newest_first_and_deleted(sdk: anthropic.AsyncAnthropic) -> None:
+    """In pages; a running one cannot be deleted."""
+    api = sdk.messages.batches
+    created = [(await api.create(requests=[batch_input("a", "words=1 rate=0")])).id for _ in range(5)]
+    assert [one.id async for one in api.list(limit=2)] == created[::-1]
+    await results(sdk, created[0])
+    assert (await api.delete(created[0])).type == "message_batch_deleted"
+    with pytest.raises(anthropic.NotFoundError):
+        await api.retrieve(created[0])
+    running = await api.create(requests=[batch_input("a", "words=1 wait=3600")])
+    with pytest.raises(anthropic.BadRequestError):
+        await api.delete(running.id)
+
+
+async def test_a_creation_is_refused_or_cut_off_after_it(sdk: anthropic.AsyncAnthropic) -> None:
+    """A rate limit creates no batch; a connection that is cut leaves one whose id the client does not have."""
+    api = sdk.messages.batches
+    limited = [batch_input("a", "words=1 rate=0 fault=429x1")]
+    with pytest.raises(anthropic.RateLimitError):
+        await api.create(requests=limited)
+    assert [one async for one in api.list()] == []
+    await api.create(requests=limited)
+    with pytest.raises((httpx2.HTTPError, anthropic.APIConnectionError)):
+        await api.create(requests=[batch_input("a", "words=1 rate=0 fault=cutx1")])
+    assert (await generator_in_loop.stats(str(sdk.base_url)))["batches"] == 2
+    for wrong in ([], [batch_input("a/b", "")], [batch_input("a", ""), batch_input("a", "")]):
+        with pytest.raises(anthropic.BadRequestError):
+            await api.create(requests=wrong)
+
+
+def test_a_timer_that_fires_early_cancels_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop rounds timers to whole milliseconds: the longest answer of a batch would be cancelled."""
+
+    def early_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        call_later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda delay, *args: call_later(delay / 2, *args))
+        return loop
+
+    async def kinds() -> set[str]:
+        ended = asyncio.Event()
+
+        def process(request: Request) -> Result:
+            ended.set()
+            return Result(request.custom_id, "succeeded")
+
+        requests = [Request(one["custom_id"], msgspec.Raw(msgspec.json.encode(one["params"]))) for one in both]
+        batch = MessageBatch(1, requests, process)
+        await ended.wait()
+        return {result.kind for result in batch.results}
+
+    both = [batch_input("short", "words=1 rate=0"), batch_input("long", "words=1 rate=0 wait=0.1")]
+    with asyncio.Runner(loop_factory=early_loop) as runner:
+        assert runner.run(kinds()) == {"succeeded"}

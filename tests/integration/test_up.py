@@ -1,4 +1,4 @@
-"""`tailrace up` as a person uses it: the whole system, its one line of output that counts, and its end."""
+"""`tailrace up`: one command that starts the whole system, restarts its processes, and stops them in order."""
 
 import hashlib
 import json
@@ -26,179 +26,155 @@ from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_ali
 from tests.harness.webhook_receiver import Receiver
 
 KEY = "sk-ant-canary-of-the-real-key"
-# What a part that hangs has before it is killed (deploy/local/supervisor.py).
+# How long a process that hangs may take before it is killed (deploy/local/supervisor.py).
 GRACE_S = 8.0
 
-
-# Python runs it in every process: here the second generator takes its time before it begins.
-LATE = """
+# Python runs sitecustomize.py in every process. Here the second generator starts late.
+LATE_GENERATOR = """
 import os, sys, time
 if "tailrace.generators" in sys.orig_argv and os.environ["TAILRACE_GENERATOR"] == "generator-2":
     time.sleep(1.5)
     open(os.environ["BEGUN"], "w").close()
 """
+# Here persistence refuses a setting that `up` has accepted.
+STRICT_PERSISTENCE = """
+import os, sys
+if "tailrace.persistence" in sys.orig_argv:
+    os.write(2, b"persistence: TAILRACE_DATABASE: not here\\n")
+    os._exit(2)
+"""
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One system for the tests that leave it as it was."""
+    """A system for the tests that do not change it."""
     folder = tmp_path_factory.mktemp("up")
-    (folder / "sitecustomize.py").write_text(LATE)
+    (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
     environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun")}
     with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
         yield up
-
-
-async def test_it_is_ready_when_every_process_is(up: Up) -> None:
-    """Who kills a generator to see what happens needs the other one; a gateway is content with any."""
-    await up.ready()
-    assert up.folder.with_name("begun").exists()
-    metrics = re.findall(r"metrics (http://127\.0\.0\.1:[0-9]+/metrics)$", up.text, re.MULTILINE)
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        told = [(await client.get(url)).text for url in metrics]
-    assert ["\ntailrace_ready 1.0\n" in text for text in told] == [True] * 5
-
-
-async def test_it_says_ready_last_and_before_it_what_runs_where(up: Up) -> None:
-    """A script waits for one line, and a person finds each process above it."""
-    url = await up.ready()
-    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+", url)
-    names = ["nats-server", "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
-    assert list(up.pids()) == names
-    assert sorted(up.pids().values()) == sorted(up.tree())
-    assert up.said("up ").endswith("| ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge")
-
-
-async def test_the_line_to_try_answers(up: Up) -> None:
-    """Whoever copies the curl line sees an answer arrive, to its end."""
-    url = await up.ready()
-    words = shlex.split(up.said("  curl "))
-    assert words[:3] == ["curl", "-N", f"{url}/v1/turns"]
-    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
-    address = urlsplit(words[2])
-    connection = HTTPConnection(str(address.hostname), address.port, timeout=30)
-    try:
-        connection.request("POST", address.path, words[words.index("-d") + 1], headers)
-        answer = connection.getresponse()
-        heard = [json.loads(line[6:]) for line in answer if line.startswith(b"data: ")]
-    finally:
-        connection.close()
-    assert answer.status == 200
-    assert any(event["type"] == "delta" for event in heard)
-    assert heard[-1]["type"] == "done"
-
-
-def webhook_secret(environ: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "tailrace", "webhook-secret"]
-    return run(
-        command, cwd=CHECKOUT, env=os.environ | environ, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-async def test_a_turn_is_told_to_its_webhook(tmp_path: Path) -> None:
-    """With a key, `up` signs and sends; what `webhook-secret` shows is what a receiver checks it with."""
-    environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
-    async with Receiver() as receiver:
-        with running(tmp_path, *LEAN, **environ) as up:
-            async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False) as client:
-                body = {"message": "#sim words=5 rate=0", "webhook": receiver.url}
-                turn = (await client.post("/v1/turns", json=body)).json()["turn"]
-                (got,) = await until(lambda: receiver.got)
-                told = (await client.get(f"/v1/turns/{turn}")).json()
-    assert Webhook(webhook_secret(environ)).verify(got.body, dict(got.headers))["data"] == told
-    assert told["text"] == "w000000 w000001 w000002 w000003 w000004"
-
-
-@pytest.mark.rule("F30")
-async def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
-    """One sentence, with the pid of the first and what to do; nothing is started, so that it is soon said."""
-    await up.ready()
-    before = up.tree()
-    status, sentence = refused("--port", "0", "--data", str(up.folder))
-    assert (status, sentence.count("\n")) == (1, 1)
-    assert f"in use by another `tailrace up` (pid {up.process.pid})" in sentence
-    assert "--data" in sentence
-    assert up.tree() == before
-
-
-@pytest.mark.rule("F30")
-async def test_a_second_one_on_the_same_port_is_refused(up: Up, tmp_path: Path) -> None:
-    """The port is taken before anything starts, so the refusal comes before anything was started."""
-    port = (await up.ready()).rpartition(":")[2]
-    status, sentence = refused("--port", port, "--data", str(tmp_path / "other"))
-    assert (status, sentence.count("\n")) == (1, 1)
-    assert f"port {port} on 127.0.0.1 is in use" in sentence
-    assert "--port" in sentence
-    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["lock"]
-
-
-async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """A file in the place of the folder is said, not shown as a traceback."""
-    (tmp_path / "data").write_text("")
-    status, sentence = refused("--port", "0", "--data", str(tmp_path / "data"))
-    assert (status, sentence.count("\n")) == (1, 1)
-    assert "choose another with --data" in sentence
-
-
-async def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
-    """The system's own word for it, and the option to look at."""
-    where = ("--host", "192.0.2.1", "--data", str(tmp_path / "data"))
-    status, sentence = refused(*where, TAILRACE_ALLOW_ANONYMOUS="true")
-    assert (status, sentence.count("\n")) == (1, 1)
-    assert "cannot listen on 192.0.2.1 port 8000" in sentence
-
-
-def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """Whoever mistypes a name reads one sentence, and finds nothing half-started: not even the folder."""
-    status, sentence = refused("--port", "0", "--data", str(tmp_path / "data"), TAILRACE_GRACE="3")
-    assert (status, sentence.count("\n")) == (2, 1)
-    assert "TAILRACE_GRACE is not a setting (did you mean TAILRACE_GRACE_S?)" in sentence
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.rule("S16")
-async def test_what_it_keeps_is_for_its_owner_only(up: Up) -> None:
-    """Answers, and the token that opens the log, are nobody else's business."""
-    await up.ready()
-    assert up.folder.stat().st_mode & 0o777 == 0o700
-    shared = [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077]
-    assert shared == []
-
-
-@pytest.mark.rule("S16")
-async def test_only_this_machine_reaches_it(up: Up) -> None:
-    """FAULTS S16: every socket of every part is on loopback, and who asks by a stranger's name is sent away."""
-    url = await up.ready()
-    found = up.listening()
-    assert {address.rpartition(":")[0] for of_part in found.values() for address in of_part} == {"127.0.0.1"}
-    # nats-server's own and its monitoring; the gateways share one, and have one each for metrics.
-    counts = {name: len(of_part) for name, of_part in found.items()}
-    assert counts == {name: 2 if name.startswith(("nats", "gateway")) else 1 for name in ("up", *up.pids())}
-    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
-        for path in ("/", "/v1/sessions", "/metrics"):
-            answer = await client.get(path, headers={"host": "rebound.example"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_refused")
 
 
 def arguments(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-async def test_a_generator_that_is_killed_is_replaced_and_said_so(tmp_path: Path) -> None:
-    """kill -9 of one part is two lines and a tenth of a second; the others do not notice."""
-    with running(tmp_path, *LEAN) as up:
-        await up.ready()
+def webhook_secret(environ: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "tailrace", "webhook-secret"]
+    done = run(command, cwd=CHECKOUT, env=os.environ | environ, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.rule("F30")
+@pytest.mark.rule("S16")
+async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Path) -> None:
+    """A script waits for one line, and a person finds each process above it; the printed curl command works.
+
+    Only this machine and this user can reach it; a second `up` on the same directory or port is refused.
+    """
+    url = await up.ready()
+    assert up.folder.with_name("begun").exists()
+    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+", url)
+    names = ["nats-server", "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
+    assert list(up.pids()) == names
+    assert sorted(up.pids().values()) == sorted(up.tree())
+    assert up.said("up ").endswith("| ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge")
+
+    words = shlex.split(up.said("  curl "))
+    assert words[:3] == ["curl", "-N", f"{url}/v1/turns"]
+    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+    found = up.listening()
+    assert {address.rpartition(":")[0] for of_process in found.values() for address in of_process} == {"127.0.0.1"}
+    # nats-server has a port for monitoring; the gateways share one, and have one each for metrics.
+    counts = {name: len(of_process) for name, of_process in found.items()}
+    assert counts == {name: 2 if name.startswith(("nats", "gateway")) else 1 for name in ("up", *up.pids())}
+    async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
+        answer = await client.post(words[2], content=words[words.index("-d") + 1], headers=headers)
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert answer.status_code == 200
+        assert any(event["type"] == "delta" for event in events)
+        assert events[-1]["type"] == "done"
+        metrics = re.findall(r"metrics (http://127\.0\.0\.1:[0-9]+/metrics)$", up.text, re.MULTILINE)
+        texts = [(await client.get(address)).text for address in metrics]
+        assert ["\ntailrace_ready 1.0\n" in text for text in texts] == [True] * 5
+        for path in ("/", "/v1/sessions", "/metrics"):
+            answer = await client.get(path, headers={"host": "rebound.example"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_refused")
+    assert up.folder.stat().st_mode & 0o777 == 0o700
+    assert [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077] == []
+
+    before, other, port = up.tree(), tmp_path / "other", url.rpartition(":")[2]
+    status, message = refused("--port", "0", "--data", str(up.folder))
+    assert (status, message.count("\n"), "--data" in message) == (1, 1, True)
+    assert f"in use by another `tailrace up` (pid {up.process.pid})" in message
+    status, message = refused("--port", port, "--data", str(other))
+    assert (status, message.count("\n"), "--port" in message) == (1, 1, True)
+    assert f"port {port} on 127.0.0.1 is in use" in message
+    assert sorted(path.name for path in other.iterdir()) == ["lock"]
+    assert up.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "status", "message"),
+    [
+        (("--port", "0", "--data", "file"), {}, 1, "choose another with --data"),
+        (
+            ("--host", "192.0.2.1", "--data", "data"),
+            {"TAILRACE_ALLOW_ANONYMOUS": "true"},
+            1,
+            "cannot listen on 192.0.2.1 port 8000",
+        ),
+        (
+            ("--port", "0", "--data", "data"),
+            {"TAILRACE_GRACE": "3"},
+            2,
+            "TAILRACE_GRACE is not a setting (did you mean TAILRACE_GRACE_S?)",
+        ),
+    ],
+)
+def test_a_start_that_cannot_succeed_is_refused_in_one_line(
+    tmp_path: Path, options: tuple[str, ...], environ: dict[str, str], status: int, message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    found = refused(*options[:-1], str(tmp_path / options[-1]), **environ)
+    assert (found[0], found[1].count("\n")) == (status, 1)
+    assert message in found[1]
+    assert status == 1 or not (tmp_path / "data").exists()
+
+
+async def test_a_setting_that_only_a_process_refuses_ends_up(tmp_path: Path) -> None:
+    """The process prints what is wrong, and `up` prints which process it was: status 1."""
+    (tmp_path / "sitecustomize.py").write_text(STRICT_PERSISTENCE)
+    with running(tmp_path, *LEAN, PYTHONPATH=str(tmp_path)) as up:
+        assert up.process.wait(timeout=STOP_S_MAX) == 1
+        assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
+        assert up.lines[-1] == "tailrace: persistence reports an invalid setting: see its lines above"
+
+
+async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    """A client that connects while the only gateway restarts waits, because `up` holds the socket.
+
+    While `up` stops, connections are refused: no process would accept them. A webhook is sent and signed.
+    """
+    environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
+    with running(tmp_path, *LEAN, **environ) as up:
+        url = await up.ready()
+        address = urlsplit(url)
+        async with Receiver() as receiver, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            body = {"message": "#sim words=5 rate=0", "webhook": receiver.url}
+            turn = (await client.post("/v1/turns", json=body)).json()["turn"]
+            (got,) = await until(lambda: receiver.got)
+            record = (await client.get(f"/v1/turns/{turn}")).json()
+        assert Webhook(webhook_secret(environ)).verify(got.body, dict(got.headers))["data"] == record
+        assert record["text"] == "w000000 w000001 w000002 w000003 w000004"
+
         others = set(up.tree()) - {up.pids()["generator-1"]}
         os.kill(up.pids()["generator-1"], signal.SIGKILL)
         await until(lambda: [line for line in up.lines if "generator-1 was killed by SIGKILL; next start" in line])
         [line] = await until(lambda: [line for line in up.lines if "generator-1 runs again, pid " in line])
-        assert set(up.tree()) == {*others, int(line.rpartition(" ")[2])}
+        generator = int(line.rpartition(" ")[2])
+        assert set(up.tree()) == {*others, generator}
 
-
-async def test_nobody_is_turned_away_while_a_gateway_restarts(tmp_path: Path) -> None:
-    """`up` holds the socket: who connects between two lives of the only gateway waits for the second."""
-    with running(tmp_path, *LEAN) as up:
-        address = urlsplit(await up.ready())
         os.kill(up.pids()["gateway-1"], signal.SIGKILL)
         connection = HTTPConnection(str(address.hostname), address.port, timeout=START_S_MAX)
         try:
@@ -208,40 +184,12 @@ async def test_nobody_is_turned_away_while_a_gateway_restarts(tmp_path: Path) ->
             connection.close()
         await until(lambda: [line for line in up.lines if "gateway-1 was killed by SIGKILL" in line])
 
-
-async def test_who_comes_back_while_it_stops_is_refused_at_once(tmp_path: Path) -> None:
-    """A client must not hang in the queue of a socket that nobody serves any more, while a generator takes its time."""
-    with running(tmp_path, *LEAN) as up:
-        address = urlsplit(await up.ready())
-        os.kill(up.pids()["generator-1"], signal.SIGSTOP)
-        up.process.send_signal(signal.SIGTERM)
+        pids = up.tree()
+        os.kill(generator, signal.SIGSTOP)
+        up.process.send_signal(signal.SIGINT)
         await until(lambda: [line for line in up.lines if line.endswith("gateway-1 stopped")])
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((str(address.hostname), address.port))
-
-
-@pytest.mark.rule("F30")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_stops_all_of_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C is no accident: status 0, no process left, and those stop first who need the others."""
-    with running(tmp_path, "--port", "0") as up:
-        await up.ready()
-        pids = up.tree()
-        up.process.send_signal(number)
-        assert up.process.wait(timeout=STOP_S_MAX) == 0
-        assert [pid for pid in pids if is_alive(pid)] == []
-        stopped = re.findall(r"^up +\| ([a-z-]+)[0-9]* stopped$", "\n".join(up.lines), re.MULTILINE)
-        assert stopped == ["gateway-", "generator-", "generator-", "simulated-claude", "persistence", "nats-server"]
-
-
-async def test_a_second_ctrl_c_stops_it_at_once(tmp_path: Path) -> None:
-    """A part that hangs would have its whole grace; a person in a hurry does not wait for that."""
-    with running(tmp_path, *LEAN) as up:
-        await up.ready()
-        pids = up.tree()
-        os.kill(up.pids()["generator-1"], signal.SIGSTOP)
-        up.process.send_signal(signal.SIGINT)
-        await until(lambda: [line for line in up.lines if line.endswith("gateway-1 stopped")])
         started_s = time.monotonic()
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
@@ -249,49 +197,36 @@ async def test_a_second_ctrl_c_stops_it_at_once(tmp_path: Path) -> None:
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
-# Python runs it in every process: here persistence finds wrong what `up` let pass.
-PICKY = """
-import os, sys
-if "tailrace.persistence" in sys.orig_argv:
-    os.write(2, b"persistence: TAILRACE_DATABASE: not here\\n")
-    os._exit(2)
-"""
-
-
-async def test_a_setting_that_only_a_part_finds_wrong_ends_it_soon(tmp_path: Path) -> None:
-    """The part says what is wrong, `up` says which part that was, and all of it is gone: status 1."""
-    (tmp_path / "sitecustomize.py").write_text(PICKY)
-    with running(tmp_path, *LEAN, PYTHONPATH=str(tmp_path)) as up:
-        assert up.process.wait(timeout=STOP_S_MAX) == 1
-        assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
-        assert up.lines[-1] == "tailrace: persistence reports an invalid setting: see its lines above"
-
-
 async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
-    """Ctrl-C right after the start is as good as any other."""
     with running(tmp_path, *LEAN) as up:
         await until(lambda: up.said("nats-server"), START_S_MAX)
         pids = up.tree()
-        up.process.send_signal(signal.SIGINT)
+        up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
 @pytest.mark.rule("F30")
-async def test_no_process_outlives_one_that_was_killed(tmp_path: Path) -> None:
-    """kill -9 of `up` leaves nothing that would hold the folder, and the next start works."""
+async def test_no_process_survives_a_kill_or_a_stop(tmp_path: Path) -> None:
+    """kill -9 of `up` leaves no process that holds the directory. A signal stops in order: clients before servers."""
     with running(tmp_path, *LEAN) as up:
         await up.ready()
         pids = up.tree()
         assert pids
         up.process.kill()
         await until(lambda: not any(map(is_alive, pids)))
-    with running(tmp_path, *LEAN) as again:
+    with running(tmp_path, "--port", "0") as again:
         await again.ready()
+        pids = again.tree()
+        again.process.send_signal(signal.SIGHUP)
+        assert again.process.wait(timeout=STOP_S_MAX) == 0
+        assert [pid for pid in pids if is_alive(pid)] == []
+        stopped = re.findall(r"^up +\| ([a-z-]+)[0-9]* stopped$", "\n".join(again.lines), re.MULTILINE)
+        assert stopped == ["gateway-", "generator-", "generator-", "simulated-claude", "persistence", "nats-server"]
 
 
-# What others are told at their cost, or in confidence. The answer's is the tag of its words.
-SAID = {
+# Confidential texts of one turn. The answer's is the tag of its words.
+CANARIES = {
     "prompt": "canary-in-a-prompt",
     "system prompt": "canary-in-a-system-prompt",
     "answer": "canary-in-an-answer",
@@ -299,8 +234,8 @@ SAID = {
     "title": "canary-in-a-title",
     "idempotency key": "canary-idempotency-key",
 }
-# The lines of a rainy day are the talkative ones.
-HARD_WAY = "words=20 rate=0 fault=429x1 fault=cut@9x2 retry_after=0"
+# A call that fails and an answer that breaks off log the most.
+FAULTS = "words=20 rate=0 fault=429x1 fault=cut@9x2 retry_after=0"
 MONITORED = (
     *("varz", "connz?auth=1&subs=detail&state=any", "subsz?subs=1", "routez?subs=1", "gatewayz", "leafz?subs=1"),
     *("jsz?accounts=1&streams=1&consumers=1&config=1", "accountz", "accstatz", "healthz", "expvarz", "ipqueuesz"),
@@ -308,8 +243,8 @@ MONITORED = (
 
 
 @pytest.mark.rule("S3")
-async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> None:
-    """FAULTS S3: in no line, no argument, no metric, no refusal, no URL, and not where nats-server is monitored."""
+async def test_a_system_at_work_shows_no_secret(tmp_path: Path) -> None:
+    """Not in log lines, arguments, metrics, error responses, URLs, nor in the monitoring of nats-server (S3)."""
     key = "a-key-that-is-a-canary"
     environ = {
         "ANTHROPIC_API_KEY": KEY,
@@ -323,8 +258,8 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
         with running(tmp_path, "--port", "0", ANTHROPIC_BASE_URL=claude.url, **environ) as up:
             url = await up.ready()
             async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-                secrets = SAID | await at_work(client, {"x-api-key": key}, shown)
-                await at_work(client, {"authorization": f"Bearer {jwt}"}, shown)
+                secrets = CANARIES | await run_turn(client, {"x-api-key": key}, shown)
+                await run_turn(client, {"authorization": f"Bearer {jwt}"}, shown)
                 shown |= await refusals(client, key, jwt)
                 monitored = re.findall(r"(http://127\.0\.0\.1:[0-9]+)(?:/metrics)?", up.text)
                 for address in set(monitored):
@@ -338,7 +273,7 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
             assert f"Claude at {claude.url} answers, and each turn costs money" in up.said("up ")
     assert len(set(passwords)) == len(RIGHTS)
     assert all(re.fullmatch("[0-9a-f]{32}", password) for password in passwords)
-    # What is looked through is what there is.
+    # The searched texts contain what they should.
     assert any('"subscriptions_list' in text for text in shown.values())
     assert any("tailrace_persistence_" in text for text in shown.values())
     secrets |= {"key": key, "JWT": jwt, "JWT's secret": jwts.SECRET, "Claude's key": KEY}
@@ -346,40 +281,42 @@ async def test_no_secret_is_shown_by_a_whole_system_at_work(tmp_path: Path) -> N
     assert [(what, where) for what, secret in secrets.items() for where in shown if secret in shown[where]] == []
 
 
-async def at_work(client: httpx2.AsyncClient, credential: dict[str, str], shown: dict[str, str]) -> dict[str, str]:
-    """A turn that has a hard way, its ticket and its session; the secrets that came of it. `shown`: addresses."""
-    session = {"title": SAID["title"], "system_prompt": SAID["system prompt"]}
+async def run_turn(client: httpx2.AsyncClient, credential: dict[str, str], shown: dict[str, str]) -> dict[str, str]:
+    """Runs a turn with retries, a session and a ticket; returns the ticket, and adds the URLs to `shown`."""
+    session = {"title": CANARIES["title"], "system_prompt": CANARIES["system prompt"]}
     made = (await client.post("/v1/sessions", json=session, headers=credential)).json()
     body = {
-        "message": f"{SAID['prompt']}\n#sim tag={SAID['answer']} {HARD_WAY}",
+        "message": f"{CANARIES['prompt']}\n#sim tag={CANARIES['answer']} {FAULTS}",
         "session": made["id"],
-        "metadata": {SAID["metadata"]: SAID["metadata"]},
+        "metadata": {CANARIES["metadata"]: CANARIES["metadata"]},
     }
-    asked = await client.post("/v1/turns", json=body, headers=credential | {"idempotency-key": SAID["idempotency key"]})
-    assert asked.status_code == 202, asked.text
-    links = asked.json()["links"]
+    response = await client.post(
+        "/v1/turns", json=body, headers=credential | {"idempotency-key": CANARIES["idempotency key"]}
+    )
+    assert response.status_code == 202, response.text
+    links = response.json()["links"]
     answer = await client.get(links["events"], headers=credential)
-    assert SAID["answer"] in answer.text
+    assert CANARIES["answer"] in answer.text
     ticket = (await client.post(f"{links['self']}/tickets", json={}, headers=credential)).json()["events"]
-    assert SAID["answer"] in (await client.get(ticket)).text
-    shown[f"addresses of {made['id']}"] = str([links, dict(asked.headers), dict(answer.headers)])
+    assert CANARIES["answer"] in (await client.get(ticket)).text
+    shown[f"addresses of {made['id']}"] = str([links, dict(response.headers), dict(answer.headers)])
     return {f"ticket of {made['id']}": ticket.rpartition("=")[2]}
 
 
 async def refusals(client: httpx2.AsyncClient, key: str, jwt: str) -> dict[str, str]:
-    """What is answered to who has nearly the right thing, or says too much."""
-    body = {"message": SAID["prompt"], SAID["metadata"]: SAID["answer"]}
-    asked = [
+    """Returns responses to wrong credentials and to requests that contain secrets."""
+    body = {"message": CANARIES["prompt"], CANARIES["metadata"]: CANARIES["answer"]}
+    response = [
         ("POST", "/v1/turns", {"x-api-key": key + "x"}, body),
         ("POST", "/v1/turns", {"authorization": f"Bearer {jwt}x"}, body),
         ("POST", "/v1/turns", {"x-api-key": key, "authorization": f"Bearer {jwt}"}, body),
-        ("GET", f"/v1/turns/{SAID['prompt']}", {"x-api-key": key}, None),
-        ("GET", f"/{SAID['prompt']}?key={key}&token={jwt}", {}, None),
+        ("GET", f"/v1/turns/{CANARIES['prompt']}", {"x-api-key": key}, None),
+        ("GET", f"/{CANARIES['prompt']}?key={key}&token={jwt}", {}, None),
         ("POST", "/v1/turns", {"x-api-key": key, "content-type": "text/plain"}, body),
     ]
     answers = {
         f"refusal {number}": await client.request(method, path, headers=headers, json=json)
-        for number, (method, path, headers, json) in enumerate(asked)
+        for number, (method, path, headers, json) in enumerate(response)
     }
     assert all(answer.status_code >= 400 for answer in answers.values())
     return {what: answer.text + str(dict(answer.headers)) for what, answer in answers.items()}
