@@ -1,4 +1,4 @@
-"""More readers than one gateway takes: who is told to come again, who gets in, and how long a stream lives."""
+"""Limits of readers and connections of a gateway, and the maximum age of a stream."""
 
 import asyncio
 import socket
@@ -31,7 +31,7 @@ async def opened(
 
 
 async def gather(response: httpx2.Response, body: bytearray) -> None:
-    """All that comes, also of a body that breaks off."""
+    """Adds everything received to `body`, also from a body that breaks off."""
     async for piece in response.aiter_raw():
         body += piece
 
@@ -48,10 +48,10 @@ def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
         ("streams_address_max", (429, "too_many_streams", True)),
     ],
 )
-async def test_one_gateway_takes_so_many_readers(
+async def test_readers_beyond_a_limit_are_refused(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, setting: str, expected: tuple[int, str, bool]
 ) -> None:
-    """With a cursor or without one, and also of a question that asks for its stream, which is then not asked."""
+    """With and without a cursor, and also a POST that requests its stream, which then creates no turn."""
     gateway = await new_gateway(nats_url, **{setting: 2})
     writer = Writer(log, key)
     await writer.open("a")
@@ -68,35 +68,35 @@ async def test_one_gateway_takes_so_many_readers(
         assert (await gateway.client.post("/v1/turns", json={"message": "hi"})).status_code == 202
         await leaving.aclose()
 
-        async def is_let_in() -> bool:
+        async def is_accepted() -> bool:
             return (await opened(stack, gateway, key)).status_code == 200
 
-        await until(is_let_in)
+        await until(is_accepted)
 
 
-async def test_an_event_source_that_comes_back_to_a_full_gateway_is_told_when_to_come(
+async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """To it a 503 is final. It gets `retry:` and no event, and a body that breaks off is none that has ended."""
+    """A 503 would be final to it. It gets `retry:` and a body that breaks off, which is not the end of the stream."""
     gateway = await new_gateway(nats_url, streams_max=1, origins="https://app.example")
     writer = Writer(log, key)
     await writer.open("a")
     back = {"accept": "text/event-stream", "last-event-id": str(writer.chain.last), "origin": "https://app.example"}
     async with AsyncExitStack() as stack:
         assert (await opened(stack, gateway, key)).status_code == 200
-        told = await opened(stack, gateway, key, back)
+        response = await opened(stack, gateway, key, back)
         body = bytearray()
         with pytest.raises(httpx2.RemoteProtocolError):
-            await gather(told, body)
-    assert (told.status_code, told.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    assert told.headers["access-control-allow-origin"] == "https://app.example"
+            await gather(response, body)
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
     assert 1000 <= int(body.removeprefix(b"retry: ")) <= 11_000
 
 
-async def test_a_streamed_answer_has_the_place_that_it_was_promised(
+async def test_a_streamed_post_takes_one_slot_and_releases_it(
     nats_url: str, new_gateway: NewGateway, log: TurnLog
 ) -> None:
-    """It is taken before the question is asked, is not taken twice, and is free when the stream is over."""
+    """The slot is taken before the turn is created, once, and is free after the stream."""
     gateway = await new_gateway(nats_url, streams_max=1)
 
     async def is_streamed() -> bool:
@@ -108,14 +108,14 @@ async def test_a_streamed_answer_has_the_place_that_it_was_promised(
         await until(is_streamed)
 
 
-async def test_who_asks_through_a_proxy_of_ours_is_counted_by_its_own_address(
+async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """What a proxy says that is not ours is not believed: anybody could say that it is somebody else."""
+    """X-Forwarded-For of another sender is ignored: any client could send it."""
     await Writer(log, key).open("a")
-    ours = await new_gateway(nats_url, streams_address_max=1, proxies="127.0.0.0/8")
-    nobodys = await new_gateway(nats_url, streams_address_max=1, proxies="10.0.0.1")
-    for gateway, second in ((ours, 200), (nobodys, 429)):
+    trusted = await new_gateway(nats_url, streams_address_max=1, proxies="127.0.0.0/8")
+    untrusted = await new_gateway(nats_url, streams_address_max=1, proxies="10.0.0.1")
+    for gateway, second in ((trusted, 200), (untrusted, 429)):
         async with AsyncExitStack() as stack:
             statuses = [
                 (await opened(stack, gateway, key, {"x-forwarded-for": address})).status_code
@@ -124,10 +124,10 @@ async def test_who_asks_through_a_proxy_of_ours_is_counted_by_its_own_address(
         assert statuses == [200, 429, second]
 
 
-async def test_more_connections_than_there_may_be_are_told_so(
+async def test_connections_beyond_the_limit_get_503(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
-    """503 with Retry-After in the envelope, to a page elsewhere, too; many more are not told. Who is in stays in."""
+    """With Retry-After, also for pages of other origins; many more are closed. Open connections stay open."""
     monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
     monkeypatch.setattr(http_protocol, "EXCESS_MAX", 2)
     page = {"origin": "https://app.example"}
@@ -141,7 +141,7 @@ async def test_more_connections_than_there_may_be_are_told_so(
                 response = await client.get("/healthz", headers=page)
             if response.status_code == 200:
                 return False
-            # Without its word for the page an EventSource would be at its end.
+            # Without this header an EventSource of a page would not retry.
             assert response.headers["access-control-allow-origin"] == page["origin"]
             assert (refusal(response), response.headers["connection"]) == ((503, "server_busy", True), "close")
             return True
@@ -158,10 +158,10 @@ async def test_more_connections_than_there_may_be_are_told_so(
 
 
 @pytest.mark.parametrize("dialect", ["tailrace", "anthropic"])
-async def test_a_stream_is_closed_at_its_age_and_goes_on_where_it_was(
+async def test_a_stream_is_closed_at_its_maximum_age_and_resumes(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, dialect: str
 ) -> None:
-    """Each connection is short, and the reader has every byte once: promises 1 to 3."""
+    """The reader receives every byte once (promises 1 to 3)."""
     gateway = await new_gateway(nats_url, stream_life_s=0.2)
     writer = Writer(log, key)
     await writer.open("a")
@@ -178,10 +178,10 @@ async def test_a_stream_is_closed_at_its_age_and_goes_on_where_it_was(
     assert verdict.is_green, verdict.evidence
 
 
-async def test_who_was_sent_away_for_its_streams_age_has_not_left(
+async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """A turn that is cancelled when nobody reads it is not, for it comes back; if it does not, it is."""
+    """A turn with on_disconnect=cancel runs on if the reader reconnects in time, and is cancelled otherwise."""
     monkeypatch.setattr(event_stream, "BACK_WITHIN_S", 1.5)
     monkeypatch.setattr(on_disconnect, "PRESENCE_TIMEOUT_S", 0.01)
     gateway = await new_gateway(nats_url, stream_life_s=0.2)
@@ -201,10 +201,8 @@ async def test_who_was_sent_away_for_its_streams_age_has_not_left(
     await until(is_cancelled)
 
 
-async def test_each_connection_is_told_a_time_of_its_own_to_come_back_at(
-    lone_gateway: Gateway, log: TurnLog, key: TurnKey
-) -> None:
-    """`retry:` in the first event of each, whatever the cursor; the events are the same bytes for all."""
+async def test_each_connection_gets_its_own_reconnect_time(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+    """`retry:` in its first event, also with a cursor; the other events are the same bytes for all."""
     writer = Writer(log, key)
     await writer.open("a", "b")
     first = writer.chain.last

@@ -1,4 +1,4 @@
-"""A turn that may cost so much stops there, with its text kept; each protocol's client is told of a limit it knows."""
+"""`max_cost`: a turn stops at that cost and keeps its text, and each protocol reports a limit that its clients know."""
 
 import re
 
@@ -10,14 +10,14 @@ from tests.harness.generator_in_loop import ask, ended, modes, open_streams, sho
 from tests.harness.killable_generator import killed_after
 from tests.integration.conftest import Gateway
 
-# By Sonnet 5.5 a word of eight characters costs 23,000 nano-dollars: some forty of them, and what was asked.
+# A word of eight characters by Sonnet 5.5 costs 23,000 nano-dollars: the limit is the prompt and about forty words.
 NANO_USD = 1_000_000
 BODY = {"message": "#sim words=2000 rate=0", "model": "claude-sonnet-5-5", "max_cost": NANO_USD / 1e9}
 
 
 @pytest.mark.rule("R41")
-async def test_a_turn_stops_at_what_it_may_cost_and_keeps_its_text(gateway: Gateway) -> None:
-    """Completed, cut, and paid for: not a token more than the one that passed it."""
+async def test_a_turn_stops_at_its_max_cost_and_keeps_its_text(gateway: Gateway) -> None:
+    """Completed, with the cost of the tokens up to the one that exceeded it."""
     accepted = (await gateway.client.post("/v1/turns", json=BODY)).json()
     stream = await gateway.client.get(accepted["links"]["events"])
     turn = (await gateway.client.get(accepted["links"]["self"])).json()
@@ -29,15 +29,15 @@ async def test_a_turn_stops_at_what_it_may_cost_and_keeps_its_text(gateway: Gate
     assert "".join(re.findall(r'"type":"delta","text":"([^"]*)"', stream.text)) == turn["text"]
 
 
-async def test_what_may_cost_next_to_nothing_is_cut_at_once(gateway: Gateway) -> None:
-    """Also at less than what is counted in: one call is made, and is paid for."""
+async def test_a_tiny_max_cost_stops_the_first_call(gateway: Gateway) -> None:
+    """Also below the unit of the counters."""
     accepted = (await gateway.client.post("/v1/turns", json={**BODY, "max_cost": 1e-12})).json()
     await gateway.client.get(accepted["links"]["events"])
     turn = (await gateway.client.get(accepted["links"]["self"])).json()
     assert (turn["outcome"], turn["stop_reason"], turn["attempts"]) == ("completed", "max_cost", 1)
 
 
-async def test_the_call_is_closed_and_nothing_more_is_paid_for(
+async def test_the_call_is_closed_at_max_cost(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
 ) -> None:
     """The model would have gone on for an hour."""
@@ -52,10 +52,10 @@ async def test_the_call_is_closed_and_nothing_more_is_paid_for(
 
 
 @pytest.mark.timeout(60)
-async def test_a_turn_whose_generator_died_on_its_money_is_closed_by_another_without_a_call(
+async def test_a_takeover_spends_no_more_than_max_cost(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
 ) -> None:
-    """Killed after any entry: the text that was shown stays, and no call is made once there is no money left."""
+    """Its generator is killed after some entry: the text stays, and no call begins when the limit is reached."""
     await shorten_lease(own_connection, 0.2)
     for appends in (2, 3, 5, 8):
         calls = (await stats(own_claude))["calls"]
@@ -67,12 +67,12 @@ async def test_a_turn_whose_generator_died_on_its_money_is_closed_by_another_wit
         assert (turn.outcome, turn.stop.stop_reason) == ("completed", "max_cost"), appends
         assert turn.text.startswith(left.text) or "restart" in await modes(own_log, key)
         assert turn.end is not None
-        # The second call's prompt may pass it; no third one is made.
+        # The prompt of the second call may exceed the limit; there is no third one.
         assert (await stats(own_claude))["calls"] - calls <= 2
 
 
-async def test_each_protocol_tells_a_limit_that_its_clients_know(gateway: Gateway) -> None:
-    """The SDKs read a whole message that was cut."""
+async def test_each_protocol_reports_a_limit_that_its_clients_know(gateway: Gateway) -> None:
+    """The message is complete for the SDKs."""
     accepted = (await gateway.client.post("/v1/turns", json={**BODY, "message": f"{BODY['message']} tag=y"})).json()
     turn = f"/v1/turns/{accepted['turn']}/events"
     await gateway.client.get(turn)
@@ -90,18 +90,18 @@ async def test_each_protocol_tells_a_limit_that_its_clients_know(gateway: Gatewa
     assert not [name for name, body in bodies.items() if "max_cost" in body]
 
 
-ASKED = [{"role": "user", "content": BODY["message"]}]
+MESSAGES = [{"role": "user", "content": BODY["message"]}]
 PROTOCOLS: dict[str, dict[str, object]] = {
-    "/v1/messages": {"messages": ASKED, "max_tokens": 4000},
-    "/v1/chat/completions": {"messages": ASKED},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 4000},
+    "/v1/chat/completions": {"messages": MESSAGES},
     "/v1/responses": {"input": BODY["message"]},
     "/api/chat": {"messages": [{"role": "user", "parts": [{"type": "text", "text": BODY["message"]}]}]},
 }
 
 
 @pytest.mark.parametrize("path", PROTOCOLS)
-async def test_every_protocol_takes_what_an_answer_may_cost(gateway: Gateway, path: str) -> None:
-    """As a field of its body, of which the model hears nothing."""
+async def test_every_protocol_accepts_max_cost(gateway: Gateway, path: str) -> None:
+    """As a field of the body, which is not sent to the model."""
     body = {"model": BODY["model"], "max_cost": BODY["max_cost"], **PROTOCOLS[path]}
     answered = await gateway.client.post(path, json=body)
     assert answered.status_code == 200, answered.text
@@ -111,15 +111,15 @@ async def test_every_protocol_takes_what_an_answer_may_cost(gateway: Gateway, pa
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
 
 
-async def test_it_is_not_passed_on_to_the_model_as_an_option(gateway: Gateway) -> None:
-    """Where it would be a field that nobody there knows."""
+async def test_max_cost_is_not_an_option(gateway: Gateway) -> None:
+    """Options are sent to the model, which does not know the field."""
     refused = await gateway.client.post("/v1/turns", json={"message": "hi", "options": {"max_cost": 1}})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
     assert "place of its own" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("max_cost", [0, -1, 1e9, "1", True])
-async def test_a_cost_is_a_number_of_dollars(gateway: Gateway, max_cost: object) -> None:
-    """Above nothing, and below what nobody has."""
+async def test_an_invalid_max_cost_is_refused(gateway: Gateway, max_cost: object) -> None:
+    """It is a positive number of dollars with an upper bound."""
     refused = await gateway.client.post("/v1/turns", json={**BODY, "max_cost": max_cost})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")

@@ -1,4 +1,4 @@
-"""What a body can make of a gateway's memory, of the process as it runs: less than 20 MB, whoever sends what (S15)."""
+"""Memory of a gateway process: no request body or pipeline of requests makes it grow by 20 MB (S14, S15)."""
 
 import asyncio
 import gzip
@@ -19,11 +19,11 @@ from tests.integration.conftest import KEY, api_keys
 MB = 2**20
 GROWS_MAX = 20 * MB
 BODY_BYTES_MAX = Settings().body_bytes_max
-STRANGER = "nobodys-key"
+UNKNOWN_KEY = "unknown-key"
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Returns the bytes of memory that a process has now."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
@@ -33,20 +33,20 @@ async def process(nats_url: str, tenant: Tenant, tmp_path: Path) -> AsyncIterato
         yield process
 
 
-def forget_the_most(pid: int) -> None:
-    """From now on `most` is of what comes (proc_pid_clear_refs(5))."""
+def reset_peak(pid: int) -> None:
+    """Resets the peak that `peak` returns (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def most(pid: int) -> int:
-    """Bytes of memory that it has had at once."""
-    told = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert told is not None
-    return int(told[1]) * 1024
+def peak(pid: int) -> int:
+    """Returns the most bytes of memory that a process has had."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 async def post(port: int, key: str, pieces: Iterator[bytes], *framing: str) -> bytes:
-    """The status line that came, having sent as much as was taken."""
+    """Sends as much of a request as the gateway accepts; returns the status line."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = ["POST /v1/turns HTTP/1.1", "host: localhost", f"x-api-key: {key}", "content-type: application/json"]
     with suppress(ConnectionError):
@@ -77,22 +77,22 @@ def sized(body: bytes, count: int = 1) -> tuple[Iterator[bytes], str]:
     return iter([body] * count), f"content-length: {count * len(body)}"
 
 
-# What is sent by whom, what is answered, and what may be held of it meanwhile.
+# API key, body and framing, status of the response, and how far the memory may grow meanwhile.
 Attack = tuple[str, Callable[[], tuple[Any, ...]], bytes, int]
 ATTACKS: dict[str, Attack] = {
     "100 MB by length": (KEY, lambda: sized(b"a" * MB, 100), b"413", GROWS_MAX),
-    "100 MB by length, a stranger's": (STRANGER, lambda: sized(b"a" * MB, 100), b"401", GROWS_MAX),
-    "100 MB in chunks, a stranger's": (STRANGER, lambda: (chunked(b"a" * MB, 100), CHUNKS), b"401", GROWS_MAX),
+    "100 MB by length, unknown key": (UNKNOWN_KEY, lambda: sized(b"a" * MB, 100), b"401", GROWS_MAX),
+    "100 MB in chunks, unknown key": (UNKNOWN_KEY, lambda: (chunked(b"a" * MB, 100), CHUNKS), b"401", GROWS_MAX),
     "a bomb": (KEY, lambda: (*sized(BOMB), "content-encoding: gzip"), b"415", GROWS_MAX),
     "deep JSON": (KEY, lambda: sized(DEEP), b"400", GROWS_MAX),
-    # It is a body of ours up to where it becomes too large.
+    # The gateway holds it until it is too large.
     "100 MB in chunks": (KEY, lambda: (chunked(b"a" * MB, 100), CHUNKS), b"413", BODY_BYTES_MAX + GROWS_MAX),
 }
 
 
 @pytest.mark.rule("S14")
-async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: processes.Process) -> None:
-    """Behind an answer that goes on: each of 26 bytes would be a kilobyte, a quarter of a megabyte of them 10 MB."""
+async def test_pipelined_requests_do_not_fill_the_memory(process: processes.Process) -> None:
+    """Behind a running stream: each request of 26 bytes would take a kilobyte, ten thousand of them 10 MB."""
     port = int(process.url.rpartition(":")[2])
     await post(port, KEY, *sized(b'{"message": ""}'))
     before = resident(process.pid)
@@ -107,9 +107,9 @@ async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: process
         writer.write(b"GET / HTTP/1.1\r\nhost:x\r\n\r\n" * 10_000)
         writers.append(writer)
     for _ in range(3):
-        # Whoever is answered afterwards has come afterwards.
+        # After these responses the gateway has received everything that was sent before.
         assert b"400" in await post(port, KEY, *sized(b"{"))
-    grown = most(process.pid) - before
+    grown = peak(process.pid) - before
     for writer in writers:
         writer.transport.abort()
     print(f"{grown / MB:.1f} MB")
@@ -117,21 +117,21 @@ async def test_no_queue_of_requests_makes_a_gateway_much_larger(process: process
 
 
 @pytest.mark.rule("S15")
-async def test_no_body_makes_a_gateway_much_larger(process: processes.Process) -> None:
-    """FAULTS S15: 100 MB, a bomb, brackets without end are refused; nothing of them is held, or kept."""
+async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.Process) -> None:
+    """100 MB, a compression bomb and deeply nested JSON are refused, and their memory is released."""
     port = int(process.url.rpartition(":")[2])
     await post(port, KEY, *sized(b'{"message": ""}'))
     before = resident(process.pid)
     for name, (key, body, expected, grows_max) in ATTACKS.items():
-        kept = []
+        grown_by = []
         for _ in range(3):
-            forget_the_most(process.pid)
+            reset_peak(process.pid)
             status = await post(port, key, *body())
-            meanwhile, then = most(process.pid) - before, resident(process.pid) - before
+            meanwhile, then = peak(process.pid) - before, resident(process.pid) - before
             print(f"{name}: {meanwhile / MB:.1f} MB meanwhile, {then / MB:.1f} MB then")
             assert status.split()[1] == expected, name
             assert meanwhile < grows_max, name
-            kept.append(then)
-        # The allocator may keep what one of them took, for the next; it does not take more for each.
-        assert max(kept) - kept[0] < GROWS_MAX / 10, name
-        assert kept[-1] < max(grows_max - GROWS_MAX, GROWS_MAX), name
+            grown_by.append(then)
+        # The allocator may keep the memory of one body for the next; it must not take more for each.
+        assert max(grown_by) - grown_by[0] < GROWS_MAX / 10, name
+        assert grown_by[-1] < max(grows_max - GROWS_MAX, GROWS_MAX), name

@@ -1,4 +1,4 @@
-"""TLS to a real nats-server that asks for a certificate of ours, too; and what is not let pass for it."""
+"""TLS to a nats-server that requires client certificates, and connections that are refused."""
 
 import asyncio
 import subprocess
@@ -22,7 +22,7 @@ EC = "ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 
 
 class Certificates(NamedTuple):
-    """An authority's, and one that it has signed for 127.0.0.1, server and client alike."""
+    """The certificate of an authority, and one that it has signed for 127.0.0.1, for server and client."""
 
     ca: Path
     cert: Path
@@ -51,7 +51,7 @@ def ours(tmp_path: Path) -> Certificates:
 
 @pytest_asyncio.fixture
 async def server(tmp_path: Path, ours: Certificates, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
-    """A server with users, which speaks TLS alone, and with nobody whose certificate it does not know."""
+    """A server with users that accepts only TLS with a client certificate of `ours`."""
     block = f'tls {{ cert_file: "{ours.cert}", key_file: "{ours.key}", ca_file: "{ours.ca}", verify: true }}\n'
     monkeypatch.setattr(nats_server, "config", lambda site: config(site) + block)
     monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 1.0)
@@ -67,8 +67,8 @@ def url(server: NatsServer, user: str, certificates: Certificates | None, *, wit
     return f"{found}?ca={ca}&cert={cert}&key={key}" if with_cert else f"{found}?ca={ca}"
 
 
-async def test_a_process_and_the_commands_speak_tls(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
-    """The streams are made, and a gateway begins, with a certificate of its own, on uvloop."""
+async def test_processes_and_commands_connect_with_tls(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
+    """The command creates the streams, and a gateway starts, with uvloop."""
     connection = await Connection.open(url(server, ADMIN, ours), "test")
     await streams.apply(connection, bytes_max=nats_server.GIB // 4)
     async with processes.gateway(tmp_path, url(server, GATEWAY, ours)) as gateway:
@@ -77,8 +77,8 @@ async def test_a_process_and_the_commands_speak_tls(tmp_path: Path, server: Nats
     await connection.close()
 
 
-async def test_who_is_not_trusted_is_said_so(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
-    """A server of another authority's, and we without a certificate; the password is not in the sentence."""
+async def test_an_untrusted_server_or_client_is_refused(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
+    """Another authority, and a client without a certificate; the message does not contain the password."""
     others = certificates(tmp_path / "others")
     for wrong in (
         url(server, ADMIN, None),
@@ -94,23 +94,21 @@ async def test_who_is_not_trusted_is_said_so(tmp_path: Path, server: NatsServer,
         await Connection.open(url(server, ADMIN, None), "test")
 
 
-async def test_no_password_is_sent_to_who_says_that_there_is_no_tls(
-    ours: Certificates, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever stands between could otherwise have it by one word."""
+async def test_no_password_is_sent_to_a_server_without_tls(ours: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attacker in between could otherwise switch TLS off and read it."""
     monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 1.0)
-    heard = bytearray()
+    received = bytearray()
 
-    async def pose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def impersonate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"auth_required":true}\r\n')
-        heard.extend(await reader.read(4096))
+        received.extend(await reader.read(4096))
         writer.close()
 
-    async with await asyncio.start_server(pose, "127.0.0.1", 0) as posing:
-        at = posing.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(impersonate, "127.0.0.1", 0) as server:
+        at = server.sockets[0].getsockname()[1]
         with pytest.raises(LogUnavailable, match="the server has no TLS"):
             await Connection.open(f"tls://gateway:secret@127.0.0.1:{at}?ca={ours.ca}", "test")
-    assert heard == b""
+    assert received == b""
 
 
 @pytest.mark.parametrize(
@@ -123,8 +121,10 @@ async def test_no_password_is_sent_to_who_says_that_there_is_no_tls(
         ("verify=no", "the parameter verify is unknown"),
     ],
 )
-async def test_files_that_cannot_be_used_are_refused_at_once(ours: Certificates, query: str, sentence: str) -> None:
-    """Before anything is tried, and none is a reason to do without."""
+async def test_invalid_certificate_files_and_parameters_are_refused(
+    ours: Certificates, query: str, sentence: str
+) -> None:
+    """Before a connection is opened; the process never continues without TLS."""
     names = ours.ca.parent / "names"
     with pytest.raises(SettingsInvalid, match=f"^TAILRACE_NATS_URL: .*{sentence}") as refused:
         await Connection.open(f"tls://gateway:secret@127.0.0.1:1?{query.format(names=names, **ours._asdict())}", "test")
@@ -134,10 +134,10 @@ async def test_files_that_cannot_be_used_are_refused_at_once(ours: Certificates,
 
 
 @pytest.mark.rule("F9")
-async def test_nobody_waits_for_a_frozen_servers_goodbye(
+async def test_a_reconnect_does_not_wait_for_a_frozen_server(
     tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS F9: TLS is closed by both sides, and Python waits for the other for 30 s."""
+    """Both sides close TLS, and Python waits 30 s for the other one (fault F9)."""
     monkeypatch.setattr("tailrace.proto.nats.connection.PING_INTERVAL_S", 0.1)
     (tmp_path / "other").mkdir()
     other = NatsServer(tmp_path / "other")

@@ -1,7 +1,7 @@
-"""A power cut, at once and for all servers: what was acknowledged is there, and with NATS's own default it is not.
+"""A power cut of all servers at once: acknowledged entries survive, and with the default of NATS they do not.
 
-The servers' disks are files, and a cut leaves what those hold at that moment. That the default loses shows that the
-test would notice.
+Each disk is a file, and a cut leaves the content that the file has at that moment. The loss with the default shows that
+the test would notice one.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ pytestmark = [
 
 
 async def acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
-    """What was stored, as its writers were told."""
+    """Writes turns; returns all acknowledged entries."""
 
     async def write() -> list[tuple[TurnKey, Seq]]:
         writer = Writer(log, TurnKey(Tenant("t"), TurnId(new_id())))
@@ -52,11 +52,11 @@ async def acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
             stored.append(writer.chain.last)
         return [(writer.key, seq) for seq in stored]
 
-    return [told for of_turn in await asyncio.gather(*(write() for _ in range(TURNS))) for told in of_turn]
+    return [entry for of_turn in await asyncio.gather(*(write() for _ in range(TURNS))) for entry in of_turn]
 
 
 async def cut(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
-    """Power is lost, for all of them at the same moment, and comes back."""
+    """Cuts the power of all servers at one moment, and starts them again."""
     for node in nodes:
         freeze(node)
     await asyncio.gather(*(asyncio.to_thread(one.copy) for one in disks))
@@ -67,8 +67,8 @@ async def cut(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
     await asyncio.gather(*(node.start() for node in nodes))
 
 
-async def lost(url: str, told: Sequence[tuple[TurnKey, Seq]]) -> int:
-    """How much of what was acknowledged is not there; all of it when there is no log any more."""
+async def lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
+    """Returns how many of the entries are missing; all of them if the log does not exist any more."""
     connection = await Connection.open(url, "test")
     try:
         log = TurnLog(connection)
@@ -81,10 +81,10 @@ async def lost(url: str, told: Sequence[tuple[TurnKey, Seq]]) -> int:
 
         try:
             await until(is_back, BACK_S_MAX)
-            there = {(key, stored.seq) for key in {key for key, _ in told} for stored in await log.replay(key)}
+            there = {(key, stored.seq) for key in {key for key, _ in entries} for stored in await log.replay(key)}
         except (AssertionError, LogError):
             there = set()
-        return len(set(told) - there)
+        return len(set(entries) - there)
     finally:
         await connection.close()
 
@@ -99,8 +99,8 @@ async def written(url: str) -> list[tuple[TurnKey, Seq]]:
 
 @pytest.mark.rule("F11")
 @pytest.mark.parametrize("sync", ["always", "default"])
-async def test_what_one_server_acknowledged_outlives_a_power_cut(tmp_path: Path, sync: Sync) -> None:
-    """ADR 9: `always`, which `up` has, loses nothing; the default loses what its two minutes hold."""
+async def test_acknowledged_entries_of_one_server_survive_a_power_cut(tmp_path: Path, sync: Sync) -> None:
+    """With sync `always`, which `up` sets (ADR 9); the default syncs every two minutes."""
     there = tmp_path / "disk"
     there.mkdir()
     async with AsyncExitStack() as stack:
@@ -108,25 +108,25 @@ async def test_what_one_server_acknowledged_outlives_a_power_cut(tmp_path: Path,
         server = await stack.enter_async_context(NatsServer(there, sync=sync))
         await apply_streams(server.url)
         own.flush()
-        told = await written(server.url)
+        entries = await written(server.url)
         await cut([server], [own])
-        gone = await lost(server.url, told)
-    print(f"\n{sync}: {gone} of {len(told)} lost")
+        gone = await lost(server.url, entries)
+    print(f"\n{sync}: {gone} of {len(entries)} lost")
     assert (gone > 0) is (sync == "default")
 
 
 @pytest.mark.rule("F11")
 @pytest.mark.parametrize("sync", ["always", "default"])
-async def test_what_three_servers_acknowledged_outlives_a_power_cut_of_all(tmp_path: Path, sync: Sync) -> None:
-    """Three copies in three page caches are none."""
+async def test_acknowledged_entries_of_three_servers_survive_a_power_cut_of_all(tmp_path: Path, sync: Sync) -> None:
+    """Three copies in page caches are lost together."""
     cluster = Cluster(tmp_path, sync=sync)
     async with AsyncExitStack() as stack:
         disks = [stack.enter_context(disk(tmp_path, node.spec.directory)) for node in cluster.nodes]
         await stack.enter_async_context(cluster)
         for one in disks:
             one.flush()
-        told = await written(cluster.url)
+        entries = await written(cluster.url)
         await cut(cluster.nodes, disks)
-        gone = await lost(cluster.url, told)
-    print(f"\n{sync}, three: {gone} of {len(told)} lost")
+        gone = await lost(cluster.url, entries)
+    print(f"\n{sync}, three: {gone} of {len(entries)} lost")
     assert (gone > 0) is (sync == "default")

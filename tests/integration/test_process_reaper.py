@@ -1,4 +1,4 @@
-"""A program on a leash ends with whoever holds it, and with it all that it started, wherever that has gone to."""
+"""The process reaper: a program ends with its parent, together with all processes that it has started."""
 
 import asyncio
 import os
@@ -12,9 +12,9 @@ import pytest
 from tailrace.generators.backends import process_reaper
 from tests.harness.until import until
 
-# A grandchild that has left session and group, and hears no SIGTERM: only who is its subreaper finds it again.
+# A grandchild that has left session and group and ignores SIGTERM: only its subreaper finds it.
 HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo $$; sleep 300; sleep 300"
-HOLDER = """
+PARENT = """
 import asyncio, os, sys
 from pathlib import Path
 from tailrace.generators.backends import process_reaper
@@ -26,11 +26,13 @@ async def main():
 asyncio.run(main())
 """
 
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="what ends them is Linux's")
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="subreapers and parent-death signals exist on Linux only"
+)
 
 
 def is_there(pid: int) -> bool:
-    """Whether it runs; one that only waits to be counted does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -42,16 +44,16 @@ async def two_pids(output: asyncio.StreamReader) -> list[int]:
 
 
 def folder_in(tmp_path: Path) -> Path:
-    """One that holds something, as that of a call does."""
+    """Makes a directory with a file, as a call has one."""
     folder = tmp_path / "its-own"
     folder.mkdir()
-    (folder / "system.txt").write_text("what was said")
+    (folder / "system.txt").write_text("a system prompt")
     return folder
 
 
 @linux_only
-async def test_who_is_ended_leaves_nobody_behind(tmp_path: Path) -> None:
-    """SIGTERM to the leash: when it is gone, so is everybody, also who hid, and the folder."""
+async def test_sigterm_ends_all_processes_and_removes_the_directory(tmp_path: Path) -> None:
+    """All have ended when the reaper has."""
     folder = folder_in(tmp_path)
     read, write = os.pipe()
     arguments = process_reaper.command(["sh", "-c", HIDING], read, folder)
@@ -68,10 +70,10 @@ async def test_who_is_ended_leaves_nobody_behind(tmp_path: Path) -> None:
 
 
 @linux_only
-async def test_a_holder_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> None:
-    """SIGKILL to who holds the leash: the kernel tells it, and nothing that was said stays on the disk."""
+async def test_a_killed_parent_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    """The kernel signals the reaper."""
     folder = folder_in(tmp_path)
-    arguments = (sys.executable, "-c", HOLDER, HIDING, str(folder))
+    arguments = (sys.executable, "-c", PARENT, HIDING, str(folder))
     process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, cwd=Path(__file__).parents[2])
     assert process.stdout is not None
     pids = await two_pids(process.stdout)
@@ -82,8 +84,8 @@ async def test_a_holder_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> N
     await until(lambda: not folder.exists(), 10)
 
 
-async def test_a_program_that_ends_by_itself_tells_how(tmp_path: Path) -> None:
-    """And it has read what was passed to it."""
+async def test_a_program_that_ends_by_itself_keeps_its_exit_status(tmp_path: Path) -> None:
+    """It can read the pipe that was passed to it."""
     read, write = os.pipe()
     os.write(write, b"a key")
     os.close(write)
@@ -92,5 +94,5 @@ async def test_a_program_that_ends_by_itself_tells_how(tmp_path: Path) -> None:
         *process_reaper.command(words, read, tmp_path / "none"), stdout=PIPE, pass_fds=(read,)
     )
     os.close(read)
-    said, _ = await process.communicate()
-    assert (said, process.returncode) == (b"a key", 7)
+    stdout, _ = await process.communicate()
+    assert (stdout, process.returncode) == (b"a key", 7)

@@ -24,8 +24,7 @@ async def get(gateway: Gateway, path: str) -> dict[str, Any]:
     return told
 
 
-async def test_a_project_is_created(gateway: Gateway) -> None:
-    """It is there as it was told, in the list and by itself."""
+async def test_a_created_project_is_returned_and_listed(gateway: Gateway) -> None:
     answer = await gateway.client.post("/v1/projects", json={"name": "Geography", "description": "Rivers"})
     made = answer.json()
     assert (answer.status_code, answer.headers["location"]) == (201, f"/v1/projects/{made['id']}")
@@ -50,7 +49,6 @@ async def test_a_project_is_created(gateway: Gateway) -> None:
 
 
 async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> None:
-    """Of all their turns, and of no others'."""
     first = await posted(gateway, project="rivers")
     await posted(gateway, session=first["session"])
     second = await posted(gateway, project="rivers")
@@ -66,7 +64,6 @@ async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> Non
 
 
 async def test_projects_are_listed_newest_first_in_pages(gateway: Gateway) -> None:
-    """Each once, whatever the page's size."""
     made = [(await gateway.client.post("/v1/projects", json={"name": name})).json()["id"] for name in "abcde"]
     for limit in (1, 2, 5, 200):
         got = await pages(gateway, "/v1/projects", "data", limit)
@@ -74,7 +71,7 @@ async def test_projects_are_listed_newest_first_in_pages(gateway: Gateway) -> No
 
 
 async def test_a_duplicate_project_id_is_refused(gateway: Gateway) -> None:
-    """Made, or named by a turn: what is there stays as it was."""
+    """Also if a turn has created the project; it is not changed."""
     await posted(gateway, project="rivers")
     answer = await gateway.client.post("/v1/projects", json={"name": "Rivers", "id": "rivers"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "project_exists")
@@ -94,22 +91,21 @@ async def test_a_duplicate_project_id_is_refused(gateway: Gateway) -> None:
     ],
 )
 async def test_an_invalid_project_is_refused(shared_gateway: Gateway, field: str, body: dict[str, str]) -> None:
-    """By the field's name."""
+    """The message names the field."""
     answer = await shared_gateway.client.post("/v1/projects", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert f"`{field}`" in answer.json()["error"]["message"]
 
 
 @on_shared_loop
-@pytest.mark.parametrize("project", ["nobody-has-it", "%00", "a%20b", "*"])
+@pytest.mark.parametrize("project", ["unknown", "%00", "a%20b", "*"])
 async def test_an_unknown_project_is_not_found(shared_gateway: Gateway, project: str) -> None:
-    """404 in the envelope, whatever the text."""
     answer = await shared_gateway.client.get(f"/v1/projects/{project}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "project_not_found")
 
 
 async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> None:
-    """The same turns each time, cut another way; what belongs to no project has the key null."""
+    """Turns without a project have the key null."""
     of = {
         "rivers": await posted(gateway, project="rivers", model="claude-haiku-5-5"),
         None: await posted(gateway, model="claude-sonnet-5-5"),
@@ -135,7 +131,7 @@ async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> No
 
 
 async def test_usage_is_listed_in_pages(gateway: Gateway) -> None:
-    """In the order of the keys, each once, those of no project first."""
+    """In the order of the keys, null first."""
     for project in ("c", "a", None, "b"):
         await posted(gateway, project=project)
     for limit in (1, 3, 4):
@@ -158,13 +154,11 @@ async def test_usage_is_listed_in_pages(gateway: Gateway) -> None:
     ],
 )
 async def test_an_invalid_usage_query_is_refused(shared_gateway: Gateway, query: str) -> None:
-    """By what is wrong with it."""
     answer = await shared_gateway.client.get(f"/v1/usage?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
 async def test_two_tenants_may_use_the_same_project_id(gateway: Gateway, second_tenant: Gateway) -> None:
-    """An id is a tenant's own: both have it, and neither sees the other's."""
     for there, name in ((gateway, "Mine"), (second_tenant, "Theirs")):
         made = await there.client.post("/v1/projects", json={"id": "rivers", "name": name})
         assert made.status_code == 201

@@ -1,4 +1,4 @@
-"""The model's prompt cache: what a turn says of it while it runs, in its end, and after a takeover."""
+"""The model's prompt cache: usage in the stream, in the record, in /v1/usage and in metrics, and after a takeover."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")
 
 
 def long_system() -> str:
-    """One that nobody else sends."""
+    """Returns a new system prompt."""
     return f"{new_id()} " + "word " * (WORDS - 1)
 
 
@@ -34,7 +34,7 @@ async def answered(gateway: Gateway, **body: Any) -> tuple[Connected, dict[str, 
     return seen, (await gateway.client.get(f"/v1/turns/{turn}")).json()
 
 
-def said(connected: Connected) -> list[dict[str, Any]]:
+def events_of(connected: Connected) -> list[dict[str, Any]]:
     return data(b"".join(frame.sent for frame in connected.frames))
 
 
@@ -44,50 +44,49 @@ def cached(turn: dict[str, Any]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("cache", ["auto", "5m", "1h"])
-async def test_the_next_turn_reads_what_the_first_has_written(gateway: Gateway, cache: str) -> None:
-    """All that it was told before; it costs less, and the stream says so before the first word."""
+async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, cache: str) -> None:
+    """It costs less. The stream reports the usage before the first word."""
     system = long_system()
     seen, first = await answered(gateway, system=system, cache=cache)
-    told = [event for event in said(seen) if event["type"] == "usage"]
+    told = [event for event in events_of(seen) if event["type"] == "usage"]
     written, read_ = cached(first)
     assert (written > WORDS, read_) == (True, 0)
     assert [event["cache_creation_input_tokens"] for event in told] == [written]
-    assert [event["type"] for event in said(seen)][:3] == ["start", "usage", "delta"]
+    assert [event["type"] for event in events_of(seen)][:3] == ["start", "usage", "delta"]
     _, second = await answered(gateway, system=system, cache=cache, session=first["session"])
     assert cached(second)[1] == written
     assert second["cost_usd"] < first["cost_usd"] / 5
 
 
 @pytest.mark.parametrize("body", [{"cache": "off"}, {}])
-async def test_nothing_is_kept_unless_it_was_asked_for(gateway: Gateway, body: dict[str, Any]) -> None:
-    """What is written costs more."""
+async def test_nothing_is_cached_by_default(gateway: Gateway, body: dict[str, Any]) -> None:
+    """Writing to the cache costs more."""
     system = long_system()
     for _ in range(2):
         seen, turn = await answered(gateway, system=system, **body)
         assert cached(turn) == (0, 0)
-        assert "usage" not in [event["type"] for event in said(seen)]
+        assert "usage" not in [event["type"] for event in events_of(seen)]
 
 
-async def test_an_operator_may_ask_for_all(
+async def test_the_operator_can_enable_the_cache_for_all_turns(
     system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> None:
-    """And a turn may still say that it wants none."""
+    """A turn can still disable it."""
     caching = await new_gateway(system.nats_url, cache="5m")
     assert cached((await answered(caching, system=long_system()))[1])[0] > WORDS
     assert cached((await answered(caching, system=long_system(), cache="off"))[1]) == (0, 0)
 
 
-async def test_another_word_is_refused(gateway: Gateway) -> None:
-    """With those that there are."""
+async def test_another_cache_lifetime_is_refused(gateway: Gateway) -> None:
     answer = await gateway.client.post("/v1/turns", json={"message": "Hi", "cache": "2h"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
 @pytest.mark.rule("R61")
-async def test_a_takeover_reads_what_the_first_call_has_written(
+async def test_a_takeover_reads_what_the_first_call_has_cached(
     own_server: NatsServer, own_log: TurnLog, own_claude: str
 ) -> None:
-    """The second call goes on from half an answer, and pays for little more than that."""
+    """The second call pays for little more than the partial answer."""
     async with working(own_server.url, own_claude):
         key = await ask(own_log, "words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
         turn = await ended(own_log, key)
@@ -99,8 +98,7 @@ async def test_a_takeover_reads_what_the_first_call_has_written(
     assert second.input_tokens < 100
 
 
-async def test_what_was_read_and_written_is_counted(gateway: Gateway, tenant: str) -> None:
-    """By `/v1/usage`, for whoever pays."""
+async def test_usage_counts_cached_tokens(gateway: Gateway, tenant: str) -> None:
     system = long_system()
     turns = [(await answered(gateway, system=system, cache="5m"))[1] for _ in range(2)]
     (total,) = (await gateway.client.get("/v1/usage?by=model")).json()["data"]
@@ -108,10 +106,7 @@ async def test_what_was_read_and_written_is_counted(gateway: Gateway, tenant: st
     assert cached(total)[1] > WORDS
 
 
-async def test_metrics_count_what_was_read_and_written(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str
-) -> None:
-    """By kind, at the generator."""
+async def test_metrics_count_cached_tokens(own_server: NatsServer, own_log: TurnLog, own_claude: str) -> None:
     import prometheus_client
 
     def counted() -> list[float]:
@@ -124,13 +119,12 @@ async def test_metrics_count_what_was_read_and_written(
         again = await ended(own_log, await ask(own_log, "words=1 rate=0", system=turn.request.system, cache="5m"))  # type: ignore[union-attr]
         usages = (turn.usage, again.usage)
         told = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
-        # Once the end is stored, and everybody can read it, it is counted.
+        # They are counted after the end is stored.
         await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == told)
     assert all(told)
 
 
-async def test_the_simulated_claude_says_what_it_kept_unstreamed_too(own_claude: str) -> None:
-    """As Anthropic's API does."""
+async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own_claude: str) -> None:
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": "claude-haiku-5-5",

@@ -1,15 +1,13 @@
-"""A purged turn: readers, followers and writers notice it."""
+"""Purged turns: readers, followers and writers notice the purge. Tombstones of deleted turns."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.ids import TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import ask, is_acknowledged, open_streams, stats, working
 from tests.harness.turn_builder import says
@@ -17,32 +15,25 @@ from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
 
-@pytest.fixture
-async def claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
-
-
 @pytest.mark.rule("R35")
-async def test_a_purged_turn_is_unknown_and_every_other_is_as_it_was(log: TurnLog, key: TurnKey) -> None:
-    """All of its entries are gone, whatever they were; doing it again changes nothing."""
-    gone, stays = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
-    for writer in (gone, stays):
+async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnLog, key: TurnKey) -> None:
+    """A second purge changes nothing."""
+    purged, other = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
+    for writer in (purged, other):
         await writer.open("Light ", "scatters.")
         await writer.end()
-    before = await log.replay(stays.key)
+    before = await log.replay(other.key)
     for _ in range(2):
         await log.purge(key)
         assert await log.replay(key) == []
         with pytest.raises(TurnUnknown):
             await log.turn(key)
-    assert [stored.seq for stored in await log.replay(stays.key)] == [stored.seq for stored in before]
+    assert [stored.seq for stored in await log.replay(other.key)] == [stored.seq for stored in before]
 
 
 @pytest.mark.rule("R35")
-async def test_the_writer_of_a_purged_turn_is_told_at_once(log: TurnLog, key: TurnKey) -> None:
-    """Refused and with nothing after its last entry, it would else ask again until its time is up."""
+async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: TurnKey) -> None:
+    """Otherwise it would repeat its append until the timeout, because no other entry follows its last one."""
     writer = Writer(log, key)
     await writer.open("Light")
     await log.purge(key)
@@ -53,10 +44,10 @@ async def test_the_writer_of_a_purged_turn_is_told_at_once(log: TurnLog, key: Tu
 
 
 @pytest.mark.rule("R35")
-async def test_the_follower_of_a_purged_turn_finds_out(
+async def test_the_follower_of_a_purged_turn_raises_turn_unknown(
     log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its end may never be heard of; a reader must not be kept waiting for it for ever."""
+    """Otherwise a reader would wait for the end for ever."""
     monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.05)
     await Writer(log, key).open("Light")
     follower = log.follow(key)
@@ -67,19 +58,19 @@ async def test_the_follower_of_a_purged_turn_finds_out(
             await anext(follower)
 
 
-async def test_the_follower_of_a_silent_turn_goes_on(
+async def test_the_follower_of_a_silent_turn_continues(
     log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that thinks is no purge: the log is asked, again and again, and its answer is not taken for one."""
+    """It checks repeatedly that the turn exists."""
     looks = 0
 
-    async def counted(self: TurnLog, key: TurnKey, kind: str | None = None) -> int:
+    async def count(self: TurnLog, key: TurnKey, kind: str | None = None) -> int:
         nonlocal looks
         looks += 1
         return await last_seq(self, key, kind)
 
     last_seq = TurnLog.last_seq
-    monkeypatch.setattr(TurnLog, "last_seq", counted)
+    monkeypatch.setattr(TurnLog, "last_seq", count)
     monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.02)
     writer = Writer(log, key)
     await writer.open("Light")
@@ -93,22 +84,64 @@ async def test_the_follower_of_a_silent_turn_goes_on(
 
 
 @pytest.mark.rule("R35")
-async def test_a_generator_whose_turn_is_purged_stops_and_the_model_with_it(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+async def test_the_generator_of_a_purged_turn_closes_its_call(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
 ) -> None:
-    """Also when nobody has cancelled it before: its next append is refused, and nothing of it comes again."""
-    async with working(own_server.url, claude):
+    """Its next append is refused, and no entry is stored again."""
+    async with working(own_server.url, own_claude):
         key = await ask(own_log, "words=100000 rate=200")
-        await open_streams(claude, 1)
+        await open_streams(own_claude, 1)
         await own_log.purge(key)
-        await open_streams(claude, 0)
-        assert (await stats(claude))["calls"] == 1
+        await open_streams(own_claude, 0)
+        assert (await stats(own_claude))["calls"] == 1
         await until(lambda: is_acknowledged(own_connection))
     assert await own_log.replay(key) == []
 
 
 async def test_without_a_server_nothing_is_purged(own_server: NatsServer, own_log: TurnLog, key: TurnKey) -> None:
-    """Whoever asks is told so, and asks again."""
     await own_server.stop()
     with pytest.raises(LogUnavailable):
         await own_log.purge(key)
+
+
+# Tombstones
+
+
+@pytest.mark.rule("R35")
+async def test_a_tombstone_is_of_one_turn_of_one_tenant(connection: Connection, key: TurnKey) -> None:
+    """Another tenant's turn with that id is not deleted, nor is another turn."""
+    tombstones = Tombstones(connection)
+    assert not await tombstones.exists(key)
+    for _ in range(2):
+        await tombstones.put([key])
+    assert await tombstones.exists(key)
+    assert not await tombstones.exists(TurnKey(Tenant("other"), key.turn))
+    assert not await tombstones.exists(TurnKey(key.tenant, TurnId(new_id())))
+
+
+async def test_a_tombstone_is_neither_a_claim_nor_an_entry(connection: Connection, log: TurnLog, key: TurnKey) -> None:
+    """It shares a bucket with claims and the id with entries."""
+    await Tombstones(connection).put([key])
+    assert await Claims(connection).find(key.tenant, f"deleted.{key.tenant}.{key.turn}") is None
+    assert await log.replay(key) == []
+    await Writer(log, key).ask()
+    assert len(await log.replay(key)) == 1
+
+
+async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, tenant: Tenant) -> None:
+    """One round of a deletion has as many."""
+    turns = [TurnKey(tenant, TurnId(new_id())) for _ in range(1_000)]
+    tombstones = Tombstones(connection)
+    await tombstones.put(turns)
+    assert all([await tombstones.exists(turns[number]) for number in (0, 500, 999)])
+
+
+async def test_without_a_server_tombstones_are_unavailable(
+    own_server: NatsServer, own_connection: Connection, key: TurnKey
+) -> None:
+    tombstones = Tombstones(own_connection)
+    await own_server.stop()
+    with pytest.raises(LogUnavailable):
+        await tombstones.put([key])
+    with pytest.raises(LogUnavailable):
+        await tombstones.exists(key)

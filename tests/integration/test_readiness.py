@@ -1,4 +1,4 @@
-"""Waiting for the processes of `up`: asked over a real socket, with answers as a gateway gives them."""
+"""`up` waits until its processes are ready: health checks over a real socket."""
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
@@ -14,11 +14,11 @@ from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, wai
 
 @asynccontextmanager
 async def answering(*answers: bytes) -> AsyncIterator[int]:
-    """The port of a server that gives `answers` one after the other, and the last one from then on."""
+    """Serves `answers` one after the other, and then the last one always. Yields the port."""
     left = list(answers)
 
     async def answer(reader: StreamReader, writer: StreamWriter) -> None:
-        # Who asks may give up before it has asked, or while it is answered.
+        # The client may disconnect at any time.
         with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(left.pop(0) if len(left) > 1 else left[0])
@@ -31,15 +31,15 @@ def http(status: int, body: str) -> bytes:
     return f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-async def test_it_waits_until_the_gateway_says_200() -> None:
-    """Silence, garbage and 503 are all "not yet"."""
+async def test_up_waits_until_the_gateway_answers_200() -> None:
+    """Silence, garbage and 503 mean that it is not ready yet."""
     async with answering(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
         await wait_ready("127.0.0.1", port, {})
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
-async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway's own words name the part that is missing."""
+async def test_the_timeout_message_has_the_gateways_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer names the process that is missing."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     async with answering(http(503, '{"persistence":"no answer"}')) as port:
         with pytest.raises(UpRefused) as refusal:
@@ -47,26 +47,24 @@ async def test_what_does_not_answer_is_said_after_the_deadline(monkeypatch: pyte
     assert str(refusal.value) == 'not ready after 0.3 s: the gateway answers {"persistence":"no answer"}'
 
 
-async def test_it_waits_until_each_part_says_that_it_is_ready() -> None:
-    """A gateway says 200 as soon as one generator answers: the second one is asked itself."""
+async def test_up_waits_until_each_process_is_ready() -> None:
+    """A gateway answers 200 as soon as one generator is ready, so the second one has its own check."""
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
-    async with answering(waiting, waiting, done) as part, answering(http(200, "{}")) as port:
-        question = HealthCheck(part, "/metrics", "tailrace_ready 1.0")
+    async with answering(waiting, waiting, done) as process, answering(http(200, "{}")) as port:
+        question = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
         await wait_ready("127.0.0.1", port, {"generator-2": question})
-        assert await http_get("127.0.0.1", part) == Response(200, "tailrace_ready 1.0")
+        assert await http_get("127.0.0.1", process) == Response(200, "tailrace_ready 1.0")
 
 
-async def test_a_part_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name leads to its lines."""
+async def test_a_process_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    async with answering(http(200, "tailrace_ready 0.0\n")) as part, answering(http(200, "{}")) as port:
+    async with answering(http(200, "tailrace_ready 0.0\n")) as process, answering(http(200, "{}")) as port:
         with pytest.raises(UpRefused) as refusal:
-            await wait_ready("127.0.0.1", port, {"generator-2": HealthCheck(part, "/metrics", "tailrace_ready 1.0")})
+            await wait_ready("127.0.0.1", port, {"generator-2": HealthCheck(process, "/metrics", "tailrace_ready 1.0")})
     assert str(refusal.value) == "not ready after 0.3 s: generator-2 did not become ready; see the lines above"
 
 
-async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody to ask is an answer of its own."""
+async def test_a_gateway_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     [port] = find_free(1)
     with pytest.raises(UpRefused, match="the gateway does not answer; see its lines above"):
@@ -74,6 +72,6 @@ async def test_a_gateway_that_is_not_there_is_said_too(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
-async def test_another_protocol_on_the_port_is_no_answer(answer: bytes) -> None:
+async def test_another_protocol_on_the_port_is_not_ready(answer: bytes) -> None:
     async with answering(answer) as port:
         assert await http_get("127.0.0.1", port) == Response(0, "")

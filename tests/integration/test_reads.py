@@ -1,4 +1,4 @@
-"""Batched reads of a real server: what a page holds, and how many are asked for at once."""
+"""Batched direct reads: the size of pages, the number of concurrent reads, and fairness between tenants."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -20,8 +20,8 @@ CALLERS = 5 * READS_MAX
 
 
 @pytest.mark.rule("R14")
-async def test_a_page_of_long_entries_is_short_and_none_is_left_out(connection: Connection, key: TurnKey) -> None:
-    """One that is longer than a page may be is the last of its page, and the next begins after it."""
+async def test_a_page_has_a_byte_limit(connection: Connection, key: TurnKey) -> None:
+    """An entry that exceeds it is the last of its page; no entry is left out."""
     subject = subjects.entry(key, "event")
     sizes = [10, 3 * PAGE_BYTES_MAX, 20, PAGE_BYTES_MAX // 2, PAGE_BYTES_MAX, 30]
     for size in sizes:
@@ -37,31 +37,29 @@ async def test_a_page_of_long_entries_is_short_and_none_is_left_out(connection: 
 
 
 @pytest.mark.rule("R14")
-async def test_no_more_is_asked_for_at_once_than_a_server_answers_in_time(
+async def test_the_number_of_concurrent_reads_is_limited(
     own_server: NatsServer, own_connection: Connection, key: TurnKey
 ) -> None:
-    """While it stands still the rest waits here, and costs the others nothing; all of it is told after that."""
+    """While the server is frozen the others wait in this process; afterwards all are answered."""
     subject = subjects.entry(key, "event")
     await own_connection.jetstream.publish(subject, b"x")
     reads = DirectReader(own_connection)
     await reads.page(subject, Seq(1))
     own_server.signal(SIGSTOP)
     try:
-        asking = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
+        reading = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
         waiting = reads._slots._waiting
         await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - READS_MAX)
     finally:
         own_server.signal(SIGCONT)
-    pages = await asyncio.gather(*asking)
+    pages = await asyncio.gather(*reading)
     assert [len(page.messages) for page in pages] == [1] * CALLERS
 
 
 @pytest.mark.rule("F13")
 @pytest.mark.rule("R14")
-async def test_an_answer_that_comes_later_than_it_was_asked_for_again_is_taken(
-    own_server: NatsServer, key: TurnKey
-) -> None:
-    """Half a second each way is longer than most tries wait: no try would be answered in its own time."""
+async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, key: TurnKey) -> None:
+    """With half a second of delay each way no try would be answered within its own timeout."""
     subject = subjects.entry(key, "event")
     async with AsyncExitStack() as stack:
         address = urlsplit(own_server.url)
@@ -80,10 +78,8 @@ async def test_an_answer_that_comes_later_than_it_was_asked_for_again_is_taken(
         link.mend()
 
 
-async def test_who_asks_for_many_keeps_no_other_tenant_waiting(
-    own_server: NatsServer, own_connection: Connection, key: TurnKey
-) -> None:
-    """One page of another tenant's comes after those that are under way, and before the rest that waited first."""
+async def test_reads_are_fair_between_tenants(own_server: NatsServer, own_connection: Connection, key: TurnKey) -> None:
+    """A read of another tenant comes after the running ones, and before those that have waited longer."""
     other = TurnKey(Tenant("other"), TurnId(new_id()))
     subjects_of = [subjects.entry(each, "event") for each in (key, other)]
     for subject in subjects_of:

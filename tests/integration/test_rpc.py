@@ -31,7 +31,7 @@ def services(connection: Connection) -> Rpc:
 
 @pytest.fixture
 def name() -> str:
-    """A query that no other test answers."""
+    """The name of a query that no other test serves."""
     return f"query-{new_id()}"
 
 
@@ -50,20 +50,18 @@ def failing(error: Exception) -> Handler:
 
 
 async def serve(connection: Connection, name: str, answer: Handler, role: str = PERSISTENCE) -> None:
-    """Returns when the server knows who answers."""
+    """Serves a query; returns when the server has the subscription."""
     service = await Rpc(connection).serve(role, "1.0.0", {name: answer})
     # Not `flush()`: nats-py's PING overtakes a subscription that waits to be sent. A request does not.
     await connection.request(f"$SRV.PING.{role}.{service.id}", b"", timeout_s=TIMEOUT_S)
 
 
 @pytest.mark.rule("R28")
-async def test_an_answer_goes_to_who_asked_and_knows_whose_it_is(
-    services: Rpc, other: Connection, tenant: Tenant, name: str
-) -> None:
-    """The tenant comes from the subject; question and answer are bytes that pass as they are."""
-    await serve(other, name, answering(lambda who, what: who.encode() + b" asked " + what))
+async def test_a_reply_returns_to_its_requester(services: Rpc, other: Connection, tenant: Tenant, name: str) -> None:
+    """The tenant comes from the subject; request and reply are bytes that pass unchanged."""
+    await serve(other, name, answering(lambda who, what: who.encode() + b" sent " + what))
     answer = await services.request(tenant, name, b'{"turn":"1"}', timeout_s=TIMEOUT_S)
-    assert answer == f'{tenant} asked {{"turn":"1"}}'.encode()
+    assert answer == f'{tenant} sent {{"turn":"1"}}'.encode()
 
 
 @pytest.mark.rule("R28")
@@ -77,10 +75,10 @@ async def test_an_answer_goes_to_who_asked_and_knows_whose_it_is(
         (RuntimeError("secret"), "internal", "the query failed: the logs have the traceback"),
     ],
 )
-async def test_a_refusal_goes_to_who_asked(
+async def test_a_refusal_has_a_code_and_a_message(
     services: Rpc, other: Connection, tenant: Tenant, name: str, error: Exception, code: str, message: str
 ) -> None:
-    """Its code and sentence; what is ours alone becomes a sentence that tells nothing."""
+    """Internal errors get a message without details."""
     await serve(other, name, failing(error))
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S)
@@ -88,8 +86,9 @@ async def test_a_refusal_goes_to_who_asked(
 
 
 @pytest.mark.rule("R28")
-async def test_a_refusal_says_when_to_ask_again(services: Rpc, other: Connection, tenant: Tenant, name: str) -> None:
-    """What the model wished for reaches whoever asked; without a wish there is none."""
+async def test_a_refusal_has_the_time_after_which_to_retry(
+    services: Rpc, other: Connection, tenant: Tenant, name: str
+) -> None:
     await serve(other, name, failing(Refused("backend_rate_limited", "slow down", retry_after_s=7.5)), GENERATORS)
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
@@ -97,18 +96,18 @@ async def test_a_refusal_says_when_to_ask_again(services: Rpc, other: Connection
 
 
 @pytest.mark.rule("R28")
-async def test_nobody_who_answers_is_persistence_that_is_away(services: Rpc, tenant: Tenant, name: str) -> None:
-    """At once, and with a time after which to try again."""
+async def test_without_a_responder_persistence_is_unavailable(services: Rpc, tenant: Tenant, name: str) -> None:
+    """At once, with a time after which to retry."""
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S)
     assert (refused.value.code, refused.value.retry_after_s) == ("persistence_unavailable", 2)
 
 
 @pytest.mark.rule("R36")
-async def test_whoever_does_not_answer_is_away_by_its_own_name(
+async def test_an_unavailable_role_is_named_in_the_error_code(
     services: Rpc, other: Connection, tenant: Tenant, name: str
 ) -> None:
-    """Nobody there, or somebody with trouble of its own: a generator's absence is not told as persistence's."""
+    """Without a responder, and with one that fails."""
     for _ in range(2):
         with pytest.raises(Refused) as refused:
             await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
@@ -117,21 +116,19 @@ async def test_whoever_does_not_answer_is_away_by_its_own_name(
 
 
 @pytest.mark.rule("R28")
-async def test_a_question_that_waits_keeps_no_other_waiting(
-    services: Rpc, other: Connection, tenant: Tenant, name: str
-) -> None:
-    """The second is answered while the first is not."""
-    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+async def test_a_waiting_query_delays_no_other(services: Rpc, other: Connection, tenant: Tenant, name: str) -> None:
+    """A NATS subscription handles one message at a time, so each query runs in a task of its own."""
+    is_begun, may_answer = asyncio.Event(), asyncio.Event()
 
     async def slow(_: Tenant, question: bytes) -> bytes:
         if question == b"slow":
-            is_asked.set()
+            is_begun.set()
             await may_answer.wait()
         return question
 
     await serve(other, name, slow)
     waiting = asyncio.create_task(services.request(tenant, name, b"slow", timeout_s=TIMEOUT_S))
-    await is_asked.wait()
+    await is_begun.wait()
     assert await services.request(tenant, name, b"quick", timeout_s=TIMEOUT_S) == b"quick"
     assert not waiting.done()
     may_answer.set()
@@ -139,16 +136,18 @@ async def test_a_question_that_waits_keeps_no_other_waiting(
 
 
 @pytest.mark.rule("R29")
-async def test_a_role_reports_how_it_is(services: Rpc, other: Connection, name: str) -> None:
-    """The first process of the role that answers; None when there is none."""
+async def test_a_role_reports_its_health(services: Rpc, other: Connection, name: str) -> None:
+    """The report of the first process that replies; None without one."""
     assert await services.health(name, timeout_s=TIMEOUT_S) is None
     await Rpc(other).serve_health(name, lambda: b'{"ok":true}')
     assert await until(lambda: services.health(name, timeout_s=TIMEOUT_S)) == b'{"ok":true}'
 
 
 @pytest.mark.rule("R30")
-async def test_a_turn_that_any_gateway_reads_has_readers(services: Rpc, other: Connection, tenant: Tenant) -> None:
-    """Who reads it answers; who does not is silent, and silence is a no."""
+async def test_a_turn_with_a_reader_at_any_gateway_has_readers(
+    services: Rpc, other: Connection, tenant: Tenant
+) -> None:
+    """A gateway with a reader replies; silence means that there is none."""
     read, unread = (TurnKey(tenant, TurnId(new_id())) for _ in range(2))
     assert not await services.has_readers(read, timeout_s=0.25)
     await Rpc(other).announce_readers(lambda key: key == read)

@@ -1,4 +1,4 @@
-"""The same question gets the same answer, from the log: with `Idempotency-Key: auto`, at once or at its pace."""
+"""`Idempotency-Key: auto`, by which equal requests are one turn; and `pace`, which replays a turn at its speed."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ EVENTS = {"accept": "text/event-stream"}
 
 
 def question(line: str = "words=3 rate=0") -> dict[str, Any]:
-    """One that nobody else asks."""
+    """Returns the body of a new question."""
     return {"message": f"#sim {line}\n{new_id()}"}
 
 
@@ -32,8 +32,8 @@ async def posted(gateway: Gateway, body: dict[str, Any], **headers: str) -> str:
 
 
 @pytest.mark.rule("R62")
-async def test_the_same_question_is_the_same_turn(gateway: Gateway, second_gateway: Gateway) -> None:
-    """At any gateway, while it is answered and afterwards, and however its JSON is written; another one is not."""
+async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
+    """At any gateway, during and after the answer, in any JSON formatting; with another field they are not."""
     body = question() | {"metadata": {"a": "1", "b": "2"}}
     first = await posted(gateway, body)
     turned = {"metadata": {"b": "2", "a": "1"}, "message": body["message"]}
@@ -50,15 +50,13 @@ async def test_the_same_question_is_the_same_turn(gateway: Gateway, second_gatew
 
 
 @pytest.mark.rule("R62")
-async def test_of_many_who_ask_at_once_one_is_answered(gateway: Gateway, second_gateway: Gateway) -> None:
-    """One turn, one call of the model, and all of them read it."""
+async def test_concurrent_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
     body = question()
     turns = await asyncio.gather(*(posted(one, body) for _ in range(10) for one in (gateway, second_gateway)))
     assert len({*turns}) == 1
 
 
-async def test_other_protocols_ask_so_too(gateway: Gateway) -> None:
-    """The same words in another protocol's body are the same there."""
+async def test_other_protocols_support_auto_keys(gateway: Gateway) -> None:
     asked = [{"role": "user", "content": question()["message"]}]
     body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": asked}
     first, again = [await gateway.client.post("/v1/messages", json=body, headers=AUTO) for _ in range(2)]
@@ -69,8 +67,8 @@ async def test_other_protocols_ask_so_too(gateway: Gateway) -> None:
 
 @pytest.mark.rule("R62")
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_what_came_to_nothing_is_no_answer(gateway: Gateway, how: str) -> None:
-    """Who asks once more gets a new turn; once that is answered, everybody gets it."""
+async def test_a_failed_or_cancelled_turn_is_not_reused(gateway: Gateway, how: str) -> None:
+    """The next request gets a new turn, and later ones get that turn."""
     body = question("words=3 rate=0 fault=error@1x1" if how == "failed" else "words=50 rate=1")
     body |= {"on_interrupt": "fail"}
     first = await posted(gateway, body)
@@ -84,10 +82,10 @@ async def test_what_came_to_nothing_is_no_answer(gateway: Gateway, how: str) -> 
     await gateway.client.post(f"/v1/turns/{again[0]}/cancel")
 
 
-async def test_a_question_that_always_fails_is_asked_all_the_same(
+async def test_a_request_that_always_fails_is_a_new_turn_each_time(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After so many failures nobody looks any further back."""
+    """After FAILED_MAX failures older turns are not looked at."""
     monkeypatch.setattr(auto_idempotency, "FAILED_MAX", 2)
     body = question("words=3 rate=0 fault=error@1") | {"on_interrupt": "fail"}
     turns = []
@@ -97,8 +95,9 @@ async def test_a_question_that_always_fails_is_asked_all_the_same(
     assert len({*turns}) == 4
 
 
-async def test_another_tenants_answer_is_not_given(gateway: Gateway, new_gateway: NewGateway, system: System) -> None:
-    """Whoever asks the same there is answered there."""
+async def test_a_turn_of_another_tenant_is_not_reused(
+    gateway: Gateway, new_gateway: NewGateway, system: System
+) -> None:
     other = f"tenant-{new_id()}:{hashlib.sha256(b'other').hexdigest()}"
     theirs = await new_gateway(system.nats_url, api_keys=other)
     theirs.client.headers["authorization"] = "Bearer other"
@@ -106,27 +105,28 @@ async def test_another_tenants_answer_is_not_given(gateway: Gateway, new_gateway
     assert await posted(gateway, body) != await posted(theirs, body)
 
 
-async def slowly(gateway: Gateway) -> str:
-    """A turn that was written over half a second."""
+async def slow_turn(gateway: Gateway) -> str:
+    """Returns a turn that was written over half a second."""
     turn = await posted(gateway, question("words=5 rate=10"))
     await read(gateway.client, turn)
     return turn
 
 
 @pytest.mark.parametrize("dialect", SAYS)
-async def test_at_a_pace_a_reader_gets_what_others_get(gateway: Gateway, dialect: str) -> None:
-    """Byte for byte: only the time is another."""
-    turn = await slowly(gateway)
+async def test_a_paced_stream_has_the_same_bytes(gateway: Gateway, dialect: str) -> None:
+    turn = await slow_turn(gateway)
     at_once, paced = [
         await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}{pace}") for pace in ("", "&pace=20")
     ]
     assert turns_own(paced.content) == turns_own(at_once.content)
 
 
-async def test_what_is_not_due_is_not_told_yet(system: System, generator: object, new_gateway: NewGateway) -> None:
-    """A reader is kept by heartbeats, may leave, and comes back to exactly what follows."""
+async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
+    system: System, generator: object, new_gateway: NewGateway
+) -> None:
+    """A reader that disconnects and resumes gets exactly the rest."""
     gateway = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    turn = await slowly(gateway)
+    turn = await slow_turn(gateway)
     stream = EventStream()
     events: list[Sent] = []
     async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?pace=0.001") as response:
@@ -142,15 +142,14 @@ async def test_what_is_not_due_is_not_told_yet(system: System, generator: object
     assert told == turns_own(b"".join(frame.sent for frame in whole.frames))
 
 
-async def test_a_turn_that_is_being_written_is_told_as_it_is(gateway: Gateway) -> None:
-    """What has just been written is due."""
+async def test_a_paced_stream_of_a_running_turn_is_live(gateway: Gateway) -> None:
     turn = await posted(gateway, question("words=5 rate=20"))
     paced = await gateway.client.get(f"/v1/turns/{turn}/events?dialect=text&pace=1")
     assert paced.text == "w000000 w000001 w000002 w000003 w000004"
 
 
-async def test_a_question_may_name_a_pace(gateway: Gateway) -> None:
-    """On its own stream, in our protocol and in others'."""
+async def test_a_streamed_post_accepts_a_pace(gateway: Gateway) -> None:
+    """In the native protocol and in others."""
     body = question("words=5 rate=10")
     told = [
         await gateway.client.post(f"/v1/turns?dialect=text{pace}", json=body, headers=AUTO | EVENTS)
@@ -167,8 +166,8 @@ async def test_a_question_may_name_a_pace(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/turns", "/v1/messages", "/v1/turns/{turn}/events"])
-async def test_a_pace_that_is_none_is_refused(gateway: Gateway, path: str) -> None:
-    """Before anything is asked."""
+async def test_an_invalid_pace_is_refused(gateway: Gateway, path: str) -> None:
+    """Before a turn is created."""
     turn = await posted(gateway, question())
     body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     method = "GET" if "{" in path else "POST"

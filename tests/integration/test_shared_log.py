@@ -1,4 +1,4 @@
-"""A log from before the NATS accounts: today's `up` finds it and loses nothing."""
+"""Migration of a log from before the NATS accounts: `up` moves it into the account and loses nothing."""
 
 import io
 import shutil
@@ -25,7 +25,7 @@ BYTES_MAX = 64 * 1024**2
 
 
 async def store(options: Options) -> None:
-    """What a version before leaves: a request that was taken, and one that was not, in the account without a name."""
+    """Stores an acknowledged and a waiting request in the global account, as an older version does."""
     specs = [replace(spec, has_one_account=True) for spec in migrate_log.server_specs(options, options.data_dir)]
     async with AsyncExitStack() as stack:
         for spec in specs:
@@ -36,7 +36,7 @@ async def store(options: Options) -> None:
         async def is_set_up() -> bool:
             try:
                 await apply(connection, bytes_max=BYTES_MAX, replicas=len(specs))
-            except LogUnavailable:  # until they have chosen who leads
+            except LogUnavailable:  # until they have elected a leader
                 return False
             return True
 
@@ -53,7 +53,7 @@ async def store(options: Options) -> None:
 
 
 async def found(options: Options) -> tuple[int, int, int]:
-    """The entries that one server of today has, how many of them are waiting, and up to where they are taken."""
+    """Returns the number of entries, the number of waiting ones, and the acknowledged sequence."""
     (spec,) = migrate_log.server_specs(options, options.data_dir)
     async with NatsServer(spec.directory, spec=spec) as server:
         connection = await Connection.open(server.url, "test")
@@ -64,8 +64,8 @@ async def found(options: Options) -> tuple[int, int, int]:
         return state.messages, consumer.num_pending or 0, consumer.ack_floor.stream_seq
 
 
-async def test_what_one_server_has_stored_is_the_logs_own_now(tmp_path: Path) -> None:
-    """Entries and how far they were taken; a second start finds nothing to do."""
+async def test_the_log_of_one_server_is_moved_to_its_account(tmp_path: Path) -> None:
+    """Entries and acknowledgements; a second start does nothing."""
     options, out = Options(data_dir=tmp_path), io.StringIO()
     await store(options)
     for _ in range(2):
@@ -74,13 +74,13 @@ async def test_what_one_server_has_stored_is_the_logs_own_now(tmp_path: Path) ->
     assert await found(options) == (2, 1, 1)
 
 
-async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: Path) -> None:
-    """Their agreements name the account: three of today would begin with nothing, so it is said what to do first."""
+async def test_the_log_of_a_cluster_is_moved_by_a_start_without_cluster(tmp_path: Path) -> None:
+    """The Raft groups contain the account's name, so a cluster would start empty: the message says what to do."""
     three, one = Options(data_dir=tmp_path, cluster=True), Options(data_dir=tmp_path)
     await store(three)
     with pytest.raises(UpRefused, match="once without --cluster"):
         await migrate_log.migrate(three, Console(io.StringIO(), width=2, coloured=False))
-    # One may have lost what it had: the others give it.
+    # One server may have lost its store: the others have it.
     shutil.rmtree(migrate_log.server_specs(three, tmp_path)[-1].store)
     await migrate_log.migrate(one, Console(io.StringIO(), width=2, coloured=False))
     (spec,) = migrate_log.server_specs(one, tmp_path)
@@ -89,8 +89,8 @@ async def test_what_three_servers_have_stored_is_copied_by_way_of_one(tmp_path: 
 
 
 @pytest.mark.parametrize("cluster", [False, True], ids=["one", "three"])
-async def test_of_two_logs_none_is_taken(tmp_path: Path, cluster: bool) -> None:
-    """A version before was started here once more: it found no log and began one, and either may be what is wanted."""
+async def test_a_start_with_two_logs_is_refused(tmp_path: Path, cluster: bool) -> None:
+    """An older version was started again, found no log and created one; either log may be the right one."""
     options, other = (Options(data_dir=tmp_path, cluster=is_three) for is_three in (cluster, not cluster))
     spec = migrate_log.server_specs(options, tmp_path)[-1]
     for account in (GLOBAL_ACCOUNT, LOG):

@@ -21,7 +21,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 class Issuer:
-    """Serves what it is told to, one request a connection, and counts."""
+    """A server of key sets with a settable answer; one request per connection. `asked` has all requests."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -53,7 +53,7 @@ class Issuer:
 
 
 async def nothing(writer: asyncio.StreamWriter) -> None:
-    """Hangs up."""
+    """Closes the connection without an answer."""
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def url(issuer: Issuer) -> AsyncIterator[str]:
 
 
 async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
-    """Fifty tokens at once of a key that nobody has seen are one question; a thousand of it afterwards are none."""
+    """Fifty concurrent tokens with a new key cause one request; a thousand later ones cause none."""
     issuer.tell(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     keys = JwksCache(url)
     found = await asyncio.gather(*(keys.find("ec") for _ in range(50)))
@@ -81,7 +81,7 @@ async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
 
 
 async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: str) -> None:
-    """A rotation is noticed with its first token; names that somebody invents ask the issuer nothing."""
+    """The first token with a new key shows a rotation; invented key ids cause no further requests."""
     issuer.tell(jwts.key_set(old=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     assert await keys.find("old") is not None
@@ -89,10 +89,10 @@ async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: 
     assert await keys.find("new") is not None
     assert await keys.find("old") is None
     patient = JwksCache(url)
-    asked = len(issuer.asked)
+    before = len(issuer.asked)
     for number in range(200):
         assert await patient.find(f"../../{number}' OR 1=1") is None
-    assert len(issuer.asked) == asked + 1
+    assert len(issuer.asked) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: 
 async def test_an_invalid_answer_keeps_the_known_keys(
     issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
 ) -> None:
-    """An issuer that breaks locks nobody out."""
+    """A broken issuer locks no client out."""
     issuer.tell(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     await keys.read()
@@ -128,7 +128,7 @@ async def test_an_invalid_answer_keeps_the_known_keys(
 
 
 async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
-    """The settings say where the keys are; whoever answers there does not say where else."""
+    """Only the settings have the address of the keys."""
     elsewhere = Issuer()
     elsewhere.tell(jwts.key_set(ec=OTHER_KEY))
     async with elsewhere.running() as other:
@@ -143,7 +143,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
 async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     issuer: Issuer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that says nothing, and one that says a byte now and then: over in time, and what is known stays."""
+    """A silent one, and one that sends a byte now and then; the known keys stay valid."""
     issuer.tell(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url)
     await keys.read()
@@ -167,7 +167,7 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
 
 
 async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
-    """An operator who replaces it need not start anything again."""
+    """An operator can replace the file without a restart."""
     path = tmp_path / "keys.json"
     path.write_bytes(jwts.key_set(old=EC_KEY))
     keys = JwksCache(str(path), cooldown_s=0)
@@ -180,7 +180,7 @@ async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
 
 
 async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str) -> None:
-    """`jku`, `x5u`, an issuer that is a URL: the one address that is ever asked is the setting's."""
+    """`jku`, `x5u`, an issuer that is a URL: requests go only to the address in the settings."""
     elsewhere = Issuer()
     issuer.tell(jwts.key_set(ec=EC_KEY))
     verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))

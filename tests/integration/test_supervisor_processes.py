@@ -15,7 +15,7 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tests.harness.until import until
 
-# Says its pid, then waits; at SIGTERM it says goodbye and leaves. Not with print: it may be in the first one still.
+# Prints its pid and waits; at SIGTERM it prints goodbye and ends. os.write, because the first print may not be done.
 POLITE = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"goodbye\\n"), sys.exit(0)))
@@ -28,7 +28,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("pid", os.getpid(), flush=True)
 while True: signal.pause()
 """
-# Leaves a process behind that holds its pipe.
+# Leaves a child process behind that holds its pipe.
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()"])
@@ -38,7 +38,7 @@ sys.exit(3)
 
 
 class Watch:
-    """A supervisor, and what it showed so far."""
+    """A supervisor, and the output that it has shown so far."""
 
     def __init__(self, supervisor: Supervisor, out: io.StringIO) -> None:
         self.supervisor = supervisor
@@ -51,7 +51,7 @@ class Watch:
         return self.out.getvalue().splitlines()
 
     def pids(self) -> list[int]:
-        """Those that stand-ins have told, oldest first."""
+        """Returns the pids that the children have printed, oldest first."""
         return [int(line.rpartition(" ")[2]) for line in self.lines() if line.partition("| ")[2].startswith("pid ")]
 
 
@@ -74,8 +74,8 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.rule("F30")
-async def test_a_part_that_dies_is_started_again_each_time_later() -> None:
-    """One line says who died, how, and when the next start is; another its new pid, for who wants to end it again."""
+async def test_a_child_that_ends_is_restarted_with_a_growing_delay() -> None:
+    """One line has its name, its status and the delay; another its new pid."""
     async with watched() as watch:
         watch.start("a", "import os; print('pid', os.getpid()); raise SystemExit(3)")
         await until(lambda: len(watch.lines()) >= 8)
@@ -92,8 +92,7 @@ async def test_a_part_that_dies_is_started_again_each_time_later() -> None:
         ]
 
 
-async def test_a_part_that_is_killed_is_named_with_its_signal_and_replaced() -> None:
-    """kill -9 costs a tenth of a second, and is not done in silence."""
+async def test_a_killed_child_is_reported_with_its_signal_and_replaced() -> None:
     async with watched() as watch:
         watch.start("a", POLITE)
         [first] = await until(watch.pids)
@@ -103,8 +102,8 @@ async def test_a_part_that_is_killed_is_named_with_its_signal_and_replaced() -> 
         assert watch.supervisor.children["a"].pid == watch.pids()[1]
 
 
-async def test_a_command_that_cannot_be_started_is_tried_again() -> None:
-    """A machine without a free process for a moment is no reason to give up."""
+async def test_a_start_that_fails_is_repeated() -> None:
+    """The machine may have no free process for a moment."""
     async with watched() as watch:
         watch.supervisor.start(ProcessSpec("a", "a", ("/nowhere/at/all",), {}))
         await until(lambda: len(watch.lines()) >= 4)
@@ -112,43 +111,42 @@ async def test_a_command_that_cannot_be_started_is_tried_again() -> None:
         assert watch.lines()[3].endswith("next start in 0.2 s")
 
 
-async def test_a_part_whose_settings_are_wrong_is_named_as_hopeless() -> None:
-    """Status 2 is what a process says when only a person can help: `up` need not wait out its thirty seconds."""
+async def test_status_2_is_reported_as_a_fatal_configuration() -> None:
+    """A restart would not help, so `up` ends without waiting for its timeout."""
     async with watched() as watch:
         watch.start("a", "raise SystemExit(1)")
         watch.start("b", "raise SystemExit(2)")
         assert await asyncio.wait_for(watch.supervisor.fatal_config, timeout=10) == "b"
 
 
-async def test_parts_stop_one_role_after_the_other() -> None:
-    """Nobody's need is stopped before him: each role is gone before the next is asked to go."""
+async def test_children_stop_one_role_after_the_other() -> None:
+    """All of a role have ended before the next role gets SIGTERM, so no process loses a server that it needs."""
     async with watched() as watch:
         watch.start("log", POLITE)
         watch.start("gen1", POLITE, role="gen")
         watch.start("gen2", POLITE, role="gen")
         watch.start("gate", POLITE)
         await until(lambda: len(watch.pids()) == 4)
-    spoken = [line for line in watch.lines() if "pid" not in line]
-    assert spoken[:2] == ["gate | goodbye", "up   | gate stopped"]
-    assert sorted(spoken[2:6]) == [
+    printed = [line for line in watch.lines() if "pid" not in line]
+    assert printed[:2] == ["gate | goodbye", "up   | gate stopped"]
+    assert sorted(printed[2:6]) == [
         "gen1 | goodbye",
         "gen2 | goodbye",
         "up   | gen1 stopped",
         "up   | gen2 stopped",
     ]
-    assert spoken[6:] == ["log  | goodbye", "up   | log stopped"]
+    assert printed[6:] == ["log  | goodbye", "up   | log stopped"]
 
 
-async def test_a_part_that_does_not_stop_is_killed_after_its_grace() -> None:
-    """A process that hangs does not make Ctrl-C hang."""
+async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -> None:
     async with watched() as watch:
         watch.start("a", STUBBORN, grace_s=0.1)
         await until(watch.pids)
     assert watch.lines()[1:] == ["up   | a did not stop within 0.1 s", "up   | a stopped, but was killed by SIGKILL"]
 
 
-async def test_a_second_thought_kills_all_at_once() -> None:
-    """`kill` waits for no grace and no order."""
+async def test_kill_ends_all_children_at_once() -> None:
+    """Without grace period and order."""
     async with watched() as watch:
         watch.start("a", STUBBORN, grace_s=100)
         watch.start("b", STUBBORN, grace_s=100)
@@ -157,17 +155,16 @@ async def test_a_second_thought_kills_all_at_once() -> None:
         await until(lambda: not any(map(is_alive, pids)))
 
 
-async def test_what_a_part_left_behind_goes_with_it() -> None:
-    """A dead part's own children neither stay nor keep its next life waiting."""
+async def test_child_processes_of_a_child_end_with_it() -> None:
+    """They do not delay its restart."""
     async with watched() as watch:
         watch.start("a", PARENT)
-        [left] = await until(watch.pids)
-        await until(lambda: not is_alive(left))
+        [grandchild] = await until(watch.pids)
+        await until(lambda: not is_alive(grandchild))
         await until(lambda: "up   | a exited with status 3; next start in 0.1 s" in watch.lines())
 
 
-async def test_a_part_that_waits_for_its_next_start_is_stopped_without_one() -> None:
-    """Ctrl-C in the middle of a crash loop does not wait for the loop."""
+async def test_a_child_that_waits_for_its_restart_is_not_started_after_a_stop() -> None:
     async with watched() as watch:
         watch.start("a", "raise SystemExit(3)")
         await until(lambda: watch.lines()[-1:] == ["up   | a exited with status 3; next start in 0.8 s"])
@@ -176,15 +173,14 @@ async def test_a_part_that_waits_for_its_next_start_is_stopped_without_one() -> 
 
 
 async def test_nothing_is_started_after_the_stop() -> None:
-    """Whoever is still starting parts when the stop comes leaves none behind."""
     async with watched() as watch:
         await watch.supervisor.stop()
         watch.start("late", POLITE)
         assert watch.supervisor.children == {}
 
 
-async def test_a_part_has_a_session_of_its_own_and_no_terminal_input() -> None:
-    """The terminal's Ctrl-C reaches the supervisor alone, which knows the order."""
+async def test_a_child_has_its_own_session_and_no_input() -> None:
+    """The terminal sends Ctrl-C to the supervisor only, which knows the order."""
     async with watched() as watch:
         watch.start("a", "import os, sys; print(os.getsid(0) == os.getpid(), repr(sys.stdin.read()))")
         await until(watch.lines)

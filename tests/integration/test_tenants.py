@@ -20,7 +20,7 @@ from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, named
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, on_shared_loop
 
-OTHER_KEY = "the-key-of-somebody-else"
+OTHER_KEY = "the-key-of-another-tenant"
 UNKNOWN = (new_id(), new_id(), new_id())
 IDS = [f"{method} {path}" for method, path in ROWS]
 
@@ -29,20 +29,20 @@ IDS = [f"{method} {path}" for method, path in ROWS]
 async def two_tenants(
     system: System, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
 ) -> Gateway:
-    """A gateway with keys of two tenants; its own client is the first's."""
+    """A gateway with keys of two tenants; its own client has the first one."""
     other = f"tenant-{new_id()}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
     return await new_gateway(system.nats_url, api_keys=f"{api_keys(tenant)}, {other}")
 
 
 @pytest.fixture
-async def stranger(two_tenants: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
-    """The other tenant."""
+async def other_client(two_tenants: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the other tenant."""
     async with two_tenants.new_client() as client:
         client.headers["authorization"] = f"Bearer {OTHER_KEY}"
         yield client
 
 
-async def asked(gateway: Gateway) -> dict[str, str]:
+async def create(gateway: Gateway) -> dict[str, str]:
     body = {"message": LONG_MESSAGE, "project": new_id()}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
@@ -53,38 +53,38 @@ async def asked(gateway: Gateway) -> dict[str, str]:
 
 @pytest.mark.rule("S1")
 async def test_objects_of_another_tenant_are_404_on_every_route(
-    two_tenants: Gateway, stranger: httpx2.AsyncClient
+    two_tenants: Gateway, other_client: httpx2.AsyncClient
 ) -> None:
-    """Byte for byte what is said of one that never was: nobody learns that it exists."""
-    mine = await asked(two_tenants)
+    """Byte for byte the response for an unknown id, so that its existence is not disclosed."""
+    mine = await create(two_tenants)
     for (method, path), row in ROWS.items():
         if row.names and not row.is_everybodys:
-            there = await asked(two_tenants) if method == "DELETE" else mine
-            theirs = await stranger.request(method, path.format(**there) + row.query, json=row.body)
-            unknown = await stranger.request(method, path.format(**named(*UNKNOWN)) + row.query, json=row.body)
+            there = await create(two_tenants) if method == "DELETE" else mine
+            theirs = await other_client.request(method, path.format(**there) + row.query, json=row.body)
+            unknown = await other_client.request(method, path.format(**named(*UNKNOWN)) + row.query, json=row.body)
             own = await two_tenants.client.request(method, path.format(**there) + row.query, json=row.body)
-            # Asked for last, it is still there: what the stranger tried has done nothing.
+            # This request comes last: the request of the other tenant has changed nothing.
             assert own.status_code == 200, path
             assert (theirs.status_code, theirs.content) == (404, unknown.content), path
             assert {*theirs.headers.items()} - {*unknown.headers.items()} <= {("date", theirs.headers["date"])}
     for name in ("session", "parent"):
         body = {"message": "and?", name: mine["turn" if name == "parent" else name]}
-        follow_up = await stranger.post("/v1/turns", json=body)
+        follow_up = await other_client.post("/v1/turns", json=body)
         assert (follow_up.status_code, follow_up.json()["error"]["code"]) == (404, f"{name}_not_found")
     for path in ("/v1/sessions", "/v1/projects", "/v1/usage"):
-        assert (await stranger.get(path)).json()["data"] == [], path
+        assert (await other_client.get(path)).json()["data"] == [], path
 
 
 @on_shared_loop
 @pytest.mark.parametrize(("method", "path"), ROWS, ids=IDS)
 async def test_every_route_that_is_not_public_needs_a_key(shared_gateway: Gateway, method: str, path: str) -> None:
-    """None, an unknown one, an empty one, one of the wrong scheme, two at once: 401, the same for all."""
+    """No key, an unknown or empty one, another scheme, two keys: always the same 401."""
     row = ROWS[method, path]
     good = f"Bearer {KEY}"
     wrong = [
         [],
-        [("authorization", "Bearer nobodys")],
-        [("x-api-key", "nobodys")],
+        [("authorization", "Bearer unknown")],
+        [("x-api-key", "unknown")],
         [("authorization", "Bearer")],
         [("authorization", KEY)],
         [("authorization", f"Basic {KEY}")],
@@ -122,7 +122,7 @@ async def test_a_key_is_accepted_in_either_header(lone_gateway: Gateway, header:
 
 
 async def test_without_keys_only_local_hosts_are_allowed(nats_url: str, new_gateway: NewGateway) -> None:
-    """DNS rebinding: a stranger's page that gives its own name this address must not read anybody's turns."""
+    """DNS rebinding: a page whose host name resolves to this address must not read turns."""
     gateway = await new_gateway(nats_url, api_keys="", hosts="box.example, other.example")
     names = {
         "localhost": 202,
@@ -148,7 +148,7 @@ async def test_without_keys_only_local_hosts_are_allowed(nats_url: str, new_gate
 
 @pytest.mark.rule("S7")
 async def test_without_keys_a_page_of_another_origin_is_refused(system: System, new_gateway: NewGateway) -> None:
-    """A browser sends a POST without JSON for any page, and asks nobody: not even a turn may be cancelled by one."""
+    """A browser sends a POST without JSON for any page and without a preflight; a cancel is such a POST."""
     gateway = await new_gateway(system.nats_url, api_keys="")
     posts = [path.format(**named(*UNKNOWN)) for method, path in ROWS if method == "POST"]
     async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
@@ -162,7 +162,7 @@ async def test_without_keys_a_page_of_another_origin_is_refused(system: System, 
 async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
     own_server: NatsServer, own_connection: Connection, tmp_path: Path
 ) -> None:
-    """Status 2 and a sentence that says what to do, before anything is listened on; where there is a key, it starts."""
+    """Status 2 and a message that says what to do, before it listens; with a key it starts."""
     environ = {
         "PYTHONPATH": str(CHECKOUT),
         "TAILRACE_HOST": "0.0.0.0",

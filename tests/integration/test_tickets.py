@@ -28,7 +28,7 @@ ID = re.compile(r"^id: (.+)$", re.MULTILINE)
 
 @pytest.fixture
 async def turn(log: TurnLog, key: TurnKey) -> TurnKey:
-    """One that has ended."""
+    """A turn that has ended."""
     writer = Writer(log, key)
     await writer.open(*TEXTS)
     await writer.end()
@@ -36,23 +36,23 @@ async def turn(log: TurnLog, key: TurnKey) -> TurnKey:
 
 
 @pytest.fixture
-async def nobody(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client that has no key."""
+async def keyless(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client without an API key."""
     async with httpx2.AsyncClient(base_url=lone_gateway.url, timeout=20, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
 async def signature(connection: Connection) -> TokenSigner:
-    """What gateways sign with: for tickets as no gateway makes them."""
+    """The gateways' signer, for tickets that no gateway would create."""
     return TokenSigner(await signing_secret(connection))
 
 
-async def made(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, Any]:
+async def create(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, Any]:
     answer = await gateway.client.post(f"/v1/turns/{turn}/tickets", json=body)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    ticket: dict[str, Any] = answer.json()
+    return ticket
 
 
 def refused(answer: httpx2.Response) -> bool:
@@ -60,20 +60,20 @@ def refused(answer: httpx2.Response) -> bool:
 
 
 def of_key(key: TurnKey, **changed: object) -> Ticket:
-    """A ticket without an API key behind it, good for a minute."""
+    """Returns a ticket without an API key, valid for a minute."""
     soon = int(time.time()) + 60
     ticket = Ticket(tenant=key.tenant, turn=key.turn, key=None, has_key=False, begin_by=soon, until=soon)
     return msgspec.structs.replace(ticket, **changed)
 
 
 async def test_a_single_use_ticket_opens_the_stream_once(
-    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+    lone_gateway: Gateway, keyless: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
-    """All of the turn, as its owner reads it; then the link is worth nothing to whoever finds it."""
-    ticket = await made(lone_gateway, turn.turn)
+    """The whole stream; then the link is refused."""
+    ticket = await create(lone_gateway, turn.turn)
     own = await lone_gateway.client.get(f"/v1/turns/{turn.turn}/events")
-    first, second = await nobody.get(ticket["events"]), await nobody.get(ticket["events"])
-    later = await nobody.get(f"{ticket['events']}&after={ID.findall(own.text)[0]}")
+    first, second = await keyless.get(ticket["events"]), await keyless.get(ticket["events"])
+    later = await keyless.get(f"{ticket['events']}&after={ID.findall(own.text)[0]}")
     assert first.status_code == 200
     unproved = re.sub(rb"^id: [^.\n]+\.", b"id: ", first.content, flags=re.MULTILINE)
     assert turns_own(unproved) == turns_own(own.content)
@@ -86,14 +86,14 @@ async def test_a_single_use_ticket_opens_the_stream_once(
 async def test_only_the_stream_with_the_proof_resumes(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """An EventSource comes back with the same URL and the last id, at any gateway: what it missed, each thing once.
+    """An EventSource reconnects with the same URL and the last id, at any gateway, and receives the rest once.
 
-    The sequence alone, which a thief can guess, another ticket's proof, and one that is made up begin nothing.
+    The sequence alone, which can be guessed, the proof of another ticket, and an invented one are refused.
     """
     writer = Writer(log, key)
     await writer.open(*TEXTS[:2])
     elsewhere = await new_gateway(nats_url)
-    link, other = await made(lone_gateway, key.turn), await made(lone_gateway, key.turn)
+    link, other = await create(lone_gateway, key.turn), await create(lone_gateway, key.turn)
     async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
         last = await read_until("Elbe", client, lone_gateway.url + link["events"])
         foreign = await read_until("Danube", client, lone_gateway.url + other["events"])
@@ -108,17 +108,17 @@ async def test_only_the_stream_with_the_proof_resumes(
         again = await client.get(url, headers={"last-event-id": ID.findall(back.text)[-1]})
     assert back.status_code == 200
     assert ["Rhine" in back.text, "Danube" in back.text, "Elbe" in back.text] == [True, False, False]
-    # An EventSource that is told 204 stays away.
+    # An EventSource does not reconnect after 204.
     assert again.status_code == 204
 
 
 async def read_until(word: str, client: httpx2.AsyncClient, url: str) -> str:
-    """The id of the event with `word`; then the connection is given up."""
+    """Returns the id of the event with `word`, and disconnects."""
     async with client.stream("GET", url) as stream:
         seen = ""
         async for line in stream.aiter_lines():
             seen += line + "\n"
-            # The id stands after its data.
+            # The id follows the data.
             if word in seen and (found := ID.findall(seen.partition(word)[2])):
                 return str(found[0])
     raise AssertionError(seen)
@@ -129,26 +129,26 @@ async def read_until(word: str, client: httpx2.AsyncClient, url: str) -> str:
 async def test_of_concurrent_uses_of_a_ticket_one_succeeds(
     lone_gateway: Gateway, nats_url: str, new_gateway: NewGateway, turn: TurnKey
 ) -> None:
-    """Also when they ask at different gateways."""
+    """Also at different gateways."""
     elsewhere = await new_gateway(nats_url)
-    path = (await made(lone_gateway, turn.turn))["events"]
+    path = (await create(lone_gateway, turn.turn))["events"]
     async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
-        asking = [client.get(gateway.url + path) for gateway in (lone_gateway, elsewhere) * 10]
-        answers = await asyncio.gather(*asking)
+        requests = [client.get(gateway.url + path) for gateway in (lone_gateway, elsewhere) * 10]
+        answers = await asyncio.gather(*requests)
     assert sorted(answer.status_code for answer in answers) == [200] + [401] * 19
 
 
 async def test_a_refused_request_does_not_use_the_ticket(
-    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+    lone_gateway: Gateway, keyless: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
-    """A cursor that is none, a dialect that is none, nothing to tell: the ticket is used by the first byte it gives."""
-    path = (await made(lone_gateway, turn.turn))["events"]
+    """An invalid cursor or dialect, and a stream without events: only the first byte sent uses the ticket."""
+    path = (await create(lone_gateway, turn.turn))["events"]
     record = (await lone_gateway.client.get(f"/v1/turns/{turn.turn}")).json()
     asked = (f"{path}&after=x", f"{path}&after=1", f"{path}&dialect=x", f"{path}&after={record['cursor']}")
-    assert [(await nobody.get(url)).status_code for url in asked] == [400, 400, 400, 204]
-    assert (await nobody.head(path)).status_code == 401
-    assert (await nobody.get(f"{path}&dialect=text")).text == "".join(TEXTS)
-    assert refused(await nobody.get(path))
+    assert [(await keyless.get(url)).status_code for url in asked] == [400, 400, 400, 204]
+    assert (await keyless.head(path)).status_code == 401
+    assert (await keyless.get(f"{path}&dialect=text")).text == "".join(TEXTS)
+    assert refused(await keyless.get(path))
 
 
 @pytest.mark.rule("R39")
@@ -156,65 +156,65 @@ async def test_a_refused_request_does_not_use_the_ticket(
 @pytest.mark.parametrize("body", [{}, {"is_shared": True}], ids=["once", "shared"])
 async def test_a_ticket_is_refused_on_other_routes_and_methods(
     lone_gateway: Gateway,
-    nobody: httpx2.AsyncClient,
+    keyless: httpx2.AsyncClient,
     turn: TurnKey,
     log: TurnLog,
     tenant: Tenant,
     body: dict[str, bool],
 ) -> None:
-    """On no other route, by no other method, in no header, for no other turn of its tenant's, beside nothing else."""
-    ticket = (await made(lone_gateway, turn.turn, **body))["ticket"]
+    """Nor in a header, for another turn, beside another credential, or twice."""
+    ticket = (await create(lone_gateway, turn.turn, **body))["ticket"]
     other = TurnKey(tenant, TurnId(new_id()))
     await Writer(log, other).open("Oder")
     of_this = named(turn.turn, turn.turn, turn.turn)
     for (method, path), row in ROWS.items():
         if not row.is_public and (method, path) != ("GET", "/v1/turns/{turn}/events"):
-            answer = await nobody.request(method, f"{path.format(**of_this)}?ticket={ticket}", json=row.body)
+            answer = await keyless.request(method, f"{path.format(**of_this)}?ticket={ticket}", json=row.body)
             assert refused(answer), (method, path)
     events = f"/v1/turns/{turn.turn}/events"
     for headers in ({"authorization": f"Bearer {ticket}"}, {"x-api-key": ticket}, {"cookie": f"ticket={ticket}"}):
-        assert refused(await nobody.get(events, headers=headers))
+        assert refused(await keyless.get(events, headers=headers))
     for beside in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"authorization": "Bearer x"}):
-        assert refused(await nobody.get(f"{events}?ticket={ticket}", headers=beside))
-    assert refused(await nobody.get(f"{events}?ticket={ticket}&ticket={ticket}"))
-    assert refused(await nobody.get(f"{events}?ticket={ticket[:-1]}x"))
-    assert refused(await nobody.get(f"{events}?Ticket={ticket}"))
-    there = await nobody.get(f"/v1/turns/{other.turn}/events?ticket={ticket}")
-    unknown = await nobody.get(f"/v1/turns/{new_id()}/events?ticket={ticket}")
+        assert refused(await keyless.get(f"{events}?ticket={ticket}", headers=beside))
+    assert refused(await keyless.get(f"{events}?ticket={ticket}&ticket={ticket}"))
+    assert refused(await keyless.get(f"{events}?ticket={ticket[:-1]}x"))
+    assert refused(await keyless.get(f"{events}?Ticket={ticket}"))
+    there = await keyless.get(f"/v1/turns/{other.turn}/events?ticket={ticket}")
+    unknown = await keyless.get(f"/v1/turns/{new_id()}/events?ticket={ticket}")
     assert (there.status_code, there.content) == (404, unknown.content)
-    # And it is as good as it was.
-    assert (await nobody.get(f"{events}?ticket={ticket}")).status_code == 200
+    # The ticket is still unused.
+    assert (await keyless.get(f"{events}?ticket={ticket}")).status_code == 200
 
 
 @pytest.mark.rule("S4")
-async def test_a_ticket_expires(nobody: httpx2.AsyncClient, turn: TurnKey, signature: TokenSigner) -> None:
-    """One is begun in a minute, and its stream goes on for longer; a shared one ends."""
+async def test_a_ticket_expires(keyless: httpx2.AsyncClient, turn: TurnKey, signature: TokenSigner) -> None:
+    """A single-use ticket must be used within a minute, and its stream may resume longer; a shared one just expires."""
     now = int(time.time())
     url = f"/v1/turns/{turn.turn}/events"
     late = signature.sign(of_key(turn, begin_by=now - 5, until=now + 60, once="late"))
     over = signature.sign(of_key(turn, begin_by=now - 60, until=now - 5, once="over"))
     shared = signature.sign(of_key(turn, begin_by=now - 5, until=now - 5))
     good = signature.sign(of_key(turn))
-    whole = await nobody.get(f"{url}?ticket={good}")
+    whole = await keyless.get(f"{url}?ticket={good}")
     first = ID.findall(whole.text)[0]
     proved = {token: {"last-event-id": f"{signature.proof(token)}.{first}"} for token in (late, over, shared)}
     assert whole.status_code == 200
     for token in (late, over, shared):
-        assert refused(await nobody.get(f"{url}?ticket={token}"))
-    answers = [await nobody.get(f"{url}?ticket={token}", headers=headers) for token, headers in proved.items()]
+        assert refused(await keyless.get(f"{url}?ticket={token}"))
+    answers = [await keyless.get(f"{url}?ticket={token}", headers=headers) for token, headers in proved.items()]
     assert [answer.status_code for answer in answers] == [200, 401, 401]
 
 
 @pytest.mark.rule("R39")
 async def test_a_ticket_ends_with_its_key(
-    lone_gateway: Gateway, nobody: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, turn: TurnKey
+    lone_gateway: Gateway, keyless: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway, turn: TurnKey
 ) -> None:
-    """Where that key is none, or another tenant's, the link is nobody's; a signature alone opens nothing."""
-    path = (await made(lone_gateway, turn.turn, is_shared=True))["events"]
-    gone = await new_gateway(nats_url, api_keys=f"other:{'0' * 64}")
+    """A gateway without that key, or where it belongs to another tenant, refuses the link in spite of its signature."""
+    path = (await create(lone_gateway, turn.turn, is_shared=True))["events"]
+    without = await new_gateway(nats_url, api_keys=f"other:{'0' * 64}")
     moved = await new_gateway(nats_url, api_keys=api_keys(Tenant("other")))
     async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
-        assert [(await client.get(one.url + path)).status_code for one in (lone_gateway, gone, moved)] == [
+        assert [(await client.get(one.url + path)).status_code for one in (lone_gateway, without, moved)] == [
             200,
             401,
             401,
@@ -222,16 +222,16 @@ async def test_a_ticket_ends_with_its_key(
 
 
 async def test_a_shared_ticket_serves_many_readers_until_it_expires(
-    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+    lone_gateway: Gateway, keyless: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
-    """The ids are plain, so any client resumes it; for how long is the owner's word, up to a day."""
-    ticket = await made(lone_gateway, turn.turn, is_shared=True, life_s=7200)
+    """The ids have no proof, so any client can resume. The owner chooses its life, up to a day."""
+    ticket = await create(lone_gateway, turn.turn, is_shared=True, life_s=7200)
     assert 7190 < ticket["until"] - time.time() <= 7200
     own = await lone_gateway.client.get(f"/v1/turns/{turn.turn}/events")
     for _ in range(3):
-        assert turns_own((await nobody.get(ticket["events"])).content) == turns_own(own.content)
+        assert turns_own((await keyless.get(ticket["events"])).content) == turns_own(own.content)
     ids = ID.findall(own.text)
-    back = await nobody.get(ticket["events"], headers={"last-event-id": ids[0]})
+    back = await keyless.get(ticket["events"], headers={"last-event-id": ids[0]})
     assert ID.findall(back.text) == ids[1:]
 
 
@@ -251,19 +251,17 @@ async def test_a_shared_ticket_serves_many_readers_until_it_expires(
     ],
 )
 async def test_an_invalid_ticket_request_is_refused(lone_gateway: Gateway, turn: TurnKey, body: object) -> None:
-    """Nobody says whose it is, for what, or for ever."""
     answer = await lone_gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body)
     assert answer.status_code == 400
 
 
 @pytest.mark.rule("S4")
 async def test_answers_to_tickets_have_no_store_and_no_referrer(
-    lone_gateway: Gateway, nobody: httpx2.AsyncClient, turn: TurnKey
+    lone_gateway: Gateway, keyless: httpx2.AsyncClient, turn: TurnKey
 ) -> None:
-    """No cache, and no Referer: FAULTS S4."""
     for body in ({}, {"is_shared": True}):
         asked = await lone_gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body)
-        read = await nobody.get(asked.json()["events"])
+        read = await keyless.get(asked.json()["events"])
         for answer in (asked, read):
             assert "no-store" in answer.headers["cache-control"]
             assert answer.headers["referrer-policy"] == "no-referrer"
@@ -272,27 +270,27 @@ async def test_answers_to_tickets_have_no_store_and_no_referrer(
 async def test_without_keys_a_ticket_is_still_verified(
     nats_url: str, new_gateway: NewGateway, connection: Connection, signature: TokenSigner
 ) -> None:
-    """What is built on a laptop works behind a key: one that was used, forged, or another turn's is none here, too."""
+    """A used, forged or foreign ticket is refused, as it would be with keys."""
     gateway = await new_gateway(nats_url, api_keys="")
     turn = TurnKey(Tenant("local"), TurnId(new_id()))
     writer = Writer(TurnLog(connection), turn)
     await writer.open(*TEXTS)
     await writer.end()
-    ticket = await made(gateway, turn.turn)
+    ticket = await create(gateway, turn.turn)
     now = int(time.time())
     over = signature.sign(of_key(turn, begin_by=now - 5, until=now - 5))
     elsewhere = await gateway.client.get(f"/v1/turns/{new_id()}/events?ticket={ticket['ticket']}")
     answers = [await gateway.client.get(ticket["events"]) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 401]
-    shared = (await made(gateway, turn.turn, is_shared=True))["ticket"]
+    shared = (await create(gateway, turn.turn, is_shared=True))["ticket"]
     for query in ("ticket=forged", f"ticket={over}", f"ticket={shared}&ticket={shared}", "ticket="):
         assert refused(await gateway.client.get(f"/v1/turns/{turn.turn}/events?{query}")), query
     assert refused(elsewhere)
 
 
 @pytest.mark.rule("S4")
-async def test_no_ticket_is_logged(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
-    """At its most talkative, of one that was used, used again, and refused: no query string is in any line."""
+async def test_tickets_are_not_logged(nats_url: str, tenant: Tenant, turn: TurnKey, tmp_path: Path) -> None:
+    """No log line has a query string, at the level debug, for used and refused tickets."""
     environ = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LOG_LEVEL": "debug"}
     async with processes.gateway(tmp_path, nats_url, **environ) as gateway:
         async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:

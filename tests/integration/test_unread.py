@@ -1,4 +1,4 @@
-"""Readers that do not read, have silently gone, or say what nobody asked for: none holds more than its share here."""
+"""Connections that do not read, have vanished, or send more behind a stream: each has a bounded cost for a gateway."""
 
 import asyncio
 import ctypes
@@ -23,21 +23,21 @@ MB = 2**20
 SO_ATTACH_FILTER = 26
 
 
-def asking(path: str) -> bytes:
+def request(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n".encode()
 
 
 def stalled(port: int, path: str) -> socket.socket:
-    """A client that asks and does not read; it has room for little."""
+    """Opens a connection that sends a request and does not read; its receive buffer is small."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect(("127.0.0.1", port))
-    client.sendall(asking(path))
+    client.sendall(request(path))
     return client
 
 
 def vanish(client: socket.socket) -> None:
-    """From now on its kernel hears nothing, and says nothing: no acknowledgement, no FIN, no reset."""
+    """Makes the kernel drop all packets of a connection: no acknowledgement, no FIN, no reset."""
 
     class Instruction(ctypes.Structure):
         _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32))
@@ -45,17 +45,17 @@ def vanish(client: socket.socket) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction)))
 
-    # "Return 0": of each packet, keep nothing.
+    # "Return 0": keep no byte of any packet.
     program = Program(1, ctypes.pointer(Instruction(0x06, 0, 0, 0)))
     client.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
 
 
 @pytest.mark.rule("F24")
 @pytest.mark.rule("S14")
-async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
+async def test_a_connection_that_does_not_read_is_closed(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """Its buffer is full and stays so: the gateway forgets it, and it can come back with its cursor."""
+    """Its buffer stays full. A reader that has received everything is not closed, however long the turn is silent."""
     monkeypatch.setattr(http_protocol, "UNREAD_TIMEOUT_S", 0.3)
     writer, other = Writer(log, key), TurnKey(key.tenant, TurnId(new_id()))
     await writer.open("a")
@@ -71,7 +71,6 @@ async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
         return not await is_read(log, key)
 
     await until(is_gone)
-    # Who has taken all that there was is not meant, however long nothing comes.
     assert await is_read(log, other)
     await writer.end()
     assert len(told(frame.sent for frame in (await read(lone_gateway.client, key.turn)).frames).text) == 8_000_001
@@ -82,12 +81,12 @@ async def test_who_takes_nothing_is_closed_and_the_others_feel_nothing(
 @pytest.mark.rule("F25")
 @pytest.mark.rule("S14")
 @pytest.mark.parametrize("path", ["/v1/turns/{turn}/events", "/v1/turns/{turn}/events?dialect=text"])
-async def test_who_has_silently_gone_is_found(
+async def test_a_connection_that_has_vanished_is_closed(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, path: str
 ) -> None:
-    """No FIN ever comes from a laptop that was shut: a heartbeat is not acknowledged, or, without one, a question.
+    """A laptop that was closed sends no FIN: a heartbeat, or a keepalive probe without one, is not acknowledged.
 
-    FAULTS F25: of twenty of them, no stream, no reader and no descriptor is left.
+    Of twenty connections no stream, no reader and no descriptor is left (fault F25).
     """
     monkeypatch.setitem(server.KEPT, "TCP_USER_TIMEOUT", 500)
     monkeypatch.setitem(server.KEPT, "TCP_KEEPIDLE", 1)
@@ -113,11 +112,11 @@ async def test_who_has_silently_gone_is_found(
 
 @pytest.mark.rule("F24")
 @pytest.mark.timeout(120)
-async def test_readers_that_do_not_read_cost_less_than_a_megabyte_each_and_no_work(tmp_path: Path) -> None:
-    """FAULTS F24: 200 in an answer of 8 MB. What is said beside them is no work for them, as it is for 200 who read."""
+async def test_a_connection_that_does_not_read_costs_less_than_a_megabyte_and_no_cpu(tmp_path: Path) -> None:
+    """200 readers of an answer of 8 MB. Entries of other turns cause no work for them (fault F24)."""
     silent, reading = await measured(tmp_path, [Beside(silent=200), Beside(reading=200)], entries=50)
     assert silent.each_bytes[0] < MB
-    # It is a fifth, for twenty read beside both.
+    # The expected ratio is a fifth, because twenty readers read beside both.
     assert silent.entry_cpu_s[0] < reading.entry_cpu_s[0] / 3
 
 
@@ -125,11 +124,13 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_nothing_is_said_in_the_middle_of_an_answer(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    """Who sends garbage behind its request would find the refusal inside its stream."""
+async def test_garbage_behind_a_request_does_not_corrupt_its_stream(
+    lone_gateway: Gateway, log: TurnLog, key: TurnKey
+) -> None:
+    """The error response must not be written into the stream."""
     await Writer(log, key).open("a")
     reader, writer = await asyncio.open_connection("127.0.0.1", lone_gateway.port)
-    writer.write(asking(f"/v1/turns/{key.turn}/events"))
+    writer.write(request(f"/v1/turns/{key.turn}/events"))
     received = await reader.readuntil(b'"text":"a"}')
     writer.write(b"\x00garbage\r\n\r\n")
     with suppress(ConnectionError):
@@ -139,18 +140,18 @@ async def test_nothing_is_said_in_the_middle_of_an_answer(lone_gateway: Gateway,
     writer.close()
 
 
-async def test_what_is_asked_behind_a_stream_is_not_heaped_up(
+async def test_pipelined_requests_behind_a_stream_are_not_buffered(
     lone_gateway: Gateway, log: TurnLog, key: TurnKey
 ) -> None:
-    """Its turn comes when the stream is over; until then the client keeps it, and not the gateway."""
+    """The gateway stops reading from the socket until the stream has ended."""
     writer = Writer(log, key)
     await writer.open("a")
     client = socket.create_connection(("127.0.0.1", lone_gateway.port))
     client.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(client, asking(f"/v1/turns/{key.turn}/events"))
+    await loop.sock_sendall(client, request(f"/v1/turns/{key.turn}/events"))
     await until(lambda: is_read(log, key))
-    behind, taken = asking("/healthz") * 100, 0
+    behind, taken = request("/healthz") * 100, 0
     with suppress(TimeoutError):
         while taken < 50 * MB:
             await asyncio.wait_for(loop.sock_sendall(client, behind), 1)
@@ -160,14 +161,14 @@ async def test_what_is_asked_behind_a_stream_is_not_heaped_up(
 
 
 @pytest.mark.rule("S14")
-async def test_who_has_asked_for_more_behind_a_stream_and_goes_is_gone(
+async def test_a_disconnect_with_a_pipelined_request_ends_the_stream(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """uvicorn tells only the request that came last; a stream before it went on, until its next write was an error."""
+    """uvicorn reports it only to the last request; the stream before it would go on until a write fails."""
     gateway = await new_gateway(nats_url, heartbeat_s=0.1)
     await Writer(log, key).open("a")
     client = socket.create_connection(("127.0.0.1", gateway.port))
-    client.sendall(asking(f"/v1/turns/{key.turn}/events") + asking("/healthz"))
+    client.sendall(request(f"/v1/turns/{key.turn}/events") + request("/healthz"))
     await until(lambda: is_read(log, key))
     client.close()
 

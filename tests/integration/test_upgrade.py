@@ -1,11 +1,10 @@
-"""What versions before this one have stored is told, recorded and gone on with, as they would have done themselves.
+"""Upgrades: entries and databases of older versions are read, streamed, recorded and continued as those versions would.
 
-Recordings are of whole versions (`python -m tests.upgrade.record`), and are never written anew.
+Each recording was made by a released version (`python -m tests.upgrade.record`) and is never changed.
 """
 
 import re
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.store import Store
 from tailrace.proto import entries, subjects
@@ -33,63 +31,56 @@ from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording
 
 OURS = Tenant("local")
-# What that version told of a turn otherwise, as the changelog says.
-TOLD_OTHERWISE = {("0001_first", "cited"): {"openai-chat", "openai-chat-usage", "openai-responses"}}
-# What a server notes when it stores an entry: another one notes another time.
+# Streams that have changed since that version, as the changelog says.
+CHANGED_STREAMS = {("0001_first", "cited"): {"openai-chat", "openai-chat-usage", "openai-responses"}}
+# Set by the server when it stores an entry, so another server sets another time.
 TIMES = ("asked_at", "ended_at")
-TIME_TOLD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)":("[^"]*"|[0-9.]+)')
+TIME_FIELD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)":("[^"]*"|[0-9.]+)')
 
 every_recording = pytest.mark.parametrize("name", recording.names())
 
 
 @pytest.fixture
 def tenant() -> Tenant:
-    """Whose the recorded turns are."""
+    """The tenant of the recorded turns."""
     return OURS
 
 
-@pytest.fixture
-async def claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
-    async with serving() as url:
-        yield url
-
-
-def told_of(made: TurnRecord, *without: str) -> dict[str, Any]:
-    """A record as a client gets it."""
-    told: dict[str, Any] = msgspec.to_builtins(made)
-    return {name: what for name, what in told.items() if name not in without}
+def builtins_of(record: TurnRecord, *without: str) -> dict[str, Any]:
+    """Returns a record as a client receives it."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    return {name: what for name, what in fields.items() if name not in without}
 
 
 # Fields of the API that have another name now.
 RENAMED = {"fits": "schema_valid"}
 
 
-def same(told: dict[str, Any], was: dict[str, Any], *without: str) -> None:
-    """What a version said of a turn is said today; newer fields may stand beside it."""
+def assert_same(now: dict[str, Any], was: dict[str, Any], *without: str) -> None:
+    """Every field of the older version's record has the same value today; there may be newer fields."""
     was = {RENAMED.get(name, name): what for name, what in was.items()}
-    assert {name: told[name] for name in was if name not in without and name != "links"} == {
+    assert {name: now[name] for name in was if name not in without and name != "links"} == {
         name: what for name, what in was.items() if name not in without and name != "links"
     }
 
 
 def timeless(stream: bytes) -> bytes:
-    return TIME_TOLD.sub(rb'"\1":0', turns_own(stream))
+    return TIME_FIELD.sub(rb'"\1":0', turns_own(stream))
 
 
 @every_recording
-def test_what_was_stored_folds_to_what_was_told(name: str) -> None:
-    """Text, blocks, usage, cost, outcome, error, times: all that its own version made of it, and nothing is skipped."""
+def test_recorded_entries_fold_to_the_recorded_records(name: str) -> None:
+    """Text, blocks, usage, cost, outcome, error and times; no entry is skipped."""
     recorded = recording.read(name)
     for was in recorded.told:
         turn, key = fold(recorded.log(was.turn)), recorded.key(was.turn)
         assert turn.skipped == 0
-        same(told_of(record_from_fold(key, turn)), was.record)
+        assert_same(builtins_of(record_from_fold(key, turn)), was.record)
 
 
 @every_recording
-def test_what_was_stored_is_encoded_as_it_was(name: str) -> None:
-    """Who finds an entry of its own after an unclear append compares bytes, also beside the version before."""
+def test_recorded_entries_are_encoded_to_the_same_bytes(name: str) -> None:
+    """After an unclear append a writer compares the bytes of entries, also when the other version has stored one."""
     recorded = recording.read(name)
     for one in recorded.entries:
         _, kind = subjects.parse(one.subject)
@@ -98,46 +89,48 @@ def test_what_was_stored_is_encoded_as_it_was(name: str) -> None:
 
 @pytest.mark.rule("F29")
 @every_recording
-async def test_what_was_stored_is_told_in_every_dialect_as_it_was(
+async def test_recorded_turns_have_the_same_streams_in_every_dialect(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, name: str
 ) -> None:
-    """Byte for byte, by a gateway of today: a reader who was cut off by the upgrade goes on where it was."""
+    """Byte for byte, so that a reader can resume after the upgrade."""
     recorded = recording.read(name)
     await recorded.store(own_connection)
     gateway = await new_gateway(own_server.url)
     for was in recorded.told:
         for dialect, stream in was.streams.items():
-            answer = await streamed(gateway, was.turn, dialect)
-            if dialect not in TOLD_OTHERWISE.get((name, was.name), ()):
+            answer = await stream_of(gateway, was.turn, dialect)
+            if dialect not in CHANGED_STREAMS.get((name, was.name), ()):
                 assert timeless(answer) == timeless(stream.encode()), (was.name, dialect)
 
 
 @every_recording
-async def test_what_was_stored_is_recorded_as_it_was_told(
+async def test_a_new_database_gets_the_same_records_from_a_recorded_log(
     own_server: NatsServer, own_connection: Connection, tmp_path: Path, name: str
 ) -> None:
-    """Persistence of today reads the log of the version before from its beginning: a lost database, on upgrade day."""
+    """The database was lost during the upgrade."""
     recorded = recording.read(name)
     await recorded.store(own_connection)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         for was in recorded.told:
             row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
-            same(told_of(row), was.record, *TIMES)
+            assert_same(builtins_of(row), was.record, *TIMES)
 
 
 @every_recording
-async def test_what_was_recorded_is_told_after_the_upgrade(own_server: NatsServer, tmp_path: Path, name: str) -> None:
-    """The database that the version before has written is migrated, and tells what has left the log since."""
+async def test_a_recorded_database_has_the_same_records_after_its_migration(
+    own_server: NatsServer, tmp_path: Path, name: str
+) -> None:
+    """Also of turns that the log does not have any more."""
     recorded = recording.read(name)
     async with Persistence(own_server.url, recording.database(name, tmp_path / "tailrace.db")) as persistence:
         for was in recorded.told:
             row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
-            same(told_of(row), was.record)
+            assert_same(builtins_of(row), was.record)
 
 
 @pytest.mark.parametrize("version", range(1, len(migrations()) + 1))
-async def test_a_database_of_every_step_is_migrated_with_its_rows(tmp_path: Path, version: int) -> None:
-    """Whichever version has written it last, what it knew of each turn is told; what it did not know is left out."""
+async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_path: Path, version: int) -> None:
+    """Fields that the version did not store are missing."""
     recorded = recording.read(recording.names()[-1])
     path = recording.as_of(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
     unknown = {name for name, since in {"envelope": 3, "schema_valid": 4}.items() if version < since}
@@ -145,9 +138,9 @@ async def test_a_database_of_every_step_is_migrated_with_its_rows(tmp_path: Path
     try:
         await store.migrate()
         for was in recorded.told:
-            told = await store.turn(TurnKey(OURS, TurnId(was.turn)))
-            assert told is not None
-            same(told_of(told), was.record, *unknown)
+            found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
+            assert found is not None
+            assert_same(builtins_of(found), was.record, *unknown)
     finally:
         await store.close()
     with closing(sqlite3.connect(path)) as migrated:
@@ -158,61 +151,64 @@ async def test_a_database_of_every_step_is_migrated_with_its_rows(tmp_path: Path
 @pytest.mark.rule("F29")
 @every_recording
 @pytest.mark.parametrize("kind", ["event", "attempt", "request"])
-async def test_what_a_version_before_had_begun_is_finished(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, name: str, kind: str
+async def test_a_turn_that_an_older_version_had_begun_is_completed(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str, name: str, kind: str
 ) -> None:
-    """Its generator has died: wherever that was, one of today gives the answer that it would have given."""
+    """Its generator was killed after a request, an attempt or an event."""
     recorded = recording.read(name)
     was = recorded.of("taken_over")
     last = [one.seq for one in recorded.entries if was.turn in one.subject and one.subject.endswith(kind)]
     await recorded.store(own_connection, upto=last[0] if kind != "event" else last[4])
-    async with working(own_server.url, claude):
+    async with working(own_server.url, own_claude):
         turn = await ended(own_log, TurnKey(OURS, TurnId(was.turn)))
     assert (turn.outcome, turn.text, turn.skipped) == ("completed", was.record["text"], 0)
 
 
 @pytest.mark.rule("F29")
 @pytest.mark.rule("R7")
-async def test_what_a_newer_version_has_begun_is_finished_told_and_recorded(
+async def test_a_turn_that_a_newer_version_had_begun_is_completed(
     own_server: NatsServer,
     own_connection: Connection,
     own_log: TurnLog,
     new_gateway: NewGateway,
-    claude: str,
+    own_claude: str,
     tmp_path: Path,
 ) -> None:
-    """It has fields, a kind of entry and an event that nobody here knows: they stay in the log, and in nobody's way."""
+    """Unknown fields, kinds of entries and events stay in the log and are ignored."""
     key = TurnKey(OURS, TurnId(new_id()))
     question = turn_builder.request(messages=[entries.Message("user", "#sim words=9 rate=0 tag=newer")])
     last = await newer(own_connection, key, "request", entries.encode(question))
-    taken = {"prev": last, "attempt": 1, "generator": "of-tomorrow", "backend": "newer", "mode": "fresh"}
-    last = await newer(own_connection, key, "attempt", msgspec.json.encode(taken))
+    attempt = {"prev": last, "attempt": 1, "generator": "of-tomorrow", "backend": "newer", "mode": "fresh"}
+    last = await newer(own_connection, key, "attempt", msgspec.json.encode(attempt))
     last = await newer(own_connection, key, "weather", msgspec.json.encode({"prev": last, "attempt": 1}))
-    said = [*map(msgspec.json.encode, turn_builder.opening()), b'{"type":"mood_delta","mood":"fair"}']
-    for raw in (*said, b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"newer000000 "}}'):
+    raws = [*map(msgspec.json.encode, turn_builder.opening()), b'{"type":"mood_delta","mood":"fair"}']
+    for raw in (*raws, b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"newer000000 "}}'):
         event = Event(prev=last, attempt=1, event=msgspec.Raw(raw))
         last = await newer(own_connection, key, "event", entries.encode(event))
     gateway = await new_gateway(own_server.url)
-    async with working(own_server.url, claude), Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
+    async with (
+        working(own_server.url, own_claude),
+        Persistence(own_server.url, tmp_path / "tailrace.db") as persistence,
+    ):
         turn = await ended(own_log, key)
         row = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     assert (turn.outcome, turn.text, turn.attempt, turn.skipped) == ("completed", words(9, "newer"), 2, 0)
     assert row == record_from_fold(key, turn)
     for dialect in recording.read(recording.names()[-1]).told[0].streams:
-        answer = (await streamed(gateway, key.turn, dialect)).decode()
+        answer = (await stream_of(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect
     stored = await own_log.replay(key)
     assert [type(one.entry).__name__ for one in stored][:3] == ["Request", "Attempt", "Unknown"]
 
 
 async def newer(connection: Connection, key: TurnKey, kind: str, payload: bytes) -> Seq:
-    """Stores an entry with a field more than any version has."""
+    """Stores an entry with an unknown field."""
     payload = payload[:-1] + b',"of_tomorrow":{"a":[1]}}'
     return Seq((await connection.jetstream.publish(f"turns.{key.tenant}.{key.turn}.{kind}", payload)).seq)
 
 
-async def streamed(gateway: Gateway, turn: str, dialect: str) -> bytes:
-    """All of a turn's stream; some dialects tell a failure by breaking it off."""
+async def stream_of(gateway: Gateway, turn: str, dialect: str) -> bytes:
+    """Returns the stream of a turn; some dialects report a failure by breaking it off."""
     received = b""
     async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
         assert response.status_code == 200, await response.aread()

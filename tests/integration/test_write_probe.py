@@ -19,8 +19,8 @@ async def stored(connection: Connection) -> tuple[int, int]:
 
 
 @pytest.mark.rule("R68")
-async def test_what_is_stored_to_see_whether_the_log_takes_it_is_gone_at_once(own_connection: Connection) -> None:
-    """It was there, for the sequence has moved, and it is not there, for nobody should ever meet it."""
+async def test_a_probe_stores_an_entry_and_removes_it(own_connection: Connection) -> None:
+    """The sequence grows, and the stream has no message."""
     probe = WriteProbe(own_connection)
     for number in range(3):
         await probe.run()
@@ -29,10 +29,10 @@ async def test_what_is_stored_to_see_whether_the_log_takes_it_is_gone_at_once(ow
 
 @pytest.mark.rule("F15")
 @pytest.mark.rule("R68")
-async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
+async def test_a_probe_fails_for_a_silent_log_and_not_for_a_full_one(
     own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full is an answer, and Fullness says it; silence is not."""
+    """A full log answers, and Fullness reports it."""
     monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
     await own_connection.jetstream.delete_stream(STREAM)
     await streams.apply(own_connection, bytes_max=1)
@@ -47,25 +47,25 @@ async def test_a_log_that_stores_nothing_is_told_from_one_that_is_full(
         await WriteProbe(own_connection).run()
 
 
-async def test_a_gateway_whose_log_stores_nothing_is_not_ready(
+async def test_a_gateway_is_not_ready_while_its_log_stores_nothing(
     own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NATS answers and nothing is stored: who is sent here would only be told so. It is ready again by itself."""
+    """NATS answers, but stores nothing. The gateway becomes ready again by itself."""
     monkeypatch.setattr("tailrace.gateway.http.log_health.TRY_EVERY_S", 0.05)
     monkeypatch.setattr("tailrace.gateway.http.log_health.SILENT_S_MAX", 0.5)
     gateway = await new_gateway(own_server.url)
 
-    async def said() -> str:
+    async def log_detail() -> str:
         parts = (await gateway.client.get("/readyz")).json()
         assert parts["nats"] == {"ok": True, "detail": ""}
         assert parts["log"]["ok"] is not bool(parts["log"]["detail"])
         return str(parts["log"]["detail"])
 
-    assert await said() == ""
-    # What takes no entries any more: a stream without its subjects.
+    assert await log_detail() == ""
+    # A stream without its subjects accepts no entries.
     config = (await own_connection.jetstream.stream_info(STREAM)).config
     await own_connection.jetstream.update_stream(config.evolve(subjects=["nothing.>"], republish=None))
-    assert (await until(said)).startswith("nothing has been stored for ")
+    assert (await until(log_detail)).startswith("nothing has been stored for ")
     assert (await gateway.client.get("/readyz")).status_code == 503
     assert (await gateway.client.get("/healthz")).status_code == 200
 
@@ -75,7 +75,7 @@ async def test_a_gateway_whose_log_stores_nothing_is_not_ready(
     await until(is_counted)
     await own_connection.jetstream.update_stream(config)
 
-    async def is_well() -> bool:
-        return await said() == ""
+    async def is_ready() -> bool:
+        return await log_detail() == ""
 
-    await until(is_well)
+    await until(is_ready)
