@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+from pathlib import Path
 
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -140,7 +141,7 @@ def build(
     history = HistoryClient(rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
-    log_fullness = LogFullness(connection, settings.full_at)
+    log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
     deleter = Deleter(connection, log, blobs, history, rpc, limits, settings.query_timeout_s)
     limit_steps = limit_features(limits)
     features = SubmitFeatures(

@@ -90,6 +90,13 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (
         0.9
     )
+    disk: Annotated[
+        str,
+        Meta(
+            description="directory on the disk of the log and the database: new turns are refused while less than "
+            "1 GiB, and less than 5 %, is free; empty: not checked (`up`: its data directory)"
+        ),
+    ] = ""
     max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn without `max_tokens`")] = 4096
     limits_key: Annotated[
         str,

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from pathlib import Path
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -23,6 +24,10 @@ async def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
+    if settings.disk and not Path(settings.disk).is_dir():
+        raise SettingsInvalid(
+            f"TAILRACE_DISK: {settings.disk} is not a directory: set it to one on the disk of the log"
+        )
     await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
 
 

@@ -25,7 +25,8 @@ from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
 # On a full disk the server stops storing until it is restarted, so its limit must be reached before the disk is full.
-DISK_SHARE_MAX = 0.8
+# The database stores every turn a second time, and longer.
+DISK_SHARE_MAX = 0.4
 # The server's default: an acknowledged message is on the disk up to two minutes later.
 SYNC_DEFAULT = "2m"
 START_S_MAX = 10.0

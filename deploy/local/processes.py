@@ -108,6 +108,7 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         "TAILRACE_LISTEN_FD": str(plan.listen_fd),
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),
+        "TAILRACE_DISK": str(options.data_dir),
     }
     generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]

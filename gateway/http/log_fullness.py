@@ -1,6 +1,12 @@
-"""How full the log is. New turns are refused before it is full, so that running ones can always store their end."""
+"""How full the log and its disk are. New turns are refused before they are, so that running ones can store their end.
+
+nats-server knows only its own limit. On one machine it shares the disk with the database and its journal, with the
+blobs, and with programs that Tailrace does not know.
+"""
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import structlog
 
@@ -12,29 +18,52 @@ from tailrace.proto.nats import Connection
 logger = structlog.get_logger()
 
 LOOK_EVERY_S = 1.0
+# The reserve of a disk: enough for the running turns, their rows, and the journal of the database.
+RESERVE_BYTES_MAX = 1024**3
+RESERVE_SHARE = 0.05
 
 
 class LogFullness:
-    """The ratio at the last check. One check a second is enough: a tenth of the log is kept in reserve."""
+    """The values at the last check. One check a second is enough: a tenth of the log is kept in reserve.
 
-    def __init__(self, connection: Connection, full_at: float) -> None:
+    `directory`: on the disk that the log shares with the database; None if they are on other machines.
+    """
+
+    def __init__(self, connection: Connection, full_at: float, directory: Path | None = None) -> None:
         self._connection = connection
         self._full_at = full_at
+        self._directory = directory
         self._ratio = 0.0
+        self._shortage = ""
 
     @property
     def is_full(self) -> bool:
-        return self._ratio >= self._full_at
+        return bool(self.detail)
 
     @property
     def detail(self) -> str:
-        return f"{self._ratio:.0%} of the log's bytes are used" if self.is_full else ""
+        """Why new turns are refused; empty if they are not."""
+        return f"{self._ratio:.0%} of the log's bytes are used" if self._ratio >= self._full_at else self._shortage
 
     async def watch(self) -> None:
         while True:
+            self._shortage = disk_shortage(self._directory) if self._directory is not None else ""
             try:
                 self._ratio = await nats.fullness(self._connection)
                 metrics.FULLNESS.set(self._ratio)
             except LogUnavailable as error:
                 logger.debug("fullness unknown", error=str(error))
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+def disk_shortage(directory: Path) -> str:
+    """Returns in words that the disk of `directory` is nearly full; empty if it is not, or cannot be read."""
+    try:
+        disk = shutil.disk_usage(directory)
+    except OSError as error:
+        logger.debug("free space unknown", directory=str(directory), error=str(error))
+        return ""
+    reserve = min(RESERVE_BYTES_MAX, int(RESERVE_SHARE * disk.total))
+    if disk.free >= reserve:
+        return ""
+    return f"the disk has {disk.free / 1024**2:,.0f} MiB left, and {reserve / 1024**2:,.0f} are kept for running turns"

@@ -104,6 +104,11 @@ class TurnSubmitter:
             # Look for a repeat first: `build` may interrupt a running turn, which may be that of the repeated POST.
             if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                 return repeated
+            # Before anything is stored: also the blobs of a turn that is refused would fill the disk.
+            if self._fullness.is_full:
+                raise LogFull(
+                    "the server's storage is nearly full, and the rest is kept for running turns: retry later"
+                )
             submission.turn = TurnKey(submission.principal.tenant, own_claim.turn)
             await run_features(self._features.admit, submission)
             try:
@@ -114,8 +119,6 @@ class TurnSubmitter:
                 if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                     return repeated
                 raise
-            if self._fullness.is_full:
-                raise LogFull("the log is nearly full, and the rest is kept for running turns: retry later")
             if has_key and (repeated := await self._claim(submission, own_claim)) is not None:
                 return repeated
             try:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from asyncio import TaskGroup
 from pathlib import Path
@@ -178,6 +179,37 @@ def test_a_service_works_if_its_event_loop_ran_shortly_before() -> None:
     assert not is_working(Response(200, body), 1030.0)
     assert is_working(Response(200, "ok"), 1030.0)
     assert not is_working(Response(0, ""), 1.0)
+
+
+@needs_mount
+@pytest.mark.rule("F16")
+@pytest.mark.timeout(120)
+async def test_new_turns_are_refused_before_the_disk_is_full_and_running_ones_complete(tmp_path: Path) -> None:
+    """The disk is filled by another program, which nats-server's own limit does not count."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with small_disk(data, 96 * MIB), running(tmp_path, *LEAN) as up:
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:
+
+            async def post(text: str) -> httpx2.Response:
+                return await client.post("/v1/turns", json={"message": text})
+
+            async def code() -> str:
+                answer = await post("#sim words=1 rate=0")
+                return str(answer.json().get("error", {}).get("code", ""))
+
+            async def is_accepted() -> bool:
+                return not await code()
+
+            turn = (await post("#sim words=80 rate=20")).json()["turn"]
+            # Leaves 2 MiB: less than the reserve of 5 %.
+            (data / "other").write_bytes(bytes(shutil.disk_usage(data).free - 2 * MIB))
+            assert await until(code, 10) == "log_full"
+            detail = (await client.get("/readyz")).json()["log"]["detail"]
+            assert detail.endswith("are kept for running turns")
+            assert (await client.get(f"/v1/turns/{turn}/events?dialect=text")).text == words(80)
+            (data / "other").unlink()
+            await until(is_accepted, 10)
 
 
 @needs_mount
