@@ -24,11 +24,13 @@ async def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
-    if settings.disk and not Path(settings.disk).is_dir():
-        raise SettingsInvalid(
-            f"TAILRACE_DISK: {settings.disk} is not a directory: set it to one on the disk of the log"
-        )
+    _check_disk(settings.disk)
     await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
+
+
+def _check_disk(directory: str) -> None:
+    if directory and not Path(directory).is_dir():
+        raise SettingsInvalid(f"TAILRACE_DISK: {directory} is not a directory: set it to one on the disk of the log")
 
 
 def check_address(settings: Settings) -> None:
