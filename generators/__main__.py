@@ -25,7 +25,7 @@ from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 
@@ -41,7 +41,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
-    blobs = BlobLoader(BlobStore(connection), ByteSemaphore(settings.large_bytes_max))
+    blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
     services, hedges = Rpc(connection), HedgeRpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
     races = None

@@ -8,7 +8,7 @@ from tailrace.proto.blobs import Prompt, references, resolve
 from tailrace.proto.errors import BackendError, BlobUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 P = TypeVar("P", bound=Prompt)
 
@@ -18,7 +18,7 @@ EXPIRED = "a picture, document or long text of the request has expired: send it 
 class BlobLoader:
     """Loads blobs for calls. `semaphore` limits the bytes in memory at once; further calls wait."""
 
-    def __init__(self, bodies: BlobStore, semaphore: ByteSemaphore) -> None:
+    def __init__(self, bodies: BlobStore, semaphore: FairSemaphore) -> None:
         self._bodies = bodies
         self._semaphore = semaphore
 

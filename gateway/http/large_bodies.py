@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 # The number of smaller bodies is limited by the number of connections alone.
 SMALL_BYTES_MAX = 256 * 1024
@@ -27,9 +27,9 @@ class LargeBodies:
     """Reserves memory out of `bytes_max` for all tenants, half of it for one; waits for `timeout_s` at most."""
 
     def __init__(self, *, bytes_max: int, timeout_s: float) -> None:
-        self._memory = ByteSemaphore(bytes_max)
+        self._memory = FairSemaphore(bytes_max)
         self._share_bytes_max = max(1, bytes_max // 2)
-        self._shares: WeakValueDictionary[Tenant, ByteSemaphore] = WeakValueDictionary()
+        self._shares: WeakValueDictionary[Tenant, FairSemaphore] = WeakValueDictionary()
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
 
@@ -40,7 +40,7 @@ class LargeBodies:
 
     async def reserve(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
         """Reserves `size` bytes until `holder` is closed. Raises Refused when they do not become free in time."""
-        share = self._shares.setdefault(tenant, ByteSemaphore(self._share_bytes_max))
+        share = self._shares.setdefault(tenant, FairSemaphore(self._share_bytes_max))
         try:
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(share.reserve(size))

@@ -91,7 +91,7 @@ class DirectReader:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(SLOT_WAIT_S):
-                    await held.enter_async_context(self._slots.slot(tenant_of(subject)))
+                    await held.enter_async_context(self._slots.reserve(tenant=tenant_of(subject)))
             except TimeoutError as error:
                 raise LogUnavailable(
                     "the log cannot be read, because too many other reads are waiting: retry"

@@ -1,4 +1,4 @@
-"""A semaphore with round-robin fairness between tenants."""
+"""A semaphore over slots or bytes, with round-robin fairness between tenants."""
 
 import asyncio
 from collections import deque
@@ -7,44 +7,55 @@ from contextlib import asynccontextmanager
 
 
 class FairSemaphore:
-    """`async with semaphore.slot(tenant):` waits for one of `slots`. First in, first out within a tenant."""
+    """`async with semaphore.reserve(size, tenant=tenant):` waits for `size` free units, at most for all of them.
 
-    def __init__(self, slots: int) -> None:
-        self._free = slots
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+    First in, first out within a tenant: a small request does not overtake a large one, which would otherwise wait for
+    as long as small ones arrive.
+    """
+
+    def __init__(self, units: int) -> None:
+        self._units = self.free = units
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
         """The waiters of each tenant; the tenant that is served next comes first."""
 
     @asynccontextmanager
-    async def slot(self, tenant: str) -> AsyncIterator[None]:
-        await self._acquire(tenant)
+    async def reserve(self, size: int = 1, *, tenant: str = "") -> AsyncIterator[None]:
+        size = min(size, self._units)
+        await self._acquire(size, tenant)
         try:
             yield
         finally:
-            self._release()
+            self._release(size)
 
-    async def _acquire(self, tenant: str) -> None:
+    async def _acquire(self, size: int, tenant: str) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(waiter)
+        self._waiting.setdefault(tenant, deque()).append((size, waiter))
         self._admit()
         try:
             await waiter
         except asyncio.CancelledError:
             if not waiter.cancelled():
-                self._release()
+                self._release(size)
+            # A waiter behind a cancelled large one may fit now.
+            self._admit()
             raise
 
-    def _release(self) -> None:
-        self._free += 1
+    def _release(self, size: int) -> None:
+        self.free += size
         self._admit()
 
     def _admit(self) -> None:
-        while self._free and self._waiting:
-            tenant = next(iter(self._waiting))
-            own = self._waiting.pop(tenant)
-            waiter = own.popleft()
-            if own:
-                # The tenant goes to the end of the round.
-                self._waiting[tenant] = own
+        """Admits the next waiter of each tenant in turn, until the next one does not fit."""
+        while self._waiting:
+            tenant, own = next(iter(self._waiting.items()))
+            size, waiter = own[0]
             if not waiter.done():
-                self._free -= 1
+                if size > self.free:
+                    return
+                self.free -= size
                 waiter.set_result(None)
+            own.popleft()
+            # The tenant goes to the end of the round.
+            del self._waiting[tenant]
+            if own:
+                self._waiting[tenant] = own

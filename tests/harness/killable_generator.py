@@ -26,7 +26,7 @@ from tailrace.proto.entries import Entry
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.generator_in_loop import working
 from tests.harness.processes import as_user
@@ -98,7 +98,7 @@ async def carry_one(
     )
     log = MortalLog(connection, appends, is_before=is_before)
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    blobs = BlobLoader(BlobStore(connection), ByteSemaphore(ROOM_BYTES))
+    blobs = BlobLoader(BlobStore(connection), FairSemaphore(ROOM_BYTES))
     async with open_backends(settings) as (orders, opened_backends):
         name = f"mortal-{os.getpid()}"
         claude = find_anthropic_api(opened_backends)

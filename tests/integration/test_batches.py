@@ -36,7 +36,7 @@ from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.streams import apply
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests.harness import processes
 from tests.harness.batch_client import asked, children, key_of, results
@@ -605,7 +605,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
     settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_claude)
     async with open_backends(settings) as (orders, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        caller = ModelCaller(backends, orders, retry, BlobLoader(bodies, ByteSemaphore(1)))
+        caller = ModelCaller(backends, orders, retry, BlobLoader(bodies, FairSemaphore(1)))
         runner = TurnRunner(own_log, caller, Planner(2), name="g")
         deliveries = await Deliveries.open(own_connection, GENERATORS)
         settlement = Settlement(counters, Slots(own_connection))

@@ -37,7 +37,7 @@ from tailrace.proto.models import find_model
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tailrace.proto.usage import Usage
 from tests.harness import readers, turn_builder
@@ -514,7 +514,7 @@ class Uncalled:
 
 async def test_a_backend_that_works_in_a_folder_is_not_hedged(own_system: OwnSystem, late_turn: LateTurn) -> None:
     """Two calls of Claude Code would work on the same files."""
-    blobs = BlobLoader(BlobStore(own_system.connection), ByteSemaphore(1))
+    blobs = BlobLoader(BlobStore(own_system.connection), FairSemaphore(1))
     orders = parse_backends("claude_code")
     caller = ModelCaller({"claude_code": Uncalled()}, orders, Retry(tries_max=1, wait_s=0, wait_max_s=0), blobs)
     runner = TurnRunner(own_system.log, caller, Planner(5), name="g")

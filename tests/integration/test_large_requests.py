@@ -23,7 +23,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, turn_builder
 from tests.harness.generator_in_loop import ended, words, working
@@ -334,7 +334,7 @@ def call_with(*data: str) -> Call:
 
 
 async def test_a_large_call_waits_for_memory_and_a_small_one_does_not(connection: Connection, tenant: Tenant) -> None:
-    store, memory = BlobStore(connection), ByteSemaphore(MB)
+    store, memory = BlobStore(connection), FairSemaphore(MB)
     call = call_with(random_base64(700_000))
     entry, contents = blobs.lift(call)
     await store.put(tenant, contents)
@@ -355,7 +355,7 @@ async def test_a_large_call_waits_for_memory_and_a_small_one_does_not(connection
 
 
 async def test_a_repeated_blob_takes_its_memory_each_time(connection: Connection, tenant: Tenant) -> None:
-    store, memory = BlobStore(connection), ByteSemaphore(MB)
+    store, memory = BlobStore(connection), FairSemaphore(MB)
     call = call_with(*["x" * 100_000] * 7)
     entry, contents = blobs.lift(call)
     await store.put(tenant, contents)
@@ -364,7 +364,7 @@ async def test_a_repeated_blob_takes_its_memory_each_time(connection: Connection
 
 
 async def test_an_expired_blob_frees_its_memory(connection: Connection, tenant: Tenant) -> None:
-    memory = ByteSemaphore(MB)
+    memory = FairSemaphore(MB)
     entry, _ = blobs.lift(call_with(random_base64(MB)))
     with pytest.raises(BackendError) as gone:
         async with BlobLoader(BlobStore(connection), memory).load(tenant, entry):

@@ -27,7 +27,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Tombstones, TurnLog, fullness
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import batch_client, generator_in_loop
 from tests.harness.batch_client import children, key_of, results
@@ -108,7 +108,7 @@ class OwnSystem(NamedTuple):
             name="runner",
             concurrency=1,
             message_batches=api,
-            blobs=BlobLoader(bodies, ByteSemaphore(1)),
+            blobs=BlobLoader(bodies, FairSemaphore(1)),
         )
 
 

@@ -31,7 +31,7 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.byte_semaphore import ByteSemaphore
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import generator_in_loop
 from tests.harness.generator_in_loop import (
@@ -352,7 +352,7 @@ class BrokenBackend:
 async def test_a_turn_that_raises_in_every_generator_ends(own: OwnSystem) -> None:
     """Attempts with an internal error count, so the turn fails after the last one; the generator continues."""
     connection = own.connection
-    blobs = BlobLoader(BlobStore(connection), ByteSemaphore(1))
+    blobs = BlobLoader(BlobStore(connection), FairSemaphore(1))
     retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
     caller = ModelCaller({"broken": BrokenBackend()}, parse_backends("broken"), retry, blobs)
     runner = TurnRunner(own.log, caller, Planner(2), name="g")
