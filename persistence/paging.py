@@ -1,9 +1,8 @@
 """Cursors of lists: a time and a name, encoded as opaque base64url text (`next` and `after` of a page)."""
 
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import NamedTuple
 
+from tailrace.proto import base64url
 from tailrace.proto.errors import Refused
 
 LIMIT_MAX = 200
@@ -23,18 +22,18 @@ NEWEST = PageCursor(END_OF_TIME, "")
 
 
 def encode(cursor: PageCursor) -> str:
-    return urlsafe_b64encode(f"{cursor.at}.{cursor.name}".encode()).decode().rstrip("=")
+    return base64url.encode(f"{cursor.at}.{cursor.name}".encode())
 
 
 def decode(text: str) -> PageCursor:
     """Returns the cursor that `encode` made `text` of. Raises Refused (cursor_invalid) for any other text."""
     try:
         # The decoder accepts several texts for one cursor (padding, "+1"); only the one of `encode` is valid.
-        at, _, name = urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(".")
+        at, _, name = base64url.decode(text).decode().partition(".")
         cursor = PageCursor(int(at), name)
         if encode(cursor) == text and 0 <= cursor.at <= END_OF_TIME:
             return cursor
-    except (ValueError, binascii.Error):
+    except ValueError:
         pass
     raise Refused(
         "cursor_invalid", "the cursor is not a `next` of this list: send `next` unchanged, or leave the cursor out"

@@ -5,7 +5,6 @@ verifies HS256, an RSA key RS256, a P-256 key ES256. `alg`, `jku`, `jwk` and `x5
 `alg: none` and HS256 with a public key fail like any wrong signature (RFC 8725).
 """
 
-import base64
 import hashlib
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
+from tailrace.proto import base64url
 from tailrace.proto.api_key import SCOPES, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
@@ -137,7 +137,7 @@ def _header(token: bytes) -> Header | None:
         return None
     encoded = token.partition(b".")[0]
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)), type=Header)
+        return msgspec.json.decode(base64url.decode(encoded), type=Header)
     except DECODE_ERRORS:
         return None
 

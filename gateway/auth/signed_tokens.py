@@ -5,13 +5,13 @@ JSON in base64url, and HMAC-SHA256 over everything before the dot. Nothing in a 
 are readable by the holder of the token; none of them is secret. docs/DEPENDENCIES.md says why this is not a library.
 """
 
-import base64
 import hashlib
 import hmac
 from typing import TypeVar
 
 import msgspec
 
+from tailrace.proto import base64url
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import Tenant, TurnId
 
@@ -60,7 +60,7 @@ class TokenSigner:
 
     def sign(self, fields: Ticket | Access | Refresh) -> str:
         """Returns the signed token."""
-        payload = KINDS[type(fields)] + base64.urlsafe_b64encode(msgspec.json.encode(fields)).rstrip(b"=")
+        payload = KINDS[type(fields)] + base64url.encode(msgspec.json.encode(fields)).encode()
         return f"{payload.decode()}.{self._mac(payload)}"
 
     def read(self, token: bytes, kind: type[S]) -> S | None:
@@ -70,7 +70,7 @@ class TokenSigner:
             return None
         fields = payload.removeprefix(KINDS[kind])
         try:
-            return msgspec.json.decode(base64.urlsafe_b64decode(fields + b"=" * (-len(fields) % 4)), type=kind)
+            return msgspec.json.decode(base64url.decode(fields), type=kind)
         except DECODE_ERRORS:
             # Signed by a release with other fields.
             return None
@@ -80,5 +80,4 @@ class TokenSigner:
         return self._mac(b"reader " + token.encode())[:22]
 
     def _mac(self, payload: bytes) -> str:
-        digest = hmac.digest(self._secret, payload, hashlib.sha256)
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return base64url.encode(hmac.digest(self._secret, payload, hashlib.sha256))

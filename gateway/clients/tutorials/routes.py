@@ -7,7 +7,6 @@ header `tailrace-turn` has the id), and every conversation is in the history.
 import hashlib
 import re
 import secrets
-from base64 import urlsafe_b64encode
 from typing import Literal
 
 import msgspec
@@ -34,6 +33,7 @@ from tailrace.gateway.dependencies import ApiRequest, tenant_of, turn_in_path
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.turns.respond import answer, submit_turn
 from tailrace.gateway.turns.submit import idempotency_key_of
+from tailrace.proto import base64url
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 
@@ -94,7 +94,7 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
             f"send a random one of at least {FIRST_KEY_CHARS_MIN} characters, for example a UUID",
         )
     digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{key}\0".encode() + raw).digest()
-    return urlsafe_b64encode(digest[:24]).decode()
+    return base64url.encode(digest[:24])
 
 
 async def post_ai_chat(request: ApiRequest) -> ASGIApp:

@@ -1,0 +1,13 @@
+"""base64url without padding (RFC 4648, section 5; RFC 7515, section 2)."""
+
+import base64
+
+
+def encode(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def decode(text: str | bytes) -> bytes:
+    """Decodes `text`, which may lack its padding. Ignores other characters. Raises ValueError."""
+    encoded = text.encode() if isinstance(text, str) else text
+    return base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
