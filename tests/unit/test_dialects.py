@@ -1,7 +1,6 @@
 """Dialects: properties that hold for every turn and every dialect. tests/golden has what each renders."""
 
 import json
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,12 +10,11 @@ from hypothesis import strategies as st
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.proto import entries
+from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import data, rendered, told
 from tests.harness.sse_parser import parse
@@ -58,23 +56,6 @@ START.ask()
 START.take()
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "🌊\n\r\u2028"}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "newer_delta"}},
-        {"type": "newer_event", "x": [1, 2.5, None]},
-        {"type": "Not-A-Name"},
-    ],
-)
-def test_anthropic_passes_events_on_unchanged(given: dict[str, Any]) -> None:
-    """Also events that this version does not know."""
-    (sent,) = parse(frame("anthropic", an_event(given)).data)
-    assert (json.loads(sent.data), sent.id) == (given, 7)
-    assert sent.event == (given["type"] if given["type"] != "Not-A-Name" else "")
-
-
 @pytest.mark.rule("S5")
 def test_anthropic_removes_line_breaks_between_json_tokens() -> None:
     """They would end the data line."""
@@ -100,33 +81,6 @@ def test_undecodable_json_does_not_break_a_stream(newer: bytes) -> None:
     told = frame("anthropic", entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(start))).data
     assert b'"id":"msg_turn-1"' in told
     assert newer in told
-
-
-@pytest.mark.parametrize(
-    ("entry", "type_", "is_break"),
-    [
-        (ended(failing()), "overloaded_error", False),
-        (entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256=""), "api_error", False),
-        (
-            entries.End(
-                prev=Seq(1),
-                attempt=1,
-                outcome="failed",
-                error=Failure("a_newer_code", "?"),
-                text_chars=0,
-                text_sha256="",
-            ),
-            "api_error",
-            False,
-        ),
-    ],
-    ids=["failed", "cancelled", "newer code"],
-)
-def test_anthropic_renders_an_incomplete_answer_as_error(entry: Entry, type_: str, *, is_break: bool) -> None:
-    """Anthropic's SDKs raise it, and their callers retry."""
-    made = frame("anthropic", entry)
-    (sent,) = parse(made.data)
-    assert (sent.event, json.loads(sent.data)["error"]["type"], made.is_break) == ("error", type_, is_break)
 
 
 @st.composite
@@ -217,35 +171,20 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
 
 
 @pytest.mark.parametrize(
-    ("outcome", "is_break"), [("completed", False), ("cancelled", False), ("failed", True), ("running", True)]
+    ("stop_reason", "chat", "responses", "ui"),
+    [
+        ("stop_sequence", "stop", "response.completed", "stop"),
+        ("model_context_window_exceeded", "length", "response.incomplete", "length"),
+    ],
 )
-def test_incomplete_text_from_the_database_breaks_the_connection(outcome: Any, *, is_break: bool) -> None:
-    """As from the log, so that no client takes it for a whole answer."""
-    half = msgspec.structs.replace(archived(failing()), outcome=outcome)
-    assert DIALECTS["text"].render_record(half, 0) == Frame(data=b"half", is_break=is_break)
-
-
-def test_turn_that_left_the_log_without_an_end_is_a_failure() -> None:
-    """It will never get an end."""
+def test_further_stop_reasons(stop_reason: str, chat: str, responses: str, ui: str) -> None:
+    """tests/golden has the others."""
     log = Handwritten()
     log.ask()
-    running = archived(log)
-    end = data(parse(TAILRACE.render_record(running, 0).data)[-1].raw)
-    error = json.loads(parse(DIALECTS["anthropic"].render_record(running, 0).data)[-1].data)["error"]
-    assert (end["type"], end["code"], error["type"]) == ("error", "internal", "api_error")
-
-
-def test_anthropic_renders_cancellation_alike_from_database_and_log() -> None:
-    """Promise 4."""
-    cancelled = entries.End(prev=Seq(1), attempt=1, outcome="cancelled", text_chars=0, text_sha256="")
-    kept = msgspec.structs.replace(archived(failing()), outcome="cancelled", error=None)
-    (wanted,) = parse(frame("anthropic", cancelled).data)
-    assert parse(DIALECTS["anthropic"].render_record(kept, 0).data)[-1].data == wanted.data
-
-
-def test_message_start_from_the_database_has_every_count() -> None:
-    """As the API's own `message_start`."""
-    log = Handwritten()
-    log.ask()
-    start = json.loads(parse(DIALECTS["anthropic"].render_record(archived(log), 0).data)[0].data)
-    assert start["message"]["usage"] == msgspec.structs.asdict(Usage())
+    log.take()
+    log.hear(*opening(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
+    log.end()
+    rendered_as = {name: DIALECTS[name].render_record(archived(log), 0).data for name in DIALECTS}
+    assert f'"finish_reason":"{chat}"'.encode() in rendered_as["openai-chat"]
+    assert f"event: {responses}\n".encode() in rendered_as["openai-responses"]
+    assert f'"finishReason":"{ui}"'.encode() in rendered_as["ui"]

@@ -13,12 +13,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tailrace.gateway.clients.openai.chat_object import render_completion
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Failure, Outcome
+from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import CallUsage
 from tests.harness.citations import CITATIONS
 from tests.harness.readers import rendered
 from tests.harness.sse_parser import parse
@@ -92,59 +91,6 @@ def deltas(log: Handwritten) -> list[dict[str, Any]]:
 
 def is_done(log: Handwritten) -> bool:
     return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in rendered(KEY, log.stored, CHAT))
-
-
-@pytest.mark.parametrize(
-    ("stop_reason", "finish_reason"),
-    [
-        ("end_turn", "stop"),
-        ("stop_sequence", "stop"),
-        ("pause_turn", "stop"),
-        ("a_newer_one", "stop"),
-        ("max_tokens", "length"),
-        ("model_context_window_exceeded", "length"),
-        ("tool_use", "tool_calls"),
-        ("refusal", "content_filter"),
-    ],
-)
-def test_finish_reason(stop_reason: str, finish_reason: str) -> None:
-    """The same in the stream and in the completion."""
-    log = ended(begun(), stop_reason)
-    assert chunks(log)[-1]["choices"][0]["finish_reason"] == finish_reason
-    assert (
-        json.loads(render_completion(record_from_fold(KEY, log.turn)))["choices"][0]["finish_reason"] == finish_reason
-    )
-
-
-def test_prompt_tokens_include_cached_tokens() -> None:
-    """OpenAI includes them, Anthropic counts them separately."""
-    log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(events.MessageStart(events.MessageHead("msg_1", MODEL, CallUsage(1, 0, 20, 300))))
-    made = json.loads(render_completion(record_from_fold(KEY, ended(log).turn)))["usage"]
-    assert (made["prompt_tokens"], made["completion_tokens"], made["total_tokens"]) == (321, 3, 324)
-    assert made["prompt_tokens_details"] == {"cached_tokens": 300, "cache_write_tokens": 20}
-
-
-@pytest.mark.parametrize(
-    ("outcome", "failure", "type_", "code"),
-    [
-        ("failed", Failure("backend_overloaded", "Overloaded"), "overloaded_error", "backend_overloaded"),
-        ("failed", Failure("a_newer_code", "?"), "api_error", "a_newer_code"),
-        ("cancelled", None, "invalid_request_error", "turn_cancelled"),
-    ],
-)
-def test_incomplete_answer_ends_with_an_error(outcome: Outcome, failure: Failure | None, type_: str, code: str) -> None:
-    """From the log and from the database, in OpenAI's format."""
-    log = begun()
-    log.hear(*text(0, "half"))
-    log.end(outcome, failure)
-    kept = DIALECTS[CHAT].render_record(record_from_fold(KEY, log.turn), 0)
-    for told in (rendered(KEY, log.stored, CHAT)[-1].sent, kept.data):
-        error = json.loads(parse(told)[-1].data)["error"]
-        assert {**error, "message": "…"} == {"message": "…", "type": type_, "param": None, "code": code}
-    assert not is_done(log)
 
 
 def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:

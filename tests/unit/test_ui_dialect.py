@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,154 +51,6 @@ def taken(*events_: events.Event) -> Handwritten:
     return log
 
 
-def shown(*events_: events.Event) -> list[Chunk]:
-    """What those add to the opening."""
-    return chunks(sent(taken(*events_)))[3:]
-
-
-@pytest.mark.parametrize(
-    ("block", "deltas", "want"),
-    [
-        (
-            {"type": "text", "text": "a"},
-            [events.TextDelta("b"), events.CitationsDelta(WEB), events.CitationsDelta(PAGE)],
-            [
-                {"type": "text-start", "id": "0"},
-                {"type": "text-delta", "id": "0", "delta": "a"},
-                {"type": "text-delta", "id": "0", "delta": "b"},
-                {
-                    "type": "source-url",
-                    "sourceId": "0-1",
-                    "url": "https://a",
-                    "title": "A",
-                    "providerMetadata": {"anthropic": WEB},
-                },
-                {
-                    "type": "source-document",
-                    "sourceId": "0-2",
-                    "mediaType": "application/pdf",
-                    "title": "Document",
-                    "providerMetadata": {"anthropic": PAGE},
-                },
-                {"type": "text-end", "id": "0"},
-            ],
-        ),
-        (
-            {"type": "thinking", "thinking": "", "signature": ""},
-            [events.ThinkingDelta("hm"), events.SignatureDelta("si"), events.SignatureDelta("g")],
-            [
-                {"type": "reasoning-start", "id": "0"},
-                {"type": "reasoning-delta", "id": "0", "delta": "hm"},
-                {"type": "reasoning-end", "id": "0", "providerMetadata": {"anthropic": {"signature": "sig"}}},
-            ],
-        ),
-        (
-            {"type": "redacted_thinking", "data": "xyz"},
-            [],
-            [
-                {"type": "reasoning-start", "id": "0", "providerMetadata": {"anthropic": {"redactedData": "xyz"}}},
-                {"type": "reasoning-end", "id": "0"},
-            ],
-        ),
-        (
-            CALL,
-            [events.InputJsonDelta('{"q'), events.InputJsonDelta('": 1}')],
-            [
-                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"},
-                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '{"q'},
-                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '": 1}'},
-                {"type": "tool-input-available", "toolCallId": "c1", "toolName": "look", "input": {"q": 1}},
-            ],
-        ),
-        (
-            CALL,
-            [events.InputJsonDelta('{"q')],
-            [
-                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"},
-                {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '{"q'},
-                {
-                    "type": "tool-input-error",
-                    "toolCallId": "c1",
-                    "toolName": "look",
-                    "input": {},
-                    "errorText": "the input of this call is incomplete",
-                },
-            ],
-        ),
-        (
-            {**CALL, "type": "server_tool_use"},
-            [],
-            [
-                {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look", "providerExecuted": True},
-                {
-                    "type": "tool-input-available",
-                    "toolCallId": "c1",
-                    "toolName": "look",
-                    "input": {},
-                    "providerExecuted": True,
-                },
-            ],
-        ),
-        (
-            {"type": "web_search_tool_result", "tool_use_id": "c1", "content": [{"url": "https://a"}]},
-            [],
-            [
-                {
-                    "type": "tool-output-available",
-                    "toolCallId": "c1",
-                    "output": [{"url": "https://a"}],
-                    "providerExecuted": True,
-                }
-            ],
-        ),
-        (
-            {"type": "web_search_tool_result", "tool_use_id": "c1", "content": {"type": "x_error", "error_code": "e"}},
-            [],
-            [
-                {
-                    "type": "tool-output-error",
-                    "toolCallId": "c1",
-                    "errorText": '{"type":"x_error","error_code":"e"}',
-                    "providerExecuted": True,
-                }
-            ],
-        ),
-        ({"type": "a_newer_block"}, [events.TextDelta("?")], []),
-        ({"type": "tool_use"}, [events.InputJsonDelta("{}")], []),
-    ],
-)
-def test_block_in_chunks(block: dict[str, Any], deltas: list[events.Delta], want: list[Chunk]) -> None:
-    """Each type of block; the chunks are valid for the client's schema."""
-    heard = [events.BlockDelta(0, delta) for delta in deltas]
-    assert shown(events.BlockStart(0, block), *heard, events.BlockStop(0)) == want
-
-
-@pytest.mark.parametrize(
-    ("outcome", "stop_reason", "want"),
-    [
-        ("completed", "end_turn", [("finish", "stop")]),
-        ("completed", "max_tokens", [("finish", "length")]),
-        ("completed", "tool_use", [("finish", "tool-calls")]),
-        ("completed", "refusal", [("finish", "content-filter")]),
-        ("completed", "a_newer_reason", [("finish", "other")]),
-        ("cancelled", None, [("abort", None), ("finish", "other")]),
-        ("failed", None, [("message-metadata", None), ("error", None), ("finish", "error")]),
-    ],
-)
-def test_every_end_has_finish(outcome: Any, stop_reason: str | None, want: list[tuple[str, str | None]]) -> None:
-    """Open parts are closed before it, and [DONE] is the last event."""
-    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
-    log.hear(events.MessageDelta(events.StopReason(stop_reason)))
-    log.end(outcome, OVERLOADED if outcome == "failed" else None)
-    data = sent(log)
-    ending = chunks(data)[5:]
-    assert ending[:2] == [{"type": "text-end", "id": "0"}, {"type": "finish-step"}]
-    assert [(chunk["type"], chunk.get("finishReason")) for chunk in ending[2:]] == want
-    (metadata,) = [chunk["messageMetadata"] for chunk in ending if "messageMetadata" in chunk]
-    assert (metadata["outcome"], metadata["usage_is_estimated"]) == (outcome, True)
-    assert parse(data)[-1].data == "[DONE]"
-
-
 def test_end_after_a_restart_closes_no_old_part() -> None:
     """The client has discarded the part; an end for an unknown part breaks its stream."""
     log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
@@ -221,13 +72,6 @@ def answering_a_tool() -> Handwritten:
     log.take()
     log.hear(*opening())
     return log
-
-
-def test_answer_to_a_tool_result_has_no_message_id() -> None:
-    """The client then appends to its last message."""
-    start, *rest = chunks(sent(answering_a_tool()))
-    assert "messageId" not in start
-    assert [chunk["type"] for chunk in rest] == ["data-tailrace", "start-step", "text-start"]
 
 
 def test_replay_includes_the_earlier_steps() -> None:
