@@ -16,7 +16,7 @@ from tests.harness import jwts
 from tests.harness.jwts import EC_KEY, RSA_KEY, SECRET, by_hand, claims, token
 from tests.integration.conftest import Gateway, NewGateway
 from tests.integration.test_signing_keys import Issuer
-from tests.unit.test_web_token import WRONG
+from tests.unit.test_jwt import WRONG
 
 PATH = "/v1/turns/NONE"
 STRANGER = rsa.generate_private_key(65537, 2048)

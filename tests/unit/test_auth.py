@@ -78,7 +78,7 @@ def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) ->
     asked_for = door(host=host, allow_anonymous=True)
     asked_for.require_credentials()
     assert asked_for.is_open
-    # Nobody has asked for it, and no key has been made yet: closed to all, and so it stays.
+    # Neither allowed nor with a key: it stays closed.
     assert not door(host=host).is_open
 
 

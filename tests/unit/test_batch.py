@@ -1,4 +1,4 @@
-"""The names of a batch's turns, its inputs as they are stored, and how far it is: what all who carry it agree on."""
+"""Batches: ids of their turns, stored inputs and progress entries."""
 
 import uuid
 from typing import Any
@@ -24,7 +24,7 @@ FAILED = End(prev=Seq(1), attempt=1, outcome="failed", cost_nano_usd=2, text_cha
 
 @pytest.mark.rule("R63")
 def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
-    """The same for whoever makes it, in any language: so nothing is asked twice."""
+    """Every generator computes the same id, so that no input is run twice."""
     assert child_id(BATCH.turn, 0) == "01a1f9d6-8530-7567-8302-56b3d7963420"
     ids = [child_id(BATCH.turn, number) for number in range(1000)]
     assert len({*ids, child_id(TurnId(new_id()), 0)}) == 1001
@@ -34,6 +34,7 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
         assert made[:13] == BATCH.turn[:13]
 
 
+@pytest.mark.rule("R63")
 @pytest.mark.parametrize(
     ("payload", "is_batch"),
     [
@@ -41,39 +42,24 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
         (encode(request(batch=Batch("0" * 64, 1, 1, 1))), True),
         (b'{"batch":null}', False),
         (b"{", False),
+        (b"\xff", False),
         (b'{"newer":' + b"[" * 100_000, False),
     ],
 )
-def test_whatever_is_stored_as_a_request_is_a_batchs_or_not(payload: bytes, *, is_batch: bool) -> None:
-    """Every generator asks it of every delivery: one that broke over it would break one generator after the other."""
+def test_a_batch_is_recognised_by_the_bytes_of_its_request(payload: bytes, *, is_batch: bool) -> None:
+    """Nothing is decoded for it, and invalid JSON is not a batch: every generator checks every delivery."""
     assert batch.is_batch(payload) is is_batch
 
 
 @pytest.mark.rule("R63")
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
-def test_inputs_are_read_as_they_were_written(texts: list[str]) -> None:
-    """A line each, whatever line breaks stand in them."""
+def test_decoded_inputs_equal_the_encoded_ones(texts: list[str]) -> None:
+    """Each input is one line, whatever line breaks its strings contain."""
     requests = [request(system=text, metadata={"custom_id": text}) for text in texts]
     lines = batch.split_inputs(batch.encode_inputs(requests))
     assert [batch.decode_input(line) for line in lines] == requests
     assert [batch.custom_id(batch.decode_input(line)) for line in lines] == texts
     assert {batch.child_request(BATCH, line).parent for line in lines} == {BATCH.turn}
-
-
-@pytest.mark.rule("R63")
-@pytest.mark.parametrize(
-    ("payload", "is_batch"),
-    [
-        (encode(request(batch=Batch("ab", 1, 1, 1))), True),
-        (encode(request()), False),
-        (b'{"batch":null}', False),
-        (b"{", False),
-        (b"\xff", False),
-    ],
-)
-def test_a_batch_is_known_by_its_bytes(payload: bytes, *, is_batch: bool) -> None:
-    """Before anything of it is decoded; junk is none."""
-    assert batch.is_batch(payload) is is_batch
 
 
 @pytest.mark.rule("R64")
@@ -97,8 +83,8 @@ def test_an_entry_of_progress_is_these_bytes() -> None:
 
 @pytest.mark.rule("R64")
 @given(st.lists(st.sampled_from([END, FAILED, None]), min_size=1, max_size=12), st.data())
-def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -> None:
-    """Each holder counts from the beginning, and tells no number twice; the last one tells all of it."""
+def test_progress_only_grows_across_holders(ends: list[End | None], data: Any) -> None:
+    """Each holder counts from the beginning and sends no number twice; the last one reaches the total."""
     told: list[Progress] = []
     for is_last in (False, False, True):
         tally = BatchTally(told[-1] if told else None, len(ends))
@@ -118,8 +104,8 @@ def test_progress_only_grows_whoever_counts(ends: list[End | None], data: Any) -
 
 @pytest.mark.rule("R64")
 @pytest.mark.parametrize("name", DIALECTS)
-def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
-    """Other clients would not know what it is."""
+def test_only_the_native_dialect_renders_progress(name: str) -> None:
+    """Other clients do not know the event."""
     log = [
         Stored(Seq(1), NOON, request(batch=Batch("ab", 1, 2, 1))),
         Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="batch", mode="fresh")),
@@ -136,8 +122,8 @@ def test_progress_is_told_in_our_dialect_alone(name: str) -> None:
     assert (turn.skipped, turn.text, text_proof(turn.text)[0]) == (0, "", 0)
 
 
-def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
-    """Whoever takes the batch over after that knows of it."""
+def test_progress_names_the_message_batch_from_its_creation_on() -> None:
+    """A holder that takes over needs its id."""
     tally = BatchTally(None, 2)
     assert not tally.is_unclear
     tally.set_message_batch("msgbatch_1")
@@ -150,5 +136,5 @@ def test_a_message_batch_is_told_once_and_then_with_all_that_follows() -> None:
     assert (more.failed, more.message_batch) == (1, "msgbatch_1")
     again = BatchTally(told, 2, was_begun=True)
     assert (again.message_batch, again.is_unclear, again.next_progress(taken)) == ("msgbatch_1", False, None)
-    # Whoever had it before may have died right after it was made.
+    # The previous holder may have died right after it had created it.
     assert BatchTally(None, 2, was_begun=True).is_unclear

@@ -78,8 +78,8 @@ def leaves(value: Any) -> list[str]:
 
 @pytest.mark.rule("R33")
 @given(REQUESTS)
-def test_what_was_lifted_and_resolved_is_what_was_asked(asked: Request) -> None:
-    """Whatever was asked, the model is asked just that."""
+def test_a_resolved_request_equals_the_original(asked: Request) -> None:
+    """The model gets the request that the client sent."""
     entry, lifted = lift(asked)
     texts = {sha256: content.decode() for sha256, content in lifted.items()}
     assert resolve(build_call(entry), texts) == build_call(in_blocks(asked))
@@ -87,8 +87,8 @@ def test_what_was_lifted_and_resolved_is_what_was_asked(asked: Request) -> None:
 
 @pytest.mark.rule("R33")
 @given(REQUESTS)
-def test_nothing_long_stays_in_what_was_lifted(asked: Request) -> None:
-    """Each blob has its content's name, and is referred to; what is left is short; to lift that again lifts nothing."""
+def test_a_lifted_request_has_no_long_text(asked: Request) -> None:
+    """Each blob is named by the hash of its content and is referred to; lifting again changes nothing."""
     entry, lifted = lift(asked)
     everything = [[message.content for message in entry.messages], entry.system, entry.tools]
     assert max((len(leaf.encode()) for leaf in leaves(everything)), default=0) <= INLINE_BYTES_MAX
@@ -122,8 +122,8 @@ def test_a_reference_is_exactly_this() -> None:
 
 
 @given(REQUESTS)
-def test_a_request_names_all_that_it_needs(asked: Request) -> None:
-    """Wherever it was lifted from; a batch needs its inputs, and what they refer to."""
+def test_a_request_lists_all_blobs_that_it_needs(asked: Request) -> None:
+    """A batch needs the blob of its inputs, and the blobs that these need."""
     entry, lifted = lift(asked)
     assert blobs.blobs_needed(entry) == set(lifted)
     batch = Batch("a" * 64, 1, 1, 1, ["b" * 64])
@@ -154,15 +154,15 @@ def test_the_same_picture_twice_is_one_blob() -> None:
     ],
     ids=range(11),
 )
-def test_what_is_almost_a_reference_is_none(value: dict[str, Any]) -> None:
-    """A model may say such a thing in a tool's input; it stays as it is."""
+def test_an_object_similar_to_a_reference_is_not_a_reference(value: dict[str, Any]) -> None:
+    """A model may write it into a tool's input; it stays as it is."""
     asked = request(messages=[Message("user", [{"type": "tool_use", "input": value}])])
     assert blobs.parse_reference(value) is None
     assert (references(asked), resolve(asked, {})) == ([], asked)
 
 
-def test_a_claim_is_found_wherever_it_stands() -> None:
-    """Only Tailrace says what it has lifted: a client's own reference would be somebody's blob, or nobody's."""
+def test_the_reserved_key_is_found_at_any_depth() -> None:
+    """Clients must not send references: they could name blobs of other tenants."""
     assert blobs.has_reserved_key([[{"source": {"data": [REFERENCE]}}], None])
     assert blobs.has_reserved_key({REFERENCE_KEY: 1})
     assert not blobs.has_reserved_key([[{"source": {"data": REFERENCE_KEY}}], "tailrace:blob", None, 1])
@@ -179,8 +179,8 @@ def test_a_reference_in_a_sessions_system_prompt_asks_nothing() -> None:
 
 
 @pytest.mark.rule("R33")
-def test_what_a_client_may_nest_leaves_room_for_references() -> None:
-    """At the bottom of what is let in, lifted, and told in a page of turns, it is within PROTOCOL R7's levels."""
+def test_the_depth_limit_of_bodies_leaves_levels_for_references() -> None:
+    """The deepest accepted body, lifted and in a page of turns, is within the levels of PROTOCOL R7."""
     block: Any = LONG
     for _ in range(BODY_LEVELS_MAX - 3):
         block = {"in": block}

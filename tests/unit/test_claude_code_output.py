@@ -121,6 +121,6 @@ def test_a_result_without_an_answer_fails(result: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b'{"type":"\xff"}', b"[" * 100_000])
 def test_an_unreadable_line_breaks_the_answer(line: bytes) -> None:
-    """Whatever the program prints, it raises a BackendError."""
+    """Any other output of the program raises a BackendError."""
     with pytest.raises(BackendError, match="cannot be read"):
         ClaudeCodeOutput().read(line)

@@ -1,4 +1,4 @@
-"""A long body that cannot be finished is cut short, and is no mistake of ours."""
+"""A download that cannot be finished is truncated."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -20,8 +20,8 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 @pytest.mark.parametrize(
     "why", [Refused("persistence_unavailable", "away"), LogUnavailable("away"), BlobUnknown("expired")], ids=repr
 )
-async def test_what_is_away_in_the_middle_cuts_the_body_short(why: Exception) -> None:
-    """Its last chunk is missing, so that nobody takes it for the whole; and no traceback is written."""
+async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None:
+    """The last chunk is missing, so that no client takes it for the whole body; no traceback is logged."""
     streams: Any = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
     gateway = SimpleNamespace(authenticator=Authenticator(Settings(), ApiKeyCache()))
     permit = streams.permit(LOCAL, "127.0.0.1")

@@ -1,4 +1,4 @@
-"""Entries as JSON: what is written can be read, also by an older version, and what cannot be read is said so."""
+"""JSON of entries: round trips, entries of other versions, unreadable entries."""
 
 import msgspec
 import pytest
@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.proto import entries
+from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Unknown, Unreadable, decode, encode, kind_of
 from tailrace.proto.ids import Seq
 from tailrace.proto.usage import Usage
@@ -60,8 +61,8 @@ def test_an_entry_of_version_1_is_these_bytes(kind: str) -> None:
 
 @pytest.mark.rule("R5")
 @given(any_entries())
-def test_what_was_encoded_is_decoded_to_the_same(made: tuple[str, Entry]) -> None:
-    """Either after the other is the identity: an append knows its own entry by its bytes."""
+def test_an_encoded_entry_is_decoded_to_the_same(made: tuple[str, Entry]) -> None:
+    """And the reverse: an append recognises its own entry by its bytes."""
     kind, entry = made
     payload = encode(entry)
     read = decode(kind, payload)
@@ -109,8 +110,8 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
         b'{"prev":1,"attempt":1,"event":{},"newer":' + DEEP + b"}",
     ],
 )
-def test_what_cannot_be_read_is_an_entry_that_says_so(kind: str, payload: bytes) -> None:
-    """Nothing that is stored can break its readers; it is skipped as not valid."""
+def test_an_undecodable_entry_is_unreadable_and_raises_nothing(kind: str, payload: bytes) -> None:
+    """Readers skip it as not valid."""
     entry = decode(kind, payload)
     assert isinstance(entry, Unreadable)
 
@@ -120,3 +121,21 @@ def test_what_cannot_be_read_is_an_entry_that_says_so(kind: str, payload: bytes)
 def test_any_bytes_are_an_entry(kind: str, payload: bytes) -> None:
     """decode never raises."""
     assert isinstance(decode(kind, payload), Request | Attempt | Event | End | Unknown | Unreadable)
+
+
+@pytest.mark.rule("R7")
+@pytest.mark.parametrize(
+    ("value", "is_too_deep"),
+    [("text", False), ([[1]], False), ([[[]]], True), ({"a": [1, {"b": 2}]}, True), ([1, {"a": "b"}], False)],
+)
+def test_each_list_and_object_is_a_level(value: object, is_too_deep: bool) -> None:
+    """R7: a writer stores no entry that is too deep for a reader."""
+    assert is_deeper(value, 2) is is_too_deep
+
+
+def test_the_depth_check_stops_at_its_limit() -> None:
+    """A value nested deeper than Python's stack is refused like any other."""
+    value: object = []
+    for _ in range(100_000):
+        value = [value]
+    assert is_deeper(value, 60)

@@ -8,7 +8,7 @@ import nats.js.errors
 import pytest
 
 from tailrace.proto import errors
-from tailrace.proto.errors import CODES, BackendError, Code, LogError, Refused, TailraceError
+from tailrace.proto.errors import CODES, Code, LogError, TailraceError
 
 CLASSES = [
     kind
@@ -57,14 +57,6 @@ def test_retryable_codes_have_a_retryable_status(code: str) -> None:
     """Only 408, 429 and 5xx are retryable."""
     row: Code = CODES[code]
     assert not row.is_retryable or row.status in (408, 429) or row.status >= 500
-
-
-@pytest.mark.parametrize("kind", [Refused, BackendError])
-def test_refused_and_backend_error_keep_code_message_and_delay(kind: type[Refused | BackendError]) -> None:
-    """An error response is made of these three fields."""
-    refused = kind("log_full", "the log is full", retry_after_s=2.0)
-    assert (refused.code, refused.message, refused.retry_after_s) == ("log_full", "the log is full", 2.0)
-    assert str(refused) == "the log is full"
 
 
 @pytest.mark.parametrize("code", CODES)

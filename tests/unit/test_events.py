@@ -1,4 +1,4 @@
-"""Anthropic's events, as far as we look into them; the rest passes."""
+"""Decoding of Anthropic's events; unknown events and fields are passed on."""
 
 import msgspec
 import pytest
@@ -108,8 +108,8 @@ def test_an_encoded_event_is_decoded_to_the_same(event: events.Event) -> None:
 
 
 @pytest.mark.parametrize("newer", [b"1e999", b'"\xff"', b"1" * 5000, b"[" * 100_000])
-def test_what_a_message_says_besides_and_nobody_can_read_is_not_said(newer: bytes) -> None:
-    """A fold that broke over it would break for every reader and every writer of the turn, for ever."""
+def test_undecodable_extra_fields_of_a_message_are_left_out(newer: bytes) -> None:
+    """Otherwise no process could fold the turn."""
     for event in (
         b'{"type":"message_start","message":{"id":"msg_1","newer":%b}}',
         b'{"type":"message_delta","delta":{"stop_reason":"end_turn","newer":%b},"usage":{}}',
@@ -127,7 +127,7 @@ def test_any_bytes_are_an_event_or_other(payload: bytes) -> None:
 @pytest.mark.rule("R9")
 @given(TEXTS, TEXTS, st.integers(0, 2), st.integers(0, 2))
 def test_deltas_of_one_block_and_kind_join(a: str, b: str, i: int, j: int) -> None:
-    """The joined delta says what the two said, one after the other; of two blocks they do not join."""
+    """The joined delta has both texts in order; deltas of two blocks do not join."""
     for kind in (TextDelta, events.ThinkingDelta, events.InputJsonDelta):
         expected = BlockDelta(i, kind(a + b)) if i == j else None
         assert join_deltas(BlockDelta(i, kind(a)), BlockDelta(j, kind(b))) == expected
@@ -154,3 +154,8 @@ def test_a_count_that_is_not_named_has_not_changed(before: CallUsage, counts: tu
     after = UsageSoFar(*counts).merge_into(before)
     for name, count in zip(Usage.__struct_fields__, counts, strict=True):
         assert getattr(after, name) == (getattr(before, name) if count is None else count)
+
+
+@pytest.mark.rule("R23")
+def test_usages_add_up_field_by_field() -> None:
+    assert Usage(1, 2, 3, 4) + Usage(10, 20, 30, 40) == Usage(11, 22, 33, 44)

@@ -36,8 +36,8 @@ def test_a_client_may_name_its_session_so(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a/b", "a\n", "\0", "ä", "٣", "a*", ">", "%2F", "\u2028"])
-def test_what_a_path_or_a_log_line_could_not_hold_names_no_session(text: str) -> None:
-    """A name stands in paths and in answers, and whoever reads it there reads nothing else."""
+def test_an_invalid_session_name_is_refused(text: str) -> None:
+    """A name appears in paths and log lines and must not change their meaning."""
     assert not is_session_name(text)
 
 
@@ -50,7 +50,7 @@ def test_a_token_is_lower_case_ascii(text: str) -> None:
 
 @pytest.mark.rule("R3")
 @pytest.mark.parametrize("text", ["", "*", ">", "a.b", "A", "a b", "ä", "x" * 65, "a\n", "\na", "a\0", "$JS", "٣"])
-def test_what_would_change_a_subject_is_no_token(text: str) -> None:
+def test_text_that_would_change_a_subject_is_not_a_token(text: str) -> None:
     """Wildcards, dots, spaces, line ends and all that is not ASCII."""
     assert not is_token(text)
 
@@ -66,7 +66,7 @@ def test_a_cursor_is_a_sequence(text: str, seq: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "-1", "+1", "1_0", " 1", "1 ", "1\n", "1.0", "1e3", "٣", "0x1", str(SEQ_MAX + 1), "9" * 20, "null"]
 )
-def test_what_the_log_never_made_is_no_cursor(text: str) -> None:
+def test_text_that_is_not_a_plain_number_is_not_a_cursor(text: str) -> None:
     """`int()` takes signs, underscores, spaces and Arabic digits; a cursor does not."""
     with pytest.raises(CursorUnknown):
         parse_cursor(text)
@@ -75,7 +75,7 @@ def test_what_the_log_never_made_is_no_cursor(text: str) -> None:
 @pytest.mark.rule("R15")
 @given(st.text())
 def test_any_text_is_a_cursor_or_refused(text: str) -> None:
-    """Nothing that a client sends raises anything else, and what is taken says the number it looks like."""
+    """No other exception is raised, and an accepted cursor is the number that it looks like."""
     try:
         seq = parse_cursor(text)
     except CursorUnknown:

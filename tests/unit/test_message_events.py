@@ -51,15 +51,15 @@ BLOCKS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_comes_out_as_it_went_in(block: dict[str, Any]) -> None:
-    """However it is told in pieces."""
+def test_a_folded_block_equals_the_original(block: dict[str, Any]) -> None:
+    """Whatever events it was split into."""
     assert [content(one) for one in folded(to_events(message(block))).blocks] == [block]
 
 
 @pytest.mark.rule("R67")
 @given(st.lists(st.sampled_from(BLOCKS), max_size=5))
-def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[str, Any]]) -> None:
-    """Its events follow the grammar, and folded they are the message, with its usage and why it ended."""
+def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any]]) -> None:
+    """Folded, they are the message with its usage and stop reason."""
     events = to_events(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
     order = EventOrder()
     for raw in events:
@@ -75,8 +75,8 @@ def test_any_message_is_a_stream_that_a_model_could_have_told(blocks: list[dict[
     assert turn.envelope["usage"]["server_tool_use"] == {"web_search_requests": 1}
 
 
-def test_what_a_message_says_besides_is_kept() -> None:
-    """Where a stream would have said it."""
+def test_further_fields_of_a_message_are_kept() -> None:
+    """In the events in which a stream would have them."""
     told = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
     envelope = folded(to_events(told)).envelope
     assert envelope["delta"] == {"container": {"id": "c"}, "stop_details": {"type": "refusal"}}
@@ -93,15 +93,15 @@ def test_the_same_message_is_the_same_bytes() -> None:
     "broken",
     [{}, {"content": []}, message(stop_reason=None), message(usage=None), message({"text": "no type"}), message(7)],  # type: ignore[arg-type]
 )
-def test_what_is_no_whole_message_is_a_broken_answer(broken: dict[str, Any]) -> None:
-    """And no turn that looks complete."""
+def test_an_incomplete_message_is_a_broken_answer(broken: dict[str, Any]) -> None:
+    """It must not become a turn that looks complete."""
     with pytest.raises(BackendError) as error:
         to_events(broken)
     assert error.value.code == "backend_broken"
 
 
-def test_a_block_begins_with_nothing_said() -> None:
-    """As a reader expects of a stream: what the block says comes in deltas."""
+def test_a_block_begins_empty() -> None:
+    """As in a stream: its content comes in deltas."""
     events = [msgspec.json.decode(event) for event in to_events(message(BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6]))]
     starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert starts == [

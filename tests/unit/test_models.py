@@ -1,4 +1,4 @@
-"""Claude's models: every name means one of them or nothing, and a call costs what the price list says."""
+"""Claude's models: names, aliases and prices."""
 
 from typing import Any
 
@@ -70,8 +70,8 @@ def test_a_name_that_would_mislead_is_refused(text: str) -> None:
         parse_aliases(text)
 
 
-def test_what_is_not_known_of_a_model_is_none() -> None:
-    """Nobody is told yes or no by a file that does not know."""
+def test_an_unknown_property_of_a_model_is_none() -> None:
+    """A file that does not know says neither yes nor no."""
     newest = models()["claude-fable-5-2"]
     assert (newest.released, newest.supports.structured_outputs) == (None, None)
     assert Supports() == Supports(vision=None, effort=None)
@@ -88,10 +88,10 @@ def test_what_is_not_known_of_a_model_is_none() -> None:
         ("claude-sonnet-4-5", (3.0, 15.0, 3.75, 0.3)),
     ],
 )
-def test_a_million_tokens_cost_what_the_price_list_says(
+def test_a_million_tokens_cost_the_listed_price(
     model: str, usd_for_a_million: tuple[float, float, float, float]
 ) -> None:
-    """Input, output, cache write and cache read, in dollars for a million tokens, asked for a thousand at a time."""
+    """Input, output, cache write and cache read, in dollars for a million tokens, in calls of a thousand."""
     used = [CallUsage(1_000), CallUsage(0, 1_000), CallUsage(0, 0, 1_000), CallUsage(0, 0, 0, 1_000)]
     assert [1_000 * cost_nano_usd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
 
@@ -106,8 +106,8 @@ def test_a_cost_is_the_sum_of_its_four_kinds() -> None:
 
 
 @pytest.mark.rule("R23")
-def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
-    """From one token more than the limit on, cached ones counted with the others, and the output too."""
+def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
+    """From one token above the limit, which includes cached tokens; output, too."""
     haiku = models()["claude-haiku-5-5"]
     assert cost_nano_usd(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
     assert cost_nano_usd(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
@@ -129,8 +129,8 @@ def test_a_long_prompt_makes_its_whole_call_dearer() -> None:
         ({"cache_creation": {"ephemeral_1h_input_tokens": -5}}, 5_040_000),
     ],
 )
-def test_a_call_costs_what_its_usage_says_of_it(told: dict[str, Any], nano_usd: int) -> None:
-    """Opus 5.5: what is kept for an hour is dearer, a batch half, fast mode twice."""
+def test_the_cost_depends_on_cache_tier_and_speed(told: dict[str, Any], nano_usd: int) -> None:
+    """Opus 5.5: a one-hour cache write costs more, a batch half, fast mode twice."""
     call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **told)
     assert cost_nano_usd(models()["claude-opus-5-5"], call) == nano_usd
 

@@ -15,6 +15,7 @@ from tailrace.gateway.openapi import routes
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
+from tailrace.gateway.resources.index import endpoints_of
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
@@ -149,3 +150,10 @@ def test_webhook_body_matches_its_schema() -> None:
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.sign("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)
+
+
+def test_index_lists_every_route_with_its_methods() -> None:
+    """`GET /` has one line for each path, and no other lines."""
+    listed = endpoints_of(ROUTES)
+    assert {(method, path) for path, methods in listed.items() for method in methods} == set(ROWS)
+    assert listed["/v1/sessions/{session}"] == ["GET", "PATCH", "DELETE"]

@@ -20,27 +20,27 @@ def overlap(one: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("user", RIGHTS)
-def test_no_question_goes_two_ways(user: str) -> None:
-    """It would be asked twice, and an entry be stored twice. Who answers is discovered in both accounts that do."""
+def test_no_request_has_two_routes(user: str) -> None:
+    """It would be answered, or an entry stored, twice. Discovery works in both accounts with services."""
     asked = [way for way in imports_of(user) if way.subject != "$SRV.>"]
     assert [pair for pair in permutations(asked, 2) if overlap(pair[0].subject, pair[1].subject)] == []
 
 
-def test_each_role_has_an_account_and_whoever_has_none_is_with_the_log() -> None:
-    """The log's own is that of the admin, too, and of what a test or a person adds."""
+def test_each_role_has_an_account() -> None:
+    """Users without one belong to the log's account, as the admin does."""
     own = [account(user) for user in (GATEWAY, GENERATORS, PERSISTENCE)]
     assert own == ["TAILRACE_GATEWAY", "TAILRACE_GENERATORS", "TAILRACE_PERSISTENCE"]
     assert account(ADMIN) == account("somebody") == LOG
 
 
-def test_what_is_said_among_the_processes_of_a_role_leads_nowhere() -> None:
-    """Hedges, and who reads: no other role hears them, and none can speak up."""
+def test_messages_within_a_role_stay_in_its_account() -> None:
+    """Hedges and reader counts: no other role can receive or send them."""
     every = {way.subject for user in RIGHTS for way in imports_of(user)}
     assert not {"hedges", "hedges.*", "readers.*.*"} & every
 
 
-def test_a_question_goes_to_who_answers_it_and_all_else_to_the_log() -> None:
-    """A model's list to the generators, the history to persistence, entries and reads to the log."""
+def test_requests_go_to_their_service_and_all_else_to_the_log() -> None:
+    """The model list to the generators, the history to persistence, entries and reads to the log."""
     ways = imports_of(GATEWAY)
     assert Import(account(GENERATORS), "queries.*.models") in ways
     assert Import(account(PERSISTENCE), "queries.*.session_turns") in ways
@@ -57,8 +57,8 @@ def test_all_that_a_role_may_ask_is_answered_somewhere(user: str) -> None:
 
 
 @pytest.mark.parametrize("user", RIGHTS)
-def test_no_role_has_a_way_to_the_keys_but_who_needs_it(user: str) -> None:
-    """The gateway reads keys and has the secrets; the admin is where they are, and makes them."""
+def test_only_gateway_and_admin_can_access_the_keys(user: str) -> None:
+    """The gateway reads keys and secrets; the admin writes them."""
     ways = {way.subject for way in imports_of(user)}
     found = {subject for subject in ways if "KEYS" in subject or "SECRETS" in subject or "LOGINS" in subject}
     reads = {"$JS.API.DIRECT.GET.KV_KEYS", "$JS.API.STREAM.MSG.GET.KV_SECRETS", "$JS.API.STREAM.MSG.GET.KV_LOGINS"}

@@ -1,4 +1,4 @@
-"""The checker itself: a good history, and the same one broken in one place at a time. It must be able to say no."""
+"""The checker of the five promises: a correct history passes, and each single defect is found."""
 
 from collections.abc import Callable
 from typing import Any
@@ -110,7 +110,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
         None,
         with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),)),
     ),
-    "a dialect that nobody rendered": (no_gap, None, without(rendered={})),
+    "a dialect that was not rendered": (no_gap, None, without(rendered={})),
     "no readers": (no_gap, None, without(readers=())),
     "a frame doubled": (no_repeat, False, with_frames(lambda frames: (frames[0], *frames))),
     "a frame from before the cursor": (no_repeat, False, with_frames(lambda frames: (WHOLE[2], *frames))),
@@ -122,14 +122,14 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "no turns": (one_end, None, without(posted={})),
     "a row with another text": (one_story, False, with_row(text="The sky is green.")),
     "a row with another cost": (one_story, False, with_row(cost_usd=1.0)),
-    "a row that nobody saw": (one_story, None, without(records=None)),
-    "a reader who was told another text": (
+    "a row that was not read": (one_story, None, without(records=None)),
+    "a reader with another text": (
         one_story,
         False,
         with_reader(told=Story("The sky.", TOLD.usage, "completed")),
     ),
-    "a reader who was told another outcome": (one_story, False, with_reader(told=Story(TOLD.text, None, "failed"))),
-    "a reader whom nobody asked": (one_story, None, with_reader(told=None)),
+    "a reader with another outcome": (one_story, False, with_reader(told=Story(TOLD.text, None, "failed"))),
+    "a reader without a text": (one_story, None, with_reader(told=None)),
     "other bytes for the same entry": (
         one_story,
         False,
@@ -143,7 +143,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "an acknowledged turn without an end": (nothing_forgotten, False, with_log(lambda log: log[:-1])),
     "an ended turn without a row": (nothing_forgotten, False, without(records={})),
     "an ended turn that is running in its row": (nothing_forgotten, False, with_row(outcome="running")),
-    "rows that nobody looked at": (nothing_forgotten, None, without(records=None)),
+    "rows that were not read": (nothing_forgotten, None, without(records=None)),
 }
 
 
@@ -178,7 +178,7 @@ def test_an_empty_history_is_unknown() -> None:
     assert judge(History()).holds is None
 
 
-def test_a_fork_that_everybody_skipped_breaks_no_promise() -> None:
+def test_a_skipped_fork_breaks_no_promise() -> None:
     """An entry that names an earlier predecessor is stored and is not part of the story."""
     forked = with_log(lambda log: (*log[:5], OLD_FORK, *log[5:]))(good())
     assert forked.fold(KEY).skipped == 1
@@ -186,8 +186,8 @@ def test_a_fork_that_everybody_skipped_breaks_no_promise() -> None:
     assert judge(forked).is_green
 
 
-def test_a_fork_that_goes_on_by_itself_breaks_no_promise() -> None:
-    """Its writer was acknowledged and went on, also past the end of the story that everybody is told."""
+def test_a_continued_fork_breaks_no_promise() -> None:
+    """Its writer was acknowledged and continued, also past the turn's end."""
     end = LOG.stored[-1]
     late = Stored(Seq(end.seq + 10), NOON, says(Chain(OLD_FORK.seq, 1), "further"))
     later = Stored(Seq(late.seq + 10), NOON, says(Chain(late.seq, 1), "and further"))
@@ -195,7 +195,7 @@ def test_a_fork_that_goes_on_by_itself_breaks_no_promise() -> None:
 
 
 def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:
-    """A POST without an answer may have come to nothing: its poster knows that."""
+    """A POST without a response may have stored nothing."""
     refused = without(posted={KEY: True, TurnKey(Tenant("t"), TurnId("lost")): False})(good())
     assert judge(refused).is_green
 

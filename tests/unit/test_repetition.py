@@ -12,8 +12,8 @@ STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
 
 
-def told(stored: str, *pieces: str) -> tuple[str, int]:
-    """All that is told of a call's first text, and how much was left out."""
+def filtered(stored: str, *pieces: str) -> tuple[str, int]:
+    """Returns the filtered text, and the number of characters that were left out."""
     seam, text, left_out = RepetitionFilter(stored), "", 0
     for piece in pieces:
         more, repeated = seam.filter(piece)
@@ -31,12 +31,12 @@ def cut(text: str, size: int) -> Sequence[str]:
 def test_the_repeated_end_is_left_out(words: int, size: int) -> None:
     """For any length of the repetition and any pieces; half a word is continued in the middle."""
     again = " ".join(STORED.split()[-words:])
-    assert told(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
+    assert filtered(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
 
 
 def test_a_call_that_only_repeats_adds_nothing() -> None:
     """The answer was complete but for its stop: the model repeats its last sentence and stops."""
-    assert told(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
+    assert filtered(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
 
 
 @pytest.mark.rule("R70")
@@ -50,7 +50,7 @@ def test_a_call_that_only_repeats_adds_nothing() -> None:
         pytest.param(STORED, "waves are scattered more than ", id="it stops before the end"),
         pytest.param(STORED, "The waves are scattered more than long ones", id="it does not begin with it"),
         pytest.param(STORED, "Waves are scattered more than long ones", id="in other letters"),
-        pytest.param(f"{VERSE}\n", f"{VERSE}\nNever.", id="a line that is told twice"),
+        pytest.param(f"{VERSE}\n", f"{VERSE}\nNever.", id="a line that occurs twice"),
         pytest.param(f"{VERSE} {VERSE} {VERSE}", f"{VERSE} {VERSE}", id="a refrain"),
         pytest.param("la " * 40, "la " * 40, id="what repeats itself anyhow"),
         pytest.param("| 0 | 0 | 0 |\n| 0 | 0 | 0 |\n| 0 |", "| 0 | 0 |\n", id="a row of a table"),
@@ -61,7 +61,7 @@ def test_a_call_that_only_repeats_adds_nothing() -> None:
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_uncertain_repetitions_are_kept(stored: str, text: str, size: int) -> None:
     """Nothing is left out by guess."""
-    assert told(stored, *cut(text, size)) == (text, 0)
+    assert filtered(stored, *cut(text, size)) == (text, 0)
 
 
 def test_text_is_held_only_while_it_may_be_a_repetition() -> None:
@@ -83,9 +83,9 @@ TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ",
 def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size: int) -> None:
     """For any two texts in any pieces, at least REPEATED_MIN characters."""
     text = stored[len(stored) - min(again, len(stored)) :] + new
-    rest, left_out = told(stored, *cut(text, size))
+    rest, left_out = filtered(stored, *cut(text, size))
     assert text[left_out:] == rest
-    assert (rest, left_out) == told(stored, text)
+    assert (rest, left_out) == filtered(stored, text)
     assert stored.endswith(text[:left_out])
     if left_out:
         assert len("".join(text[:left_out].split())) >= REPEATED_MIN

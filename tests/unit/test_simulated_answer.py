@@ -48,7 +48,7 @@ def test_words_are_numbered_and_joined_by_one_space() -> None:
     ],
 )
 def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, sequence: str | None) -> None:
-    """Wherever in a delta it begins; nothing after it is sent, not even a tool call."""
+    """At any position in a delta; nothing is sent after it, not even a tool call."""
     directed = read_directive("#sim words=3 tool=look")
     part = stopped(whole(conversation(("user", "x")), directed), sequences)
     text = "".join(block.content for block in part.blocks if block.kind == "text")
@@ -98,7 +98,7 @@ def test_prose_has_the_topic_in_its_heading() -> None:
 
 @given(st.sampled_from([QUESTION, "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
 def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, data: st.DataObject) -> None:
-    """Wherever and however often it is interrupted."""
+    """At any position, after any number of interruptions."""
     everything = whole(conversation(("user", question)), read_directive(question))
     expected = text(question)
     received = ""
@@ -158,7 +158,7 @@ REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</syst
     ],
 )
 def test_a_reminder_of_claude_code_is_not_the_question(messages: list[tuple[str, Any]]) -> None:
-    """Wherever the client puts it."""
+    """At any position in the messages."""
     assert conversation(*messages).question == QUESTION
 
 

@@ -1,4 +1,4 @@
-"""The SSE decoder: the same events wherever the bytes are split and however the lines end."""
+"""The SSE decoder: the same events for any split of the bytes and any line end."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Where a webhook may go: every way of naming somebody else's machine that we could think of."""
+"""URLs and addresses to which webhooks may be sent."""
 
 import ipaddress
 
@@ -153,8 +153,8 @@ def test_a_public_https_url_may_be_named(url: str) -> None:
         *((url, "not public") for url in NOT_PUBLIC),
     ],
 )
-def test_what_could_lead_elsewhere_is_refused_by_its_reason(url: str, why: str) -> None:
-    """FAULTS 1, S10: what two parsers could read differently is no URL here at all."""
+def test_an_ambiguous_url_is_refused_with_its_reason(url: str, why: str) -> None:
+    """FAULTS 1, S10: a URL that two parsers could read differently."""
     with pytest.raises(UrlNotAllowed, match=why):
         check_url(url, NOBODYS)
 
@@ -176,14 +176,14 @@ def test_a_host_that_the_operator_named_is_private(url: str, host: str) -> None:
         check_url("http://127.0.0.2/", private)
 
 
-def test_without_the_setting_nobody_is_private() -> None:
-    """An empty setting is no host."""
+def test_without_the_setting_no_host_may_be_private() -> None:
+    """An empty setting lists no host."""
     assert parse_private_hosts("") == parse_private_hosts(" , ") == frozenset()
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC_ADDRESSES)
-def test_an_address_that_is_not_everybodys_is_not_connected_to(address: str) -> None:
-    """Private, loopback, link-local, multicast, reserved, embedded, and those that hand out a machine's secrets."""
+def test_an_address_that_is_not_public_is_refused(address: str) -> None:
+    """Private, loopback, link-local, multicast, reserved, embedded, and those of metadata services."""
     assert not is_public(address)
 
 
@@ -194,14 +194,14 @@ def test_a_public_address_is_connected_to(address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "127.1", "0x7f000001", "1.2.3.4.5", "[::1]", "\x00"])
-def test_what_is_no_address_is_not_public(text: str) -> None:
-    """A socket is never opened to what could not be judged."""
+def test_text_that_is_not_an_address_is_not_public(text: str) -> None:
+    """No socket is opened to it."""
     assert not is_public(text)
 
 
 @given(st.ip_addresses(v=4), st.sampled_from(["::ffff:{}", "64:ff9b::{}", "::{}"]))
-def test_an_address_in_another_is_never_more_public_than_itself(inner: ipaddress.IPv4Address, outer: str) -> None:
-    """Whatever IPv4 address is dressed up as an IPv6 one."""
+def test_an_embedded_ipv4_address_is_not_more_public_than_itself(inner: ipaddress.IPv4Address, outer: str) -> None:
+    """For every IPv6 form that embeds IPv4."""
     assert is_public(str(inner)) or not is_public(outer.format(inner))
 
 

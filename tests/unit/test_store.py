@@ -220,10 +220,8 @@ async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
     assert len(await store.branch(key("turn-1"))) > 1
 
 
-async def test_a_turn_that_is_deleted_takes_its_row_its_usage_and_the_last_one_its_session(
-    store: Store, path: Path
-) -> None:
-    """A session that still has a turn stays: it may have been asked just now."""
+async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(store: Store, path: Path) -> None:
+    """A session that still has a turn stays."""
     await store.record([asked("turn-1"), asked("turn-2"), asked("turn-3", session="session-2")])
     await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
     assert await store.turn(key("turn-1")) is None

@@ -137,7 +137,7 @@ def test_a_schema_has_a_size_limit() -> None:
     assert refused.value.code == "schema_invalid"
 
 
-def test_the_simulated_claude_refuses_what_the_api_refuses() -> None:
+def test_the_simulated_claude_refuses_the_same_schemas_as_the_api() -> None:
     """The first test here depends on it."""
     with pytest.raises(Refusal):
         refuse_schema(OPEN)

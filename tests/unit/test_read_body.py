@@ -57,7 +57,7 @@ async def read(request: Request, bytes_max: int = 10) -> bytes:
 
 
 async def test_a_body_in_pieces_is_read_whole() -> None:
-    """As it came, up to the very limit."""
+    """Up to exactly the limit."""
     assert await read(sending(b"01234", b"", b"56789")) == b"0123456789"
 
 
@@ -74,8 +74,8 @@ async def test_a_body_in_pieces_is_read_whole() -> None:
     ],
     ids=range(7),
 )
-async def test_what_is_not_read_is_refused_by_its_code(request_: Request, code: str) -> None:
-    """Too large, of another kind, compressed, or never finished."""
+async def test_an_unacceptable_body_is_refused_with_its_code(request_: Request, code: str) -> None:
+    """Too large, of another type, compressed, or incomplete."""
     with pytest.raises(Refused) as refused:
         await read(request_)
     assert refused.value.code == code
@@ -97,8 +97,8 @@ async def test_what_is_not_read_is_refused_by_its_code(request_: Request, code: 
     ],
     ids=range(10),
 )
-def test_what_is_not_the_shape_is_named(raw: bytes, code: str, named: str) -> None:
-    """A field by its path; what is no JSON at all by that."""
+def test_an_invalid_field_is_named(raw: bytes, code: str, named: str) -> None:
+    """A field by its path; invalid JSON as such."""
     with pytest.raises(Refused) as refused:
         read_body.decode(raw, Shape)
     assert refused.value.code == code
@@ -116,8 +116,8 @@ def test_what_is_not_the_shape_is_named(raw: bytes, code: str, named: str) -> No
     ],
     ids=range(5),
 )
-def test_what_would_have_fitted_is_named(raw: bytes, message: str) -> None:
-    """The fields or values of the very place; from the types alone, so that no list has to be kept."""
+def test_the_error_lists_the_valid_fields_or_values(raw: bytes, message: str) -> None:
+    """Of that position; the lists come from the types."""
     with pytest.raises(Refused) as refused:
         read_body.decode(raw, Shape)
     assert refused.value.message == message
@@ -131,18 +131,18 @@ def test_what_would_have_fitted_is_named(raw: bytes, message: str) -> None:
         ("temperature", Shape, False),
     ],
 )
-def test_who_asks_for_sampling_is_told_why_there_is_none(
+def test_a_sampling_parameter_is_refused_with_its_reason(
     field: str, kind: type[msgspec.Struct], is_explained: bool
 ) -> None:
-    """Where there is another way; else the fields say enough."""
+    """If there is an alternative; otherwise the list of fields is enough."""
     with pytest.raises(Refused) as refused:
         read_body.decode(b'{"%s": 1}' % field.encode(), kind)
     assert f"`{field}`" in refused.value.message
     assert ("`options` passes it on" in refused.value.message) == is_explained
 
 
-def test_what_a_client_sent_is_quoted_in_part() -> None:
-    """An answer must not grow with the question."""
+def test_an_error_quotes_a_value_only_in_part() -> None:
+    """A response must not grow with the request."""
     with pytest.raises(Refused) as refused:
         read_body.decode(b'{"' + b"x" * 100_000 + b'": 1}', Shape)
     quoted, _, fitting = refused.value.message.partition("; ")
@@ -159,8 +159,8 @@ def test_what_a_client_sent_is_quoted_in_part() -> None:
     ],
     ids=range(3),
 )
-def test_what_a_client_sent_is_not_searched(before: bytes, after: bytes, hint: str) -> None:
-    """Megabytes that look like a place cost no more than other megabytes, and do not hide the real place."""
+def test_a_value_that_looks_like_a_path_is_not_searched(before: bytes, after: bytes, hint: str) -> None:
+    """Megabytes of such text cost no more than others, and do not hide the real path."""
     with pytest.raises(Refused) as refused:
         read_body.decode(before + b"[" * 4_000_000 + after, Shape)
     quoted, _, fitting = refused.value.message.partition("; there are ")
@@ -185,15 +185,15 @@ def values(value: Any) -> int:
 
 
 @given(JSON_VALUES)
-def test_values_are_counted_and_what_is_in_strings_is_not(value: Any) -> None:
-    """Also when there are so many marks in strings that these have to be left out."""
+def test_values_are_counted_without_the_content_of_strings(value: Any) -> None:
+    """Also with more marks in strings than the limit."""
     marks = '[{,"\\' * read_body.VALUES_MAX
     assert read_body.values_in(msgspec.json.encode([value, marks])) == values([value, marks])
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"0", b'""', b'{"":0}', b'{"":""}', b'"\\\\"', b'"\\",["'], ids=range(8))
 def test_too_many_values_are_refused_before_they_are_decoded(raw: bytes) -> None:
-    """Each of them is looked at by everybody whom the request passes; what they are does not matter."""
+    """Each value costs time in every process that the request passes."""
     with pytest.raises(Refused) as refused:
         read_body.decode(b"[" + b",".join([raw] * (read_body.VALUES_MAX + 1)) + b"]", Shape)
     assert refused.value.code == "body_too_large"

@@ -1,4 +1,4 @@
-"""Requests that come at one moment: in which order they are begun, and who is sent away. Without a server."""
+"""Admission queue: the order in which waiting requests begin, and which are refused."""
 
 import asyncio
 from typing import Any
@@ -24,8 +24,8 @@ async def receive() -> Message:
 async def send(_: Message) -> None: ...
 
 
-async def test_a_crowd_is_let_in_a_few_at_a_time_and_in_its_order() -> None:
-    """Between two of them a stream has its turn: it is never behind more than a few."""
+async def test_waiting_requests_begin_in_order_with_streams_between_them() -> None:
+    """A stream waits for at most STARTED_PER_TURN requests."""
     happened: list[int | str] = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -43,8 +43,8 @@ async def test_a_crowd_is_let_in_a_few_at_a_time_and_in_its_order() -> None:
     assert max(map(len, runs)) <= STARTED_PER_TURN
 
 
-async def test_one_alone_does_not_wait() -> None:
-    """Also after a crowd, and when one of the crowd went away while it waited."""
+async def test_a_single_request_does_not_wait() -> None:
+    """Also after many requests, one of which was cancelled while it waited."""
     begun: list[str] = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -61,10 +61,10 @@ async def test_one_alone_does_not_wait() -> None:
     assert begun[-1] == "/alone"
 
 
-async def test_who_would_wait_too_long_is_told_to_come_again_but_not_who_asks_for_health(
+async def test_a_request_that_would_wait_too_long_is_refused_but_a_health_check_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """503 with a Retry-After that is not everybody's: or the same crowd would be here again at the same moment."""
+    """503 with a random Retry-After, so that the clients do not return together."""
     monkeypatch.setattr(admission_queue, "WAIT_S_MAX", -1.0)
     begun: list[str] = []
     sent: list[Any] = []

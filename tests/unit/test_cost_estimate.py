@@ -132,7 +132,7 @@ def test_the_cost_uses_the_models_prices_up_to_max_cost() -> None:
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=50_000)
     assert estimate_request(cut).nano_usd == 50_000
     assert estimate_request(request(model="nobody", max_tokens=100)).nano_usd == 0
-    # What the model is told is paid for before it says a word that could be cut.
+    # The input is paid for before any output could be cut.
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=5)
     assert estimate_request(cut).nano_usd == 14 * 2000
     halved = estimate_request(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))

@@ -1,4 +1,4 @@
-"""Who is sent away, and comes back by itself: how it is known, and when it is told to come. No server."""
+"""Responses to a resuming EventSource that is refused for the moment."""
 
 import pytest
 from starlette.types import Scope
@@ -27,10 +27,10 @@ def scope(method: str, headers: dict[str, str]) -> Scope:
         ("HEAD", EVENT_SOURCE, False),
     ],
 )
-def test_an_event_source_that_is_resuming_reader_is_known_by_what_it_sends(
+def test_a_resuming_event_source_is_recognised_by_its_headers(
     method: str, headers: dict[str, str], *, is_back: bool
 ) -> None:
-    """Whoever looks at a status, and a new reader, whose page can say what is wrong, are told it."""
+    """Other clients and new readers get the status."""
     asked = scope(method, headers)
     assert is_resuming_reader(asked) is is_back
     told = error_responses.response("server_busy", "come again", retry_after_s=RETRY_S_MAX, scope=asked)
@@ -38,13 +38,13 @@ def test_an_event_source_that_is_resuming_reader_is_known_by_what_it_sends(
 
 
 @pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_exceeded"])
-def test_what_will_not_be_better_soon_is_said_to_an_event_source_too(code: str) -> None:
-    """It would ask for ever."""
+def test_an_error_that_a_retry_cannot_repair_is_sent_to_an_event_source(code: str) -> None:
+    """It would retry for ever."""
     assert error_responses.response(code, "no", scope=scope("GET", EVENT_SOURCE)).status_code >= 400
 
 
-def test_each_is_told_a_moment_of_its_own() -> None:
-    """And no event: some clients take a blank line for one."""
+def test_reconnection_delays_differ() -> None:
+    """And there is no event: some clients take a blank line for one."""
     told = [bytes(RetryLater(3.0).body) for _ in range(50)]
     assert {body.count(b"\n") for body in told} == {1}
     waits = {int(body.removeprefix(b"retry: ")) for body in told}

@@ -1,4 +1,4 @@
-"""What of a branch a follow-up turn is told."""
+"""The messages of a branch that a follow-up turn is given."""
 
 from typing import Any
 
@@ -45,22 +45,24 @@ def told(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) 
 
 
 @pytest.mark.rule("R33")
-def test_what_an_answer_has_said_is_no_reference() -> None:
-    """Somebody has a model say one, to be told another string by it: at any depth it is marked as none."""
+def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
+    """At any depth: otherwise a client could have the model write one, and receive another tenant's blob."""
     forged = blobs.reference(blobs.Blob("a" * 64, 100_000))
     assert blobs.parse_reference(forged) is not None
     call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
-    (_, answer) = messages([told("completed", call)])
+    question = Message("user", [{"type": "text", "text": forged}])
+    (asked, answer) = messages([told("completed", call, asked=question)])
+    assert asked == question  # what the gateway lifted stays a reference
     assert isinstance(answer.content, list)
     (said,) = answer.content
     for found in (said["input"]["what"], said["input"]["list"][0]["deep"]):
         assert found == {**forged, "is_reference": False}
         assert blobs.parse_reference(found) is None
-    # Nor is what was told once marked once more.
+    # It is marked once.
     assert messages([told("completed", said)])[1] == answer
 
 
-def test_a_branch_is_told_oldest_first() -> None:
+def test_a_branch_is_listed_oldest_first() -> None:
     """Each turn is its question and then its answer."""
     then = Message("user", "And at night?")
     assert messages([told("completed", TEXT), told("completed", TEXT, asked=then)]) == [
@@ -83,7 +85,7 @@ def test_a_branch_is_told_oldest_first() -> None:
         ("completed", [CITED], [CITED]),
     ],
 )
-def test_what_the_model_did_not_finish_is_left_out(
+def test_unfinished_blocks_are_left_out(
     outcome: Outcome, content: list[dict[str, Any]], stays: str | list[dict[str, Any]]
 ) -> None:
     """Thinking and tool calls stay when the turn was completed, text when there is some; one plain text is a string."""
@@ -92,21 +94,8 @@ def test_what_the_model_did_not_finish_is_left_out(
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
 @pytest.mark.parametrize("content", [[], [EMPTY], [UNSIGNED]])
-def test_a_turn_that_said_nothing_is_left_out_with_its_question(
+def test_a_turn_without_an_answer_is_left_out_with_its_question(
     outcome: Outcome, content: list[dict[str, Any]]
 ) -> None:
-    """The API takes no empty answer, and a question that nobody answered is not a part of the conversation."""
+    """The API accepts no empty answer."""
     assert messages([told(outcome, *content), told("completed", TEXT)]) == messages([told("completed", TEXT)])
-
-
-def test_what_a_model_says_is_never_a_reference() -> None:
-    """Its call may hold what looks like one, and what it names would be put in its place, or be missing for ever."""
-    reference = blobs.reference(blobs.Blob("0" * 64, 70_000))
-    long = Message("user", [{"type": "text", "text": reference}])
-    call = {**TOOL, "input": {"files": [reference]}}
-    asked, answered = messages([told("completed", call, asked=long)])
-    assert asked == long
-    assert isinstance(answered.content, list)
-    [said] = answered.content
-    assert blobs.parse_reference(said["input"]["files"][0]) is None
-    assert said["input"]["files"][0].items() >= reference.items()

@@ -1,4 +1,4 @@
-"""What a server of ours asks the kernel of its connections: it listens and accepts, and nothing is served."""
+"""Socket options of accepted connections."""
 
 import socket
 from collections.abc import Callable
@@ -15,8 +15,8 @@ LISTENING = {
 
 
 @pytest.mark.parametrize("made", LISTENING.values(), ids=LISTENING)
-def test_what_is_written_leaves_at_once(made: Callable[[], socket.socket]) -> None:
-    """On any event loop: a small write that waits for an acknowledgement of the one before waits 40 ms."""
+def test_small_writes_are_sent_at_once(made: Callable[[], socket.socket]) -> None:
+    """With Nagle's algorithm the second small write waits up to 40 ms for an acknowledgement."""
     with made() as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:

@@ -1,4 +1,4 @@
-"""Every view of a turn that was stored: whatever JSON a client has put into its blocks, none of them breaks over it."""
+"""Every view of a stored turn accepts any JSON that a client has put into its blocks."""
 
 from collections.abc import Callable
 from functools import partial

@@ -82,5 +82,5 @@ def test_a_proof_depends_on_token_and_secret() -> None:
     proofs = [OURS.proof(token), OURS.proof(other), TokenSigner(b"x").proof(token)]
     assert len(set(proofs)) == 3
     assert all(len(proof) == 22 and proof.replace("-", "a").replace("_", "a").isalnum() for proof in proofs)
-    # A proof is no part of what it proves: nobody who has the token has it.
+    # The proof cannot be read from the token.
     assert OURS.proof(token) not in token

@@ -1,4 +1,4 @@
-"""Where a conversation that a client tells from its beginning goes on in the session: at its last turn in common."""
+"""Matching of a full history with its session: the turn is added after the last common turn."""
 
 import msgspec
 import pytest
@@ -37,12 +37,12 @@ def at(parent: str | None, before: list[Message], new: list[Message]) -> Positio
     )
 
 
-def test_what_is_said_next_follows_the_branch() -> None:
-    """Only what is new was told: all that the session holds is before it."""
+def test_a_new_message_follows_the_branch() -> None:
+    """The session's messages come before it."""
     assert position_after(CONTEXT, [NEW]) == at("t2", HELD, [NEW])
 
 
-def test_a_conversation_told_whole_follows_its_last_turn() -> None:
+def test_a_full_history_follows_its_last_turn() -> None:
     """What the session holds is not stored a second time."""
     assert match_history(CONTEXT, [*HELD, NEW]) == at("t2", HELD, [NEW])
 
@@ -59,8 +59,8 @@ def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 70_000], ids=["in the entry", "lifted"])
-def test_another_picture_under_the_same_text_is_another_question(size: int) -> None:
-    """Or the model would be shown the one that the client has taken back."""
+def test_another_image_with_the_same_text_is_another_question(size: int) -> None:
+    """Otherwise the model would get the image that the client has replaced."""
 
     def showing(data: str) -> list[Message]:
         block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
@@ -74,38 +74,38 @@ def test_another_picture_under_the_same_text_is_another_question(size: int) -> N
     assert match_history(context, changed) == at(None, [], changed)
 
 
-def test_an_answer_asked_for_anew_is_a_branch_of_the_turn_before() -> None:
-    """`useChat` sends all but the answer that it wants again."""
+def test_a_regenerated_answer_is_a_branch_of_the_previous_turn() -> None:
+    """`useChat` sends all messages but the answer."""
     assert match_history(CONTEXT, HELD[:3]) == at("t1", HELD[:2], HELD[2:3])
 
 
-def test_an_edited_question_is_a_branch_of_the_turn_before() -> None:
+def test_an_edited_question_is_a_branch_of_the_previous_turn() -> None:
     edited = Message("user", "another")
     assert match_history(CONTEXT, [*HELD[:2], edited]) == at("t1", HELD[:2], [edited])
 
 
 def test_another_conversation_begins_a_branch_of_its_own() -> None:
-    """Nothing in common: nothing is put before what the client says."""
+    """Without a common message, no messages of the session come before it."""
     told = [Message("user", "other"), Message("assistant", "a1"), NEW]
     assert match_history(CONTEXT, told) == at(None, [], told)
 
 
-def test_an_answer_that_the_client_has_changed_is_its_own() -> None:
-    """It may have cut an answer short; the model is then told what the client tells."""
+def test_an_answer_that_the_client_has_changed_is_sent_as_changed() -> None:
+    """The client may have shortened it."""
     told = [*HELD[:3], Message("assistant", "a"), NEW]
     assert match_history(CONTEXT, told) == at("t1", HELD[:2], told[2:])
 
 
-def test_the_sessions_messages_stand_for_what_is_told() -> None:
-    """A client leaves out signatures and citations; the API wants them back."""
+def test_the_sessions_messages_replace_the_clients() -> None:
+    """Clients leave out signatures and citations, which the API requires."""
     thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}
     held = [HELD[0], Message("assistant", [thought, {"type": "text", "text": "a1"}])]
     context = Context(SESSION, TurnId("t1"), held, turns=TURNS[:1])
     assert match_history(context, [*HELD[:2], NEW]).before == held
 
 
-def test_a_conversation_told_word_for_word_is_told_so_to_the_model() -> None:
-    """Its marks for the prompt cache move on, and a session's system prompt is none that the client has sent."""
+def test_a_verbatim_history_is_sent_to_the_model_unchanged() -> None:
+    """Its cache_control marks move with each turn, and the session's system prompt is not added."""
     marked = {"type": "text", "text": "q1", "cache_control": {"type": "ephemeral"}}
     context = Context(SESSION, TurnId("t1"), [Message("user", [marked]), HELD[1]], system="Be brief.", turns=TURNS[:1])
     told = [*HELD[:2], NEW]
@@ -114,8 +114,8 @@ def test_a_conversation_told_word_for_word_is_told_so_to_the_model() -> None:
     )
 
 
-def test_what_a_message_says_is_compared_whatever_its_form() -> None:
-    """Text as a string or in blocks, with the calls that it makes or answers; a picture is not a text."""
+def test_messages_are_compared_by_their_content() -> None:
+    """Text as a string equals text in a block; tool calls and images count."""
     text = {"type": "text", "text": "q1"}
     call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
     assert identify(Message("user", [text])) == identify(Message("user", " q1\n"))
@@ -128,18 +128,18 @@ MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), s
 
 
 @given(MESSAGES, MESSAGES)
-def test_what_is_in_common_is_a_beginning_of_both(held: list[Message], told: list[Message]) -> None:
-    """And the first message after it, if both have one, is not the same."""
+def test_the_common_prefix_is_the_longest(held: list[Message], told: list[Message]) -> None:
+    """The first messages after it differ, if both have one."""
     count = common_prefix(held, told)
     assert held[:count] == told[:count]
     assert min(len(held), len(told)) == count or held[count] != told[count]
 
 
 @given(MESSAGES, MESSAGES, st.data())
-def test_a_conversation_is_never_changed_by_its_place(
+def test_the_position_of_a_turn_does_not_change_its_conversation(
     held: list[Message], told: list[Message], data: st.DataObject
 ) -> None:
-    """What the model is told is what the client told, wherever the turn is put."""
+    """The model gets the client's messages, wherever the turn is added."""
     ends = sorted(data.draw(st.sets(st.integers(1, len(held)))) if held else [])
     context = Context(SESSION, None, held, turns=[(TurnId(f"t{end}"), end) for end in ends])
     place = match_history(context, told)

@@ -12,7 +12,7 @@ from tailrace.proto.errors import SettingsInvalid
     [
         ({}, False),  # no browser
         ({"sec-fetch-site": "same-origin", "origin": "http://localhost:8000"}, False),
-        ({"sec-fetch-site": "none"}, False),  # an address that somebody has typed
+        ({"sec-fetch-site": "none"}, False),  # an address typed by a user
         ({"origin": "HTTP://LOCALHOST:8000"}, False),
         ({"sec-fetch-site": "cross-site"}, True),
         ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, True),
@@ -43,7 +43,6 @@ def test_origin_and_sec_fetch_site_must_name_this_origin(headers: dict[str, str]
 )
 def test_only_a_post_without_preflight_is_checked(method: str, kind: str, *, is_foreign: bool) -> None:
     """The Fetch standard, "CORS-preflight fetch": browsers send no JSON and no DELETE without a preflight."""
-    """The Fetch standard, "CORS-preflight fetch": nobody here answers that question. What is only read is not told."""
     raw = [(b"host", b"localhost"), (b"origin", b"https://evil.example"), (b"content-type", kind.encode())]
     assert is_cross_origin_simple_post(Request({"type": "http", "method": method, "headers": raw})) is is_foreign
 
