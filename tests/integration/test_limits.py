@@ -1,0 +1,584 @@
+"""Limits over several gateways: races, slots, settlement, streams and rate-limit headers."""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import pytest
+
+from tailrace.deploy.cli.keys import create
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.limits.cost_estimate import ZERO
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.quotas import owners_of, quota_of
+from tailrace.gateway.turns import delete
+from tailrace.proto import entries, events
+from tailrace.proto.api_key import SCOPES
+from tailrace.proto.entries import Reservation
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.limits import UNLIMITED, Limits
+from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.settlement import Settlement, give_back
+from tailrace.proto.subjects import LIMITS, SLOTS, TurnKey
+from tests.harness.generator_in_loop import ended, is_acknowledged, shorten_lease, working
+from tests.harness.killable_generator import killed_after
+from tests.harness.nats_cluster import Cluster
+from tests.harness.processes import Process
+from tests.harness.processes import gateway as gateway_process
+from tests.harness.processes import persistence as persistence_process
+from tests.harness.system import System
+from tests.harness.turn_builder import request
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+
+CLIENTS = 50
+GATEWAYS = 3
+OTHER_KEY, THIRD_KEY = "another-key-of-the-same-tenant", "a-key-of-another-tenant"
+
+# Reserves 100 tokens: 20 characters are 6, and 94 may be answered. The model is Haiku 5.5.
+SLOW: dict[str, Any] = {"message": "#sim words=9 wait=60", "max_tokens": 94, "model": "claude-haiku-5-5"}
+QUICK = {"message": "#sim words=3 rate=0", "model": "claude-sonnet-5-5"}
+TOKENS = 100
+NANO_USD = 6 * 100 + 94 * 500
+ENOUGH = 7
+BUDGET_USD = (ENOUGH + 0.5) * NANO_USD / 1e9
+# Allows seven turns each. `burst=7` at one a minute has a window of seven minutes.
+RACES = [
+    ("key", "requests=1, burst=7", 429, "rate_limited"),
+    ("tenant", f"tokens={ENOUGH * TOKENS}", 429, "rate_limited"),
+    ("key", f"running={ENOUGH}", 429, "too_many_turns"),
+    ("tenant", f"running={ENOUGH}", 429, "too_many_turns"),
+    ("key", f"usd_day={BUDGET_USD}", 402, "budget_exceeded"),
+    ("tenant", f"usd_month={BUDGET_USD}", 402, "budget_exceeded"),
+]
+
+
+async def post_turns(gateways: list[Gateway]) -> list[httpx2.Response]:
+    """Posts `CLIENTS` turns concurrently, spread over the gateways."""
+    posts = (gateways[number % len(gateways)].client.post("/v1/turns", json=SLOW) for number in range(CLIENTS))
+    return list(await asyncio.gather(*posts))
+
+
+async def window_with(left_s: float, window_s: float = 60) -> None:
+    """Waits for the next window of the counters if the current one has less than `left_s` left."""
+    await until(lambda: time.time() % window_s < window_s - left_s, left_s + 5)
+
+
+def statuses(answers: list[httpx2.Response]) -> Counter[int]:
+    return Counter(answer.status_code for answer in answers)
+
+
+def code(answer: httpx2.Response) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+def as_key(gateway: Gateway, key: str) -> httpx2.AsyncClient:
+    client = gateway.new_client()
+    client.headers["authorization"] = f"Bearer {key}"
+    return client
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+# The name of the key that the fixtures set by environment.
+KEY_NAME = f"env_{digest(KEY)[:12]}"
+
+
+async def spent_nano_usd(connection: Connection, tenant: Tenant) -> int:
+    """Returns the day's counter of the fixtures' key."""
+    owner, _ = owners_of(Principal(tenant, KEY_NAME), Limits(usd_day=1), UNLIMITED)
+    quota = quota_of(owner, "usd_day", time.time())
+    assert quota is not None
+    return await Counters(connection).add(quota.subject, 0)
+
+
+async def money_reservation(log: TurnLog, key: TurnKey) -> Reservation:
+    stored = (await log.turn(key)).request
+    assert stored is not None
+    return next(hold for hold in stored.holds or () if hold.unit == "nusd")
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(("owner", "limits", "status", "reason"), RACES, ids=[f"{row[0]}:{row[1]}" for row in RACES])
+async def test_concurrent_posts_to_three_gateways_admit_exactly_the_limit(
+    nats_url: str, new_gateway: NewGateway, owner: str, limits: str, status: int, reason: str
+) -> None:
+    gateways = [await new_gateway(nats_url, **{f"limits_{owner}": limits}) for _ in range(GATEWAYS)]
+    await window_with(15)
+    answers = await post_turns(gateways)
+    # On a slow machine the log may time out. Such a request may stay counted, so that fewer are admitted.
+    unclear = statuses(answers)[503]
+    admitted = statuses(answers)[202]
+    assert ENOUGH - unclear <= admitted <= ENOUGH
+    refused = [answer for answer in answers if answer.status_code == status]
+    assert len(refused) == CLIENTS - admitted - unclear
+    assert {code(answer) for answer in refused} == {reason}
+    assert all(owner in answer.json()["error"]["message"] for answer in refused)
+    assert {"retry-after" in answer.headers for answer in refused} == {status == 429}
+    again = statuses(await post_turns(gateways))
+    assert again[202] <= ENOUGH - admitted
+    assert set(again) <= {202, status, 503}
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_a_request_that_one_limit_refuses_is_not_counted_by_others(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """A turn without a slot uses no budget: 402 is final for clients, and 429 is not."""
+    limits = f"requests=2, burst=100, tokens={100 * TOKENS}, usd_day={BUDGET_USD}, running={ENOUGH}"
+    settings = {"limits_key": limits, "limits_tenant": "requests=4, burst=200"}
+    gateways = [await new_gateway(nats_url, **settings) for _ in range(GATEWAYS)]
+    await window_with(15)
+    assert statuses(await post_turns(gateways)) == {202: ENOUGH, 429: CLIENTS - ENOUGH}
+    refused = await gateways[0].client.post("/v1/turns", json=SLOW)
+    assert code(refused) == "too_many_turns"
+    assert f'"requests";r={100 - ENOUGH};' in refused.headers["ratelimit"]
+    assert f'"tokens";r={(100 - ENOUGH) * TOKENS};' in refused.headers["ratelimit"]
+
+
+async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connection: Connection, tenant: Tenant) -> None:
+    slots = Slots(connection)
+    limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
+    _, holds, running = await limiter.admission(Principal(tenant)).reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
+    held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
+    assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
+
+
+async def test_only_requests_that_create_a_turn_are_counted(nats_url: str, new_gateway: NewGateway) -> None:
+    """Invalid requests, requests above the whole limit and idempotent repeats do not count."""
+    gateway = await new_gateway(nats_url, limits_key=f"requests=1, burst=2, tokens={2 * TOKENS}, running=2")
+    await window_with(5)
+    for _ in range(3):
+        assert (await gateway.client.post("/v1/turns", json=SLOW | {"model": "unknown"})).status_code == 400
+    large = await gateway.client.post("/v1/turns", json=SLOW | {"max_tokens": 2 * TOKENS})
+    # Not a 429: a retry can never succeed.
+    assert (large.status_code, code(large), "retry-after" in large.headers) == (400, "request_invalid", False)
+    assert "max_tokens" in large.text
+    headers = {"idempotency-key": "once"}
+    posts = (gateway.client.post("/v1/turns", json=SLOW, headers=headers) for _ in range(CLIENTS))
+    accepted = {answer.json()["turn"] for answer in await asyncio.gather(*posts) if answer.status_code == 202}
+    assert len(accepted) == 1
+    # Requests that raced the first one may have been refused; a later repeat finds its turn.
+    assert (await gateway.client.post("/v1/turns", json=SLOW, headers=headers)).json()["turn"] in accepted
+    assert [(await gateway.client.post("/v1/turns", json=SLOW)).status_code for _ in range(2)] == [202, 429]
+
+
+async def test_keys_and_tenants_have_separate_counters(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
+    keys = f"{api_keys(tenant)}, {tenant}:{digest(OTHER_KEY)}, tenant-{new_id()}:{digest(THIRD_KEY)}"
+    gateway = await new_gateway(nats_url, limits_key="running=2", limits_tenant="running=3", api_keys=keys)
+    assert [(await gateway.client.post("/v1/turns", json=SLOW)).status_code for _ in range(3)] == [202, 202, 429]
+    async with as_key(gateway, OTHER_KEY) as same_tenant, as_key(gateway, THIRD_KEY) as other_tenant:
+        answers = [await same_tenant.post("/v1/turns", json=SLOW) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 429]
+        assert "This tenant" in answers[1].json()["error"]["message"]
+        # Another tenant is admitted while this one is refused (FAULTS I13).
+        refused, admitted = await asyncio.gather(post_turns([gateway]), other_tenant.post("/v1/turns", json=SLOW))
+    assert statuses(refused) == {429: CLIENTS}
+    assert admitted.status_code == 202
+
+
+async def test_limits_in_a_key_record_replace_the_common_ones(
+    nats_url: str, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    made, _ = await create(nats_url, tenant, "", SCOPES, {"running": 2})
+    gateway = await new_gateway(nats_url, limits_key="running=1, requests=1, burst=3")
+    async with as_key(gateway, made.secret) as client:
+        answers = [await client.post("/v1/turns", json=SLOW) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        await client.post(answers[0].json()["links"]["cancel"])
+        answers = [await client.post("/v1/turns", json=SLOW) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert code(answers[1]) == "rate_limited"
+
+
+async def test_an_ended_turn_holds_no_slot(nats_url: str, new_gateway: NewGateway) -> None:
+    """The end in the log is enough: no generator settles the turn here."""
+    gateway = await new_gateway(nats_url, limits_key="running=1")
+    for _ in range(2):
+        accepted = await gateway.client.post("/v1/turns", json=SLOW)
+        assert accepted.status_code == 202
+        assert code(await gateway.client.post("/v1/turns", json=SLOW)) == "too_many_turns"
+        await gateway.client.post(accepted.json()["links"]["cancel"])
+
+
+async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Connection, tenant: Tenant) -> None:
+    """A gateway may be killed between the slot and the turn; after 60 seconds the slot is free."""
+    principal, limits, slots = Principal(tenant), Limits(running=1), Slots(connection)
+    owner, _ = owners_of(principal, limits, UNLIMITED)
+    assert await slots.acquire(tenant, owner.name, "running", 1, new_id()) is not None
+
+    def limiter(after_s: float) -> Limiter:
+        now = time.time() + after_s
+        return Limiter(Counters(connection), slots, TurnLog(connection), limits, UNLIMITED, lambda: now)
+
+    with pytest.raises(Refused, match="running turns"):
+        await limiter(0).admission(principal).reserve_turn(TurnId(new_id()), request())
+    reserved = await limiter(90).admission(principal).reserve_turn(TurnId(new_id()), request())
+    assert [hold.unit for hold in reserved.holds or ()] == ["slot"]
+
+
+async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(nats_url, limits_tenant="bytes_day=350000")
+    answers = [
+        await gateway.client.post("/v1/turns", json={"message": f"{number}" + "x" * 100_000}) for number in range(4)
+    ]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+    assert "bytes of images" in answers[3].json()["error"]["message"]
+    assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.rule("R65")
+@pytest.mark.rule("S19")
+async def test_each_turn_is_settled_once_with_its_real_usage(
+    system: System, generator: Process, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    """The estimates of the four turns exceed both limits; their real usage does not."""
+    gateway = await new_gateway(system.nats_url, limits_key="tokens=5000, usd_day=0.05")
+    connection = await Connection.open(system.nats_url, "test")
+    cost = 0
+    for _ in range(4):
+        accepted = (await gateway.client.post("/v1/turns", json=QUICK | {"max_tokens": 3000})).json()
+        key = TurnKey(tenant, accepted["turn"])
+        turn = await ended(system_log, key)
+        assert turn.request is not None
+        assert turn.end is not None
+        cost += turn.end.cost_nano_usd
+        stored = entries.encode(turn.request)
+
+        async def is_settled(expected: int = cost) -> bool:
+            return await spent_nano_usd(connection, tenant) == expected
+
+        await until(is_settled)
+    # Generators that did not acknowledge, and a batch runner that read too late, settle it again.
+    settlement = Settlement(Counters(connection), Slots(connection))
+    await asyncio.gather(*(settlement.settle(key, turn) for _ in range(5)))
+    await give_back(Tombstones(connection), Counters(connection), key, stored)
+    assert await spent_nano_usd(connection, tenant) == cost > 0
+    await connection.close()
+
+
+@pytest.mark.rule("S19")
+async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    own_claude: str,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+) -> None:
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=1, requests=9, burst=9")
+    await shorten_lease(own_connection, 0.2)
+    body = QUICK | {"message": "#sim words=20 rate=200"}
+    key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
+    assert await killed_after(8, own_server.url, own_claude)
+    async with working(own_server.url, own_claude):
+        turn = await ended(own_log, key)
+        await until(lambda: is_acknowledged(own_connection))
+    assert turn.end is not None
+    assert (turn.outcome, turn.attempt) == ("completed", 2)
+    stored = [
+        events.decode(one.entry.event) for one in await own_log.replay(key) if isinstance(one.entry, entries.Event)
+    ]
+    prompts = [one.message.usage.input_tokens or 0 for one in stored if isinstance(one, events.MessageStart)]
+    assert (len(prompts), turn.end.usage.input_tokens) == (2, sum(prompts))
+    assert await spent_nano_usd(own_connection, tenant) == turn.end.cost_nano_usd
+    left = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
+    assert left.startswith('"requests";r=7;')
+
+
+@pytest.mark.rule("S19")
+async def test_cancelled_turns_use_the_budget(
+    system: System, generator: Process, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    gateway = await new_gateway(system.nats_url, limits_key="usd_day=0.1")
+    connection = await Connection.open(system.nats_url, "test")
+    costs: list[float] = []
+    while True:
+        # A prompt of 14,000 tokens is paid for as soon as the answer begins.
+        message = f"#sim words=500 rate=100\n{'river ' * 8000}{len(costs)}"
+        body = {"message": message, "model": "claude-opus-5-5", "max_tokens": 500}
+        answer = await gateway.client.post("/v1/turns", json=body)
+        if answer.status_code != 202:
+            break
+        links = answer.json()["links"]
+        async with gateway.client.stream("GET", links["events"]) as stream:
+            async for line in stream.aiter_lines():
+                if '"delta"' in line:
+                    break
+        cancelled = (await gateway.client.post(links["cancel"])).json()
+        assert cancelled["outcome"] == "cancelled"
+        costs.append(cancelled["cost_usd"])
+
+        async def is_settled(expected: int = round(sum(costs) * 1e9)) -> bool:
+            return await spent_nano_usd(connection, tenant) == expected
+
+        await until(is_settled)
+    assert (answer.status_code, code(answer)) == (402, "budget_exceeded")
+    assert 0 < sum(costs) <= 0.1
+    await connection.close()
+
+
+@pytest.mark.rule("R35")
+async def test_a_deleted_turn_is_settled_without_a_generator_unless_it_is_old(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An old turn was settled long ago: a restarted server only remembers the last settlement of each counter."""
+    gateway = await new_gateway(own_server.url, limits_key="usd_day=5, running=1")
+    counters = Counters(own_connection)
+
+    async def post() -> TurnKey:
+        return TurnKey(tenant, (await gateway.client.post("/v1/turns", json=SLOW)).json()["turn"])
+
+    async def delete_turn(key: TurnKey) -> bool:
+        return (await gateway.client.delete(f"/v1/turns/{key.turn}")).status_code == 200
+
+    running = await post()
+    subject = (await money_reservation(own_log, running)).subject
+    assert await counters.add(subject, 0) > 0
+    async with persistence_process(tmp_path, own_server.url):
+        assert await delete_turn(running)
+        assert await counters.add(subject, 0) == 0
+        old = await post()
+        for key in (old, None):
+            settled = key or await post()
+            await gateway.client.post(f"/v1/turns/{settled.turn}/cancel")
+            await Settlement(counters, Slots(own_connection)).settle(settled, await own_log.turn(settled))
+        assert await counters.add(subject, 0) == 0
+        await own_server.stop()
+        await own_server.start()
+        monkeypatch.setattr(delete, "SETTLED_WITHIN", timedelta(0))
+        await until(lambda: delete_turn(old))
+    assert await counters.add(subject, 0) == 0
+
+
+MESSAGES = [{"role": "user", "content": "#sim words=1 rate=0"}]
+ANTHROPIC, OPENAI = "anthropic-ratelimit-{}-{}", "x-ratelimit-{1}-{0}"
+PROTOCOLS: list[tuple[str, dict[str, Any], str]] = [
+    ("messages", {"max_tokens": 94, "messages": MESSAGES}, ANTHROPIC),
+    ("chat/completions", {"max_tokens": 94, "messages": MESSAGES}, OPENAI),
+    ("responses", {"max_output_tokens": 94, "input": "#sim words=1 rate=0"}, OPENAI),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "name"), PROTOCOLS, ids=[row[0] for row in PROTOCOLS])
+async def test_each_protocol_has_its_own_rate_limit_headers(
+    gateway: Gateway, new_gateway: NewGateway, system: System, path: str, body: dict[str, Any], name: str
+) -> None:
+    limited = await new_gateway(system.nats_url, limits_key="requests=1, burst=1, tokens=1000")
+    await window_with(5)
+    body = body | {"model": "claude-haiku-5-5"}
+    answered, refused = [await limited.client.post(f"/v1/{path}", json=body) for _ in range(2)]
+    assert (answered.status_code, refused.status_code) == (200, 429)
+    for answer in (answered, refused):
+        assert answer.headers[name.format("requests", "limit")] == "1"
+        assert answer.headers[name.format("requests", "remaining")] == "0"
+        assert answer.headers[name.format("requests", "reset")]
+    assert answered.headers[name.format("tokens", "limit")] == "1000"
+    assert answered.headers[name.format("tokens", "remaining")] == str(1000 - 94 - 6)
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    unlimited = await gateway.client.post(f"/v1/{path}", json=body)
+    assert not [name for name in unlimited.headers if "ratelimit" in name]
+
+
+async def test_native_routes_have_the_ietf_headers_of_the_tightest_limit(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """A refused request was given back before its headers are written: one request of ten is used."""
+    gateway = await new_gateway(nats_url, limits_key=f"requests=10, tokens={TOKENS}", limits_tenant="requests=20")
+    await window_with(5)
+    admitted, refused = [await gateway.client.post("/v1/turns", json=SLOW) for _ in range(2)]
+    assert (admitted.status_code, refused.status_code, code(refused)) == (202, 429, "rate_limited")
+    for answer in (admitted, refused):
+        assert '"requests";q=10;w=60' in answer.headers["ratelimit-policy"]
+        assert '"requests";r=9;t=' in answer.headers["ratelimit"]
+        assert '"tokens";r=0;t=' in answer.headers["ratelimit"]
+
+
+async def test_without_nats_turns_are_refused_and_streams_stay_readable(
+    own_server: NatsServer, new_gateway: NewGateway
+) -> None:
+    """A stream is admitted uncounted: its turn was paid for."""
+    gateway = await new_gateway(own_server.url, limits_key="requests=9, streams=1", heartbeat_s=0.05, linger_s=30)
+    events_url = (await gateway.client.post("/v1/turns", json=SLOW)).json()["links"]["events"]
+    async with gateway.client.stream("GET", events_url):
+        await own_server.stop(SIGKILL)
+        assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 503
+        async with gateway.client.stream("GET", events_url) as second:
+            assert second.status_code == 200
+            assert await anext(second.aiter_raw())
+
+
+async def events_of_slow_turn(gateway: Gateway) -> str:
+    return str((await gateway.client.post("/v1/turns", json=SLOW)).json()["links"]["events"])
+
+
+async def open_stream(stack: AsyncExitStack, gateway: Gateway, path: str, cursor: int = 0) -> httpx2.Response:
+    headers = {"last-event-id": str(cursor)} if cursor else {}
+    return await stack.enter_async_context(gateway.client.stream("GET", path, headers=headers))
+
+
+async def until_admitted(client: httpx2.AsyncClient, url: str) -> None:
+    async def is_admitted() -> bool:
+        async with client.stream("GET", url) as answer:
+            return answer.status_code == 200
+
+    await until(is_admitted, 15)
+
+
+@pytest.mark.rule("R37")
+async def test_streams_are_limited_over_all_gateways_and_their_slots_are_freed(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    gateways = [await new_gateway(nats_url, limits_key="streams=3") for _ in range(GATEWAYS)]
+    path = await events_of_slow_turn(gateways[0])
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(AsyncExitStack()) for _ in range(30)]
+        answers = await asyncio.gather(
+            *(open_stream(reader, gateways[number % GATEWAYS], path) for number, reader in enumerate(readers))
+        )
+        assert statuses(answers) == {200: 3, 429: 27}
+        assert {answer.headers.get("retry-after") for answer in answers} == {None, "2"}
+        await readers[[answer.status_code for answer in answers].index(200)].aclose()
+        await until_admitted(gateways[0].client, path)
+
+
+async def test_a_refused_stream_creates_no_turn(nats_url: str, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(nats_url, limits_key="streams=1, requests=1, burst=9")
+    async with gateway.client.stream("GET", await events_of_slow_turn(gateway)):
+        refused = await gateway.client.post("/v1/turns", json=SLOW, headers={"accept": "text/event-stream"})
+        assert (refused.status_code, code(refused)) == (429, "too_many_streams")
+        assert '"requests";r=7;' in (await gateway.client.post("/v1/turns", json=SLOW)).headers["ratelimit"]
+
+
+@pytest.mark.parametrize("limit", [{"limits_key": "streams=1"}, {"streams_tenant_max": 1}], ids=["key", "gateway"])
+async def test_a_download_of_results_counts_as_a_stream(
+    nats_url: str, new_gateway: NewGateway, limit: dict[str, str]
+) -> None:
+    gateway = await new_gateway(nats_url, **limit)
+    batch = await gateway.client.post("/v1/batches", json={"requests": [{"custom_id": "a", "params": SLOW}]})
+    results = batch.json()["links"]["results"]
+    async with gateway.client.stream("GET", await events_of_slow_turn(gateway)) as stream:
+        assert stream.status_code == 200
+        refused = await gateway.client.get(results)
+        assert (refused.status_code, code(refused)) == (429, "too_many_streams")
+        assert int(refused.headers["retry-after"]) > 0
+    await until_admitted(gateway.client, results)
+
+
+async def test_a_turn_that_fails_before_its_first_event_frees_its_stream_slot(
+    system: System, generator: Process, new_gateway: NewGateway
+) -> None:
+    gateway = await new_gateway(system.nats_url, limits_key="streams=1")
+    messages = [{"role": "user", "content": "#sim fault=none-such"}]
+    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True, "messages": messages}
+    for _ in range(2):
+        answer = await gateway.client.post("/v1/messages", json=body)
+        assert (answer.status_code, code(answer)) == (400, "backend_refused_request")
+
+
+async def test_a_resuming_reader_is_held_until_a_slot_is_free(nats_url: str, new_gateway: NewGateway) -> None:
+    """To an EventSource a 429 is final: a resuming reader gets heartbeats until it has a slot."""
+    gateway = await new_gateway(nats_url, limits_key="streams=1", heartbeat_s=0.1)
+    accepted = (await gateway.client.post("/v1/turns", json=SLOW)).json()
+    path = accepted["links"]["events"]
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        lines = (await open_stream(first, gateway, path)).aiter_lines()
+        cursor = 0
+        while not cursor:
+            line = await anext(lines)
+            cursor = int(line.removeprefix("id:")) if line.startswith("id:") else 0
+        held = await open_stream(second, gateway, path, cursor)
+        received = held.aiter_raw()
+        assert (held.status_code, (await anext(received)).startswith(b":")) == (200, True)
+        await first.aclose()
+        await gateway.client.post(accepted["links"]["cancel"])
+        rest = b"".join([piece async for piece in received])
+        assert b'"done"' in rest or b"cancelled" in rest
+
+
+async def test_stream_slots_of_a_killed_gateway_expire(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    settings = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LIMITS_KEY": "streams=1"}
+    other = await new_gateway(own_server.url, limits_key="streams=1")
+    path = await events_of_slow_turn(other)
+    owner, _ = owners_of(Principal(tenant, KEY_NAME), UNLIMITED, UNLIMITED)
+    async with gateway_process(tmp_path, own_server.url, **settings) as killed, other.new_client() as client:
+        async with client.stream("GET", f"{killed.url}{path}") as stream:
+            assert stream.status_code == 200
+            slots = Slots(own_connection)
+            (first,) = await slots.held(tenant, owner.name, "streams")
+
+            async def is_renewed() -> bool:
+                held = await slots.held(tenant, owner.name, "streams")
+                return bool(held) and held[0].seq > first.seq
+
+            await until(is_renewed)
+            assert (await other.client.get(path)).status_code == 429
+            await killed.stop(SIGKILL)
+        await until_admitted(other.client, path)
+
+
+@pytest.fixture
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    async with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+ALLOWED = 20
+# The limit, the stream of its counters, and whether the leader of that stream is killed or steps down.
+CLUSTER_RACES = [(f"requests=1, burst={ALLOWED}", LIMITS, False), (f"running={ALLOWED}", SLOTS, True)]
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("limits", "stream", "is_killed"), CLUSTER_RACES, ids=["requests", "running"])
+async def test_limits_hold_while_the_counters_change_their_leader(
+    cluster: Cluster, new_gateway: NewGateway, limits: str, stream: str, is_killed: bool
+) -> None:
+    """A counter that did not answer may have counted: fewer turns are admitted, and never more."""
+    gateways = [await new_gateway(cluster.url, limits_key=limits) for _ in range(GATEWAYS)]
+    # The window of `burst` at one a minute has as many minutes. The test must run within one.
+    await window_with(45, 60 * ALLOWED)
+    deadline = time.monotonic() + 40
+
+    async def post_six(client: httpx2.AsyncClient) -> list[int]:
+        """Posts six turns, each until it is admitted or refused; returns all statuses."""
+        seen: list[int] = []
+        for _ in range(6):
+            status = 503
+            while status == 503 and time.monotonic() < deadline:
+                status = (await client.post("/v1/turns", json=SLOW)).status_code
+                seen.append(status)
+        return seen
+
+    leader = await cluster.leader(stream)
+    posting = [asyncio.create_task(post_six(gateways[number % GATEWAYS].client)) for number in range(CLIENTS)]
+    await (leader.stop(SIGKILL) if is_killed else cluster.step_down(stream))
+    assert not all(task.done() for task in posting), "the posts ended before the fault"
+    counted = Counter(status for seen in await asyncio.gather(*posting) for status in seen)
+    assert counted[202] <= ALLOWED
+    assert counted[202] + counted[429] == CLIENTS * 6
+    assert set(counted) <= {202, 429, 503}
