@@ -1,0 +1,252 @@
+"""HTTP/1.1 on the wire: body sizes and timeouts, chunks, trailers, upgrades, pipelining and invalid heads."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from tailrace.gateway.http import http_protocol
+from tests.harness.raw_http import RawConnection, error_of
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway
+
+POST = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
+GET = "GET /healthz HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = "transfer-encoding: chunked\r\n"
+TURN = json.dumps({"message": "#sim words=1 rate=0"})
+# What the buffers of two sockets hold, and more than a gateway may keep in memory for one client.
+BUFFERED_BYTES_MAX = 20_000_000
+
+
+def post(body: str, headers: str = "", head: str = POST) -> str:
+    return f"{head}{headers}content-length: {len(body)}\r\n\r\n{body}"
+
+
+@pytest.fixture
+async def small(nats_url: str, new_gateway: NewGateway) -> AsyncIterator[RawConnection]:
+    """A connection to a gateway that accepts 10 kB within 0.2 seconds."""
+    gateway = await new_gateway(nats_url, body_bytes_max=10_000, body_timeout_s=0.2)
+    async with RawConnection.open(gateway.port) as raw:
+        yield raw
+
+
+@pytest.fixture
+async def raw(lone_gateway: Gateway) -> AsyncIterator[RawConnection]:
+    """A connection to a gateway with the default limits."""
+    async with RawConnection.open(lone_gateway.port) as raw:
+        yield raw
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (POST, "content-length: 10001\r\n\r\n"),
+        (POST, CHUNKED, "\r\n", f"1388\r\n{'a' * 5000}\r\n" * 3),
+        (POST, f"content-length: 10001\r\n\r\n{'a' * 10_001}"),
+    ],
+    ids=["by its length before it is sent", "in chunks", "by one byte"],
+)
+async def test_a_body_that_is_too_large_is_413(small: RawConnection, sent: tuple[str, ...]) -> None:
+    await small.send(*sent)
+    assert error_of(await small.answer())[:2] == (413, "body_too_large")
+
+
+async def test_a_body_of_exactly_the_largest_size_is_read(small: RawConnection) -> None:
+    await small.send(post(json.dumps({"message": "a" * (10_000 - len(json.dumps({"message": ""})))})))
+    assert (await small.answer()).status_code == 202
+
+
+@pytest.mark.parametrize("padding", [0, 300_000], ids=["small", "large"])
+async def test_a_length_may_begin_with_many_zeros(raw: RawConnection, padding: int) -> None:
+    """HTTP allows any number of digits; int() accepts 4300."""
+    body = TURN + " " * padding
+    await raw.send(f"{POST}content-length: {'0' * 5000}{len(body)}\r\n\r\n", body)
+    assert (await raw.answer()).status_code == 202
+
+
+async def test_an_incomplete_body_is_408_after_the_timeout(small: RawConnection) -> None:
+    await small.send(POST, "content-length: 100\r\n\r\n", '{"mess')
+    answer = await small.answer()
+    assert error_of(answer)[:2] == (408, "body_timeout")
+    assert answer.headers["connection"] == "close"
+    assert await small.is_closed()
+
+
+async def test_a_connection_is_usable_after_a_refusal(small: RawConnection) -> None:
+    """The unread body of the refused request is not parsed as the next request."""
+    body = json.dumps({"message": f"{GET}\r\n"})
+    await small.send(post(body, head=POST.replace("application/json", "text/plain")))
+    assert error_of(await small.answer())[0] == 415
+    await small.send(post(body))
+    assert (await small.answer()).status_code == 202
+
+
+UPGRADE = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+
+
+@pytest.mark.parametrize("is_split", [False, True], ids=["one piece", "two pieces"])
+@pytest.mark.parametrize("framing", [f"content-length: {len(TURN)}\r\n", CHUNKED], ids=["length", "chunked"])
+async def test_an_upgrade_is_ignored(small: RawConnection, framing: str, is_split: bool) -> None:
+    """RFC 9110, 7.8. Java's HttpClient sends an upgrade with its first request, with the body."""
+    sent = f"{len(TURN):x}\r\n{TURN}\r\n0\r\n\r\n" if framing == CHUNKED else TURN
+    head = f"{POST}{UPGRADE}{framing}\r\n"
+    for _ in range(2):
+        await small.send(*([head, sent] if is_split else [head + sent]))
+        assert (await small.answer()).status_code == 202
+
+
+@pytest.mark.rule("S14")
+async def test_pipelined_upgrades_are_answered_in_order(small: RawConnection) -> None:
+    await small.send(f"{GET}{UPGRADE}\r\n" * 1500 + "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+    statuses = [(await small.answer()).status_code for _ in range(1501)]
+    assert (set(statuses[:1500]), statuses[1500]) == ({200}, 404)
+
+
+@pytest.mark.rule("S14")
+@pytest.mark.parametrize(("chars", "count"), [(5000, 10), (5, 100)], ids=["cut in bodies", "cut in headers"])
+async def test_requests_behind_a_stream_are_answered_in_order_and_are_not_late(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, raw: RawConnection, chars: int, count: int
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.1)
+    body = json.dumps({"message": "a" * chars})
+    await raw.send(post(body, "accept: text/event-stream\r\n") + post(body) * count)
+    now = asyncio.get_running_loop().time
+    began = now()
+    async with asyncio.timeout(10):
+        head = (await raw.reader.readuntil(b"\r\n\r\n")).decode()
+        turn = head.partition("tailrace-turn: ")[2].partition("\r\n")[0]
+        await until(lambda: now() > began + 0.3)
+        await lone_gateway.client.post(f"/v1/turns/{turn}/cancel")
+        await raw.reader.readuntil(b"\r\n0\r\n\r\n")
+    assert [(await raw.answer()).status_code for _ in range(count)] == [202] * count
+
+
+async def test_a_request_with_two_lengths_is_refused(small: RawConnection) -> None:
+    """A proxy may read it differently: request smuggling."""
+    await small.send(POST, "content-length: 5\r\n", CHUNKED, "\r\n", "0\r\n\r\n")
+    assert (await small.answer()).status_code == 400
+    assert await small.is_closed()
+
+
+@pytest.mark.rule("S14")
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        (GET, f"x: {'a' * 10_000}\r\n"),
+        (f"{POST}{CHUNKED}\r\n0\r\n", f"x: {'a' * 10_000}\r\n"),
+        (f"{POST}{CHUNKED}\r\n0\r\nx: ", "a" * 10_000),
+        (f"{POST}{CHUNKED}\r\n2;", "a" * 10_000),
+    ],
+    ids=["headers", "trailers", "one trailer", "chunk extension"],
+)
+@pytest.mark.parametrize("key", [KEY, "invalid"])
+async def test_endless_headers_and_trailers_are_not_kept(raw: RawConnection, key: str, head: str, line: str) -> None:
+    """httptools would keep them without a bound, also for an unauthenticated client."""
+    await raw.send(head.replace(KEY, key))
+    sent = 0
+    with suppress(ConnectionError):
+        while sent < 2 * BUFFERED_BYTES_MAX:
+            await raw.send(line)
+            sent += len(line)
+    assert sent < BUFFERED_BYTES_MAX
+
+
+async def test_a_body_in_many_small_chunks_is_read(raw: RawConnection) -> None:
+    """The chunk sizes have more bytes than headers may have, and do not count as headers."""
+    body = json.dumps({"message": "a" * 30_000})
+    chunks = ["".join(f"1\r\n{char}\r\n" for char in body[at : at + 100]) for at in range(0, len(body), 100)]
+    await raw.send(POST, "Transfer-Encoding: Chunked \r\n\r\n", *chunks, "0\r\n\r\n")
+    assert (await raw.answer()).status_code == 202
+
+
+async def test_trailers_are_not_headers(raw: RawConnection) -> None:
+    """RFC 9110, 6.5.1."""
+    trailers = "host: evil.example\r\nidempotency-key: no key\r\nx-api-key: invalid\r\n"
+    await raw.send(f"{POST}{CHUNKED}\r\n{len(TURN):x}\r\n{TURN}\r\n0\r\n{trailers}\r\n")
+    assert (await raw.answer()).status_code == 202
+
+
+async def test_an_invalid_pipelined_request_is_not_answered_before_the_valid_one(raw: RawConnection) -> None:
+    """The client would take the refusal for that of its first request, which is stored."""
+    await raw.send(post(TURN) + "GET /healthz HTTP/1.1\r\n\r\n")
+    assert await raw.is_closed()
+
+
+@pytest.mark.parametrize(("length", "late"), [(100, "a"), (0, "\r\n")], ids=["body", "empty line"])
+async def test_a_refused_connection_is_closed_although_bytes_arrive(
+    monkeypatch: pytest.MonkeyPatch, raw: RawConnection, length: int, late: str
+) -> None:
+    monkeypatch.setattr(http_protocol, "ANSWERED_TIMEOUT_S", 0.2)
+    await raw.send(POST.replace(KEY, "invalid"), f"content-length: {length}\r\n\r\n")
+    assert (await raw.answer()).status_code == 401
+    await raw.send(late)
+    assert await raw.is_closed()
+
+
+async def test_a_large_body_in_one_piece_with_its_headers_is_read(raw: RawConnection) -> None:
+    """It does not count as headers, for the next request neither."""
+    for _ in range(2):
+        await raw.send(post(json.dumps({"message": "a" * 200_000})))
+        assert (await raw.answer()).status_code == 202
+
+
+@pytest.mark.rule("S14")
+@pytest.mark.parametrize(
+    ("before", "sent"),
+    [("", ""), ("", "GET /healthz HT"), ("", GET), (f"{GET}\r\n", "GET /healthz HT"), (f"{GET}\r\n", GET)],
+    ids=["nothing", "half a line", "headers", "half a line of the second", "headers of the second"],
+)
+async def test_incomplete_headers_are_408_after_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, before: str, sent: str
+) -> None:
+    """A connection on which nothing was sent is closed without a response."""
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.1)
+    async with RawConnection.open(lone_gateway.port) as raw:
+        if before:
+            await raw.send(before)
+            assert (await raw.answer()).status_code == 200
+        await raw.send(sent)
+        if sent:
+            assert error_of(await raw.answer())[:2] == (408, "headers_timeout")
+        assert await raw.is_closed()
+
+
+HEADS = {
+    "99 headers": (GET + "a: b\r\n" * 99, 200, ""),
+    "100 headers": (GET + "a: b\r\n" * 100, 431, "headers_too_large"),
+    "10,000 headers": (GET + "a: b\r\n" * 10_000, 431, "headers_too_large"),
+    "long header": (f"{GET}a: {'b' * 400_000}", 431, "headers_too_large"),
+    "long URL": ("GET /healthz?" + "b" * 400_000, 431, "headers_too_large"),
+    "folded header": (GET + "a: b\r\n c\r\n", 400, "http_invalid"),
+    "NUL": (GET + "a\x00: b\r\n", 400, "http_invalid"),
+    "no slash": ("GET healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
+    "unknown method": ("WHAT /healthz HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
+    "TLS": ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "http_invalid"),
+    "no host": ("GET /healthz HTTP/1.1\r\n", 400, "http_invalid"),
+    "two hosts": (GET + "host: x\r\n", 400, "http_invalid"),
+    "HTTP/1.0": ("GET /healthz HTTP/1.0\r\n", 200, ""),
+    "HTTP/1.0, two hosts": ("GET /healthz HTTP/1.0\r\nhost: x\r\nhost: x\r\n", 400, "http_invalid"),
+    "gzip": ("POST /v1/turns HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n", 400, "http_invalid"),
+}
+
+
+@pytest.mark.parametrize(("head", "status", "code"), HEADS.values(), ids=HEADS)
+async def test_an_invalid_request_head_is_refused_and_the_connection_closed(
+    small: RawConnection, head: str, status: int, code: str
+) -> None:
+    await small.send(f"{head}\r\n")
+    answer = await small.answer()
+    assert answer.status_code == status
+    if code:
+        assert error_of(answer)[1] == code
+        assert answer.headers["connection"] == "close"
+        assert await small.is_closed()
+
+
+@pytest.mark.parametrize(("version", "first"), [("1.0", b"HTTP/1.1 202"), ("1.1", b"HTTP/1.1 100")])
+async def test_100_continue_is_not_sent_to_http_1_0(raw: RawConnection, version: str, first: bytes) -> None:
+    """RFC 9110, 10.1.1: a client of HTTP/1.0 would take it for the response."""
+    await raw.send(post(TURN, "expect: 100-continue\r\n").replace("HTTP/1.1", f"HTTP/{version}", 1))
+    assert (await raw.reader.readline()).startswith(first)

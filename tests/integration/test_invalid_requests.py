@@ -1,0 +1,199 @@
+"""Invalid requests: each gets an error response with a code and a message, and never a traceback."""
+
+import json
+
+import pytest
+
+from tests.harness.raw_http import RawConnection, error_of
+from tests.integration.conftest import KEY, Gateway, on_shared_loop
+
+JSON = {"content-type": "application/json"}
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+DIGITS = b"9" * 5000
+BODIES = {
+    "empty": (b"", "json_invalid"),
+    "half an object": (b"{", "json_invalid"),
+    "array": (b"[]", "request_invalid"),
+    "null": (b"null", "request_invalid"),
+    "string": (b'"message"', "request_invalid"),
+    "single quotes": (b"{'message': 'hi'}", "json_invalid"),
+    "two objects": (b'{"message": "hi"} {"message": "hi"}', "json_invalid"),
+    "NaN": (b'{"message": NaN}', "json_invalid"),
+    "Infinity": (b'{"message": "hi", "max_tokens": Infinity}', "json_invalid"),
+    "not UTF-8": (b'{"message": "\xff"}', "json_invalid"),
+    "lone surrogate": (b'{"message": "\\ud800"}', "json_invalid"),
+    "NUL": (b'{"message": "a\x00b"}', "json_invalid"),
+    "name not UTF-8": (b'{"\xff": 1}', "json_invalid"),
+    "long integer": (b'{"message": "hi", "max_tokens": %b}' % DIGITS, "request_invalid"),
+    "long integer inside": (b'{"message": "hi", "system": [{"a": %b}]}' % DIGITS, "request_invalid"),
+    "long exponent": (b'{"message": "hi", "system": [{"a": 1e%b}]}' % DIGITS, "request_invalid"),
+    "many betas": (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
+    "deep": (nested(90_000), "request_invalid"),
+    "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested(90_000), "json_invalid"),
+    "deep in an unknown field": (b'{"message": "hi", "x": %b}' % nested(90_000), "request_invalid"),
+    "long name": (b'{"x` - at `$' + b"[" * 900_000 + b'": 1}', "request_invalid"),
+    "long value": (b'{"on_interrupt": "x` - at `$' + b"[" * 900_000 + b'"}', "request_invalid"),
+}
+
+
+@on_shared_loop
+@pytest.mark.parametrize(("body", "code"), BODIES.values(), ids=BODIES)
+async def test_a_body_that_is_not_a_request_is_refused(shared_gateway: Gateway, body: bytes, code: str) -> None:
+    answer = await shared_gateway.client.post("/v1/turns", content=body, headers=JSON)
+    assert error_of(answer)[:2] == (400, code)
+
+
+@on_shared_loop
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000], ids=["float", "integer"])
+async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_gateway: Gateway, number: str) -> None:
+    """Anthropic's route passes unknown fields to the model."""
+    body = f'{{"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [], "x": {number}}}'.encode()
+    answer = await shared_gateway.client.post("/v1/messages", content=body, headers=JSON)
+    assert error_of(answer)[:2] == (400, "request_invalid")
+
+
+HI = {"message": "hi"}
+FIELDS = "`modell`; there are message, messages, model, system, max_tokens, tools"
+# The request, and what the error message names.
+REQUESTS: dict[str, tuple[object, str]] = {
+    "unknown field": (HI | {"modell": "x"}, FIELDS),
+    "message is a number": ({"message": 5}, "$.message"),
+    "content is a number": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 5}]},
+        "$.messages[1].content",
+    ),
+    "unknown role": (
+        {"messages": [{"role": "tool", "content": "a"}]},
+        "`$.messages[0].role`; there are assistant, system, user",
+    ),
+    "no content": ({"messages": [{"role": "user"}]}, "content"),
+    "metadata is a number": (HI | {"metadata": {"a": 1}}, "$.metadata"),
+    "max_tokens is a string": (HI | {"max_tokens": "5"}, "$.max_tokens"),
+    "unknown on_interrupt": (HI | {"on_interrupt": "panic"}, "`$.on_interrupt`; there are continue, fail, restart"),
+    "unknown on_disconnect": (HI | {"on_disconnect": "panic"}, "on_disconnect"),
+    "negative grace": (HI | {"on_disconnect": "grace:-1"}, "on_disconnect"),
+    "fraction as grace": (HI | {"on_disconnect": "grace:1.5"}, "on_disconnect"),
+    "Arabic digit as grace": (HI | {"on_disconnect": "grace:٣"}, "on_disconnect"),
+    "max_tokens 0": (HI | {"max_tokens": 0}, "max_tokens"),
+    "max_tokens too large": (HI | {"max_tokens": 10**9}, "max_tokens"),
+    "no message": ({}, "message"),
+    "message and messages": (HI | {"messages": []}, "message"),
+    "no messages": ({"messages": []}, "messages"),
+    "empty message": ({"message": ""}, "message"),
+    "blank message": ({"message": " \n "}, "message"),
+    "empty content": ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    "empty text": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": ""}]},
+        "messages[1].content",
+    ),
+    "no user message": ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
+    "long name": (HI | {"x" * 100_000: 1}, "xxx"),
+    "deep tool": (HI | {"tools": [{"a": json.loads(nested(60))}]}, "levels deep"),
+}
+
+
+@on_shared_loop
+@pytest.mark.parametrize(("body", "named"), REQUESTS.values(), ids=REQUESTS)
+async def test_the_error_names_the_invalid_field(shared_gateway: Gateway, body: object, named: str) -> None:
+    status, code, message = error_of(await shared_gateway.client.post("/v1/turns", json=body))
+    assert (status, code) == (400, "request_invalid")
+    assert named in message
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("query", "model", "code", "known"),
+    [
+        ("", "gpt-2", "model_unknown", "claude-sonnet-5-5"),
+        ("?dialect=esperanto", "claude-sonnet-5-5", "dialect_unknown", "tailrace, text, anthropic"),
+    ],
+)
+async def test_an_unknown_model_or_dialect_is_refused_with_the_known_ones(
+    shared_gateway: Gateway, query: str, model: str, code: str, known: str
+) -> None:
+    answer = await shared_gateway.client.post(f"/v1/turns{query}", json=HI | {"model": model})
+    assert error_of(answer)[:2] == (400, code)
+    assert known in error_of(answer)[2]
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-type": "application/jsonp"}, 415),
+        ({"content-type": ""}, 415),
+        ({}, 415),
+        ({**JSON, "content-encoding": "gzip"}, 415),
+        ({**JSON, "content-encoding": "br"}, 415),
+        ({"content-type": "Application/JSON; charset=utf-8"}, 202),
+        ({**JSON, "content-encoding": "identity"}, 202),
+    ],
+    ids=str,
+)
+async def test_only_uncompressed_json_is_read(shared_gateway: Gateway, headers: dict[str, str], status: int) -> None:
+    """Browsers send forms across origins without a preflight; compressed bodies can be bombs."""
+    answer = await shared_gateway.client.post("/v1/turns", content=b'{"message": "hi"}', headers=headers)
+    assert answer.status_code == status
+    if status == 415:
+        assert error_of(answer)[1] == "content_type_unsupported"
+
+
+# Encoded in ways that HTTP libraries would normalize.
+INVALID_TURN_IDS = [
+    *("*", "%3E", ".", "..", "%2e", "%2E%2e", "a.b", "a.*", "%20", "a%20b", "%0d%0a", "a%0d%0aset-cookie:%20x"),
+    *("%00", "a%00", "ünïcödé", "%F0%9F%8C%8A", "%ff", "A", "x" * 65, "x" * 4000, "$JS", "%24JS.API", "a%2Fb", "%5c"),
+]
+
+
+@on_shared_loop
+async def test_an_invalid_turn_id_is_404_like_an_unknown_one(shared_gateway: Gateway) -> None:
+    """No character from a client becomes part of a subject."""
+    for turn in INVALID_TURN_IDS:
+        for method, suffix in (("GET", ""), ("GET", "/events"), ("POST", "/cancel")):
+            async with RawConnection.open(shared_gateway.port) as raw:
+                await raw.send(f"{method} /v1/turns/{turn}{suffix} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n")
+                answer = await raw.answer()
+            if "ü" in turn:
+                # Not a valid request line.
+                assert answer.status_code == 400
+            else:
+                assert error_of(answer)[:2] in {(404, "turn_not_found"), (404, "route_not_found")}, (turn, suffix)
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "route_not_found"),
+        ("GET", "/v1/turns//events", 404, "route_not_found"),
+        ("POST", "/v1/turns/", 404, "route_not_found"),
+        ("GET", "/v1/sessions/", 404, "route_not_found"),
+        ("GET", "/healthz/", 404, "route_not_found"),
+        ("GET", "/v1/turns", 405, "method_not_allowed"),
+        ("PUT", "/v1/turns/abc", 405, "method_not_allowed"),
+        ("OPTIONS", "/v1/turns", 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
+    ],
+)
+async def test_an_unknown_route_is_404_and_a_wrong_method_405(
+    shared_gateway: Gateway, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await shared_gateway.client.request(method, path)
+    assert error_of(answer)[:2] == (status, code)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@on_shared_loop
+@pytest.mark.parametrize("value", ["unknown", "", "*", "a.b", "x\x00y", "x" * 5000, "🌊", "' OR 1=1 --", "\r\n"])
+async def test_an_unknown_session_or_parent_is_404(shared_gateway: Gateway, value: str) -> None:
+    for name, code in (("session", "session_not_found"), ("parent", "parent_not_found")):
+        answer = await shared_gateway.client.post("/v1/turns", json={"message": "and?", name: value})
+        assert error_of(answer)[:2] == (404, code)

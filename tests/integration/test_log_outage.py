@@ -1,0 +1,140 @@
+"""A gateway while nats-server is killed, frozen or full."""
+
+import asyncio
+from pathlib import Path
+from signal import SIGCONT, SIGKILL
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.turns.submit import UNCLEAR
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, fullness, streams
+from tailrace.proto.subjects import TurnKey
+from tests.harness.freeze import freeze
+from tests.harness.raw_http import error_of
+from tests.harness.readers import read, told
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway
+
+HI = {"message": "hi"}
+
+
+async def until_accepted(gateway: Gateway) -> None:
+    async def is_accepted() -> bool:
+        return (await gateway.client.post("/v1/turns", json=HI)).status_code == 202
+
+    await until(is_accepted)
+
+
+async def test_without_nats_every_route_that_needs_it_is_503(own_server: NatsServer, new_gateway: NewGateway) -> None:
+    """With Retry-After, within six seconds; the gateway recovers without a restart."""
+    gateway = await new_gateway(own_server.url)
+    client = gateway.client
+    turn = (await client.post("/v1/turns", json=HI)).json()["turn"]
+    await own_server.stop(SIGKILL)
+    async with asyncio.timeout(6):
+        answers = await asyncio.gather(
+            client.post("/v1/turns", json=HI),
+            client.post("/v1/turns", json=HI, headers={"idempotency-key": "k"}),
+            client.post("/v1/turns", json=HI | {"session": "s"}),
+            client.get(f"/v1/turns/{turn}"),
+            client.get(f"/v1/turns/{turn}/events"),
+            client.get(f"/v1/turns/{turn}/events?after=1&dialect=text"),
+            client.get(f"/v1/turns/{turn}/events?after=1&dialect=anthropic"),
+            client.post(f"/v1/turns/{turn}/cancel"),
+            client.get("/v1/sessions"),
+        )
+    assert {error_of(answer)[:2] for answer in answers} == {(503, "log_unavailable"), (503, "persistence_unavailable")}
+    assert {answer.headers["retry-after"] for answer in answers} == {"2"}
+    await own_server.start()
+    await until_accepted(gateway)
+    assert (await client.get(f"/v1/turns/{turn}")).json()["turn"] == turn
+
+
+# nats-py leaves its socket to a frozen server to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["killed", "frozen"])
+async def test_a_post_without_an_acknowledgement_is_503_after_its_timeout(
+    own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch, is_frozen: bool
+) -> None:
+    """The turn may be stored: the message says how to repeat the request safely."""
+    monkeypatch.setattr("tailrace.proto.nats.jetstream_log.PUBLISH_TIMEOUT_S", 60)
+    gateway = await new_gateway(own_server.url, accept_timeout_s=0.3)
+    if is_frozen:
+        freeze(own_server)
+    else:
+        await own_server.stop(SIGKILL)
+    try:
+        answer = await gateway.client.post("/v1/turns", json=HI)
+    finally:
+        if is_frozen:
+            own_server.signal(SIGCONT)
+    assert error_of(answer) == (503, "log_unavailable", UNCLEAR)
+    assert "Idempotency-Key" in UNCLEAR
+    if not is_frozen:
+        await own_server.start()
+    await until_accepted(gateway)
+
+
+async def test_a_reader_gets_heartbeats_and_then_the_rest_on_one_connection(
+    own_server: NatsServer, new_gateway: NewGateway, own_log: TurnLog, key: TurnKey
+) -> None:
+    """Another reader that disconnects during the outage can reconnect after it."""
+    gateway = await new_gateway(own_server.url, heartbeat_s=0.05, linger_s=0)
+    other = TurnKey(key.tenant, TurnId(new_id()))
+    writer, second = Writer(own_log, key), Writer(own_log, other)
+    await writer.open("a")
+    await second.open("a")
+    async with gateway.client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
+        body = response.aiter_raw()
+        received = await anext(body)
+        async with gateway.client.stream("GET", f"/v1/turns/{other.turn}/events") as leaving:
+            await anext(leaving.aiter_raw())
+            await own_server.stop(SIGKILL)
+        for _ in range(5):
+            received += await anext(body)
+        await own_server.start()
+        await writer.say("b")
+        await writer.end()
+        received += b"".join([piece async for piece in body])
+    assert received.count(b": hb\n") >= 3
+    assert b'{"type":"delta","text":"b"}' in received
+    assert b'"type":"done"' in received
+    assert (await read(gateway.client, other.turn, most=2)).over == "left"
+
+
+async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
+    tmp_path: Path, new_gateway: NewGateway, key: TurnKey
+) -> None:
+    """From 90 % on: the rest is for the turns that were accepted."""
+    async with NatsServer(tmp_path) as server:
+        connection = await Connection.open(server.url, "test")
+        await streams.apply(connection, bytes_max=500_000)
+        log = TurnLog(connection)
+        gateway = await new_gateway(server.url)
+        writer, filler = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
+        await writer.open("a")
+        await filler.open()
+        while await fullness(connection) < 0.9:
+            await filler.say("a" * 10_000)
+
+        async def refused() -> httpx2.Response | None:
+            answer = await gateway.client.post("/v1/turns", json=HI)
+            return answer if answer.status_code != 202 else None
+
+        answer = await until(refused)
+        assert answer is not None
+        await writer.say("b")
+        await writer.end()
+        ended = await read(gateway.client, key.turn)
+        ready = (await gateway.client.get("/readyz")).json()
+        await connection.close()
+    assert error_of(answer)[:2] == (503, "log_full")
+    assert answer.headers["retry-after"] == "2"
+    assert (ready["log"]["ok"], ready["log"]["detail"][2:]) == (False, "% of the log's bytes are used")
+    assert told(frame.sent for frame in ended.frames).text == "ab"
