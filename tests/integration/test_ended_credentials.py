@@ -1,22 +1,25 @@
-"""Revoked and expired credentials: open streams, downloads and waiting requests end."""
+"""Revoked and expired credentials: open streams, downloads, waiting requests, tickets and logins end with them."""
 
 import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.jwt import LEEWAY_S
+from tailrace.gateway.auth.login import COOKIE
+from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import batch
-from tailrace.proto.api_key import SCOPES, NewKey, new_key
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
+from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
 from tests.harness import jwts
 from tests.harness.readers import is_read
@@ -25,9 +28,7 @@ from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 
 LAST_CHUNK = b"0\r\n\r\n"
-TEXT = "half an ans"
-
-NewApiKey = Callable[[], Awaitable[NewKey]]
+TEXT = "half an answer"
 
 
 @pytest.fixture
@@ -35,114 +36,209 @@ def keys(own_connection: Connection) -> ApiKeyStore:
     return ApiKeyStore(own_connection)
 
 
-@pytest.fixture
-async def api_key(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
-    return await stored(keys, tenant)
-
-
-async def stored(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
-    key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
+async def store(keys: ApiKeyStore, tenant: Tenant, *scopes: Scope) -> NewKey:
+    key = new_key(tenant, now=int(time.time()), scopes=scopes or SCOPES)
     await keys.create(key.record)
     return key
 
 
 @pytest.fixture
-async def keyed(own_server: NatsServer, api_key: NewKey, new_gateway: NewGateway) -> Gateway:
-    """A gateway that knows the key, and takes tokens."""
-    return await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2, **jwts.settings())
+async def api_key(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
+    return await store(keys, tenant)
+
+
+@pytest.fixture
+async def gateway(own_server: NatsServer, api_key: NewKey, new_gateway: NewGateway) -> Gateway:
+    """A gateway that knows the key and accepts JWTs; its client has no credential."""
+    gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2, **jwts.settings())
+    gateway.client.headers.pop("authorization")
+    return gateway
 
 
 @pytest.fixture
 async def turn(own_log: TurnLog, key: TurnKey) -> TurnKey:
-    """One whose answer goes on for ever."""
+    """A running turn with a text."""
     await Writer(own_log, key).open(TEXT)
     return key
-
-
-class Wire:
-    """A request, and all the bytes of its answer."""
-
-    def __init__(self, gateway: Gateway, path: str, *headers: str) -> None:
-        self._port = gateway.port
-        self._head = "\r\n".join([f"GET {path} HTTP/1.1", "host: x", *headers, "", ""]).encode()
-
-    async def until(self, seen: bytes) -> bytes:
-        self._receiving, self._sending = await asyncio.open_connection("127.0.0.1", self._port)
-        self._sending.write(self._head)
-        return await asyncio.wait_for(self._receiving.readuntil(seen), 10)
-
-    async def rest(self) -> bytes:
-        """What comes until the connection is closed, or the last chunk."""
-        received = b""
-        try:
-            async with asyncio.timeout(10):
-                while not received.endswith(LAST_CHUNK) and (piece := await self._receiving.read(65536)):
-                    received += piece
-        finally:
-            self._sending.close()
-        return received
 
 
 def events(turn: TurnKey, dialect: str = "tailrace") -> str:
     return f"/v1/turns/{turn.turn}/events?dialect={dialect}"
 
 
-def bearer(key: NewKey) -> str:
-    return f"authorization: Bearer {key.secret}"
+def bearer(credential: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {credential}"}
+
+
+def short_jwt(tenant: Tenant, life_s: int) -> str:
+    return jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + life_s).decode()
+
+
+class Stream:
+    """A request, and the bytes of its response up to the last chunk or the end of the connection."""
+
+    def __init__(
+        self, gateway: Gateway, path: str, headers: dict[str, str] | None = None, *, is_slow: bool = False
+    ) -> None:
+        lines = [f"GET {path} HTTP/1.1", "host: x", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        self._head = "\r\n".join([*lines, "", ""]).encode()
+        self._port = gateway.port
+        self._receive_bytes = 4096 if is_slow else 65536
+
+    async def until(self, expected: bytes) -> bytes:
+        """Sends the request and reads up to `expected`."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._port))
+        self._reader, self._writer = await asyncio.open_connection(sock=connection, limit=self._receive_bytes)
+        self._writer.write(self._head)
+        return await self.next(expected)
+
+    async def next(self, expected: bytes) -> bytes:
+        return await asyncio.wait_for(self._reader.readuntil(expected), 10)
+
+    async def rest(self) -> bytes:
+        received = b""
+        try:
+            async with asyncio.timeout(20):
+                while not received.endswith(LAST_CHUNK) and (piece := await self._reader.read(65536)):
+                    received += piece
+        finally:
+            self.close()
+        return received
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def exchange(gateway: Gateway, turn: TurnKey, key: NewKey) -> dict[str, tuple[str, dict[str, str]]]:
+    """Returns path and headers of the turn's events by an access token and by tickets made with the key."""
+    login = await gateway.client.post("/v1/login", headers=bearer(key.secret))
+    single, shared = [
+        (await gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=bearer(key.secret))).json()
+        for body in ({}, {"is_shared": True})
+    ]
+    return {
+        "access token": (events(turn), bearer(login.json()["access_token"])),
+        "ticket": (single["events"], {}),
+        "shared ticket": (shared["events"], {}),
+    }
+
+
+async def statuses(gateway: Gateway, requests: list[tuple[str, dict[str, str]]]) -> list[int]:
+    return [(await gateway.client.get(path, headers=headers)).status_code for path, headers in requests]
 
 
 @pytest.mark.rule("R38")
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_streams_of_a_revoked_key_are_closed_in_every_dialect(
-    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey, dialect: str
+async def test_a_revocation_ends_the_streams_of_every_dialect(
+    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey, dialect: str
 ) -> None:
-    """As at a drain: a clean end where an end is told, else one without its last chunk. Who comes back is refused."""
-    wire = Wire(keyed, events(turn, dialect), bearer(api_key))
-    assert b" 200 " in await wire.until(b"\r\n\r\n")
+    """With a clean end where the dialect marks its end, else without a last chunk, as in a drain."""
+    headers = bearer(api_key.secret)
+    stream = Stream(gateway, events(turn, dialect), headers)
+    assert b" 200 " in await stream.until(b"\r\n\r\n")
     await keys.revoke(api_key.record.id, 1)
-    rest = await wire.rest()
+    rest = await stream.rest()
     assert rest.endswith(LAST_CHUNK) == DIALECTS[dialect].is_self_delimited
     assert b"done" not in rest
-    for cursor in ({}, {"last-event-id": "1"}):
-        headers = {"authorization": f"Bearer {api_key.secret}", **cursor}
-        back = await keyed.client.get(events(turn, dialect), headers=headers)
-        assert (back.status_code, back.json()["error"]["code"]) == (401, "credential_invalid")
+    requests = [(events(turn, dialect), headers), (events(turn, dialect), {**headers, "last-event-id": "1"})]
+    assert await statuses(gateway, requests) == [401, 401]
 
 
 @pytest.mark.rule("R38")
-async def test_a_revocation_closes_streams_on_every_gateway(
-    own_server: NatsServer, keyed: Gateway, new_gateway: NewGateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey
+async def test_a_revocation_reaches_every_gateway_and_only_its_key(
+    own_server: NatsServer,
+    gateway: Gateway,
+    new_gateway: NewGateway,
+    keys: ApiKeyStore,
+    api_key: NewKey,
+    turn: TurnKey,
 ) -> None:
-    """Three of them with four streams each; those of another key of the same tenant go on."""
-    other = await stored(keys, turn.tenant)
-    gateways = [keyed, *[await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2) for _ in range(2)]]
-    wires = [Wire(gateway, events(turn), bearer(api_key)) for gateway in gateways for _ in range(4)]
-    others = [Wire(gateway, events(turn), bearer(other)) for gateway in gateways]
-    for wire in (*wires, *others):
-        await wire.until(TEXT.encode())
+    """Also access tokens, tickets and the cookie of a login that another gateway has made with the key."""
+    other = await store(keys, turn.tenant)
+    gateways = [gateway, *[await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2) for _ in range(2)]]
+    requests = [(events(turn), bearer(api_key.secret)), *(await exchange(gateway, turn, api_key)).values()]
+    login = await gateway.client.post("/v1/login", headers=bearer(api_key.secret))
+    cookie = {"cookie": login.headers["set-cookie"].partition(";")[0]}
+    streams = [Stream(gateways[number % 3], *request) for number, request in enumerate(requests)]
+    streams += [Stream(one, *requests[0]) for one in gateways for _ in range(3)]
+    others = [Stream(one, events(turn), bearer(other.secret)) for one in gateways]
+    for stream in (*streams, *others):
+        await stream.until(TEXT.encode())
     await keys.revoke(api_key.record.id, 1)
-    for rest in await asyncio.gather(*(wire.rest() for wire in wires)):
+    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
-    for wire in others:
-        assert await asyncio.wait_for(wire._receiving.readuntil(b": hb\n"), 10)
-        wire._sending.close()
+    for stream in others:
+        assert await stream.next(b": hb\n")
+        stream.close()
+    for one in gateways:
+        one.client.headers.pop("authorization", None)
+        assert await statuses(one, requests) == [401] * 4
+        assert (await one.client.post("/v1/login/refresh", headers=cookie)).status_code == 401
 
 
 @pytest.mark.rule("R38")
-async def test_streams_of_a_jwt_end_when_it_expires(keyed: Gateway, own_log: TurnLog, tenant: Tenant) -> None:
-    """Its time is asked for while the stream runs, and not only at its beginning."""
-    key = TurnKey(tenant, TurnId("00000000-0000-7000-8000-000000000000"))
-    await Writer(own_log, key).open(TEXT)
-    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
-    wire = Wire(keyed, events(key), f"authorization: Bearer {short}")
-    await wire.until(TEXT.encode())
-    assert (await wire.rest()).endswith(LAST_CHUNK)
-    back = await keyed.client.get(events(key), headers={"authorization": f"Bearer {short}", "last-event-id": "1"})
-    assert back.status_code == 401
+async def test_an_expired_key_ends_its_streams_tickets_and_logins(
+    gateway: Gateway, keys: ApiKeyStore, tenant: Tenant, turn: TurnKey
+) -> None:
+    now = int(time.time())
+    short = new_key(tenant, now=now, scopes=SCOPES, expires_at=now + 4)
+    await keys.create(short.record)
+
+    async def is_known() -> bool:
+        return await statuses(gateway, [("/v1/blobs/none", bearer(short.secret))]) == [404]
+
+    await until(is_known)
+    requests = [(events(turn), bearer(short.secret)), *(await exchange(gateway, turn, short)).values()]
+    streams = [Stream(gateway, *request) for request in requests]
+    for stream in streams:
+        await stream.until(TEXT.encode())
+    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
+        assert rest.endswith(LAST_CHUNK)
+        assert b'"done"' not in rest
+    requests.append((events(turn), bearer("tr_unknown")))
+    refused = [await gateway.client.get(path, headers=headers) for path, headers in requests]
+    assert {(answer.status_code, answer.content) for answer in refused} == {(401, refused[-1].content)}
+
+
+@pytest.mark.rule("R38")
+async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_with_another(
+    gateway: Gateway, own_connection: Connection, own_log: TurnLog, api_key: NewKey, turn: TurnKey
+) -> None:
+    signer = TokenSigner(await signing_secret(own_connection))
+    until_s = int(time.time()) + 2
+    access = signer.sign(Access(key=api_key.record.id, until=until_s))
+    subject = TurnKey(turn.tenant, TurnId(new_id()))
+    await Writer(own_log, subject).open(TEXT)
+    requests = [(events(turn), bearer(access)), (events(subject), bearer(short_jwt(turn.tenant, 3)))]
+    streams = [Stream(gateway, *request) for request in requests]
+    for stream in streams:
+        await stream.until(TEXT.encode())
+    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
+        assert rest.endswith(LAST_CHUNK)
+    last = {"last-event-id": str((await own_log.turn(turn)).chain.last)}
+    assert (await gateway.client.get(events(turn), headers=bearer(access) | last)).status_code == 401
+    assert await statuses(gateway, requests) == [401, 401]
+    writer = Writer(own_log, turn)
+    writer.chain = (await own_log.turn(turn)).chain
+    await writer.say("the rest")
+    await writer.end()
+    following = signer.sign(Access(key=api_key.record.id, until=until_s + 60))
+    resumed = await gateway.client.get(events(turn), headers=bearer(following) | last)
+    assert (resumed.status_code, "the rest" in resumed.text, TEXT in resumed.text) == (200, True, False)
+
+
+async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
+    """Whether a gateway follows a turn of the tenant."""
+    found = await log._connection.jetstream.stream_info("TURNS", subjects_filter=f"turns.{tenant}.*.request")
+    turns = [TurnKey(tenant, TurnId(subject.split(".")[2])) for subject in found.state.subjects or {}]
+    return any([await is_read(log, turn) for turn in turns])
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_a_request_that_waits_for_a_json_answer_is_refused(
+async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     own_server: NatsServer,
     new_gateway: NewGateway,
     keys: ApiKeyStore,
@@ -152,35 +248,25 @@ async def test_a_request_that_waits_for_a_json_answer_is_refused(
     *,
     is_streamed: bool,
 ) -> None:
-    """Before the first word, and where the answer comes whole: 401, and the turn goes on."""
-    keyed = await new_gateway(own_server.url, api_keys="", heartbeat_s=30)
+    gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=30)
     body = {"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": "hi"}], "stream": is_streamed}
-    headers = {"authorization": f"Bearer {api_key.secret}"}
-    waiting = asyncio.create_task(keyed.client.post("/v1/chat/completions", json=body, headers=headers))
+    posting = gateway.client.post("/v1/chat/completions", json=body, headers=bearer(api_key.secret))
+    waiting = asyncio.create_task(posting)
     await until(lambda: is_any_read(own_log, tenant))
     await keys.revoke(api_key.record.id, 1)
     refused = await asyncio.wait_for(waiting, 10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
 
 
-async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
-    """Whether a gateway follows a turn of the tenant's, as its subscription shows."""
-    found = await log._connection.jetstream.stream_info("TURNS", subjects_filter=f"turns.{tenant}.*.request")
-    turns = [TurnKey(tenant, TurnId(subject.split(".")[2])) for subject in found.state.subjects or {}]
-    return any([await is_read(log, turn) for turn in turns])
-
-
 async def test_on_disconnect_cancel_applies_when_the_credential_ends(
-    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant
+    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant
 ) -> None:
-    """`on_disconnect: cancel`: a reader that cannot come back has gone away."""
-    headers = {"authorization": f"Bearer {api_key.secret}"}
-    body = {"message": "hi", "on_disconnect": "cancel"}
-    key = TurnKey(tenant, (await keyed.client.post("/v1/turns", json=body, headers=headers)).json()["turn"])
-    wire = Wire(keyed, events(key), bearer(api_key))
-    await wire.until(b"\r\n\r\n")
+    headers, body = bearer(api_key.secret), {"message": "hi", "on_disconnect": "cancel"}
+    key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body, headers=headers)).json()["turn"])
+    stream = Stream(gateway, events(key), headers)
+    await stream.until(b"\r\n\r\n")
     await keys.revoke(api_key.record.id, 1)
-    await wire.rest()
+    await stream.rest()
 
     async def is_cancelled() -> bool:
         return (await own_log.turn(key)).outcome == "cancelled"
@@ -189,79 +275,15 @@ async def test_on_disconnect_cancel_applies_when_the_credential_ends(
 
 
 async def test_a_held_reader_ends_when_its_token_expires(
-    own_server: NatsServer, keyed: Gateway, own_log: TurnLog, tenant: Tenant
+    own_server: NatsServer, gateway: Gateway, turn: TurnKey
 ) -> None:
-    """While the log is away: heartbeats, and then a clean end, as nobody may be held for ever."""
-    key = TurnKey(tenant, TurnId("00000000-0000-7000-8000-000000000001"))
-    await Writer(own_log, key).open(TEXT)
+    """A reader is held while the log is unreachable."""
     await own_server.stop()
-    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 4).decode()
-    wire = Wire(keyed, events(key), f"authorization: Bearer {short}", "last-event-id: 1")
-    await wire.until(b": hb\n")
-    assert (await wire.rest()).endswith(LAST_CHUNK)
+    headers = bearer(short_jwt(turn.tenant, 4)) | {"last-event-id": "1"}
+    stream = Stream(gateway, events(turn), headers)
+    await stream.until(b": hb\n")
+    assert (await stream.rest()).endswith(LAST_CHUNK)
     await own_server.start()
-
-
-@pytest.mark.rule("R38")
-async def test_an_expired_key_ends_its_streams_tickets_and_logins(
-    keyed: Gateway, keys: ApiKeyStore, tenant: Tenant, turn: TurnKey
-) -> None:
-    """Streams by the key, by an access token and by tickets, which would all last longer; then it is nobody's key."""
-    short = new_key(tenant, now=int(time.time()), scopes=SCOPES, expires_at=int(time.time()) + 4)
-    await keys.create(short.record)
-    headers = {"authorization": f"Bearer {short.secret}"}
-
-    async def is_known() -> bool:
-        return (await keyed.client.get("/v1/blobs/none", headers=headers)).status_code == 404
-
-    await until(is_known)
-    access = (await keyed.client.post("/v1/login", headers=headers)).json()["access_token"]
-    tickets = [
-        (await keyed.client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=headers)).json()["events"]
-        for body in ({}, {"is_shared": True})
-    ]
-    wires = [
-        Wire(keyed, events(turn), bearer(short)),
-        Wire(keyed, events(turn), f"authorization: Bearer {access}"),
-        *(Wire(keyed, path) for path in tickets),
-    ]
-    for wire in wires:
-        assert TEXT.encode() in await wire.until(TEXT.encode())
-    for rest in await asyncio.gather(*(wire.rest() for wire in wires)):
-        assert rest.endswith(LAST_CHUNK)
-        assert b'"done"' not in rest
-    async with httpx2.AsyncClient(base_url=keyed.url, trust_env=False) as stranger:
-        refused = [
-            await stranger.get(events(turn), headers={"authorization": f"Bearer {credential}"})
-            for credential in (short.secret, access, "tr_nobodys")
-        ]
-        refused += [await stranger.get(path) for path in tickets]
-    assert {(answer.status_code, answer.content) for answer in refused} == {(401, refused[2].content)}
-
-
-class Slow:
-    """A download whose reader takes little at a time, so that most of it is not sent yet."""
-
-    def __init__(self, gateway: Gateway, path: str, credential: str) -> None:
-        self._port = gateway.port
-        self._head = f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {credential}\r\n\r\n".encode()
-
-    async def begin(self) -> bytes:
-        """The first bytes of its answer."""
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._port))
-        self._receiving, self._sending = await asyncio.open_connection(sock=connection, limit=4096)
-        self._sending.write(self._head)
-        return await asyncio.wait_for(self._receiving.readuntil(b"\r\n\r\n"), 10)
-
-    async def rest(self) -> bytes:
-        """What comes until the connection is closed."""
-        try:
-            return await asyncio.wait_for(self._receiving.read(), 20)
-        finally:
-            self._sending.close()
 
 
 LONG_BYTES = 24 * 1024**2
@@ -269,78 +291,80 @@ LONG_BYTES = 24 * 1024**2
 
 @pytest.fixture
 async def downloads(
-    keyed: Gateway, api_key: NewKey, own_connection: Connection, own_log: TurnLog, tenant: Tenant
+    gateway: Gateway, api_key: NewKey, own_connection: Connection, own_log: TurnLog, tenant: Tenant
 ) -> dict[str, str]:
-    """Paths of what is longer than all buffers between here and there: a blob, and a batch's results."""
-    long = b"x" * LONG_BYTES
-    sha256 = hashlib.sha256(long).hexdigest()
-    await BlobStore(own_connection).put(tenant, {sha256: long})
+    """Paths of a blob and of results that are longer than all buffers on the way."""
+    content = b"x" * LONG_BYTES
+    sha256 = hashlib.sha256(content).hexdigest()
+    await BlobStore(own_connection).put(tenant, {sha256: content})
     body = {"requests": [{"custom_id": f"n{number}", "params": {"message": "hi"}} for number in range(96)]}
-    headers = {"authorization": f"Bearer {api_key.secret}"}
-    asked = (await keyed.client.post("/v1/batches", json=body, headers=headers)).json()
+    created = (await gateway.client.post("/v1/batches", json=body, headers=bearer(api_key.secret))).json()
     for number in range(96):
-        writer = Writer(own_log, batch.child_key(TurnKey(tenant, TurnId(asked["batch"])), number))
+        writer = Writer(own_log, batch.child_key(TurnKey(tenant, TurnId(created["batch"])), number))
         await writer.open("y" * (LONG_BYTES // 96))
         await writer.end()
-    return {"blob": f"/v1/blobs/{sha256}", "results": asked["links"]["results"]}
+    return {"blob": f"/v1/blobs/{sha256}", "results": created["links"]["results"]}
 
 
-@pytest.mark.parametrize("what", ["blob", "results"])
-@pytest.mark.parametrize("how", ["revoked", "expired"])
-async def test_a_download_ends_with_its_credential(
-    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
+@pytest.mark.parametrize(("what", "how"), [("blob", "revoked"), ("results", "expired")])
+async def test_a_download_breaks_off_when_its_credential_ends(
+    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
 ) -> None:
-    """What is in buffers already still comes, and by far not all; without its last chunk it is not taken for it."""
-    short = jwts.token(sub=tenant, exp=int(time.time()) - LEEWAY_S + 3).decode()
-    slow = Slow(keyed, downloads[what], api_key.secret if how == "revoked" else short)
-    assert b" 200 " in await slow.begin()
+    """Without a last chunk, so that the client does not take it for complete."""
+    path = downloads[what]
+    headers = bearer(api_key.secret if how == "revoked" else short_jwt(tenant, 3))
+    slow = Stream(gateway, path, headers, is_slow=True)
+    assert b" 200 " in await slow.until(b"\r\n\r\n")
     if how == "revoked":
         await keys.revoke(api_key.record.id, 1)
-    # By then its time is over, and everybody who looks is told so.
-    await until(lambda: is_refused(keyed, downloads[what], api_key.secret if how == "revoked" else short))
+
+    async def is_refused() -> bool:
+        return (await gateway.client.head(path, headers=headers)).status_code == 401
+
+    await until(is_refused)
     cut = await slow.rest()
     assert len(cut) < LONG_BYTES
     assert not cut.endswith(LAST_CHUNK)
-    whole = await keyed.client.get(
-        downloads[what], headers={"authorization": f"Bearer {jwts.token(sub=tenant).decode()}"}
-    )
+    whole = await gateway.client.get(path, headers=bearer(jwts.token(sub=tenant).decode()))
     assert len(whole.content) >= LONG_BYTES
 
 
-async def is_refused(gateway: Gateway, path: str, credential: str) -> bool:
-    """Asked of the head alone: what follows is long."""
-    refused = await gateway.client.head(path, headers={"authorization": f"Bearer {credential}"})
-    return refused.status_code == 401
+async def test_a_login_or_ticket_has_the_scopes_of_its_key(gateway: Gateway, keys: ApiKeyStore, turn: TurnKey) -> None:
+    reader, writer = await store(keys, turn.tenant, "read"), await store(keys, turn.tenant, "write")
+
+    async def are_known() -> bool:
+        return 401 not in await statuses(gateway, [("/v1/blobs/none", bearer(key.secret)) for key in (reader, writer)])
+
+    await until(are_known)
+    client, path = gateway.client, f"/v1/turns/{turn.turn}"
+    access = bearer((await client.post("/v1/login", headers=bearer(reader.secret))).json()["access_token"])
+    answers = [
+        await client.get(path, headers=access),
+        await client.post(f"{path}/cancel", headers=access),
+        await client.delete(path, headers=access),
+        await client.post("/v1/login", headers=bearer(writer.secret)),
+        await client.post(f"{path}/tickets", json={}, headers=bearer(writer.secret)),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 403, 403, 403, 403]
 
 
-@pytest.fixture
-async def exchanged(keyed: Gateway, api_key: NewKey, turn: TurnKey) -> AsyncIterator[dict[str, httpx2.Request]]:
-    """What a key was exchanged for, each as a request that it admits."""
-    async with httpx2.AsyncClient(base_url=keyed.url, trust_env=False) as client:
-        headers = {"authorization": f"Bearer {api_key.secret}"}
-        access = (await client.post("/v1/login", headers=headers)).json()["access_token"]
-        made = [
-            (await client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=headers)).json()["events"]
-            for body in ({}, {"is_shared": True})
-        ]
-        yield {
-            "access token": client.build_request("GET", events(turn), headers={"authorization": f"Bearer {access}"}),
-            "ticket": client.build_request("GET", made[0]),
-            "shared ticket": client.build_request("GET", made[1]),
-        }
+@asynccontextmanager
+async def reading(gateway: Gateway, path: str) -> AsyncIterator[None]:
+    stream = Stream(gateway, path)
+    await stream.until(TEXT.encode())
+    yield
+    stream.close()
 
 
-@pytest.mark.parametrize("kind", ["access token", "ticket", "shared ticket"])
-async def test_tickets_and_logins_end_with_their_key(
-    keyed: Gateway, keys: ApiKeyStore, api_key: NewKey, exchanged: dict[str, httpx2.Request], kind: str
-) -> None:
-    """Its streams, too, at once."""
-    request = exchanged[kind]
-    headers = [f"{name}: {value}" for name, value in request.headers.items() if name == "authorization"]
-    wire = Wire(keyed, request.url.raw_path.decode(), *headers)
-    await wire.until(TEXT.encode())
-    await keys.revoke(api_key.record.id, 1)
-    assert (await wire.rest()).endswith(LAST_CHUNK)
-    async with httpx2.AsyncClient(base_url=keyed.url, trust_env=False) as client:
-        refused = await client.send(request)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
+async def test_a_ticket_ends_with_its_jwt_and_a_jwt_cannot_log_in(gateway: Gateway, turn: TurnKey) -> None:
+    """A JWT cannot be revoked: nothing made with it may outlive it."""
+    end = int(time.time()) + 300
+    headers = bearer(jwts.token(sub=turn.tenant, exp=end).decode())
+    for body in ({}, {"is_shared": True, "life_s": 86400}):
+        answer = await gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=headers)
+        ticket = answer.json()
+        assert ticket["begin_by"] <= ticket["until"] <= end + LEEWAY_S
+        async with reading(gateway, ticket["events"]):
+            pass
+    refused = await gateway.client.post("/v1/login", headers=headers)
+    assert (refused.status_code, COOKIE in refused.headers.get("set-cookie", "")) == (400, False)
