@@ -1,4 +1,4 @@
-"""Where a question goes on: sessions that clients name, conversations told whole, and sessions that are busy."""
+"""Sessions of turns: named sessions, full histories, busy sessions, and the status of a turn that fails at once."""
 
 import asyncio
 from typing import Any
@@ -16,118 +16,118 @@ from tests.integration.conftest import Gateway, NewGateway
 
 SHORT = "#sim words=1 rate=0"
 LONG = "#sim words=2000 rate=20"
+HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-async def posted(gateway: Gateway, **body: object) -> TurnId:
-    answer = await gateway.client.post("/v1/turns", json=body)
-    assert answer.status_code == 202, answer.text
-    return TurnId(answer.json()["turn"])
+class Sessions:
+    """Posts turns to a gateway and reads their requests from the log."""
+
+    def __init__(self, gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:
+        self.gateway = gateway
+        self._log = log
+        self._tenant = tenant
+
+    async def post(self, message: str | None = SHORT, **body: object) -> TurnId:
+        fields = body if message is None else {"message": message, **body}
+        answer = await self.gateway.client.post("/v1/turns", json=fields)
+        assert answer.status_code == 202, answer.text
+        return TurnId(answer.json()["turn"])
+
+    async def record(self, turn: TurnId) -> dict[str, Any]:
+        return dict((await self.gateway.client.get(f"/v1/turns/{turn}")).json())
+
+    async def ended(self, turn: TurnId) -> dict[str, Any]:
+        await self.gateway.client.get(f"/v1/turns/{turn}/events")
+        return await self.record(turn)
+
+    async def request(self, turn: TurnId) -> Request:
+        request = (await self._log.turn(TurnKey(self._tenant, turn))).request
+        assert request is not None
+        return request
+
+    async def cancel(self, turn: TurnId) -> None:
+        assert (await self.record(turn))["outcome"] == "running"
+        await self.gateway.client.post(f"/v1/turns/{turn}/cancel")
 
 
-async def whole(gateway: Gateway, turn: TurnId) -> dict[str, Any]:
-    await gateway.client.get(f"/v1/turns/{turn}/events")
-    told: dict[str, Any] = (await gateway.client.get(f"/v1/turns/{turn}")).json()
-    return told
+@pytest.fixture
+def sessions(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> Sessions:
+    return Sessions(gateway, system_log, tenant)
 
 
-async def request_of(log: TurnLog, tenant: Tenant, turn: TurnId) -> Request:
-    asked = (await log.turn(TurnKey(tenant, turn))).request
-    assert asked is not None
-    return asked
-
-
-async def test_a_session_is_begun_by_the_name_that_a_client_gives_it(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    """Its first turn begins it, its second goes on from there; who does not ask for that gets a 404."""
+async def test_a_client_may_name_a_new_session(sessions: Sessions) -> None:
+    """Without `create_session` an unknown name is 404."""
     name = f"user:42.{new_id()}"
-    unknown = await gateway.client.post("/v1/turns", json={"message": SHORT, "session": name})
-    first = await posted(gateway, message=SHORT, session=name, create_session=True)
-    assert (await whole(gateway, first))["session"] == name
-    second = await posted(gateway, message=SHORT, session=name, create_session=True)
-    asked = await request_of(system_log, tenant, second)
+    unknown = await sessions.gateway.client.post("/v1/turns", json={"message": SHORT, "session": name})
     assert unknown.status_code == 404
-    assert (asked.session, asked.parent, asked.history) == (name, first, 2)
+    first = await sessions.post(session=name, create_session=True)
+    assert (await sessions.ended(first))["session"] == name
+    second = await sessions.request(await sessions.post(session=name, create_session=True))
+    assert (second.session, second.parent, second.history) == (name, first, 2)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ü", "a/b", "x" * 129, "a\n"])
-async def test_what_cannot_be_the_name_of_a_session_is_refused(gateway: Gateway, name: str) -> None:
+async def test_an_invalid_session_name_is_refused(gateway: Gateway, name: str) -> None:
     body = {"message": SHORT, "session": name, "create_session": True}
     answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
-async def test_a_conversation_that_is_told_whole_goes_on_where_it_agrees(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    """A client that sends everything each time: what the session holds is not said twice, an edit is a branch."""
-    name = SessionId(new_id())
-    told = [{"role": "user", "content": f"{SHORT} tag=a"}]
-    first = await posted(gateway, messages=told, session=name, create_session=True, full_history=True)
-    answer = (await whole(gateway, first))["text"]
-    told += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"{SHORT} tag=b"}]
-    second = await posted(gateway, messages=told, session=name, create_session=True, full_history=True)
-    await whole(gateway, second)
-    edited = [*told[:2], {"role": "user", "content": f"{SHORT} tag=c"}]
-    third = await posted(gateway, messages=edited, session=name, create_session=True, full_history=True)
-    asked = [await request_of(system_log, tenant, turn) for turn in (second, third)]
-    assert [(one.parent, one.history, len(one.messages)) for one in asked] == [(first, 2, 3), (first, 2, 3)]
+async def test_a_full_history_continues_where_it_agrees_with_the_session(sessions: Sessions) -> None:
+    """An edited message is a branch."""
+    whole = {"session": SessionId(new_id()), "create_session": True, "full_history": True}
+    messages = [{"role": "user", "content": f"{SHORT} tag=a"}]
+    first = await sessions.post(None, messages=messages, **whole)
+    messages += [{"role": "assistant", "content": (await sessions.ended(first))["text"]}]
+    for tag in "bc":
+        next_message = {"role": "user", "content": f"{SHORT} tag={tag}"}
+        turn = await sessions.post(None, messages=[*messages, next_message], **whole)
+        await sessions.ended(turn)
+        request = await sessions.request(turn)
+        assert (request.parent, request.history, len(request.messages)) == (first, 2, 3)
 
 
-async def test_a_busy_session_is_interrupted_if_that_is_asked_for(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    """The running turn ends, and the next one knows what it had said."""
+async def test_interrupt_cancels_the_running_turn_of_a_busy_session(sessions: Sessions) -> None:
+    """The next turn follows it, with the text that it had."""
     name = new_id()
-    running = await posted(gateway, message=LONG, session=name, create_session=True)
-    async with gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
+    running = await sessions.post(LONG, session=name, create_session=True)
+    async with sessions.gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
         async for line in stream.aiter_lines():
             if "delta" in line:
                 break
-    following = await posted(gateway, message=SHORT, session=name, on_busy="interrupt")
-    cut = await whole(gateway, running)
-    asked = await request_of(system_log, tenant, following)
-    assert cut["outcome"] == "cancelled"
-    assert (asked.parent, [message.content for message in asked.messages]) == (running, [LONG, cut["text"], SHORT])
+    following = await sessions.request(await sessions.post(session=name, on_busy="interrupt"))
+    interrupted = await sessions.ended(running)
+    assert interrupted["outcome"] == "cancelled"
+    assert following.parent == running
+    assert [message.content for message in following.messages] == [LONG, interrupted["text"], SHORT]
 
 
-async def test_a_repeat_does_not_interrupt_its_own_turn(gateway: Gateway) -> None:
-    """The session is busy with the very turn that is asked for again."""
+async def test_a_repeat_does_not_interrupt_its_own_turn(sessions: Sessions) -> None:
     body = {"message": LONG, "session": new_id(), "create_session": True, "on_busy": "interrupt"}
     headers = {"idempotency-key": "key-1"}
-    first, again = [await gateway.client.post("/v1/turns", json=body, headers=headers) for _ in range(2)]
-    turn = first.json()["turn"]
-    assert again.json()["turn"] == turn
-    assert (await gateway.client.get(f"/v1/turns/{turn}")).json()["outcome"] == "running"
-    await gateway.client.post(f"/v1/turns/{turn}/cancel")
+    answers = [await sessions.gateway.client.post("/v1/turns", json=body, headers=headers) for _ in range(2)]
+    turn, again = [answer.json()["turn"] for answer in answers]
+    assert again == turn
+    await sessions.cancel(turn)
 
 
-async def test_a_busy_session_gets_a_branch_if_that_is_asked_for(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    """Both go on: the new turn follows what the running one follows."""
+async def test_branch_follows_the_turn_before_the_running_one(sessions: Sessions) -> None:
+    """Both run. A branch of the first turn of a session has no parent."""
     name = new_id()
-    first = await posted(gateway, message=SHORT, session=name, create_session=True)
-    await whole(gateway, first)
-    running = await posted(gateway, message=LONG, session=name)
-    branch = await posted(gateway, message=SHORT, session=name, on_busy="branch")
-    rooted = await posted(gateway, message=SHORT, session=name, parent=running, on_busy="branch")
-    asked = [await request_of(system_log, tenant, turn) for turn in (branch, rooted)]
-    assert [one.parent for one in asked] == [first, first]
-    assert (await gateway.client.get(f"/v1/turns/{running}")).json()["outcome"] == "running"
-    await gateway.client.post(f"/v1/turns/{running}/cancel")
-
-
-async def test_the_first_turn_of_a_session_can_be_branched_off_too(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    """Before it is nothing: so is before its branch."""
-    running = await posted(gateway, message=LONG)
-    session = (await gateway.client.get(f"/v1/turns/{running}")).json()["session"]
-    branch = await posted(gateway, message=SHORT, session=session, on_busy="branch")
-    asked = await request_of(system_log, tenant, branch)
-    assert (asked.session, asked.parent, asked.history) == (session, None, 0)
-    await gateway.client.post(f"/v1/turns/{running}/cancel")
+    first = await sessions.post(session=name, create_session=True)
+    await sessions.ended(first)
+    running = await sessions.post(LONG, session=name)
+    branches = [
+        await sessions.post(session=name, on_busy="branch"),
+        await sessions.post(session=name, parent=running, on_busy="branch"),
+    ]
+    assert [(await sessions.request(turn)).parent for turn in branches] == [first, first]
+    await sessions.cancel(running)
+    root = await sessions.post(LONG)
+    session = (await sessions.record(root))["session"]
+    branch = await sessions.request(await sessions.post(session=session, on_busy="branch"))
+    assert (branch.session, branch.parent, branch.history) == (session, None, 0)
+    await sessions.cancel(root)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ async def test_the_first_turn_of_a_session_can_be_branched_off_too(
         (Failure("backend_refused_request", "no"), 400, None),
     ],
 )
-async def test_a_turn_that_fails_before_its_first_word_has_a_status(
+async def test_a_turn_that_fails_before_its_first_event_has_an_http_status(
     lone_gateway: Gateway,
     connection: Connection,
     log: TurnLog,
@@ -147,41 +147,34 @@ async def test_a_turn_that_fails_before_its_first_word_has_a_status(
     status: int,
     retry_after: str | None,
 ) -> None:
-    """Where a client looks for it: its SDK raises, and waits as long as the model wants."""
-    question = {"messages": [{"role": "user", "content": "hi"}]}
-    asking = asyncio.create_task(
-        lone_gateway.client.post("/ai/chat", json=question, headers={"idempotency-key": "key-1"})
-    )
+    posting = lone_gateway.client.post("/ai/chat", json=HI, headers={"idempotency-key": "key-1"})
+    waiting = asyncio.create_task(posting)
     claim = await until(lambda: Claims(connection).find(tenant, "key-1"))
     assert claim is not None
     writer = Writer(log, TurnKey(tenant, claim.turn))
-    await until(lambda: is_asked(writer))
+
+    async def is_stored() -> bool:
+        return bool(await log.replay(writer.key))
+
+    await until(is_stored)
     writer.chain = (await log.turn(writer.key)).chain
     await writer.end("failed", failure)
-    answer = await asking
+    answer = await waiting
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["message"]) == (status, failure.code, failure.message)
     assert answer.headers.get("retry-after") == retry_after
 
 
-async def test_silence_before_the_first_word_is_filled(new_gateway: NewGateway, nats_url: str) -> None:
-    """A proxy in between gives up on who sends nothing: the status goes out, and heartbeats after it."""
-    patient = await new_gateway(nats_url, heartbeat_s=0.05)
-    async with patient.client.stream(
-        "POST", "/ai/chat", json={"messages": [{"role": "user", "content": "hi"}]}
-    ) as answer:
+async def test_heartbeats_precede_the_first_event(new_gateway: NewGateway, nats_url: str) -> None:
+    gateway = await new_gateway(nats_url, heartbeat_s=0.05)
+    async with gateway.client.stream("POST", "/ai/chat", json=HI) as answer:
         assert answer.status_code == 200
         assert await anext(answer.aiter_raw()) == HEARTBEAT
 
 
-async def is_asked(writer: Writer) -> bool:
-    return bool(await writer.log.replay(writer.key))
-
-
-async def test_a_model_goes_by_its_other_names_too(
+async def test_an_alias_of_a_model_is_stored_as_the_model(
     new_gateway: NewGateway, nats_url: str, log: TurnLog, tenant: Tenant
 ) -> None:
-    """Claude's own, and those that an operator gives; the log has the one name that it has for everybody."""
-    gateway = await new_gateway(nats_url, model_aliases="gpt-4o=claude-haiku-5-5")
-    turns = [await posted(gateway, message="hi", model=name) for name in ("gpt-4o", "claude-haiku-5-5")]
-    assert {(await request_of(log, tenant, turn)).model for turn in turns} == {"claude-haiku-5-5"}
+    sessions = Sessions(await new_gateway(nats_url, model_aliases="gpt-4o=claude-haiku-5-5"), log, tenant)
+    turns = [await sessions.post(model=name) for name in ("gpt-4o", "claude-haiku-5-5")]
+    assert {(await sessions.request(turn)).model for turn in turns} == {"claude-haiku-5-5"}

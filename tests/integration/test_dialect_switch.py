@@ -1,0 +1,92 @@
+"""A turn read in one dialect and resumed in another: a cursor belongs to the turn and not to a dialect."""
+
+import asyncio
+import json
+from typing import NamedTuple
+
+import httpx2
+
+from tailrace.gateway.clients.registry import DIALECTS
+from tests.harness.displayed_text import SAYS
+from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import EventStream, Sent
+from tests.integration.conftest import Gateway
+
+TEXT = words(40)
+LINE = "#sim words=40 rate=40"
+# The last event of a job has the whole text.
+WITH_WHOLE_TEXT = {"job"}
+# Plain text has no cursor; a response counts its own events.
+WITHOUT_CURSOR = {"text", "openai-responses"}
+
+
+class Beginning(NamedTuple):
+    """The text that a reader has received, and the cursor of its last event."""
+
+    text: str
+    cursor: int
+
+
+def cursor_of(event: Sent) -> int | None:
+    """Returns the id of the event, or the cursor in its data where the protocol has no ids."""
+    if event.id is not None or not event.data.startswith("{"):
+        return event.id
+    cursor: int | None = json.loads(event.data).get("cursor")
+    return cursor
+
+
+async def receive(response: httpx2.Response, dialect: str, cursors: int) -> Beginning:
+    """Reads until that many cursors have arrived."""
+    stream, seen = EventStream(), list[Sent]()
+    async for received in response.aiter_raw():
+        seen += stream.feed(received)
+        found = [index for index, event in enumerate(seen) if cursor_of(event) is not None]
+        if len(found) >= cursors:
+            break
+    last = found[cursors - 1]
+    cursor = cursor_of(seen[last])
+    assert cursor is not None
+    return Beginning(SAYS[dialect](b"".join(event.raw for event in seen[: last + 1])), cursor)
+
+
+async def begin(gateway: Gateway, turn: str, dialect: str, cursors: int) -> Beginning:
+    async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
+        return await receive(response, dialect, cursors)
+
+
+async def rest(gateway: Gateway, turn: str, cursor: int, dialect: str) -> str:
+    headers = {"last-event-id": str(cursor)}
+    response = await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}", headers=headers)
+    assert response.status_code == 200, response.text
+    return SAYS[dialect](response.content)
+
+
+async def verify(gateway: Gateway, turn: str, beginning: Beginning) -> None:
+    """Resumes in every dialect: both parts together are the text."""
+    assert 0 < len(beginning.text) < len(TEXT)
+    rests = await asyncio.gather(*(rest(gateway, turn, beginning.cursor, dialect) for dialect in DIALECTS))
+    missing = TEXT.removeprefix(beginning.text)
+    assert dict(zip(DIALECTS, rests, strict=True)) == {
+        dialect: TEXT if dialect in WITH_WHOLE_TEXT else missing for dialect in DIALECTS
+    }
+
+
+async def test_a_running_turn_is_resumed_in_every_dialect_from_every_dialect(gateway: Gateway) -> None:
+    turn = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
+    dialects = sorted(set(DIALECTS) - WITHOUT_CURSOR)
+    beginnings = await asyncio.gather(
+        *(begin(gateway, turn, dialect, cursors) for dialect in dialects for cursors in (5, 11))
+    )
+    await asyncio.gather(*(verify(gateway, turn, beginning) for beginning in beginnings))
+
+
+async def test_a_stream_of_use_chat_is_resumed_on_other_routes(gateway: Gateway) -> None:
+    body = {"messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": LINE}]}]}
+    async with gateway.client.stream("POST", "/api/chat", json=body) as response:
+        beginning = await receive(response, "ui", 9)
+        turn = response.headers["tailrace-turn"]
+    await verify(gateway, turn, beginning)
+    job = await gateway.client.get(f"/api/stream/{turn}", headers={"last-event-id": str(beginning.cursor)})
+    assert SAYS["job"](job.content) == TEXT
+    response = await gateway.client.get(f"/v1/responses/resp_{turn}?stream=true")
+    assert SAYS["openai-responses"](response.content) == TEXT
