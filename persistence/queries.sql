@@ -282,7 +282,7 @@ WITH page AS (
 {with_totals}
 
 -- name: project_sessions
--- The same for one project.
+-- The same for one project. A statement of its own, so that each has an index in the order of the page.
 WITH page AS (
     SELECT * FROM sessions
     WHERE tenant = :tenant AND project = :project AND (updated_at, session) < (:before_at, :before)

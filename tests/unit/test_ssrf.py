@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tailrace.proto.ssrf import Destination, UrlNotAllowed, check_url, is_public, parse_private_hosts
 
-NOBODYS: frozenset[str] = frozenset()
+NO_HOSTS: frozenset[str] = frozenset()
 PUBLIC = [
     "https://example.com",
     "https://example.com/",
@@ -138,7 +138,7 @@ NOT_PUBLIC_ADDRESSES = [
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_https_url_may_be_named(url: str) -> None:
     """What receivers of webhooks look like."""
-    assert not check_url(url, NOBODYS).is_private
+    assert not check_url(url, NO_HOSTS).is_private
 
 
 @pytest.mark.rule("S10")
@@ -156,7 +156,7 @@ def test_a_public_https_url_may_be_named(url: str) -> None:
 def test_an_ambiguous_url_is_refused_with_its_reason(url: str, why: str) -> None:
     """FAULTS 1, S10: a URL that two parsers could read differently."""
     with pytest.raises(UrlNotAllowed, match=why):
-        check_url(url, NOBODYS)
+        check_url(url, NO_HOSTS)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_an_embedded_ipv4_address_is_not_more_public_than_itself(inner: ipaddres
 def test_any_text_is_a_destination_or_refused(text: str) -> None:
     """Nothing that a client can write breaks the parser; what it takes has a host that a socket can be given."""
     try:
-        found = check_url(text, NOBODYS)
+        found = check_url(text, NO_HOSTS)
     except UrlNotAllowed:
         return
     assert found.host

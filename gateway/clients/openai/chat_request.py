@@ -11,10 +11,9 @@ import msgspec
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.chat_messages import AssistantMessage, ChatMessage, conversation_of, system_of
 from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
-from tailrace.gateway.clients.openai.common import Choice, Effort
+from tailrace.gateway.clients.openai.common import Choice, Effort, RequestBody
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
-from tailrace.gateway.turns.request_body import NewTurn, OnBusy
-from tailrace.proto.entries import OnInterrupt
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 
@@ -69,55 +68,32 @@ class JsonSchema(_Format, frozen=True, tag="json_schema"):
     json_schema: Schema
 
 
-class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body. Null means absent, as in OpenAI's API. The last group of fields is `chat_parameters.UNSUPPORTED`."""
+class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body. The last group of fields is in `chat_parameters.UNSUPPORTED`."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
-    model: str
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     stop: str | list[str] | None = None
     tools: list[Tool] | None = None
     tool_choice: Choice | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
     response_format: PlainText | AnyJson | JsonSchema | None = None
     reasoning_effort: Effort | None = None
-    metadata: dict[str, str] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-
-    thinking: Options | None = None
-    session_id: str | None = None
-    project_id: str | None = None
-    on_busy: OnBusy = "reject"
-    max_cost: float | None = None
-    on_interrupt: OnInterrupt = "continue"
-    on_disconnect: str = "continue"
 
     n: Any = None
     logprobs: Any = None
-    top_logprobs: Any = None
     logit_bias: Any = None
     modalities: Any = None
     audio: Any = None
     functions: Any = None
     function_call: Any = None
     web_search_options: Any = None
-    moderation: Any = None
-    service_tier: Any = None
     presence_penalty: Any = None
     frequency_penalty: Any = None
     seed: Any = None
     verbosity: Any = None
     prediction: Any = None
-    store: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
 
 
 def build_turn(chat: ChatCompletionRequest, model: Model) -> BuiltTurn:

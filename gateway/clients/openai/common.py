@@ -1,4 +1,4 @@
-"""Converts what OpenAI's two protocols have in common to Anthropic's Messages API: files, tools, effort, sampling.
+"""What OpenAI's two protocols have in common: fields, and the conversion of files, tools, effort and sampling.
 
 A parameter that the model does not support is refused with its name, or removed if the answer stays the same.
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 
@@ -19,6 +21,39 @@ Choice = Literal["auto", "none", "required"]
 
 NO_INPUT: Fields = {"type": "object", "properties": {}}
 PDF, PLAIN = "application/pdf", "text/plain"
+
+
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields that the bodies of both protocols have. Null means absent, as in OpenAI's API.
+
+    The second group is what Tailrace and other OpenAI-compatible servers of Claude add. The last group is in the tables
+    of unsupported parameters of both.
+    """
+
+    model: str
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    thinking: Fields | None = None
+    session_id: str | None = None
+    project_id: str | None = None
+    on_busy: OnBusy = "reject"
+    max_cost: float | None = None
+    on_interrupt: OnInterrupt = "continue"
+    on_disconnect: str = "continue"
+
+    moderation: Any = None
+    top_logprobs: Any = None
+    service_tier: Any = None
+    store: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
 
 def image_block(url: str, where: str) -> Fields:

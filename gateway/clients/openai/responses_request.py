@@ -9,13 +9,12 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.clients.openai import common
-from tailrace.gateway.clients.openai.common import Choice, Effort, Fields
+from tailrace.gateway.clients.openai.common import Choice, Effort, Fields, RequestBody
 from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of, system_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
-from tailrace.gateway.turns.request_body import NewTurn, OnBusy
-from tailrace.proto.entries import OnInterrupt
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
@@ -58,51 +57,28 @@ class Conversation(msgspec.Struct, frozen=True):
     id: str
 
 
-class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body. Null means absent, as in OpenAI's API. The last group is `responses_parameters.UNSUPPORTED`."""
+class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body. The last group of fields is in `responses_parameters.UNSUPPORTED`."""
 
     input: str | list[InputItem]
-    model: str
     instructions: str | None = None
-    stream: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: str | Conversation | None = None
     max_output_tokens: int | None = None
-    metadata: dict[str, str] | None = None
     tools: list[Tool] | None = None
     tool_choice: Choice | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: Text | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-
-    thinking: Fields | None = None
-    session_id: str | None = None
-    project_id: str | None = None
-    on_busy: OnBusy = "reject"
-    max_cost: float | None = None
-    on_interrupt: OnInterrupt = "continue"
-    on_disconnect: str = "continue"
 
     prompt: Any = None
-    moderation: Any = None
     context_management: Any = None
-    top_logprobs: Any = None
-    service_tier: Any = None
     access_programs: Any = None
     truncation: Any = None
     include: Any = None
-    store: Any = None
     max_tool_calls: Any = None
     stream_options: Any = None
     image: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
 
 
 def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
