@@ -40,9 +40,18 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_HOST": [
         (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
     ],
-    "TAILRACE_API_KEYS": [("acme:secret", "TENANT:SHA256"), (f"A:{'0' * 64}", "a-z 0-9")],
+    "TAILRACE_API_KEYS": [
+        ("acme:secret", "TENANT:SHA256"),
+        (f"A:{'0' * 64}", "a-z 0-9"),
+        (f"acme:{'0' * 64},other:{'0' * 64}", ""),
+    ],
     "TAILRACE_JWT_SECRET": [("short", "32 bytes")],
-    "TAILRACE_JWT_KEYS": [("/nowhere", "URL"), ("http://[::1", "URL"), ("file:///etc/passwd", "URL")],
+    "TAILRACE_JWT_KEYS": [
+        ("/nowhere", "URL"),
+        ("http://[::1", "URL"),
+        ("file:///etc/passwd", "URL"),
+        ("ftp://h/", "URL"),
+    ],
     "TAILRACE_JWT_ISSUER": [("https://issuer.example", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     "TAILRACE_JWT_AUDIENCE": [("authenticated", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     "TAILRACE_HOSTS": [("https://h", "without scheme and port"), ("h:80", "without scheme and port")],
@@ -59,14 +68,19 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
     "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
     "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
-    "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude")],
+    "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude"), ("claude; gpt = litellm", "")],
     "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],
     "ANTHROPIC_BASE_URL": [(text, "https://HOST") for text in ("", "api.anthropic.com", "http://[::1", "http://h:x")],
     "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "is not /nowhere/claude")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
     "TAILRACE_DATABASE": [("", "a file"), ("/", "a file")],
     "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
-    "TAILRACE_WEBHOOK_URLS": [("https://h", "TENANT=URL"), ("acme=http://h", "https://")],
+    "TAILRACE_WEBHOOK_URLS": [
+        ("https://h", "TENANT=URL"),
+        ("acme=http://h", "https://"),
+        ("acme=http://10.0.0.1/", ""),
+        ("Acme=https://h/", ""),
+    ],
 }
 # Other settings without which a setting is not used.
 BESIDES = {
