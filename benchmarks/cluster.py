@@ -15,7 +15,7 @@ from time import monotonic
 import msgspec
 
 from tests.harness.cluster_faults import FAULTS, Fault
-from tests.harness.cluster_system import System, started
+from tests.harness.cluster_system import ClusterSystem, started
 
 TURNS = 4
 WORDS = {"number": 300, "rate": 20}
@@ -37,7 +37,7 @@ class Measured(msgspec.Struct, frozen=True):
     """What was not as it should be, in the end."""
 
 
-async def accepted(system: System) -> tuple[float, float]:
+async def accepted(system: ClusterSystem) -> tuple[float, float]:
     """How long it took until a POST was accepted, and the slowest answer on the way."""
     began, slowest_s = monotonic(), 0.0
     while monotonic() < began + POST_S_MAX:
@@ -51,23 +51,23 @@ async def accepted(system: System) -> tuple[float, float]:
     return POST_S_MAX, slowest_s
 
 
-async def measured(system: System, fault: Fault) -> Measured:
-    await system.heal()
+async def measured(system: ClusterSystem, fault: Fault) -> Measured:
+    await system.healed()
     attempts, calls = await system.attempts(), await system.calls()
-    async with system.telling(TURNS, **WORDS) as listeners:
+    async with system.streaming(TURNS, **WORDS) as listeners:
         before = monotonic()
         await fault(system)
         # Servers that had to be started again have the bar from then on.
         since = monotonic() if fault.__name__ == "kill_all" else before
         posting = asyncio.create_task(accepted(system))
     accepted_s, slowest_s = await posting
-    await system.heal()
+    await system.healed()
     broken = ""
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
         if not verdict.is_green or turn.text != listener.text:
             broken = verdict.evidence or "another text"
-    silence_s = max(listener.silence_s(since) for listener in listeners)
+    silence_s = max(listener.delta_pause_s(since) for listener in listeners)
     attempts, calls = await system.attempts() - attempts, await system.calls() - calls
     if calls > attempts:
         broken = f"{calls} calls in {attempts} attempts"

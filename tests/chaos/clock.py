@@ -1,4 +1,4 @@
-"""The wall clock of one process, which can be put wrong while it runs. Needs a C compiler."""
+"""The wall clock of one process, which a test sets wrong while it runs. Needs a C compiler."""
 
 import mmap
 import shutil
@@ -12,7 +12,7 @@ NUMBERS = struct.Struct("@ll")
 
 
 class Clock:
-    """`environ` is what its process is started with. Durations, by the monotonic clock, stay right."""
+    """`environ` starts its process with this clock. The monotonic clock stays right."""
 
     def __init__(self, library: Path, path: Path) -> None:
         path.write_bytes(bytes(NUMBERS.size))
@@ -21,8 +21,8 @@ class Clock:
         self.environ = {"LD_PRELOAD": str(library), "TAILRACE_CLOCK": str(path)}
 
     @classmethod
-    def made(cls, folder: Path, name: str) -> Self | None:
-        """None: there is no compiler."""
+    def create(cls, folder: Path, name: str) -> Self | None:
+        """Returns None without a C compiler."""
         compiler = shutil.which("cc")
         if compiler is None:
             return None
@@ -32,11 +32,11 @@ class Clock:
         return cls(library, folder / f"{name}.clock")
 
     def jump(self, seconds: int) -> None:
-        """Wrong by so much from now on; 0: right again."""
+        """Sets the error of the clock."""
         struct.pack_into("@l", self._shared, 0, seconds)
 
     @property
-    def asked(self) -> int:
-        """How often a wrong time was told."""
+    def wrong_readings(self) -> int:
+        """How many wrong times it has returned."""
         _, count = NUMBERS.unpack(self._shared[: NUMBERS.size])
         return int(count)

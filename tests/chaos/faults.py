@@ -1,6 +1,6 @@
-"""What can be done to the system, by name; each is proved to have happened, and healed. Judges nothing.
+"""The faults by name: each injects itself, waits until it has an effect, and heals itself.
 
-A fault has a lane, and there is at most one at a time in each: so at most one nats-server is faulty, and one way to it.
+A fault belongs to a group, and each group has at most one at a time. So at most one nats-server fails at a time.
 """
 
 import asyncio
@@ -17,99 +17,100 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.full_disk import is_stuck
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
-from tests.chaos.clock import Clock
-from tests.chaos.link import Failure
-from tests.chaos.system import Ends, Joined, System
+from tailrace.proto.nats.streams import GENERATOR_ACK_WAIT_S
+from tests.chaos.system import ChaosSystem, Connection
 from tests.harness.disk import MIB, can_mount
 from tests.harness.freeze import freeze
-from tests.harness.processes import Process
+from tests.harness.proxy import Failure
+from tests.harness.system import Role, Target
 from tests.harness.until import until
 
 HOUR_S = 3600
-FELT_S_MAX = 12.0
-WHOLE_S_MAX = 120.0
+EFFECT_S_MAX = 12.0
+HEALED_S_MAX = 120.0
 STARTS_MAX = 5
 NOISE = b"not a page " * 3000
-WAITS = b"batch could not be recorded"
-# What the simulated Claude does when a question asks it to (docs/SIMULATED.md), and after which delta.
+WRITE_FAILED = b"batch could not be recorded"
+# Failures of the simulated Claude (docs/SIMULATED.md), with the delta after which each happens.
 MODEL = {"429": 0, "529": 0, "500": 0, "html": 0, "error": 9, "cut": 9, "stall": 9, "eof": 9, "garbage": 9}
 
-Lane = Literal["log", "model", "gateway", "generator", "persistence", "clock", "question"]
+Group = Literal["log", "model", "gateway", "generator", "persistence", "clock", "prompt"]
 
 
-class Struck(NamedTuple):
-    """What a fault hit, how much of it was felt, and what it may have cost (checker: `Fault`)."""
+class Effect(NamedTuple):
+    """The target of a fault, how much of the effect was counted, and its costs (checker: `Fault`)."""
 
     target: str
-    felt: int
+    size: int
     interrupts: int = 0
     calls: int = 0
 
 
-class Scene(NamedTuple):
-    """Where a fault happens: how long it lasts, and how many turns run meanwhile."""
+class Context(NamedTuple):
+    """The system, how long the fault lasts, and how many turns run meanwhile."""
 
-    system: System
-    chance: Random
-    hold_s: float
-    lease_s: float
-    at_once: int
+    system: ChaosSystem
+    random: Random
+    duration_s: float
+    concurrent_turns: int
 
-    async def hold(self, felt: Callable[[], int], s: float = 0.0) -> int:
-        """Lasts as long as it should, and until it was felt; how much."""
-        await asyncio.sleep(s or self.hold_s)
+    async def wait(self, count: Callable[[], int], s: float = 0.0) -> int:
+        """Waits for the duration, and until there is an effect. Returns its count."""
+        await asyncio.sleep(s or self.duration_s)
         with suppress(AssertionError):
-            await until(felt, FELT_S_MAX)
-        return felt()
+            await until(count, EFFECT_S_MAX)
+        return count()
 
-    async def one_of(self, processes: Sequence[Process]) -> Process:
-        """One that is up; of generators, one that is just calling its model."""
-        if processes is self.system.generators:
-            processes = [one.process for one in await _used(self.system.links["model"]) if one.process is not None]
-        process = self.chance.choice(processes)
-        await self.system.back(process)
-        return process
+    async def choose(self, role: Role) -> str:
+        """Returns the name of a running process; of generators, of one that is calling its model."""
+        if role == "generator":
+            names = [one.source for one in await _in_use(self.system.connections["model"])]
+        else:
+            names = [name for name in self.system.processes if name.startswith(role)]
+        name = self.random.choice(names)
+        await self.system.restarted(self.system.processes[name])
+        return name
 
 
-Strike = Callable[[Scene], Awaitable[Struck]]
+Inject = Callable[[Context], Awaitable[Effect]]
 
 
 class Kind(NamedTuple):
-    """A kind of fault. `strike` is None for what the questions do. `needs` is what must be there for it."""
+    """A kind of fault. `effect` is what is counted. `inject` is None for failures that the prompts request."""
 
-    lane: Lane
-    felt: str
-    """What is counted: how it is proved."""
-    strike: Strike | None
-    needs: Literal["", "nodes", "mount", "compiler"] = ""
+    group: Group
+    effect: str
+    inject: Inject | None
+    needs: Literal["", "servers", "mount", "compiler"] = ""
 
 
 # Processes.
 
 
-async def signal(number: Signals, of: Callable[[System], Sequence[Process]], scene: Scene) -> Struck:
-    """It is gone, and started again."""
-    process = await scene.one_of(of(scene.system))
-    name, pid = scene.system.name(process), process.pid
+async def signal_process(number: Signals, role: Role, context: Context) -> Effect:
+    """Ends a process, which the system starts again."""
+    name = await context.choose(role)
+    process, log_name = context.system.processes[name], context.system.log_name(name)
+    pid = process.pid
     process.signal(number)
-    await until(lambda: process.pid != pid, WHOLE_S_MAX)
-    await scene.system.back(process)
-    return Struck(name, 1)
+    await until(lambda: process.pid != pid, HEALED_S_MAX)
+    await context.system.restarted(process)
+    return Effect(log_name, 1)
 
 
-async def stop(of: Callable[[System], Sequence[Process]], scene: Scene) -> Struck:
-    """It stands still, a generator for longer than its lease, and goes on as if nothing had happened."""
-    process = await scene.one_of(of(scene.system))
-    name = scene.system.name(process)
+async def freeze_process(role: Role, context: Context) -> Effect:
+    """Freezes a process for longer than a lease."""
+    name = await context.choose(role)
+    process, log_name = context.system.processes[name], context.system.log_name(name)
     freeze(process)
     try:
-        felt = await scene.hold(lambda: _stands(process.pid), max(scene.hold_s, 1.3 * scene.lease_s))
+        count = await context.wait(lambda: _is_frozen(process.pid), max(context.duration_s, 1.3 * GENERATOR_ACK_WAIT_S))
     finally:
         process.signal(SIGCONT)
-    return Struck(name, felt)
+    return Effect(log_name, count)
 
 
-def _stands(pid: int) -> int:
+def _is_frozen(pid: int) -> int:
     with suppress(FileNotFoundError, ProcessLookupError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T")
     return 0
@@ -118,208 +119,198 @@ def _stands(pid: int) -> int:
 # Nats-servers.
 
 
-async def signal_node(number: Signals, scene: Scene) -> Struck:
-    node = scene.chance.choice(scene.system.nodes)
-    await node.stop(number)
+async def signal_server(number: Signals, context: Context) -> Effect:
+    server = context.random.choice(context.system.servers)
+    await server.stop(number)
     try:
-        await scene.hold(lambda: 1)
+        await context.wait(lambda: 1)
     finally:
-        await _start(node)
-    await _whole(scene)
-    return Struck(node.spec.name, 1, scene.at_once)
+        await _start(server)
+    await context.system.healed(HEALED_S_MAX)
+    return Effect(server.spec.name, 1, context.concurrent_turns)
 
 
-async def stop_node(scene: Scene) -> Struck:
-    node = scene.chance.choice(scene.system.nodes)
-    freeze(node)
+async def freeze_server(context: Context) -> Effect:
+    server = context.random.choice(context.system.servers)
+    freeze(server)
     try:
-        felt = await scene.hold(lambda: _stands(node.pid), max(scene.hold_s, 3.0))
+        count = await context.wait(lambda: _is_frozen(server.pid), max(context.duration_s, 3.0))
     finally:
-        node.signal(SIGCONT)
-    await _whole(scene)
-    return Struck(node.spec.name, felt, scene.at_once)
+        server.signal(SIGCONT)
+    await context.system.healed(HEALED_S_MAX)
+    return Effect(server.spec.name, count, context.concurrent_turns)
 
 
-async def step_down(scene: Scene) -> Struck:
-    cluster = scene.system.cluster
+async def step_down(context: Context) -> Effect:
+    cluster = context.system.cluster
     assert cluster is not None
     old = await cluster.leader()
     await cluster.step_down()
-    return Struck(old.spec.name, int(await cluster.leader() is not old), scene.at_once)
+    return Effect(old.spec.name, int(await cluster.leader() is not old), context.concurrent_turns)
 
 
-async def fill_node(scene: Scene) -> Struck:
-    """A server's disk is full. Once there is room it is started again, as `up` does it."""
-    node, disk = scene.system.nodes[-1], scene.system.disk
+async def fill_server_disk(context: Context) -> Effect:
+    """Fills the disk of a server; frees it and restarts the server, as `up` does."""
+    server, disk = context.system.servers[-1], context.system.small_disk
     assert disk is not None
-    stuck = 0
+    count = 0
 
-    async def look() -> bool:
-        nonlocal stuck
-        stuck = int(is_stuck(await http_get("127.0.0.1", node.spec.monitor_port, "/healthz")))
-        return bool(stuck)
+    async def has_failed() -> bool:
+        nonlocal count
+        count = int(is_stuck(await http_get("127.0.0.1", server.spec.monitor_port, "/healthz")))
+        return bool(count)
 
     try:
         _fill(disk)
-        await scene.hold(lambda: 1)
+        await context.wait(lambda: 1)
         with suppress(AssertionError):
-            await until(look, FELT_S_MAX)
+            await until(has_failed, EFFECT_S_MAX)
     finally:
         (disk / "ballast").unlink()
-        await node.stop(SIGTERM)
-        await _start(node)
-    await _whole(scene)
-    return Struck(node.spec.name, stuck, scene.at_once)
+        await server.stop(SIGTERM)
+        await _start(server)
+    await context.system.healed(HEALED_S_MAX)
+    return Effect(server.spec.name, count, context.concurrent_turns)
 
 
 def _fill(disk: Path) -> None:
-    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
-        while True:
-            ballast.write(bytes(MIB))
-    with suppress(OSError), (disk / "ballast").open("ab", buffering=0) as ballast:
-        while True:
-            ballast.write(bytes(4096))
+    for size in (MIB, 4096):
+        with suppress(OSError), (disk / "ballast").open("ab", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(size))
 
 
-async def _start(node: NatsServer) -> None:
+async def _start(server: NatsServer) -> None:
     for _ in range(STARTS_MAX):
         with suppress(UpRefused):
-            await node.start()
+            await server.start()
             return
-    raise AssertionError(f"{node.spec.name} does not start")
+    raise AssertionError(f"{server.spec.name} does not start")
 
 
-async def _whole(scene: Scene) -> None:
-    """Returns when all servers have everything: no other fault befalls them before.
-
-    Also what is not the turns' stream: a bucket or a consumer that had lost two of its three copies would stand still.
-    """
-    if scene.system.cluster is not None:
-        await until(scene.system.cluster.is_whole, WHOLE_S_MAX)
+# Connections.
 
 
-# Links.
+async def fail_connection(target: Target, failure: Failure, context: Context) -> Effect:
+    one = context.random.choice(await _in_use(context.system.connections[target]))
+    failing = _routes(context, one) if target == "route" else [one]
 
+    def count() -> int:
+        return sum(connection.proxy.affected[failure] for connection in failing)
 
-async def link(ends: Ends, failure: Failure, scene: Scene) -> Struck:
-    one = scene.chance.choice(await _used(scene.system.links[ends]))
-    failing = _with_others(scene, one) if ends == "route" else [one]
-    before = sum(joined.link.felt[failure] for joined in failing)
-
-    def felt() -> int:
-        return sum(joined.link.felt[failure] for joined in failing) - before
-
-    for joined in failing:
-        joined.link.fail(failure)
+    before = count()
+    for connection in failing:
+        connection.proxy.fail(failure)
     try:
-        count = await scene.hold(felt)
+        affected = await context.wait(lambda: count() - before)
     finally:
-        for joined in failing:
-            joined.link.mend()
-    if ends in ("log", "route"):
-        await _whole(scene)
-    costs = ends == "route" or one.process in scene.system.generators
-    return Struck(one.link.name, count, scene.at_once * costs, scene.at_once * (ends == "model"))
+        for connection in failing:
+            connection.proxy.mend()
+    if target in ("nats-server", "route"):
+        await context.system.healed(HEALED_S_MAX)
+    may_interrupt = target == "route" or one.source.startswith("generator-")
+    turns = context.concurrent_turns
+    return Effect(one.proxy.name, affected, turns * may_interrupt, turns * (target == "model"))
 
 
-async def _used(links: Sequence[Joined]) -> list[Joined]:
-    """Those that somebody is connected over: nobody feels what befalls another."""
+async def _in_use(connections: Sequence[Connection]) -> list[Connection]:
+    """Waits until some of them have an open connection, and returns those: a fault of another has no effect."""
 
-    def used() -> list[Joined]:
-        return [joined for joined in links if joined.link.carries]
+    def in_use() -> list[Connection]:
+        return [connection for connection in connections if connection.proxy.open_connections]
 
-    return await until(used, WHOLE_S_MAX)
+    return await until(in_use, HEALED_S_MAX)
 
 
-def _with_others(scene: Scene, one: Joined) -> list[Joined]:
-    """Both ways between two servers, or all ways of one: whoever dialled."""
-    here, _, there = one.link.name.partition(" > ")
-    wanted = {here, there} if scene.chance.random() < 0.5 else {here}
-    return [joined for joined in scene.system.links["route"] if wanted <= set(joined.link.name.split(" > "))]
+def _routes(context: Context, one: Connection) -> list[Connection]:
+    """Returns the routes between two servers in both directions, or all routes of one server."""
+    here, _, there = one.proxy.name.partition(" > ")
+    wanted = {here, there} if context.random.random() < 0.5 else {here}
+    routes = context.system.connections["route"]
+    return [connection for connection in routes if wanted <= set(connection.proxy.name.split(" > "))]
 
 
 # The database.
 
 
-async def lock_database(scene: Scene) -> Struck:
-    """Another program has it."""
-    with closing(sqlite3.connect(scene.system.database, isolation_level=None, timeout=0)) as other:
-        await until(lambda: _says(other, "BEGIN EXCLUSIVE"))
-        before = _waits(scene.system)
-        felt = await scene.hold(lambda: _waits(scene.system) - before)
+async def lock_database(context: Context) -> Effect:
+    """Another program locks the database."""
+    with closing(sqlite3.connect(context.system.database, isolation_level=None, timeout=0)) as other:
+        await until(lambda: _execute(other, "BEGIN EXCLUSIVE"))
+        before = _failed_writes(context.system)
+        count = await context.wait(lambda: _failed_writes(context.system) - before)
         other.execute("ROLLBACK")
-    return Struck("database", felt)
+    return Effect("database", count)
 
 
-async def fill_database(scene: Scene) -> Struck:
-    """Its disk is full."""
-    await _emptied(scene.system)
-    before = _waits(scene.system)
+async def fill_database_disk(context: Context) -> Effect:
+    await _checkpoint(context.system)
+    before = _failed_writes(context.system)
     try:
-        _fill(scene.system.database.parent)
-        felt = await scene.hold(lambda: _waits(scene.system) - before)
+        _fill(context.system.database.parent)
+        count = await context.wait(lambda: _failed_writes(context.system) - before)
     finally:
-        (scene.system.database.parent / "ballast").unlink()
-    return Struck("database", felt)
+        (context.system.database.parent / "ballast").unlink()
+    return Effect("database", count)
 
 
-async def corrupt_database(scene: Scene) -> Struck:
-    """Noise in the file, and a start that finds it: what is damaged is set aside, and a new one made from the log."""
-    system = scene.system
-    before = _damaged(system)
-    await _still(system)
-    # What the journal holds is read in place of the noise.
-    while _journalled(system):
+async def corrupt_database(context: Context) -> Effect:
+    """Overwrites a part of the file and kills persistence, which sets the file aside and builds a new one."""
+    system = context.system
+    before = _damaged_files(system)
+    await _freeze_idle(system)
+    # SQLite would read the pages in the journal instead.
+    while _journal_bytes(system):
         system.persistence.signal(SIGCONT)
-        await _still(system)
+        await _freeze_idle(system)
     with system.database.open("r+b") as file:
         file.write(NOISE)
     system.persistence.signal(SIGKILL)
-    felt = await scene.hold(lambda: _damaged(system) - before)
-    await system.back(system.persistence)
-    # An hour of them would fill its disk.
-    for aside in system.database.parent.glob("*.damaged-*"):
-        aside.unlink()
-    return Struck("database", felt)
+    count = await context.wait(lambda: _damaged_files(system) - before)
+    await system.restarted(system.persistence)
+    # The damaged files of an hour would fill the disk.
+    for damaged in system.database.parent.glob("*.damaged-*"):
+        damaged.unlink()
+    return Effect("database", count)
 
 
-async def _still(system: System) -> None:
-    """The journal is emptied, and persistence stopped; who is quick has written again by then."""
-    await system.back(system.persistence)
-    await _emptied(system)
+async def _freeze_idle(system: ChaosSystem) -> None:
+    """Freezes persistence after a checkpoint. It may have written again in between."""
+    await system.restarted(system.persistence)
+    await _checkpoint(system)
     freeze(system.persistence)
 
 
-async def remove_database(scene: Scene) -> Struck:
-    """The file is deleted while it is open."""
-    system = scene.system
-    await system.back(system.persistence)
+async def remove_database(context: Context) -> Effect:
+    """Deletes the open file; persistence ends, and starts with a new one."""
+    system = context.system
+    await system.restarted(system.persistence)
     pid = system.persistence.pid
     _remove(system)
-    felt = await scene.hold(lambda: int(system.persistence.pid != pid))
-    await system.back(system.persistence)
-    return Struck("database", felt)
+    count = await context.wait(lambda: int(system.persistence.pid != pid))
+    await system.restarted(system.persistence)
+    return Effect("database", count)
 
 
-def _journalled(system: System) -> int:
-    journal = Path(f"{system.database}-wal")
-    return journal.stat().st_size if journal.exists() else 0
-
-
-def _remove(system: System) -> None:
+def _remove(system: ChaosSystem) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{system.database}{suffix}").unlink(missing_ok=True)
 
 
-def _says(other: sqlite3.Connection, statement: str) -> bool:
+def _journal_bytes(system: ChaosSystem) -> int:
+    journal = Path(f"{system.database}-wal")
+    return journal.stat().st_size if journal.exists() else 0
+
+
+def _execute(other: sqlite3.Connection, statement: str) -> bool:
     with suppress(sqlite3.OperationalError):
         other.execute(statement)
         return True
     return False
 
 
-async def _emptied(system: System) -> None:
-    """What is in the journal is in the file."""
+async def _checkpoint(system: ChaosSystem) -> None:
+    """Moves the journal into the file."""
     with closing(sqlite3.connect(system.database, isolation_level=None, timeout=0)) as other:
 
         def is_empty() -> bool:
@@ -330,82 +321,67 @@ async def _emptied(system: System) -> None:
         await until(is_empty)
 
 
-def _waits(system: System) -> int:
-    """How often persistence has said that it cannot write."""
-    return system.persistence.printed.read_bytes().count(WAITS)
+def _failed_writes(system: ChaosSystem) -> int:
+    return system.persistence.printed.read_bytes().count(WRITE_FAILED)
 
 
-def _damaged(system: System) -> int:
+def _damaged_files(system: ChaosSystem) -> int:
     return sum(1 for _ in system.database.parent.glob("*.damaged-?"))
 
 
 # The clock.
 
 
-async def jump(scene: Scene) -> Struck:
-    """An hour forth or back, and back again."""
-    clocks: list[tuple[Process, Clock]] = list(scene.system.clocks.items())
-    process, clock = scene.chance.choice(clocks)
-    before = clock.asked
-    clock.jump(scene.chance.choice((HOUR_S, -HOUR_S)))
+async def jump_clock(context: Context) -> Effect:
+    """Sets the wall clock of a process an hour forward or back, and right again."""
+    name, clock = context.random.choice(list(context.system.clocks.items()))
+    before = clock.wrong_readings
+    clock.jump(context.random.choice((HOUR_S, -HOUR_S)))
     try:
-        felt = await scene.hold(lambda: clock.asked - before)
+        count = await context.wait(lambda: clock.wrong_readings - before)
     finally:
         clock.jump(0)
-    return Struck(scene.system.name(process), felt)
+    return Effect(name, count)
 
 
-def _generators(system: System) -> Sequence[Process]:
-    return system.generators
-
-
-def _gateways(system: System) -> Sequence[Process]:
-    return system.gateways
-
-
-def _persistence(system: System) -> Sequence[Process]:
-    return [system.persistence]
-
-
-PROCESSES: dict[Lane, Callable[[System], Sequence[Process]]] = {
-    "generator": _generators,
-    "gateway": _gateways,
-    "persistence": _persistence,
-}
-LANES: dict[Ends, Lane] = {"client": "gateway", "log": "log", "route": "log", "model": "model"}
+ROLES: tuple[Role, ...] = get_args(Role)
+GROUPS: dict[Target, Group] = {"gateway": "gateway", "nats-server": "log", "route": "log", "model": "model"}
+# The names of targets in the names of faults.
+TARGETS: dict[Target, str] = {"gateway": "client", "nats-server": "log", "route": "route", "model": "model"}
 
 KINDS: dict[str, Kind] = {}
-for _lane, _of in PROCESSES.items():
-    KINDS[f"kill-{_lane}"] = Kind(_lane, "pids gone", partial(signal, SIGKILL, _of))
-    KINDS[f"restart-{_lane}"] = Kind(_lane, "pids gone", partial(signal, SIGTERM, _of))
-    KINDS[f"stop-{_lane}"] = Kind(_lane, "stood still", partial(stop, _of))
+for _role in ROLES:
+    KINDS[f"kill-{_role}"] = Kind(_role, "processes ended", partial(signal_process, SIGKILL, _role))
+    KINDS[f"restart-{_role}"] = Kind(_role, "processes ended", partial(signal_process, SIGTERM, _role))
+    KINDS[f"stop-{_role}"] = Kind(_role, "frozen", partial(freeze_process, _role))
 KINDS |= {
-    "kill-node": Kind("log", "pids gone", partial(signal_node, SIGKILL)),
-    "restart-node": Kind("log", "pids gone", partial(signal_node, SIGTERM)),
-    "stop-node": Kind("log", "stood still", stop_node),
-    "step-down": Kind("log", "leaders changed", step_down, "nodes"),
-    "fill-node": Kind("log", "writes failed", fill_node, "mount"),
+    "kill-node": Kind("log", "servers ended", partial(signal_server, SIGKILL)),
+    "restart-node": Kind("log", "servers ended", partial(signal_server, SIGTERM)),
+    "stop-node": Kind("log", "frozen", freeze_server),
+    "step-down": Kind("log", "leaders changed", step_down, "servers"),
+    "fill-node": Kind("log", "writes failed", fill_server_disk, "mount"),
 }
-for _ends, _lane in LANES.items():
+for _target, _group in GROUPS.items():
     for _failure in get_args(Failure):
-        _felt = "connections reset" if _failure == "cut" else "bytes"
-        KINDS[f"{_failure}-{_ends}"] = Kind(
-            _lane, _felt, partial(link, _ends, _failure), "nodes" if _ends == "route" else ""
+        _effect = "connections reset" if _failure == "cut" else "bytes"
+        _inject = partial(fail_connection, _target, _failure)
+        KINDS[f"{_failure}-{TARGETS[_target]}"] = Kind(
+            _group, _effect, _inject, "servers" if _target == "route" else ""
         )
 KINDS |= {
     "lock-database": Kind("persistence", "writes refused", lock_database),
-    "fill-database": Kind("persistence", "writes refused", fill_database, "mount"),
+    "fill-database": Kind("persistence", "writes refused", fill_database_disk, "mount"),
     "corrupt-database": Kind("persistence", "files set aside", corrupt_database),
-    "remove-database": Kind("persistence", "pids gone", remove_database),
-    "jump-clock": Kind("clock", "wrong times told", jump, "compiler"),
+    "remove-database": Kind("persistence", "processes ended", remove_database),
+    "jump-clock": Kind("clock", "wrong times read", jump_clock, "compiler"),
 }
 for _model in MODEL:
-    KINDS[f"model-{_model}"] = Kind("question", "calls broken", None)
+    KINDS[f"model-{_model}"] = Kind("prompt", "calls failed", None)
 
 
-def lacks(kind: Kind, nodes: int, *, has_compiler: bool) -> str:
-    """Why it cannot happen here; empty: it can."""
-    if kind.needs == "nodes" and nodes == 1:
+def missing(kind: Kind, servers: int, *, has_compiler: bool) -> str:
+    """Returns why the fault is not possible here, or nothing."""
+    if kind.needs == "servers" and servers == 1:
         return "there is one nats-server"
     if kind.needs == "mount" and not can_mount():
         return "only root may mount a disk"

@@ -1,4 +1,4 @@
-"""A clock that is put wrong while its process runs: the wall clock alone, and right again afterwards."""
+"""The wrong clock changes the wall clock of a running process, not its monotonic clock."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.clock import Clock
 
-TELL = """
+PRINT_CLOCKS = """
 import sys, time, datetime
 for _ in sys.stdin:
     print(time.time(), datetime.datetime.now().timestamp(), time.monotonic(), flush=True)
@@ -17,23 +17,25 @@ for _ in sys.stdin:
 
 
 @pytest.mark.rule("F19")
-def test_only_the_wall_clock_is_wrong(tmp_path: Path) -> None:
-    clock = Clock.made(tmp_path, "one")
+def test_a_jump_changes_the_wall_clock_only(tmp_path: Path) -> None:
+    clock = Clock.create(tmp_path, "one")
     if clock is None:
         pytest.skip("there is no C compiler")
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", TELL], env=clock.environ, stdin=pipe, stdout=pipe, text=True) as told:
-        assert told.stdin is not None
-        assert told.stdout is not None
+    with subprocess.Popen(
+        [sys.executable, "-c", PRINT_CLOCKS], env=clock.environ, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         for wrong_s in (0, 3600, -3600, 0):
-            before = clock.asked
+            before = clock.wrong_readings
             clock.jump(wrong_s)
             begun, monotonic = time.time(), time.monotonic()
-            told.stdin.write("\n")
-            told.stdin.flush()
-            wall, also, other = map(float, told.stdout.readline().split())
+            process.stdin.write("\n")
+            process.stdin.flush()
+            wall, also, other = map(float, process.stdout.readline().split())
             ended = time.time()
             assert begun - 1 <= wall - wrong_s <= ended + 1
             assert begun - 1 <= also - wrong_s <= ended + 1
             assert monotonic <= other <= time.monotonic()
-            assert (clock.asked > before) == bool(wrong_s)
+            assert (clock.wrong_readings > before) == bool(wrong_s)

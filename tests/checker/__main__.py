@@ -1,4 +1,4 @@
-"""`python -m tests.checker FOLDER`: judges a recorded run once more. Exit status 1 when something does not hold."""
+"""`python -m tests.checker FOLDER` checks a recorded run. Exit status 1 if an invariant is violated."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from tests.checker.run import load
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.checker", description="Judge a recorded run.")
+    parser = argparse.ArgumentParser(prog="python -m tests.checker", description="Check a recorded run.")
     parser.add_argument("folder", type=Path)
     verdicts = judge(load(parser.parse_args().folder))
     for line in report(verdicts):

@@ -1,4 +1,4 @@
-"""Writes down what there is at the end of a run, beside its history: the log, the rows, the account, the queues."""
+"""Writes the final state of a run next to its history: the log, the rows, the model's calls, the backlogs."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -21,33 +21,38 @@ from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
-from tests.checker.run import Logged, Queue, Rest, Row, save
+from tests.checker.run import Backlog, FinalState, LogMessage, Row, save
 
 PROBE = "probe"
 ROWS = "SELECT * FROM turns JOIN usage USING (tenant, session, turn) ORDER BY tenant, turn"
 
 
 async def collect(
-    folder: Path, connection: Connection, *, claude_url: str | None = None, database: Path | None = None, nodes: int = 1
+    folder: Path,
+    connection: Connection,
+    *,
+    claude_url: str | None = None,
+    database: Path | None = None,
+    servers: int = 1,
 ) -> None:
-    """Everything, into `folder`, where the history is. Call it when what was asked has had its time.
+    """Writes all of it into `folder`. Call it when all turns have settled.
 
-    `nodes` is how many servers hold the log: with one, it holds no forks.
+    `servers` is the number of nats-servers: a log on one server contains no forks.
     """
-    Recorder(folder / HISTORY, "collect").clock()
-    queues = {}
+    Recorder(folder / HISTORY, "collect").read_clock()
+    backlogs = {}
     for durable in (GENERATORS, PERSISTENCE):
         backlog = await consumer_backlog(connection, durable)
-        queues[durable] = Queue(backlog.waiting, backlog.leased)
+        backlogs[durable] = Backlog(backlog.waiting, backlog.leased)
     log = await _log(connection)
     account = await _account(claude_url) if claude_url is not None else None
-    rest = Rest(nodes=nodes, account=account, queues=queues, collected=monotonic_ns())
-    save(folder, log, _rows(database) if database is not None else None, rest)
+    final = FinalState(servers=servers, account=account, backlogs=backlogs, collected=monotonic_ns())
+    save(folder, log, _rows(database) if database is not None else None, final)
 
 
-async def _log(connection: Connection) -> list[Logged]:
-    """The whole stream, by sequence, without the probes of whoever died before removing his own (PROTOCOL R68)."""
-    reads, log = DirectReader(connection), list[Logged]()
+async def _log(connection: Connection) -> list[LogMessage]:
+    """Returns the whole stream. Leaves out probes that a killed process did not remove (PROTOCOL R68)."""
+    reads, log = DirectReader(connection), list[LogMessage]()
     while True:
         page = await reads.page(EVERY_TURN, Seq(log[-1].seq + 1 if log else 1))
         log += map(_logged, page.messages)
@@ -55,16 +60,16 @@ async def _log(connection: Connection) -> list[Logged]:
             return [one for one in log if subjects.parse(one.subject)[1] != PROBE]
 
 
-def _logged(message: Msg) -> Logged:
+def _logged(message: Msg) -> LogMessage:
     headers = message.headers or {}
     fence = headers.get(FENCE)
     try:
         payload, junk = message.data.decode(), None
     except UnicodeDecodeError:
         payload, junk = "", message.data
-    return Logged(
+    return LogMessage(
         seq=Seq(int(headers["Nats-Sequence"])),
-        # As the log reads it: what is finer than a microsecond is cut off.
+        # Truncated to microseconds, as the log does.
         at=datetime.fromisoformat(headers["Nats-Time-Stamp"]),
         subject=headers["Nats-Subject"],
         fence=int(fence) if fence is not None else None,

@@ -1,18 +1,17 @@
-"""What every client and worker did: a line of JSON when it begins, another when it is over. Judges nothing.
+"""The history of a run: JSON lines with the operations of every client, worker and fault.
 
-A **process** is a sequence of operations (Jepsen's word): a reader, a generator, whoever injects faults. Each of its
-operations has a number. The first line of an operation says that it was invoked; the second, which stands for both,
-when it returned and how: `ok`, `fail` (it did not happen) or `info` (nobody knows: no answer, or its process was
-killed, and then there is no second line). Times are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine
-share.
+A **process** is a sequence of operations (Jepsen's word): a reader, a generator, the fault injector. An operation has a
+number and two lines. The first says when it was invoked. The second replaces it and says when and how it returned:
+`ok`, `fail` (it did not happen) or `info` (unknown: there was no response, or the process was killed before the second
+line). Times are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share.
 
     recorder = Recorder(folder / HISTORY, "reader 3")
-    with recorder.recording(Look(tenant=tenant, turn=turn)) as looking:
+    with recorder.recording(Get(tenant=tenant, turn=turn)) as recording:
         response = await client.get(...)
-        looking.ok(status=200, cursor=response.json()["cursor"])
+        recording.ok(status=200, cursor=response.json()["cursor"])
 
-Any number of recorders, of any number of processes, may write to one file: a line is one write, at the file's end. What
-leaves the block by an exception, or says nothing, is `info`. Workers are recorded by `tests.checker.recorded`.
+Any number of recorders in any number of processes may write to one file: a line is one write at its end. A block that
+raises, or reports nothing, is `info`. `tests.checker.recorded_process` records workers.
 """
 
 import hashlib
@@ -34,12 +33,12 @@ HISTORY = "history.jsonl"
 Outcome = Literal["ok", "fail", "info"]
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag=str.lower):
-    """What all operations have. The first six are the recorder's to fill in."""
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag=str.lower):
+    """Fields of all operations. The recorder sets the first six."""
 
     process: str = ""
     recorder: str = ""
-    """Which of those that a process may have had, one after the other."""
+    """Distinguishes the recorders that one process had after each other."""
     number: int = 0
     invoked: int = 0
     returned: int | None = None
@@ -49,53 +48,54 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
     @property
     def key(self) -> TurnKey | None:
-        """The turn that it is about, if it is known."""
+        """The turn's key, if it is known."""
         return TurnKey(self.tenant, self.turn) if self.tenant is not None and self.turn is not None else None
 
 
-class Ask(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """A POST that asks for a turn."""
+class Post(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A POST of a turn. `question` is the text of its last message."""
 
     question: str = ""
-    """The text of its last message."""
     body_sha256: str = ""
     idempotency_key: str | None = None
     status: int | None = None
 
 
-class Read(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """One connection of a reader. `frames` are what has an `id:`; in a dialect without ids it is `text` alone."""
+class Read(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """One connection of a reader.
+
+    `frames` have an SSE id, and `arrived` has the time of each. In a dialect without ids there is only `text`.
+    """
 
     dialect: str = "tailrace"
     cursor: Seq = BEFORE_FIRST
     frames: tuple[Frame, ...] = ()
     arrived: tuple[int, ...] = ()
-    """When each of them came."""
     text: str | None = None
     over: Literal["ended", "left", "cut"] = "cut"
     status: int | None = None
 
 
-class Look(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """A GET of the turn as far as it is; `cursor` is the last entry that the answer knows of, `text` what it tells."""
+class Get(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A GET of the turn: the cursor and the text of the response."""
 
     cursor: Seq = BEFORE_FIRST
     text: str | None = None
     status: int | None = None
 
 
-class Cancel(Done, frozen=True, kw_only=True, omit_defaults=True):
+class Cancel(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Delete(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """Of a turn. It is then owed to nobody, whatever came of it."""
+class Delete(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A DELETE of the turn. Nothing is promised of that turn afterwards, whatever the outcome."""
 
     status: int | None = None
 
 
-class Append(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker's append; with an outcome `ok` it was acknowledged as stored at `seq`."""
+class Append(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """An append by a worker; with the outcome `ok`, it was acknowledged as stored at `seq`."""
 
     kind: str = ""
     prev: Seq = BEFORE_FIRST
@@ -103,26 +103,26 @@ class Append(Done, frozen=True, kw_only=True, omit_defaults=True):
     seq: Seq = BEFORE_FIRST
 
 
-class Commit(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """A transaction of persistence's: up to which entry it holds each turn, by `tenant turn`."""
+class Commit(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A transaction of persistence: the cursor of each row, by `tenant turn`."""
 
     rows: dict[str, Seq] = {}
 
 
-class Ack(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker's acknowledgement of a delivery: of which entry, to which consumer."""
+class Ack(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker's acknowledgement of the entry at `seq`, which `consumer` had delivered."""
 
     consumer: str = ""
     seq: Seq = BEFORE_FIRST
 
 
-class Fault(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that was broken, from `invoked` until it was whole again at `returned`.
+class Fault(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A fault, from its injection at `invoked` until it was healed at `returned`.
 
-    `target` is what was broken; of a generator, its name in the log, which explains that its attempts were lost.
-    `interrupts` is how many more attempts it may have cost: all that were running when the log went away. A fault that
-    must cost none, a lost acknowledgement say, has 0. `calls` is how many calls may have been lost on their way to a
-    generator, which then made them again in the same attempt.
+    `target` is what failed; a generator has its name in the log, which explains its lost attempts. `interrupts` is the
+    number of further attempts that the fault may have cost: 0 for a lost acknowledgement, all running attempts when the
+    log was unavailable. `calls` is the number of responses that may have been lost on the way to a generator, which
+    then repeated the call within the attempt.
     """
 
     kind: str = ""
@@ -131,52 +131,54 @@ class Fault(Done, frozen=True, kw_only=True, omit_defaults=True):
     calls: int = 0
 
 
-class Noise(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """`tenant` asks for more than it may, from `invoked` to `returned`: no other is to notice."""
+class Overload(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """`tenant` sends more requests than its limits allow. No other tenant may be affected."""
 
 
-class Census(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """What a process has of each resource: `fds`, `rss_bytes`, `consumers`… `pid`: in which of its lives."""
+class ResourceCount(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """The resources of a process: `fds`, `rss_bytes`, `consumers`. A restart changes its `pid`."""
 
     subject: str = ""
     pid: int = 0
     counts: dict[str, int] = {}
 
 
-class Clock(Done, frozen=True, kw_only=True, omit_defaults=True):
-    """The wall clock at `invoked`: by it the log's times are compared with everybody else's."""
+class ClockReading(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """The wall clock at `invoked`. It translates the log's times into CLOCK_MONOTONIC."""
 
     wall: int = 0
 
 
-Operation = Ask | Read | Look | Cancel | Delete | Append | Commit | Ack | Fault | Noise | Census | Clock
-T = TypeVar("T", bound=Done)
+Operation = (
+    Post | Read | Get | Cancel | Delete | Append | Commit | Ack | Fault | Overload | ResourceCount | ClockReading
+)
+T = TypeVar("T", bound=Recorded)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
 
 
 class Recording(Generic[T]):
-    """An operation under way."""
+    """An operation that has not returned."""
 
     def __init__(self, operation: T) -> None:
         self.operation = operation
 
     def ok(self, **given: Any) -> None:
-        self._returned("ok", given)
+        self._return("ok", given)
 
     def fail(self, **given: Any) -> None:
-        self._returned("fail", given)
+        self._return("fail", given)
 
     def info(self, **given: Any) -> None:
-        self._returned("info", given)
+        self._return("info", given)
 
-    def _returned(self, outcome: Outcome, given: dict[str, Any]) -> None:
+    def _return(self, outcome: Outcome, given: dict[str, Any]) -> None:
         self.operation = msgspec.structs.replace(self.operation, returned=monotonic_ns(), outcome=outcome, **given)
 
 
 class Recorder:
-    """Writes the operations of one process, which is nobody else's at that time."""
+    """Writes the operations of one process. A process has one recorder at a time."""
 
     def __init__(self, path: Path, process: str) -> None:
         self.process = process
@@ -199,24 +201,23 @@ class Recorder:
                 recording.info()
             self._write(recording.operation)
 
-    def clock(self) -> None:
-        """At the beginning and at the end of a run, by whoever's wall clock is the log's server's."""
-        with self.recording(Clock(wall=time_ns())) as telling:
-            telling.ok()
+    def read_clock(self) -> None:
+        """Records both clocks. Call it at the beginning and at the end of a run, on the machine of the nats-server."""
+        with self.recording(ClockReading(wall=time_ns())) as recording:
+            recording.ok()
 
     def close(self) -> None:
         os.close(self._file)
 
-    def _write(self, operation: Done) -> None:
+    def _write(self, operation: Recorded) -> None:
         line = _encoder.encode(operation) + b"\n"
         written = os.write(self._file, line)
-        assert written == len(line), "the disk is full: this history proves nothing"
+        assert written == len(line), "the disk is full: the history is incomplete"
 
 
 def read(path: Path) -> list[Operation]:
-    """All operations, by when they were invoked. One without a second line is `info`, and never returned."""
+    """Returns all operations in the order of `invoked`. One without a second line is `info` and has not returned."""
     found: dict[tuple[str, int], Operation] = {}
-    # The second line of an operation takes the place of the first.
     for line in path.read_bytes().splitlines():
         operation = _decoder.decode(line)
         found[operation.recorder, operation.number] = operation
@@ -224,5 +225,5 @@ def read(path: Path) -> list[Operation]:
 
 
 def digest(payload: bytes) -> str:
-    """How an entry's bytes are compared without being kept twice."""
+    """Returns the SHA-256 of an entry's bytes."""
     return hashlib.sha256(payload).hexdigest()

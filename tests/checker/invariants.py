@@ -1,17 +1,17 @@
-"""What has to be true of every run, whatever was broken in it: FAULTS section 4. Pure, and linear in what was recorded.
+"""The invariants of every recorded run, whatever faults it had (docs/FAULTS.md section 4). Pure functions.
 
-Each invariant takes a Run and answers true, false or unknown, with the smallest evidence; the five promises are under
-several of them. An entry that is stored and not valid is a fork that the chain has skipped (PROTOCOL R11): with several
-nodes that is allowed and counted, with one it is not; and a reader who was given one has been told two stories.
+Each takes a Run and returns true, false or unknown, with the smallest evidence. Several include one of the five
+promises. A stored entry that is not valid is a fork, which readers skip (PROTOCOL R11): a cluster may store forks, one
+server may not, and no reader may receive one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from tests.checker import on_clients, on_log, on_model, on_processes, on_workers
-from tests.checker.bounds import Bounds
+from tests.checker import client_invariants, log_invariants, model_invariants, worker_invariants
 from tests.checker.run import Run
+from tests.checker.verdicts import Bounds
 from tests.promises import Verdict
 
 Invariant = Callable[[Run, Bounds], Verdict]
@@ -19,39 +19,39 @@ Invariant = Callable[[Run, Bounds], Verdict]
 SHOWN_CHARS = 300
 
 INVARIANTS: dict[str, Invariant] = {
-    "I1 order": on_log.order,
-    "I2 one end": on_log.one_end,
-    "I3 attempts": on_log.attempts,
-    "I4 no loss": on_workers.no_loss,
-    "I5 text": on_log.text,
-    "I6 readers": on_clients.readers,
-    "I7 idempotency": on_clients.idempotency,
-    "I8 cancellation": on_model.cancellation,
-    "I9 cost": on_model.cost,
-    "I10 rows": on_workers.rows,
-    "I11 visibility": on_clients.visibility,
-    "I12 resources": on_processes.resources,
-    "I13 isolation": on_clients.isolation,
-    "I14 leases": on_workers.leases,
+    "I1 order": log_invariants.order,
+    "I2 one end": log_invariants.one_end,
+    "I3 attempts": log_invariants.attempts,
+    "I4 no loss": worker_invariants.no_loss,
+    "I5 text": log_invariants.text,
+    "I6 readers": client_invariants.readers,
+    "I7 idempotency": client_invariants.idempotency,
+    "I8 cancellation": model_invariants.cancellation,
+    "I9 cost": model_invariants.cost,
+    "I10 rows": worker_invariants.rows,
+    "I11 visibility": client_invariants.visibility,
+    "I12 resources": worker_invariants.resources,
+    "I13 isolation": client_invariants.isolation,
+    "I14 leases": worker_invariants.leases,
 }
 
 
 def judge(run: Run, bounds: Bounds = Bounds()) -> dict[str, Verdict]:  # noqa: B008
-    """All of them, by name."""
+    """Returns the verdict of each invariant by its name."""
     return {name: invariant(run, bounds) for name, invariant in INVARIANTS.items()}
 
 
 def report(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
-    """A line an invariant, and below one that does not hold what shows it."""
-    said = {True: "holds", False: "BROKEN", None: "unknown"}
+    """Yields one line for each invariant, and the evidence below a violated one."""
+    words = {True: "holds", False: "VIOLATED", None: "unknown"}
     for name, verdict in verdicts.items():
-        yield f"{name:16} {said[verdict.holds]:8} {verdict.evidence}"
+        yield f"{name:16} {words[verdict.holds]:8} {verdict.evidence}"
         for one in verdict.shown if verdict.holds is False else ():
             yield f"{'':8}{type(one).__name__} {msgspec.json.encode(one).decode()[:SHOWN_CHARS]}"
 
 
 def not_held(verdicts: Mapping[str, Verdict], unknown: Iterable[str] = ()) -> dict[str, Verdict]:
-    """Those that are not green; `unknown` names those that the run could not show, and only they may be unknown."""
+    """Returns the verdicts that are not green. Those named in `unknown` may be unknown: the run cannot show them."""
     allowed = set(unknown)
     assert allowed <= set(INVARIANTS), allowed - set(INVARIANTS)
     return {

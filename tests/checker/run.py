@@ -1,6 +1,6 @@
-"""All that was recorded of a run: the history, the log, the model's account, the rows, the queues. Judges nothing.
+"""A recorded run: the history, the log, the model's calls, the rows, the backlogs.
 
-It is a folder, so that a run that broke something can be kept and judged again: `collect` writes it, `load` reads it.
+A run is a folder, which can be kept and checked again: `collect` writes it, `load` reads it.
 """
 
 from bisect import bisect_right
@@ -22,21 +22,21 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.checker import history
-from tests.checker.history import Ask, Clock, Delete, Done, Fault, Operation, Read, digest
+from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, Recorded, digest
 from tests.harness import readers
 from tests.promises import Connected, Frame, History, Reader, Story
 
 LOG = "log.jsonl"
 ROWS = "rows.jsonl"
-REST = "rest.json"
+FINAL = "final.json"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NS_PER_S = 10**9
-T = TypeVar("T", bound=Done)
+T = TypeVar("T", bound=Recorded)
 
 
-class Logged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A message of the stream as the server holds it, with the fence that it came with."""
+class LogMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of the stream as the server stores it, with the fence of its append."""
 
     seq: Seq
     at: datetime
@@ -45,7 +45,7 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fence_subject: str | None = None
     payload: str = ""
     junk: bytes | None = None
-    """Instead of `payload`, when it is no UTF-8."""
+    """Instead of `payload`, if that is not UTF-8."""
 
     @property
     def bytes(self) -> bytes:
@@ -53,48 +53,47 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of SQLite's."""
+    """A row of SQLite."""
 
     tenant: Tenant
     record: TurnRecord
 
 
-class Queue(msgspec.Struct, frozen=True):
-    """What a consumer has not finished: not delivered yet, and delivered and not acknowledged."""
+class Backlog(msgspec.Struct, frozen=True):
+    """Messages of a consumer that wait for delivery, and that are delivered and not acknowledged."""
 
     waiting: int
     leased: int
 
 
-class Rest(msgspec.Struct, frozen=True, kw_only=True):
-    """What else there is, as far as somebody looked; `nodes` is how many servers hold the log."""
+class FinalState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state at the time `collected`. `servers` is the number of nats-servers; None means not recorded."""
 
-    nodes: int = 1
+    servers: int = 1
     account: AccountReport | None = None
-    queues: dict[str, Queue] | None = None
+    backlogs: dict[str, Backlog] | None = None
     collected: int = 0
-    """When: by then everything has had its time."""
 
 
-class Entered(msgspec.Struct, frozen=True):
-    """A turn's log, entry beside message, and which of it is valid (PROTOCOL R11)."""
+class LoggedTurn(msgspec.Struct, frozen=True):
+    """A turn's messages, their entries, and those entries that are valid (PROTOCOL R11)."""
 
-    logged: list[Logged]
+    messages: list[LogMessage]
     stored: list[Stored]
     valid: list[Stored]
 
 
-class Place(msgspec.Struct, frozen=True):
-    """What stands at a sequence."""
+class Position(msgspec.Struct, frozen=True):
+    """The message at a sequence, with what its subject says."""
 
-    logged: Logged
+    message: LogMessage
     key: TurnKey
     kind: str
     sha256: str
 
 
-class Seen(History, frozen=True, kw_only=True):
-    """What was seen of one turn, with its fold, which five promises need."""
+class TurnHistory(History, frozen=True, kw_only=True):
+    """The history of one turn, with its fold computed once."""
 
     folded: Turn
 
@@ -103,17 +102,17 @@ class Seen(History, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One run. What is computed of it is computed once."""
+    """One run. Derived values are computed once."""
 
     operations: list[Operation] = []
-    log: list[Logged] = []
-    """The whole stream, by sequence."""
+    log: list[LogMessage] = []
+    """The whole stream in the order of sequences."""
     rows: list[Row] | None = None
-    """None: nobody looked into SQLite."""
-    rest: Rest = Rest()
+    """None: not recorded."""
+    final: FinalState = FinalState()
 
     def of(self, kind: type[T]) -> list[T]:
-        """The operations of one kind, by when they were invoked."""
+        """Returns the operations of one kind in the order of `invoked`."""
         return self._by_kind.get(kind, [])
 
     @cached_property
@@ -124,47 +123,46 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return found
 
     def healed(self, by: float) -> float:
-        """When the last of the faults was over that had begun `by` then; 0: there was none."""
+        """Returns when the last fault that had begun by then was over; 0 without one."""
         begun = bisect_right(self._faults, (by, inf))
         return self._faults[begun - 1][1] if begun else 0.0
 
     @cached_property
     def _faults(self) -> list[tuple[float, float]]:
-        """When each fault began, and when it and all before it were over."""
+        """For each fault, when it began, and when it and all before it were over."""
         found, over = [], 0.0
         for fault in self.of(Fault):
-            over = max(over, fault.returned if fault.returned is not None else self.rest.collected)
+            over = max(over, fault.returned if fault.returned is not None else self.final.collected)
             found.append((float(fault.invoked), over))
         return found
 
     @cached_property
-    def places(self) -> dict[Seq, Place]:
-        """The log, by sequence. A probe is of no turn (PROTOCOL R68), and a killed process leaves its last behind."""
-        places = [Place(one, *subjects.parse(one.subject), digest(one.bytes)) for one in self.log]
-        return {place.logged.seq: place for place in places if place.kind != "probe"}
+    def positions(self) -> dict[Seq, Position]:
+        """The log by sequence, without the probes that killed processes left (PROTOCOL R68)."""
+        positions = [Position(one, *subjects.parse(one.subject), digest(one.bytes)) for one in self.log]
+        return {position.message.seq: position for position in positions if position.kind != "probe"}
 
     @cached_property
-    def turns(self) -> dict[TurnKey, Entered]:
-        """All that is stored, by turn."""
-        places: dict[TurnKey, list[Place]] = {}
-        for place in self.places.values():
-            places.setdefault(place.key, []).append(place)
-        return {key: _entered(some) for key, some in places.items()}
+    def turns(self) -> dict[TurnKey, LoggedTurn]:
+        """The log by turn."""
+        positions: dict[TurnKey, list[Position]] = {}
+        for position in self.positions.values():
+            positions.setdefault(position.key, []).append(position)
+        return {key: _logged_turn(some) for key, some in positions.items()}
 
     @cached_property
     def folds(self) -> dict[TurnKey, Turn]:
-        return {key: fold(entered.valid) for key, entered in self.turns.items()}
+        return {key: fold(turn.valid) for key, turn in self.turns.items()}
 
     @cached_property
     def deleted(self) -> set[TurnKey]:
-        """Turns that somebody wanted deleted, whatever came of it."""
+        """Turns of which a client requested the deletion, whatever the outcome."""
         return {operation.key for operation in self.of(Delete) if operation.key is not None}
 
     @cached_property
     def acknowledged(self) -> set[TurnKey]:
-        """Turns whose POST was answered with their id, and that nobody wanted deleted."""
-        asked = {ask.key for ask in self.of(Ask) if ask.outcome == "ok" and ask.key is not None}
-        return asked - self.deleted
+        """Turns whose POST was answered with their id, and that are not in `deleted`."""
+        return {post.key for post in self.of(Post) if post.outcome == "ok" and post.key is not None} - self.deleted
 
     @cached_property
     def records(self) -> dict[TurnKey, TurnRecord] | None:
@@ -174,7 +172,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def readers(self) -> dict[TurnKey, list[Reader]]:
-        """Readers with ids, over all of their connections, as the promises want to see them."""
+        """Readers of dialects with ids, each over all of its connections, by turn."""
         found: dict[tuple[str, TurnKey, str], list[Read]] = {}
         for read in self.of(Read):
             if read.key is not None and read.text is None:
@@ -183,15 +181,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         for (process, key, dialect), reads in found.items():
             connections = tuple(Connected(read.cursor, read.frames, read.over) for read in reads)
             sent = [frame.sent for connected in connections for frame in connected.frames]
-            # Who came late was told the beginning by whoever gave it its cursor.
+            # A reader that starts at a cursor has received the entries before it elsewhere.
             before = [frame.sent for frame in self.rendered(key, dialect) if frame.seq <= connections[0].cursor]
-            told = _told([*before, *sent]) if dialect == "tailrace" else None
+            told = _decode([*before, *sent]) if dialect == "tailrace" else None
             reader = Reader(name=process, key=key, dialect=dialect, connections=connections, told=told)
             readers.setdefault(key, []).append(reader)
         return readers
 
     def rendered(self, key: TurnKey, dialect: str) -> tuple[Frame, ...]:
-        """What a reader sees who is never interrupted."""
+        """Returns the frames of a reader that is never disconnected."""
         known = self._rendered
         if (key, dialect) not in known:
             stored = self.turns[key].stored if key in self.turns else []
@@ -202,11 +200,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _rendered(self) -> dict[tuple[TurnKey, str], tuple[Frame, ...]]:
         return {}
 
-    def history(self, key: TurnKey) -> Seen:
-        """What was seen of one turn, for the five promises."""
+    def history(self, key: TurnKey) -> TurnHistory:
+        """Returns the history of one turn, for the five promises."""
         readers = tuple(self.readers.get(key, ()))
         stored = tuple(self.turns[key].stored) if key in self.turns else ()
-        return Seen(
+        return TurnHistory(
             folded=self.folds.get(key, EMPTY_TURN),
             posted={key: True},
             readers=readers,
@@ -216,51 +214,50 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         )
 
     def monotonic(self, at: datetime) -> int | None:
-        """A time of the log's by the clock of the operations, by the nearest look at both; None: nobody looked."""
+        """Converts a time of the log with the nearest clock reading; None without one."""
         wall = (at - EPOCH) // timedelta(microseconds=1) * 1000
-        clocks = self.of(Clock)
+        clocks = self.of(ClockReading)
         if not clocks:
             return None
         nearest = min(clocks, key=lambda clock: abs(clock.wall - wall))
         return wall - nearest.wall + nearest.invoked
 
 
-def _told(sent: list[bytes]) -> Story | None:
-    """What a client makes of it; None when it can make nothing of it: then the bytes are not the log's, either."""
+def _decode(sent: list[bytes]) -> Story | None:
+    """Returns the story that a client decodes, or None if the bytes are not valid."""
     try:
         return readers.told(sent)
     except (msgspec.DecodeError, KeyError):
         return None
 
 
-def _entered(places: list[Place]) -> Entered:
-    entered, chain = Entered([place.logged for place in places], [], []), START
-    for place in places:
-        logged = place.logged
-        stored = Stored(logged.seq, logged.at, entries.decode(place.kind, logged.bytes))
-        entered.stored.append(stored)
+def _logged_turn(positions: list[Position]) -> LoggedTurn:
+    turn, chain = LoggedTurn([position.message for position in positions], [], []), START
+    for position in positions:
+        message = position.message
+        stored = Stored(message.seq, message.at, entries.decode(position.kind, message.bytes))
+        turn.stored.append(stored)
         linked = link(chain, stored.seq, stored.entry)
         if linked is not None:
             chain = linked
-            entered.valid.append(stored)
-    return entered
+            turn.valid.append(stored)
+    return turn
 
 
-def save(folder: Path, log: Iterable[Logged], rows: Iterable[Row] | None, rest: Rest) -> None:
-    """Beside the history that is being written there."""
+def save(folder: Path, log: Iterable[LogMessage], rows: Iterable[Row] | None, final: FinalState) -> None:
     (folder / LOG).write_bytes(_lines(log))
     if rows is not None:
         (folder / ROWS).write_bytes(_lines(rows))
-    (folder / REST).write_bytes(msgspec.json.encode(rest))
+    (folder / FINAL).write_bytes(msgspec.json.encode(final))
 
 
 def load(folder: Path) -> Run:
     rows = folder / ROWS
     return Run(
         operations=history.read(folder / history.HISTORY),
-        log=_read(folder / LOG, msgspec.json.Decoder(Logged)),
+        log=_read(folder / LOG, msgspec.json.Decoder(LogMessage)),
         rows=_read(rows, msgspec.json.Decoder(Row)) if rows.exists() else None,
-        rest=msgspec.json.decode((folder / REST).read_bytes(), type=Rest),
+        final=msgspec.json.decode((folder / FINAL).read_bytes(), type=FinalState),
     )
 
 

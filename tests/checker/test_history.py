@@ -1,4 +1,4 @@
-"""What is recorded is what is read, also of a process that was killed in the middle of an operation."""
+"""The history: operations are read back as they were recorded, also those of killed processes and of many writers."""
 
 import os
 from datetime import timedelta
@@ -9,63 +9,57 @@ import msgspec
 import pytest
 
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tests.checker import made, run
-from tests.checker.history import HISTORY, Ask, Clock, Done, Fault, Look, Read, Recorder, Recording, read
+from tests.checker import run, sample_run
+from tests.checker.history import HISTORY, ClockReading, Fault, Get, Post, Read, Recorded, Recorder, read
 from tests.checker.invariants import judge
 from tests.promises import Frame
 
-LOOK = Look(tenant=Tenant("t"), turn=TurnId("turn"))
+GET = Get(tenant=Tenant("t"), turn=TurnId("turn"))
 
 
-def told(operation: Done) -> tuple[object, ...]:
+def summary(operation: Recorded) -> tuple[object, ...]:
     return operation.process, operation.number, operation.outcome, operation.returned is not None
 
 
-def test_an_operation_is_as_it_came_out(tmp_path: Path) -> None:
-    """It has a number, the times of both its ends, and what was found out on the way."""
+def test_an_operation_has_its_outcome_both_times_and_what_was_reported(tmp_path: Path) -> None:
+    """An operation that reports nothing, or raises, is `info`. Its first line is written before it begins."""
     recorder = Recorder(tmp_path / HISTORY, "reader")
-    with recorder.recording(LOOK) as looking:
-        looking.ok(status=200, cursor=Seq(7))
-    with recorder.recording(LOOK) as looking:
-        looking.fail(status=404)
-    first, second = read(tmp_path / HISTORY)
-    assert isinstance(first, Look)
-    assert (first.cursor, first.status) == (7, 200)
-    assert [told(first), told(second)] == [("reader", 1, "ok", True), ("reader", 2, "fail", True)]
-    assert first.invoked <= (first.returned or 0) <= second.invoked
-
-
-def test_what_says_nothing_or_breaks_is_unclear(tmp_path: Path) -> None:
-    """Nobody knows whether it happened, and the history says just that."""
-    recorder = Recorder(tmp_path / HISTORY, "asker")
-    with recorder.recording(Ask()):
+    with recorder.recording(GET) as recording:
+        assert [summary(one) for one in read(tmp_path / HISTORY)] == [("reader", 1, "info", False)]
+        recording.ok(status=200, cursor=Seq(7))
+    with recorder.recording(GET) as recording:
+        recording.fail(status=404)
+    with recorder.recording(Post()):
         pass
-    with pytest.raises(OSError, match="cut"), recorder.recording(Ask()):
+    with pytest.raises(OSError, match="cut"), recorder.recording(Post()):
         raise OSError("cut")
-    assert [told(one) for one in read(tmp_path / HISTORY)] == [("asker", 1, "info", True), ("asker", 2, "info", True)]
+    first, second, *unclear = read(tmp_path / HISTORY)
+    assert isinstance(first, Get)
+    assert (first.cursor, first.status) == (7, 200)
+    assert [summary(one) for one in (first, second)] == [("reader", 1, "ok", True), ("reader", 2, "fail", True)]
+    assert first.invoked <= (first.returned or 0) <= second.invoked
+    assert [summary(one) for one in unclear] == [("reader", 3, "info", True), ("reader", 4, "info", True)]
 
 
-def test_what_a_killed_process_was_doing_is_known(tmp_path: Path) -> None:
-    """Its last operation was invoked and never returned."""
+def test_the_last_operation_of_a_killed_process_has_not_returned(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         with Recorder(tmp_path / HISTORY, "killed").recording(Fault(kind="kill")):
             os.kill(os.getpid(), SIGKILL)
     os.waitpid(child, 0)
     (operation,) = read(tmp_path / HISTORY)
-    assert told(operation) == ("killed", 1, "info", False)
+    assert summary(operation) == ("killed", 1, "info", False)
 
 
-def test_many_processes_write_one_history(tmp_path: Path) -> None:
-    """No line is torn by another, and what is read is in the order in which it began."""
+def test_many_processes_write_one_history_in_whole_lines(tmp_path: Path) -> None:
     children = []
     for number in range(4):
         child = os.fork()
         if not child:
             recorder = Recorder(tmp_path / HISTORY, f"reader {number}")
             for _ in range(200):
-                with recorder.recording(Read(frames=(Frame(Seq(1), b"x" * 5000),))) as reading:
-                    reading.ok()
+                with recorder.recording(Read(frames=(Frame(Seq(1), b"x" * 5000),))) as recording:
+                    recording.ok()
             os._exit(0)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
@@ -75,44 +69,33 @@ def test_many_processes_write_one_history(tmp_path: Path) -> None:
     assert {one.outcome for one in operations} == {"ok"}
 
 
-def test_a_process_may_have_one_recorder_after_another(tmp_path: Path) -> None:
-    """Each begins to count anew, and none of it is mistaken for what was there before."""
+def test_two_recorders_of_one_process_do_not_replace_each_others_operations(tmp_path: Path) -> None:
     for _ in range(2):
-        recorder = Recorder(tmp_path / HISTORY, "nemesis")
-        with recorder.recording(Fault(kind="kill")) as killing:
-            killing.ok()
+        recorder = Recorder(tmp_path / HISTORY, "injector")
+        with recorder.recording(Fault(kind="kill")) as recording:
+            recording.ok()
         recorder.close()
-    assert [told(one) for one in read(tmp_path / HISTORY)] == [("nemesis", 1, "ok", True)] * 2
+    assert [summary(one) for one in read(tmp_path / HISTORY)] == [("injector", 1, "ok", True)] * 2
 
 
-def test_the_clock_ties_the_logs_times_to_ours(tmp_path: Path) -> None:
-    """The nearest look at both clocks counts: over hours, the one is pushed against the other."""
-    Recorder(tmp_path / HISTORY, "clock").clock()
-    (clock,) = read(tmp_path / HISTORY)
-    assert isinstance(clock, Clock)
-    later = msgspec.structs.replace(clock, wall=clock.wall + 10**12, invoked=clock.invoked + 10**12 + 777_000)
-    both = run.Run(operations=[clock, later])
-    for one in (clock, later):
+def test_the_nearest_clock_reading_converts_a_time_of_the_log(tmp_path: Path) -> None:
+    Recorder(tmp_path / HISTORY, "clock").read_clock()
+    (reading,) = read(tmp_path / HISTORY)
+    assert isinstance(reading, ClockReading)
+    later = msgspec.structs.replace(reading, wall=reading.wall + 10**12, invoked=reading.invoked + 10**12 + 777_000)
+    both = run.Run(operations=[reading, later])
+    for one in (reading, later):
         at = run.EPOCH + timedelta(microseconds=one.wall // 1000)
         assert abs((both.monotonic(at) or 0) - one.invoked) < 1000
     assert run.Run().monotonic(run.EPOCH) is None
 
 
-def test_a_run_that_was_kept_is_judged_the_same(tmp_path: Path) -> None:
-    """What is in the folder is all that a verdict needs."""
-    sound = made.run()
-    run.save(tmp_path, sound.log, sound.rows, sound.rest)
+def test_a_saved_run_is_judged_like_the_original(tmp_path: Path) -> None:
+    original = sample_run.run()
+    run.save(tmp_path, original.log, original.rows, original.final)
     encoder = msgspec.json.Encoder()
-    (tmp_path / HISTORY).write_bytes(b"".join(encoder.encode(one) + b"\n" for one in sound.operations))
-    kept = run.load(tmp_path)
-    assert judge(kept) == judge(sound)
-    assert (kept.operations, kept.log, kept.rows, kept.rest) == (sound.operations, sound.log, sound.rows, sound.rest)
-
-
-def test_what_was_being_done_is_known_before_it_is_over(tmp_path: Path) -> None:
-    """The first line is written before anything is done."""
-    recorder = Recorder(tmp_path / HISTORY, "reader")
-    with recorder.recording(LOOK) as looking:
-        assert isinstance(looking, Recording)
-        assert [told(one) for one in read(tmp_path / HISTORY)] == [("reader", 1, "info", False)]
-        looking.ok()
+    (tmp_path / HISTORY).write_bytes(b"".join(encoder.encode(one) + b"\n" for one in original.operations))
+    loaded = run.load(tmp_path)
+    assert judge(loaded) == judge(original)
+    fields = ("operations", "log", "rows", "final")
+    assert [getattr(loaded, name) for name in fields] == [getattr(original, name) for name in fields]

@@ -1,4 +1,4 @@
-"""A whole run of real processes, recorded and judged: what is sound is found to be, by everything that can be asked."""
+"""Recorded runs of real processes: a run without faults holds every invariant."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,91 +8,92 @@ from pathlib import Path
 import pytest
 
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
-from tests.checker.bounds import Bounds
-from tests.checker.client import Client
-from tests.checker.history import Ack, Append, Ask, Commit, Noise
-from tests.checker.house import NOISY, House, opened
+from tests.checker.history import Ack, Append, Commit, Overload, Post
 from tests.checker.invariants import judge, not_held
+from tests.checker.recorded_client import Client
+from tests.checker.recorded_system import OVERLOADER, RecordedSystem, limited
 from tests.checker.run import load
-from tests.promises import Verdict
+from tests.checker.verdicts import Bounds
 
 
-async def visit(house: House, tag: str) -> None:
-    """Asked twice with one key, read in pieces at two gateways, looked at, cancelled; thoughts and a tool as well."""
-    asker, reader, late = (house.client(f"{name} {tag}") for name in ("asker", "reader", "late"))
-    key = await asker.ask(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}")
+async def use(system: RecordedSystem, tag: str) -> None:
+    """Posts with idempotency keys, reads in pieces at two gateways, gets, cancels; thinking and tool use as well."""
+    client, reader, late = (system.client(f"{name} {tag}") for name in ("client", "reader", "late"))
+    key = await client.post(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}")
     assert key is not None
-    assert await asker.ask(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}") == key
-    assert await asker.ask(f"#sim words=61 rate=100 tag={tag}a", key=f"once-{tag}") is None
+    assert await client.post(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}") == key
+    assert await client.post(f"#sim words=61 rate=100 tag={tag}a", key=f"once-{tag}") is None
     first = await reader.read(key, most=5)
-    await reader.look(key)
-    await asyncio.gather(reader.read_on(key, first.frames[-1].seq), late.read_text(key))
-    stopped = await asker.ask(f"#sim words=900 rate=50 tag={tag}b")
-    spoken = await asker.ask(f"#sim words=3 tag={tag}c thinking=2 tool=look")
-    assert stopped is not None
-    assert spoken is not None
-    await late.read(stopped, most=4)
-    await late.cancel(stopped)
-    await late.read_on(spoken)
+    await reader.get(key)
+    await asyncio.gather(reader.read_to_end(key, first.frames[-1].seq), late.read_text(key))
+    cancelled = await client.post(f"#sim words=900 rate=50 tag={tag}b")
+    several_blocks = await client.post(f"#sim words=3 tag={tag}c thinking=2 tool=look")
+    assert cancelled is not None
+    assert several_blocks is not None
+    await late.read(cancelled, most=4)
+    await late.cancel(cancelled)
+    await late.read_to_end(several_blocks)
 
 
 @asynccontextmanager
-async def noise(house: House, tag: str) -> AsyncIterator[None]:
-    """Meanwhile another tenant asks for as much as it can, and for more than it may."""
-    noisy = [house.noisy(f"noisy {number} {tag}") for number in range(2)]
+async def overload(system: RecordedSystem, tag: str) -> AsyncIterator[None]:
+    """Another tenant exceeds its limits meanwhile."""
+    clients = [system.client(f"overloader {number} {tag}", OVERLOADER) for number in range(2)]
 
-    async def ask(client: Client) -> None:
+    async def post(client: Client) -> None:
         while True:
-            await client.ask(f"#sim words=1 tag={tag}n")
+            await client.post(f"#sim words=1 tag={tag}n")
 
-    with house.nemesis(f"noise {tag}").recording(Noise(tenant=NOISY)) as making:
-        asking = [asyncio.create_task(ask(client)) for client in noisy]
+    with system.recorder(f"overload {tag}").recording(Overload(tenant=OVERLOADER)) as recording:
+        posting = [asyncio.create_task(post(client)) for client in clients]
         try:
             yield
         finally:
-            for one in asking:
+            for one in posting:
                 one.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-        making.ok()
+            await asyncio.gather(*posting, return_exceptions=True)
+        recording.ok()
 
 
 @pytest.mark.timeout(90)
-async def test_a_run_without_faults_holds_all_that_can_be_asked(tmp_path: Path) -> None:
-    """Every invariant; nothing is stored, and no turn left, unrecorded."""
-    async with opened(tmp_path, gateways=2, limits="requests=360, burst=12") as house:
-        async with noise(house, "a"):
-            await visit(house, "a")
-        await house.settled()
-        before = await house.count()
-        async with noise(house, "b"):
-            await visit(house, "b")
-        await house.settled()
-        await house.count_again(before)
-        await house.collect()
+async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> None:
+    """Also: every stored entry, every acknowledgement and every commit of a turn was recorded."""
+    settings = {"gateway": limited("requests=360, burst=12")}
+    async with RecordedSystem(tmp_path, settings=settings) as system:
+        await system.start(gateways=2)
+        async with overload(system, "a"):
+            await use(system, "a")
+        await system.settled()
+        before = await system.count()
+        async with overload(system, "b"):
+            await use(system, "b")
+        await system.settled()
+        await system.count_again(before)
+        await system.collect()
     run = load(tmp_path)
-    assert {append.seq for append in run.of(Append) if append.outcome == "ok"} == set(run.places)
+    assert {append.seq for append in run.of(Append) if append.outcome == "ok"} == set(run.positions)
     assert {ack.consumer for ack in run.of(Ack)} == {GENERATORS, PERSISTENCE}
     committed = {name for commit in run.of(Commit) for name in commit.rows}
     assert committed == {f"{key.tenant} {key.turn}" for key in run.turns}
-    assert {ask.status for ask in run.of(Ask) if ask.tenant == NOISY} >= {202, 429}
+    assert {post.status for post in run.of(Post) if post.tenant == OVERLOADER} >= {202, 429}
     assert not_held(judge(run, Bounds(end_s=0))) == {}
 
 
 @pytest.mark.timeout(90)
-async def test_a_run_whose_generators_hedge_breaks_nothing(tmp_path: Path) -> None:
-    """Whichever of two calls has a token first; and only who does not know of hedges finds a call too many."""
+async def test_hedges_violate_only_the_cost_bound_without_hedges(tmp_path: Path) -> None:
+    settings = {"generator": {"TAILRACE_HEDGE_AFTER_S": 0.1}}
     late = ("fault=stall@0x1", "wait=0.4")
-    async with opened(tmp_path, generators=2, TAILRACE_HEDGE_AFTER_S=0.1, TAILRACE_STALL_TIMEOUT_S=20) as house:
-        reader = house.client("reader")
-        keys = [await reader.ask(f"#sim words=9 rate=0 {why} tag=h{n}x") for n, why in enumerate(late * 3)]
-        await asyncio.gather(*(reader.read_on(key) for key in keys if key is not None))
-        await house.settled()
-        await house.collect()
+    async with RecordedSystem(tmp_path, settings=settings) as system:
+        await system.start(generators=2)
+        reader = system.client("reader")
+        keys = [await reader.post(f"#sim words=9 rate=0 {why} tag=h{n}x") for n, why in enumerate(late * 3)]
+        await asyncio.gather(*(reader.read_to_end(key) for key in keys if key is not None))
+        await system.settled()
+        await system.collect()
     run = load(tmp_path)
     assert sum(turn.hedges for turn in run.folds.values()) >= len(keys) / 2
-    assert false(judge(run, Bounds(end_s=0, hedges=1))) == {}
-    assert set(false(judge(run, Bounds(end_s=0)))) == {"I9 cost"}
-
-
-def false(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
-    return {name: verdict for name, verdict in verdicts.items() if verdict.holds is False}
+    violated = {
+        hedges: {name for name, verdict in judge(run, Bounds(end_s=0, hedges=hedges)).items() if verdict.holds is False}
+        for hedges in (1, 0)
+    }
+    assert violated == {1: set(), 0: {"I9 cost"}}

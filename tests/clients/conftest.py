@@ -1,7 +1,6 @@
-"""The ground for real clients: the running system, a gateway without keys, and a house where generators are killed.
+"""Fixtures of the client tests: those of the integration tests, gateways without API keys, and killed generators.
 
-A client is proved against the log and SQLite: `told` is the text that both have. `takeover` is where a turn's first
-generator dies on the way. The other nouns are those of tests/integration.
+A test compares what a client shows with the text of the log and of SQLite, which `told` returns.
 """
 
 from collections.abc import AsyncIterator
@@ -44,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def browser() -> str:
-    """Where Chromium is; a script that drives it has it in its environment, as `CHROMIUM`."""
+    """Returns the path of Chromium, which a script receives as `CHROMIUM`."""
     found = chromium()
     if found is None:
         pytest.skip("there is no `chromium` here")
@@ -59,13 +58,13 @@ async def open_gateway(system: System, gateway: Gateway, new_gateway: NewGateway
 
 @pytest.fixture
 async def connections() -> AsyncIterator[httpx2.AsyncClient]:
-    """For who builds on an SDK: what it opens by itself would outlive the test."""
+    """An HTTP client for SDKs that would leave their own connections open."""
     async with httpx2.AsyncClient(trust_env=False) as client:
         yield client
 
 
 async def told(gateway: Gateway, turn: str) -> str:
-    """The text of a turn that has ended, from the log and from SQLite: they tell the same."""
+    """Returns the text of a completed turn, which is the same in the log and in SQLite."""
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert record["outcome"] == "completed", record
     page = (await gateway.client.get(f"/v1/sessions/{record['session']}/turns")).json()
@@ -76,7 +75,7 @@ async def told(gateway: Gateway, turn: str) -> str:
 
 
 class Takeover:
-    """A gateway without keys, and nobody who answers there but whom a test sends for."""
+    """A gateway without API keys and without a generator."""
 
     def __init__(self, gateway: Gateway, nats_url: str, claude_url: str) -> None:
         self.gateway = gateway
@@ -85,7 +84,9 @@ class Takeover:
 
     @asynccontextmanager
     async def killed_after(self, entries: int) -> AsyncIterator[None]:
-        """The turn that is asked for has been taken, its generator killed after so many entries; another goes on."""
+        """Runs the posted turn in a generator that is killed after so many entries; then another generator
+        continues.
+        """
         assert await killed_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
         async with working(self._nats_url, self._claude_url):
             yield

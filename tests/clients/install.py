@@ -1,6 +1,6 @@
-"""Installs the clients that are no Python packages: npm's, from their lock, and Debian's Chromium. Chooses no version.
+"""Installs the clients that are not Python packages: npm packages from their lock file, and Chromium from Debian.
 
-`make clients`; without root there is no Chromium, and the tests in it are skipped with a line that says so.
+`make clients` runs it. Without root, Chromium is not installed, and its tests are skipped.
 """
 
 import os
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def is_installed() -> bool:
-    """Whether apt-get could; it needs root."""
+    """Whether apt-get has installed it, which needs root."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}

@@ -1,6 +1,6 @@
-"""A client in JavaScript: a script of `js/`, run by the venv's Node; what it prints is what it got. Judges nothing.
+"""Runs a JavaScript client: a script of `js/` in the Node of the venv.
 
-A script takes its arguments, prints one JSON object a line, and ends. It is given no environment but what it asks for.
+A script receives its arguments, prints one JSON object a line, and ends. Its environment has only what is passed.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ DEADLINE_S = 40.0
 
 
 def chromium() -> str | None:
-    """Debian's, if it is here."""
+    """Returns the path of Chromium, or None."""
     return shutil.which("chromium")
 
 
 async def run(script: str, *args: object, deadline_s: float = DEADLINE_S, **environ: object) -> list[dict[str, Any]]:
-    """What `js/{script}` printed, line by line; fails with what it said when it fails or is not done in time."""
+    """Returns the JSON lines that `js/{script}` has printed. Fails with its output if it fails or takes too long."""
     assert MODULES.is_dir(), "the clients in JavaScript are not installed: run `make clients`"
     printed = await command([str(NODE), str(SCRIPTS / script), *map(str, args)], environ, SCRIPTS, deadline_s)
     # Not splitlines(), which ends a line at U+2028, too: JSON has that in it.
@@ -42,7 +42,7 @@ async def run(script: str, *args: object, deadline_s: float = DEADLINE_S, **envi
 async def command(
     argv: Sequence[str], environ: Mapping[str, object], folder: Path, deadline_s: float = DEADLINE_S
 ) -> str:
-    """What a program printed. It has no home and no settings of ours, and nothing that it started outlives the call."""
+    """Returns the output of a program, which runs without a home and in a process group that is killed at the end."""
     given = {"PATH": os.environ["PATH"], "TMPDIR": tempfile.gettempdir(), "NO_PROXY": "127.0.0.1"}
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -66,6 +66,6 @@ async def command(
 
 
 def _kill(process: Process) -> None:
-    """Ends the process and what it started; a browser leaves children behind when it is killed alone."""
+    """Kills the process group: a browser leaves its children running."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""OpenAI's Python SDK as the tests of chat completions use it: pointed at a gateway, what it got. Judges nothing."""
+"""Helpers of the tests with OpenAI's Python SDK and chat completions."""
 
 from collections.abc import AsyncIterable
 from typing import Any
@@ -17,7 +17,7 @@ TEXT = words(40)
 
 
 def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
-    """The SDK, pointed at a gateway; nothing else is told to it."""
+    """Returns the SDK with the gateway as its base URL."""
     return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
 
 
@@ -38,7 +38,7 @@ def said(chunks: list[ChatCompletionChunk]) -> str:
 
 
 async def kept(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatCompletionChunk]) -> bool:
-    """Reads into `got` until the end, or until the connection is cut; whether it was the end."""
+    """Appends chunks to `got`; returns whether the stream ended, rather than the connection."""
     try:
         async for chunk in chunks:
             got.append(chunk)  # noqa: PERF401
@@ -47,14 +47,14 @@ async def kept(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatComplet
     return True
 
 
-def entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
-    """Of what came before a cut, whole entries, and the cursor after them."""
+def whole_entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
+    """Returns the chunks of complete entries, and the cursor after them."""
     last = max((n for n, chunk in enumerate(got) if cursor_of(chunk) is not None), default=-1)
     return got[: last + 1], cursor_of(got[last]) or 0 if got else 0
 
 
 async def resumed(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStream[ChatCompletionChunk]:
-    """The turn from after the cursor on, read by the SDK, which knows no such route."""
+    """Resumes the turn after the cursor, at a route that the SDK has no method for."""
     return await sdk.get(
         f"/turns/{turn}/events",
         options={"params": {"dialect": "openai-chat", "after": cursor}},

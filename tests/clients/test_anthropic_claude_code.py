@@ -33,7 +33,7 @@ HELLO_BYTES_MAX = 1200
 
 
 class Run(NamedTuple):
-    """What `claude -p` said: its last words, how often the API broke for it, and the turns that it was told."""
+    """The result of `claude -p`: its last message, the number of API errors, and the turns of its requests."""
 
     result: str
     retries: int
@@ -43,14 +43,14 @@ class Run(NamedTuple):
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Where Claude Code lives and works; nothing of anybody else's is there."""
+    """A home and working folder for Claude Code."""
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
 
 
 async def claude_p(url: str, home: Path, prompt: str, *args: str) -> Run:
-    """One prompt, as a program asks it; its events are JSON lines."""
+    """Sends one prompt; parses the JSON lines of its events."""
     argv = [str(BINARY), "-p", prompt, "--output-format", "stream-json", "--verbose", "--include-partial-messages"]
     environ = {"HOME": home, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": KEY}
     lines = [msgspec.json.decode(line) for line in (await node.command([*argv, *args], environ, home)).splitlines()]
@@ -71,7 +71,7 @@ async def calls(claude: str) -> int:
 
 @pytest.mark.proves("anthropic", "hides interruptions of the model call", "Claude Code")
 async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude: str, home: Path) -> None:
-    """The model's stream is cut in mid-text; Claude Code is told one message, without a gap, and asks once."""
+    """It receives one message without a gap, and sends one request."""
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} fault=cut@20x1")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
@@ -81,7 +81,7 @@ async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
 async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway, claude: str, home: Path) -> None:
-    """It asks the same again, and again; the model is asked once."""
+    """There is one call of the model."""
     before = await calls(claude)
     async with Cutting(gateway.port, seeded(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
         run = await claude_p(proxy.url, home, LINE)
@@ -92,7 +92,9 @@ async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway,
 
 
 async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, claude: str, home: Path) -> None:
-    """Half a thought cannot be gone on from: it is broken off, asks the same, and is told the new answer alone."""
+    """An answer cut within thinking restarts: the connection breaks, and the repeated request receives the new
+    answer.
+    """
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} thinking=9 fault=cut@5x1")
     assert (run.result, run.retries, len(run.turns), len(set(run.turns))) == (TEXT, 1, 2, 1)
@@ -101,7 +103,7 @@ async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, cla
 
 
 async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claude: str, home: Path) -> None:
-    """The turn failed before its first word, which Claude Code is told as the API would; the next one is another."""
+    """The turn fails before its first word, with the error of the API."""
     run = await claude_p(gateway.url, home, f"{LINE} fault=529x5")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 1, 1)
     page = (await gateway.client.get(f"/v1/sessions/{run.session}/turns")).json()
@@ -110,7 +112,6 @@ async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claud
 
 @pytest.mark.proves("anthropic", "generator killed during the answer", "Claude Code")
 async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> None:
-    """kill -9 in the middle of the answer: it has asked once, and shows the text that SQLite has."""
     running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
     async with takeover.killed_after(20):
         run = await running
@@ -122,7 +123,7 @@ async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> Non
 async def test_next_gateway_has_the_turn_of_a_killed_one(
     system: System, gateway: Gateway, tenant: Tenant, claude: str, home: Path
 ) -> None:
-    """It asks the same again of whoever listens there; the turn went on meanwhile, and the model was asked once."""
+    """It repeats its request at the new gateway; there is one call of the model."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     before = await stats(claude)
@@ -147,7 +148,7 @@ async def has_said(claude: str, tokens: int) -> bool:
 async def test_session_with_a_tool_is_one_conversation(
     gateway: Gateway, claude: str, home: Path, tenant: Tenant, system_log: TurnLog
 ) -> None:
-    """The tool is called as it was asked for; the second question follows the first, and adds its result alone."""
+    """The second question continues the first, and adds only the tool result."""
     tool = json.dumps({"command": "echo tail && echo race", "description": "two words"}, separators=(",", ":"))
     run = await claude_p(gateway.url, home, f"{LINE} tool=Bash json={tool}", "--allowedTools", "Bash(echo:*)")
     assert (run.result, len(run.turns)) == (TEXT, 2)

@@ -7,9 +7,7 @@ import pytest
 from anthropic.types import Message
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, told
-from tests.harness.cutting_proxy import Cutting, seeded
-from tests.harness.displayed_text import SAYS
+from tests.clients.conftest import told
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -34,7 +32,6 @@ def turn_of(message: dict[str, Any]) -> str:
 @pytest.mark.proves("anthropic", "tools", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "thinking", "@anthropic-ai/sdk")
 async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
-    """The helper's message and the whole one are the same, but for the turn; its text came in deltas."""
     line = f'{LINE} thinking=3 tool=look json={{"query":"a \\"b\\" 🌊"}}'
     stream, whole = await asyncio.gather(asked(gateway.url, "stream", line), asked(gateway.url, "whole", line))
     message = Message.model_validate(stream["message"])
@@ -56,7 +53,7 @@ async def test_pings_are_ignored(system: System, gateway: Gateway, new_gateway: 
 @pytest.mark.proves("anthropic", "errors before the first event", "@anthropic-ai/sdk")
 @pytest.mark.proves("anthropic", "errors during the stream", "@anthropic-ai/sdk")
 async def test_failure_is_raised_with_its_type(gateway: Gateway) -> None:
-    """Before the first word with the API's status, and the turn; later on as an event, after the text that stands."""
+    """Before the first word with the status of the API and the turn; later as an event."""
     before, later = await asyncio.gather(
         asked(gateway.url, "whole", "#sim fault=529"),
         asked(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4x99"),
@@ -66,27 +63,3 @@ async def test_failure_is_raised_with_its_type(gateway: Gateway) -> None:
     assert later["type"] == "api_error"
     assert later["text"]
     assert words(99).startswith(later["text"])
-
-
-@pytest.mark.proves("anthropic", "resumes after cuts", "@anthropic-ai/sdk")
-@pytest.mark.parametrize("seed", range(3))
-async def test_cut_stream_is_resumed(gateway: Gateway, seed: int) -> None:
-    """It raises, and nobody takes half an answer for a whole one; the turn goes on, and has all of it."""
-    async with Cutting(gateway.port, seeded(seed, 1, bytes_min=2200, bytes_max=4500)) as proxy:
-        shown = await asked(proxy.url, "stream")
-        assert proxy.left == []
-    (session,) = (await gateway.client.get("/v1/sessions")).json()["sessions"]
-    (turn,) = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
-    again = (await gateway.client.get(f"/v1/turns/{turn['turn']}/events?dialect=anthropic")).content
-    assert "error" in shown
-    assert TEXT.startswith(shown["text"])
-    assert SAYS["anthropic"](again) == TEXT == await told(gateway, turn["turn"])
-
-
-@pytest.mark.proves("anthropic", "generator killed during the answer", "@anthropic-ai/sdk")
-async def test_killed_generator_is_hidden(takeover: Takeover) -> None:
-    """kill -9 in the middle of the answer: one stream, the whole text."""
-    running = asyncio.create_task(asked(takeover.gateway.url, "stream", SLOW))
-    async with takeover.killed_after(20):
-        shown = await running
-    assert shown["text"] == TEXT == await told(takeover.gateway, turn_of(shown["message"]))

@@ -1,4 +1,4 @@
-"""The backend `claude_code`: the real CLI, asking the simulated Claude, in a folder that it cannot leave."""
+"""The backend `claude_code`: the real CLI with the simulated Claude, in a folder that it cannot leave."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 async def claude() -> AsyncIterator[str]:
-    """The address of a simulated Claude that nobody else calls."""
+    """The URL of a simulated Claude of this test."""
     async with serving() as url:
         yield url
 
@@ -62,7 +62,7 @@ def asking(line: str, **more: Any) -> Call:
 
 
 def using(tool: str, **fields: str) -> Call:
-    """A question whose answer begins with a call of that tool."""
+    """A question whose answer begins with a call of this tool."""
     return asking(f"words=2 rate=0 tool={tool} json={json.dumps(fields, separators=(',', ':'))}")
 
 
@@ -81,13 +81,13 @@ async def last_asked(claude: str) -> dict[str, Any]:
 
 
 async def results(claude: str) -> list[dict[str, Any]]:
-    """What the model was told of its tools."""
+    """The tool results that the model has received."""
     blocks = [m["content"] for m in (await last_asked(claude))["messages"] if isinstance(m["content"], list)]
     return [block for content in blocks for block in content if block["type"] == "tool_result"]
 
 
 async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
-    """Text as it comes, the whole of it, with what it cost."""
+    """The text in deltas, and the usage."""
     events = await answer(opened(claude, tmp_path), asking("words=30 rate=0", system="Be brief."))
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
@@ -98,7 +98,7 @@ async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
 
 
 async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> None:
-    """What stands there it may read, and what it was told of it goes back to its model and no further."""
+    """It reads files there; the tool result goes to its model only."""
     folder = tmp_path / "projects/acme/shop"
     folder.mkdir(parents=True)
     (folder / "note.txt").write_text("the tailrace is dry")
@@ -112,7 +112,7 @@ async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> N
 @pytest.mark.rule("S18")
 @pytest.mark.parametrize("way", ["absolute", "upwards", "by a link"])
 async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, way: str) -> None:
-    """Asked to, it is refused, and its model is told so: also where a link in the folder leads out of it."""
+    """Also not through a link in the folder; the model receives the refusal."""
     folder = tmp_path / "projects/acme/shop"
     folder.mkdir(parents=True)
     (tmp_path / "projects/acme/other").mkdir()
@@ -131,7 +131,7 @@ async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, wa
 
 @pytest.mark.rule("S18")
 async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_path: Path) -> None:
-    """Its own settings, hooks, servers and notes, which its model may have written, and a file that is only named."""
+    """Its settings, hooks, servers and notes, which the model may have written, and a file that is only named."""
     folder, other = tmp_path / "projects/acme/shop", tmp_path / "projects/acme/other"
     (folder / ".claude").mkdir(parents=True)
     other.mkdir()
@@ -156,7 +156,7 @@ async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_pa
 
 @pytest.mark.rule("S18")
 async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> None:
-    """It would choose another model, which is billed: to the one that was asked for it is a text like any other."""
+    """A message like `/model` would choose a model that costs more; it is sent as text."""
     command = "/model claude-opus-5-5"
     events = await answer(opened(claude, tmp_path), asking("", messages=[Message("user", command)]))
     asked = await last_asked(claude)
@@ -177,7 +177,7 @@ async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> 
 async def test_what_is_not_on_the_list_is_refused(
     claude: str, tmp_path: Path, tools: str, tool: str, fields: dict[str, str]
 ) -> None:
-    """Nobody is there to be asked for more, so nothing more is allowed."""
+    """Without a user there is no prompt for permission."""
     await answer(opened(claude, tmp_path, claude_code_tools=tools), using(tool, **fields))
     (result,) = await results(claude)
     assert result["is_error"] is True
@@ -188,7 +188,7 @@ async def test_what_is_not_on_the_list_is_refused(
 async def test_it_is_told_nothing_of_our_environment(
     claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys of ours, or of the cloud's, are not for what it runs; nor is its own."""
+    """Keys of Tailrace or of a cloud are not in its environment."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws")
     backend = opened(claude, tmp_path, claude_code_tools="Bash(env)")
     await answer(backend, using("Bash", command="env", description="x"))
@@ -205,13 +205,12 @@ def folders(root: Path) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("project", ["..", "../../other", "/etc", "a/b", "Ünï", "x" * 300, ".", "a\x00b"])
 async def test_a_projects_name_never_leads_out_of_the_root(claude: str, tmp_path: Path, project: str) -> None:
-    """Whatever a client calls its project, its folder is one level below its tenant's, and nobody else's."""
+    """The folder of any project name is one level below its tenant's."""
     await answer(opened(claude, tmp_path), asking("words=1 rate=0", project=project))
     assert sorted(len(made) for made in folders(tmp_path)) == [1, 2, 3]
 
 
 async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: Path) -> None:
-    """Who can put a link there would have it work elsewhere."""
     (tmp_path / "projects/acme").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "projects/acme/shop").symlink_to(tmp_path / "elsewhere")
@@ -231,7 +230,7 @@ async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: P
     ],
 )
 async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: str, code: str) -> None:
-    """And it asks once: repeating is not its business here."""
+    """Each makes one call: the generator repeats calls, the backend does not."""
     with pytest.raises(BackendError) as failure:
         await answer(opened(claude, tmp_path), asking(line))
     assert failure.value.code == code
@@ -239,7 +238,7 @@ async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: 
 
 
 async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
-    """It would wait for its model much longer than a reader does."""
+    """The stall timeout ends the process."""
     with pytest.raises(BackendError) as failure:
         await answer(opened(claude, tmp_path, stall_timeout_s=4.0), asking("words=9 rate=0 fault=stall@3"))
     assert failure.value.code == "backend_stalled"
@@ -250,14 +249,14 @@ async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
     "more", [{"tools": [{"name": "look", "input_schema": {}}]}, {"options": {"stop_sequences": ["x"], "metadata": {}}}]
 )
 async def test_what_it_would_pass_over_is_refused(claude: str, tmp_path: Path, more: dict[str, Any]) -> None:
-    """Tools of the client's, and fields that it has no way to obey."""
+    """Tools of the client, and fields that the CLI has no option for."""
     with pytest.raises(BackendError, match=r"does not support (tools|stop_sequences)$") as failure:
         await answer(opened(claude, tmp_path), asking("words=1", **more))
     assert failure.value.code == "backend_refused_request"
 
 
 def command_lines() -> list[str]:
-    """Of all processes of this machine that we may look at."""
+    """The command lines of all processes of this machine that the test may read."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -273,7 +272,7 @@ def is_running(mark: str) -> bool:
 
 @pytest.mark.rule("S3")
 async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path) -> None:
-    """A machine's users can read one another's arguments: no prompt, no key among them."""
+    """Other users of a machine can read arguments: they contain neither prompt nor key."""
     call = asking("words=200 rate=20\nmy-secret-question", system="my-secret-system")
     told = opened(claude, tmp_path).answer(call)
     await anext(told)
@@ -285,7 +284,7 @@ async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path)
 
 
 async def test_it_ends_with_its_call_and_so_do_its_children(claude: str, tmp_path: Path) -> None:
-    """Also a child that has left its group, and one that hears no SIGTERM."""
+    """Also a child in another process group, and one that ignores SIGTERM."""
     mark = f"86{os.getpid()}"
     script = f"setsid sh -c 'trap \"\" TERM; sleep {mark}.5' & sleep {mark}"
     backend = opened(claude, tmp_path, claude_code_tools="Bash")
@@ -300,7 +299,6 @@ async def test_it_ends_with_its_call_and_so_do_its_children(claude: str, tmp_pat
 async def test_a_generator_that_is_killed_takes_it_along(
     own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path
 ) -> None:
-    """kill -9 leaves nobody to clean up after it, and nothing to be cleaned up."""
     mark = f"87{os.getpid()}"
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -326,7 +324,7 @@ async def test_a_generator_that_is_killed_takes_it_along(
 async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
     own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path, wrong: str
 ) -> None:
-    """It is judged like any other's, and asked for once more when it does not fit."""
+    """It is checked like any other answer, and requested again when it does not fit."""
     schema = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
     given = {
         "backends": "claude_code",
@@ -351,7 +349,7 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
 async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
     own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path
 ) -> None:
-    """The list of backends knows no difference: the text is whole, and the block that was open goes on."""
+    """Failover to the backend `claude` continues the open block."""
     given = {
         "backends": "claude_code, claude",
         "claude_code_binary": str(BINARY),
@@ -368,7 +366,7 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
 
 
 def test_no_text_begins_as_a_command_does() -> None:
-    """Alone, behind another, or behind a conversation; what only has a stroke in it is as it was."""
+    """Alone, behind another text, or behind a conversation; other text with a slash is unchanged."""
     blocks = [{"type": "text", "text": words} for words in ("/compact", "a/b", "/etc/hosts")]
     for messages in (
         [Message("user", blocks)],
@@ -380,7 +378,7 @@ def test_no_text_begins_as_a_command_does() -> None:
 
 
 def test_a_conversation_is_told_before_its_last_message() -> None:
-    """Claude Code takes messages of the user's only; pictures of earlier ones are not sent again as text."""
+    """The CLI accepts user messages only; pictures of earlier ones are not repeated."""
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
     messages = [
         Message("user", [picture, {"type": "text", "text": "What is it?"}]),
@@ -400,7 +398,7 @@ def test_a_conversation_is_told_before_its_last_message() -> None:
 
 
 def test_its_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the setting, on the path, or where its installer puts it; else the process does not start."""
+    """By the setting, on the path, or where its installer puts it; otherwise the process does not start."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SettingsInvalid, match="TAILRACE_CLAUDE_CODE_BINARY"):

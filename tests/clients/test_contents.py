@@ -1,7 +1,7 @@
-"""Whatever a model says, three parsers read the same events out of it: ours, which is strict, httpx-sse's, Chromium's.
+"""Any content of a model gives the same events in three SSE parsers: our strict one, httpx-sse's and Chromium's.
 
-An event stream is lines. What a line may end with, in one standard or another, stands in every place that a model or a
-client of ours fills: text, thoughts, a tool's name and input, an error's message.
+An event stream is lines. Every character that ends a line in some standard is in each place that a model or a client
+fills: text, thinking, a tool's name and input, an error's message.
 """
 
 import json
@@ -58,7 +58,7 @@ SSE = sorted(name for name, dialect in DIALECTS.items() if dialect.media_type ==
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """Every string in some JSON."""
+    """Returns every string in a JSON value."""
     match value:
         case str():
             yield value
@@ -71,7 +71,7 @@ def leaves(value: Any) -> Iterator[str]:
 
 
 async def told(log: TurnLog) -> TurnKey:
-    """A turn that says all of it, in each kind of block."""
+    """Writes a turn with the content in each kind of block."""
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open(*NASTY)
@@ -90,7 +90,7 @@ async def told(log: TurnLog) -> TurnKey:
 
 
 async def failed(log: TurnLog) -> TurnKey:
-    """A turn whose error says all of it."""
+    """Writes a turn whose error has the content."""
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open("a")
@@ -108,7 +108,7 @@ def by_httpx_sse(body: bytes) -> list[list[str]]:
 
 
 async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
-    """All of it; where a dialect has no word for a failure, as far as it goes."""
+    """Returns the whole response, or what came before the connection broke."""
     body = b""
     with suppress(httpx2.RemoteProtocolError):
         async with client.stream("GET", url) as response:
@@ -122,7 +122,7 @@ async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
 async def test_three_parsers_agree_on_any_content(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, browser: str
 ) -> None:
-    """In every dialect that is an event stream: the same events, under the same names, and in them the exact text."""
+    """In every dialect that is an event stream: the same names, and the exact text."""
     gateway = await new_gateway(nats_url, api_keys="")
     whole, broken = await told(log), await failed(log)
     asked = [(dialect, key) for dialect in SSE for key in (whole, broken)]

@@ -1,4 +1,4 @@
-"""The proxy that cuts connections: each cut happens at its byte, and nothing outlives the proxy."""
+"""The cutting proxy: each cut happens at its byte, and nothing outlives the proxy."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ SENT = bytes(range(256)) * 1000
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    """Somebody who answers every line with the same bytes, and then hangs up."""
+    """The port of a server that answers each line with the same bytes and closes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
@@ -28,7 +28,7 @@ async def port() -> AsyncIterator[int]:
 
 
 async def received(proxy: Cutting) -> tuple[bytes, str]:
-    """What one connection brought, and how it ended."""
+    """Returns what one connection received, and how it ended."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"go\n")
     got = b""
@@ -43,7 +43,6 @@ async def received(proxy: Cutting) -> tuple[bytes, str]:
 
 
 async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
-    """In their order, in their way, and then no more: what comes before a cut is what was sent."""
     cuts = [Cut(0, "fin"), Cut(1000, "rst"), Cut(100_000, "fin"), Cut(7, "rst")]
     async with Cutting(port, cuts) as proxy:
         seen = [await received(proxy) for _ in range(5)]
@@ -52,7 +51,7 @@ async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
 
 
 async def test_proxy_closes_everything_at_its_end(port: int) -> None:
-    """Whoever has just come, or reads nothing, is cut off: a connection that is left open fails some later test."""
+    """Also new connections, and connections that read nothing."""
     async with Cutting(port) as proxy:
         clients = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(5)]
     for reader, writer in clients:
@@ -65,7 +64,7 @@ async def test_proxy_closes_everything_at_its_end(port: int) -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_connection_opened_at_the_end_is_closed(port: int, turns: int) -> None:
-    """asyncio accepts in several turns of its loop, and the proxy may end between any two of them."""
+    """asyncio accepts in several iterations of its loop, and the proxy may end between them."""
     with socket.socket() as client:
         async with Cutting(port) as proxy:
             client.connect(("127.0.0.1", proxy.port))
@@ -80,7 +79,7 @@ async def test_connection_opened_at_the_end_is_closed(port: int, turns: int) -> 
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_connection_closed_at_the_end_leaves_nothing_open(turns: int) -> None:
-    """Its connection is being taken down, in several turns of the loop, when the proxy ends."""
+    """The connection closes in several iterations of the loop when the proxy ends."""
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -99,7 +98,6 @@ async def test_connection_closed_at_the_end_leaves_nothing_open(turns: int) -> N
 
 
 async def test_unused_cut_is_reported(port: int) -> None:
-    """A test can see that its fault did not happen."""
     cut = Cut(len(SENT))
     async with Cutting(port, [cut]) as proxy:
         assert await received(proxy) == (SENT, "fin")
@@ -108,13 +106,11 @@ async def test_unused_cut_is_reported(port: int) -> None:
 
 @pytest.mark.parametrize(("place", "cut_at"), [(255, 255), (256, 258), (257, 258), (258, 258), (259, 259)])
 async def test_protected_bytes_are_not_cut(port: int, place: int, cut_at: int) -> None:
-    """Some clients cannot bear a cut in one place, and have to be tested everywhere else."""
     async with Cutting(port, [Cut(place)], whole=b"\xff\x00\x01") as proxy:
         assert await received(proxy) == (SENT[:cut_at], "rst")
 
 
 def test_seed_gives_the_same_cuts() -> None:
-    """A run that failed can be run again."""
     assert seeded(7, 9, bytes_max=500, bytes_min=100) == seeded(7, 9, bytes_max=500, bytes_min=100)
     assert seeded(7, 9, bytes_max=500) != seeded(8, 9, bytes_max=500)
     assert all(100 <= cut.after_bytes <= 500 for cut in seeded(7, 99, bytes_max=500, bytes_min=100))

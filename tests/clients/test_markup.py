@@ -23,7 +23,7 @@ RUN = "console.log('ran')"
 
 @pytest.fixture
 async def called() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """The address of somebody elsewhere, and what was asked there."""
+    """The URL of another server, and the requests that it received."""
     heard: list[bytes] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +36,7 @@ async def called() -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 def markup(elsewhere: str) -> str:
-    """What a page would obey that took it for HTML, or for Markdown: what runs, and what tells somebody else."""
+    """Markup that runs or loads something in a page that interprets it as HTML or Markdown."""
     return " ".join(
         (
             f"<script>{RUN}</script>",
@@ -51,7 +51,9 @@ def markup(elsewhere: str) -> str:
 
 @pytest.mark.rule("S8")
 async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]) -> None:
-    """FAULTS S8: every route and dialect, errors too, opened as a link. The first page obeys it, and is seen."""
+    """FAULTS S8: every route and dialect, with errors, opened as a link. The first page interprets it, which is
+    detected.
+    """
     elsewhere, heard = called
     said = markup(elsewhere)
     turn, session, project = await told(open_gateway, said)
@@ -73,7 +75,7 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
 
 
 async def told(gateway: Gateway, said: str) -> tuple[str, str, str]:
-    """A turn, session and project that say it in every place that there is."""
+    """Writes a turn, a session and a project with the markup in every field."""
     project = (await gateway.client.post("/v1/projects", json={"name": said[:100], "description": said})).json()["id"]
     made = {"title": said, "system_prompt": said, "project_id": project}
     session = (await gateway.client.post("/v1/sessions", json=made)).json()["id"]

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from tests.clients.conftest import told
 from tests.clients.openai_chat import LINE, MODEL, TEXT, asked, kept, said, sdk_of, turn_of
-from tests.clients.river import ANSWERED, RHINE, River
+from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
@@ -29,7 +29,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 
 async def last_call(claude: str) -> dict[str, Any]:
-    """What the model was asked last."""
+    """Returns the last request that the model received."""
     async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
         body: dict[str, Any] = (await client.get("/_sim/last")).json()["body"]
         return body
@@ -37,7 +37,7 @@ async def last_call(claude: str) -> dict[str, Any]:
 
 @pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
 async def test_completion_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """Text, finish reason and usage as OpenAI has them; and it is a turn like any other, named in the headers."""
+    """Text, finish reason and usage in OpenAI's format; the headers name the turn."""
     raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asked(LINE), temperature=0.5)
     made = raw.parse()
     (choice,) = made.choices
@@ -66,7 +66,7 @@ async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves("openai-chat", "stream", "openai (Python, sync)")
 async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
-    """With the usage at the end, as it was asked for."""
+    """With the usage at the end."""
 
     def read() -> list[ChatCompletionChunk]:
         with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -82,7 +82,7 @@ async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
 
 @pytest.mark.proves("openai-chat", "thinking", "openai (Python)")
 async def test_thinking_is_in_reasoning_content(sdk: AsyncOpenAI) -> None:
-    """Under the name that other servers gave them, streamed and whole."""
+    """Streamed and as one JSON body."""
     line = "#sim words=2 thinking=3 rate=0"
     made = await sdk.chat.completions.create(model=MODEL, messages=asked(line), reasoning_effort="low")
     thoughts = (made.choices[0].message.model_extra or {})["reasoning_content"]
@@ -94,7 +94,7 @@ async def test_thinking_is_in_reasoning_content(sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves("openai-chat", "tools", "openai (Python)")
 async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
-    """With the SDK's own accumulator; then the model is told what the tool said, and answers."""
+    """With the SDK's accumulator; the model receives the tool result."""
     line = '#sim words=2 rate=0 tool=look json={"query":"the sky, at night"}'
     messages = asked(line)
     async with sdk.chat.completions.stream(model=MODEL, messages=messages, tools=[LOOK]) as stream:
@@ -130,14 +130,13 @@ async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpe
 
 @pytest.mark.proves("openai-chat", "structured output", "openai (Python)")
 async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
-    """`parse` makes the schema and reads the answer; the model is given the schema as its own API has it."""
+    """`parse` makes the schema and reads the answer."""
     made = await sdk.chat.completions.parse(model=MODEL, messages=asked(ANSWERED), response_format=River)
     assert made.choices[0].message.parsed == RHINE
 
 
 @pytest.mark.proves("openai-chat", "stop sequences and limits", "openai (Python)")
 async def test_stop_sequences_and_limits(sdk: AsyncOpenAI) -> None:
-    """Before a sequence; or at the limit, which is another finish reason."""
     stopped = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stop=" w000002")
     cut = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), max_completion_tokens=3)
     ends = [(made.choices[0].message.content, made.choices[0].finish_reason) for made in (stopped, cut)]
@@ -146,7 +145,7 @@ async def test_stop_sequences_and_limits(sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves("openai-chat", "images and files", "openai (Python)")
 async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
-    """As its own API takes it, with the system's and the developer's words at the beginning."""
+    """With system and developer messages at the beginning."""
     url = "data:image/png;base64,iVBORw0KGgo="
     messages: Any = [
         {"role": "system", "content": "Be brief."},
@@ -164,7 +163,7 @@ async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
 @pytest.mark.proves("openai-chat", "errors before the first event", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
-    """The SDK raises what OpenAI's own server would make it raise, with our code."""
+    """The SDK raises the exception of the status, with our code."""
 
     async def refused(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
         with pytest.raises(openai.APIStatusError) as raised:
@@ -184,7 +183,7 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
 
 @pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
 async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
-    """After what was said; half an answer is not taken for a whole one."""
+    """After the text so far."""
     body = {"on_interrupt": "fail"}
     stream = await sdk.chat.completions.create(
         model=MODEL, messages=asked("#sim words=9 rate=0 fault=error@5"), stream=True, extra_body=body
@@ -197,7 +196,7 @@ async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves("openai-chat", "sessions", "openai (Python)")
 async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
-    """Only the news, in the body or by the header; or all of it again; or all but what is edited, which is a branch."""
+    """Only the new message; or all messages again; or all but an edited one, which is a branch."""
 
     async def say(*messages: Any, **given: Any) -> tuple[str, list[Any]]:
         made = await sdk.chat.completions.create(model=MODEL, messages=list(messages), **given)
@@ -222,7 +221,7 @@ async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sd
 
 @pytest.mark.proves("openai-chat", "thinking and tools in a session", "openai (Python)")
 async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> None:
-    """The API wants them with their signature beside a tool's result; this protocol has no place for that."""
+    """The API requires it with its signature beside a tool result; this protocol has no field for it."""
     line = "#sim words=2 thinking=3 rate=0 tool=look"
     given = {"session_id": "thoughtful"}
     messages: list[Any] = asked(line)

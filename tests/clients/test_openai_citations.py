@@ -33,7 +33,7 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 async def test_chat_completion_annotates_web_pages(
     system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
-    """The accumulator has them as the whole message has, and whoever comes back at any cursor is told them once."""
+    """In the accumulator as in the JSON body; a resumed stream has each once."""
     cited = [{"type": "url_citation", "url_citation": PAGE}]
     whole = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE))
     async with sdk.chat.completions.stream(model=MODEL, messages=asked(LINE)) as stream:
@@ -65,7 +65,7 @@ def delta_of(chunk: dict[str, Any]) -> dict[str, Any]:
 async def test_response_annotates_web_pages_and_files(
     system: System, gateway: Gateway, new_gateway: NewGateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
-    """Each an event of its own, numbered as all are; the response has them however it is come by."""
+    """Each is a numbered event; the response has them however it is read."""
     cited = [{"type": "url_citation", **PAGE}, FILE]
     made = await sdk.responses.create(model=MODEL, input=LINE)
     events: list[Any] = [event async for event in await sdk.responses.retrieve(made.id, stream=True)]
@@ -94,7 +94,7 @@ async def snapshot(sdk: AsyncOpenAI, response: str) -> Any:
 
 
 async def test_citations_are_sent_back_unchanged(sdk: AsyncOpenAI) -> None:
-    """A client that keeps the conversation itself sends the annotations with it, and is not refused for them."""
+    """A client that keeps the conversation itself may send them again."""
     made = await sdk.responses.create(model=MODEL, input=LINE)
     question: Any = {"role": "user", "content": LINE}
     asking: Any = [

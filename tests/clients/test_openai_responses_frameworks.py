@@ -12,7 +12,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.clients.river import ANSWERED, RHINE, River
+from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
@@ -23,7 +23,7 @@ LOOKING = '#sim words=2 rate=0 thinking=2 tool=look json={"query":"the sky"}'
 
 @pytest.mark.proves(DIALECT, "stream with tools and structured output", "LangChain")
 async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
-    """It streams, sends a tool's answer back with all that was said before, and reads what fits a schema."""
+    """Streams, sends a tool result with the conversation, and reads an answer that fits a schema."""
     model = ChatOpenAI(
         model=MODEL,
         base_url=f"{gateway.url}/v1",
@@ -50,7 +50,7 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> N
 
 @pytest.mark.proves(DIALECT, "stream with tools", "pydantic-ai")
 async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
-    """Its agent runs a tool in the midst of a conversation, and streams."""
+    """An agent with a tool in a conversation, streamed."""
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
     agent = Agent(OpenAIResponsesModel(MODEL, provider=provider), instructions="Be brief.")
     asked: list[str] = []

@@ -1,6 +1,6 @@
-"""Schemathesis over the API's document: whatever is asked, nothing answers with 5xx, and every refusal is the envelope.
+"""Schemathesis with the OpenAPI document: no request is answered with 5xx, and every refusal has the error envelope.
 
-How much is tried is bounded here; `make fuzz` tries more.
+The number of cases is limited here; `make fuzz` runs more.
 """
 
 import os
@@ -44,7 +44,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def fuzzed(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
-    """A gateway of its own process: Schemathesis asks in a thread of ours. Answers are short."""
+    """A gateway process: Schemathesis blocks its thread. Answers are short."""
     del generator, persistence
     keys = api_keys(Tenant("schemathesis"))
     given = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_HEARTBEAT_S": 1}
@@ -54,7 +54,7 @@ async def fuzzed(system: System, generator: Process, persistence: Process) -> As
 
 @pytest.mark.parametrize(("label", "mode"), ASKED)
 def test_no_request_is_a_server_error(fuzzed: str, label: str, mode: GenerationMode) -> None:
-    """Bodies that fit the document and bodies that do not: an answer that the document tells of, never a 5xx."""
+    """With bodies that fit the document and bodies that do not."""
     operation = OPERATIONS[label]
 
     @seed(7)

@@ -1,6 +1,5 @@
-"""The tutorial routes with loops as tutorials have them: they show the log's text."""
+"""The tutorial routes with the loops of tutorials: they show the text of the log."""
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -16,9 +15,8 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import Takeover, told
-from tests.harness.cutting_proxy import Cut, Cutting, seeded
-from tests.harness.displayed_text import SAYS
+from tests.clients.conftest import told
+from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -30,13 +28,13 @@ LINE = "#sim words=40 rate=200"
 
 @pytest.fixture
 async def page() -> AsyncIterator[httpx.AsyncClient]:
-    """A tutorial's page: it keeps its cookies, and has a key only because these gateways ask for one."""
+    """A client with cookies and an API key."""
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=20) as client:
         yield client
 
 
 async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """What a loop over `data: ` lines gets."""
+    """Returns the lines that a loop over `data: ` lines receives."""
     async with page.stream("POST", url, json=body) as response:
         assert response.status_code == 200, await response.aread()
         yield {"turn": response.headers["tailrace-turn"]}
@@ -47,45 +45,12 @@ async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
 
 @pytest.mark.proves("delta", "stream", "a tutorial's fetch loop")
 async def test_chat_stream_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """`delta`, `delta`, …, `done`: the three kinds that its page knows, and no other."""
+    """`delta`, `delta`, …, `done`, and no other kind."""
     body = {"message": LINE, "max_tokens": 100, "system": "Be brief."}
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/chat/stream", body)]
     assert {event["type"] for event in events[:-1]} == {"delta"}
     assert events[-1] == {"type": "done"}
     assert "".join(event["text"] for event in events[:-1]) == TEXT == await told(gateway, turn["turn"])
-
-
-@pytest.mark.proves("delta", "resumes after cuts", "a tutorial's fetch loop")
-async def test_cut_chat_stream_is_resumed(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """Its page knows no resume. Whoever adds one line has it: the same turn, from the last id on, in the same words."""
-    sent = b""
-    async with Cutting(gateway.port, [Cut(1000)]) as proxy:
-        with suppress(httpx.TransportError):
-            async with page.stream("POST", f"{proxy.url}/chat/stream", json={"message": LINE}) as response:
-                turn = response.headers["tailrace-turn"]
-                async for piece in response.aiter_raw():
-                    sent += piece
-        assert proxy.left == []
-    sent = sent[: sent.rindex(b"\n\n") + 2]
-    last = [line for line in sent.splitlines() if line.startswith(b"id: ")][-1].removeprefix(b"id: ").decode()
-    url = f"{gateway.url}/v1/turns/{turn}/events?dialect=delta"
-    rest = (await page.get(url, headers={"last-event-id": last})).content
-    assert SAYS["delta"](sent) not in ("", TEXT)
-    assert SAYS["delta"](sent) + SAYS["delta"](rest) == TEXT == await told(gateway, turn)
-
-
-@pytest.mark.proves("delta", "generator killed during the answer", "a tutorial's fetch loop")
-async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncClient) -> None:
-    """It cannot come back, and has not to: the stream that it has goes on."""
-    url = f"{takeover.gateway.url}/chat/stream"
-
-    async def loop() -> list[dict[str, Any]]:
-        return [event async for event in lines_of(page, url, {"message": LINE})]
-
-    showing = asyncio.create_task(loop())
-    async with takeover.killed_after(15):
-        turn, *events = await showing
-    assert "".join(event.get("text", "") for event in events) == TEXT == await told(takeover.gateway, turn["turn"])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +74,7 @@ async def test_failure_is_an_error_event(
     failure: Failure,
     shown: dict[str, Any],
 ) -> None:
-    """A word, a sentence, and in how many whole seconds to ask again where the model has said so."""
+    """A code, a message, and the model's Retry-After in whole seconds."""
     events = lines_of(page, f"{lone_gateway.url}/chat/stream", {"message": "hi"})
     turn = (await anext(events))["turn"]
     writer = Writer(log, TurnKey(tenant, TurnId(turn)))
@@ -123,7 +88,7 @@ async def test_failure_is_an_error_event(
 async def test_conversation_of_the_cookie_outlives_the_gateway(
     gateway: Gateway, system: System, new_gateway: NewGateway, page: httpx.AsyncClient, claude: str
 ) -> None:
-    """Bare text; the second message is answered by another gateway, and the model is told of the first."""
+    """Another gateway answers the second message, and the model receives the first."""
     first = await page.post(f"{gateway.url}/chat", json={"message": f"one\n{LINE}"})
     assert (first.text, first.headers["content-type"]) == (TEXT, "text/plain; charset=utf-8")
     cookie = first.headers["set-cookie"]
@@ -139,7 +104,7 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
 
 @pytest.mark.parametrize("cookie", ["", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"])
 async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient, cookie: str) -> None:
-    """Nobody gets into a conversation by making up its name, and none is called what a page says."""
+    """A made-up cookie opens no conversation and names none."""
     line = {"message": "#sim words=1 rate=0"}
     said = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
     name = said.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
@@ -150,7 +115,7 @@ async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: http
 
 
 async def test_cookie_is_not_in_sessions_or_headers(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """It is HttpOnly: neither the list of sessions nor any header may tell it to whoever has the tenant's key."""
+    """It is HttpOnly: a client with the tenant's key cannot read it from sessions or headers."""
     said = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
     listed = await page.get(f"{gateway.url}/v1/sessions")
     assert said.headers["x-session-id"] in listed.text
@@ -158,7 +123,7 @@ async def test_cookie_is_not_in_sessions_or_headers(gateway: Gateway, page: http
 
 
 async def test_idempotency_key_belongs_to_one_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """Who sends the same key and words with another cookie is not told what the first was answered."""
+    """The same key and words with another cookie do not return the first answer."""
 
     async def ask(cookie: str) -> httpx.Response:
         headers = {"idempotency-key": "key-1", "cookie": f"tailrace_chat={cookie * 32}"}
@@ -172,7 +137,7 @@ async def test_idempotency_key_belongs_to_one_conversation(gateway: Gateway, pag
 async def test_repeated_first_post_is_one_turn_with_one_cookie(
     gateway: Gateway, system: System, new_gateway: NewGateway, claude: str
 ) -> None:
-    """The page lost the answer, and the cookie with it: it gets both again, at any gateway."""
+    """A page that lost the answer and its cookie receives both again, at any gateway."""
     key = {"idempotency-key": str(uuid4())}
 
     async def ask(gateway: Gateway, said: str, **headers: str) -> httpx.Response:
@@ -199,7 +164,7 @@ async def test_repeated_first_post_is_one_turn_with_one_cookie(
 
 
 async def test_short_idempotency_key_of_a_first_post_is_refused(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """Two people who both call it `1` and say hello would be in one conversation."""
+    """Two users with the key `1` and the same words would share a conversation."""
     for key in ("1", "a" * 21):
         answer = await page.post(f"{gateway.url}/chat", json={"message": "hello"}, headers={"idempotency-key": key})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_invalid")
@@ -207,7 +172,7 @@ async def test_short_idempotency_key_of_a_first_post_is_refused(gateway: Gateway
 
 
 async def test_first_post_without_a_key_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """Also in the same words: nothing says that they are one person's."""
+    """Also with the same words."""
     seen = set()
     for _ in range(2):
         page.cookies.clear()
@@ -218,7 +183,7 @@ async def test_first_post_without_a_key_starts_a_conversation(gateway: Gateway, 
 
 @pytest.mark.proves("content", "stream", "a tutorial's fetch loop")
 async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.AsyncClient, claude: str) -> None:
-    """`{"content"}` and nothing else; what its system says goes where Anthropic's API wants it."""
+    """`{"content"}` only; the system message goes where Anthropic's API expects it."""
     body = {
         "model": "claude-haiku-5-5",
         "messages": [
@@ -237,7 +202,7 @@ async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.Async
 
 @pytest.mark.proves("job", "resumes after cuts", "httpx-sse")
 async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """202 with its id; then `progress`, …, `complete` with the whole result, however often the page is cut off."""
+    """202 with its id; then `progress`, …, `complete` with the whole result."""
     started = await page.post(f"{gateway.url}/api/start-job", json={"prompt": LINE})
     job = started.json()["job_id"]
     assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
@@ -258,7 +223,7 @@ async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gat
 
 
 async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """An EventSource comes back after every end, until it is told 204."""
+    """An EventSource reconnects after every end until it receives 204."""
     job = (await page.post(f"{gateway.url}/api/start-job", json={"message": "#sim words=1 rate=0"})).json()["job_id"]
     async with aconnect_sse(page, "GET", f"{gateway.url}/api/stream/{job}") as source:
         events = [event async for event in source.aiter_sse()]
@@ -281,6 +246,6 @@ async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: ht
 async def test_invalid_body_is_refused_by_name(
     gateway: Gateway, page: httpx.AsyncClient, path: str, body: object
 ) -> None:
-    """400 in the one envelope, before anything is asked."""
+    """400 in the error envelope."""
     refused = await page.post(f"{gateway.url}{path}", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")

@@ -1,4 +1,4 @@
-"""The history of a chat equals the messages that AI SDK builds from its streams."""
+"""The history of a chat equals the messages that the AI SDK builds from its streams."""
 
 import json
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def plain(value: object) -> Any:
 
 @pytest.mark.proves("ui", "read from the history", "ai (Node)")
 async def test_history_equals_the_clients_messages() -> None:
-    """Every kind of part, from the log's stream and from the database's, and how a message ends."""
+    """Every kind of part and of end, from the log and from the database."""
     live = [streamed(log) for log in LOGS.values()]
     late = [plain(record_chunks(recorded(log))) for log in LOGS.values()]
     seen = await node.run("messages.mjs", json.dumps(live + late))
@@ -96,7 +96,7 @@ async def test_history_equals_the_clients_messages() -> None:
 
 @pytest.mark.proves("ui", "answer continues after a tool result", "ai (Node)")
 async def test_message_of_two_turns_is_one_in_the_history() -> None:
-    """The tool's result stands in the call, and what follows in a step of its own."""
+    """The tool result is in the call, and the rest is a step of its own."""
     call = recorded(LOGS["a call"])
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": '{"found":1}'}]}
     rest = told("completed", TEXT)

@@ -1,4 +1,4 @@
-"""useChat with `resume: true` in Chromium, in StrictMode: the page shows the log's text."""
+"""useChat with `resume: true` in Chromium, in StrictMode: the page shows the text of the log."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 async def done(browser: str, *cases: tuple[str, str, Json]) -> list[Json]:
-    """What is seen in the end by whoever does what `cases` say, each in a chat of its own."""
+    """Runs the cases, each in a chat of its own; returns what the pages show at the end."""
     arguments = [
         text for what, url, given in cases for text in (what, url, json.dumps({"id": f"chat-{what}", **given}))
     ]
@@ -41,7 +41,7 @@ def turn_of(seen: Json) -> str:
 
 
 def without_ids(messages: list[Json]) -> list[Json]:
-    """A page names its user's messages itself, and says so to nobody who would keep it."""
+    """Removes the ids of user messages, which a page makes up."""
     return [message if message["role"] == "assistant" else {**message, "id": ""} for message in messages]
 
 
@@ -51,7 +51,7 @@ def without_ids(messages: list[Json]) -> list[Json]:
 @pytest.mark.proves("ui", "cancel", "useChat (Chromium)")
 @pytest.mark.proves("ui", "resumes after cuts", "useChat (Chromium)")
 async def test_page_shows_the_whole_answer_after_cuts_and_reloads(open_gateway: Gateway, browser: str) -> None:
-    """Reloaded, in two tabs, left alone, stopped, cut off: nothing is missing, nothing is there twice."""
+    """Reloaded, in two tabs, without a page, stopped, cut: nothing is missing or repeated."""
     url, given = open_gateway.url, {"texts": [LONG], "chars": 80, "whole": len(TEXT), "reloads": [(80, 1), (160, 2)]}
     async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6200, bytes_min=3200)) as proxy:
         doings = ("reload", "tabs", "leave", "stop")
@@ -71,7 +71,7 @@ async def test_page_shows_the_whole_answer_after_cuts_and_reloads(open_gateway: 
 
 
 async def check_stopped(gateway: Gateway, seen: Json) -> None:
-    """It is over for the model as well; to the page it is no error, and what was said stays."""
+    """The turn is cancelled; the page shows the text so far and no error."""
     record = (await gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
     assert (seen["status"], seen["error"], record["outcome"]) == ("ready", None, "cancelled")
     assert seen["stopped"] == {"turn": turn_of(seen), "outcome": "cancelled"}
@@ -91,7 +91,7 @@ async def check_stopped(gateway: Gateway, seen: Json) -> None:
 async def test_chat_shows_what_the_model_generates(
     open_gateway: Gateway, system: System, new_gateway: NewGateway, browser: str
 ) -> None:
-    """Thoughts, a tool and what follows its result, another question, another answer, failures of both kinds."""
+    """Thinking, a tool and the answer to its result, a follow-up, a regeneration, failures of both kinds."""
     beating = await new_gateway(system.nats_url, api_keys="", heartbeat_s=0.1)
     url = open_gateway.url
     # The second of the two answers begins after the first one's 320 characters, with the tool's result.
@@ -139,7 +139,7 @@ async def test_chat_shows_what_the_model_generates(
 
 
 async def check_tool(gateway: Gateway, seen: Json) -> None:
-    """One message in two steps, which two turns are: the second was told the result, and has what the first said."""
+    """One message in two steps, which are two turns; the second turn received the tool result."""
     _, assistant = seen["messages"]
     kinds = ["data-tailrace", "step-start", "reasoning", "text"]
     assert [part["type"] for part in assistant["parts"]] == [*kinds, "tool-look", *kinds]
@@ -157,7 +157,6 @@ async def check_tool(gateway: Gateway, seen: Json) -> None:
 
 @pytest.mark.proves("ui", "generator killed during the answer", "useChat (Chromium)")
 async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> None:
-    """kill -9 in the middle of the answer; the page shows the whole text, and SQLite has the same."""
     asking = asyncio.create_task(done(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
     async with takeover.killed_after(20):
         (seen,) = await asking

@@ -1,7 +1,7 @@
-"""Requests that no client sends: made by hand, and made of good ones by a seeded chance. It asks nobody.
+"""Malformed HTTP requests: hand-made ones, and well-formed ones that are mutated by a seed.
 
-What stands here is what parsers have been fooled with: two lengths, folded headers, bare line feeds, targets that are
-no paths, more of everything than anybody needs, and good requests that were cut, doubled, or had bytes changed.
+The hand-made ones are known to confuse parsers: two lengths, folded headers, bare line feeds, targets that are no
+paths, too many or too long fields.
 """
 
 import random
@@ -12,7 +12,7 @@ BODY = b'{"message": "#sim words=1 rate=0"}'
 
 
 def good(key: str) -> list[bytes]:
-    """Requests as clients send them, one for each way in which the gateway reads one."""
+    """Well-formed requests, one for each way in which the gateway reads one."""
     head = f"host: localhost\r\nauthorization: Bearer {key}\r\n"
     json = "content-type: application/json\r\n"
     asking = "expect: 100-continue\r\n"
@@ -34,7 +34,7 @@ def good(key: str) -> list[bytes]:
 
 
 def handmade(key: str) -> dict[str, bytes]:
-    """What was written by somebody who meant it."""
+    """Malformed requests that were written by hand."""
     head = f"host: localhost\r\nx-api-key: {key}\r\n".encode()
     post = b"POST /v1/turns HTTP/1.1\r\n" + head + b"content-type: application/json\r\n"
     get = b"GET /healthz HTTP/1.1\r\n"
@@ -119,7 +119,9 @@ def handmade(key: str) -> dict[str, bytes]:
 
 
 def mutated(samples: list[bytes], seed: int, count: int) -> Iterator[bytes]:
-    """`count` of them: cut, doubled, joined, or with bytes changed, lost or put in; the same for the same seed."""
+    """Returns `count` requests that are cut, repeated, joined, or have bytes changed, removed or inserted, by a
+    seed.
+    """
     chance = random.Random(seed)
     words = [
         b"\r\n",

@@ -1,6 +1,6 @@
-"""Bytes on a raw socket: whatever they are, an answer or an end comes soon, never a 5xx, and the gateway is alive.
+"""Bytes on a raw socket: the gateway answers or closes soon, without a 5xx, and stays alive.
 
-What is tried here is short and the same each time; `make fuzz` tries more, and says with which seed.
+The cases here are few and the same each time; `make fuzz` runs more, and prints the seed.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + slow_body.WINDOW_S + 15
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[Process]:
-    """A gateway of its own process, whose heartbeats come often enough for streams to be no silence."""
+    """A gateway process, whose heartbeats keep a stream from looking idle."""
     del generator, persistence
     given = {"TAILRACE_API_KEYS": api_keys(Tenant("fuzzed")), "TAILRACE_STREAM_LIFE_S": 2}
     async with processes.gateway(system.folder, system.nats_url, **given) as process:
@@ -40,7 +40,7 @@ async def attacked(system: System, generator: Process, persistence: Process) -> 
 
 
 async def statuses(port: int, sent: bytes) -> list[int]:
-    """What is answered to `sent`, whose sender then says that it has done; fails when nothing comes to an end."""
+    """Returns the statuses of the responses to `sent`. Fails if the gateway neither answers nor closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
 
@@ -74,7 +74,9 @@ async def is_alive(process: Process) -> bool:
 
 
 async def attack(process: Process, requests: list[bytes]) -> None:
-    """Sends them all, some at once; fails for a 5xx, for what never ends, and when the gateway is not what it was."""
+    """Sends all of them, some at once. Fails for a 5xx, a connection without an end, and a gateway that is not
+    healthy.
+    """
     port, room = int(process.url.rpartition(":")[2]), asyncio.Semaphore(AT_ONCE)
     before = len(process.said("request broke"))
 
@@ -93,7 +95,7 @@ async def attack(process: Process, requests: list[bytes]) -> None:
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(120)
 async def test_a_good_request_is_answered(attacked: Process) -> None:
-    """Or the mutants would be mutants of what is refused at once anyway."""
+    """The mutated requests begin with accepted ones."""
     port = int(attacked.url.rpartition(":")[2])
     found = await asyncio.gather(*(statuses(port, sent) for sent in good(KEY)))
     assert found == [[200], [404], [200], [202], [100, 200], [202], [405], [200]]
@@ -102,7 +104,7 @@ async def test_a_good_request_is_answered(attacked: Process) -> None:
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(120 + COUNT)
 async def test_what_nobody_would_send_breaks_nothing(attacked: Process) -> None:
-    """Smuggling, floods and nonsense made by hand, and what chance made of good requests, by a seed that is printed."""
+    """Request smuggling, floods, and mutated requests with a printed seed."""
     print(f"FUZZ_SEED={SEED} FUZZ_BYTES={COUNT}")
     made = [*handmade(KEY).values(), *handmade("nobodys").values(), *mutated(good(KEY), SEED, COUNT)]
     await attack(attacked, made)

@@ -1,7 +1,7 @@
-"""What a client may say in a path, a query, a header and a body, made up by Hypothesis: no 5xx, always the envelope.
+"""Generated values in paths, queries, headers and bodies: no 5xx, and every refusal has the error envelope.
 
-Schemathesis does so with what the API's document tells of (tests/clients/test_schemathesis.py); this is what it does
-not: bytes that are no text, texts that are nearly right, headers that nobody documents, JSON with a byte of it changed.
+Schemathesis generates what the OpenAPI document describes (tests/clients/test_schemathesis.py). These tests generate
+the rest: bytes that are not UTF-8, nearly valid values, undocumented headers, JSON with changed bytes.
 """
 
 import http.client
@@ -53,7 +53,7 @@ POSTS = [(path, row.body) for (method, path), row in ROWS.items() if method == "
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
-    """Where a gateway listens, in a process of its own: Hypothesis asks from a thread of ours. Streams are short."""
+    """A gateway process: Hypothesis blocks its thread. Streams are short."""
     del generator, persistence
     keys = api_keys(Tenant("fuzzed-values"))
     given_ = {"TAILRACE_API_KEYS": keys, "TAILRACE_MAX_TOKENS": 2, "TAILRACE_STREAM_LIFE_S": 0.5}
@@ -69,7 +69,7 @@ class Asked(NamedTuple):
 
 
 def ask(where: str, asked: Asked) -> None:
-    """Fails for a 5xx, for no answer, and for a refusal that is not the envelope."""
+    """Fails for a 5xx, for no response, and for a refusal without the error envelope."""
     connection = http.client.HTTPConnection(where, timeout=20)
     try:
         said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **asked.headers}
@@ -83,7 +83,7 @@ def ask(where: str, asked: Asked) -> None:
 
 
 def ask_all(where: str, asked: list[Asked]) -> None:
-    """As `ask` does, some at once: streams among them last for as long as they may."""
+    """Sends several requests at once, because a stream lasts for its full time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(lambda one: ask(where, one), asked):
             pass
@@ -93,7 +93,7 @@ def ask_all(where: str, asked: list[Asked]) -> None:
 @few
 @given(turn=TEXTS, after=TEXTS, dialect=TEXTS)
 def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: str, dialect: str) -> None:
-    """Wherever one may stand: in the path, the query, and `Last-Event-ID`."""
+    """In the path, the query, and `Last-Event-ID`."""
     query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
     names = dict.fromkeys(named("", "", ""), quote(turn, safe=""))
     paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
@@ -105,7 +105,7 @@ def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: st
 @settings(few, max_examples=CASES // 4)
 @given(headers=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES), optional=dict.fromkeys(GATES, VALUES)))
 def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> None:
-    """Any bytes that may stand in one, on every route."""
+    """Any bytes that HTTP allows, on every route."""
     names = named(TURN, "x", "x")
     asked = []
     for (method, path), row in ROWS.items():
@@ -118,7 +118,7 @@ def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> 
 @few
 @given(chance=st.randoms(use_true_random=False), which=st.sampled_from(POSTS))
 def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tuple[str, dict[str, object]]) -> None:
-    """Good JSON with a few bytes changed, lost or doubled: mostly no JSON any more, sometimes another request."""
+    """Valid JSON with a few bytes changed, removed or repeated."""
     path, body = which
     made = bytearray(msgspec.json.encode(body))
     for _ in range(chance.randrange(1, 4)):

@@ -1,6 +1,6 @@
-"""A disk of a test's own: a file system in a file, or in memory. Only root may mount one; who is not is told so.
+"""A file system for one test, in a file or in memory. Only root may mount it; without root the test is skipped.
 
-What a power cut leaves of it is what its file holds: what the kernel has not written there yet would be gone.
+After a power cut the file has what the kernel had written to it.
 """
 
 import os
@@ -20,7 +20,7 @@ MIB = 1024**2
 
 @cache
 def can_mount() -> bool:
-    """Root of a container may not, either."""
+    """Whether this process may mount a file system; the root of a container may not."""
     if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -36,22 +36,22 @@ def can_mount() -> bool:
 
 
 class Disk:
-    """An ext4 at `there`, kept in a file. Its processes have ended when it is taken away."""
+    """An ext4 file system at `there`, stored in a file."""
 
     def __init__(self, image: Path, there: Path) -> None:
         self.image = image
         self.there = there
 
     def flush(self) -> None:
-        """Writes out all that was written so far: what a cut takes is what comes after."""
+        """Writes everything to the file, so that a power cut keeps it."""
         _run("sync", "--file-system", str(self.there))
 
     def copy(self) -> None:
-        """What a power cut would leave now; nothing is written out for it."""
+        """Copies the file as a power cut would leave it now."""
         _run("cp", "--sparse=always", str(self.image), str(self._copied))
 
     def cut(self) -> None:
-        """The disk as it was when it was copied. Whoever had it is gone."""
+        """Replaces the file by its copy. All processes with files on it must have ended."""
         _unmount(self.there)
         self._copied.replace(self.image)
         _run("mount", "-o", "loop", str(self.image), str(self.there))
@@ -63,7 +63,7 @@ class Disk:
 
 @contextmanager
 def disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
-    """Mounted at `there`, with its file in `folder`."""
+    """Mounts a file system at `there`, with its file in `folder`."""
     image = folder / f"{there.name}.image"
     _make(image, size)
     _run("mount", "-o", "loop", str(image), str(there))
@@ -75,7 +75,7 @@ def disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
 
 @contextmanager
 def small_disk(there: Path, size: int) -> Iterator[None]:
-    """Of `size` bytes, in memory; what is written beyond is refused with ENOSPC."""
+    """Mounts a file system of `size` bytes in memory; further writes fail with ENOSPC."""
     _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tailrace-test", str(there))
     try:
         yield
@@ -90,7 +90,7 @@ def _make(image: Path, size: int) -> None:
 
 
 def _unmount(there: Path) -> None:
-    """Its processes were killed, and the kernel may still be closing their files."""
+    """Retries while the kernel closes the files of killed processes."""
     for _ in range(100):
         if subprocess.run(("umount", str(there)), check=False, capture_output=True).returncode == 0:
             return

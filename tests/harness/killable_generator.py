@@ -1,149 +1,35 @@
-"""A generator that is killed right after the nth entry that it stores, or by a question: SIGKILL. Runs alone."""
+"""A generator process that kills itself with SIGKILL after its nth append, or when it calls the model with a word."""
 
 import asyncio
 import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from signal import SIGKILL
+from typing import Any
 
-from tailrace.generators.__main__ import find_anthropic_api, open_backends
+from tailrace.generators.__main__ import serve
 from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.batches import message_batches
-from tailrace.generators.batches.runner import BatchLane, BatchRunner
-from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.model_caller import ModelCaller
-from tailrace.generators.planner import Planner
-from tailrace.generators.retry import Retry
+from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.settings import Settings
 from tailrace.generators.worker import Job, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
-from tailrace.proto.fold import Turn
-from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
-from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.generator_in_loop import working
 from tests.harness.processes import as_user
 from tests.harness.until import until
 
-# A server process imports everything once; each generator is a fork of it and begins within milliseconds.
+# The fork server imports everything once. A fork of it starts within milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.harness.killable_generator"])
-ROOM_BYTES = 64 * 1024 * 1024
 LIFE_S_MAX = 20.0
-
-
-class MortalLog(TurnLog):
-    """The log of a process that does not outlive the `appends`th entry; `is_before`: that is never stored."""
-
-    def __init__(self, connection: Connection, appends: int, *, is_before: bool = False) -> None:
-        super().__init__(connection)
-        self._left = appends
-        self._is_before = is_before
-
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
-        if self._is_before and self._left == 1:
-            os.kill(os.getpid(), SIGKILL)
-        chain = await super().append(key, chain, entry, timeout_s=timeout_s)
-        self._left -= 1
-        if not self._left:
-            os.kill(os.getpid(), SIGKILL)
-        return chain
-
-
-class LastTurnRunner(TurnRunner):
-    """Carries one turn; after that its process is to stop."""
-
-    stop: asyncio.Event
-
-    async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
-        try:
-            return await super().run(key, deadline_s, lease)
-        finally:
-            self.stop.set()
-
-
-class LastBatchRunner(BatchRunner):
-    """Carries one batch, with the turns that it has asked; after that its process is to stop."""
-
-    stop: asyncio.Event
-
-    async def run(self, key: TurnKey) -> Turn:
-        try:
-            return await super().run(key)
-        finally:
-            self.stop.set()
-
-
-# Its waits are short.
-message_batches.LOOK_S = 0.02
-
-
-async def carry_one(
-    nats_url: str, claude_url: str, appends: int, backends: str, *, is_batch: bool, is_before: bool
-) -> None:
-    connection = await Connection.open(as_user(nats_url, GENERATORS), "mortal")
-    settings = Settings(
-        anthropic_api_key="sk-test",
-        anthropic_base_url=claude_url,
-        backends=backends,
-        connect_timeout_s=5,
-        stall_timeout_s=5,
-    )
-    log = MortalLog(connection, appends, is_before=is_before)
-    retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-    blobs = BlobLoader(BlobStore(connection), FairSemaphore(ROOM_BYTES))
-    async with open_backends(settings) as (orders, opened_backends):
-        name = f"mortal-{os.getpid()}"
-        claude = find_anthropic_api(opened_backends)
-        caller = ModelCaller(opened_backends, orders, retry, blobs)
-        runner = (TurnRunner if is_batch else LastTurnRunner)(
-            log, caller, Planner(9, [cut_at_cost]), name=name, sinks=[limit_cost]
-        )
-        bodies, counters = BlobStore(connection), Counters(connection)
-        batches = LastBatchRunner(
-            log,
-            bodies,
-            Tombstones(connection),
-            counters,
-            lambda: fullness(connection),
-            name=name,
-            concurrency=1,
-            message_batches=MessageBatchesApi(claude.client)
-            if (claude := find_anthropic_api(opened_backends))
-            else None,
-            blobs=blobs,
-        )
-        stop = asyncio.Event()
-        for last in (runner, batches):
-            if isinstance(last, LastTurnRunner | LastBatchRunner):
-                last.stop = stop
-        deliveries = await Deliveries.open(connection, GENERATORS)
-        settlement = Settlement(counters, Slots(connection))
-        worker = Worker(
-            log, deliveries, runner, settlement.settle, [BatchLane(batches)], concurrency=1, deadline_s=30, grace_s=30
-        )
-        await worker.run(stop)
-    await connection.close()
-
-
-def main(
-    nats_url: str,
-    claude_url: str,
-    appends: int,
-    backends: str,
-    environ: dict[str, str],
-    is_batch: bool,
-    is_before: bool,
-) -> None:
-    os.environ.update(environ)
-    asyncio.run(carry_one(nats_url, claude_url, appends, backends, is_batch=is_batch, is_before=is_before))
+POLL_S = 0.02
 
 
 async def killed_after(
@@ -156,54 +42,110 @@ async def killed_after(
     is_batch: bool = False,
     is_before: bool = False,
 ) -> bool:
-    """Has a generator take one turn, or one batch with its turns, and be killed after that many entries.
+    """Runs one turn, or one batch with its turns, in a generator that is killed after its nth append.
 
-    With `is_before`, right before the last of them is stored: what it has done for that entry is done.
-
-    False when it came to the end unharmed.
-
-    `environ` is what other backends than claude read.
+    With `is_before`, it is killed right before this append. Returns False if it ended before that. `environ` has the
+    settings of backends other than claude.
     """
-    return await _killed(main, nats_url, claude_url, appends, backends, environ or {}, is_batch, is_before)
+    return await _run(
+        run_until_killed, nats_url, claude_url, appends, backends, environ or {}, is_batch=is_batch, is_before=is_before
+    )
 
 
 async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
-    """Has a generator work until it calls the model with that word, which kills it; before that it ends another turn.
+    """Runs a generator that ends another turn first, and is killed when it calls the model with this word.
 
-    False when that did not come.
+    Returns False if it did not make such a call.
     """
-    return await _killed(poisoned, word, nats_url, claude_url)
+    return await _run(run_until_called, word, nats_url, claude_url)
 
 
-def poisoned(word: str, nats_url: str, claude_url: str) -> None:
+def run_until_killed(
+    nats_url: str,
+    claude_url: str,
+    appends: int,
+    backends: str,
+    environ: dict[str, str],
+    *,
+    is_batch: bool,
+    is_before: bool,
+) -> None:
+    os.environ.update(environ)
+    append, appended = TurnLog.append, 0
+
+    async def killing_append(
+        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10
+    ) -> Chain:
+        nonlocal appended
+        appended += 1
+        if is_before and appended == appends:
+            os.kill(os.getpid(), SIGKILL)
+        chain = await append(self, key, chain, entry, timeout_s=timeout_s)
+        if appended == appends:
+            os.kill(os.getpid(), SIGKILL)
+        return chain
+
+    TurnLog.append = killing_append  # type: ignore[method-assign]
+    message_batches.LOOK_S = POLL_S
+    asyncio.run(_serve_one(nats_url, claude_url, backends, BatchRunner if is_batch else TurnRunner))
+
+
+async def _serve_one(nats_url: str, claude_url: str, backends: str, runner: Any) -> None:
+    """Serves until `runner` has run one turn or one batch."""
+    stop, run = asyncio.Event(), runner.run
+
+    async def run_once(self: object, *given: Any) -> object:
+        try:
+            return await run(self, *given)
+        finally:
+            stop.set()
+
+    runner.run = run_once
+    settings = Settings(
+        anthropic_api_key="sk-test",
+        anthropic_base_url=claude_url,
+        backends=backends,
+        connect_timeout_s=5,
+        stall_timeout_s=5,
+        call_tries_max=1,
+        attempts_max=9,
+        concurrency=1,
+        deadline_s=30,
+        grace_s=30,
+    )
+    connection = await Connection.open(as_user(nats_url, GENERATORS), "killable-generator")
+    await serve(settings, connection, stop)
+    await connection.close()
+
+
+def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
     ended: list[TurnKey] = []
-    answer, has_ended = MessagesApi.answer, Worker._run_to_end
+    answer, run_to_end = MessagesApi.answer, Worker._run_to_end
 
-    async def deadly(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def killing_answer(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
         if word in str(call.messages):
             await until(lambda: ended)
             os.kill(os.getpid(), SIGKILL)
         async for raw in answer(self, call):
             yield raw
 
-    async def recorded(self: Worker, key: TurnKey, job: Job) -> bool:
-        is_ended = await has_ended(self, key, job)
+    async def recorded_run(self: Worker, key: TurnKey, job: Job) -> bool:
+        is_ended = await run_to_end(self, key, job)
         ended.append(key)
         return is_ended
 
-    # As a patch, for the part is not to know.
-    MessagesApi.answer = deadly  # type: ignore[method-assign]
-    Worker._run_to_end = recorded  # type: ignore[method-assign]
-    asyncio.run(work(nats_url, claude_url))
+    MessagesApi.answer = killing_answer  # type: ignore[method-assign]
+    Worker._run_to_end = recorded_run  # type: ignore[method-assign]
+    asyncio.run(_work(nats_url, claude_url))
 
 
-async def work(nats_url: str, claude_url: str) -> None:
+async def _work(nats_url: str, claude_url: str) -> None:
     async with working(nats_url, claude_url):
         await asyncio.sleep(LIFE_S_MAX)
 
 
-async def _killed(target: Callable[..., None], *given: object) -> bool:
-    process = FORKS.Process(target=target, args=given)
+async def _run(target: Callable[..., None], *given: object, **options: object) -> bool:
+    process = FORKS.Process(target=partial(target, *given, **options))
     process.start()
     try:
         await asyncio.to_thread(process.join, LIFE_S_MAX + 10)

@@ -1,6 +1,6 @@
-"""Between a process and nats-server: loses single acknowledgements of appends, by a seed, and passes on all else.
+"""A proxy of a nats-server that loses single acknowledgements of appends, by a seed.
 
-The connection lives: whoever appends only never hears that its entry stands, although it does.
+The connection stays open: the writer receives no acknowledgement of an entry that is stored.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ ACKNOWLEDGED = b'{"stream":"TURNS"'
 
 
 class Losing:
-    """`async with Losing(server.url, share=0.5) as losing:` loses that share of what it could at `losing.url`."""
+    """`async with Losing(server.url, share=0.5) as losing:` loses this share of acknowledgements at `losing.url`."""
 
     def __init__(self, url: str, *, share: float, seed: int = 7) -> None:
         self._before, _, port = url.rpartition(":")
@@ -60,7 +60,7 @@ class Losing:
             await to.drain()
 
     async def _hear(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-        """Frame by frame, as NATS's protocol has them: a line, and behind MSG and HMSG as many bytes as it says."""
+        """Reads frames of the NATS protocol: a line, and after MSG and HMSG as many bytes as the line says."""
         with suppress(asyncio.IncompleteReadError):
             while True:
                 frame = await from_.readuntil(b"\r\n")

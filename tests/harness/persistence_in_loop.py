@@ -1,4 +1,4 @@
-"""Persistence for as long as a block, in the test's own event loop, with somebody who asks it. It judges nothing."""
+"""The persistence process in the test's event loop, and a client of its queries."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Persistence:
-    """`async with Persistence(url, database) as persistence:` is started and stopped as its process would be."""
+    """`async with Persistence(url, database) as persistence:` starts and stops it like its process."""
 
     def __init__(self, nats_url: str, database: Path, **given: object) -> None:
         self.database = database

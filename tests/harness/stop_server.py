@@ -7,10 +7,10 @@ TURNS = 4
 
 
 async def stop(server: asyncio.Server) -> None:
-    """Closes `server`; whoever it had half accepted has been handed to its callback when this returns.
+    """Closes `server`; returns when connections that it was accepting have reached its callback.
 
-    `Server.close()` by itself leaves them: Python 3.11 fails in their transport's `__init__`, later ones call back
-    after the close, and either way a socket is left open for some other test to stumble over.
+    `Server.close()` alone leaves them: Python 3.11 fails in their transport's `__init__`, later versions call back
+    after the close. Either way a socket stays open, and a later test fails.
     """
     loop = asyncio.get_running_loop()
     for listener in server.sockets:

@@ -1,4 +1,4 @@
-"""`tailrace up` as a process of its own, for tests: started, read, ended. Judges nothing."""
+"""`tailrace up` as a process: start, output, end."""
 
 import ipaddress
 import os
@@ -20,7 +20,7 @@ LEAN = ("--port", "0", "--generators", "1")
 
 
 class Up:
-    """One `tailrace up` on a free port, and what it printed so far."""
+    """One `tailrace up` on a free port, and its output."""
 
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.folder = folder / "data"
@@ -41,7 +41,7 @@ class Up:
         return self.text.splitlines()
 
     async def ready(self, deadline_s: float = START_S_MAX) -> str:
-        """Its URL, once it has said that it is ready."""
+        """Waits until it is ready; returns its URL."""
         await until(lambda: self.process.poll() is not None or self.said("ready http://"), deadline_s)
         assert self.process.poll() is None, "\n".join(self.lines)
         return self.said("ready http://").removeprefix("ready ")
@@ -50,16 +50,16 @@ class Up:
         return next((line for line in self.lines if line.startswith(beginning)), "")
 
     def pids(self) -> dict[str, int]:
-        """Names and pids of the table that it printed."""
+        """Returns the pids of its table of processes, by name."""
         rows = re.findall(r"^  ([a-z][a-z0-9-]*) +([0-9]+)  ", "\n".join(self.lines), re.MULTILINE)
         return {name: int(pid) for name, pid in rows}
 
     def tree(self) -> list[int]:
-        """All processes below it, now."""
+        """Returns the pids of all of its descendants."""
         return [int(pid) for pid in below(self.process.pid)]
 
     def listening(self) -> dict[str, list[str]]:
-        """Where each process of it takes connections, or datagrams: addresses with ports, as the kernel has them."""
+        """Returns the listening addresses of each of its processes, as the kernel reports them."""
         return {name: addresses(pid) for name, pid in [("up", self.process.pid), *self.pids().items()]}
 
     def end(self) -> None:
@@ -77,7 +77,7 @@ def below(pid: int) -> list[int]:
 
 
 def addresses(pid: int) -> list[str]:
-    """Of the sockets of a process that others can reach: `127.0.0.1:8000`."""
+    """Returns the addresses on which a process accepts connections or datagrams: `127.0.0.1:8000`."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
@@ -111,7 +111,7 @@ def running(folder: Path, *arguments: str, **environ: str) -> Iterator[Up]:
 
 
 def refused(*arguments: str, **environ: str) -> tuple[int, str]:
-    """Status and sentence of an `up` that is not expected to start."""
+    """Returns status and message of an `up` that fails to start."""
     command = [sys.executable, "-m", "tailrace", "up", *arguments]
     env = os.environ | environ
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP(S) server that keeps what it got and answers as it is told. It judges nothing."""
+"""A webhook receiver: an HTTP(S) server that keeps the requests and answers with given responses."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ from aiohttp.web import Request, Response, StreamResponse
 
 
 class Got(NamedTuple):
-    """One POST, as it came."""
+    """One POST."""
 
     headers: Mapping[str, str]
     body: bytes
@@ -37,13 +37,13 @@ def status(number: int, **headers: str) -> Answer:
 
 
 async def hang(_: Got, request: Request) -> Response:
-    """Says nothing for as long as the client is there."""
+    """Sends no response until the client disconnects."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 class Receiver:
-    """`async with Receiver() as receiver:` takes everything. `answers` are for the next POSTs, one each."""
+    """`async with Receiver() as receiver:` accepts all POSTs. `answers` are the responses to the next ones."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.got: list[Got] = []
@@ -68,7 +68,7 @@ class Receiver:
 
     @property
     def turns(self) -> list[str]:
-        """The turns that it was told of, in the order of the POSTs."""
+        """The turns of the POSTs, in order."""
         return [got.turn for got in self.got]
 
     async def _take(self, request: Request) -> StreamResponse:

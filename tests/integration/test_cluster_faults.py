@@ -20,7 +20,7 @@ from tailrace.proto.nats import Connection, streams
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, kill_leader
-from tests.harness.cluster_system import ANSWER_S_MAX, HEARTBEAT_S, Listener, Posted, System, started
+from tests.harness.cluster_system import HEARTBEAT_S, RESPONSE_S_MAX, ClusterSystem, Listener, Posted, started
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import open_streams, words
 from tests.harness.until import until
@@ -39,20 +39,20 @@ pytestmark = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterSystem]:
     async with started(tmp_path_factory.mktemp("cluster")) as system:
         yield system
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def system(shared: System) -> AsyncIterator[System]:
+async def system(shared: ClusterSystem) -> AsyncIterator[ClusterSystem]:
     """With three servers that are well, before each test."""
-    await shared.heal()
+    await shared.healed()
     yield shared
-    await shared.heal()
+    await shared.healed()
 
 
-async def accepted(system: System, deadline: float) -> tuple[list[Posted], TurnKey]:
+async def accepted(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
     """POSTs until one is accepted, as a client does that is told to come again."""
     posts: list[Posted] = []
     while True:
@@ -73,21 +73,21 @@ def goes_on(listener: Listener, count: int) -> bool:
 @pytest.mark.rule("F9")
 @pytest.mark.rule("F10")
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
-async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: System, fault: Fault) -> None:
+async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: ClusterSystem, fault: Fault) -> None:
     """Each reader on its one connection, with heartbeats meanwhile; nothing acknowledged is lost, or paid for twice."""
     bar_s, attempts, calls = FAULTS[fault], await system.attempts(), await system.calls()
     deadline_s = BUSY * bar_s
-    async with system.telling(TURNS, **ALL) as listeners:
+    async with system.streaming(TURNS, **ALL) as listeners:
         heard = [len(listener.deltas_at) for listener in listeners]
         began = monotonic()
         await fault(system)
-        posting = asyncio.create_task(accepted(system, began + deadline_s + ANSWER_S_MAX))
+        posting = asyncio.create_task(accepted(system, began + deadline_s + RESPONSE_S_MAX))
         for listener, count in zip(listeners, heard, strict=True):
             # What was under way may still have come: what counts is that it goes on after that, or is all told.
             await until(partial(goes_on, listener, count + 2), deadline_s)
         posts, key = await posting
     assert {(post.status, post.code, post.retry_after) for post in posts[:-1]} <= {(503, "log_unavailable", "2")}
-    await system.heal()
+    await system.healed()
     turns = []
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
@@ -95,12 +95,12 @@ async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: 
         assert (turn.text, turn.outcome) == (listener.text, "completed")
         assert listener.connected is not None
         assert listener.connected.over == "ended"
-        assert listener.stillness_s(began) < 5 * HEARTBEAT_S
+        assert listener.data_pause_s(began) < 5 * HEARTBEAT_S
         turns.append(turn)
     turns.append(await system.ended(key))
     assert (turns[-1].text, turns[-1].outcome) == (words(3), "completed")
     attempts, paid = await system.attempts() - attempts, await system.calls() - calls
-    silence_s = max(listener.silence_s(began) for listener in listeners)
+    silence_s = max(listener.delta_pause_s(began) for listener in listeners)
     print(f"\n{fault.__name__}: silent for {silence_s:.1f} s at most, and the bar is {bar_s:g}; ", end="")
     print(f"{attempts} attempts of {len(turns)} turns, {paid} calls, {len(posts)} POSTs")
     assert paid <= attempts
@@ -109,14 +109,14 @@ async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: 
 
 @pytest.mark.rule("F7")
 @pytest.mark.rule("F28")
-async def test_turns_are_stopped_while_no_server_leads(system: System) -> None:
+async def test_turns_are_stopped_while_no_server_leads(system: ClusterSystem) -> None:
     """FAULTS F28: right before it, and while the others choose: one end each, told to its reader; no open call."""
-    async with system.telling(TURNS, number=9000, rate=20) as listeners:
+    async with system.streaming(TURNS, number=9000, rate=20) as listeners:
         first = asyncio.create_task(stopped(system, listeners[0].key))
         await kill_leader(system)
         told = await asyncio.gather(first, *(stopped(system, listener.key) for listener in listeners[1:]))
         await open_streams(system.claude.url, 0)
-    await system.heal()
+    await system.healed()
     print(f"\n{[len(answers) for answers in told]} answers")
     for listener, answers in zip(listeners, told, strict=True):
         turn, verdict = await system.verdict(listener)
@@ -134,7 +134,7 @@ async def test_turns_are_stopped_while_no_server_leads(system: System) -> None:
         assert turn.text
 
 
-async def stopped(system: System, key: TurnKey) -> list[httpx2.Response]:
+async def stopped(system: ClusterSystem, key: TurnKey) -> list[httpx2.Response]:
     """The answers to who asks either gateway to cancel until it is not told to come again; the last is another."""
     answers: list[httpx2.Response] = []
     while not answers or answers[-1].status_code == 503:
@@ -144,13 +144,13 @@ async def stopped(system: System, key: TurnKey) -> list[httpx2.Response]:
 
 
 @pytest.mark.rule("F12")
-async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: System) -> None:
+async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: ClusterSystem) -> None:
     """FAULTS F12: POSTs are told so and when to come again, readers come back and get what there is; then all end."""
     client = system.clients[1]
     _, old = await system.post("words=40 rate=0", 1)
     assert old is not None
     whole = await readers.read(client, old.turn)
-    async with system.telling(2, **ALL) as listeners:
+    async with system.streaming(2, **ALL) as listeners:
         for node in system.cluster.nodes[:2]:
             await node.stop(SIGKILL)
         posts = [(await system.post("words=3 rate=0", number))[0] for number in (0, 1)]
@@ -171,7 +171,7 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
         resumed = await readers.read(system.clients[0], old.turn, whole.frames[2].seq)
         assert resumed.frames == whole.frames[3:]
         assert (await client.get(f"/v1/turns/{old.turn}")).json()["text"] == words(40)
-        await system.heal()
+        await system.healed()
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
         assert verdict.is_green, verdict.evidence
@@ -183,7 +183,7 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
     await until(is_ready)
 
 
-async def test_where_nobody_delivers_not_everything_is_there(system: System) -> None:
+async def test_where_nobody_delivers_not_everything_is_there(system: ClusterSystem) -> None:
     """Every stream has its leader, and a consumer has none: who restarts one server after the other waits for that."""
     cluster = system.cluster
     delivering = (await cluster.connection.jetstream.consumer_info(STREAM, GENERATORS)).cluster

@@ -13,7 +13,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
 from tailrace.proto.subjects import TurnKey
-from tests.chaos.link import Link
+from tests.harness.proxy import Proxy
 from tests.harness.until import until
 
 CALLERS = 5 * READS_MAX
@@ -64,7 +64,7 @@ async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, k
     async with AsyncExitStack() as stack:
         address = urlsplit(own_server.url)
         assert address.port is not None
-        link = await stack.enter_async_context(Link("test > nats", address.port))
+        link = await stack.enter_async_context(Proxy("test > nats", address.port))
         connection = await Connection.open(own_server.url.replace(str(address.port), str(link.port)), "test")
         stack.push_async_callback(connection.close)
         for _ in range(3):

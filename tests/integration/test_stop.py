@@ -33,7 +33,7 @@ from tests.harness.stop_server import stop
 from tests.harness.until import until
 from tests.harness.wire import Wire
 from tests.integration.conftest import Gateway, NewGateway
-from tests.kills.cell import KINDS, TOGETHER, entries_of, named
+from tests.kills.cell import KINDS, TOGETHER, entries_of, entry_names
 from tests.promises import Connected, judge
 
 ENTRIES = entries_of(TOGETHER)
@@ -193,7 +193,7 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: OwnSystem
         repeats = {count: [await own.cancel(key, number) for number in (0, 1)] for count, key in keys.items()}
         for count, key in keys.items():
             turn = await own.assert_one_end(key, await reading[count], [*cancels[count], *repeats[count]])
-            assert named(await readers.whole(own.log, key), TOGETHER) == [*ENTRIES[:count], "end"]
+            assert entry_names(await readers.whole(own.log, key), TOGETHER) == [*ENTRIES[:count], "end"]
             assert turn.end is not None
             assert turn.end.outcome == "cancelled"
             is_begun, is_counted = count > ENTRIES.index("message_start"), "message_delta" in ENTRIES[:count]

@@ -13,7 +13,7 @@ from time import monotonic
 from tests.kills.cell import KINDS
 from tests.kills.matrix import run_all
 from tests.kills.page import PAGE, page
-from tests.kills.wave import PROCESSES
+from tests.kills.round import PROCESSES
 
 
 def main() -> int:
@@ -36,13 +36,14 @@ def main() -> int:
         metavar="PROCESS",
         help=f"what is killed, of {', '.join(PROCESSES)}",
     )
-    asked = parser.parse_args()
+    given = parser.parse_args()
     began = monotonic()
-    matrix = asyncio.run(run_all(asked.processes, asked.kinds))
+    print("settings: defaults, with TAILRACE_CONCURRENCY as the number of turns for each generator", flush=True)
+    matrix = asyncio.run(run_all(given.processes, given.kinds))
     for line in matrix.report():
         print(line)
     print(f"{monotonic() - began:.0f} s")
-    if (asked.kinds, asked.processes) == (list(KINDS), list(PROCESSES)):
+    if (given.kinds, given.processes) == (list(KINDS), list(PROCESSES)):
         PAGE.write_text(page(matrix.hits, matrix.broken))
     return 0 if matrix.is_green else 1
 

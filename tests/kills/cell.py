@@ -1,4 +1,4 @@
-"""What is killed where: the questions, the entries of their turns by name, and what has to come of them. Pure."""
+"""The cells of the kill matrix: kinds of answers, the names of their entries, the expected result. Pure functions."""
 
 from collections.abc import Iterator, Sequence
 from typing import get_args
@@ -11,7 +11,7 @@ from tailrace.proto.entries import Event, OnInterrupt, Stored, kind_of
 POLICIES: tuple[OnInterrupt, ...] = get_args(OnInterrupt)
 TOOL = 'tool=look json={"at":"river"}'
 TOGETHER = "thinking, text and tool use"
-# Each block says two words.
+# Each block has two words.
 KINDS = {
     "text": "words=2",
     "thinking": "words=0 thinking=2",
@@ -22,7 +22,7 @@ ALONE = [kind for kind in KINDS if kind != TOGETHER]
 OPENING, CLOSING = ("request", "attempt", "message_start"), ("message_delta", "end")
 BLOCK = ("block start", "delta 1", "delta 2", "block stop")
 SIGNED = ("block start", "delta 1", "delta 2", "signature", "block stop")
-# A call's first delta is empty.
+# The first delta of a tool use is empty.
 CALL = ("block start", "delta 1", "delta 2", "delta 3", "block stop")
 OF_BLOCK = ("block start", "delta 1", "delta 2", "delta 3", "signature", "block stop")
 UNACKNOWLEDGED = "end, not acknowledged"
@@ -39,35 +39,35 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """A turn of that kind and policy, whose last entry is `entry` when something is killed."""
+    """A turn of this kind and `on_interrupt`, whose last entry is `entry` at the time of the kill."""
 
     kind: str
     policy: OnInterrupt
     entry: str
 
     @property
-    def place(self) -> int:
-        """The number of that entry in its turn, from 1."""
+    def number(self) -> int:
+        """The number of the entry in its turn, from 1."""
         return (
             entries_of(self.kind).index(self.entry) + 1 if self.entry != UNACKNOWLEDGED else len(entries_of(self.kind))
         )
 
     def question(self, name: str) -> str:
-        """It is nobody else's question: the model counts its calls by it."""
+        """Returns a question that no other turn has: the model counts its calls by question."""
         end = "e" if self.entry == UNACKNOWLEDGED else ""
-        return f"#sim rate=0 tag=h{self.place}{end}-{name}- {KINDS[self.kind]}"
+        return f"#sim rate=0 tag=h{self.number}{end}-{name}- {KINDS[self.kind]}"
 
     @property
     def has_begun(self) -> bool:
-        """Whether a block is there and the answer is not whole: then another generator goes on as the turn wants it."""
+        """Whether the answer has begun and is incomplete, so that `on_interrupt` applies."""
         return self.entry in BLOCKS[self.kind]
 
     def outcome(self, process: str) -> str:
-        """What the turn has to come to: the only one that fails is one that asked for it, and was interrupted."""
+        """Returns the expected outcome: only a turn with `fail` fails, if its answer was interrupted."""
         return "failed" if process == "generator" and self.has_begun and self.policy == "fail" else "completed"
 
     def attempts(self, process: str) -> int:
-        """How many there have to be: who has only to end an answer makes none."""
+        """Returns the expected number of attempts. A generator that only has to write the end makes none."""
         is_called_again = self.entry in ("attempt", "message_start") or (self.has_begun and self.policy != "fail")
         return 2 if process == "generator" and is_called_again else 1
 
@@ -82,8 +82,8 @@ def cells(kind: str) -> Iterator[Cell]:
             yield Cell(kind, policy, entry)
 
 
-def named(stored: Sequence[Stored], kind: str) -> list[str]:
-    """What the entries of a turn of that kind are called."""
+def entry_names(stored: Sequence[Stored], kind: str) -> list[str]:
+    """Returns the names of the entries of a turn of this kind."""
     names, block, deltas = list[str](), "", 0
     for one in stored:
         name = _name(one)

@@ -1,4 +1,4 @@
-"""All waves, one house a process that is killed, and what the checker says of each. It writes nothing."""
+"""Runs all rounds, with one system for each process that is killed, and checks each run."""
 
 import asyncio
 import statistics
@@ -11,35 +11,35 @@ import msgspec
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.nats import streams
 from tests.checker import invariants
-from tests.checker.bounds import Bounds
-from tests.checker.house import opened
+from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
+from tests.checker.verdicts import Bounds
 from tests.kills.cell import Cell, cells
-from tests.kills.held import held
-from tests.kills.judged import Hit, hits, waits_s
 from tests.kills.page import evidence
-from tests.kills.wave import Turn, wave
+from tests.kills.paused_process import pausable
+from tests.kills.results import Hit, hits, pauses_s
+from tests.kills.round import Turn, run_round
 from tests.promises import Verdict
 
-# Nobody cancels here, nobody is counted, nobody is noisy, and no POST has a key.
+# These runs have no idempotency keys, cancellations, resource counts or overloads.
 UNKNOWN = ("I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation")
 BOUNDS = Bounds(end_s=0)
-# Of a generator's death times are wanted: seven die in a wave, and of fifty-six there is a p95.
+# 7 generators die in a round: 2 rounds of 4 kinds give 56 takeover times, enough for a p95.
 VICTIMS = 7
 ROUNDS = {"generator": 2, "gateway": 1, "persistence": 1, "nats-server": 1}
-# Most of a wave is waiting: for a lease to run out, for a process to start.
-AT_ONCE = 2
+# A round mostly waits for a lease to expire or a process to start.
+CONCURRENT_SYSTEMS = 2
 OTHERS = tuple(name for name in DIALECTS if name != "tailrace")
 
 
 class Matrix(msgspec.Struct):
     hits: list[Hit] = []
     broken: dict[str, dict[str, Verdict]] = {}
-    """What the checker says of a process's whole run, where that is not green."""
-    taken_over_s: list[float] = []
-    """From a generator's death until a reader had more of the answer."""
-    resumed_s: list[float] = []
-    """From a gateway's death until a reader of it had more, at another."""
+    """The invariants that did not hold, by the process that was killed."""
+    takeover_s: list[float] = []
+    """From the kill of a generator to the next delta of a reader."""
+    resume_s: list[float] = []
+    """From the kill of a gateway to the next frame of a reader that reconnected."""
 
     @property
     def is_green(self) -> bool:
@@ -47,32 +47,34 @@ class Matrix(msgspec.Struct):
 
     def report(self) -> Iterator[str]:
         yield from evidence(self.hits, self.broken)
-        kills = {(hit.process, hit.killer) for hit in self.hits}
+        kills = {(hit.process, hit.kill) for hit in self.hits}
         yield f"{len(kills)} kills, {len(self.hits)} turns hit, {sum(len(hit.dialects) for hit in self.hits)} readers"
-        yield waited("generator killed, next delta", self.taken_over_s, f"bar {streams.GENERATOR_ACK_WAIT_S + 2:g} s")
-        yield waited("gateway killed, resumed", self.resumed_s, "bar 3 s")
+        yield statistics_of(
+            "generator killed, next delta", self.takeover_s, f"limit {streams.GENERATOR_ACK_WAIT_S + 2:g} s"
+        )
+        yield statistics_of("gateway killed, resumed", self.resume_s, "limit 3 s")
 
 
-def waited(what: str, times_s: Sequence[float], bar: str) -> str:
+def statistics_of(what: str, times_s: Sequence[float], limit: str) -> str:
     if len(times_s) < 2:
         return f"{what}: {len(times_s)} times"
     percentiles = statistics.quantiles(times_s, n=100, method="inclusive")
     return (
-        f"{what}: {len(times_s)} waits, median {percentiles[49]:.2f} s, p95 {percentiles[94]:.2f} s, "
-        f"p99 {percentiles[98]:.2f} s, max {max(times_s):.2f} s ({bar})"
+        f"{what}: {len(times_s)} times, median {percentiles[49]:.2f} s, p95 {percentiles[94]:.2f} s, "
+        f"p99 {percentiles[98]:.2f} s, max {max(times_s):.2f} s ({limit})"
     )
 
 
 async def run_all(processes: Sequence[str], kinds: Sequence[str]) -> Matrix:
-    matrix, room = Matrix(), asyncio.Semaphore(AT_ONCE)
+    matrix, slots = Matrix(), asyncio.Semaphore(CONCURRENT_SYSTEMS)
 
     async def all_of(process: str) -> None:
-        waves = [
+        rounds = [
             (f"{n}-{number}", list(cells(kind))) for n in range(ROUNDS[process]) for number, kind in enumerate(kinds)
         ]
-        async with room:
+        async with slots:
             with tempfile.TemporaryDirectory(prefix="tailrace-kills-") as folder:
-                await run(matrix, process, waves, Path(folder))
+                await run(matrix, process, rounds, Path(folder))
 
     async with asyncio.TaskGroup() as group:
         for process in processes:
@@ -81,19 +83,23 @@ async def run_all(processes: Sequence[str], kinds: Sequence[str]) -> Matrix:
 
 
 async def run(
-    matrix: Matrix, process: str, waves: Iterable[tuple[str, Sequence[Cell]]], folder: Path, *, victims: int = VICTIMS
+    matrix: Matrix, process: str, rounds: Iterable[tuple[str, Sequence[Cell]]], folder: Path, *, victims: int = VICTIMS
 ) -> None:
-    """The waves of one process, each with its name, in one house; what came of them is added to the matrix."""
+    """Runs the named rounds of one process in one system, and adds their results to the matrix.
+
+    All settings have their defaults; only TAILRACE_CONCURRENCY distributes the turns over the generators.
+    """
     turns: list[Turn] = []
-    async with opened(folder, generators=0, gateways=2, sync="always", make=held) as house:
-        for name, some in waves:
+    async with RecordedSystem(folder, launch=pausable) as system:
+        await system.start(generators=0, gateways=2)
+        for name, cells in rounds:
             print(f"{process} killed: {name}", flush=True)
-            turns += await wave(house, process, some, name, OTHERS, victims=victims)
-        await house.collect()
+            turns += await run_round(system, process, cells, name, OTHERS, victims=victims)
+        await system.collect()
     found = load(folder)
     matrix.hits += hits(found, turns)
     matrix.broken[process] = invariants.not_held(invariants.judge(found, BOUNDS), UNKNOWN)
     if process == "generator":
-        matrix.taken_over_s += waits_s(found, turns, is_delta=True)
+        matrix.takeover_s += pauses_s(found, turns, is_delta=True)
     if process == "gateway":
-        matrix.resumed_s += waits_s(found, turns, is_delta=False)
+        matrix.resume_s += pauses_s(found, turns, is_delta=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tests.kills.cell import ALONE, BLOCKS, CLOSING, OF_BLOCK, OPENING, POLICIES, TOGETHER, UNACKNOWLEDGED
-from tests.kills.judged import Hit
-from tests.kills.wave import PROCESSES
+from tests.kills.results import Hit
+from tests.kills.round import PROCESSES
 from tests.promises import Verdict
 
 PAGE = Path(__file__).parents[2] / "docs/KILLS.md"
@@ -73,7 +73,7 @@ def _cell(hits: Iterable[Hit]) -> str:
     found = list(hits)
     if not found:
         return "-"
-    return "✗" if any(hit.wrong for hit in found) else f"✓ {len({hit.killer for hit in found})}"
+    return "✗" if any(hit.wrong for hit in found) else f"✓ {len({hit.kill for hit in found})}"
 
 
 def _dialects(hits: Sequence[Hit]) -> Iterator[str]:

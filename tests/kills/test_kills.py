@@ -1,4 +1,4 @@
-"""A short kill matrix: one wave a process, a few rows of each kind; `make kills` is the whole one."""
+"""A short kill matrix: one round for each process with ten cells; `make kills` runs all cells."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 from tests.kills.cell import ALONE, UNACKNOWLEDGED, Cell
 from tests.kills.matrix import Matrix, run
 from tests.kills.page import evidence, page
-from tests.kills.wave import PROCESSES
+from tests.kills.round import PROCESSES
 
-# One row each, and each policy and kind at least once.
+# Each policy, each kind of block, and each sort of entry at least once.
 SOME = [
     Cell("text", "continue", "delta 1"),
     Cell("text", "restart", "delta 2"),
@@ -30,8 +30,9 @@ assert {cell.kind for cell in SOME} == set(ALONE)
 @pytest.mark.rule("F5")
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.timeout(120)
-async def test_whatever_is_killed_in_mid_turn_every_reader_gets_all_of_it(tmp_path: Path, process: str) -> None:
-    """In each dialect, whatever the turn wants of an interruption; each kill hit where it should."""
+async def test_every_reader_receives_the_whole_turn_when_a_process_is_killed_at_an_entry(
+    tmp_path: Path, process: str
+) -> None:
     matrix = Matrix()
     await run(matrix, process, [("short", SOME)], tmp_path, victims=2)
     assert list(evidence(matrix.hits, matrix.broken)) == []

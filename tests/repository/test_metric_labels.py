@@ -11,6 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tailrace.gateway.metrics
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
 from tailrace.generators.backends import registry
 from tailrace.persistence.webhooks.sender import GivenUp
@@ -39,6 +40,7 @@ MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.persistence.metrics,
+    tailrace.proto.nats.setup_watch,
     tailrace.proto.service,
 )
 METRICS = [one for module in MODULES for one in vars(module).values() if isinstance(one, MetricWrapperBase)]

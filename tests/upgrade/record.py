@@ -1,7 +1,7 @@
-"""`python -m tests.upgrade.record NAME [CHECKOUT]`: has a version of Tailrace answer turns of each kind, and keeps it.
+"""`python -m tests.upgrade.record NAME [CHECKOUT]` records what a version of Tailrace stores and sends.
 
-What the version in CHECKOUT (this one by default) stored, told in every dialect and wrote into SQLite becomes
-`NAME.jsonl` and `NAME.sql` beside this file. Later versions have to tell it in the same way. It judges nothing.
+The version in CHECKOUT (this one by default) answers turns of each kind. Its log, its streams in every dialect and its
+database become `NAME.jsonl` and `NAME.sql`. Later versions must send the same.
 """
 
 import argparse
@@ -51,7 +51,7 @@ STREAMS = (
 
 
 class Recorder:
-    """One version at work."""
+    """A running version."""
 
     def __init__(self, checkout: Path, folder: Path, nats_url: str, claude_url: str) -> None:
         self.checkout = checkout
@@ -67,7 +67,7 @@ class Recorder:
         return self.part("generators", ANTHROPIC_BASE_URL=self.claude_url, **QUICK)
 
     async def play(self) -> None:
-        """Asks for each turn once the one before it has ended."""
+        """Posts each turn when the one before it has ended."""
         persistence = self.part("persistence", TAILRACE_DATABASE=self.folder / "tailrace.db")
         async with AsyncExitStack() as stack:
             gateway = self.part("gateway", TAILRACE_PORT=0)
@@ -117,7 +117,7 @@ async def asked(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, A
 
 
 async def begun(client: httpx2.AsyncClient, turn: str) -> None:
-    """Returns when some words of its answer have been told."""
+    """Waits until the stream has some words of the answer."""
     async with client.stream("GET", f"/v1/turns/{turn}/events") as response:
         deltas = 0
         async for line in response.aiter_lines():
@@ -127,7 +127,7 @@ async def begun(client: httpx2.AsyncClient, turn: str) -> None:
 
 
 async def told(client: httpx2.AsyncClient, turn: str, dialect: str) -> str:
-    """All of a turn's stream; what came of it when it was broken off, as some dialects tell a failure."""
+    """Returns the whole stream of a turn, or what came before the connection broke."""
     received = b""
     try:
         async with client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
@@ -139,7 +139,7 @@ async def told(client: httpx2.AsyncClient, turn: str, dialect: str) -> str:
 
 
 async def stored(nats_url: str) -> list[Entry]:
-    """All that the stream TURNS holds, whatever stored it."""
+    """Returns all messages of the stream TURNS."""
     connection = await nats.connect(nats_url)
     try:
         jetstream = connection.jetstream()

@@ -1,4 +1,4 @@
-"""What a version stored and told, as files that are never changed: `NAME.jsonl`, `NAME.sql`. It judges nothing."""
+"""Recordings of what a version stored and sent: `NAME.jsonl` and `NAME.sql`, which are never changed."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PROBE = "turns._.recorded.probe"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
-    """One message of the stream TURNS, as it is stored."""
+    """One message of the stream TURNS."""
 
     seq: int
     at: datetime
@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
-    """What clients were told of a turn: its record, and its stream in every dialect that there was."""
+    """The record of a turn, and its stream in every dialect of that version."""
 
     name: str
     turn: str
@@ -51,7 +51,7 @@ class Recording(NamedTuple):
         return next(key for one in self.entries for key, _ in [subjects.parse(one.subject)] if key.turn == turn)
 
     def log(self, turn: str) -> list[Stored]:
-        """The entries of a turn, as a reader of today decodes them."""
+        """Returns the entries of a turn, decoded by this version."""
         return [
             Stored(Seq(one.seq), one.at, entries.decode(kind, one.payload.encode()))
             for one in self.entries
@@ -60,7 +60,7 @@ class Recording(NamedTuple):
         ]
 
     async def store(self, connection: Connection, upto: int | None = None) -> None:
-        """Puts all of it, up to a sequence, into an empty log: byte for byte, and under the same sequences."""
+        """Stores the recording up to a sequence in an empty log, with the same bytes and sequences."""
         jetstream, seq = connection.jetstream, 0
         for one in self.entries:
             while seq + 1 < one.seq:
@@ -88,19 +88,19 @@ def read(name: str) -> Recording:
 
 
 def names() -> list[str]:
-    """Of every recording that there is, oldest first."""
+    """Returns the names of all recordings, oldest first."""
     return sorted(path.stem for path in FOLDER.glob("*.jsonl"))
 
 
 def database(name: str, path: Path) -> Path:
-    """The database that the version of a recording has written."""
+    """Creates the database of a recording."""
     with closing(sqlite3.connect(path)) as made:
         made.executescript((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
     return path
 
 
 def as_of(version: int, written: Path) -> Path:
-    """What an earlier version would have written into its database, in place of a later one's `written`."""
+    """Returns what an earlier version would have written into its database instead of `written`."""
     earlier = written.with_name(f"version-{version}.db")
     with closing(sqlite3.connect(earlier)) as made:
         made.executescript("".join(step.sql for step in migrations()[:version]) + f"PRAGMA user_version = {version};")

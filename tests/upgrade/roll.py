@@ -1,7 +1,7 @@
-"""`python -m tests.upgrade.roll CHECKOUT`: exchanges the version in CHECKOUT for this one, and this one for it.
+"""`python -m tests.upgrade.roll CHECKOUT` replaces the version in CHECKOUT by this one, and this one by it.
 
-In the order of docs/RUNBOOK.md, one process after the other, while turns are asked and read all the time. Every one has
-to be told whole, once, and ended. Exit status 1 if one is not.
+It replaces one process after the other, in the order of docs/RUNBOOK.md, while turns are posted and read. Every turn
+must be received whole, once, with its end. Exit status 1 if one is not.
 """
 
 import argparse
@@ -36,7 +36,7 @@ GIVE_UP_S = 60.0
 
 
 class Rolling:
-    """The parts that run now, of whichever version; and what became of the turns."""
+    """The running processes of either version, and the results of the turns."""
 
     def __init__(self, folder: Path, nats_url: str, claude_url: str) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Rolling:
         return Process(module, self.folder, **environ)
 
     async def exchange(self, module: str, checkout: Path) -> None:
-        """Starts one of that version, and stops the one that was there."""
+        """Starts a process of the other version, and stops the old one."""
         print(f"{module} of {checkout.name}", flush=True)
         was, new = self.parts.get(module), self.part(module, checkout)
         if module == "persistence" and was is not None:
@@ -85,7 +85,7 @@ class Rolling:
                 self.wrong.append(f"{tag}: {type(error).__name__} {error}")
 
     async def ask(self, tag: str) -> None:
-        """One turn, asked until it is accepted and read until it has ended, at whichever gateway there is."""
+        """Posts a turn until it is accepted, and reads it to the end at any gateway."""
         headers, turn = {"idempotency-key": f"{tag}-{'k' * 22}"}, ""
         body = {"message": f"#sim words={WORDS} rate={RATE} tag={tag}"}
         frames: list[Frame] = []
@@ -105,7 +105,7 @@ class Rolling:
             self.wrong.append(f"{tag}: told {story.outcome}, {story.text!r}")
 
     async def read(self, client: httpx2.AsyncClient, turn: str, frames: list[Frame]) -> None:
-        """Goes on after `frames`, and adds what came, however the connection ends."""
+        """Resumes after `frames` and appends what it receives."""
         headers = {"last-event-id": str(frames[-1].seq)} if frames else {}
         stream, events = EventStream(), list[Sent]()
         try:

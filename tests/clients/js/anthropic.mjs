@@ -6,8 +6,9 @@ const client = new Anthropic({ baseURL, apiKey, maxRetries: 0 });
 const asked = { model: "claude-haiku-5-5", max_tokens: 500, messages: [{ role: "user", content: question }] };
 
 let text = "";
+let id;
 
-/** Adds up the events by hand, as who uses no helper does. */
+/** Adds up the events without a helper. */
 async function raw() {
   const kinds = {};
   for await (const event of await client.messages.create({ ...asked, stream: true })) {
@@ -18,7 +19,11 @@ async function raw() {
 }
 
 const HOW = {
-  stream: async () => ({ message: await client.messages.stream(asked).on("text", (delta) => (text += delta)).finalMessage(), text }),
+  stream: async () => {
+    const stream = client.messages.stream(asked).on("text", (delta) => (text += delta));
+    stream.on("streamEvent", (event) => (id ??= event.message?.id));
+    return { message: await stream.finalMessage(), id, text };
+  },
   whole: async () => ({ message: await client.messages.create(asked) }),
   raw,
 };
@@ -27,5 +32,5 @@ try {
   console.log(JSON.stringify(await HOW[how]()));
 } catch (error) {
   const { status, type, requestID } = error instanceof APIError ? error : {};
-  console.log(JSON.stringify({ error: error.constructor.name, status, type, requestID, text, message: error.message }));
+  console.log(JSON.stringify({ error: error.constructor.name, status, type, requestID, id, text, message: error.message }));
 }

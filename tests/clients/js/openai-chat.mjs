@@ -1,7 +1,7 @@
-// OpenAI's SDK asks for chat completions: `openai-chat.mjs KEY URL CUTTING-URL`. One line for each way of asking.
+// Chat completions with OpenAI's SDK: `openai-chat.mjs KEY URL`. Prints one line for each kind of request.
 import OpenAI from "openai";
 
-const [key, url, cutting] = process.argv.slice(2);
+const [key, url] = process.argv.slice(2);
 const model = "claude-haiku-5-5";
 const client = new OpenAI({ apiKey: key, baseURL: `${url}/v1`, maxRetries: 0 });
 const asked = (content) => [{ role: "user", content }];
@@ -48,26 +48,3 @@ try {
 } catch (error) {
   print({ error: error.constructor.name, code: error.code, text: text(half) });
 }
-
-// The connection is cut again and again; each time it goes on after the last chunk that has a cursor.
-const unlucky = new OpenAI({ apiKey: key, baseURL: `${cutting}/v1`, maxRetries: 0 });
-let got = [];
-let turn;
-let cuts = 0;
-for (let isWhole = false; !isWhole; ) {
-  try {
-    const after = got.at(-1)?.cursor;
-    const query = { dialect: "openai-chat", after };
-    const begin = { model, stream: true, messages: asked("#sim words=40 rate=100") };
-    const { data, response } = await (turn
-      ? unlucky.get(`/turns/${turn}/events`, { query, stream: true }).withResponse()
-      : unlucky.chat.completions.create(begin).withResponse());
-    turn ??= response.headers.get("tailrace-turn");
-    await into(got, data);
-    isWhole = true;
-  } catch (error) {
-    cuts += 1;
-    got = got.slice(0, got.findLastIndex((chunk) => chunk.cursor !== undefined) + 1);
-  }
-}
-print({ id: `chatcmpl-${turn}`, text: text(got), cuts, end: got.at(-1).choices[0].finish_reason });

@@ -1,9 +1,9 @@
-// OpenAI's SDK asks for responses: `openai-responses.mjs KEY URL CUTTING-URL CUTTING-URL`. One line for each way of asking.
+// Responses with OpenAI's SDK: `openai-responses.mjs KEY URL CUTTING-URL`. Prints one line for each kind of request.
 import OpenAI from "openai";
 
-const [key, url, often, once] = process.argv.slice(2);
+const [key, url, cutting] = process.argv.slice(2);
 const model = "claude-haiku-5-5";
-const [client, unlucky, cutOnce] = [url, often, once].map(
+const [client, cutOnce] = [url, cutting].map(
   (origin) => new OpenAI({ apiKey: key, baseURL: `${origin}/v1`, maxRetries: 0 }),
 );
 const print = (line) => console.log(JSON.stringify(line));
@@ -44,23 +44,7 @@ try {
   print({ error: error.constructor.name, status: error.status, code: error.code });
 }
 
-// The connection is cut again and again; each time it goes on after the last event that came.
-const got = [];
-let cuts = 0;
-while (got.at(-1)?.type !== "response.completed") {
-  const id = got[0]?.response.id;
-  try {
-    const stream = id
-      ? await unlucky.responses.retrieve(id, { stream: true, starting_after: got.at(-1).sequence_number })
-      : await unlucky.responses.create({ model, stream: true, input: "#sim words=120 rate=250" });
-    await into(got, stream);
-  } catch {
-    cuts += 1;
-  }
-}
-print({ id: got[0].response.id, text: text(got), isNumbered: numbered(got), cuts });
-
-// The SDK's accumulator is cut as well, and goes on with what it has not shown.
+// The SDK's accumulator is cut, and resumes after the last event that it has shown.
 const shown = [];
 try {
   await into(shown, cutOnce.responses.stream({ model, input: "#sim words=120 rate=250" }));

@@ -1,0 +1,35 @@
+"""The requests of a chaos run, and the failures of the model that they ask for, by a seed."""
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from tailrace.proto.entries import OnInterrupt
+from tests.chaos.faults import MODEL
+
+# One of so many prompts asks for a failure.
+FAILING_OF = 3
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    line: str
+    model: str
+    on_interrupt: OnInterrupt
+
+
+def new_prompt(number: int, chance: random.Random, failures: Sequence[str] = ()) -> Prompt:
+    """Returns mostly texts, which continue after an interruption in both ways; some answers restart."""
+    tag = f"t{number}-"
+    count, rate, more = chance.randint(20, 120), chance.choice((20, 40, 80)), ""
+    model = chance.choice(("claude-sonnet-5-5", "claude-haiku-5-5", "claude-sonnet-4-5"))
+    on_interrupt: OnInterrupt = "continue"
+    if failures and number % FAILING_OF == 0:
+        kind = failures[number // FAILING_OF % len(failures)]
+        more = f" fault={kind}@{MODEL[kind]}x1"
+    elif chance.random() < 0.2:
+        # An interruption loses this answer, so it must be short enough to complete between two kills.
+        count, rate = chance.randint(5, 20), 80
+        more = chance.choice(("", " thinking=10", " tool=look"))
+        on_interrupt = "continue" if more else "restart"
+    return Prompt(f"#sim words={count} rate={rate} tag={tag}{more}", model, on_interrupt)

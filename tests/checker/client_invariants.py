@@ -1,0 +1,163 @@
+"""Invariants of the responses that clients received. Pure functions."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import msgspec
+
+from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.subjects import TurnKey
+from tests import promises
+from tests.checker import expected_answer
+from tests.checker.history import Cancel, Get, Overload, Post, Read, Recorded
+from tests.checker.run import Run
+from tests.checker.verdicts import Bounds, combine, unknown, violation
+from tests.promises import Reader, Verdict
+
+TOO_MANY = 429
+KEY_REUSED = 422
+
+
+def readers(run: Run, _: Bounds) -> Verdict:
+    """I6: a reader receives the valid entries after its cursor, in order, with their bytes, once (promises 1, 2, 4)."""
+    every = [(key, reader) for key, some in run.readers.items() if key not in run.deleted for reader in some]
+    return combine(len(every), "readers", (bad for key, reader in every for bad in _reader_problems(run, key, reader)))
+
+
+def _reader_problems(run: Run, key: TurnKey, reader: Reader) -> Iterator[Verdict]:
+    turn = run.turns.get(key)
+    if turn is None:
+        yield unknown(f"{reader.name} read {key.turn}, which is not in the log")
+        return
+    valid = {stored.seq for stored in turn.valid}
+    for frame in reader.frames:
+        if frame.seq not in valid:
+            position = run.positions.get(frame.seq)
+            if position is None:
+                yield violation(f"{reader.name} received {frame.seq} of {key.turn}, which is not in the log")
+            else:
+                why = "which is not valid" if position.key == key else f"which belongs to {position.key.turn}"
+                yield violation(f"{reader.name} received {frame.seq} of {key.turn}, {why}", position.message)
+            return
+    one = msgspec.structs.replace(run.history(key), readers=(reader,))
+    story = promises.same_told(one, reader, run.folds[key])
+    for verdict in (promises.no_repeat(one), promises.no_gap(one), story):
+        if verdict.holds is not True:
+            yield verdict
+            return
+
+
+def idempotency(run: Run, _: Bounds) -> Verdict:
+    """I7: one idempotency key is one turn with one body; another body is refused; another key is another turn.
+
+    This includes POSTs without a response: the log has no more turns with one question than keys were sent with it.
+    """
+    posts = [post for post in run.of(Post) if post.idempotency_key != AUTO and post.returned is not None]
+    keyed = [post for post in posts if post.idempotency_key is not None]
+    return combine(len(keyed), "POSTs with a key", chain(_key_problems(posts), _duplicate_turns(run)))
+
+
+def _duplicate_turns(run: Run) -> Iterator[Verdict]:
+    posts: dict[tuple[Tenant | None, str], list[Post]] = defaultdict(list)
+    for post in run.of(Post):
+        if post.outcome != "fail":
+            posts[post.tenant, post.question].append(post)
+    turns: dict[tuple[Tenant | None, str], list[TurnKey]] = defaultdict(list)
+    for key, turn in run.folds.items():
+        if turn.request is not None:
+            turns[key.tenant, expected_answer.question_of(turn.request)].append(key)
+    for question, some in posts.items():
+        keys = {post.idempotency_key for post in some}
+        # Without a key each POST is a turn, and with `auto` a POST without a response may be one.
+        if not keys & {None, AUTO} and len(turns[question]) > len(keys):
+            names = ", ".join(key.turn for key in turns[question])
+            yield violation(f"{len(keys)} keys made {len(turns[question])} turns: {names}", *some[:2])
+
+
+def _key_problems(posts: Sequence[Post]) -> Iterator[Verdict]:
+    first_with_key: dict[tuple[Tenant | None, str], Post] = {}
+    first_of_turn: dict[TurnKey, Post] = {}
+    for post in posts:
+        if post.outcome != "ok" or post.key is None:
+            continue
+        other = first_of_turn.setdefault(post.key, post)
+        if other is not post and (post.idempotency_key is None or other.idempotency_key != post.idempotency_key):
+            yield violation(f"two independent POSTs were answered with {post.turn}", other, post)
+        if post.idempotency_key is not None:
+            first = first_with_key.setdefault((post.tenant, post.idempotency_key), post)
+            if first.turn != post.turn:
+                yield violation(f"one key, two turns: {first.turn} and {post.turn}", first, post)
+            if first.body_sha256 != post.body_sha256:
+                yield violation(f"a different body was accepted for {post.turn}", first, post)
+    for post in posts:
+        if post.status == KEY_REUSED and post.idempotency_key is not None:
+            first_post = first_with_key.get((post.tenant, post.idempotency_key))
+            if first_post is not None and first_post.body_sha256 == post.body_sha256:
+                yield violation("the same body was refused as a different one", first_post, post)
+
+
+def visibility(run: Run, _: Bounds) -> Verdict:
+    """I11: what a client has seen of a turn stays visible to it, at every gateway."""
+    sessions: dict[tuple[str, TurnKey], list[Recorded]] = defaultdict(list)
+    for operation in run.operations:
+        is_request = isinstance(operation, Post | Read | Get | Cancel)
+        if is_request and operation.key is not None and operation.key not in run.deleted:
+            sessions[operation.process, operation.key].append(operation)
+    several = [session for session in sessions.values() if len(session) > 1]
+    return combine(len(several), "clients with several requests", (bad for one in several for bad in _vanished(one)))
+
+
+def _vanished(session: Sequence[Recorded]) -> Iterator[Verdict]:
+    """Yields the problems of one client with one turn; `session` is in the order of `invoked`."""
+    by_return = sorted((one for one in session if one.returned is not None), key=lambda one: one.returned or 0)
+    position, seen, seen_in = 0, Seq(-1), None
+    for operation in session:
+        while position < len(by_return) and (by_return[position].returned or 0) <= operation.invoked:
+            if (reached := _seen(by_return[position])) > seen:
+                seen, seen_in = reached, by_return[position]
+            position += 1
+        if seen_in is None or not isinstance(operation, Get | Read | Cancel):
+            continue
+        name, turn = operation.process, operation.turn
+        if operation.status == 404:
+            yield violation(f"{name} had seen {turn}, and then it was not found", seen_in, operation)
+        elif isinstance(operation, Get) and operation.outcome == "ok" and operation.cursor < seen:
+            yield violation(f"{name} had seen {seen} of {turn}, and then {operation.cursor}", seen_in, operation)
+        elif isinstance(operation, Read) and operation.status == 400 and 0 < operation.cursor <= seen:
+            yield violation(f"{name} was refused a cursor that it had received", seen_in, operation)
+
+
+def _seen(operation: Recorded) -> Seq:
+    """The last entry that the operation has shown; 0 if only that the turn exists, -1 if nothing."""
+    if operation.outcome != "ok":
+        return operation.frames[-1].seq if isinstance(operation, Read) and operation.frames else Seq(-1)
+    match operation:
+        case Read(frames=frames):
+            return frames[-1].seq if frames else Seq(0)
+        case Get(cursor=cursor):
+            return cursor
+        case _:
+            return Seq(0)
+
+
+def isolation(run: Run, bounds: Bounds) -> Verdict:
+    """I13: while one tenant exceeds its limits, the requests of other tenants succeed."""
+    overloads = run.of(Overload)
+    others = [
+        one
+        for one in run.operations
+        if isinstance(one, Post | Read | Get | Cancel)
+        and any(
+            one.tenant != overload.tenant and overload.invoked <= one.invoked <= (overload.returned or one.invoked)
+            for overload in overloads
+        )
+    ]
+    failed = [
+        one for one in others if one.outcome != "ok" and (one.status in (None, TOO_MANY) or (one.status or 0) >= 500)
+    ]
+    problems = []
+    if len(failed) > (1 - bounds.success) * len(others):
+        problems.append(violation(f"{len(failed)} of {len(others)} requests of other tenants failed", *failed[:2]))
+    return combine(len(others), "requests beside an overload", problems)

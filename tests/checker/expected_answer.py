@@ -1,0 +1,52 @@
+"""The expected answer of a turn: the simulated Claude's own function of the request. Pure functions."""
+
+import msgspec
+
+from tailrace.deploy.simulated_claude import answer, conversation, directive
+from tailrace.deploy.simulated_claude.request import Message
+from tailrace.proto.entries import Request
+from tailrace.proto.fold import Turn
+from tailrace.proto.schema import schema_of
+
+KINDS = ("text", "thinking", "tool_use")
+# With these stop reasons an answer may be incomplete.
+CUT_SHORT = ("max_tokens", "max_cost", "stop_sequence")
+
+
+def answer_of(request: Request) -> dict[str, str] | None:
+    """Returns the whole answer, joined by kind of block; None if it does not depend on the request's text alone."""
+    if request.batch is not None or schema_of(request.options) is not None or not request.messages:
+        return None
+    read = conversation.read(_messages(request))
+    try:
+        directed = directive.read(read.question)
+    except directive.DirectiveInvalid:
+        return None
+    if directed.files:
+        return None
+    blocks = answer.whole(read, directed).blocks
+    return {kind: "".join(block.content for block in blocks if block.kind == kind) for kind in KINDS}
+
+
+def joined(turn: Turn) -> dict[str, str]:
+    """Returns the answer in the log, joined in the same way."""
+    return {kind: "".join(block.text for block in turn.blocks if block.type == kind) for kind in KINDS}
+
+
+def is_whole(turn: Turn) -> bool:
+    return turn.outcome == "completed" and turn.stop.stop_reason not in CUT_SHORT
+
+
+def call_key(request: Request) -> str | None:
+    """Returns the key of the turn's calls in the model's report; None for a turn without calls of its own."""
+    return conversation.read(_messages(request)).key if request.messages and request.batch is None else None
+
+
+def question_of(request: Request) -> str:
+    """Returns the text of the last message."""
+    return _messages(request)[-1].text if request.messages else ""
+
+
+def _messages(request: Request) -> list[Message]:
+    # Only messages without references to blobs (PROTOCOL R33) can be decoded.
+    return [msgspec.convert(msgspec.to_builtins(message), Message) for message in request.messages]

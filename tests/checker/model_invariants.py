@@ -1,0 +1,135 @@
+"""Invariants of the calls of the model: how many there are, and for how long. Pure functions."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from tailrace.deploy.simulated_claude.account import Call
+from tailrace.proto.entries import Attempt
+from tailrace.proto.fold import Turn
+from tailrace.proto.subjects import TurnKey
+from tests.checker import expected_answer
+from tests.checker.history import Cancel, Fault
+from tests.checker.run import NS_PER_S, Run
+from tests.checker.verdicts import Bounds, combine, unknown, violation
+from tests.promises import Verdict
+
+
+def cancellation(run: Run, bounds: Bounds) -> Verdict:
+    """I8: a turn whose cancellation succeeded has an end, and its calls are closed soon."""
+    cancels = [cancel for cancel in run.of(Cancel) if cancel.outcome == "ok" and cancel.key not in run.deleted]
+    return combine(len(cancels), "cancellations", _cancel_problems(run, bounds, cancels))
+
+
+def _cancel_problems(run: Run, bounds: Bounds, cancels: Sequence[Cancel]) -> Iterator[Verdict]:
+    calls = _calls_by_key(run)
+    for cancel in cancels:
+        turn = run.folds.get(cancel.key, Turn()) if cancel.key is not None else Turn()
+        if turn.end is None or turn.request is None:
+            yield violation(f"{cancel.turn} was cancelled and has no end", cancel)
+        elif calls is None:
+            yield unknown("the model's calls were not recorded", cancel)
+        elif turn.outcome == "cancelled" and cancel.returned is not None:
+            latest = _deadline(run, cancel.returned, bounds.cancel_s)
+            for call in calls.get(expected_answer.call_key(turn.request) or "", []):
+                closed = call.closed if call.closed is not None else run.final.collected
+                if call.begun < cancel.returned and closed > latest:
+                    late_s = (closed - cancel.returned) / NS_PER_S
+                    yield violation(f"the call of {cancel.turn} ran for {late_s:.1f} s after its cancel", cancel, call)
+
+
+def cost(run: Run, bounds: Bounds) -> Verdict:
+    """I9: calls <= attempts + refusals; attempts <= 1 + failures + faults; no call before the POST or after the end."""
+    calls, account = _calls_by_key(run), run.final.account
+    if calls is None or account is None:
+        return unknown("the model's calls were not recorded")
+    if account.forgotten:
+        return unknown(f"the model has dropped {account.forgotten} calls from its report")
+    return combine(len(account.calls), "calls", _cost_problems(run, bounds, calls))
+
+
+def _cost_problems(run: Run, bounds: Bounds, calls_by_key: dict[str, list[Call]]) -> Iterator[Verdict]:
+    turns_by_key: dict[str, list[TurnKey]] = defaultdict(list)
+    is_complete = not run.deleted
+    for key, turn in run.folds.items():
+        if turn.request is not None and (call_key := expected_answer.call_key(turn.request)) is not None:
+            turns_by_key[call_key].append(key)
+            # An answer that does not fit its schema is requested again, in another conversation.
+            is_complete &= turn.misfit is None
+    targets = {fault.target for fault in run.of(Fault)}
+    unexplained: dict[TurnKey, int] = {}
+    lost_calls = sum(fault.calls for fault in run.of(Fault))
+    for call_key, calls in calls_by_key.items():
+        # The calls of turns with the same question cannot be told apart.
+        keys = turns_by_key.get(call_key, [])
+        if not keys:
+            if is_complete:
+                yield violation(f"there is a call for {calls[0].question!r}, and no such turn", calls[0])
+            continue
+        failed = [call for call in calls if call.over not in ("whole", "aborted", "open")]
+        # Before the first delta, an attempt may repeat its call.
+        refused = sum(not call.deltas for call in failed)
+        attempts = sum(run.folds[key].attempt for key in keys)
+        # A hedge with the first token is an attempt; another hedge is not in the log.
+        hedges = sum(bounds.hedges - sum(one.is_hedge for one in _attempts(run, key)) for key in keys)
+        surplus = max(len(calls) - attempts - refused - max(hedges, 0), 0)
+        lost_calls -= surplus
+        if surplus and lost_calls < 0:
+            names = ", ".join(key.turn for key in keys)
+            yield violation(f"{names}: {len(calls)} calls in {attempts} attempts, {refused} refused", *calls[-2:])
+        takeovers = sum(
+            attempt.generator not in targets and not (bounds.hedges and after.is_hedge)
+            for key in keys
+            for attempt, after in pairwise(_attempts(run, key))
+        )
+        unexplained[keys[0]] = max(takeovers - len(failed), 0)
+        yield from _time_problems(run, bounds, keys, calls)
+    interrupts = sum(fault.interrupts for fault in run.of(Fault))
+    if sum(unexplained.values()) > interrupts:
+        key = max(unexplained, key=lambda one: unexplained[one])
+        yield violation(
+            f"{sum(unexplained.values())} attempts that the model's failures do not explain, {unexplained[key]} of "
+            f"{key.turn}, and {interrupts} that a fault may have interrupted",
+            *_attempts(run, key),
+        )
+
+
+def _attempts(run: Run, key: TurnKey) -> list[Attempt]:
+    return [stored.entry for stored in run.turns[key].valid if isinstance(stored.entry, Attempt)]
+
+
+def _time_problems(run: Run, bounds: Bounds, keys: Sequence[TurnKey], calls: Sequence[Call]) -> Iterator[Verdict]:
+    """Yields calls that began before their turn's request or after its end."""
+    turns = [run.folds[key] for key in keys]
+    begun = [run.monotonic(turn.asked_at) for turn in turns if turn.asked_at is not None]
+    ended = [run.monotonic(turn.ended_at) for turn in turns if turn.ended_at is not None]
+    if None in begun or None in ended:
+        yield unknown("there is no clock reading", calls[0])
+        return
+    earliest = min(at for at in begun if at is not None) - bounds.clock_s * NS_PER_S
+    latest = None
+    if len(ended) == len(turns):
+        latest = _deadline(run, max(at for at in ended if at is not None), bounds.cancel_s)
+    for call in calls:
+        if call.begun < earliest:
+            yield violation(f"a call for {keys[0].turn} began before its request", call)
+        if latest is not None and call.begun > latest:
+            yield violation(f"a call for {keys[0].turn} began after its end", call)
+
+
+def _calls_by_key(run: Run) -> dict[str, list[Call]] | None:
+    if run.final.account is None:
+        return None
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in run.final.account.calls:
+        calls[call.key].append(call)
+    return calls
+
+
+def _deadline(run: Run, since: int, bound_s: float) -> float:
+    """Returns `since` plus `bound_s`, extended by the faults meanwhile: they stop the clock."""
+    bound = bound_s * NS_PER_S
+    deadline = since + bound
+    while (later := run.healed(deadline) + bound) > deadline:
+        deadline = later
+    return deadline

@@ -1,0 +1,85 @@
+"""Records a process: `python -m tests.checker.recorded_process HISTORY MODULE [ARGUMENT…]`.
+
+Wraps the three methods with which a process changes stored state: append, acknowledge, commit. `recorded(module,
+folder)` launches it.
+"""
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tailrace.persistence.rows import TurnRow
+from tailrace.persistence.store import Store
+from tailrace.proto import entries
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry
+from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import Delivery, TurnLog
+from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
+from tailrace.proto.subjects import TurnKey
+from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
+from tests.harness.processes import Process
+
+# After these errors the entry is not stored (PROTOCOL R10, R13).
+REFUSED = (FenceLost, LogFull, EntryTooLarge)
+
+
+def record(recorder: Recorder) -> None:
+    """Wraps the three methods in this process."""
+    append, ack, commit = TurnLog.append, Delivery.ack, Store.record
+
+    async def recorded_append(
+        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+    ) -> Chain:
+        begun = Append(
+            tenant=key.tenant,
+            turn=key.turn,
+            kind=entries.kind_of(entry),
+            prev=chain.last,
+            sha256=digest(entries.encode(entry)),
+        )
+        with recorder.recording(begun) as appending:
+            try:
+                stands = await append(self, key, chain, entry, timeout_s=timeout_s)
+            except REFUSED:
+                appending.fail()
+                raise
+            appending.ok(seq=stands.last)
+            return stands
+
+    async def recorded_ack(self: Delivery) -> None:
+        consumer = self._message.metadata.consumer
+        begun = Ack(tenant=self.key.tenant, turn=self.key.turn, consumer=consumer, seq=self.seq)
+        with recorder.recording(begun) as acknowledging:
+            await ack(self)
+            acknowledging.ok()
+
+    async def recorded_commit(self: Store, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
+        with recorder.recording(
+            Commit(rows={f"{row.tenant} {row.turn}": Seq(row.cursor) for row in rows})
+        ) as committing:
+            await commit(self, rows, reached)
+            committing.ok()
+
+    TurnLog.append = recorded_append  # type: ignore[method-assign]
+    Delivery.ack = recorded_ack  # type: ignore[method-assign]
+    Store.record = recorded_commit  # type: ignore[method-assign]
+
+
+def recorded(module: str, folder: Path, **environ: object) -> Process:
+    """Returns a process of `module` that writes its operations into the history in `folder`."""
+    return Process("tests.checker.recorded_process", folder, str(folder / HISTORY), module, **environ)
+
+
+def main() -> None:
+    path, module, *arguments = sys.argv[1:]
+    record(Recorder(Path(path), f"{module}-{os.getpid()}-{os.urandom(2).hex()}"))
+    sys.argv = [module, *arguments]
+    runpy.run_module(f"tailrace.{module}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

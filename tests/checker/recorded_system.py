@@ -1,0 +1,100 @@
+"""A system whose operations are recorded in its folder.
+
+async with RecordedSystem(folder) as system:
+    await system.start(generators=2)
+    reader = system.client("reader")
+    key = await reader.post("#sim words=20")
+    await reader.read_to_end(key)
+    await system.settled()
+    await system.collect()
+verdicts = judge(load(folder))
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.proto.api_key import hash_key
+from tailrace.proto.ids import Tenant
+from tests.checker.collect import collect
+from tests.checker.history import HISTORY, Recorder, ResourceCount
+from tests.checker.recorded_client import Client
+from tests.checker.recorded_process import recorded
+from tests.checker.resources import Counts, count_resources, has_no_more
+from tests.harness.system import SETTLED_S_MAX, System
+from tests.harness.until import until
+
+OVERLOADER = Tenant("overloader")
+KEYS = {LOCAL.tenant: b"key-of-local", OVERLOADER: b"key-of-overloader"}
+
+
+def limited(limits: str) -> dict[str, object]:
+    """Returns gateway settings with two tenants, each with its API key and these limits."""
+    keys = ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())
+    return {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
+
+
+class RecordedSystem(System):
+    """Records all appends, acknowledgements and commits of its processes, and the operations of its clients."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **{"launch": recorded, **options})
+        self._recorded_clients: dict[Tenant, list[httpx2.AsyncClient]] = {}
+
+    async def __aenter__(self) -> Self:
+        self.recorder("clock").read_clock()
+        return await super().__aenter__()
+
+    async def start(self, *, generators: int = 1, gateways: int = 1, persistence: bool = True) -> None:
+        await super().start(generators=generators, gateways=gateways, persistence=persistence)
+        for tenant, key in KEYS.items():
+            self._recorded_clients[tenant] = [
+                await self.new_client(int(client.base_url.port or 0), authorization=f"Bearer {key.decode()}")
+                for client in self.clients
+            ]
+
+    def recorder(self, name: str) -> Recorder:
+        """Returns a recorder of the process `name`, which is a sequence of operations."""
+        return Recorder(self.folder / HISTORY, name)
+
+    def client(self, name: str, tenant: Tenant = LOCAL.tenant) -> Client:
+        """Returns a recorded client that uses all gateways in turn."""
+        return Client(self.folder, name, self._recorded_clients[tenant], tenant)
+
+    async def count(self) -> Counts:
+        """Counts and records the resources of all processes and servers."""
+        counts = await self._count()
+        recorder = self.recorder("resources")
+        for subject, some in counts.items():
+            operation = ResourceCount(subject=subject, pid=self.pids.get(subject, 0), counts=some)
+            with recorder.recording(operation) as recording:
+                recording.ok()
+        recorder.close()
+        return counts
+
+    async def count_again(self, before: Counts) -> None:
+        """Counts and records when no resource is held in addition to `before`, or after SETTLED_S_MAX."""
+
+        async def has_settled() -> bool:
+            return has_no_more(await self._count(), before)
+
+        with suppress(AssertionError):
+            await until(has_settled, SETTLED_S_MAX)
+        await self.count()
+
+    async def collect(self) -> None:
+        """Writes the log, the rows, the model's calls and the consumers' backlogs into the folder."""
+        await collect(
+            self.folder,
+            self.connection,
+            claude_url=self.claude.url,
+            database=self.database,
+            servers=len(self.servers),
+        )
+
+    async def _count(self) -> Counts:
+        monitor_urls = [f"http://127.0.0.1:{server.spec.monitor_port}" for server in self.servers]
+        return await count_resources(self.pids, self.connection, monitor_urls)

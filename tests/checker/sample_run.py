@@ -1,0 +1,190 @@
+"""A correct run, built by hand: one answered and one cancelled turn, with all operations on them."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from tailrace.deploy.simulated_claude.account import AccountReport, Call
+from tailrace.proto import entries, subjects
+from tailrace.proto.entries import Message, Stored
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.records import record_from_fold
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tests.checker import expected_answer
+from tests.checker.history import (
+    Ack,
+    Append,
+    Cancel,
+    ClockReading,
+    Commit,
+    Get,
+    Operation,
+    Outcome,
+    Overload,
+    Post,
+    Read,
+    Recorded,
+    ResourceCount,
+    digest,
+)
+from tests.checker.run import EPOCH, NS_PER_S, Backlog, FinalState, LogMessage, Row, Run
+from tests.harness import readers
+from tests.harness.generator_in_loop import words
+from tests.harness.turn_builder import NOON, Handwritten, closing, opening, request
+
+TENANT = Tenant("local")
+ANSWERED = TurnKey(TENANT, TurnId("answered"))
+CANCELLED = TurnKey(TENANT, TurnId("cancelled"))
+QUESTIONS = {ANSWERED: "#sim words=4 tag=a", CANCELLED: "#sim words=9 tag=c"}
+
+
+def run() -> Run:
+    """Returns the run. A sequence is its time in seconds: entry 7 was stored at 7 s of both clocks."""
+    answered, cancelled = _answered(), _cancelled()
+    log = _log({ANSWERED: answered, CANCELLED: cancelled})
+    rows = [
+        Row(TENANT, record_from_fold(key, fold(stored)))
+        for key, stored in ((ANSWERED, answered), (CANCELLED, cancelled))
+    ]
+    return Run(operations=_operations(log, answered), log=log, rows=rows, final=_final_state(log))
+
+
+def _answered() -> list[Stored]:
+    """Entries at each second sequence from 2 to 22."""
+    log = Handwritten(step=2)
+    log.ask(messages=[Message("user", QUESTIONS[ANSWERED])])
+    log.take()
+    log.hear(*opening())
+    log.say(*_pieces("a", 4))
+    log.hear(*closing(4))
+    log.end()
+    return log.stored
+
+
+def _cancelled() -> list[Stored]:
+    """Entries at each second sequence from 21 to 35."""
+    log = Handwritten(step=2)
+    before = Stored(Seq(19), NOON, entries.Unreadable())
+    log.stored.append(before)
+    log.ask(messages=[Message("user", QUESTIONS[CANCELLED])])
+    log.take()
+    log.hear(*opening())
+    log.say(*_pieces("c", 9)[:3])
+    log.end("cancelled")
+    log.stored.remove(before)
+    return log.stored
+
+
+def _pieces(tag: str, count: int) -> list[str]:
+    return [f"{' ' if number else ''}{word}" for number, word in enumerate(words(count, tag).split())]
+
+
+def _log(turns: dict[TurnKey, list[Stored]]) -> list[LogMessage]:
+    log = [
+        LogMessage(
+            seq=stored.seq,
+            at=NOON + timedelta(seconds=stored.seq),
+            subject=subjects.entry(key, entries.kind_of(stored.entry)),
+            fence=getattr(stored.entry, "prev", 0),
+            fence_subject=subjects.entries(key),
+            payload=entries.encode(stored.entry).decode(),
+        )
+        for key, some in turns.items()
+        for stored in some
+    ]
+    return sorted(log, key=lambda one: one.seq)
+
+
+def _final_state(log: list[LogMessage]) -> FinalState:
+    calls = [
+        Call(1, call_key(ANSWERED), QUESTIONS[ANSWERED], 0, ns(5), ns(19), "whole", 4),
+        Call(2, call_key(CANCELLED), QUESTIONS[CANCELLED], 0, ns(24), ns(36), "aborted", 3),
+    ]
+    backlogs = {GENERATORS: Backlog(0, 0), PERSISTENCE: Backlog(0, 0)}
+    return FinalState(account=AccountReport(calls, 0), backlogs=backlogs, collected=ns(log[-1].seq + 100))
+
+
+def call_key(key: TurnKey) -> str:
+    return expected_answer.call_key(request(messages=[Message("user", QUESTIONS[key])])) or ""
+
+
+def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation]:
+    frames = readers.rendered(ANSWERED, answered)
+    end, last = answered[-1].seq, log[-1].seq
+    operations: list[Operation] = [
+        _returned("clock", 0, 0, ClockReading(wall=(NOON - EPOCH) // timedelta(microseconds=1) * 1000)),
+        _counted(0),
+        _posted("client", 1, ANSWERED, "key"),
+        _posted("client", 3, ANSWERED, "key"),
+        _returned(
+            "client", 4, 4.5, Post(tenant=TENANT, idempotency_key="key", body_sha256="other", status=422), "fail"
+        ),
+        _posted("client", 20, CANCELLED, None),
+        _read("reader", 6, ANSWERED, Read(frames=frames[:3], over="cut")),
+        _returned("reader", 9, 9.5, _of(ANSWERED, Get(cursor=frames[2].seq, status=200))),
+        _read("reader", 12, ANSWERED, Read(cursor=frames[2].seq, frames=frames[3:], over="ended")),
+        _read("text reader", 12, ANSWERED, Read(dialect="text", text=words(4, "a"), over="ended")),
+        _returned("client", 34.5, 35.5, _of(CANCELLED, Cancel(status=200))),
+        _returned("overloader", 50, 60, Overload(tenant=Tenant("overloader"))),
+        _posted("other", 55, ANSWERED, "key"),
+        *_appends(log),
+        *_persisted(end, ANSWERED),
+        *_persisted(last, CANCELLED),
+        _counted(last + 50),
+    ]
+    numbered = [msgspec.structs.replace(one, number=number) for number, one in enumerate(operations)]
+    return sorted(numbered, key=lambda one: one.invoked)
+
+
+def _appends(log: list[LogMessage]) -> list[Operation]:
+    """The appends of the gateway and of one generator."""
+    operations: list[Operation] = []
+    for one in log:
+        key, kind = subjects.parse(one.subject)
+        is_of_gateway = kind == "request" or (kind == "end" and key == CANCELLED)
+        append = Append(kind=kind, prev=Seq(one.fence or 0), sha256=digest(one.bytes), seq=one.seq)
+        operations.append(
+            _returned("gateway" if is_of_gateway else "g1", one.seq - 0.1, one.seq + 0.1, _of(key, append))
+        )
+    return operations
+
+
+def _persisted(end: Seq, key: TurnKey) -> list[Operation]:
+    """The commit one second after the turn's end, and the acknowledgements."""
+    request_seq = Seq(2 if key == ANSWERED else 21)
+    return [
+        _returned("persistence", end + 1, end + 1.1, Commit(rows={f"{key.tenant} {key.turn}": end})),
+        _returned("persistence", end + 1.2, end + 1.3, _of(key, Ack(consumer=PERSISTENCE, seq=request_seq))),
+        _returned("persistence", end + 1.4, end + 1.5, _of(key, Ack(consumer=PERSISTENCE, seq=end))),
+        _returned("g1", end + 0.3, end + 0.4, _of(key, Ack(consumer=GENERATORS, seq=request_seq))),
+    ]
+
+
+def _counted(at: float) -> Any:
+    return _returned("resources", at, at, ResourceCount(subject="gateway", counts={"fds": 20, "rss_bytes": 10**8}))
+
+
+def _posted(process: str, at: float, key: TurnKey, idempotency_key: str | None) -> Any:
+    post = Post(question=QUESTIONS[key], body_sha256="body", idempotency_key=idempotency_key, status=202)
+    return _returned(process, at, at + 1.5, _of(key, post))
+
+
+def _read(process: str, at: float, key: TurnKey, read: Read) -> Any:
+    return _returned(process, at, at + 2, _of(key, msgspec.structs.replace(read, status=200)))
+
+
+def _of(key: TurnKey, operation: Any) -> Any:
+    return msgspec.structs.replace(operation, tenant=key.tenant, turn=key.turn)
+
+
+def _returned(process: str, invoked_s: float, returned_s: float, operation: Any, outcome: Outcome = "ok") -> Any:
+    assert isinstance(operation, Recorded)
+    return msgspec.structs.replace(
+        operation, process=process, invoked=ns(invoked_s), returned=ns(returned_s), outcome=outcome
+    )
+
+
+def ns(at_s: float) -> int:
+    return int(at_s * NS_PER_S)

@@ -1,0 +1,217 @@
+"""The client matrix: each row is a client with its language and dialect, and how it reads one turn to the end.
+
+The rows drive test_matrix.py, which reads each turn plainly, over connections that are cut, and while its generator is
+killed. docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
+
+import anthropic
+import httpx
+import httpx2
+import openai
+from anthropic import AsyncAnthropic
+from anthropic.types import Message
+from httpx_sse import aconnect_sse
+from openai import AsyncOpenAI
+
+from tests.clients import node
+from tests.clients.openai_chat import kept, resumed, whole_entries
+from tests.harness.displayed_text import SAYS
+from tests.harness.readers import told
+from tests.integration.conftest import KEY
+
+MODEL = "claude-haiku-5-5"
+# httpx has no reconnection time; EventSource receives one from the stream.
+RECONNECT_S = 0.05
+
+
+class Answer(NamedTuple):
+    """What a client has when the turn has ended."""
+
+    turn: str
+    text: str
+
+
+class Cuts(NamedTuple):
+    """How many connections are cut, after how many bytes of the response.
+
+    The first bytes are the headers and the events before the text. EventSource tries again only after its headers.
+    """
+
+    connections: int
+    bytes_min: int
+    bytes_max: int
+
+
+Read = Callable[[str, str], Coroutine[Any, Any, Answer]]
+"""Posts a message to the gateway at a URL, and reads the turn to the end, over as many connections as it takes."""
+
+
+class Client(NamedTuple):
+    name: str
+    language: Literal["Python", "JavaScript"]
+    dialect: str
+    read: Read
+    cuts: Cuts
+    after_cuts: str = "resumes after cuts"
+
+    @property
+    def id(self) -> str:
+        return f"{self.dialect}-{self.name}"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return "stream", self.after_cuts, "generator killed during the answer"
+
+
+# Anthropic.
+
+
+async def reread(url: str, turn: str) -> Answer:
+    """Reads a turn from the start: this dialect has no cursor for Anthropic's SDKs."""
+    async with httpx2.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30) as client:
+        response = await client.get(f"{url}/v1/turns/{turn}/events?dialect=anthropic")
+    return Answer(turn, SAYS["anthropic"](response.content))
+
+
+async def anthropic_python(url: str, line: str) -> Answer:
+    messages: Any = [{"role": "user", "content": line}]
+    async with (
+        AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0) as sdk,
+        sdk.messages.stream(model=MODEL, max_tokens=500, messages=messages) as stream,
+    ):
+        try:
+            message: Message = await stream.get_final_message()
+        except (anthropic.AnthropicError, httpx2.HTTPError):
+            return await reread(url, stream.current_message_snapshot.id.removeprefix("msg_"))
+    text = "".join(block.text for block in message.content if block.type == "text")
+    return Answer(message.id.removeprefix("msg_"), text)
+
+
+async def anthropic_node(url: str, line: str) -> Answer:
+    (shown,) = await node.run("anthropic.mjs", url, KEY, "stream", line)
+    turn = shown["id"].removeprefix("msg_")
+    return await reread(url, turn) if "error" in shown else Answer(turn, shown["text"])
+
+
+# OpenAI.
+
+
+async def chat_python(url: str, line: str) -> Answer:
+    chunks: list[Any] = []
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk:
+        stream = await sdk.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": line}], stream=True
+        )
+        turn = stream.response.headers["tailrace-turn"]
+        while not await kept(stream, chunks):
+            chunks, cursor = whole_entries(chunks)
+            stream = await resumed(sdk, turn, cursor)
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
+    return Answer(turn, "".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+
+
+async def chat_node(url: str, line: str) -> Answer:
+    (shown,) = await node.run("openai-chat-resume.mjs", KEY, url, line)
+    assert shown["finish"] == "stop"
+    return Answer(shown["turn"], shown["text"])
+
+
+async def responses_python(url: str, line: str) -> Answer:
+    events: list[Any] = []
+
+    async def keep(stream: AsyncIterable[Any]) -> None:
+        with suppress(openai.APIConnectionError, httpx2.TransportError):
+            async for event in stream:
+                events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks.
+
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk:
+        await keep(await sdk.responses.create(model=MODEL, input=line, stream=True))
+        response = events[0].response.id
+        while events[-1].type != "response.completed":
+            last = events[-1].sequence_number
+            with suppress(openai.APIConnectionError, httpx2.TransportError):
+                await keep(await sdk.responses.retrieve(response, stream=True, starting_after=last))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    return Answer(response.removeprefix("resp_"), text)
+
+
+async def responses_node(url: str, line: str) -> Answer:
+    (shown,) = await node.run("openai-responses-resume.mjs", KEY, url, "ask", line)
+    assert shown["isNumbered"]
+    return Answer(shown["id"].removeprefix("resp_"), shown["text"])
+
+
+# The AI SDK.
+
+
+async def workflow(url: str, line: str) -> Answer:
+    body = {"messages": [{"id": "u1", "role": "user", "parts": [{"type": "text", "text": line}]}], "body": {}}
+    (shown,) = await node.run("workflow.mjs", KEY, url, httpx2.Response(200, json=body).text)
+    assert (shown["errors"], shown["warned"]) == ([], [])
+    return Answer(shown["run"], "".join(part["text"] for part in shown["message"]["parts"] if part["type"] == "text"))
+
+
+# Readers of GET /v1/turns/{turn}/events.
+
+
+async def post(url: str, line: str) -> str:
+    async with httpx2.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30) as client:
+        response = await client.post(f"{url}/v1/turns", json={"message": line})
+    assert response.status_code == 202, response.text
+    turn: str = response.json()["turn"]
+    return turn
+
+
+async def httpx_sse(url: str, line: str) -> Answer:
+    turn = await post(url, line)
+    sent: list[bytes] = []
+    last = "0"
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30) as client:
+        while not sent or told(sent).outcome == "running":
+            events = f"{url}/v1/turns/{turn}/events"
+            with suppress(httpx.TransportError):
+                async with aconnect_sse(client, "GET", events, headers={"last-event-id": last}) as source:
+                    async for event in source.aiter_sse():
+                        sent.append(b"data: " + event.data.encode())
+                        last = event.id
+            await asyncio.sleep(RECONNECT_S)
+    return Answer(turn, told(sent).text)
+
+
+def node_reader(client: str, dialect: str) -> Read:
+    async def read(url: str, line: str) -> Answer:
+        turn = await post(url, line)
+        (shown,) = await node.run("readers.mjs", KEY, client, f"{url}/v1/turns/{turn}/events?dialect={dialect}")
+        assert shown["outcome"] == "completed"
+        return Answer(turn, shown["text"])
+
+    return read
+
+
+SHORT_EVENTS = Cuts(3, 900, 1400)
+CLIENTS = (
+    Client("anthropic (Python)", "Python", "anthropic", anthropic_python, Cuts(1, 2200, 4500)),
+    Client("@anthropic-ai/sdk", "JavaScript", "anthropic", anthropic_node, Cuts(1, 2200, 4500)),
+    Client("eventsource", "JavaScript", "anthropic", node_reader("EventSource", "anthropic"), Cuts(1, 1400, 3000)),
+    Client("openai (Python)", "Python", "openai-chat", chat_python, Cuts(4, 1400, 3200)),
+    Client("openai (Node)", "JavaScript", "openai-chat", chat_node, Cuts(4, 1400, 3200)),
+    Client("openai (Python)", "Python", "openai-responses", responses_python, Cuts(4, 2800, 4500)),
+    Client("openai (Node)", "JavaScript", "openai-responses", responses_node, Cuts(4, 2800, 4500)),
+    Client("WorkflowChatTransport", "JavaScript", "ui", workflow, Cuts(4, 1100, 2200)),
+    Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
+    Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
+    Client(
+        "fetch (Node)",
+        "JavaScript",
+        "text",
+        node_reader("fetch", "text"),
+        Cuts(3, 700, 1100),
+        "replays from the start after cuts",
+    ),
+)

@@ -1,0 +1,100 @@
+"""Chromium's EventSource at a gateway that is full: it reconnects by itself, or with the code in docs/API.md."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from tailrace.gateway import metrics
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.http import retry_later
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.clients import node
+from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.processes import CHECKOUT
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway
+
+
+@pytest.fixture
+async def small(monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway) -> Gateway:
+    """A gateway with one stream slot and a Retry-After of one second."""
+    monkeypatch.setattr(retry_later, "RETRY_S_MAX", 1)
+    return await new_gateway(nats_url, streams_max=1, api_keys="")
+
+
+@pytest.fixture
+async def writer(log: TurnLog) -> Writer:
+    """A turn of the tenant without keys."""
+    writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+    await writer.open("a" * 2000)
+    return writer
+
+
+@asynccontextmanager
+async def taking_the_place(gateway: Gateway, path: str) -> AsyncIterator[None]:
+    """Another reader takes the slot as soon as it is free."""
+    while True:
+        async with gateway.client.stream("GET", path) as response:
+            if response.status_code == 200:
+                yield
+                return
+        await asyncio.sleep(0)
+
+
+def refusals() -> float:
+    return float(metrics.REFUSED.labels("server_busy")._value.get())
+
+
+async def one_refusal_after(count: float) -> None:
+    await until(lambda: refusals() > count)
+
+
+async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, browser: str) -> None:
+    """Its connection was cut and another reader has its slot: it tries again until the slot is free, and receives
+    the whole text.
+    """
+    path = f"/v1/turns/{writer.key.turn}/events"
+    async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
+        showing = asyncio.create_task(node.run("browser.mjs", "EventSource", proxy.url + path, CHROMIUM=browser))
+        await until(lambda: proxy.connections)
+        before = refusals()
+        while proxy.left:
+            await writer.say("b" * 50)
+        async with taking_the_place(small, path):
+            await one_refusal_after(before + 1)
+        await writer.end()
+        (shown,) = await showing
+    text = (await small.client.get(f"/v1/turns/{writer.key.turn}")).json()["text"]
+    assert (shown["text"], shown["outcome"]) == (text, "completed")
+
+
+async def test_refused_first_connection_is_retried_by_the_documented_code(
+    small: Gateway, writer: Writer, browser: str
+) -> None:
+    """With the function of docs/API.md."""
+    path = f"/v1/turns/{writer.key.turn}/events"
+    function = re.search(r"```js\n(function read.*?)```", (CHECKOUT / "docs/API.md").read_text(), re.DOTALL)
+    assert function is not None
+    before = refusals()
+    async with taking_the_place(small, path):
+        showing = asyncio.create_task(node.run("browser-refusals.mjs", small.url, path, function[1], CHROMIUM=browser))
+        await one_refusal_after(before)
+    await writer.end()
+    (shown,) = await showing
+    assert shown == {"text": "a" * 2000, "outcome": "completed"}
+
+
+async def test_other_clients_get_the_status(small: Gateway, writer: Writer) -> None:
+    """`fetch` and httpx send no Last-Event-ID and accept any type: 503 with Retry-After."""
+    path = f"/v1/turns/{writer.key.turn}/events"
+    async with taking_the_place(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
+        for headers in ({"accept": "text/event-stream"}, {"last-event-id": "1"}):
+            told = await client.get(path, headers=headers)
+            assert (told.status_code, "retry-after" in told.headers) == (503, True)

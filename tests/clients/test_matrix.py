@@ -1,0 +1,44 @@
+"""Each client of the matrix shows the text of the log: plainly, over cut connections, with a killed generator."""
+
+import asyncio
+
+import pytest
+
+from tests.clients.conftest import Takeover, told
+from tests.clients.matrix import CLIENTS, Client
+from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.generator_in_loop import words
+from tests.integration.conftest import Gateway
+
+# Slow enough that a busy machine does not join the deltas before a cut or a kill into few entries.
+WORDS, LINE = 200, "#sim words=200 rate=120"
+SLOW_WORDS, SLOW = 60, "#sim words=60 rate=60"
+# Among the first are attempt, message_start and block start.
+ENTRIES_BEFORE_KILL = 12
+
+each_client = pytest.mark.parametrize("client", CLIENTS, ids=[client.id for client in CLIENTS])
+
+
+@each_client
+async def test_a_client_shows_the_text_of_the_log(gateway: Gateway, client: Client) -> None:
+    answer = await client.read(gateway.url, "#sim words=5 rate=0")
+    assert answer.text == words(5) == await told(gateway, answer.turn)
+
+
+@each_client
+async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client: Client) -> None:
+    cuts = seeded(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
+    async with Cutting(gateway.port, cuts) as proxy:
+        answer = await client.read(proxy.url, LINE)
+        assert proxy.left == []
+    assert answer.text == words(WORDS) == await told(gateway, answer.turn)
+
+
+@each_client
+async def test_a_client_shows_the_text_once_when_the_generator_is_killed(takeover: Takeover, client: Client) -> None:
+    reading = asyncio.create_task(client.read(takeover.gateway.url, SLOW))
+    async with takeover.killed_after(ENTRIES_BEFORE_KILL):
+        answer = await reading
+    record = (await takeover.gateway.client.get(f"/v1/turns/{answer.turn}")).json()
+    assert answer.text == words(SLOW_WORDS) == await told(takeover.gateway, answer.turn)
+    assert record["attempts"] == 2

@@ -1,0 +1,119 @@
+"""A recorded process that pauses at given entries, to be killed there: `python -m tests.kills.paused_process …`.
+
+A generator with `KILLS_ROLE=pauses` stores each delta as an entry of its own. It pauses after it has stored the entry
+that the turn's question names (`tag=h7-…`: the seventh), or with `h7e` before it acknowledges the turn. SIGUSR1
+continues all paused turns. A generator with `KILLS_ROLE=waits` takes no turn before SIGUSR1.
+"""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+from signal import SIGUSR1, signal
+
+import structlog
+
+from tailrace.generators import delta_buffer
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry, Request
+from tailrace.proto.fold import EMPTY_TURN, Turn
+from tailrace.proto.ids import TurnId
+from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.checker.history import HISTORY, Recorder
+from tests.checker.recorded_process import record
+from tests.harness.processes import Process
+from tests.harness.until import until
+
+TAG = re.compile(r"\btag=h([0-9]+)(e?)-")
+# KILLS_ROLE; without it a process runs normally.
+PAUSES, WAITS = "pauses", "waits"
+PAUSED_S_MAX = 90.0
+
+logger = structlog.get_logger()
+
+
+class Gate:
+    """Pauses coroutines until the next `open`."""
+
+    def __init__(self) -> None:
+        self.openings = 0
+
+    def open(self, *_: object) -> None:
+        self.openings += 1
+
+    async def pause(self, turn: TurnId) -> None:
+        seen = self.openings
+        logger.info("paused", turn=turn)
+        await until(lambda: self.openings > seen, PAUSED_S_MAX)
+
+
+def patch(gate: Gate, role: str) -> None:
+    """Patches the methods at which this process pauses."""
+    read_turn, append, ack, take = TurnLog.turn, TurnLog.append, Delivery.ack, Deliveries.next
+    entries_left: dict[TurnKey, int] = {}
+    pauses_before_ack: set[TurnKey] = set()
+
+    async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        turn = await read_turn(self, key, known)
+        found = pause_of(turn.request) if turn.request and not turn.attempt and role == PAUSES else None
+        if found is not None and key not in entries_left:
+            entries, is_before_ack = found
+            entries_left[key] = -1 if is_before_ack else entries - 1
+            if is_before_ack:
+                pauses_before_ack.add(key)
+            if not entries_left[key]:
+                await gate.pause(key.turn)
+        return turn
+
+    async def paused_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+        chain = await append(self, key, chain, entry, timeout_s=timeout_s)
+        if key in entries_left:
+            entries_left[key] -= 1
+            if not entries_left[key]:
+                await gate.pause(key.turn)
+        return chain
+
+    async def paused_ack(self: Delivery) -> None:
+        if self.key in pauses_before_ack:
+            pauses_before_ack.discard(self.key)
+            await gate.pause(self.key.turn)
+        await ack(self)
+
+    async def waiting_next(self: Deliveries, most: int = 1) -> list[Delivery]:
+        if role == WAITS and not gate.openings:
+            await until(lambda: gate.openings, PAUSED_S_MAX)
+        return await take(self, most)
+
+    TurnLog.turn = paused_turn  # type: ignore[method-assign]
+    TurnLog.append = paused_append  # type: ignore[method-assign]
+    Delivery.ack = paused_ack  # type: ignore[method-assign]
+    Deliveries.next = waiting_next  # type: ignore[method-assign]
+    if role == PAUSES:
+        delta_buffer.JOINED_BYTES_MAX = 0
+
+
+def pause_of(request: Request) -> tuple[int, bool] | None:
+    """Returns the number of the entry after which the turn pauses, and whether it pauses before the ack instead."""
+    found = TAG.search(str(request.messages[-1].content)) if request.messages else None
+    return (int(found[1]), bool(found[2])) if found else None
+
+
+def pausable(module: str, folder: Path, **environ: object) -> Process:
+    """Returns a recorded process of `module` that can pause."""
+    return Process("tests.kills.paused_process", folder, str(folder / HISTORY), module, **environ)
+
+
+def main() -> None:
+    path, module, *arguments = sys.argv[1:]
+    gate = Gate()
+    signal(SIGUSR1, gate.open)
+    record(Recorder(Path(path), f"{module}-{os.getpid()}-{os.urandom(2).hex()}"))
+    patch(gate, os.environ.get("KILLS_ROLE", ""))
+    sys.argv = [module, *arguments]
+    runpy.run_module(f"tailrace.{module}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
