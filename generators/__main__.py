@@ -61,6 +61,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
+            tenant_share=settings.tenant_share,
         )
         handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs).handlers if claude else {}
         endpoints = await services.serve(GENERATORS, VERSION, handlers)

@@ -21,7 +21,16 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     generator: Annotated[
         str, Meta(min_length=1, max_length=64, description="this process's name in the log; a suffix makes it unique")
     ] = "generator"
-    concurrency: Annotated[int, Meta(ge=1, description="turns that this process runs at once")] = 64
+    concurrency: Annotated[int, Meta(ge=1, description="turns that this process runs at once")] = 96
+    tenant_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of the free slots that the turns of one tenant may use, so that others need not wait; "
+            "1: all of them",
+        ),
+    ] = 0.75
     backends: Annotated[
         str, Meta(description="backends in order of failover, also for single models: docs/BACKENDS.md")
     ] = "claude"

@@ -5,6 +5,7 @@ A lease only decides which generator tries. Which one may write is decided by th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -12,6 +13,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt import TurnRunner
+from tailrace.generators.fair_share import FairShare
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
@@ -21,6 +23,8 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 RETRY_WAIT_S = 1.0
+# A turn whose tenant has its share is offered to other generators, and less often the more often it was.
+SHARE_WAIT_S_MAX = 8.0
 # How soon a turn is delivered again whose answer another process writes: storing takes milliseconds.
 WRITTEN_WAIT_S = 0.2
 
@@ -50,6 +54,7 @@ class Lane(Protocol):
 class Worker:
     """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
+    `tenant_share`: the share of the slots that one tenant may use of those that others leave free (fair_share.py).
     Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
     released at once.
     """
@@ -65,13 +70,14 @@ class Worker:
         concurrency: int,
         deadline_s: float,
         grace_s: float,
+        tenant_share: float = 1.0,
     ) -> None:
         self._log = log
         self._deliveries = deliveries
         self._runner = runner
         self._on_ended = on_ended
         self._lanes = lanes
-        self._concurrency = concurrency
+        self._slots = FairShare(concurrency, tenant_share)
         self._deadline_s = deadline_s
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
@@ -86,15 +92,16 @@ class Worker:
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
             stopping = group.create_task(stop.wait())
             while not stop.is_set():
-                if len(self._turns) >= self._concurrency:
+                if self._slots.free <= 0:
                     await asyncio.wait({stopping, *self._turns}, return_when=asyncio.FIRST_COMPLETED)
                     continue
-                # Fetch one request per free slot: while a request waits here, its lease is not renewed.
+                # Fetch only what can start: another generator may have a free slot for the rest.
                 for delivery in await self._deliveries.next():
                     if stop.is_set():
                         await delivery.release()
                     elif not self._start(delivery):
-                        await delivery.release(RETRY_WAIT_S)
+                        wait_s = RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8)
+                        await delivery.release(min(wait_s, SHARE_WAIT_S_MAX))
             await self._drain()
             renewing.cancel()
 
@@ -106,7 +113,7 @@ class Worker:
     def free_slots(self) -> int:
         """How many further turns could run here now."""
         is_running = self._group is not None and not self._is_draining
-        return self._concurrency - len(self._turns) if is_running else 0
+        return self._slots.free if is_running else 0
 
     def start_shared(self, key: TurnKey, lease: str, run: Callable[[float], Awaitable[Turn | None]]) -> bool:
         """Starts `run(deadline_s)` on a turn whose lease another process also holds; False if the turn runs here.
@@ -116,11 +123,11 @@ class Worker:
         if key in self._held:
             return False
         self._held[key] = self._deliveries.from_lease(key, lease)
-        self._create_task(key, lambda: run(self._deadline_s), self._turns)
+        self._start_turn(key, lambda: run(self._deadline_s))
         return True
 
     def _start(self, delivery: Delivery) -> bool:
-        """Starts a delivery's job; False if its lane is full."""
+        """Starts a delivery's job, or lets it wait here; False if its lane is full, or too much of its tenant waits."""
         key = delivery.key
         if key in self._held:
             # The turn runs here already; this is a newer lease of it.
@@ -128,15 +135,34 @@ class Worker:
             return True
         lane = next((lane for lane in self._lanes if lane.accepts(delivery)), None)
         if lane is None:
-            self._held[key] = delivery
-            self._create_task(key, lambda: self._run_turn(key), self._turns)
-            return True
+            return self._start_or_wait(delivery)
         if not lane.reserve(key.tenant):
             return False
         self._held[key] = delivery
         task = self._create_task(key, lambda: lane.run(key), self._beside)
         task.add_done_callback(lambda _: lane.release(key.tenant))
         return True
+
+    def _start_or_wait(self, delivery: Delivery) -> bool:
+        key = delivery.key
+        may_start = not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant)
+        if not may_start and not self._slots.wait(key):
+            return False
+        # The lease of a waiting turn is renewed as that of a running one.
+        self._held[key] = delivery
+        if may_start:
+            self._start_turn(key, lambda: self._run_turn(key))
+        return True
+
+    def _start_turn(self, key: TurnKey, job: Job) -> None:
+        self._slots.started(key.tenant)
+        self._create_task(key, job, self._turns).add_done_callback(lambda _: self._free_slot(key.tenant))
+
+    def _free_slot(self, tenant: Tenant) -> None:
+        """Frees the slot of an ended turn, and starts waiting turns that may start now."""
+        self._slots.ended(tenant)
+        while not self._is_draining and (key := self._slots.next()) is not None:
+            self._start_turn(key, partial(self._run_turn, key))
 
     def _create_task(self, key: TurnKey, job: Job, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         assert self._group is not None  # noqa: S101  # `run` has begun
@@ -206,6 +232,8 @@ class Worker:
         """Cancels the lanes' jobs at once and, after `grace_s` seconds, the turns that still run."""
         self._is_draining = True
         logger.info("draining", running=len(self._turns))
+        for key in self._slots.clear():
+            await self._held.pop(key).release()
         for task in self._beside:
             task.cancel()
         if self._turns:

@@ -40,11 +40,10 @@ class Delivery:
         """The reply subject: any process that knows it can renew and acknowledge."""
         self.seq = Seq(message.metadata.sequence.stream)
         self.times = int(message.metadata.num_delivered or 1)
-
-    @property
-    def is_batch(self) -> bool:
+        self.is_batch = is_batch(message.data)
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
-        return is_batch(self._message.data)
+        # The turn is read from the log. Up to 8 MiB would stay in memory as long as the lease.
+        message.data = b""
 
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""

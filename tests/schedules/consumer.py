@@ -125,10 +125,7 @@ class SimulatedDelivery(Delivery):
         self.seq = message.stored.seq
         self.lease = str(message.stored.seq)
         self.times = message.times
-
-    @property
-    def is_batch(self) -> bool:
-        return False
+        self.is_batch = False
 
     async def renew(self) -> None:
         if not self._process.is_dead:

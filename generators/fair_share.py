@@ -1,0 +1,73 @@
+"""Fair share: which tenant's turn may start, so that the turns of one tenant do not make all others wait.
+
+A turn cannot be interrupted for another, and may take minutes. So a tenant may use only a share of the slots that the
+other tenants leave free, and some slots always remain for a tenant that has none. This is the rule of dynamic
+thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above it wait here, in order for each tenant.
+"""
+
+from collections import Counter, deque
+from math import ceil
+
+from tailrace.proto.ids import Tenant
+from tailrace.proto.subjects import TurnKey
+
+# Further turns of the tenant are given back to the queue, where other generators can take them.
+WAITING_TENANT_MAX = 64
+
+
+class FairShare:
+    """The slots of one generator. Every method returns at once."""
+
+    def __init__(self, slots: int, share: float) -> None:
+        """`share`: of the slots that other tenants leave free, as much may one tenant use; 1: all."""
+        self._slots = slots
+        self._share = share
+        self._running: Counter[Tenant] = Counter()
+        self._waiting: dict[Tenant, deque[TurnKey]] = {}
+
+    @property
+    def free(self) -> int:
+        return self._slots - self._running.total()
+
+    def may_start(self, tenant: Tenant) -> bool:
+        """Returns whether the next turn of `tenant` may start. The first turn of a tenant needs only a free slot."""
+        mine = self._running[tenant]
+        left_free = self._slots - (self._running.total() - mine)
+        return self.free > 0 and mine < ceil(self._share * left_free)
+
+    def wait(self, key: TurnKey) -> bool:
+        """Adds a turn to those that wait; returns False if too many turns of its tenant wait already."""
+        waiting = self._waiting.setdefault(key.tenant, deque())
+        if len(waiting) >= WAITING_TENANT_MAX:
+            return False
+        waiting.append(key)
+        return True
+
+    def is_waiting(self, tenant: Tenant) -> bool:
+        return tenant in self._waiting
+
+    def next(self) -> TurnKey | None:
+        """Removes and returns a waiting turn that may start. The tenant whose turn it was is asked last again."""
+        for tenant in list(self._waiting):
+            if not self.may_start(tenant):
+                continue
+            waiting = self._waiting.pop(tenant)
+            key = waiting.popleft()
+            if waiting:
+                self._waiting[tenant] = waiting
+            return key
+        return None
+
+    def clear(self) -> list[TurnKey]:
+        """Removes and returns all waiting turns."""
+        keys = [key for waiting in self._waiting.values() for key in waiting]
+        self._waiting.clear()
+        return keys
+
+    def started(self, tenant: Tenant) -> None:
+        self._running[tenant] += 1
+
+    def ended(self, tenant: Tenant) -> None:
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]

@@ -1,0 +1,49 @@
+"""Turns of one tenant do not make the turns of others wait."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, TurnLog
+from tests.harness.generator_in_loop import ask, ended, is_acknowledged, open_streams, words, working
+from tests.harness.until import until
+
+LOUD, QUIET = Tenant("loud"), Tenant("quiet")
+
+
+@pytest.fixture
+async def claude() -> AsyncIterator[str]:
+    async with serving() as url:
+        yield url
+
+
+async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
+) -> None:
+    """With four slots and the default share, three run turns of the loud tenant; its other turns wait and complete."""
+    async with working(own_server.url, claude, concurrency=4):
+        slow = [await ask(own_log, "words=20 rate=10", LOUD) for _ in range(8)]
+        await open_streams(claude, 3)
+        short = await ended(own_log, await ask(own_log, "words=1 rate=0", QUIET))
+        assert short.text == words(1)
+        unfinished = [key for key in slow if (await own_log.turn(key)).end is None]
+        assert len(unfinished) == len(slow)
+        turns = await asyncio.gather(*(ended(own_log, key) for key in slow))
+        assert [turn.text for turn in turns] == [words(20)] * len(slow)
+        assert {turn.attempt for turn in turns} == {1}
+        await until(lambda: is_acknowledged(own_connection))
+
+
+async def test_a_stopping_generator_gives_waiting_turns_to_another_one(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    async with working(own_server.url, claude, concurrency=1, grace_s=0.1):
+        keys = [await ask(own_log, "words=30 rate=20", LOUD) for _ in range(3)]
+        await open_streams(claude, 1)
+    async with working(own_server.url, claude, concurrency=4):
+        for key in keys:
+            assert (await ended(own_log, key)).text == words(30)
