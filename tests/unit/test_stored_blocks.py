@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -79,7 +78,6 @@ def holding(*blocks: dict[str, Any]) -> TurnRecord:
     return msgspec.structs.replace(RECORD, input=said)
 
 
-@pytest.mark.parametrize("view", VIEWS)
 @given(told=RECORDS)
 @example(told=holding({"type": "image", "source": "x"}))
 @example(told=holding({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
@@ -91,6 +89,7 @@ def holding(*blocks: dict[str, Any]) -> TurnRecord:
 @example(told=answering({"type": "tool_use"}))
 @example(told=answering({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
 @example(told=answering({"type": "tool_use", "id": [], "name": 5}))
-def test_every_renderer_accepts_any_stored_content(view: str, told: TurnRecord) -> None:
+def test_every_renderer_accepts_any_stored_content(told: TurnRecord) -> None:
     """Stored content never changes, so an exception would make the turn unreadable forever."""
-    assert msgspec.json.encode(VIEWS[view](told))
+    for name, view in VIEWS.items():
+        assert msgspec.json.encode(view(told)), name
