@@ -96,9 +96,9 @@ async def test_pipelined_requests_do_not_fill_the_memory(process: processes.Proc
     port = int(process.url.rpartition(":")[2])
     await post(port, KEY, *sized(b'{"message": ""}'))
     before = resident(process.pid)
-    asked = b'{"message": "hi"}'
+    body = b'{"message": "hi"}'
     head = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
-    stream = f"{head}accept: text/event-stream\r\ncontent-length: {len(asked)}\r\n\r\n".encode() + asked
+    stream = f"{head}accept: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
     writers = []
     for _ in range(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

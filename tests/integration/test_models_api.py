@@ -17,7 +17,7 @@ from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 LISTED = [name for name in models() if "mythos" not in name]
 """What the simulated Claude lists, in our order."""
-ASKED = [{"role": "user", "content": "hi"}]
+MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -89,12 +89,12 @@ async def test_sdks_raise_not_found_for_an_unknown_model(
     [
         ("/v1/turns", {"message": "hi"}),
         ("/v1/sessions", {}),
-        ("/v1/messages", {"max_tokens": 9, "messages": ASKED}),
-        ("/v1/messages/count_tokens", {"messages": ASKED}),
-        ("/v1/chat/completions", {"messages": ASKED}),
+        ("/v1/messages", {"max_tokens": 9, "messages": MESSAGES}),
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
         ("/v1/responses", {"input": "hi"}),
         ("/api/chat", {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]}),
-        ("/ai/chat", {"messages": ASKED}),
+        ("/ai/chat", {"messages": MESSAGES}),
         ("/api/start-job", {"prompt": "hi"}),
     ],
 )
@@ -116,9 +116,9 @@ async def test_alias_finds_its_model(system: System, new_gateway: NewGateway) ->
 
 async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) -> None:
     """Prices are from the data file, features from Anthropic where it lists them."""
-    told = (await gateway.client.get("/v1/models/capabilities")).json()
-    assert (told["object"], [row["id"] for row in told["data"]]) == ("list", LISTED)
-    (haiku,) = [row for row in told["data"] if row["id"] == "claude-haiku-5-5"]
+    found = (await gateway.client.get("/v1/models/capabilities")).json()
+    assert (found["object"], [row["id"] for row in found["data"]]) == ("list", LISTED)
+    (haiku,) = [row for row in found["data"] if row["id"] == "claude-haiku-5-5"]
     assert haiku == {
         "id": "claude-haiku-5-5",
         "display_name": "Claude Haiku 5.5",
@@ -157,9 +157,9 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
 
 async def test_without_a_generator_the_models_of_the_data_file_are_listed(lone_gateway: Gateway) -> None:
     """Without Anthropic's capabilities."""
-    told = (await lone_gateway.client.get("/v1/models")).json()
-    assert [model["id"] for model in told["data"]] == list(models())
-    assert {model["capabilities"] for model in told["data"]} == {None}
+    found = (await lone_gateway.client.get("/v1/models")).json()
+    assert [model["id"] for model in found["data"]] == list(models())
+    assert {model["capabilities"] for model in found["data"]} == {None}
 
 
 @pytest.mark.rule("R36")
@@ -169,24 +169,24 @@ async def test_model_list_outlives_its_generator(
     """The data file's without a generator, Anthropic's soon after one starts, and the same after it has stopped."""
     gateway = await new_gateway(own_server.url)
 
-    async def told() -> list[str]:
+    async def listed() -> list[str]:
         answer = (await gateway.client.get("/v1/models")).json()
         return [model["id"] for model in answer["data"]]
 
-    assert await told() == list(models())
+    assert await listed() == list(models())
     async with processes.generator(tmp_path, own_server.url, claude):
 
-        async def is_told_by_anthropic() -> bool:
-            return await told() == LISTED
+        async def is_from_anthropic() -> bool:
+            return await listed() == LISTED
 
-        await until(is_told_by_anthropic, RETRY_S + 5)
-    assert await told() == LISTED
+        await until(is_from_anthropic, RETRY_S + 5)
+    assert await listed() == LISTED
 
 
 @on_shared_loop
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=", "limit=+1", "after_id=claude-nobody", "before_id=", "lifecycle[]=asleep"],
+    ["limit=0", "limit=1001", "limit=", "limit=+1", "after_id=claude-unknown", "before_id=", "lifecycle[]=asleep"],
 )
 async def test_invalid_parameter_is_refused(shared_gateway: Gateway, query: str) -> None:
     """The limits are Anthropic's, 1 to 1000."""

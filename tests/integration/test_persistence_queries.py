@@ -38,7 +38,6 @@ from tailrace.proto.resources import (
     GetUsage,
     ListBranches,
     ListProjects,
-    ProjectPage,
     RenameSession,
 )
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
@@ -228,16 +227,6 @@ async def test_a_conversation_of_too_many_turns_is_refused(
     assert refused.value.code == "body_too_large"
     earlier = await persistence.ask(OURS, "context", GetContext(parent=keys[-2].turn), Context)
     assert len(earlier.messages) == 8
-
-
-async def test_a_session_belongs_to_the_first_project_that_its_turns_name(
-    persistence: Persistence, own_log: TurnLog
-) -> None:
-    for project in (None, "first", "second"):
-        await write(own_log, "Light.", session=SESSION, project=project)
-    assert (await persistence.ask(OURS, "context", GetContext(SESSION), Context)).project == "first"
-    projects = await persistence.ask(OURS, "projects", ListProjects(), ProjectPage)
-    assert [(one.id, one.name, one.sessions, one.turns) for one in projects.projects] == [("first", "first", 1, 3)]
 
 
 async def test_lists_have_pages(persistence: Persistence, own_log: TurnLog) -> None:

@@ -1,4 +1,4 @@
-"""What the three processes have in common, as processes: what they say when something is away, and how they leave."""
+"""The processes on the command line: error messages, exit status, --check, and the CPU time of a stop."""
 
 import asyncio
 import os
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,15 +22,15 @@ TOKEN = "the-token-of-nats"
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """Where nobody listens, as host and port."""
+def unused() -> Iterator[str]:
+    """Host and port at which no process listens."""
     with closing(socket.socket()) as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-async def run(role: str, *arguments: str, stderr: int = subprocess.PIPE, **environ: str) -> tuple[int, str, str]:
-    """Status, standard output and error of a process that ends by itself."""
+async def run(role: str, *arguments: str, stderr: int = subprocess.PIPE, **environ: Any) -> tuple[int, str, str]:
+    """Returns status, standard output and standard error of a process that ends by itself."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -41,12 +42,12 @@ async def run(role: str, *arguments: str, stderr: int = subprocess.PIPE, **envir
         stdout=subprocess.PIPE,
         stderr=stderr,
     )
-    said, complained = await asyncio.wait_for(process.communicate(), processes.START_S_MAX)
-    return process.returncode or 0, said.decode(), (complained or b"").decode()
+    stdout, stderr_ = await asyncio.wait_for(process.communicate(), processes.START_S_MAX)
+    return process.returncode or 0, stdout.decode(), (stderr_ or b"").decode()
 
 
 async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int, str]:
-    """Status of a process that ends by itself, and what it wrote on its terminal."""
+    """Returns the status of a process that ends by itself, and its output on a terminal."""
     ours, its = pty.openpty()
     try:
         status, _, _ = await run(role, *arguments, stderr=its, **environ)
@@ -56,18 +57,18 @@ async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int
         os.close(its)
 
 
-async def test_a_process_without_nats_says_where_it_looked_and_what_to_do(nobody: str) -> None:
-    """One sentence for the person at the terminal, without the token."""
-    where = f"nats://{TOKEN}@{nobody}"
+async def test_a_process_without_nats_ends_with_one_line(unused: str) -> None:
+    """The line has the address and what to do, without the token."""
+    where = f"nats://{TOKEN}@{unused}"
     status, shown = await on_a_terminal("gateway", TAILRACE_NATS_URL=where)
     assert (status, shown.count("\n")) == (1, 1)
-    assert f"no NATS server answers at {nobody}: start one, or set TAILRACE_NATS_URL" in shown
+    assert f"no NATS server answers at {unused}: start one, or set TAILRACE_NATS_URL" in shown
     assert TOKEN not in shown
     assert "{" not in shown
 
 
-async def test_what_is_asked_for_counts_more_than_the_terminal(tmp_path: Path) -> None:
-    """A person may want to see what the machines will read; here of a database in a folder that is a file."""
+async def test_the_log_format_setting_overrides_the_terminal(tmp_path: Path) -> None:
+    """Here the error is a database whose directory is a file."""
     (tmp_path / "file").touch()
     where = str(tmp_path / "file" / "tailrace.db")
     _, shown = await on_a_terminal("persistence", TAILRACE_DATABASE=where, TAILRACE_LOG_FORMAT="json")
@@ -75,67 +76,53 @@ async def test_what_is_asked_for_counts_more_than_the_terminal(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("role", "environ", "says"),
+    ("command", "environ", "message"),
     [
         ("gateway", {"TAILRACE_HOST": "256.0.0.1"}, "TAILRACE_HOST: '256.0.0.1' is not an address of this machine"),
         (
-            "gateway",
+            "gateway --check",
             {"TAILRACE_CACHE": "9m"},
             "TAILRACE_CACHE: Invalid enum value '9m'; expected one of auto, 5m, 1h, off",
         ),
         (
-            "generators",
+            "generators --check",
             {"TAILRACE_NATS_URL": "nats://TOKEN@h:port", "ANTHROPIC_API_KEY": "k"},
             "TAILRACE_NATS_URL: expected nats://",
         ),
         ("persistence", {"TAILRACE_WEBHOOK_PRIVATE_HOSTS": "http://h"}, "TAILRACE_WEBHOOK_PRIVATE_HOSTS: 'http://h'"),
     ],
 )
-async def test_a_check_refuses_a_setting_that_cannot_be_meant(
-    tmp_path: Path, role: str, environ: dict[str, str], says: str
+async def test_an_invalid_setting_is_refused_at_start_and_by_check(
+    tmp_path: Path, command: str, environ: dict[str, str], message: str
 ) -> None:
-    """One sentence and status 2, as the process itself would say; all settings are in test_every_setting.py."""
-    for arguments in ((role,), (role, "--check")):
-        given = {"TAILRACE_DATABASE": str(tmp_path / "x.db"), **environ}
-        status, said, complained = await run(*arguments, stderr=subprocess.PIPE, **given)
-        assert (status, said, complained.count("\n")) == (2, "", 1)
-        assert complained.startswith(f"{role}: {says}")
-        assert "TOKEN@h" not in complained
+    """One line and status 2; all settings are in test_every_setting.py."""
+    given = {"TAILRACE_DATABASE": str(tmp_path / "x.db"), **environ}
+    status, stdout, stderr = await run(*command.split(), stderr=subprocess.PIPE, **given)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith(f"{command.split(maxsplit=1)[0]}: {message}")
+    assert "TOKEN@h" not in stderr
 
 
-async def test_a_check_asks_the_model_for_its_models(system: System, claude: str) -> None:
-    """What it says is fine was tried."""
-    status, said, complained = await check(system, claude, "sk-test")
-    assert (status, said, complained) == (0, "generators: settings and connections are valid\n", "")
+@pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
+async def test_a_check_of_a_generator_calls_the_model(system: System, claude: str, unused: str, fault: str) -> None:
+    """The message has the address, the error of the model and our error code; it does not contain the key."""
+    url = f"http://{unused}" if fault == "an unreachable address" else claude
+    key = "bad-key" if fault == "a refused key" else "sk-test"
+    environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
+    status, stdout, stderr = await run("generators", "--check", stderr=subprocess.PIPE, **environ)
+    if not fault:
+        assert (status, stdout, stderr) == (0, "generators: settings and connections are valid\n", "")
+        return
+    error = "invalid x-api-key (backend_refused_key)"
+    if fault == "an unreachable address":
+        error = "no connection to the model (backend_unreachable)"
+    assert (status, stdout) == (1, "")
+    assert f"{url}: {error}" in stderr
+    assert key not in stderr
 
 
-async def test_a_check_names_the_address_where_nobody_answers(system: System, nobody: str) -> None:
-    """An address that is mistyped is found before the first turn fails by it."""
-    status, said, complained = await check(system, f"http://{nobody}", "sk-test")
-    assert (status, said) == (1, "")
-    assert f"http://{nobody}: no connection to the model (backend_unreachable)" in complained
-
-
-async def test_a_check_says_that_a_key_is_refused(system: System, claude: str) -> None:
-    """In the model's own words, and with our code, which docs/ERRORS.md explains; the key is not said."""
-    status, said, complained = await check(system, claude, "bad-key")
-    assert (status, said) == (1, "")
-    assert f"{claude}: invalid x-api-key (backend_refused_key)" in complained
-    assert "bad-key" not in complained
-
-
-async def check(system: System, claude_url: str, key: str) -> tuple[int, str, str]:
-    return await run(
-        "generators",
-        "--check",
-        TAILRACE_NATS_URL=system.nats_url,
-        ANTHROPIC_BASE_URL=claude_url,
-        ANTHROPIC_API_KEY=key,
-    )
-
-
-async def test_a_generator_leaves_without_tidying_up(system: System, claude: str) -> None:
-    """Whoever stops a system waits for this: it is CPU that is counted, a busy machine does not matter."""
+async def test_the_stop_of_a_generator_takes_little_cpu_time(system: System, claude: str) -> None:
+    """CPU time is measured, so that a busy machine does not matter."""
     async with processes.generator(system.folder, system.nats_url, claude) as generator:
         begun_s, reaped_s = cpu_s(generator.pid), children_cpu_s()
         assert await generator.stop() == 0
@@ -148,6 +135,6 @@ def cpu_s(pid: int) -> float:
 
 
 def children_cpu_s() -> float:
-    """Of those that have ended."""
+    """Returns the CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -48,10 +48,10 @@ async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, c
     """It costs less. The stream reports the usage before the first word."""
     system = long_system()
     seen, first = await answered(gateway, system=system, cache=cache)
-    told = [event for event in events_of(seen) if event["type"] == "usage"]
+    reported = [event for event in events_of(seen) if event["type"] == "usage"]
     written, read_ = cached(first)
     assert (written > WORDS, read_) == (True, 0)
-    assert [event["cache_creation_input_tokens"] for event in told] == [written]
+    assert [event["cache_creation_input_tokens"] for event in reported] == [written]
     assert [event["type"] for event in events_of(seen)][:3] == ["start", "usage", "delta"]
     _, second = await answered(gateway, system=system, cache=cache, session=first["session"])
     assert cached(second)[1] == written
@@ -118,10 +118,10 @@ async def test_metrics_count_cached_tokens(own_server: NatsServer, own_log: Turn
         turn = await ended(own_log, await ask(own_log, "words=1 rate=0", system=long_system(), cache="5m"))
         again = await ended(own_log, await ask(own_log, "words=1 rate=0", system=turn.request.system, cache="5m"))  # type: ignore[union-attr]
         usages = (turn.usage, again.usage)
-        told = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
+        reported = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
         # They are counted after the end is stored.
-        await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == told)
-    assert all(told)
+        await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == reported)
+    assert all(reported)
 
 
 async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own_claude: str) -> None:

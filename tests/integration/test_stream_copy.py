@@ -23,7 +23,7 @@ BYTES_MAX = 64 * 1024**2
 
 
 async def filled(url: str) -> None:
-    """Three entries, of which the second is removed."""
+    """Stores three entries and removes the second."""
     connection = await Connection.open(url, "test")
     await apply(connection, bytes_max=BYTES_MAX)
     for number in range(3):
@@ -34,7 +34,7 @@ async def filled(url: str) -> None:
 
 @pytest_asyncio.fixture
 async def ends(tmp_path: Path) -> AsyncIterator[tuple[Connection, Connection]]:
-    """A log with three entries, of which the second was removed, and a NATS with nothing."""
+    """A log with three entries, of which the second was removed, and a server without streams."""
     async with AsyncExitStack() as stack:
         connections, server_urls = [], []
         for name in ("source", "target"):
@@ -68,20 +68,20 @@ async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) 
 
 
 async def test_a_log_of_many_chunks_is_copied_byte_for_byte(ends: tuple[Connection, Connection]) -> None:
-    """More than a snapshot tells in one message, and so much that nothing makes it small."""
+    """Larger than one message of a snapshot, and incompressible."""
     source, target = ends
-    said = [os.urandom(64 * 1024) for _ in range(4 * stream_copy.CHUNK_BYTES // (64 * 1024))]
-    for number, payload in enumerate(said):
+    payloads = [os.urandom(64 * 1024) for _ in range(4 * stream_copy.CHUNK_BYTES // (64 * 1024))]
+    for number, payload in enumerate(payloads):
         await source.jetstream.publish(f"turns.t.{number}.event", payload)
     await source.jetstream.delete_msg(STREAM, 6)
     await copy(source, target)
     assert await held(target) == await held(source)
-    for number in (0, 1, len(said) - 1):
-        assert (await target.jetstream.get_last_msg(STREAM, f"turns.t.{number}.event")).data == said[number]
+    for number in (0, 1, len(payloads) - 1):
+        assert (await target.jetstream.get_last_msg(STREAM, f"turns.t.{number}.event")).data == payloads[number]
 
 
 async def test_what_a_copy_that_broke_off_has_left_is_no_copy(ends: tuple[Connection, Connection]) -> None:
-    """A restore without an end leaves an empty stream under the name of the one that was meant: it is refused."""
+    """An interrupted restore leaves an empty stream with that name: it is refused."""
     source, target = ends
     await apply(target, bytes_max=BYTES_MAX)
     assert (await held(target))[STREAM] == (0, 0, 3)
@@ -92,7 +92,7 @@ async def test_what_a_copy_that_broke_off_has_left_is_no_copy(ends: tuple[Connec
 async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its servers go with it: one that has lost a stream half way does not always find back to it."""
+    """Its servers are removed with it: a server that has lost a stream in the middle may never recover it."""
     options, out, really_copy = Options(data_dir=tmp_path), io.StringIO(), stream_copy.copy_streams
     (old,) = migrate_log.server_specs(options, tmp_path)
     async with NatsServer(tmp_path, spec=old) as server:

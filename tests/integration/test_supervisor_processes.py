@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import sys
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator
@@ -90,16 +89,6 @@ async def test_a_child_that_ends_is_restarted_with_a_growing_delay() -> None:
             f"a    | pid {third}",
             "up   | a exited with status 3; next start in 0.4 s",
         ]
-
-
-async def test_a_killed_child_is_reported_with_its_signal_and_replaced() -> None:
-    async with watched() as watch:
-        watch.start("a", POLITE)
-        [first] = await until(watch.pids)
-        os.kill(first, 9)
-        await until(lambda: len(watch.pids()) == 2)
-        assert "up   | a was killed by SIGKILL; next start in 0.1 s" in watch.lines()
-        assert watch.supervisor.children["a"].pid == watch.pids()[1]
 
 
 async def test_a_start_that_fails_is_repeated() -> None:

@@ -85,25 +85,6 @@ async def test_a_turn_whose_generator_is_killed_after_any_entry_is_finished(
     assert answers == answers[-1:] * len(answers)
 
 
-@pytest.mark.rule("F27")
-async def test_a_turn_that_kills_every_generator_ends(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
-    """Attempts are counted in the log, which survives the processes that made them."""
-    await shorten_lease(own_connection, LEASE_S)
-    key = await ask(own_log, "words=50 rate=200")
-    for _ in range(3):
-        assert await killed_after(4, own_server.url, own_claude)
-    async with working(own_server.url, own_claude, attempts_max=3):
-        turn = await ended(own_log, key)
-        await until(lambda: is_acknowledged(own_connection))
-    assert turn.error is not None
-    assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "attempts_exhausted", 3)
-    assert turn.text
-    assert words(50).startswith(turn.text)
-    assert (await stats(own_claude))["calls"] == 3
-
-
 @pytest.fixture
 async def generators(
     tmp_path: Path, own_server: NatsServer, own_connection: Connection, own_claude: str

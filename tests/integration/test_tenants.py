@@ -171,10 +171,10 @@ async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
     }
 
     async def started(*arguments: str) -> tuple[int, str]:
-        said = tmp_path / "said.txt"
-        with said.open("wb") as output:
+        printed = tmp_path / "printed.txt"
+        with printed.open("wb") as output:
             process = await spawn((sys.executable, "-m", "tailrace.gateway", *arguments), environ, output.fileno())
-        return await asyncio.wait_for(process.wait(), 20), said.read_text()
+        return await asyncio.wait_for(process.wait(), 20), printed.read_text()
 
     for arguments in ((), ("--check",)):
         status, sentence = await started(*arguments)

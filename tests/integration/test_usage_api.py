@@ -1,31 +1,91 @@
-"""Usage over HTTP and on the command line."""
+"""Usage by day, model, project, session and API key: over HTTP and on the command line."""
 
 import asyncio
 import hashlib
 import sys
 from asyncio.subprocess import PIPE
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tailrace.proto.ids import Tenant
 from tests.harness.processes import CHECKOUT, Process
+from tests.harness.requests import pages, posted
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, on_shared_loop
 
 OTHER_KEY = "the-same-tenants-other-key"
+FIELDS = ("turns", "message_count", "usage", "cost_usd", "total_tokens", "total_cost")
 
 
 def name_of(key: str) -> str:
     return f"env_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-@pytest.fixture
-async def used(
+async def lines(gateway: Gateway, query: str = "") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await gateway.client.get(f"/v1/usage{query}")).json()["data"]
+    return found
+
+
+def totals(record: dict[str, Any]) -> dict[str, Any]:
+    return {field: record[field] for field in FIELDS}
+
+
+async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> None:
+    """Turns without a project have the key null. Pages are in the order of the keys."""
+    turns = {
+        "rivers": await posted(gateway, project="rivers", model="claude-haiku-5-5"),
+        None: await posted(gateway, model="claude-sonnet-5-5"),
+    }
+    expected = {
+        key: totals((await gateway.client.get(f"/v1/sessions/{turn['session']}")).json()) for key, turn in turns.items()
+    }
+    day, today = timedelta(days=1), datetime.now(UTC).date()
+    answer = (await gateway.client.get("/v1/usage")).json()
+    assert (answer["by"], answer["to"]) == ("day", str(today))
+    (line,) = answer["data"]
+    assert (line["key"], line["turns"]) == (str(today), 2)
+    assert line["total_tokens"] == sum(one["total_tokens"] for one in expected.values())
+    by_model = await lines(gateway, f"?by=model&from={today}&to={today}")
+    assert {one["key"]: totals(one) for one in by_model} == {
+        "claude-haiku-5-5": expected["rivers"],
+        "claude-sonnet-5-5": expected[None],
+    }
+    by_project = await lines(gateway, "?by=project")
+    assert [(one["key"], totals(one)) for one in by_project] == [(None, expected[None]), ("rivers", expected["rivers"])]
+    assert await lines(gateway, f"?from={today - day}&to={today - day}") == []
+    for project in ("c", "a"):
+        await posted(gateway, project=project)
+    for limit in (1, 3, 4):
+        found = await pages(gateway, "/v1/usage", "data", limit, by="project")
+        assert [one["key"] for page in found for one in page] == [None, "a", "c", "rivers"]
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    "query",
+    [
+        "by=hour",
+        "from=2026-13-01",
+        "from=1.1.2026",
+        "to=0001-01-01",
+        "from=2026-02-01&to=2026-01-01",
+        "from=2024-01-01&to=2026-01-01",
+        "from=٢٠٢٦-01-01",
+        "limit=0",
+    ],
+)
+async def test_an_invalid_usage_query_is_refused(shared_gateway: Gateway, query: str) -> None:
+    answer = await shared_gateway.client.get(f"/v1/usage?{query}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+
+
+@pytest.mark.timeout(60)
+async def test_usage_by_key_and_session_over_http_and_as_a_table(
     system: System, generator: Process, persistence: Process, new_gateway: NewGateway, tenant: Tenant
-) -> tuple[Gateway, dict[str, list[dict[str, Any]]]]:
-    """A gateway with two keys, and the turns that each has asked: two in one session, and one."""
+) -> None:
+    """A key's line has its last use, and not the key itself. The command prints a line each, and a total."""
     second = f"{tenant}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
     gateway = await new_gateway(system.nats_url, api_keys=f"{api_keys(tenant)}, {second}")
     turns: dict[str, list[dict[str, Any]]] = {KEY: [], OTHER_KEY: []}
@@ -39,42 +99,22 @@ async def used(
                 await client.get(links["events"])
                 turns[key].append((await client.get(links["self"])).json())
                 session = {"session": turns[key][-1]["session"]}
-    return gateway, turns
 
+    by_key = {line["key"]: line for line in await lines(gateway, "?by=key")}
+    assert set(by_key) == {name_of(KEY), name_of(OTHER_KEY)}
+    for key, of_key in turns.items():
+        line = by_key[name_of(key)]
+        assert line["turns"] == len(of_key)
+        assert line["cost_usd"] == pytest.approx(sum(turn["cost_usd"] for turn in of_key))
+        assert line["usage"]["output_tokens"] == sum(turn["usage"]["output_tokens"] for turn in of_key)
+        assert datetime.fromisoformat(line["last_used"]) == datetime.fromisoformat(of_key[-1]["asked_at"])
+    assert KEY not in str(by_key)
+    found = await pages(gateway, "/v1/usage", "data", 1, by="key")
+    assert [one for page in found for one in page] == [by_key[name] for name in sorted(by_key)]
+    by_session = {line["key"]: line["turns"] for line in await lines(gateway, "?by=session")}
+    assert by_session == {of_key[0]["session"]: len(of_key) for of_key in turns.values()}
 
-async def test_usage_by_key_has_the_time_of_the_last_use(
-    used: tuple[Gateway, dict[str, list[dict[str, Any]]]],
-) -> None:
-    """Requests, tokens and cost of each, and nothing of a key itself."""
-    gateway, turns = used
-    answer = await gateway.client.get("/v1/usage?by=key")
-    lines = {line["key"]: line for line in answer.json()["data"]}
-    assert set(lines) == {name_of(KEY), name_of(OTHER_KEY)}
-    for key, asked in turns.items():
-        line = lines[name_of(key)]
-        assert line["turns"] == len(asked)
-        assert line["cost_usd"] == pytest.approx(sum(turn["cost_usd"] for turn in asked))
-        assert line["usage"]["output_tokens"] == sum(turn["usage"]["output_tokens"] for turn in asked)
-        assert datetime.fromisoformat(line["last_used"]) == datetime.fromisoformat(asked[-1]["asked_at"])
-    assert KEY not in answer.text
-    by_session = (await gateway.client.get("/v1/usage?by=session")).json()["data"]
-    assert {line["key"]: line["turns"] for line in by_session} == {
-        turns[KEY][0]["session"]: 2,
-        turns[OTHER_KEY][0]["session"]: 1,
-    }
-    first = (await gateway.client.get("/v1/usage?by=key&limit=1")).json()
-    second = (await gateway.client.get(f"/v1/usage?by=key&limit=1&after={first['next']}")).json()
-    assert [*first["data"], *second["data"]] == [lines[name] for name in sorted(lines)]
-    assert not second["has_more"]
-
-
-@pytest.mark.timeout(60)
-async def test_the_command_prints_usage_as_a_table(
-    used: tuple[Gateway, dict[str, list[dict[str, Any]]]], system: System, tenant: Tenant
-) -> None:
-    """A line each, and one of all of them."""
-
-    async def said(*arguments: str) -> list[list[str]]:
+    async def table(*arguments: str) -> list[list[str]]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tailrace", "usage", "--tenant", tenant, *arguments),
             cwd=CHECKOUT,
@@ -85,13 +125,11 @@ async def test_the_command_prints_usage_as_a_table(
         assert process.returncode == 0
         return [line.split() for line in out.decode().splitlines()]
 
-    _, turns = used
-    headings, *lines, total = await said("--by", "key")
+    headings, *rows, total = await table("--by", "key")
     assert headings[:2] == ["KEY", "TURNS"]
-    assert {line[0]: line[1] for line in lines} == {name_of(KEY): "2", name_of(OTHER_KEY): "1"}
-    cost = sum(turn["cost_usd"] for asked in turns.values() for turn in asked)
+    assert {row[0]: row[1] for row in rows} == {name_of(KEY): "2", name_of(OTHER_KEY): "1"}
     assert total[:2] == ["all", "3"]
+    cost = sum(turn["cost_usd"] for of_key in turns.values() for turn in of_key)
     assert float(total[-1]) == pytest.approx(cost, abs=0.0001)
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    assert [line[:2] for line in await said()][1:] == [[today, "3"], ["all", "3"]]
-    assert [line[:2] for line in await said("--from", "2020-01-01", "--to", "2020-01-31")][1:] == [["all", "0"]]
+    assert [row[:2] for row in await table()][1:] == [[f"{datetime.now(UTC):%Y-%m-%d}", "3"], ["all", "3"]]
+    assert [row[:2] for row in await table("--from", "2020-01-01", "--to", "2020-01-31")][1:] == [["all", "0"]]

@@ -330,21 +330,6 @@ async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, re
 # Leases, kills and stops
 
 
-async def test_newer_webhooks_do_not_overtake_those_that_a_dead_process_had_leased(
-    own: OwnSystem, receiver: Receiver
-) -> None:
-    """The server delivers the newer ones at once, and the others when their leases have expired."""
-    await own.shorten_lease()
-    keys = await own.write_session(receiver.url, 3)
-    leased: list[Delivery] = []
-    while len(leased) < len(keys):
-        leased += await own.ends.next(len(keys))
-    keys += await own.write_session(receiver.url, 3)
-    async with own.persistence():
-        await own.drained()
-    assert receiver.turns == turns(keys)
-
-
 async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: OwnSystem, receiver: Receiver) -> None:
     """The next process does not wait for leases to expire."""
     receiver.answer = hang

@@ -136,17 +136,6 @@ async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> No
     assert await own.calls() == 5
 
 
-@pytest.mark.rule("F2")
-async def test_an_ended_turn_is_only_acknowledged(own: OwnSystem) -> None:
-    """Cancelled before it was taken, or its generator died before the acknowledgement: no call, no entry."""
-    key = await own.ask("words=3")
-    await cancel(own.log, key)
-    before = await own.log.replay(key)
-    async with own.working():
-        await own.acknowledged()
-    assert (await own.log.replay(key), await own.calls()) == (before, 0)
-
-
 class Case(NamedTuple):
     """A turn, and how it ends."""
 
@@ -224,15 +213,6 @@ async def test_a_failing_call_is_repeated_continued_or_fails_the_turn(own: OwnSy
     assert counted["continuations"] == case.modes.count("continue")
 
 
-@pytest.mark.rule("F20")
-async def test_retry_after_is_the_least_wait(own: OwnSystem) -> None:
-    async with own.working():
-        turn = await own.answer("words=9 rate=0 fault=429x1 retry_after=0.4")
-    assert turn.asked_at is not None
-    assert turn.ended_at is not None
-    assert (turn.ended_at - turn.asked_at).total_seconds() >= 0.4
-
-
 async def test_an_unreachable_model_is_called_again(own: OwnSystem) -> None:
     """Connection refused until a server listens: still the first attempt."""
     [port] = find_free(1)
@@ -266,21 +246,6 @@ async def test_a_turn_fails_at_its_deadline_and_keeps_its_text(own: OwnSystem) -
     assert turn.text
     assert words(900).startswith(turn.text)
     assert (await stats(own.claude))["streams_aborted"] == 1
-
-
-@pytest.mark.rule("R22")
-@pytest.mark.rule("F28")
-@pytest.mark.parametrize("line", ["words=9 wait=30", "words=9 fault=stall@3", "words=9000 rate=20"])
-async def test_a_cancel_closes_the_call(own: OwnSystem, line: str) -> None:
-    """Before the first word, during a silence and during a stream; the acknowledgement does not wait for the lease."""
-    async with own.working(stall_timeout_s=30):
-        key = await own.ask(line)
-        await open_streams(own.claude, 1)
-        await cancel(own.log, key)
-        await open_streams(own.claude, 0)
-        await own.acknowledged()
-    assert (await stats(own.claude))["streams_aborted"] == 1
-    assert (await own.log.turn(key)).outcome == "cancelled"
 
 
 @pytest.mark.rule("F4")

@@ -151,12 +151,12 @@ async def test_pipelined_requests_behind_a_stream_are_not_buffered(
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(client, request(f"/v1/turns/{key.turn}/events"))
     await until(lambda: is_read(log, key))
-    behind, taken = request("/healthz") * 100, 0
+    behind, sent_bytes = request("/healthz") * 100, 0
     with suppress(TimeoutError):
-        while taken < 50 * MB:
+        while sent_bytes < 50 * MB:
             await asyncio.wait_for(loop.sock_sendall(client, behind), 1)
-            taken += len(behind)
-    assert taken < 20 * MB
+            sent_bytes += len(behind)
+    assert sent_bytes < 20 * MB
     client.close()
 
 

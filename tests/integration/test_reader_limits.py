@@ -1,6 +1,7 @@
 """Limits of readers and connections of a gateway, and the maximum age of a stream."""
 
 import asyncio
+import functools
 import socket
 from contextlib import AsyncExitStack, ExitStack
 
@@ -40,6 +41,17 @@ def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
     return response.status_code, response.json()["error"]["code"], 1 <= int(response.headers["retry-after"]) <= 10
 
 
+@pytest.fixture
+def writer(log: TurnLog, key: TurnKey) -> Writer:
+    return Writer(log, key)
+
+
+@pytest.fixture
+def start(nats_url: str, new_gateway: NewGateway) -> NewGateway:
+    """Starts a gateway with the given settings."""
+    return functools.partial(new_gateway, nats_url)
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -49,42 +61,40 @@ def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
     ],
 )
 async def test_readers_beyond_a_limit_are_refused(
-    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, setting: str, expected: tuple[int, str, bool]
+    start: NewGateway, writer: Writer, setting: str, expected: tuple[int, str, bool]
 ) -> None:
     """With and without a cursor, and also a POST that requests its stream, which then creates no turn."""
-    gateway = await new_gateway(nats_url, **{setting: 2})
-    writer = Writer(log, key)
+    gateway = await start(**{setting: 2})
     await writer.open("a")
     back = {"last-event-id": str(writer.chain.last)}
     async with AsyncExitStack() as stack:
         leaving = await stack.enter_async_context(AsyncExitStack())
-        assert (await opened(leaving, gateway, key)).status_code == 200
-        assert (await opened(stack, gateway, key, back)).status_code == 200
-        assert refusal(await opened(stack, gateway, key)) == expected
-        assert refusal(await opened(stack, gateway, key, back)) == expected
-        asked = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"accept": "text/event-stream"})
-        assert refusal(asked) == expected
-        assert "tailrace-turn" not in asked.headers
+        assert (await opened(leaving, gateway, writer.key)).status_code == 200
+        assert (await opened(stack, gateway, writer.key, back)).status_code == 200
+        assert refusal(await opened(stack, gateway, writer.key)) == expected
+        assert refusal(await opened(stack, gateway, writer.key, back)) == expected
+        answer = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"accept": "text/event-stream"})
+        assert refusal(answer) == expected
+        assert "tailrace-turn" not in answer.headers
         assert (await gateway.client.post("/v1/turns", json={"message": "hi"})).status_code == 202
         await leaving.aclose()
 
         async def is_accepted() -> bool:
-            return (await opened(stack, gateway, key)).status_code == 200
+            return (await opened(stack, gateway, writer.key)).status_code == 200
 
         await until(is_accepted)
 
 
 async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
-    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+    start: NewGateway, writer: Writer
 ) -> None:
     """A 503 would be final to it. It gets `retry:` and a body that breaks off, which is not the end of the stream."""
-    gateway = await new_gateway(nats_url, streams_max=1, origins="https://app.example")
-    writer = Writer(log, key)
+    gateway = await start(streams_max=1, origins="https://app.example")
     await writer.open("a")
     back = {"accept": "text/event-stream", "last-event-id": str(writer.chain.last), "origin": "https://app.example"}
     async with AsyncExitStack() as stack:
-        assert (await opened(stack, gateway, key)).status_code == 200
-        response = await opened(stack, gateway, key, back)
+        assert (await opened(stack, gateway, writer.key)).status_code == 200
+        response = await opened(stack, gateway, writer.key, back)
         body = bytearray()
         with pytest.raises(httpx2.RemoteProtocolError):
             await gather(response, body)
@@ -93,11 +103,9 @@ async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
     assert 1000 <= int(body.removeprefix(b"retry: ")) <= 11_000
 
 
-async def test_a_streamed_post_takes_one_slot_and_releases_it(
-    nats_url: str, new_gateway: NewGateway, log: TurnLog
-) -> None:
+async def test_a_streamed_post_takes_one_slot_and_releases_it(start: NewGateway) -> None:
     """The slot is taken before the turn is created, once, and is free after the stream."""
-    gateway = await new_gateway(nats_url, streams_max=1)
+    gateway = await start(streams_max=1)
 
     async def is_streamed() -> bool:
         streamed = {"accept": "text/event-stream"}
@@ -108,30 +116,26 @@ async def test_a_streamed_post_takes_one_slot_and_releases_it(
         await until(is_streamed)
 
 
-async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
-    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
-) -> None:
+async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(start: NewGateway, writer: Writer) -> None:
     """X-Forwarded-For of another sender is ignored: any client could send it."""
-    await Writer(log, key).open("a")
-    trusted = await new_gateway(nats_url, streams_address_max=1, proxies="127.0.0.0/8")
-    untrusted = await new_gateway(nats_url, streams_address_max=1, proxies="10.0.0.1")
+    await writer.open("a")
+    trusted = await start(streams_address_max=1, proxies="127.0.0.0/8")
+    untrusted = await start(streams_address_max=1, proxies="10.0.0.1")
     for gateway, second in ((trusted, 200), (untrusted, 429)):
         async with AsyncExitStack() as stack:
             statuses = [
-                (await opened(stack, gateway, key, {"x-forwarded-for": address})).status_code
+                (await opened(stack, gateway, writer.key, {"x-forwarded-for": address})).status_code
                 for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7, 192.0.2.2")
             ]
         assert statuses == [200, 429, second]
 
 
-async def test_connections_beyond_the_limit_get_503(
-    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
-) -> None:
+async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPatch, start: NewGateway) -> None:
     """With Retry-After, also for pages of other origins; many more are closed. Open connections stay open."""
     monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
     monkeypatch.setattr(http_protocol, "EXCESS_MAX", 2)
     page = {"origin": "https://app.example"}
-    gateway = await new_gateway(nats_url, origins=page["origin"])
+    gateway = await start(origins=page["origin"])
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
@@ -159,55 +163,52 @@ async def test_connections_beyond_the_limit_get_503(
 
 @pytest.mark.parametrize("dialect", ["tailrace", "anthropic"])
 async def test_a_stream_is_closed_at_its_maximum_age_and_resumes(
-    nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, dialect: str
+    start: NewGateway, writer: Writer, dialect: str
 ) -> None:
     """The reader receives every byte once (promises 1 to 3)."""
-    gateway = await new_gateway(nats_url, stream_life_s=0.2)
-    writer = Writer(log, key)
+    gateway = await start(stream_life_s=0.2)
     await writer.open("a")
-    connections = [await read(gateway.client, key.turn, dialect=dialect)]
+    connections = [await read(gateway.client, writer.key.turn, dialect=dialect)]
     for word in ("b", "c"):
         await writer.say(word)
         cursor = connections[-1].frames[-1].seq
-        connections.append(await read(gateway.client, key.turn, cursor, dialect=dialect))
+        connections.append(await read(gateway.client, writer.key.turn, cursor, dialect=dialect))
     await writer.end()
-    connections.append(await read(gateway.client, key.turn, connections[-1].frames[-1].seq, dialect=dialect))
+    connections.append(await read(gateway.client, writer.key.turn, connections[-1].frames[-1].seq, dialect=dialect))
     assert [one.over for one in connections] == ["cut", "cut", "cut", "ended"]
-    aged = reader("aged", key, *connections, dialect=dialect)
-    verdict = judge(await history(log, key, aged), (no_gap, no_repeat, one_end))
+    aged = reader("aged", writer.key, *connections, dialect=dialect)
+    verdict = judge(await history(writer.log, writer.key, aged), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
 
 
 async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
-    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
+    monkeypatch: pytest.MonkeyPatch, start: NewGateway, writer: Writer
 ) -> None:
     """A turn with on_disconnect=cancel runs on if the reader reconnects in time, and is cancelled otherwise."""
     monkeypatch.setattr(event_stream, "BACK_WITHIN_S", 1.5)
     monkeypatch.setattr(on_disconnect, "PRESENCE_TIMEOUT_S", 0.01)
-    gateway = await new_gateway(nats_url, stream_life_s=0.2)
-    writer = Writer(log, key)
+    gateway = await start(stream_life_s=0.2)
     await writer.ask(on_disconnect="cancel")
     await writer.begin("a")
 
     async def is_cancelled() -> bool:
-        return (await log.turn(key)).outcome == "cancelled"
+        return (await writer.log.turn(writer.key)).outcome == "cancelled"
 
-    first = await read(gateway.client, key.turn)
+    first = await read(gateway.client, writer.key.turn)
     with pytest.raises(AssertionError, match="not within"):
         await until(is_cancelled, 0.5)
     await writer.say("b")
-    back = await read(gateway.client, key.turn, first.frames[-1].seq)
+    back = await read(gateway.client, writer.key.turn, first.frames[-1].seq)
     assert [one.over for one in (first, back)] == ["cut", "cut"]
     await until(is_cancelled)
 
 
-async def test_each_connection_gets_its_own_reconnect_time(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+async def test_each_connection_gets_its_own_reconnect_time(lone_gateway: Gateway, writer: Writer) -> None:
     """`retry:` in its first event, also with a cursor; the other events are the same bytes for all."""
-    writer = Writer(log, key)
     await writer.open("a", "b")
     first = writer.chain.last
     await writer.end()
-    path, waits = f"/v1/turns/{key.turn}/events", set()
+    path, waits = f"/v1/turns/{writer.key.turn}/events", set()
     for cursor in (0, 0, 0, 0, first):
         response = await lone_gateway.client.get(path, headers={"last-event-id": str(cursor)} if cursor else {})
         sent = parse(response.content)

@@ -38,7 +38,7 @@ async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gat
     first = await posted(gateway, body)
     turned = {"metadata": {"b": "2", "a": "1"}, "message": body["message"]}
     await read(gateway.client, first)
-    again = [await posted(one, told) for one in (gateway, second_gateway) for told in (body, turned)]
+    again = [await posted(one, other) for one in (gateway, second_gateway) for other in (body, turned)]
     spaced = await gateway.client.post(
         "/v1/turns",
         content=json.dumps(turned, indent=4),
@@ -57,8 +57,8 @@ async def test_concurrent_equal_requests_are_one_turn(gateway: Gateway, second_g
 
 
 async def test_other_protocols_support_auto_keys(gateway: Gateway) -> None:
-    asked = [{"role": "user", "content": question()["message"]}]
-    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": asked}
+    messages = [{"role": "user", "content": question()["message"]}]
+    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": messages}
     first, again = [await gateway.client.post("/v1/messages", json=body, headers=AUTO) for _ in range(2)]
     assert (again.headers["tailrace-turn"], again.content) == (first.headers["tailrace-turn"], first.content)
     other = await gateway.client.post("/v1/messages", json=body | {"max_tokens": 8}, headers=AUTO)
@@ -138,8 +138,8 @@ async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
     assert events[-1].id is not None
     whole = await read(gateway.client, turn)
     rest = await gateway.client.get(f"/v1/turns/{turn}/events?pace=999", headers={"last-event-id": str(events[-1].id)})
-    told = b"".join(event.raw for event in events) + turns_own(rest.content)
-    assert told == turns_own(b"".join(frame.sent for frame in whole.frames))
+    received = b"".join(event.raw for event in events) + turns_own(rest.content)
+    assert received == turns_own(b"".join(frame.sent for frame in whole.frames))
 
 
 async def test_a_paced_stream_of_a_running_turn_is_live(gateway: Gateway) -> None:
@@ -151,17 +151,15 @@ async def test_a_paced_stream_of_a_running_turn_is_live(gateway: Gateway) -> Non
 async def test_a_streamed_post_accepts_a_pace(gateway: Gateway) -> None:
     """In the native protocol and in others."""
     body = question("words=5 rate=10")
-    told = [
+    answers = [
         await gateway.client.post(f"/v1/turns?dialect=text{pace}", json=body, headers=AUTO | EVENTS)
         for pace in ("", "&pace=20")
     ]
-    assert [answer.text for answer in told] == ["w000000 w000001 w000002 w000003 w000004"] * 2
-    assert len({answer.headers["tailrace-turn"] for answer in told}) == 1
-    messages = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}
-    messages |= {"messages": [{"role": "user", "content": body["message"]}]}
-    streams = [
-        await gateway.client.post(f"/v1/messages{pace}", json=messages, headers=AUTO) for pace in ("", "?pace=20")
-    ]
+    assert [answer.text for answer in answers] == ["w000000 w000001 w000002 w000003 w000004"] * 2
+    assert len({answer.headers["tailrace-turn"] for answer in answers}) == 1
+    chat = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}
+    chat |= {"messages": [{"role": "user", "content": body["message"]}]}
+    streams = [await gateway.client.post(f"/v1/messages{pace}", json=chat, headers=AUTO) for pace in ("", "?pace=20")]
     assert streams[0].content == streams[1].content
 
 
