@@ -52,6 +52,9 @@ def api_client(url: str, environ: Mapping[str, str]) -> httpx2.Client:
         return httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
     except httpx2.InvalidURL as error:
         raise SettingsInvalid(f"{url!r} is not a URL: {error}") from error
+    except (ValueError, ImportError) as error:
+        # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, and speaks SOCKS only with a further package.
+        raise SettingsInvalid("the proxy in the environment cannot be used: set an http:// proxy or none") from error
 
 
 @contextmanager

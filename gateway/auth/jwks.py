@@ -94,7 +94,8 @@ class JwksCache:
             else:
                 text = await _fetch(self._source, self._tls)
             self._keys = parse(text)
-        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, *DECODE_ERRORS) as error:
+        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ImportError, *DECODE_ERRORS) as error:
+            # ImportError: the environment names a SOCKS proxy, for which httpx2 needs a further package.
             logger.warning(
                 "cannot read the keys of TAILRACE_JWT_KEYS", error=type(error).__name__, known=len(self._keys)
             )

@@ -130,3 +130,25 @@ def test_webhook_secret_of_an_invalid_tenant_is_an_error(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["webhook-secret", "--tenant", "Acme Inc."])
     assert "is not a tenant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "sentence"),
+    [
+        ("ftp://x", {}, "is not a URL of a gateway"),
+        ("http://[::1", {}, "is not a URL: Invalid port"),
+        ("http://127.0.0.1:1", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "the proxy in the environment cannot be used"),
+        ("http://127.0.0.1:1", {"HTTP_PROXY": "foo://x"}, "the proxy in the environment cannot be used"),
+    ],
+)
+def test_batch_refuses_an_unusable_url_or_proxy(
+    url: str,
+    environ: dict[str, str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["batch", "questions.jsonl", "--url", url]) == 2
+    assert sentence in capsys.readouterr().err
