@@ -1,4 +1,4 @@
-"""What happens to turns that are being told when something happens to the three servers that store them.
+"""Running turns during faults of a cluster of three servers.
 
 The bars are those of FAULTS F7 to F10 and F12. A machine that runs other tests, too, is given twice as long;
 `python -m benchmarks.cluster` measures them where nothing else runs.
@@ -53,7 +53,7 @@ async def system(shared: ClusterSystem) -> AsyncIterator[ClusterSystem]:
 
 
 async def accepted(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
-    """POSTs until one is accepted, as a client does that is told to come again."""
+    """Posts until a turn is accepted, as a client does after a 503."""
     posts: list[Posted] = []
     while True:
         posted, key = await system.post("words=3 rate=0")
@@ -64,7 +64,7 @@ async def accepted(system: ClusterSystem, deadline: float) -> tuple[list[Posted]
         await asyncio.sleep(0.2)
 
 
-def goes_on(listener: Listener, count: int) -> bool:
+def has_continued(listener: Listener, count: int) -> bool:
     return listener.connected is not None or len(listener.deltas_at) > count
 
 
@@ -73,18 +73,18 @@ def goes_on(listener: Listener, count: int) -> bool:
 @pytest.mark.rule("F9")
 @pytest.mark.rule("F10")
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
-async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: ClusterSystem, fault: Fault) -> None:
-    """Each reader on its one connection, with heartbeats meanwhile; nothing acknowledged is lost, or paid for twice."""
+async def test_running_turns_are_completed_after_a_fault_of_a_server(system: ClusterSystem, fault: Fault) -> None:
+    """Each reader keeps its connection and gets heartbeats; nothing acknowledged is lost, and no call is repeated."""
     bar_s, attempts, calls = FAULTS[fault], await system.attempts(), await system.calls()
     deadline_s = BUSY * bar_s
     async with system.streaming(TURNS, **ALL) as listeners:
-        heard = [len(listener.deltas_at) for listener in listeners]
+        received = [len(listener.deltas_at) for listener in listeners]
         began = monotonic()
         await fault(system)
         posting = asyncio.create_task(accepted(system, began + deadline_s + RESPONSE_S_MAX))
-        for listener, count in zip(listeners, heard, strict=True):
-            # What was under way may still have come: what counts is that it goes on after that, or is all told.
-            await until(partial(goes_on, listener, count + 2), deadline_s)
+        for listener, count in zip(listeners, received, strict=True):
+            # Two deltas may have been on their way when the fault began.
+            await until(partial(has_continued, listener, count + 2), deadline_s)
         posts, key = await posting
     assert {(post.status, post.code, post.retry_after) for post in posts[:-1]} <= {(503, "log_unavailable", "2")}
     await system.healed()
@@ -109,16 +109,16 @@ async def test_turns_are_told_to_their_end_whatever_happens_to_a_server(system: 
 
 @pytest.mark.rule("F7")
 @pytest.mark.rule("F28")
-async def test_turns_are_stopped_while_no_server_leads(system: ClusterSystem) -> None:
-    """FAULTS F28: right before it, and while the others choose: one end each, told to its reader; no open call."""
+async def test_turns_are_cancelled_while_the_log_has_no_leader(system: ClusterSystem) -> None:
+    """Each turn gets one end, which its reader receives, and no call stays open."""
     async with system.streaming(TURNS, number=9000, rate=20) as listeners:
-        first = asyncio.create_task(stopped(system, listeners[0].key))
+        first = asyncio.create_task(cancel(system, listeners[0].key))
         await kill_leader(system)
-        told = await asyncio.gather(first, *(stopped(system, listener.key) for listener in listeners[1:]))
+        cancelled = await asyncio.gather(first, *(cancel(system, listener.key) for listener in listeners[1:]))
         await open_streams(system.claude.url, 0)
     await system.healed()
-    print(f"\n{[len(answers) for answers in told]} answers")
-    for listener, answers in zip(listeners, told, strict=True):
+    print(f"\n{[len(answers) for answers in cancelled]} answers")
+    for listener, answers in zip(listeners, cancelled, strict=True):
         turn, verdict = await system.verdict(listener)
         assert verdict.is_green, verdict.evidence
         assert {answer.status_code for answer in answers[:-1]} <= {503}
@@ -134,8 +134,8 @@ async def test_turns_are_stopped_while_no_server_leads(system: ClusterSystem) ->
         assert turn.text
 
 
-async def stopped(system: ClusterSystem, key: TurnKey) -> list[httpx2.Response]:
-    """The answers to who asks either gateway to cancel until it is not told to come again; the last is another."""
+async def cancel(system: ClusterSystem, key: TurnKey) -> list[httpx2.Response]:
+    """Cancels a turn at both gateways in turn until the answer is not 503; returns all answers."""
     answers: list[httpx2.Response] = []
     while not answers or answers[-1].status_code == 503:
         client = system.clients[len(answers) % len(system.clients)]
@@ -144,8 +144,8 @@ async def stopped(system: ClusterSystem, key: TurnKey) -> list[httpx2.Response]:
 
 
 @pytest.mark.rule("F12")
-async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_told(system: ClusterSystem) -> None:
-    """FAULTS F12: POSTs are told so and when to come again, readers come back and get what there is; then all end."""
+async def test_without_a_majority_stored_turns_are_readable_and_new_ones_are_503(system: ClusterSystem) -> None:
+    """Running turns end when the majority is back."""
     client = system.clients[1]
     _, old = await system.post("words=40 rate=0", 1)
     assert old is not None
@@ -166,7 +166,7 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
         await until(is_known)
         assert (await ready())[0] == 503
         assert (await client.get("/healthz")).status_code == 200
-        # Read by a gateway that has never told it: from the log itself, at the one server that is left.
+        # The other gateway has not read the turn: it comes from the one server that is left.
         assert (await readers.read(system.clients[0], old.turn)).frames == whole.frames
         resumed = await readers.read(system.clients[0], old.turn, whole.frames[2].seq)
         assert resumed.frames == whole.frames[3:]
@@ -183,8 +183,8 @@ async def test_without_a_majority_nothing_is_promised_and_all_that_is_stored_is_
     await until(is_ready)
 
 
-async def test_where_nobody_delivers_not_everything_is_there(system: ClusterSystem) -> None:
-    """Every stream has its leader, and a consumer has none: who restarts one server after the other waits for that."""
+async def test_a_consumer_without_a_leader_is_reported_as_lagging(system: ClusterSystem) -> None:
+    """Every stream has a leader. A rolling restart waits for the consumers, too."""
     cluster = system.cluster
     delivering = (await cluster.connection.jetstream.consumer_info(STREAM, GENERATORS)).cluster
     assert delivering is not None
