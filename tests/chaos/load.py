@@ -1,4 +1,4 @@
-"""Clients that post turns, read over connections that are cut, get and cancel, until they are told to stop."""
+"""Clients that post turns, read over connections that are cut, get and cancel, until the load is over."""
 
 import asyncio
 import random

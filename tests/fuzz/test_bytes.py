@@ -48,7 +48,7 @@ async def statuses(port: int, sent: bytes) -> list[int]:
         try:
             writer.write(sent)
             await writer.drain()
-            # Not the end of the connection: whoever says no more is to be given up by the gateway itself.
+            # The client does not close: the gateway must end an idle connection itself.
         except ConnectionError:
             pass
 

@@ -139,7 +139,7 @@ class VirtualLoop(_Loop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Ignores what is reported of tasks and futures that nobody awaits: see `run_while` for exceptions."""
+        """Ignores reports of tasks and futures that are not awaited: see `run_while` for exceptions."""
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Required by asyncio; a cancelled handle is skipped when it is due."""

@@ -1,4 +1,4 @@
-"""`make schedules`: plays turns on a simulated log that loses, repeats, delays and forks. Exit status 1 if one is red.
+"""`make schedules` simulates turns on a log that loses, repeats, delays and forks. Exit status 1 if a schedule fails.
 
 make schedules                                     twenty thousand seeds
 make schedules ARGS='--seed 7 --trace'             one seed, with all that happens
@@ -11,10 +11,16 @@ import sys
 import time
 from contextlib import nullcontext
 
+from tests.schedules.generator import ATTEMPTS_MAX, CONCURRENCY, RETRY
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes_in_processes
 from tests.schedules.mutants import MUTANTS, without
 from tests.schedules.schedule import Schedule
+
+SETTINGS = (
+    f"settings: defaults, except TAILRACE_ATTEMPTS_MAX={ATTEMPTS_MAX}, TAILRACE_CONCURRENCY={CONCURRENCY}, "
+    f"TAILRACE_CALL_TRIES_MAX={RETRY.tries_max} and TAILRACE_GRACE_S=0"
+)
 
 
 def main() -> int:
@@ -37,6 +43,7 @@ def main() -> int:
         help="how many processes play (default: %(default)s)",
     )
     options = parser.parse_args()
+    print(SETTINGS, flush=True)
     if options.seed is not None:
         return play_one(options.seed, options.without, is_traced=options.trace)
     first, after = map(int, options.seeds.split(":"))

@@ -47,7 +47,7 @@ class Poster:
 
 
 class Canceller:
-    """A client that cancels the turn, again until it is told that the turn has ended."""
+    """A client that cancels the turn, until a response says that the turn has ended."""
 
     def __init__(self, server: SimulatedServer, key: TurnKey, name: str) -> None:
         self.process = Process(server.world, name)

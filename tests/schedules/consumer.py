@@ -7,11 +7,11 @@ from typing import Any
 from tailrace.proto.entries import Stored, kind_of
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
+from tailrace.proto.nats.streams import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedServer
 
-ACK_WAIT_S = 2.0
 DELIVERY_S = 0.001
 
 

@@ -107,7 +107,7 @@ def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
     appends += [one for poster in schedule.posters for one in poster.acknowledged]
     for name, chain in appends:
         if chain.last not in valid:
-            return Verdict(False, f"{name} was told that {chain.last} stands, and it is not valid")
+            return Verdict(False, f"{chain.last} was acknowledged to {name}, and it is not valid")
     return KEPT
 
 

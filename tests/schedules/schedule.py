@@ -69,7 +69,7 @@ class Schedule:
         """Unexpected exceptions that the product has logged."""
 
     def play(self) -> None:
-        """Runs the schedule until everybody is done."""
+        """Runs the schedule until all clients and processes have finished."""
         world, faults = self.world, self.faults
         for poster in self.posters:
             poster.post_after(world.chance() * 0.004)

@@ -39,7 +39,7 @@ Watch = Callable[[Stored], None]
 
 
 class SimulatedServer:
-    """`stored` is the truth. Everybody else only learns of it by requests and by the live feed."""
+    """`stored` is the log. Clients and processes read it with requests and with the live feed."""
 
     def __init__(self, world: World, faults: Faults) -> None:
         self.world = world

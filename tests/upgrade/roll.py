@@ -102,7 +102,7 @@ class Rolling:
         self.asked += 1
         story, seqs = readers.told(frame.sent for frame in frames), [frame.seq for frame in frames]
         if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
-            self.wrong.append(f"{tag}: told {story.outcome}, {story.text!r}")
+            self.wrong.append(f"{tag}: received {story.outcome}, {story.text!r}")
 
     async def read(self, client: httpx2.AsyncClient, turn: str, frames: list[Frame]) -> None:
         """Resumes after `frames` and appends what it receives."""
