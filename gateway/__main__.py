@@ -5,13 +5,12 @@ import gc
 import sys
 from pathlib import Path
 
-from tailrace.gateway.app import app
+from tailrace.gateway.app import Gateway, app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.tickets import Tickets
-from tailrace.gateway.dependencies import Gateway
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
 from tailrace.gateway.http.large_bodies import LargeBodies
@@ -24,9 +23,11 @@ from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
+from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
 from tailrace.gateway.turns.check_limits import limit_features
 from tailrace.gateway.turns.check_schema import schema_feature
@@ -34,6 +35,8 @@ from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter
@@ -62,29 +65,29 @@ async def preflight(settings: Settings) -> None:
 
 async def probe(settings: Settings) -> None:
     """Raises SettingsInvalid for an address other than loopback without any credential."""
-    await door_of(settings)
+    await load_authenticator(settings)
 
 
-async def door_of(settings: Settings) -> Authenticator:
+async def load_authenticator(settings: Settings) -> Authenticator:
     """Returns the authenticator with the API keys that NATS has at this moment."""
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
-        ring = ApiKeyCache()
-        await ring.load(ApiKeyStore(connection))
+        key_cache = ApiKeyCache()
+        await key_cache.load(ApiKeyStore(connection))
     finally:
         await connection.close()
-    door = Authenticator(settings, ring)
-    door.require_credentials()
-    return door
+    authenticator = Authenticator(settings, key_cache)
+    authenticator.require_credentials()
+    return authenticator
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Serves HTTP until `stop` is set, which is also when open streams are closed."""
     gc.set_threshold(*GARBAGE_AFTER)
-    keys, ring = ApiKeyStore(connection), ApiKeyCache()
-    await ring.load(keys)
-    door = Authenticator(settings, ring)
-    door.require_credentials()
+    keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
+    await key_cache.load(keys)
+    authenticator = Authenticator(settings, key_cache)
+    authenticator.require_credentials()
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
@@ -93,23 +96,23 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
-        signature = TokenSigner(await signing_secret(connection))
-        gateway = build(settings, connection, group, stop, door, signature=signature, prompts=prompts)
-        await gateway.rpc.announce_readers(gateway.fan_out.is_read)
-        watching = [
+        signer = TokenSigner(await signing_secret(connection))
+        gateway = build(settings, connection, group, stop, authenticator, signature=signer, prompts=prompts)
+        await gateway.rpc.announce_readers(gateway.streams.fan_out.is_read)
+        background = [
             group.create_task(gateway.log_fullness.watch()),
             group.create_task(gateway.log_health.watch()),
-            group.create_task(gateway.stream_slots.renew_periodically()),
-            group.create_task(ring.follow(keys, connection)),
-            group.create_task(door.jwts.refresh_periodically()),
+            group.create_task(gateway.streams.slots.renew_periodically()),
+            group.create_task(key_cache.follow(keys, connection)),
+            group.create_task(authenticator.jwts.refresh_periodically()),
         ]
         host, port = listening.getsockname()[:2]
         service.mark_ready(url=f"http://{host}:{port}")
         await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
-        for task in watching:
+        for task in background:
             task.cancel()
         gateway.catalogue.close()
-        gateway.fan_out.close()
+        gateway.streams.fan_out.close()
 
 
 def build(
@@ -136,13 +139,13 @@ def build(
         of_tenant=settings.streams_tenant_max,
         of_address=settings.streams_address_max,
     )
-    blobs, pins, claims = BlobStore(connection), BlobPins(connection), Claims(connection)
-    request_blobs = RequestBlobs(blobs, pins, settings.body_bytes_max)
+    blob_store, blob_pins, claims = BlobStore(connection), BlobPins(connection), Claims(connection)
+    request_blobs = RequestBlobs(blob_store, blob_pins, settings.body_bytes_max)
     history = HistoryClient(rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
     log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
-    deleter = Deleter(connection, log, blobs, history, rpc, limits, settings.query_timeout_s)
+    deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
     limit_steps = limit_features(limits)
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
@@ -153,37 +156,40 @@ def build(
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, log_fullness, draining, features
     )
+    stream_slots = StreamSlots(limits, ReaderCounts(reader_limits))
+    disconnects = DisconnectPolicy(log, rpc, fan_out, group, draining)
+    streams = StreamContext(
+        settings, connection, log, history, fan_out, authenticator, stream_slots, draining, disconnects.left
+    )
+    log_health = LogHealth(connection)
     return Gateway(
         settings=settings,
-        connection=connection,
+        rpc=rpc,
+        log=log,
+        history=history,
+        claims=claims,
+        blob_store=blob_store,
+        blob_pins=blob_pins,
+        log_fullness=log_fullness,
+        log_health=log_health,
         authenticator=authenticator,
         tickets=tickets,
         logins=logins,
-        log=log,
-        blobs=blobs,
-        blob_pins=pins,
-        claims=claims,
-        rpc=rpc,
-        history=history,
-        catalogue=catalogue,
-        fan_out=fan_out,
-        disconnects=DisconnectPolicy(log, rpc, fan_out, group, draining),
-        log_fullness=log_fullness,
-        log_health=LogHealth(connection),
-        limiter=limits,
-        stream_slots=StreamSlots(limits, ReaderCounts(reader_limits)),
-        schema_checker=schema_checker,
-        prompts=prompts,
         bodies=BodyReader(
             LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s),
             bytes_max=settings.body_bytes_max,
             timeout_s=settings.body_timeout_s,
             rate_min=settings.body_rate_min,
         ),
-        draining=draining,
-        deleter=deleter,
+        catalogue=catalogue,
+        prompts=prompts,
+        streams=streams,
+        turns=TurnReader(log, history),
         submitter=submitter,
+        responder=Responder(submitter, streams),
+        deleter=deleter,
         batch_builder=BatchBuilder(connection, catalogue, prompts, schema_checker, limits, request_blobs, settings),
+        health_checks=HealthChecks(connection, rpc, log_health, log_fullness, draining),
     )
 
 

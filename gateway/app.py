@@ -1,4 +1,8 @@
-"""The ASGI application: its routes, middleware and error handlers."""
+"""The ASGI application: its routes, the services that their endpoints use, middleware and error handlers."""
+
+import inspect
+from functools import partial
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -6,10 +10,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
-from tailrace.gateway import error_responses
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
-from tailrace.gateway.auth.guard import guard
+from tailrace.gateway.auth.guard import Endpoint, guard
+from tailrace.gateway.auth.login import Logins
+from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
@@ -17,9 +23,15 @@ from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
-from tailrace.gateway.dependencies import Gateway
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
+from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
     batches,
     blobs,
@@ -34,7 +46,15 @@ from tailrace.gateway.resources import (
     tickets,
     usage,
 )
+from tailrace.gateway.resources.batch_body import BatchBuilder
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Rpc, TurnLog
 
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
@@ -60,15 +80,43 @@ ROUTES: list[Route] = [
 ]
 
 
+class Gateway(NamedTuple):
+    """The services of a gateway, each of its own type. Made once at startup."""
+
+    settings: Settings
+    rpc: Rpc
+    log: TurnLog
+    history: HistoryClient
+    claims: Claims
+    blob_store: BlobStore
+    blob_pins: BlobPins
+    log_fullness: LogFullness
+    log_health: LogHealth
+    authenticator: Authenticator
+    tickets: Tickets
+    logins: Logins
+    bodies: BodyReader
+    catalogue: Catalogue
+    prompts: Prompts
+    streams: StreamContext
+    turns: TurnReader
+    submitter: TurnSubmitter
+    responder: Responder
+    deleter: Deleter
+    batch_builder: BatchBuilder
+    health_checks: health.HealthChecks
+
+
 def app(gateway: Gateway) -> Starlette:
-    settings = gateway.settings
+    """Returns the application. Each endpoint receives the services that its parameters are annotated with."""
+    services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
     starlette = Starlette(
-        routes=[guard(route) for route in ROUTES],
+        routes=[
+            guard(route, bind(route.endpoint, services), gateway.authenticator, gateway.bodies) for route in ROUTES
+        ],
         middleware=[
-            Middleware(
-                HostMiddleware, hosts=AllowedHosts(settings), is_key_needed=lambda: not gateway.authenticator.is_open
-            ),
-            *cors_middleware(parse_origins(settings.origins)),
+            Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
+            *cors_middleware(parse_origins(gateway.settings.origins)),
             # Behind CORS: an EventSource of another origin must be able to read that it is rejected.
             Middleware(AdmissionQueue, urgent=health.PATHS),
             # The last handler of Starlette stands outside of CORS.
@@ -83,5 +131,13 @@ def app(gateway: Gateway) -> Starlette:
     )
     # A redirect would repeat the body to an address that is made from the Host header.
     starlette.router.redirect_slashes = False
-    starlette.state.gateway = gateway
     return starlette
+
+
+def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:
+    """Returns `endpoint` with the services that its parameters after the request are annotated with.
+
+    Raises KeyError for a type without a service.
+    """
+    _, *parameters = inspect.signature(endpoint).parameters.values()
+    return partial(endpoint, **{one.name: services[one.annotation] for one in parameters}) if parameters else endpoint

@@ -27,7 +27,7 @@ from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.readiness import wait_ready
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
-from tailrace.gateway.__main__ import door_of
+from tailrace.gateway.__main__ import load_authenticator
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.logging_setup import configure
@@ -113,7 +113,7 @@ async def start_and_watch(
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
     nats_urls = await start_nats(options, servers, supervisor)
-    door = await door_of(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
+    door = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
     plan = make_plan(options, environ, listening, nats_urls)
     for warning in check_environment.mistyped(environ):
         console.log(warning)

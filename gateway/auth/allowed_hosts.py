@@ -8,12 +8,12 @@ every request needs a key, a rebound page has no key to send, so every name is a
 
 import ipaddress
 import re
-from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tailrace.gateway import error_responses
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 
@@ -54,14 +54,14 @@ class AllowedHosts:
 class HostMiddleware:
     """ASGI middleware that answers 403 on every route if the `Host` header is not allowed."""
 
-    def __init__(self, app: ASGIApp, hosts: AllowedHosts, is_key_needed: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts, authenticator: Authenticator) -> None:
         self._app = app
         self._hosts = hosts
-        self._is_key_needed = is_key_needed
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self._hosts.allows(headers, is_key_needed=self._is_key_needed()):
+        if self._hosts.allows(headers, is_key_needed=not self._authenticator.is_open):
             await self._app(scope, receive, send)
         else:
             refusal = error_responses.response("host_refused", _message(headers.getlist("host")))

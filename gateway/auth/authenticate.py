@@ -54,10 +54,12 @@ class Authenticator:
     def __init__(self, settings: Settings, api_keys: ApiKeyCache) -> None:
         """Raises SettingsInvalid if keys, secrets or key URLs in the settings are not valid."""
         self._host = settings.host
-        self._is_anonymous_allowed = settings.allow_anonymous
         self._static_keys = StaticKeys(settings.api_keys)
         self.api_keys = api_keys
         self.jwts = JwtVerifier(settings)
+        self._has_credentials = bool(self._static_keys or self.jwts)
+        is_anonymous_allowed = settings.allow_anonymous or _is_loopback(settings.host)
+        self._is_open_without_keys = is_anonymous_allowed and not self._has_credentials
         self._origins = parse_origins(settings.origins)
         self.sources: list[CredentialSource] = [
             CredentialSource(_read_headers, [self._static_keys, self.api_keys, self.jwts])
@@ -75,14 +77,11 @@ class Authenticator:
 
         On an address other than loopback this also needs TAILRACE_ALLOW_ANONYMOUS.
         """
-        return not self._has_credentials() and (self._is_anonymous_allowed or _is_loopback(self._host))
-
-    def _has_credentials(self) -> bool:
-        return bool(self._static_keys or self.api_keys.is_used or self.jwts)
+        return self._is_open_without_keys and not self.api_keys.is_used
 
     def require_credentials(self) -> None:
         """Raises SettingsInvalid if the gateway listens beyond loopback and no credential exists."""
-        if not (self.is_open or self._has_credentials()):
+        if not (self._is_open_without_keys or self._has_credentials or self.api_keys.is_used):
             raise SettingsInvalid(
                 f"TAILRACE_HOST: {self._host} is reachable from other machines, and no API key exists. Do one of "
                 "these: start on a loopback address, create a key with `tailrace keys create` and start again; set "

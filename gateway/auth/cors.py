@@ -16,10 +16,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tailrace.gateway import error_responses
+from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.proto.errors import SettingsInvalid
 
-JSON = "application/json"
 # The serialized form of RFC 6454, section 6.2: nothing after the port, and no port if it is the scheme's default.
 ORIGIN = re.compile(r"(https?)://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 # Header names in a preflight, which the answer repeats.
@@ -88,11 +88,6 @@ def is_cross_origin_simple_post(request: Request, origins: AbstractSet[str] = fr
     if request.method != "POST" or media_type(request) == JSON or request.headers.get("origin") in origins:
         return False
     return is_cross_origin(request)
-
-
-def media_type(request: Request) -> str:
-    """Returns the `Content-Type` without parameters, in lower case."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def is_cross_origin(request: Request) -> bool:

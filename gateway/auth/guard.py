@@ -1,58 +1,62 @@
 """Authentication and authorization of every route that is not public."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway import error_responses
-from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.scopes import Need, need_of
-from tailrace.gateway.dependencies import ApiRequest
-from tailrace.gateway.streaming.response import StreamedResponse
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.scopes import need_of
+from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import LogError, Refused, not_found
 
+Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 
-def guard(route: Route) -> Route:
-    """Returns `route` with authentication before its endpoint, which receives an ApiRequest.
+
+def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> Route:
+    """Returns `route` with authentication before `endpoint`, which receives an ApiRequest.
 
     What the endpoint's request holds is released when it has returned its response, or failed.
     """
     needs = {method: need_of(method, route.path) for method in route.methods or ()}
 
-    async def endpoint(request: Request) -> ASGIApp:
+    async def guarded(request: Request) -> ASGIApp:
         need, principal = needs[request.method], None
         if need != "public":
-            principal = await request.app.state.gateway.authenticator.authenticate(request)
-            _authorize(principal, need, request)
-        authenticated = ApiRequest(request.scope, request.receive, principal)
-        response: ASGIApp
+            principal = await authenticator.authenticate(request)
+            if principal.turn is not None and request.path_params.get("turn") != principal.turn:
+                raise not_found("turn")
+            if need not in principal.scopes:
+                raise Refused(
+                    "scope_missing",
+                    f"This credential lacks the scope `{need}`. Use one that has it (tailrace keys create).",
+                )
+        authenticated = ApiRequest(request.scope, request.receive, principal, bodies)
         try:
             async with authenticated.until_answered:
-                response = await route.endpoint(authenticated)
+                response = await endpoint(authenticated)
         except (Refused, LogError) as error:
             response = error_responses.of(error, request.scope)
         for headers in authenticated.response_headers:
-            add_headers(response, headers(route.path))
+            response = add_headers(response, headers(route.path))
         return response
 
-    return Route(route.path, endpoint, methods=sorted(needs), name=route.name)
+    return Route(route.path, guarded, methods=sorted(needs), name=route.name)
 
 
-def add_headers(response: ASGIApp, headers: Mapping[str, str]) -> None:
-    if isinstance(response, StreamedResponse):
-        response.add_headers(headers)
-    elif isinstance(response, Response):
-        response.headers.update(headers)
+def add_headers(response: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:
+    """Returns `response` with further headers."""
 
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
 
-def _authorize(principal: Principal, need: Need | None, request: Request) -> None:
-    """Raises Refused: 404 for another turn than the principal's only one, 403 for a missing scope."""
-    if principal.turn is not None and request.path_params.get("turn") != principal.turn:
-        raise not_found("turn")
-    if need not in principal.scopes:
-        raise Refused(
-            "scope_missing", f"This credential lacks the scope `{need}`. Use one that has it (tailrace keys create)."
-        )
+        await response(scope, receive, send_with_headers)
+
+    return respond

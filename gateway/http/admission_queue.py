@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tailrace.gateway import error_responses
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.retry_later import retry_delay_s
 
 STARTED_PER_TURN = 8

@@ -15,7 +15,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from tailrace.gateway import error_responses, metrics
+from tailrace.gateway import metrics
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import EXCESS
 
 # nginx allows 32 kB and a minute. Clients send a key, a cursor and a few cookies.

@@ -13,8 +13,8 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from tailrace.gateway.auth.cors import JSON, media_type
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.gateway.http.slow_body import MinimumRate
 from tailrace.gateway.http.validation_hints import allowed_names
 from tailrace.proto.decoding import DECODE_ERRORS

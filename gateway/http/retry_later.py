@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 
 RETRY_S_MIN, RETRY_S_MAX = 1, 10
 # Clients that were rejected in the same second return spread over one second.

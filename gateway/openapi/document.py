@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.scopes import NEEDS, Need
-from tailrace.gateway.error_responses import Envelope
+from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload

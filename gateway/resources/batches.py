@@ -14,23 +14,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tailrace.gateway.dependencies import (
-    ApiRequest,
-    Gateway,
-    gateway_of,
-    principal_of,
-    tenant_of,
-    turn_in_path,
-)
-from tailrace.gateway.history_client import close_record
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.resources.batch_body import NewBatch
+from tailrace.gateway.resources.batch_body import BatchBuilder, NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.submission import Submission
-from tailrace.gateway.turns.submit import idempotency_key_of
+from tailrace.gateway.turns.submit import TurnSubmitter, idempotency_key_of
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
@@ -39,6 +34,7 @@ from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
+from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
@@ -97,169 +93,170 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float = 0.0
 
 
-async def post(request: ApiRequest) -> Response:
+async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, settings: Settings) -> Response:
     """`POST /v1/batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
-    gateway = gateway_of(request)
     new, raw = await request.read(NewBatch)
-    check_webhook(new.webhook, gateway.settings)
+    check_webhook(new.webhook, settings)
     idempotency_key = idempotency_key_of(request)
     if idempotency_key == AUTO:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
-    submission = Submission(principal_of(request), raw, idempotency_key, request.response_headers)
-    key, accepted = await gateway.submitter.store(submission, partial(gateway.batch_builder.build, new=new))
+    submission = Submission(request.principal, raw, idempotency_key, request.response_headers)
+    key, accepted = await submitter.store(submission, partial(builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
-    told = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
-    return json_response(told, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})
+    body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
+    return json_response(body, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})
 
 
-async def batches(request: ApiRequest) -> Response:
+async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`GET /v1/batches`: all batches, newest first, in pages."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    tenant = request.tenant
     after, limit = page_of(request)
-    found = await gateway.history.ask(tenant, ListBatches(after, limit))
-    told = await asyncio.gather(*(_current(gateway, TurnKey(tenant, batch.batch), batch) for batch in found.batches))
+    found = await history.ask(tenant, ListBatches(after, limit))
+    current = await asyncio.gather(*(_refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
     return json_response(
-        BatchList(data=[batch_record(one) for one in told], has_more=bool(found.next), next=found.next)
+        BatchList(data=[batch_record(one) for one in current], has_more=bool(found.next), next=found.next)
     )
 
 
-async def get(request: ApiRequest) -> Response:
+async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`GET /v1/batches/{batch}`: one batch with its progress."""
-    _, told, _ = await batch_of(request)
-    return json_response(batch_record(told))
+    _, stored, _ = await batch_of(request, log, history)
+    return json_response(batch_record(stored))
 
 
-async def post_cancel(request: ApiRequest) -> Response:
+async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`POST /v1/batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
-    key, told, turn = await batch_of(request)
+    key, stored, turn = await batch_of(request, log, history)
     if turn is not None:
-        told = stored_batch(key, await cancel(gateway_of(request).log, key))
-    return json_response(batch_record(told))
+        stored = stored_batch(key, await cancel(log, key))
+    return json_response(batch_record(stored))
 
 
-async def results(request: ApiRequest) -> ASGIApp:
+async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
     """`GET /v1/batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
-    gateway = gateway_of(request)
-    key, told, turn = await batch_of(request)
+    log, history = streams.log, streams.history
+    key, stored, turn = await batch_of(request, log, history)
     after = request.query_params.get("after")
-    of = told.counts.of
+    of = stored.counts.of
     numbers = range(min(0 if after is None else parse_cursor(after) + 1, of), of)
     if turn is not None and turn.request is not None and turn.request.batch is not None:
-        lines = _results(gateway, key, turn.request.batch, numbers, is_over=turn.end is not None)
+        lines = _results(log, blob_store, key, turn.request.batch, numbers, is_over=turn.end is not None)
     else:
-        lines = _stored_results(gateway, key, numbers)
+        lines = _stored_results(history, key, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-    return Download(request, lines, headers, is_stream=True)
+    return Download(streams, request, lines, headers, is_stream=True)
 
 
-async def _stored_results(gateway: Gateway, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
+async def _stored_results(history: HistoryClient, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
     """Yields the result lines of a batch that has left the log. The database has its turns, but not its inputs."""
     encode = msgspec.json.Encoder().encode
     first = numbers.start
     while first < numbers.stop:
         limit = min(READ_AT_ONCE, numbers.stop - first)
-        page = await gateway.history.ask(key.tenant, ListBatchTurns(key.turn, first, limit))
+        page = await history.ask(key.tenant, ListBatchTurns(key.turn, first, limit))
         turns = {one.index: one.turn for one in page.turns}
-        told = (
+        results = (
             result(number, turns[number]) if number in turns else BatchResult(index=number, custom_id="")
             for number in range(first, min(page.next, numbers.stop))
         )
-        yield b"".join(encode(line) + b"\n" for line in told)
+        yield b"".join(encode(line) + b"\n" for line in results)
         first = page.next
 
 
 async def _results(
-    gateway: Gateway, key: TurnKey, of: entries.Batch, numbers: range, *, is_over: bool
+    log: TurnLog, blob_store: BlobStore, key: TurnKey, of: entries.Batch, numbers: range, *, is_over: bool
 ) -> AsyncGenerator[bytes, None]:
     encode = msgspec.json.Encoder().encode
     inputs: list[bytes] | None = None
     for first in range(0, len(numbers), READ_AT_ONCE):
         some = numbers[first : first + READ_AT_ONCE]
-        turns = await asyncio.gather(*(_turn(gateway, batch.child_key(key, number)) for number in some))
-        told = []
+        turns = await asyncio.gather(*(_turn(log, batch.child_key(key, number)) for number in some))
+        results = []
         for number, turn in zip(some, turns, strict=True):
             if turn is not None and turn.end is not None:
-                told.append(result(number, record_from_fold(batch.child_key(key, number), turn)))
+                results.append(result(number, record_from_fold(batch.child_key(key, number), turn)))
             elif turn is None and is_over:
                 # Read only if needed: the inputs may be as long as a request body.
-                inputs = await _inputs(gateway, key, of) if inputs is None else inputs
+                inputs = await _inputs(blob_store, key, of) if inputs is None else inputs
                 name = batch.custom_id(batch.decode_input(inputs[number])) if inputs else ""
-                told.append(BatchResult(index=number, custom_id=name))
-        yield b"".join(encode(line) + b"\n" for line in told)
+                results.append(BatchResult(index=number, custom_id=name))
+        yield b"".join(encode(line) + b"\n" for line in results)
 
 
-async def _turn(gateway: Gateway, key: TurnKey) -> Turn | None:
+async def _turn(log: TurnLog, key: TurnKey) -> Turn | None:
     """Returns a turn of the batch; None if it was never stored, or was deleted.
 
     While the log has a batch it also has its turns, which are younger.
     """
     try:
-        return await gateway.log.turn(key)
+        return await log.turn(key)
     except TurnUnknown:
         return None
 
 
-async def _inputs(gateway: Gateway, key: TurnKey, of: entries.Batch) -> list[bytes]:
+async def _inputs(blob_store: BlobStore, key: TurnKey, of: entries.Batch) -> list[bytes]:
     """Returns the inputs of the batch; an empty list once their blob has expired."""
     try:
-        return batch.split_inputs(await gateway.blobs.read(key.tenant, Blob(of.sha256, of.bytes)))
+        return batch.split_inputs(await blob_store.read(key.tenant, Blob(of.sha256, of.bytes)))
     except BlobUnknown:
         return []
 
 
-def result(index: int, told: TurnRecord) -> BatchResult:
+def result(index: int, turn: TurnRecord) -> BatchResult:
     return BatchResult(
         index=index,
-        custom_id=told.metadata.get(batch.CUSTOM_ID, ""),
-        turn=told.turn,
-        outcome="failed" if told.outcome == "running" else told.outcome,
-        text=told.text,
-        content=told.content,
-        stop_reason=told.stop_reason,
-        schema_valid=told.schema_valid,
-        error=told.error,
-        usage=told.usage,
-        cost_usd=told.cost_usd,
+        custom_id=turn.metadata.get(batch.CUSTOM_ID, ""),
+        turn=turn.turn,
+        outcome="failed" if turn.outcome == "running" else turn.outcome,
+        text=turn.text,
+        content=turn.content,
+        stop_reason=turn.stop_reason,
+        schema_valid=turn.schema_valid,
+        error=turn.error,
+        usage=turn.usage,
+        cost_usd=turn.cost_usd,
     )
 
 
-async def batch_of(request: ApiRequest) -> tuple[TurnKey, StoredBatch, Turn | None]:
+async def batch_of(
+    request: ApiRequest, log: TurnLog, history: HistoryClient
+) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
     unknown = not_found("batch")  # also for a turn that is not a batch
     try:
-        key = turn_in_path(request, "batch")
+        key = request.turn("batch")
     except Refused as error:
         if error.code != "turn_not_found":
             raise
         raise unknown from error
     try:
-        turn = await gateway_of(request).log.turn(key)
+        turn = await log.turn(key)
     except TurnUnknown:
-        return key, close_record(await gateway_of(request).history.ask(key.tenant, GetBatch(key.turn))), None
+        return key, close_record(await history.ask(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
         raise unknown from error
 
 
-async def _current(gateway: Gateway, key: TurnKey, told: StoredBatch) -> StoredBatch:
+async def _refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatch:
     """Returns the batch as the log has it if it is running; the database only knows its request and its end."""
-    if told.outcome != "running":
-        return told
+    if stored.outcome != "running":
+        return stored
     try:
-        return stored_batch(key, await gateway.log.turn(key))
+        return stored_batch(key, await log.turn(key))
     except TurnUnknown:
-        return close_record(told)
+        return close_record(stored)
 
 
-def batch_record(told: StoredBatch) -> BatchRecord:
-    counts = told.counts
+def batch_record(stored: StoredBatch) -> BatchRecord:
+    counts = stored.counts
     return BatchRecord(
-        batch=told.batch,
-        session=told.session,
-        outcome=told.outcome,
+        batch=stored.batch,
+        session=stored.session,
+        outcome=stored.outcome,
         done=counts.done,
         failed=counts.failed,
         of=counts.of,
@@ -267,11 +264,11 @@ def batch_record(told: StoredBatch) -> BatchRecord:
         via=counts.via,
         message_batch=counts.message_batch,
         cost_usd=counts.cost_nano_usd / NANO_USD_PER_USD,
-        error=told.error,
-        metadata=told.metadata,
-        asked_at=told.asked_at,
-        ended_at=told.ended_at,
-        links=links_of(told.batch),
+        error=stored.error,
+        metadata=stored.metadata,
+        asked_at=stored.asked_at,
+        ended_at=stored.ended_at,
+        links=links_of(stored.batch),
     )
 
 

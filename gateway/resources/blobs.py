@@ -3,11 +3,13 @@
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown
 from tailrace.proto.ids import is_token
+from tailrace.proto.nats import BlobStore
 from tailrace.proto.nats.blobs import UNKNOWN
 
 HEADERS = {
@@ -18,14 +20,13 @@ HEADERS = {
 }
 
 
-async def get(request: ApiRequest) -> ASGIApp:
+async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext) -> ASGIApp:
     """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
-    blob = Blob(sha256, await gateway.blobs.size(tenant, sha256))
-    return Download(request, gateway.blobs.chunks(tenant, blob), HEADERS)
+    blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
+    return Download(streams, request, blob_store.chunks(request.tenant, blob), HEADERS)
 
 
 ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]

@@ -5,12 +5,12 @@ from typing import Literal
 import msgspec
 import structlog
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import Gateway, gateway_of, turn_of
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.turns.delete import Deleter
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import Kind
 
@@ -32,15 +32,15 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["deleted"] = "deleted"
 
 
-async def delete_turn(request: Request) -> Response:
+async def delete_turn(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/turns/{turn}`: deletes the turn and those that continue it, whose requests repeat its text."""
-    key = turn_of(request)
-    return await delete_response(gateway_of(request), key.tenant, "turn", key.turn)
+    key = request.turn()
+    return await delete_response(deleter, key.tenant, "turn", key.turn)
 
 
-async def delete_response(gateway: Gateway, tenant: Tenant, kind: Kind, name: str) -> Response:
+async def delete_response(deleter: Deleter, tenant: Tenant, kind: Kind, name: str) -> Response:
     """Deletes a turn, session or project with its turns and returns the response. Raises Refused."""
-    turns = await gateway.deleter.delete(tenant, kind, name)
+    turns = await deleter.delete(tenant, kind, name)
     logger.info("deleted", kind=kind, turns=turns)
     return json_response(
         Deleted(

@@ -5,15 +5,16 @@ from typing import Literal
 
 import msgspec
 import prometheus_client
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import Gateway, gateway_of
-from tailrace.gateway.error_responses import RETRY_AFTER_S
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.http.error_responses import RETRY_AFTER_S
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection
+from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tailrace.proto.version import VERSION
@@ -39,21 +40,67 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connected: dict[str, bool]
 
 
-async def healthz(_: Request) -> Response:
+class HealthChecks:
+    """Checks of what this gateway needs."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rpc: Rpc,
+        log_health: LogHealth,
+        log_fullness: LogFullness,
+        draining: asyncio.Event,
+    ) -> None:
+        self._connection = connection
+        self._rpc = rpc
+        self._log_health = log_health
+        self._log_fullness = log_fullness
+        self._draining = draining
+
+    async def parts(self) -> dict[str, Report]:
+        """Returns a report of each part by its name."""
+        generators, persistence = await asyncio.gather(self._role(GENERATORS), self._role(PERSISTENCE))
+        nats, log = _connection_detail(self._connection), self._log_health.detail or self._log_fullness.detail
+        return {
+            "nats": Report(not nats, nats),
+            "log": Report(not log, log),
+            GENERATORS: generators,
+            PERSISTENCE: persistence,
+            "gateway": Report(not self._draining.is_set(), "draining" if self._draining.is_set() else ""),
+        }
+
+    async def active_turns(self) -> int | None:
+        """Returns the number of turns that no generator has finished; None when NATS does not answer."""
+        try:
+            backlog = await consumer_backlog(self._connection, GENERATORS)
+        except LogUnavailable:
+            return None
+        return backlog.waiting + backlog.leased
+
+    async def _role(self, role: str) -> Report:
+        """Returns the report of one process of a role."""
+        reply = await self._rpc.health(role, timeout_s=HEALTH_TIMEOUT_S)
+        if reply is None and not self._connection.is_up:
+            return Report(ok=False, detail="NATS is unreachable")
+        if reply is None:
+            return Report(ok=False, detail=f"no {role} process answers; start one with `python -m tailrace.{role}`")
+        return msgspec.json.decode(reply, type=Report)
+
+
+async def healthz(_: ApiRequest) -> Response:
     """`GET /healthz`: liveness: this process answers."""
     return json_response({"ok": True})
 
 
-async def readyz(request: Request) -> Response:
+async def readyz(_: ApiRequest, checks: HealthChecks) -> Response:
     """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not."""
-    parts = await _parts(gateway_of(request))
+    parts = await checks.parts()
     return _response({"ok": _are_ok(parts), **parts}, is_ok=_are_ok(parts))
 
 
-async def health(request: Request) -> Response:
+async def health(_: ApiRequest, checks: HealthChecks) -> Response:
     """`GET /health`: the version, the number of waiting and running turns of all tenants, and what is connected."""
-    gateway = gateway_of(request)
-    parts, active = await asyncio.gather(_parts(gateway), _active_turns(gateway))
+    parts, active = await asyncio.gather(checks.parts(), checks.active_turns())
     is_ok = _are_ok(parts)
     report = Health(
         status="healthy" if is_ok else "unhealthy",
@@ -64,7 +111,7 @@ async def health(request: Request) -> Response:
     return _response(report, is_ok=is_ok)
 
 
-async def metrics(_: Request) -> Response:
+async def metrics(_: ApiRequest) -> Response:
     """`GET /metrics`: for Prometheus."""
     return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
@@ -77,41 +124,11 @@ def _are_ok(parts: dict[str, Report]) -> bool:
     return all(part.ok for part in parts.values())
 
 
-async def _parts(gateway: Gateway) -> dict[str, Report]:
-    generators, persistence = await asyncio.gather(_report(gateway, GENERATORS), _report(gateway, PERSISTENCE))
-    log = gateway.log_health.detail or gateway.log_fullness.detail
-    return {
-        "nats": Report(not (detail := _connection_detail(gateway.connection)), detail),
-        "log": Report(not log, log),
-        GENERATORS: generators,
-        PERSISTENCE: persistence,
-        "gateway": Report(not gateway.draining.is_set(), "draining" if gateway.draining.is_set() else ""),
-    }
-
-
 def _connection_detail(connection: Connection) -> str:
     if connection.is_up:
         lost = " and ".join(connection.missing)
         return f"NATS lacks {lost}: run `tailrace streams`" if lost else ""
     return "NATS refuses the user or password; check TAILRACE_NATS_URL" if connection.is_refused else "not connected"
-
-
-async def _active_turns(gateway: Gateway) -> int | None:
-    """Returns the number of turns that no generator has finished; None when NATS does not answer."""
-    try:
-        backlog = await consumer_backlog(gateway.connection, GENERATORS)
-    except LogUnavailable:
-        return None
-    return backlog.waiting + backlog.leased
-
-
-async def _report(gateway: Gateway, role: str) -> Report:
-    reply = await gateway.rpc.health(role, timeout_s=HEALTH_TIMEOUT_S)
-    if reply is None and not gateway.connection.is_up:
-        return Report(ok=False, detail="NATS is unreachable")
-    if reply is None:
-        return Report(ok=False, detail=f"no {role} process answers; start one with `python -m tailrace.{role}`")
-    return msgspec.json.decode(reply, type=Report)
 
 
 # Admission control lets these paths through at once.

@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE, Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
-from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Tokens, format_cookie
-from tailrace.gateway.dependencies import gateway_of, principal_of
+from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.errors import Refused
 
@@ -23,26 +23,26 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
     expires_in: int = ACCESS_S
 
 
-async def post(request: Request) -> Response:
+async def post(request: ApiRequest, authenticator: Authenticator, logins: Logins) -> Response:
     """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie."""
     refuse_cross_origin(request)
-    gateway, caller = gateway_of(request), principal_of(request)
+    principal = request.principal
     # An access token or a ticket must not create a login: logins would never end.
-    if caller.key is None or caller != gateway.authenticator.find_key(caller.key):
+    if principal.key is None or principal != authenticator.find_key(principal.key):
         raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
-    return login_response(await gateway.logins.create(caller.key))
+    return login_response(await logins.create(principal.key))
 
 
-async def refresh(request: Request) -> Response:
+async def refresh(request: ApiRequest, logins: Logins) -> Response:
     """`POST /v1/login/refresh`: exchanges the refresh cookie, once, for the next access token and cookie."""
     refuse_cross_origin(request)
-    return login_response(await gateway_of(request).logins.refresh(refresh_token_of(request)))
+    return login_response(await logins.refresh(refresh_token_of(request)))
 
 
-async def logout(request: Request) -> Response:
+async def logout(request: ApiRequest, logins: Logins) -> Response:
     """`POST /v1/logout`: ends the login and deletes the cookie. An access token expires within 10 minutes."""
     refuse_cross_origin(request)
-    await gateway_of(request).logins.end(refresh_token_of(request))
+    await logins.end(refresh_token_of(request))
     return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": format_cookie("", 0)})
 
 

@@ -4,18 +4,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import offer_to
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.card import LIMIT_MAX, ModelSheets, build_card, build_page, build_sheet
+from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.proto.errors import Refused
 
 LIFECYCLES = ("active", "deprecated", "retired")
 
 
-async def models(request: Request) -> Response:
+async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
     """`GET /v1/models`: OpenAI's list and Anthropic's page in one body, with Anthropic's parameters."""
-    offer, query = await offer_to(request), request.query_params
+    offer, query = await catalogue.offer(request.tenant), request.query_params
     wanted = lifecycles_of(request)
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
@@ -23,15 +24,15 @@ async def models(request: Request) -> Response:
     return json_response(build_page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
 
 
-async def model(request: Request) -> Response:
+async def model(request: ApiRequest, catalogue: Catalogue) -> Response:
     """`GET /v1/models/{model}`: one model, by any of its names."""
-    offer = await offer_to(request)
+    offer = await catalogue.offer(request.tenant)
     return json_response(build_card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
 
 
-async def capabilities(request: Request) -> Response:
+async def capabilities(request: ApiRequest, catalogue: Catalogue) -> Response:
     """`GET /v1/models/capabilities`: limits, prices and supported parameters of each model."""
-    offer = await offer_to(request)
+    offer = await catalogue.offer(request.tenant)
     return json_response(ModelSheets(data=[build_sheet(model, offer.listed) for model in offer.models]))
 
 

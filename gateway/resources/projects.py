@@ -4,11 +4,13 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.sessions import check_text
+from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_name
 from tailrace.proto.ids import new_id
 from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
@@ -29,35 +31,35 @@ class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
     """Newest first."""
 
 
-async def projects(request: ApiRequest) -> Response:
+async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects`: all projects, newest first, in pages."""
-    tenant, (after, limit) = tenant_of(request), page_of(request)
-    found = await gateway_of(request).history.ask(tenant, ListProjects(after, limit))
+    tenant, (after, limit) = request.tenant, page_of(request)
+    found = await history.ask(tenant, ListProjects(after, limit))
     return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
 
 
-async def post(request: ApiRequest) -> Response:
+async def post(request: ApiRequest, history: HistoryClient) -> Response:
     """`POST /v1/projects`: creates a project."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    tenant = request.tenant
     new, _ = await request.read(NewProjectBody)
     check_name("id", new.id)
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
-    made = await gateway.history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
+    made = await history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
     return json_response(made, status=201, headers={"location": f"/v1/projects/{made.id}"})
 
 
-async def project(request: ApiRequest) -> Response:
+async def project(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
-    tenant = tenant_of(request)
+    tenant = request.tenant
     question = GetProject(request.path_params["project"])
-    return json_response(await gateway_of(request).history.ask(tenant, question))
+    return json_response(await history.ask(tenant, question))
 
 
-async def delete(request: ApiRequest) -> Response:
+async def delete(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns."""
-    tenant = tenant_of(request)
-    return await delete_response(gateway_of(request), tenant, "project", request.path_params["project"])
+    tenant = request.tenant
+    return await delete_response(deleter, tenant, "project", request.path_params["project"])
 
 
 ROUTES = [

@@ -3,13 +3,12 @@
 from typing import Literal
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import gateway_of
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.prompts.templates import Prompt
+from tailrace.gateway.prompts.templates import Prompt, Prompts
 
 
 class PromptList(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,17 +18,17 @@ class PromptList(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Prompt]
 
 
-async def prompts(request: Request) -> Response:
+async def list_prompts(_: ApiRequest, prompts: Prompts) -> Response:
     """`GET /v1/prompts`: all prompt templates, with description and variables."""
-    return json_response(PromptList(data=gateway_of(request).prompts.list_all()))
+    return json_response(PromptList(data=prompts.list_all()))
 
 
-async def prompt(request: Request) -> Response:
+async def get_prompt(request: ApiRequest, prompts: Prompts) -> Response:
     """`GET /v1/prompts/{name}`: one prompt template."""
-    return json_response(gateway_of(request).prompts.find(request.path_params["name"]))
+    return json_response(prompts.find(request.path_params["name"]))
 
 
 ROUTES = [
-    Route("/v1/prompts", prompts, methods=["GET"]),
-    Route("/v1/prompts/{name}", prompt, methods=["GET"]),
+    Route("/v1/prompts", list_prompts, methods=["GET"]),
+    Route("/v1/prompts/{name}", get_prompt, methods=["GET"]),
 ]

@@ -7,23 +7,24 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
-from tailrace.gateway.history_client import close_record
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, check_name, check_session, require_unclaimed
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.records import (
     GetSession,
     ListSessions,
     ListSessionTurns,
     SessionRecord,
-    TurnRecord,
-    record_from_fold,
 )
 from tailrace.proto.resources import Branch, CreateSession, GetStats, ListBranches, RenameSession, UsageRecord
 from tailrace.proto.subjects import TurnKey
@@ -79,68 +80,68 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     by_model: list[UsageRecord]
 
 
-async def sessions(request: ApiRequest) -> Response:
+async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`: those of one project."""
-    tenant, (after, limit) = tenant_of(request), page_of(request)
+    tenant, (after, limit) = request.tenant, page_of(request)
     question = ListSessions(after, limit, request.query_params.get("project_id"))
-    found = await gateway_of(request).history.ask(tenant, question)
+    found = await history.ask(tenant, question)
     listed, has_more = found.sessions, found.next is not None
     return json_response(SessionList(data=listed, sessions=listed, has_more=has_more, next=found.next))
 
 
-async def post(request: ApiRequest) -> Response:
+async def post(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
     """`POST /v1/sessions`: creates a session without turns."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    tenant = request.tenant
     new, _ = await request.read(NewSessionBody)
-    _check(new, await offer_to(request))
+    _check(new, await catalogue.offer(tenant))
     session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
-    made = await gateway.history.ask(tenant, session)
+    made = await history.ask(tenant, session)
     return json_response(made, status=201, headers={"location": f"/v1/sessions/{made.session}"})
 
 
-async def session(request: ApiRequest) -> Response:
+async def session(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/{session}`: one session, with the totals of all its branches."""
-    tenant = tenant_of(request)
+    tenant = request.tenant
     question = GetSession(request.path_params["session"])
-    return json_response(await gateway_of(request).history.ask(tenant, question))
+    return json_response(await history.ask(tenant, question))
 
 
-async def patch(request: ApiRequest) -> Response:
+async def patch(request: ApiRequest, history: HistoryClient) -> Response:
     """`PATCH /v1/sessions/{session}`: changes the title."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    tenant = request.tenant
     title = (await request.read(RenameBody))[0].title
     check_text("title", title, TITLE_CHARS_MAX)
     question = RenameSession(request.path_params["session"], title)
-    return json_response(await gateway.history.ask(tenant, question))
+    return json_response(await history.ask(tenant, question))
 
 
-async def delete(request: ApiRequest) -> Response:
+async def delete(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/sessions/{session}`: deletes a session with all its turns."""
-    tenant = tenant_of(request)
-    return await delete_response(gateway_of(request), tenant, "session", request.path_params["session"])
+    tenant = request.tenant
+    return await delete_response(deleter, tenant, "session", request.path_params["session"])
 
 
-async def turns(request: ApiRequest) -> Response:
+async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
     """`GET /v1/sessions/{session}/turns`: its turns, oldest first, in pages."""
-    tenant, (after, limit) = tenant_of(request), page_of(request)
-    gateway, question = gateway_of(request), ListSessionTurns(request.path_params["session"], after, limit)
-    found = await gateway.history.ask(tenant, question)
-    told = await asyncio.gather(*(_current(gateway, TurnKey(tenant, one.turn), one) for one in found.turns))
-    return json_response(msgspec.structs.replace(found, turns=told))
+    tenant, (after, limit) = request.tenant, page_of(request)
+    question = ListSessionTurns(request.path_params["session"], after, limit)
+    found = await history.ask(tenant, question)
+    current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
+    return json_response(msgspec.structs.replace(found, turns=current))
 
 
-async def branches(request: ApiRequest) -> Response:
+async def branches(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it."""
-    tenant, (after, limit) = tenant_of(request), page_of(request)
+    tenant, (after, limit) = request.tenant, page_of(request)
     question = ListBranches(request.path_params["session"], after, limit)
-    found = await gateway_of(request).history.ask(tenant, question)
+    found = await history.ask(tenant, question)
     return json_response(BranchList(data=found.branches, has_more=found.next is not None, next=found.next))
 
 
-async def stats(request: ApiRequest) -> Response:
+async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/stats`: the active sessions and their usage."""
-    tenant = tenant_of(request)
-    found = await gateway_of(request).history.ask(tenant, GetStats())
+    tenant = request.tenant
+    found = await history.ask(tenant, GetStats())
     active = ActiveSessions(
         active_sessions=found.active_sessions,
         turns=sum(model.turns for model in found.by_model),
@@ -157,16 +158,6 @@ async def stats(request: ApiRequest) -> Response:
             by_model=found.by_model,
         )
     )
-
-
-async def _current(gateway: Gateway, key: TurnKey, told: TurnRecord) -> TurnRecord:
-    """Returns the turn as the log has it if it is running; the database only knows its request and its end."""
-    if told.outcome != "running":
-        return told
-    try:
-        return record_from_fold(key, await gateway.log.turn(key))
-    except TurnUnknown:
-        return close_record(told)
 
 
 def check_text(field: str, text: str | None, chars_max: int) -> None:

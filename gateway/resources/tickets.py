@@ -4,10 +4,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, principal_of, turn_of
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN, Tickets
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.read_turn import read_turn
+from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
 
 
@@ -27,21 +27,20 @@ class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
     until: int
 
 
-async def post(request: ApiRequest) -> Response:
+async def post(request: ApiRequest, tickets: Tickets, turns: TurnReader) -> Response:
     """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader or to share."""
-    gateway, key = gateway_of(request), turn_of(request)
+    key = request.turn()
     new, _ = await request.read(NewTicket)
     if new.life_s is not None and not new.is_shared:
         raise Refused("request_invalid", "`life_s` needs `is_shared: true`.")
     life_s = SHARED_S if new.life_s is None else new.life_s
     if not SHARED_S_MIN <= life_s <= SHARED_S_MAX:
         raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds.")
-    await read_turn(gateway, key)
-    caller = principal_of(request)
+    await turns.read(key)
     if new.is_shared:
-        token, ticket = gateway.tickets.create_shared(caller, key.turn, life_s)
+        token, ticket = tickets.create_shared(request.principal, key.turn, life_s)
     else:
-        token, ticket = gateway.tickets.create_single_use(caller, key.turn)
+        token, ticket = tickets.create_single_use(request.principal, key.turn)
     events = f"/v1/turns/{key.turn}/events?ticket={token}"
     made = MadeTicket(ticket=token, events=events, begin_by=ticket.begin_by, until=ticket.until)
     return json_response(made)

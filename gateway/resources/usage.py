@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tailrace.gateway.dependencies import gateway_of, tenant_of
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
@@ -26,12 +27,12 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     last: date = msgspec.field(name="to")
 
 
-async def usage(request: Request) -> Response:
+async def usage(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: usage of the turns of those days (UTC)."""
-    tenant, (after, limit) = tenant_of(request), page_of(request)
+    tenant, (after, limit) = request.tenant, page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     question = GetUsage(_by(request), first, last, after, limit)
-    found = await gateway_of(request).history.ask(tenant, question)
+    found = await history.ask(tenant, question)
     return json_response(
         UsageList(
             data=found.usage, has_more=found.next is not None, next=found.next, by=question.by, first=first, last=last

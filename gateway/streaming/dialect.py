@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.proto.entries import Stored
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey

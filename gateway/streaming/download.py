@@ -9,8 +9,9 @@ from contextlib import aclosing, suppress
 
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.dependencies import ApiRequest
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.errors import LogError, Refused
 
 
@@ -19,6 +20,7 @@ class Download(StreamedResponse):
 
     def __init__(
         self,
+        streams: StreamContext,
         request: ApiRequest,
         pieces: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
@@ -27,9 +29,9 @@ class Download(StreamedResponse):
     ) -> None:
         """`is_stream`: it counts against the limit `streams` of the principal, as its pieces are costly."""
         super().__init__(headers)
-        self._authenticator = request.gateway.authenticator
+        self._authenticator = streams.authenticator
         self._principal = request.principal
-        self._permit = request.stream_permit()
+        self._permit = streams.permit(request, request.principal)
         self._pieces = pieces
         self._is_stream = is_stream
 

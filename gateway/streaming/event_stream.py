@@ -13,13 +13,15 @@ from typing import NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway import metrics
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.dependencies import ApiRequest
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
+from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
@@ -67,6 +69,7 @@ class EventStream(StreamedResponse):
 
     def __init__(
         self,
+        streams: StreamContext,
         request: ApiRequest,
         start: TurnKey | Start | Callable[[], Awaitable[Start]],
         dialect: Dialect,
@@ -78,6 +81,7 @@ class EventStream(StreamedResponse):
         waits_for_log: bool = False,
         pace: Pace | None = None,
         terms: Terms | None = None,
+        permit: StreamPermit | None = None,
     ) -> None:
         """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
@@ -89,13 +93,14 @@ class EventStream(StreamedResponse):
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
         `pace`: stored entries are sent at this pace instead of at once.
+        `permit`: the stream's own, if it was reserved before its turn was submitted.
         """
         super().__init__(
             {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
         )
-        self._gateway = request.gateway
+        self._gateway = streams
         self._principal = request.principal
-        self._permit = request.stream_permit()
+        self._permit = permit or streams.permit(request, request.principal)
         self._look_up = start if callable(start) else None
         self._start = None if callable(start) else start if isinstance(start, Start) else Start(start)
         if self._start is not None:
@@ -191,7 +196,7 @@ class EventStream(StreamedResponse):
             await self._send_record(start, send)
             return
         if back_within_s is not None:
-            self._gateway.disconnects.left(start.key, back_within_s)
+            self._gateway.on_left(start.key, back_within_s)
 
     async def _serve(self, feed: TurnFeed, start: Start, interruptions: Interruptions, send: Send) -> float | None:
         """Writes until the turn ends or an interruption comes.

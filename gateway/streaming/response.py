@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace.gateway import error_responses
+from tailrace.gateway.http import error_responses
 from tailrace.proto.errors import LogError, Refused
 
 T = TypeVar("T")

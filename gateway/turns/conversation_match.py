@@ -37,33 +37,35 @@ def position_after(context: Context, new: list[Message]) -> Position:
     )
 
 
-def match_history(context: Context, said: list[Message]) -> Position:
+def match_history(context: Context, conversation: list[Message]) -> Position:
     """Returns the position of a conversation that a client sent as a whole.
 
     It follows the last turn up to which the messages equal those of the session; the rest is new. The session's own
     messages replace the client's: they have what clients leave out (signatures, citations).
     """
-    like = common_prefix(context.messages, said)
+    common = common_prefix(context.messages, conversation)
     for turn, upto in reversed(context.turns):
-        if upto <= like and upto < len(said):
-            place = position_after(context, said[upto:])
-            return msgspec.structs.replace(place, parent=turn, before=context.messages[:upto])
-    return msgspec.structs.replace(position_after(context, said), parent=None, before=[])
+        if upto <= common and upto < len(conversation):
+            position = position_after(context, conversation[upto:])
+            return msgspec.structs.replace(position, parent=turn, before=context.messages[:upto])
+    return msgspec.structs.replace(position_after(context, conversation), parent=None, before=[])
 
 
-def verbatim_position(place: Position, said: list[Message]) -> Position:
-    """Returns `place` with the client's own messages before it instead of the session's.
+def verbatim_position(position: Position, conversation: list[Message]) -> Position:
+    """Returns `position` with the client's own messages before it instead of the session's.
 
     A client moves its prompt cache marks from message to message, and may have cleared old tool results.
     """
-    upto = len(said) - len(place.new)
-    return Position(session=place.session, parent=place.parent, before=said[:upto], new=said[upto:])
+    upto = len(conversation) - len(position.new)
+    return Position(
+        session=position.session, parent=position.parent, before=conversation[:upto], new=conversation[upto:]
+    )
 
 
-def common_prefix(held: list[Message], told: list[Message]) -> int:
+def common_prefix(stored: list[Message], sent: list[Message]) -> int:
     """Returns how many messages from the start are equal in both lists."""
     count = 0
-    for ours, theirs in zip(held, told, strict=False):
+    for ours, theirs in zip(stored, sent, strict=False):
         if identify(ours) != identify(theirs):
             break
         count += 1

@@ -138,6 +138,6 @@ class Deleter:
 
     async def _stop_message_batch(self, key: TurnKey, name: str) -> None:
         """Cancels the message batch at Anthropic: after the purge no process knows of it."""
-        asked = msgspec.json.encode(CancelMessageBatch(name))
+        query = msgspec.json.encode(CancelMessageBatch(name))
         timeout_s = self._query_timeout_s
-        await self._rpc.request(key.tenant, CANCEL_MESSAGE_BATCH, asked, timeout_s=timeout_s, role=GENERATORS)
+        await self._rpc.request(key.tenant, CANCEL_MESSAGE_BATCH, query, timeout_s=timeout_s, role=GENERATORS)

@@ -1,14 +1,31 @@
 """Reads the record of a turn, from the log or, once the log has dropped it, from the database."""
 
-from tailrace.gateway.dependencies import Gateway
+from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 
-async def read_turn(gateway: Gateway, key: TurnKey) -> TurnRecord:
-    """Returns the turn as far as it is stored. Raises Refused (`turn_not_found`) and LogUnavailable."""
-    try:
-        return record_from_fold(key, await gateway.log.turn(key))
-    except TurnUnknown:
-        return await gateway.history.past(key)
+class TurnReader:
+    """Reads turns of all tenants."""
+
+    def __init__(self, log: TurnLog, history: HistoryClient) -> None:
+        self._log = log
+        self._history = history
+
+    async def read(self, key: TurnKey) -> TurnRecord:
+        """Returns the turn as far as it is stored. Raises Refused (`turn_not_found`) and LogUnavailable."""
+        try:
+            return record_from_fold(key, await self._log.turn(key))
+        except TurnUnknown:
+            return await self._history.past(key)
+
+    async def refresh(self, key: TurnKey, record: TurnRecord) -> TurnRecord:
+        """Returns the turn as the log has it if it is running: the database only knows its request and its end."""
+        if record.outcome != "running":
+            return record
+        try:
+            return record_from_fold(key, await self._log.turn(key))
+        except TurnUnknown:
+            return close_record(record)

@@ -1,64 +1,87 @@
-"""Submits a turn and answers with it in the same exchange, as every client protocol but the native one does."""
+"""Submits a turn and answers with it in the same exchange."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
-from tailrace.gateway.dependencies import ApiRequest
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import StreamedResponse
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.json_answer import JsonAnswer
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submit import idempotency_key_of
+from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, idempotency_key_of
 from tailrace.proto import entries
 from tailrace.proto.subjects import TurnKey
 
 
-async def submit_turn(
-    request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
-) -> tuple[TurnKey, entries.Request]:
-    """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
+class Responder:
+    """Answers POSTs that start a turn, for all client protocols."""
 
-    `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
-    Raises Refused, LogError.
-    """
-    key = idempotency_key_of(request) or idempotency_key
-    return await request.gateway.submitter.submit(request.principal, new_turn, raw, key, request.response_headers)
+    def __init__(self, submitter: TurnSubmitter, streams: StreamContext) -> None:
+        self._submitter = submitter
+        self._streams = streams
 
+    async def submit(
+        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
+    ) -> StoredTurn:
+        """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
-async def answer(
-    request: ApiRequest,
-    new_turn: NewTurn,
-    raw: bytes,
-    dialect: Dialect,
-    *,
-    is_streamed: bool,
-    is_first_word_awaited: bool = True,
-    headers: Mapping[str, str] | None = None,
-    idempotency_key: str | None = None,
-) -> StreamedResponse:
-    """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
+        `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
+        Raises Refused, LogError.
+        """
+        key = idempotency_key_of(request) or idempotency_key
+        return await self._submitter.submit(request.principal, new_turn, raw, key, request.response_headers)
 
-    `is_first_word_awaited`: a turn that fails before its first word is answered with an HTTP status, not a stream.
-    The response names the turn and its session, so that a stream that was cut can be resumed at
-    `/v1/turns/{turn}/events?dialect=…`.
-    """
-    pace = pace_of(request)
-    is_stream = is_streamed or dialect.render_json is None
-    async with request.stream_permit().reserved() if is_stream else nullcontext():
-        key, entry = await submit_turn(request, new_turn, raw, idempotency_key=idempotency_key)
-    named = {**names_of(key, entry), **(headers or {})}
-    response: StreamedResponse
-    if dialect.render_json is None or is_stream:
-        response = EventStream(
-            request, key, dialect, headers=named, is_first_word_awaited=is_first_word_awaited, pace=pace
-        )
-    else:
-        response = JsonAnswer(request, key, dialect.render_json, named)
-    # The error that a turn fails with names the turn, too.
-    response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
-    return response
+    async def submit_for_stream(
+        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
+    ) -> tuple[StreamPermit, TurnKey, entries.Request]:
+        """Reserves a stream, then submits `new_turn`. Returns the permit for an EventStream, too."""
+        permit = self._streams.permit(request, request.principal)
+        async with permit.reserved():
+            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
+        return permit, key, entry
+
+    async def answer(
+        self,
+        request: ApiRequest,
+        new_turn: NewTurn,
+        raw: bytes,
+        dialect: Dialect,
+        *,
+        is_streamed: bool,
+        is_first_word_awaited: bool = True,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> StreamedResponse:
+        """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
+
+        `is_first_word_awaited`: a turn that fails before its first word is answered with an HTTP status, not a stream.
+        The response names the turn and its session, so that a stream that was cut can be resumed at
+        `/v1/turns/{turn}/events?dialect=…`.
+        """
+        pace = pace_of(request)
+        response: StreamedResponse
+        if dialect.render_json is None or is_streamed:
+            permit, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
+            response = EventStream(
+                self._streams,
+                request,
+                key,
+                dialect,
+                headers={**names_of(key, entry), **(headers or {})},
+                is_first_word_awaited=is_first_word_awaited,
+                pace=pace,
+                permit=permit,
+            )
+        else:
+            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
+            response_headers = {**names_of(key, entry), **(headers or {})}
+            response = JsonAnswer(self._streams, request.principal, key, dialect.render_json, response_headers)
+        # An error that replaces the response, such as the turn's own, names the turn, too.
+        response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
+        return response
 
 
 def names_of(key: TurnKey, entry: entries.Request) -> dict[str, str]:

@@ -1,18 +1,16 @@
 """A turn on its way into the log, and the seam at which optional features take part in its submission."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.subjects import TurnKey
-
-HeaderSource = Callable[[str], Mapping[str, str]]
-"""Returns response headers for the path of a route."""
 
 
 @dataclass

@@ -10,14 +10,15 @@ import structlog
 from starlette.requests import Request
 
 from tailrace.gateway import metrics
+from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.stream_context import draining_error
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import NewTurn, build_entry, check
 from tailrace.gateway.turns.submission import (
-    HeaderSource,
     Submission,
     SubmitFeatures,
     TurnSubmission,
@@ -33,7 +34,7 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 S = TypeVar("S", bound=Submission)
-Stored = tuple[TurnKey, entries.Request]
+StoredTurn = tuple[TurnKey, entries.Request]
 """A turn in the log, and its request entry."""
 
 UNCLEAR = (
@@ -79,7 +80,7 @@ class TurnSubmitter:
         raw: bytes,
         idempotency_key: str | None = None,
         response_headers: list[HeaderSource] | None = None,
-    ) -> Stored:
+    ) -> StoredTurn:
         """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST those of the first one.
 
         `raw` is the body as it came, which a repeated POST must equal. `response_headers` receives the headers that
@@ -92,7 +93,7 @@ class TurnSubmitter:
         check(submission.new_turn)
         return await self.store(submission, self._build)
 
-    async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> Stored:
+    async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
         """Stores the entry that `build` makes for `submission.turn`, once for the idempotency key, as `submit` does."""
         if self._draining.is_set():
             raise draining_error()
@@ -144,13 +145,13 @@ class TurnSubmitter:
         await run_features(self._features.amend, submission)
         return submission.entry
 
-    async def _find_repeat(self, submission: Submission, own_claim: Claim) -> Stored | None:
+    async def _find_repeat(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
         """Returns the turn that was stored for the idempotency key, or None. Raises Refused for another body."""
         assert submission.idempotency_key is not None  # noqa: S101
         claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
         return await self._load_claimed(submission, claim, own_claim) if claim is not None else None
 
-    async def _claim(self, submission: Submission, own_claim: Claim) -> Stored | None:
+    async def _claim(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
         """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
 
         A claim without a turn: the gateway that claimed the key may have died before its append. Then the submission
@@ -163,13 +164,13 @@ class TurnSubmitter:
         submission.turn = TurnKey(submission.principal.tenant, claim.turn)
         return None
 
-    async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> Stored | None:
+    async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> StoredTurn | None:
         """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
         if claim.body_sha256 != own_claim.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
         return await self._load(TurnKey(submission.principal.tenant, claim.turn))
 
-    async def _load(self, key: TurnKey) -> Stored | None:
+    async def _load(self, key: TurnKey) -> StoredTurn | None:
         """Returns the turn of an earlier POST if it is stored."""
         try:
             turn = await self._log.turn(key)
@@ -193,11 +194,6 @@ class TurnSubmitter:
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
         submission.may_be_stored = True
-
-
-def draining_error() -> Refused:
-    """Returns the error for requests that this gateway does not accept any more."""
-    return Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
 
 
 def idempotency_key_of(request: Request) -> str | None:

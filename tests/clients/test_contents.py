@@ -16,7 +16,7 @@ from httpx_sse import EventSource
 
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.streaming.sse import EVENT_NAME, MEDIA_TYPE
+from tailrace.gateway.http.sse import EVENT_NAME, MEDIA_TYPE
 from tailrace.proto import events
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import TurnId, new_id

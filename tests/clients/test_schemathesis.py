@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tailrace.gateway.error_responses import Envelope
+from tailrace.gateway.http.error_responses import Envelope
 from tailrace.proto.ids import Tenant
 from tests.harness import processes
 from tests.harness.processes import Process

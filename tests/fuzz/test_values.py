@@ -17,7 +17,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tailrace.gateway.error_responses import Envelope
+from tailrace.gateway.http.error_responses import Envelope
 from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import TURN
 from tests.harness import processes

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.streaming.sse import HEARTBEAT
+from tailrace.gateway.http.sse import HEARTBEAT
 from tailrace.proto.entries import Failure, Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, TurnLog

@@ -110,7 +110,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
             stop.set()
             await serving
             gateway.catalogue.close()
-            gateway.fan_out.close()
+            gateway.streams.fan_out.close()
         await connection.close()
 
 

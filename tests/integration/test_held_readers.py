@@ -17,8 +17,8 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.http.sse import HEARTBEAT
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.sse import HEARTBEAT
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace.gateway.error_responses import Envelope
 from tailrace.gateway.http import admission_queue
 from tailrace.gateway.http.admission_queue import STARTED_PER_TURN, AdmissionQueue
+from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.retry_later import RETRY_S_MAX, RETRY_S_MIN
 
 

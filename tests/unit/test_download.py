@@ -22,10 +22,10 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 )
 async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None:
     """The last chunk is missing, so that no client takes it for the whole body; no traceback is logged."""
-    streams: Any = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
-    gateway = SimpleNamespace(authenticator=Authenticator(Settings(), ApiKeyCache()))
-    permit = streams.permit(LOCAL, "127.0.0.1")
-    request: Any = SimpleNamespace(gateway=gateway, principal=LOCAL, stream_permit=lambda: permit)
+    slots = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
+    authenticator = Authenticator(Settings(), ApiKeyCache())
+    streams: Any = SimpleNamespace(authenticator=authenticator, permit=lambda _, who: slots.permit(who, "127.0.0.1"))
+    request: Any = SimpleNamespace(principal=LOCAL)
     sent: list[Message] = []
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -40,6 +40,6 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await Download(request, pieces(), {})(scope, receive, send)
+    await Download(streams, request, pieces(), {})(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]

@@ -59,17 +59,17 @@ class Client:
         self.sent: list[Message] = []
         self.slots = StreamSlots(cast("Any", SimpleNamespace(owners=lambda _: ())), ReaderCounts(ReaderLimits(1, 1, 1)))
         self.fan_out = FanOut(cast("TurnLog", log), group, linger_s=0, heartbeat_s=settings.heartbeat_s)
-        gateway = SimpleNamespace(
+        self.streams: Any = SimpleNamespace(
             settings=settings,
             authenticator=SimpleNamespace(watch=lambda _: _Watch(self.expired)),
             draining=self.draining,
             connection=SimpleNamespace(is_up=True),
             fan_out=self.fan_out,
-            disconnects=SimpleNamespace(left=lambda _, back_within_s: self.left.append(back_within_s)),
+            on_left=lambda _, back_within_s: self.left.append(back_within_s),
             log=log,
+            permit=lambda _, principal: self.slots.permit(principal, "127.0.0.1"),
         )
-        permit = self.slots.permit(LOCAL, "127.0.0.1")
-        self.request: Any = SimpleNamespace(gateway=gateway, principal=LOCAL, stream_permit=lambda: permit)
+        self.request: Any = SimpleNamespace(principal=LOCAL)
 
     async def receive(self) -> Message:
         await self.disconnected.wait()
@@ -92,7 +92,7 @@ class Client:
         return not self.sent[-1].get("more_body", False)
 
     async def run(self, dialect: Dialect = TAILRACE, start: object = KEY, method: str = "GET", **given: Any) -> None:
-        stream = EventStream(self.request, cast("Start", start), dialect, **given)
+        stream = EventStream(self.streams, self.request, cast("Start", start), dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
             await stream(scope, self.receive, self.send)

@@ -1,6 +1,6 @@
 """Authorization of routes by scope and by the turn of a ticket."""
 
-from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -9,19 +9,19 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from tailrace.gateway import error_responses
 from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
 from tailrace.gateway.auth.guard import guard
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.dependencies import principal_of
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 
 
-async def answer(request: Request) -> PlainTextResponse:
-    return PlainTextResponse(principal_of(request).tenant)
+async def answer(request: ApiRequest) -> PlainTextResponse:
+    return PlainTextResponse(request.tenant)
 
 
 class Takes:
@@ -45,9 +45,8 @@ def door(caller: Principal | None) -> Authenticator:
 
 
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
-    route = guard(Route(path, answer, methods=["GET", "POST"]))
+    route = guard(Route(path, answer, methods=["GET", "POST"]), answer, door(caller), cast("Any", None))
     app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
-    app.state.gateway = SimpleNamespace(authenticator=door(caller))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 

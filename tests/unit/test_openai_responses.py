@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tailrace.gateway.clients.openai.responses_object import response_of
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import skip_events
 from tailrace.proto import events

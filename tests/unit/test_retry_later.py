@@ -3,7 +3,7 @@
 import pytest
 from starlette.types import Scope
 
-from tailrace.gateway import error_responses
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.retry_later import RETRY_S_MAX, RetryLater, is_resuming_reader
 
 EVENT_SOURCE = {"accept": "text/event-stream", "last-event-id": "7"}

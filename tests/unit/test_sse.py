@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import skip_events
 from tests.harness.sse_parser import EventStream, Sent, parse

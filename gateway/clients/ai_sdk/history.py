@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.dependencies import Gateway
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto import blobs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 
 PAGE_TURNS = 200
@@ -28,17 +29,18 @@ class InputMessages(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
 
 
-async def newest_branch(gateway: Gateway, tenant: Tenant, chat: str) -> list[TurnRecord]:
+async def newest_branch(
+    history: HistoryClient, blob_store: BlobStore, tenant: Tenant, chat: str, bytes_max: int
+) -> list[TurnRecord]:
     """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for one that is too large."""
-    most = gateway.settings.body_bytes_max
-    too_large = Refused("body_too_large", TOO_LARGE.format(most=most, chat=chat))
+    too_large = Refused("body_too_large", TOO_LARGE.format(most=bytes_max, chat=chat))
     found: list[TurnRecord] = []
-    size, next_turn = 0, await last_turn(gateway, tenant, chat)
+    size, next_turn = 0, await last_turn(history, tenant, chat)
     while next_turn is not None:
-        page = await gateway.history.ask(tenant, GetAncestry(next_turn, PAGE_TURNS))
+        page = await history.ask(tenant, GetAncestry(next_turn, PAGE_TURNS))
         # About the size of the response; also limits how many turns are read.
         size += len(msgspec.json.encode(page.turns))
-        if size > most:
+        if size > bytes_max:
             raise too_large
         found += page.turns
         next_turn = page.next
@@ -46,27 +48,27 @@ async def newest_branch(gateway: Gateway, tenant: Tenant, chat: str) -> list[Tur
     inputs = InputMessages([message for turn in found for message in turn.input])
     references = blobs.references(inputs)
     # A blob with several references appears several times in the response, but is read once.
-    if size + sum(blob.bytes for blob in references) > most:
+    if size + sum(blob.bytes for blob in references) > bytes_max:
         raise too_large
-    texts = {blob.sha256: await _text(gateway, tenant, blob) for blob in set(references)}
+    texts = {blob.sha256: await _text(blob_store, tenant, blob) for blob in set(references)}
     resolved = iter(blobs.resolve(inputs, texts).messages)
     return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
 
 
-async def last_turn(gateway: Gateway, tenant: Tenant, chat: str) -> TurnId | None:
+async def last_turn(history: HistoryClient, tenant: Tenant, chat: str) -> TurnId | None:
     """Returns the chat's newest turn, None if it has none yet. Raises Refused for an unknown chat."""
     try:
-        return (await gateway.history.ask(tenant, GetLastTurn(chat))).turn
+        return (await history.ask(tenant, GetLastTurn(chat))).turn
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        await gateway.history.ask(tenant, GetSession(chat))
+        await history.ask(tenant, GetSession(chat))
         return None
 
 
-async def _text(gateway: Gateway, tenant: Tenant, blob: Blob) -> str:
+async def _text(blob_store: BlobStore, tenant: Tenant, blob: Blob) -> str:
     """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
     try:
-        return (await gateway.blobs.read(tenant, blob)).decode()
+        return (await blob_store.read(tenant, blob)).decode()
     except BlobUnknown:
         return ""

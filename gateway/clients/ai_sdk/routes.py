@@ -12,20 +12,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.ai_sdk.history import newest_branch
 from tailrace.gateway.clients.ai_sdk.message import build_messages
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, unknown_fields
 from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, UI_REPLAY
 from tailrace.gateway.clients.openai.unsupported import ignored_header
-from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, refuse_when_draining, tenant_of
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import sse
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.read_turn import read_turn
-from tailrace.gateway.turns.respond import answer
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, is_token
+from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
@@ -41,7 +45,7 @@ class Stopped(msgspec.Struct, frozen=True):
     outcome: str
 
 
-async def post_chat(request: ApiRequest) -> ASGIApp:
+async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /api/chat`: answers the newest message of a chat with a UI message stream.
 
     Messages that the chat already has are not stored again; different ones start a branch. The response header
@@ -49,52 +53,55 @@ async def post_chat(request: ApiRequest) -> ASGIApp:
     """
     chat, raw = await request.read(UIChatRequest, is_text_allowed=True)
     headers = ignored_header(unknown_fields(raw))
-    return await answer(request, build_turn(chat), raw, UI, is_streamed=True, headers=headers)
+    return await responder.answer(request, build_turn(chat), raw, UI, is_streamed=True, headers=headers)
 
 
-async def get_stream(request: ApiRequest) -> ASGIApp:
+async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
     """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
 
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
     end if it is negative; with it, an answer that has ended is streamed, too.
     """
-    gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
+    tenant, name = request.tenant, request.path_params["chat"]
     index = start_index(request)
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        find = partial(find_chunk, gateway, tenant, name, index)
-        return EventStream(request, find, UI, waits_for_log=True)
-    refuse_when_draining(gateway)
+        find = partial(find_chunk, streams, tenant, name, index)
+        return EventStream(streams, request, find, UI, waits_for_log=True)
+    streams.refuse_when_draining()
     if index is not None:
-        return EventStream(request, await find_chunk(gateway, tenant, name, index), UI)
-    key = await find_resumable(gateway, tenant, name)
-    return Response(status_code=204) if key is None else EventStream(request, key, UI_REPLAY)
+        return EventStream(streams, request, await find_chunk(streams, tenant, name, index), UI)
+    key = await find_resumable(streams, turns, tenant, name)
+    return Response(status_code=204) if key is None else EventStream(streams, request, key, UI_REPLAY)
 
 
-async def post_stop(request: ApiRequest) -> Response:
+async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:
     """`POST /api/chat/{chat}/stop`: ends the running answer and keeps its text. An answer that has ended stays."""
-    gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
-    key = await find_turn(gateway, tenant, name)
+    tenant, name = request.tenant, request.path_params["chat"]
+    key = await find_turn(log, history, tenant, name)
     try:
-        outcome = (await cancel(gateway.log, key)).outcome
+        outcome = (await cancel(log, key)).outcome
     except TurnUnknown:
-        outcome = (await read_turn(gateway, key)).outcome
+        outcome = (await turns.read(key)).outcome
     return json_response(Stopped(key.turn, outcome))
 
 
-async def get_messages(request: ApiRequest) -> Response:
+async def get_messages(
+    request: ApiRequest, history: HistoryClient, blob_store: BlobStore, settings: Settings
+) -> Response:
     """`GET /api/chat/{chat}/messages`: returns the newest branch as UI messages, the initial messages of a page.
 
     A running answer is not included: `resume: true` streams it.
     """
-    gateway, tenant, name = gateway_of(request), tenant_of(request), request.path_params["chat"]
-    return json_response(build_messages(await newest_branch(gateway, tenant, name)))
+    tenant, name = request.tenant, request.path_params["chat"]
+    turns = await newest_branch(history, blob_store, tenant, name, settings.body_bytes_max)
+    return json_response(build_messages(turns))
 
 
-async def find_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) -> Start:
+async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: int) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
-    key = await find_turn(gateway, tenant, name)
-    count, is_ended = await count_chunks(gateway, key)
+    key = await find_turn(streams.log, streams.history, tenant, name)
+    count, is_ended = await count_chunks(streams, key)
     seen = max(0, count + index) if index < 0 else index
     if is_ended and seen >= count:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
@@ -102,24 +109,24 @@ async def find_chunk(gateway: Gateway, tenant: Tenant, name: str, index: int) ->
     return Start(key, seen, headers)
 
 
-async def find_turn(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey:
+async def find_turn(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:
     """Returns the turn with the id `name`, or the newest turn of the chat `name`. Raises Refused."""
     turn = TurnKey(tenant, TurnId(name))
-    if is_token(name) and await is_logged(gateway, turn):
+    if is_token(name) and await is_logged(log, turn):
         return turn
     try:
-        return TurnKey(tenant, (await gateway.history.ask(tenant, GetLastTurn(name))).turn)
+        return TurnKey(tenant, (await history.ask(tenant, GetLastTurn(name))).turn)
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        return TurnKey(tenant, (await gateway.history.ask(tenant, GetTurn(TurnId(name)))).turn)
+        return TurnKey(tenant, (await history.ask(tenant, GetTurn(TurnId(name)))).turn)
 
 
-async def find_resumable(gateway: Gateway, tenant: Tenant, name: str) -> TurnKey | None:
+async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:
     """Returns that turn; None if it is over or there is no such chat, which `useChat` does not treat as an error."""
     try:
-        key = await find_turn(gateway, tenant, name)
-        return None if is_over(await read_turn(gateway, key), datetime.now(UTC)) else key
+        key = await find_turn(streams.log, streams.history, tenant, name)
+        return None if is_over(await turns.read(key), datetime.now(UTC)) else key
     except Refused as refused:
         if refused.code != "turn_not_found":
             raise
@@ -134,14 +141,14 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
     return (now - turn.ended_at).total_seconds() > LATE_S
 
 
-async def count_chunks(gateway: Gateway, key: TurnKey) -> tuple[int, bool]:
+async def count_chunks(streams: StreamContext, key: TurnKey) -> tuple[int, bool]:
     """Returns how many chunks a turn has so far, and whether it has ended."""
     try:
-        async with gateway.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
+        async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
             frames = live.frames(UI, 0, len(live.entries))
             return sum(chunks_in(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
-        record = await gateway.history.past(key)
+        record = await streams.history.past(key)
         return chunks_in(UI.render_record(record, 0).events), True
 
 
@@ -150,9 +157,9 @@ def chunks_in(events: sse.Events) -> int:
     return sum(event.data != DONE for event in events)
 
 
-async def is_logged(gateway: Gateway, key: TurnKey) -> bool:
+async def is_logged(log: TurnLog, key: TurnKey) -> bool:
     try:
-        await gateway.log.turn(key)
+        await log.turn(key)
     except TurnUnknown:
         return False
     return True

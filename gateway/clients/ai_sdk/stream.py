@@ -22,7 +22,7 @@ from tailrace.gateway.clients.ai_sdk.part import (
     tool_output,
 )
 from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Request, Stored

@@ -8,16 +8,19 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic.request import MessageParam
-from tailrace.gateway.dependencies import ApiRequest, Gateway, gateway_of, offer_to, tenant_of
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, replace_prompt
+from tailrace.proto.nats import BlobPins, BlobStore, Rpc
 from tailrace.proto.subjects import GENERATORS
 
 # A comma-separated list of names, as Anthropic's SDKs send it.
@@ -39,34 +42,38 @@ class LongFields(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
 
 
-async def post_count_tokens(request: ApiRequest) -> Response:
+async def post_count_tokens(
+    request: ApiRequest, catalogue: Catalogue, rpc: Rpc, blob_store: BlobStore, blob_pins: BlobPins, settings: Settings
+) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
-    gateway, tenant = gateway_of(request), tenant_of(request)
+    tenant = request.tenant
     body, raw = await request.read(CountTokensRequest)
-    model = (await offer_to(request)).model(body.model)
+    model = (await catalogue.offer(tenant)).model(body.model)
     query = CountTokens(msgspec.Raw(with_model(raw, model.id)), betas_of(request))
     try:
-        answer = await ask_generator(gateway, tenant, query, gateway.settings.query_timeout_s)
+        answer = await ask_generator(rpc, tenant, query, settings.query_timeout_s)
     except EntryTooLarge:
         # Passing a long body on may take as long as receiving it.
-        timeout_s = gateway.settings.query_timeout_s + gateway.settings.body_timeout_s
+        timeout_s = settings.query_timeout_s + settings.body_timeout_s
         holder = new_id()
         try:
-            async with gateway.blob_pins.release_after(tenant, holder):
-                shortened = await store_long_fields(gateway, tenant, query, holder)
-                answer = await ask_generator(gateway, tenant, shortened, timeout_s)
+            async with blob_pins.release_after(tenant, holder):
+                shortened = await store_long_fields(blob_store, blob_pins, tenant, query, holder)
+                answer = await ask_generator(rpc, tenant, shortened, timeout_s)
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
 
 
-async def ask_generator(gateway: Gateway, tenant: Tenant, query: CountTokens, timeout_s: float) -> bytes:
+async def ask_generator(rpc: Rpc, tenant: Tenant, query: CountTokens, timeout_s: float) -> bytes:
     """Returns the answer of Anthropic's API as JSON. Raises EntryTooLarge for a query too long for one message."""
     payload = msgspec.json.encode(query)
-    return await gateway.rpc.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
+    return await rpc.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
 
 
-async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens, holder: str) -> CountTokens:
+async def store_long_fields(
+    blob_store: BlobStore, blob_pins: BlobPins, tenant: Tenant, query: CountTokens, holder: str
+) -> CountTokens:
     """Stores long strings of the prompt as blobs, pinned by `holder`. Returns the query with references to them.
 
     Raises Refused, LogFull, LogUnavailable.
@@ -80,8 +87,8 @@ async def store_long_fields(gateway: Gateway, tenant: Tenant, query: CountTokens
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    await gateway.blob_pins.pin(tenant, holder, lifted)
-    await gateway.blobs.put(tenant, lifted)
+    await blob_pins.pin(tenant, holder, lifted)
+    await blob_store.put(tenant, lifted)
     return CountTokens(msgspec.Raw(replace_prompt(bytes(query.body), short)), query.betas, is_lifted=True)
 
 

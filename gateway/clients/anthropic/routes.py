@@ -6,24 +6,25 @@ import msgspec
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic import claude_code
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, tenant_of
 from tailrace.gateway.http import read_body
-from tailrace.gateway.turns.respond import answer
+from tailrace.gateway.turns.respond import Responder
+from tailrace.proto.nats import Claims, TurnLog
 
 
-async def post_message(request: ApiRequest) -> ASGIApp:
+async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, claims: Claims) -> ASGIApp:
     """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message."""
     body, raw = await request.read(MessagesRequest)
     new_turn = build_turn(body, read_body.decode(raw, dict[str, Any]), request.headers)
     session = claude_code.session_of(request)
     if session is None:
-        return await answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream)
+        return await responder.answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream)
     new_turn = msgspec.structs.replace(new_turn, session=session, on_disconnect=claude_code.ON_DISCONNECT)
-    key = await claude_code.idempotency_key(gateway_of(request), tenant_of(request), new_turn, raw)
-    return await answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream, idempotency_key=key)
+    key = await claude_code.idempotency_key(log, claims, request.tenant, new_turn, raw)
+    return await responder.answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream, idempotency_key=key)
 
 
 ROUTES = [Route("/v1/messages", post_message, methods=["POST"])]

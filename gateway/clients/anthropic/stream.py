@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from tailrace.gateway.clients.failure import LOST, error_type
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored

@@ -1,26 +1,26 @@
 """The routes of Tailrace's own API: create, stream, read and cancel a turn."""
 
-from contextlib import nullcontext
-
 import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.signed_tokens import Ticket
-from tailrace.gateway.auth.tickets import strip_proof
+from tailrace.gateway.auth.tickets import Tickets, strip_proof
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.dependencies import ApiRequest, gateway_of, refuse_when_draining, turn_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Terms
 from tailrace.gateway.streaming.pacing import Pace, pace_of
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.read_turn import read_turn
+from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import submit_turn
+from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
@@ -33,46 +33,46 @@ class Accepted(msgspec.Struct, frozen=True):
     links: dict[str, str]
 
 
-async def post_turn(request: ApiRequest) -> Response | ASGIApp:
+async def post_turn(request: ApiRequest, responder: Responder, streams: StreamContext) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
-    is_stream = "text/event-stream" in request.headers.get("accept", "")
-    async with request.stream_permit().reserved() if is_stream else nullcontext():
-        key, entry = await submit_turn(request, new_turn, raw)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        permit, key, _ = await responder.submit_for_stream(request, new_turn, raw)
+        headers = {"location": f"/v1/turns/{key.turn}"}
+        return EventStream(streams, request, key, dialect, headers=headers, pace=pace, permit=permit)
+    key, entry = await responder.submit(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
-    if is_stream:
-        return EventStream(request, key, dialect, headers={"location": path}, pace=pace)
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     body = Accepted(turn=key.turn, session=entry.session, links=links)
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 
-async def get_events(request: ApiRequest) -> ASGIApp:
+async def get_events(request: ApiRequest, streams: StreamContext, tickets: Tickets) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on."""
-    tickets, key, dialect = request.gateway.tickets, turn_of(request), dialect_of(request)
+    key, dialect = request.turn(), dialect_of(request)
     ticket = await tickets.read_ticket(request, key)
     terms = None if ticket is None else Terms(*tickets.stream_terms(ticket, request))
-    return stream_of(request, key, cursor_of(request, ticket), dialect, pace=pace_of(request), terms=terms)
+    return stream_of(streams, request, key, cursor_of(request, ticket), dialect, pace=pace_of(request), terms=terms)
 
 
-async def get_turn(request: ApiRequest) -> Response:
+async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
     """`GET /v1/turns/{turn}`: returns the turn as far as it is stored."""
-    gateway, key = gateway_of(request), turn_of(request)
-    return json_response(await read_turn(gateway, key))
+    return json_response(await turns.read(request.turn()))
 
 
-async def post_cancel(request: ApiRequest) -> Response:
+async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
     """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended."""
-    gateway, key = gateway_of(request), turn_of(request)
+    key = request.turn()
     try:
-        turn = await cancel(gateway.log, key)
+        turn = await cancel(log, key)
     except TurnUnknown:
-        return json_response(await read_turn(gateway, key))
+        return json_response(await turns.read(key))
     return json_response(record_from_fold(key, turn))
 
 
 def stream_of(
+    streams: StreamContext,
     request: ApiRequest,
     key: TurnKey,
     cursor: Seq,
@@ -85,8 +85,8 @@ def stream_of(
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
     waits_for_log = bool(cursor) and dialect.is_self_delimited and request.method == "GET"
     if not waits_for_log:
-        refuse_when_draining(request.gateway)
-    return EventStream(request, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace, terms=terms)
+        streams.refuse_when_draining()
+    return EventStream(streams, request, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace, terms=terms)
 
 
 def cursor_of(request: ApiRequest, ticket: Ticket | None = None) -> Seq:

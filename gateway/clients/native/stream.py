@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Progress, Request, Stored

@@ -3,25 +3,26 @@
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.dependencies import ApiRequest, offer_to
-from tailrace.gateway.turns.respond import answer
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.turns.respond import Responder
 
 
-async def post_chat_completion(request: ApiRequest) -> ASGIApp:
+async def post_chat_completion(request: ApiRequest, responder: Responder, catalogue: Catalogue) -> ASGIApp:
     """`POST /v1/chat/completions`: answers with a stream of chunks or with one completion.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
     body, raw = await request.read(ChatCompletionRequest)
     chat = apply_session_headers(body, request.headers)
-    model = (await offer_to(request)).model(chat.model)
+    model = (await catalogue.offer(request.tenant)).model(chat.model)
     new_turn, ignored = build_turn(chat, model)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
-    return await answer(
+    return await responder.answer(
         request,
         new_turn,
         raw,

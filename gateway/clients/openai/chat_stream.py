@@ -14,7 +14,7 @@ from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.gateway.clients.openai.chat_object import Head, finish_reason, usage_of
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored

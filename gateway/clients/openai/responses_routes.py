@@ -8,48 +8,45 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.dependencies import (
-    ApiRequest,
-    gateway_of,
-    offer_to,
-    refuse_when_draining,
-    tenant_of,
-)
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.read_turn import read_turn
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import answer, names_of, submit_turn
-from tailrace.proto.errors import Refused, TurnUnknown, not_found
-from tailrace.proto.ids import TurnId, is_token, parse_cursor
+from tailrace.gateway.turns.respond import Responder, names_of
+from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.ids import parse_cursor
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100
 
 
-async def post_response(request: ApiRequest) -> ASGIApp:
+async def post_response(request: ApiRequest, responder: Responder, catalogue: Catalogue, turns: TurnReader) -> ASGIApp:
     """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
-    model = (await offer_to(request)).model(body.model)
+    model = (await catalogue.offer(request.tenant)).model(body.model)
     new_turn, ignored = build_turn(body, model)
     headers = ignored_header(ignored)
     if body.background and not body.stream:
-        return await respond_in_background(request, new_turn, raw, headers)
-    return await answer(
+        return await respond_in_background(request, responder, turns, new_turn, raw, headers)
+    return await responder.answer(
         request,
         new_turn,
         raw,
@@ -61,54 +58,59 @@ async def post_response(request: ApiRequest) -> ASGIApp:
 
 
 async def respond_in_background(
-    request: ApiRequest, new_turn: NewTurn, raw: bytes, headers: dict[str, str]
+    request: ApiRequest,
+    responder: Responder,
+    turns: TurnReader,
+    new_turn: NewTurn,
+    raw: bytes,
+    headers: dict[str, str],
 ) -> Response:
     """Answers with the response as it is after it was stored, usually `queued`."""
-    key, entry = await submit_turn(request, new_turn, raw)
+    key, entry = await responder.submit(request, new_turn, raw)
     headers = {"tailrace-turn": key.turn, **names_of(key, entry), **headers}
-    return json_response(response_of(await read_turn(gateway_of(request), key)), headers=headers)
+    return json_response(response_of(await turns.read(key)), headers=headers)
 
 
-async def get_response(request: ApiRequest) -> ASGIApp:
+async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
     """`GET /v1/responses/{response}`: returns the response as far as it is stored; with `?stream=true`, its events.
 
     `starting_after` resumes after an event, and waits while the log is unavailable.
     """
-    gateway, key = gateway_of(request), key_of(request)
+    key = request.turn("response", PREFIX)
     if not flag(request, "stream"):
-        return json_response(response_of(await read_turn(gateway, key)))
+        return json_response(response_of(await turns.read(key)))
     # The SDK repeats a request that got 503.
-    refuse_when_draining(gateway)
+    streams.refuse_when_draining()
     after = request.query_params.get("starting_after")
     if after is None:
         renderer = render_snapshot if flag(request, "snapshot") else None
-        return EventStream(request, key, OPENAI_RESPONSES, snapshot=renderer)
+        return EventStream(streams, request, key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot begins at the start")
     start = Start(key, seen=parse_cursor(after) + 1)
-    return EventStream(request, start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
+    return EventStream(streams, request, start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
 
 
-async def post_cancel(request: ApiRequest) -> Response:
+async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
     """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended."""
-    gateway, key = gateway_of(request), key_of(request)
+    key = request.turn("response", PREFIX)
     try:
-        turn = record_from_fold(key, await cancel(gateway.log, key))
+        turn = record_from_fold(key, await cancel(log, key))
     except TurnUnknown:
-        turn = await read_turn(gateway, key)
+        turn = await turns.read(key)
     return json_response(response_of(turn))
 
 
-async def delete_response(request: ApiRequest) -> Response:
+async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/responses/{response}`: deletes the response and those that continue it."""
-    key = key_of(request)
-    await gateway_of(request).deleter.delete(key.tenant, "turn", key.turn)
+    key = request.turn("response", PREFIX)
+    await deleter.delete(key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
-async def get_input_items(request: ApiRequest) -> Response:
+async def get_input_items(request: ApiRequest, turns: TurnReader) -> Response:
     """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation."""
-    turn = await read_turn(gateway_of(request), key_of(request))
+    turn = await turns.read(request.turn("response", PREFIX))
     query = request.query_params
     limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")
     if order not in ("asc", "desc"):
@@ -130,15 +132,6 @@ async def get_input_items(request: ApiRequest) -> Response:
             "has_more": start + len(page) < len(items),
         }
     )
-
-
-def key_of(request: ApiRequest) -> TurnKey:
-    """Returns the turn of the path, which may have the id with or without `resp_`. Raises Refused."""
-    tenant = tenant_of(request)
-    turn = request.path_params["response"].removeprefix(PREFIX)
-    if not is_token(turn):
-        raise not_found("turn")
-    return TurnKey(tenant, TurnId(turn))
 
 
 def flag(request: ApiRequest, name: str) -> bool:

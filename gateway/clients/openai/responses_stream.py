@@ -24,7 +24,7 @@ from tailrace.gateway.clients.openai.responses_object import (
     status_of,
 )
 from tailrace.gateway.clients.openai.responses_output_item import Events, OpenItem, add_delta, close_item, open_item
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored

@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
 from tailrace.gateway.clients.native.text_stream import text_of
-from tailrace.gateway.streaming import sse
+from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Failure, Stored
 from tailrace.proto.records import TurnRecord

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
@@ -29,9 +30,9 @@ from tailrace.gateway.clients.tutorials.request import (
     chat_turn,
     job_turn,
 )
-from tailrace.gateway.dependencies import ApiRequest, tenant_of, turn_in_path
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.turns.respond import answer, submit_turn
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto import base64url
 from tailrace.proto.errors import Refused
@@ -54,13 +55,15 @@ class StartedJob(msgspec.Struct, frozen=True):
     status: Literal["queued"] = "queued"
 
 
-async def post_chat_stream(request: ApiRequest) -> ASGIApp:
+async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure is an event of the stream."""
     body, raw = await request.read(ChatStreamRequest)
-    return await answer(request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False)
+    return await responder.answer(
+        request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False
+    )
 
 
-async def post_chat(request: ApiRequest) -> ASGIApp:
+async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /chat`: answers in plain text, in the conversation that the cookie identifies, or in a new one.
 
     With an Idempotency-Key the first POST of a conversation can be repeated, too: it gets the same cookie again.
@@ -69,14 +72,14 @@ async def post_chat(request: ApiRequest) -> ASGIApp:
     cookie = request.cookies.get(COOKIE, "")
     if COOKIE_VALUE.fullmatch(cookie) is None:
         key = idempotency_key_of(request)
-        cookie = secrets.token_urlsafe(24) if key is None else cookie_of_key(tenant_of(request), key, raw)
+        cookie = secrets.token_urlsafe(24) if key is None else cookie_of_key(request.tenant, key, raw)
     # Hashed, because session names are listed and sent in headers, and must not reveal the cookie.
     session = f"chat:{hashlib.sha256(cookie.encode()).hexdigest()}"
     secure = "; Secure" if request.url.scheme == "https" else ""
     set_cookie = f"{COOKIE}={cookie}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
     # The cookie is part of the compared body: the same text and Idempotency-Key in another conversation is a conflict.
     raw += cookie.encode()
-    return await answer(
+    return await responder.answer(
         request, chat_turn(body, session), raw, TEXT, is_streamed=True, headers={"set-cookie": set_cookie}
     )
 
@@ -97,24 +100,24 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
     return base64url.encode(digest[:24])
 
 
-async def post_ai_chat(request: ApiRequest) -> ASGIApp:
+async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`."""
     body, raw = await request.read(AIChatRequest)
-    return await answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
+    return await responder.answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
 
 
-async def post_job(request: ApiRequest) -> Response:
+async def post_job(request: ApiRequest, responder: Responder) -> Response:
     """`POST /api/start-job`: starts a job. Answers 202 with the job's id, which is the turn's."""
     body, raw = await request.read(StartJobRequest)
-    key, entry = await submit_turn(request, job_turn(body), raw)
+    key, entry = await responder.submit(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
     started = StartedJob(job_id=key.turn, session=entry.session, stream=stream)
     return json_response(started, status=202, headers={"location": stream, "tailrace-turn": key.turn})
 
 
-async def get_job_stream(request: ApiRequest) -> ASGIApp:
+async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp:
     """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on."""
-    return stream_of(request, turn_in_path(request, "job_id"), cursor_of(request), JOB)
+    return stream_of(streams, request, request.turn("job_id"), cursor_of(request), JOB)
 
 
 ROUTES = [

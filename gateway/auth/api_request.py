@@ -1,0 +1,69 @@
+"""The request that an endpoint receives: authenticated, with its body and the turn in its path."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Receive, Scope
+
+from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.read_body import BodyReader
+from tailrace.proto.errors import not_found
+from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.subjects import TurnKey
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+HeaderSource = Callable[[str], Mapping[str, str]]
+"""Returns response headers for the path of a route."""
+
+
+class ApiRequest(Request):
+    """A request of an authenticated principal, or of any client on a public route."""
+
+    def __init__(self, scope: Scope, receive: Receive, principal: Principal | None, bodies: BodyReader) -> None:
+        super().__init__(scope, receive)
+        self._principal = principal
+        self._bodies = bodies
+        self.until_answered = AsyncExitStack()
+        """What is released when the endpoint has returned a response: the memory of a large body, for example."""
+        self.response_headers: list[HeaderSource] = []
+        """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
+
+    @property
+    def principal(self) -> Principal:
+        """Raises Refused on a public route, where no credential was checked."""
+        if self._principal is None:
+            raise credential_invalid()
+        return self._principal
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tenant of the principal. Raises Refused on a public route."""
+        return self.principal.tenant
+
+    async def read(self, kind: type[B], *, is_text_allowed: bool = False) -> tuple[B, bytes]:
+        """Returns the body as a `kind`, and its bytes. Raises Refused.
+
+        `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Pages of other origins were
+        rejected before.
+        """
+        types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
+        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
+        return read_body.decode(raw, kind), raw
+
+    def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
+        """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.
+
+        The tenant comes from the credential alone, so another tenant's turn cannot be addressed: it is not found.
+        `prefix` is removed if it is there.
+        """
+        tenant = self.tenant
+        turn = self.path_params[parameter].removeprefix(prefix)
+        if not is_token(turn):
+            raise not_found("turn")
+        return TurnKey(tenant, TurnId(turn))

@@ -1,0 +1,46 @@
+"""The services that all streamed responses of a gateway use."""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from starlette.requests import Request
+
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.proto.errors import Refused
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import TurnKey
+
+
+class StreamContext(NamedTuple):
+    """Made once at startup."""
+
+    settings: Settings
+    connection: Connection
+    log: TurnLog
+    history: HistoryClient
+    fan_out: FanOut
+    authenticator: Authenticator
+    slots: StreamSlots
+    draining: asyncio.Event
+    on_left: Callable[[TurnKey, float], None]
+    """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
+
+    def permit(self, request: Request, principal: Principal) -> StreamPermit:
+        """Returns the permit of a new stream to the client of `request`."""
+        return self.slots.permit(principal, request.client.host if request.client is not None else "")
+
+    def refuse_when_draining(self) -> None:
+        """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""
+        if self.draining.is_set():
+            raise draining_error()
+
+
+def draining_error() -> Refused:
+    """Returns the error for requests that this gateway does not accept any more."""
+    return Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)

@@ -1,0 +1,145 @@
+"""Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
+
+import asyncio
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.proto import entries
+from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Claim
+from tailrace.proto.subjects import TurnKey
+
+HELLO = NewTurn(message="hello")
+
+
+class Memory:
+    """A log, claims and a model catalogue. `error` is raised by the next append."""
+
+    def __init__(self) -> None:
+        self.stored: dict[TurnKey, entries.Request] = {}
+        self.claims: dict[str, Claim] = {}
+        self.error: Exception | None = None
+
+    async def append(self, key: TurnKey, _: object, entry: entries.Request) -> None:
+        if self.error is not None:
+            raise self.error
+        self.stored[key] = entry
+
+    async def turn(self, key: TurnKey) -> object:
+        if key not in self.stored:
+            raise TurnUnknown(key.turn)
+        return SimpleNamespace(request=self.stored[key])
+
+    async def find(self, _: Tenant, key: str) -> Claim | None:
+        return self.claims.get(key)
+
+    async def claim(self, _: Tenant, key: str, own: Claim) -> Claim:
+        return self.claims.setdefault(key, own)
+
+    async def offer(self, _: Tenant) -> Offer:
+        return Offer()
+
+
+def submitter(
+    memory: Memory, features: SubmitFeatures | None = None, *, is_full: bool = False, is_draining: bool = False
+) -> TurnSubmitter:
+    draining = asyncio.Event()
+    if is_draining:
+        draining.set()
+    service = cast("Any", memory)
+    fullness = cast("Any", SimpleNamespace(is_full=is_full))
+    conversations = Conversations(service, service)
+    return TurnSubmitter(
+        service, service, conversations, service, Settings(), fullness, draining, features or SubmitFeatures()
+    )
+
+
+class Recorder:
+    """A feature at each moment, for turns with a webhook; it records where it ran."""
+
+    def __init__(self) -> None:
+        self.moments: list[str] = []
+        self.submission: Submission | None = None
+
+    def features(self) -> SubmitFeatures:
+        return SubmitFeatures(*((self._feature(moment),) for moment in SubmitFeatures._fields))
+
+    def _feature(self, moment: str) -> Feature[Submission]:
+        async def run(submission: Submission) -> None:
+            self.submission = submission
+            self.moments.append(moment)
+            if moment == "admit":
+                submission.cleanup.callback(self.moments.append, "cleanup")
+
+        return Feature(attrgetter("new_turn.webhook"), run)
+
+
+async def test_features_run_at_their_moments() -> None:
+    """In the order of a submission, and only for a turn that needs them."""
+    memory, recorder = Memory(), Recorder()
+    submit = submitter(memory, recorder.features()).submit
+    await submit(LOCAL, HELLO, b"{}")
+    assert recorder.moments == []
+    await submit(LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}")
+    assert recorder.moments == ["prepare", "admit", "amend", "stored", "cleanup"]
+    assert len(memory.stored) == 2
+
+
+async def test_a_repeated_post_returns_the_first_turn() -> None:
+    """Another body with the same key is refused; without a key each POST is a turn."""
+    memory = Memory()
+    submit = submitter(memory).submit
+    first = await submit(LOCAL, HELLO, b"{}", "key")
+    assert await submit(LOCAL, HELLO, b"{}", "key") == first
+    with pytest.raises(Refused) as refused:
+        await submit(LOCAL, HELLO, b"{ }", "key")
+    assert refused.value.code == "idempotency_key_reused"
+    assert await submit(LOCAL, HELLO, b"{}") != first
+    assert len(memory.stored) == 2
+
+
+async def test_a_claim_without_a_turn_is_continued_under_its_id() -> None:
+    """The gateway that claimed the key died before its append."""
+    memory = Memory()
+    submit = submitter(memory).submit
+    key, entry = await submit(LOCAL, HELLO, b"{}", "key")
+    del memory.stored[key]
+    again, _ = await submit(LOCAL, HELLO, b"{}", "key")
+    assert (again, memory.stored[key].messages) == (key, entry.messages)
+
+
+@pytest.mark.parametrize(
+    ("error", "may_be_stored"), [(LogUnavailable("away"), True), (TimeoutError(), True), (LogFull("full"), False)]
+)
+async def test_an_unclear_append_keeps_reservations(error: Exception, *, may_be_stored: bool) -> None:
+    """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
+    memory, recorder = Memory(), Recorder()
+    memory.error = error
+    with pytest.raises((LogUnavailable, LogFull)):
+        await submitter(memory, recorder.features()).submit(
+            LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}"
+        )
+    assert recorder.moments == ["prepare", "admit", "amend", "cleanup"]
+    assert recorder.submission is not None
+    assert recorder.submission.may_be_stored is may_be_stored
+
+
+async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
+    """A draining gateway claims no key either."""
+    memory = Memory()
+    with pytest.raises(LogFull):
+        await submitter(memory, is_full=True).submit(LOCAL, HELLO, b"{}")
+    with pytest.raises(Refused) as refused:
+        await submitter(memory, is_draining=True).submit(LOCAL, HELLO, b"{}", "key")
+    assert (refused.value.code, memory.stored, memory.claims) == ("draining", {}, {})
