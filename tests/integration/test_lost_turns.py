@@ -1,0 +1,259 @@
+"""Turns that leave the log without an end have failed: in every route and dialect, and in the database."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.persistence.lost_turns import LostTurnFinder
+from tailrace.persistence.store import Store
+from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.resources import GetStats, Stats
+from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tests.conftest import apply_streams
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.readers import is_read, read, told
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway, forget
+
+SESSION = SessionId("session-1")
+LOST = {"code": LOST_FAILURE.code, "message": LOST_FAILURE.message}
+
+
+@pytest.fixture
+async def persistence_in_loop(
+    own_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Persistence]:
+    """Persistence that looks for lost turns often."""
+    monkeypatch.setattr("tailrace.persistence.lost_turns.INTERVAL_S", 0.05)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
+        yield persistence
+
+
+def new_writer(log: TurnLog, tenant: Tenant) -> Writer:
+    return Writer(log, TurnKey(tenant, TurnId(new_id())))
+
+
+@pytest.fixture
+async def lost(own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence) -> TurnKey:
+    """A turn with a text that has left the log before its end."""
+    writer = new_writer(own_log, tenant)
+    await writer.ask(session=SESSION)
+    await writer.begin("Light ")
+    await forget(own_gateway, own_log, writer.key)
+    return writer.key
+
+
+async def get(gateway: Gateway, path: str) -> Any:
+    answer = await gateway.client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def outcomes(gateway: Gateway, session: str = SESSION) -> list[str]:
+    return [turn["outcome"] for turn in (await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]]
+
+
+async def until_recorded(gateway: Gateway) -> None:
+    """Waits until the database has the failure: branches come from it alone."""
+
+    async def is_recorded() -> bool:
+        branches = (await get(gateway, f"/v1/sessions/{SESSION}/branches"))["data"]
+        return [branch["outcome"] for branch in branches] == ["failed"]
+
+    await until(is_recorded)
+
+
+async def test_a_lost_turn_has_failed_on_every_route(own_gateway: Gateway, lost: TurnKey) -> None:
+    """Whether the database has the failure or not."""
+    client = own_gateway.client
+    turn = await get(own_gateway, f"/v1/turns/{lost.turn}")
+    assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == ("failed", *LOST.values())
+    response = await get(own_gateway, f"/v1/responses/resp_{lost.turn}")
+    assert (response["status"], response["error"]["message"]) == ("failed", LOST_FAILURE.message)
+    assert response["usage"] is not None
+    cancelled = await client.post(f"/v1/responses/resp_{lost.turn}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
+    for path in (f"/v1/turns/{lost.turn}/cancel", f"/api/chat/{lost.turn}/stop"):
+        assert (await client.post(path)).json()["outcome"] == "failed"
+    # AI SDK would show the old error each time its page loads.
+    assert (await client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
+
+
+@pytest.mark.rule("F32")
+async def test_every_dialect_reports_a_lost_turn(own_gateway: Gateway, lost: TurnKey) -> None:
+    """Plain text has no word for it and only breaks off."""
+    for dialect in sorted(set(DIALECTS) - {"text"}):
+        body = b""
+        with suppress(httpx2.RemoteProtocolError):
+            url = f"/v1/turns/{lost.turn}/events?dialect={dialect}"
+            async with own_gateway.client.stream("GET", url) as response:
+                assert response.status_code == 200
+                async for received in response.aiter_raw():
+                    body += received
+        assert LOST_FAILURE.message in body.decode(), dialect
+
+
+@pytest.mark.rule("R27")
+async def test_the_database_records_a_lost_turn_as_the_gateway_has_reported_it(
+    own_gateway: Gateway, lost: TurnKey
+) -> None:
+    """Afterwards the session is free."""
+    before = await get(own_gateway, f"/v1/turns/{lost.turn}")
+    for _ in range(2):
+        turns = (await get(own_gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
+        assert turns == [before]
+        await until_recorded(own_gateway)
+    assert await get(own_gateway, f"/v1/turns/{lost.turn}") == before
+    assert (before["outcome"], before["error"]) == ("failed", LOST)
+    assert (await get(own_gateway, "/v1/sessions/stats"))["claude_sessions"] == []
+    answer = await own_gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
+    assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
+    following = await get(own_gateway, f"/v1/turns/{answer.json()['turn']}")
+    assert (following["parent"], following["outcome"]) == (lost.turn, "running")
+
+
+async def test_a_turn_in_the_log_is_not_lost(
+    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
+) -> None:
+    """Older entries of the log have left it."""
+    old, running = new_writer(own_log, tenant), new_writer(own_log, tenant)
+    await old.ask(session=SessionId("session-2"))
+    await running.ask(session=SESSION)
+    await running.begin("Light")
+    await forget(own_gateway, own_log, old.key)
+
+    async def is_old_lost() -> bool:
+        return await outcomes(own_gateway, "session-2") == ["failed"]
+
+    await until(is_old_lost)
+    assert await outcomes(own_gateway) == ["running"]
+    await running.end()
+    assert await outcomes(own_gateway) == ["completed"]
+
+
+async def outcome(persistence: Persistence, key: TurnKey) -> str:
+    return (await persistence.ask(key.tenant, "turn", GetTurn(key.turn), TurnRecord)).outcome
+
+
+async def until_lost(persistence: Persistence, key: TurnKey) -> None:
+    async def is_lost() -> bool:
+        return await outcome(persistence, key) == "failed"
+
+    await until(is_lost)
+
+
+@pytest.mark.rule("R27")
+@pytest.mark.rule("F31")
+async def test_a_database_restored_beside_a_new_log_has_no_old_running_turns(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """The sequences of the old turns may be those of new ones."""
+    restored, known, *others = [new_writer(own_log, tenant) for _ in range(9)]
+    for writer in (*others, restored):
+        await writer.ask(session=SessionId(f"of-{writer.key.turn}"))
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, restored.key) == "running"
+    await own_connection.jetstream.delete_stream(STREAM)
+    await apply_streams(own_server.url)
+    await known.ask(session=SESSION)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
+        await until_lost(after, restored.key)
+        assert await outcome(after, known.key) == "running"
+        assert (await after.ask(tenant, "stats", GetStats(), Stats)).running == [SESSION]
+
+
+@pytest.mark.rule("R27")
+async def test_a_turn_that_was_lost_beside_the_wrong_log_gets_the_end_of_its_own_log(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """Persistence was started with the URL of another server by mistake."""
+    writer = new_writer(own_log, tenant)
+    await writer.open("Light")
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, writer.key) == "running"
+    (tmp_path / "another").mkdir()
+    async with NatsServer(tmp_path / "another") as another:
+        await apply_streams(another.url)
+        async with Persistence(another.url, tmp_path / "tailrace.db") as mistaken:
+            await until_lost(mistaken, writer.key)
+    await writer.end()
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
+        assert await outcome(after, writer.key) == "completed"
+
+
+@pytest.mark.rule("R27")
+async def test_no_turn_is_lost_while_the_log_is_unreachable(
+    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+) -> None:
+    """The server disappears between two answers: here the consumer of another, empty server still answers."""
+    keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
+    for key in keys:
+        await Writer(own_log, key).ask()
+    async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
+        assert await outcome(before, keys[-1]) == "running"
+    async with AsyncExitStack() as stack:
+        store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
+        stack.push_async_callback(store.close)
+        (tmp_path / "other").mkdir()
+        other = await stack.enter_async_context(NatsServer(tmp_path / "other"))
+        await apply_streams(other.url)
+        connection = await Connection.open(other.url, "test")
+        stack.push_async_callback(connection.close)
+        deliveries = await Deliveries.open(connection, PERSISTENCE)
+        await own_server.stop(SIGKILL)
+        await LostTurnFinder(own_log, deliveries, store).check()
+        assert sorted(await store.running_turns()) == sorted(keys)
+
+
+@pytest.mark.rule("F31")
+async def test_readers_of_old_turns_get_no_entries_of_a_new_log(
+    own_server: NatsServer,
+    own_connection: Connection,
+    own_log: TurnLog,
+    tenant: Tenant,
+    persistence_in_loop: Persistence,
+    new_gateway: NewGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sequences of the new log begin at 1: an old cursor is an entry of a new turn, too."""
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.3)
+    gateway = await new_gateway(own_server.url)
+    old, running, new = [new_writer(own_log, tenant) for _ in range(3)]
+    await old.open("Old", " words")
+    await old.end()
+    await running.open("Half")
+    before = await read(gateway.client, old.key.turn)
+    reading = asyncio.create_task(read(gateway.client, running.key.turn))
+    await until(lambda: is_read(own_log, running.key))
+    record = await get(gateway, f"/v1/turns/{old.key.turn}")
+    await persistence_in_loop.ask(tenant, "turn", GetTurn(running.key.turn), TurnRecord)
+    await own_connection.jetstream.delete_stream(STREAM)
+    await apply_streams(own_server.url)
+    await new.open("New")
+    await new.say(*[" words"] * 9)
+    await new.end()
+    later = await new_gateway(own_server.url)
+    for one in (gateway, later):
+        assert await get(one, f"/v1/turns/{old.key.turn}") == record
+        for cursor in (0, *(frame.seq for frame in before.frames[:-1])):
+            received = await read(one.client, old.key.turn, cursor)
+            assert received.over == "ended"
+            if one is later:
+                assert told(frame.sent for frame in received.frames).text in ("", "Old words")
+        rest = await reading if one is gateway else await read(one.client, running.key.turn, 9)
+        assert "New" not in str(rest.frames)
+        assert (await get(one, f"/v1/turns/{running.key.turn}"))["outcome"] == "failed"
+    fresh = await read(later.client, new.key.turn)
+    assert told(frame.sent for frame in fresh.frames).text == "New" + " words" * 9
