@@ -1,4 +1,4 @@
-"""`tailrace keys`: what a person types, against a NATS that runs, and what a gateway then does."""
+"""`tailrace keys` as a process: create, list, revoke, errors, and the gateways that then accept or refuse a key."""
 
 import asyncio
 import sys
@@ -17,84 +17,69 @@ from tests.harness.until import until
 from tests.harness.up import LEAN, running
 from tests.integration.conftest import NewGateway
 
-WRONG_LIVES = ("", "90", "0d", "1.5d", "90 d", "d", "1y", "10000d", "90D")
+# 404 with a valid key.
+PATH = "/v1/blobs/none"
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
     status: int
     out: str
     err: str
 
 
-async def keys(*arguments: str, **environ: str) -> Said:
-    """`tailrace keys …` as a process of its own."""
+async def keys(*arguments: str, nats_url: str = "") -> Result:
+    environ = {"TAILRACE_NATS_URL": nats_url} if nats_url else {}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tailrace", "keys", *arguments, cwd=CHECKOUT, env=environ, stdout=PIPE, stderr=PIPE
     )
     out, err = await asyncio.wait_for(process.communicate(), 30)
-    return Said(process.returncode or 0, out.decode(), err.decode())
+    return Result(process.returncode or 0, out.decode(), err.decode())
 
 
-async def test_a_key_is_made_and_works_and_is_revoked_everywhere(
+async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     own_server: NatsServer, new_gateway: NewGateway
 ) -> None:
-    """Made by hand, it opens two gateways that ran before it; revoked, neither, and they do not open without one."""
-    gateways = [await new_gateway(own_server.url, api_keys="") for _ in range(2)]
-    environ = {"TAILRACE_NATS_URL": own_server.url}
-    made = await keys("create", "--tenant", "acme", "--name", "web shop", **environ)
-    secret = made.out.strip()
-    assert made.status == 0
-    assert (made.out.count("\n"), secret[:3]) == (1, "tr_")
+    """Without a valid key the gateways stay closed once a key existed."""
+    nats_url = own_server.url
+    gateways = [await new_gateway(nats_url, api_keys="") for _ in range(2)]
+    made = await keys("create", "--tenant", "acme", "--name", "web shop", nats_url=nats_url)
+    secret, key_id = made.out.strip(), made.err.split()[0]
+    assert (made.status, made.out.count("\n"), secret[:3]) == (0, 1, "tr_")
     assert "the first key" in made.err
     assert secret not in made.err
-    key_id = made.err.split()[0]
 
-    async def statuses() -> list[int]:
-        headers = {"authorization": f"Bearer {secret}"}
-        return [(await gateway.client.get("/v1/blobs/none", headers=headers)).status_code for gateway in gateways]
-
-    async def are(status: int) -> bool:
-        return set(await statuses()) == {status}
+    async def are(status: int, secret: str = secret) -> bool:
+        headers = {"authorization": f"Bearer {secret}" if secret else ""}
+        return {(await gateway.client.get(PATH, headers=headers)).status_code for gateway in gateways} == {status}
 
     await until(lambda: are(404))
-    for gateway in gateways:
-        assert (await gateway.client.get("/v1/blobs/none", headers={"authorization": ""})).status_code == 401
-    listed = await keys("list", **environ)
+    assert await are(401, "")
+    listed = await keys("list", nats_url=nats_url)
     row = next(line for line in listed.out.splitlines() if key_id in line)
     assert row.split()[:3] == [key_id, "acme", "manage,read,write"]
     assert row.split()[-4:] == ["-", "-", "web", "shop"]
     assert secret not in listed.out
-    revoked = await keys("revoke", key_id, **environ)
+    revoked = await keys("revoke", key_id, nats_url=nats_url)
     assert (revoked.status, revoked.out) == (0, f"{key_id} of acme is revoked\n")
     assert revoked.err == "No valid key is left, and every request needs one: run `tailrace keys create`.\n"
-    again = await keys("revoke", key_id, **environ)
+    again = await keys("revoke", key_id, nats_url=nats_url)
     assert (again.status, again.out.startswith(f"{key_id} of acme was revoked already, 20")) == (0, True)
     await until(lambda: are(401))
-    # The last one is gone, and the door does not open again for that.
-    for gateway in gateways:
-        assert (await gateway.client.get("/v1/blobs/none", headers={"authorization": ""})).status_code == 401
-    second = await keys("create", "--tenant", "acme", "--scope", "read", **environ)
+    assert await are(401, "")
+    arguments = ("create", "--tenant", "acme", "--scope", "read", "--expires", "90d")
+    second = await keys(*arguments, nats_url=nats_url)
     assert "the first key" not in second.err
-    assert " read " in (await keys("list", **environ)).out
-
-
-async def test_a_key_may_be_made_for_a_time(own_server: NatsServer, new_gateway: NewGateway) -> None:
-    """When it ends is said as it is made and in the list, and until then it opens."""
-    environ = {"TAILRACE_NATS_URL": own_server.url}
-    made = await keys("create", "--tenant", "acme", "--expires", "90d", **environ)
     end = datetime.now(UTC) + timedelta(days=90)
-    days = {f"{day:%Y-%m-%d}" for day in (end, end - timedelta(minutes=5))}
-    (said,) = [line for line in made.err.splitlines() if line.startswith("It expires at ")]
-    assert said.split()[3] in days
-    (row,) = [line for line in (await keys("list", **environ)).out.splitlines() if "key_" in line]
-    assert f"{said.split()[3]} {said.split()[4]}" in row
-    gateway = await new_gateway(own_server.url, api_keys="")
-    opened = await gateway.client.get("/v1/blobs/none", headers={"authorization": f"Bearer {made.out.strip()}"})
-    assert opened.status_code == 404
+    (line,) = [line for line in second.err.splitlines() if line.startswith("It expires at ")]
+    _, _, _, day, time, *_ = line.split()
+    assert day in {f"{at:%Y-%m-%d}" for at in (end, end - timedelta(minutes=5))}
+    (row,) = [line for line in (await keys("list", nats_url=nats_url)).out.splitlines() if f"{day} {time}" in line]
+    assert " read " in row
+    await until(lambda: are(404, second.out.strip()))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "sentence"),
+    ("arguments", "status", "message"),
     [
         (["create"], 2, "required: --tenant"),
         (["create", "--tenant", "A.b"], 2, "is not a tenant"),
@@ -102,44 +87,40 @@ async def test_a_key_may_be_made_for_a_time(own_server: NatsServer, new_gateway:
         (["create", "--tenant", "a", "--scope", "all"], 2, "invalid choice: 'all'"),
         (["create", "--tenant", "a", "--name", "\x1b[2J"], 2, "is not a name"),
         (["create", "--tenant", "a", "--name", "n" * 101], 2, "is not a name"),
-        *((["create", "--tenant", "a", "--expires", text], 2, "is not a time such as 90d") for text in WRONG_LIVES),
+        *(
+            (["create", "--tenant", "a", "--expires", text], 2, "is not a time such as 90d")
+            for text in ("", "90", "0d", "1.5d", "90 d", "1y", "10000d")
+        ),
         (["create", "--tenant", "a", "--limits", "burst=5"], 2, "needs `requests`"),
         (["revoke", "key_0000000000000000"], 1, "no key has the id 'key_0000000000000000'"),
         (["revoke", "*"], 1, "no key has the id '*'"),
+        # With the URL of a server, no data directory is read.
         (["list", "--data", "nowhere"], 0, ""),
     ],
 )
-async def test_a_wrong_argument_is_said_in_a_sentence(
-    own_server: NatsServer, arguments: list[str], status: int, sentence: str
-) -> None:
-    """And nothing is made or revoked; where the NATS is named, no folder is looked into."""
-    said = await keys(*arguments, TAILRACE_NATS_URL=own_server.url)
-    assert (said.status, sentence in said.err) == (status, True), said
-    assert said.err.count("\n") == (1 if sentence else 0)
+async def test_an_invalid_argument_is_one_line(nats_url: str, arguments: list[str], status: int, message: str) -> None:
+    result = await keys(*arguments, nats_url=nats_url)
+    assert (result.status, message in result.err) == (status, True), result
+    assert result.err.count("\n") == (1 if message else 0)
 
 
-async def test_where_nobody_runs_that_is_said(tmp_path: Path) -> None:
-    """No folder, no NATS, a folder of an `up` that has ended: each with what to do."""
-    no_folder = await keys("list", "--data", str(tmp_path))
-    assert (no_folder.status, no_folder.err.count("\n")) == (2, 1)
-    assert "TAILRACE_NATS_URL" in no_folder.err
-    assert "--data" in no_folder.err
-    nobody = await keys("list", TAILRACE_NATS_URL="nats://secret@127.0.0.1:9")
-    assert (nobody.status, nobody.err.count("\n")) == (1, 1)
-    assert "no NATS server answers at 127.0.0.1:9" in nobody.err
-    assert "secret" not in nobody.err
-
-
-async def test_a_nats_without_the_bucket_is_said(tmp_path: Path) -> None:
-    """One that an older version has set up: what to run."""
+async def test_the_error_says_how_to_reach_a_server_with_streams(tmp_path: Path) -> None:
+    """No data directory, no server, and a server that an older version has set up."""
+    no_directory = await keys("list", "--data", str(tmp_path))
+    assert (no_directory.status, no_directory.err.count("\n")) == (2, 1)
+    assert "TAILRACE_NATS_URL" in no_directory.err
+    assert "--data" in no_directory.err
+    no_server = await keys("list", nats_url="nats://secret@127.0.0.1:9")
+    assert (no_server.status, no_server.err.count("\n")) == (1, 1)
+    assert "no NATS server answers at 127.0.0.1:9" in no_server.err
+    assert "secret" not in no_server.err
     async with NatsServer(tmp_path) as bare:
-        said = await keys("create", "--tenant", "acme", TAILRACE_NATS_URL=bare.url)
-    assert (said.status, said.out) == (1, "")
-    assert "streams" in said.err
+        no_bucket = await keys("create", "--tenant", "acme", nats_url=bare.url)
+    assert (no_bucket.status, no_bucket.out, "streams" in no_bucket.err) == (1, "", True)
 
 
-def test_the_nats_of_an_up_is_found_in_its_folder(tmp_path: Path) -> None:
-    """As `up` has written it down, unless another is named."""
+def test_the_url_of_nats_is_in_the_data_directory(tmp_path: Path) -> None:
+    """`up` stores it there; the environment variable has precedence."""
     with pytest.raises(SettingsInvalid, match="is not the data directory of a `tailrace up`"):
         url(tmp_path, {})
     (tmp_path / URL_FILE).write_text("nats://token@here")
@@ -147,26 +128,25 @@ def test_the_nats_of_an_up_is_found_in_its_folder(tmp_path: Path) -> None:
     assert url(tmp_path, {"TAILRACE_NATS_URL": "nats://there"}) == "nats://there"
 
 
-async def test_up_has_keys_and_with_one_it_may_listen_elsewhere(tmp_path: Path) -> None:
-    """A laptop: where there is no key strangers may not reach it; made beside it, everybody needs one from then on."""
+@pytest.mark.timeout(120)
+async def test_up_is_open_on_loopback_until_the_first_key(tmp_path: Path) -> None:
+    """Without a key it refuses to listen on other addresses."""
     with running(tmp_path, "--port", "0", "--host", "0.0.0.0") as refused:
         await until(lambda: refused.process.poll() is not None, 25)
         assert refused.process.returncode == 2
         assert "TAILRACE_HOST: 0.0.0.0 is reachable from other machines" in refused.printed.read_text()
         assert refused.said("ready") == ""
     with running(tmp_path, *LEAN) as up:
-        where = await up.ready()
-        async with httpx2.AsyncClient(base_url=where, trust_env=False) as client:
-            assert (await client.get("/v1/blobs/none")).status_code == 404
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False) as client:
+            assert (await client.get(PATH)).status_code == 404
             made = await keys("create", "--tenant", "acme", "--data", str(up.folder))
             assert made.status == 0
 
             async def is_closed() -> bool:
-                return (await client.get("/v1/blobs/none")).status_code == 401
+                return (await client.get(PATH)).status_code == 401
 
             await until(is_closed)
-            headers = {"x-api-key": made.out.strip()}
-            assert (await client.get("/v1/blobs/none", headers=headers)).status_code == 404
+            assert (await client.get(PATH, headers={"x-api-key": made.out.strip()})).status_code == 404
         stored = [path for path in up.folder.rglob("*") if path.is_file()]
         assert [path for path in stored if made.out.strip().encode() in path.read_bytes()] == []
     with running(tmp_path, *LEAN) as again:
