@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from tailrace.deploy.local.full_disk import restart_stuck_server
+from tailrace.deploy.local.failed_writes import restart_stuck_server
 from tailrace.deploy.local.liveness import Liveness
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.readiness import HealthCheck

@@ -22,6 +22,7 @@ from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
@@ -335,7 +336,8 @@ class EventStream(StreamedResponse):
             record = await self._gateway.history.past(start.key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
-        if self._cursor > record.cursor:
+        # The database may have less of a turn than its readers if the log lost it. They must learn that it has failed.
+        if self._cursor > record.cursor and record.error != LOST_FAILURE:
             raise CursorUnknown("the cursor is beyond the end of this turn")
         if self._cursor == record.cursor:
             await self._send_empty(send, 204)

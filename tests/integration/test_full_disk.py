@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tailrace.deploy.local.full_disk import is_stuck
+from tailrace.deploy.local.failed_writes import is_stuck
 from tailrace.deploy.local.readiness import Response
 from tests.harness.disk import MIB, needs_mount, small_disk
 from tests.harness.generator_in_loop import words
@@ -73,7 +73,7 @@ async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -
             again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
             assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
             assert (await client.get(path)).text == words(20)
-        said = re.findall(r"^up +\| nats-server stopped storing because its disk was full; ", up.text, re.MULTILINE)
+        said = re.findall(r"^up +\| nats-server stopped storing after a failed write; ", up.text, re.MULTILINE)
         assert len(said) == 1
 
 

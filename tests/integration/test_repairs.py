@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
 import shutil
 import sys
 from asyncio import TaskGroup
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGSTOP
 
@@ -20,6 +22,7 @@ from tailrace.deploy.local.readiness import HealthCheck, Response
 from tailrace.deploy.local.repair_setup import SetupRepair
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.chain import START
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, missing
@@ -45,23 +48,25 @@ time.sleep(60)
 
 @pytest.mark.timeout(120)
 async def test_up_repairs_what_is_deleted_and_waits_for_what_is_away(tmp_path: Path) -> None:
-    """Turns complete after each fault, and the turn from before all of them is still there."""
+    """Turns complete after each fault, and the turns of before are still there unless both copies are gone."""
     with running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:
 
-            async def complete_turn() -> str:
+            async def completed_turn() -> str:
+                """Returns the id of a new turn that was answered; empty if the POST was refused."""
                 body = {"message": "#sim words=5 rate=0"}
                 headers = {"accept": "text/event-stream", "idempotency-key": new_id()}
                 answer = await client.post("/v1/turns?dialect=text", json=body, headers=headers)
-                assert answer.text == words(5)
-                return answer.headers["tailrace-turn"]
+                assert answer.text == words(5) or answer.status_code == 503
+                return answer.headers["tailrace-turn"] if answer.status_code == 200 else ""
 
             async def is_recorded(turn: str) -> bool:
                 listed = await client.get("/v1/sessions?limit=1")
                 found = await client.get(f"/v1/turns/{turn}")
                 return listed.status_code == 200 and found.json().get("text") == words(5)
 
-            first = await complete_turn()
+            first = await completed_turn()
+            await until(lambda: is_recorded(first), 20)
             admin = await Connection.open((up.folder / "nats.url").read_text().strip(), "test")
             try:
                 for durable in (GENERATORS, PERSISTENCE):
@@ -71,19 +76,46 @@ async def test_up_repairs_what_is_deleted_and_waits_for_what_is_away(tmp_path: P
             finally:
                 await admin.close()
             await until(lambda: is_recorded(first), 20)
-            await complete_turn()
+            assert await completed_turn()
+
+            running_turn = (await client.post("/v1/turns", json={"message": "#sim words=600 rate=20"})).json()["turn"]
+            events = f"/v1/turns/{running_turn}/events"
+            received = b""
+            with suppress(httpx2.RemoteProtocolError):
+                async with client.stream("GET", events) as response:
+                    async for piece in response.aiter_raw():
+                        if not received:
+                            await purge_log(up.folder)
+                        received += piece
+            cursor = re.findall(rb"^id: (\d+)$", received, re.MULTILINE)[-1].decode()
+
+            async def is_told() -> bool:
+                again = await client.get(events, headers={"last-event-id": cursor})
+                return again.status_code == 200 and LOST_FAILURE.message in again.text
+
+            await until(is_told, 20)
 
             away = up.folder.with_name("away")
             up.folder.rename(away)
             await until(lambda: "Waiting for it; the processes continue" in up.text, 20)
             away.rename(up.folder)
-            last = await complete_turn()
+            # The first write into a directory that is away makes nats-server stop storing, until `up` restarts it.
+            last = await until(completed_turn, 30)
             await until(lambda: is_recorded(last), 20)
 
             os.truncate(up.folder / "tailrace.db", 0)
             await until(lambda: "was truncated while it was open" in up.text, 20)
-            await until(lambda: is_recorded(first), 20)
+            # The new database has what the log has: not the first turn, which was purged from it.
+            await until(lambda: is_recorded(last), 20)
         assert up.process.poll() is None
+
+
+async def purge_log(data: Path) -> None:
+    admin = await Connection.open((data / "nats.url").read_text().strip(), "test")
+    try:
+        await admin.jetstream.purge_stream(STREAM)
+    finally:
+        await admin.close()
 
 
 async def test_a_missing_consumer_is_reported_by_readyz_and_by_a_metric(

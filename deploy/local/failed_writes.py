@@ -1,4 +1,6 @@
-"""Restart of a nats-server that found its disk full: it stores nothing until then, even when there is space again.
+"""Restart of a nats-server after a failed write: it stores nothing until then, even when the cause is gone.
+
+The cause is a full disk, or a data directory that was away.
 
 The server reports it on its monitoring port. As long as the disk is full it is left running, because it still serves
 reads.
@@ -29,7 +31,7 @@ async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervis
         health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
         has_space = shutil.disk_usage(spec.store).free >= FREE_BYTES_MIN
         if is_stuck(health) and has_space and await has_started(spec):
-            supervisor.console.log(f"{spec.name} stopped storing because its disk was full; restarting it")
+            supervisor.console.log(f"{spec.name} stopped storing after a failed write; restarting it")
             supervisor.restart(spec.name)
             return
 
