@@ -17,7 +17,7 @@ TEXT = words(200)
 LINE = "#sim words=200 rate=120"
 # Without TLS, Chromium takes a connection that closes within the headers for a response without a body.
 IN_BODY = 600
-# fetch-event-source stores the id of an event that is cut between these two; see gateway/streaming/sse.py.
+# fetch-event-source stores the id of an event that is cut between these two; see gateway/http/sse.py.
 END_OF_EVENT = b"\n\n"
 
 
