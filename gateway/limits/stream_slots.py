@@ -4,7 +4,6 @@ A slot is renewed while its stream is open. The slots of a gateway that was kill
 NATS is unreachable streams are not counted: what they deliver is paid for. reader_counts.py still limits each gateway.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
@@ -16,6 +15,7 @@ from tailrace.gateway.limits.quotas import Owner
 from tailrace.gateway.limits.reader_counts import ReaderCounts
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import new_id
+from tailrace.proto.nats.leases import keep_renewed
 from tailrace.proto.nats.slots import Slot
 
 logger = structlog.get_logger()
@@ -55,6 +55,9 @@ class StreamPermit:
             await self._all.acquire(self)
             self._is_acquired = True
 
+    async def renew(self) -> None:
+        await self._all.renew(self)
+
     async def release(self) -> None:
         self._is_acquired = False
         counted, self._counted = self._counted, None
@@ -87,10 +90,7 @@ class StreamSlots:
 
     async def renew_periodically(self) -> None:
         """Renews the slots of all open streams until it is cancelled."""
-        while True:
-            await asyncio.sleep(RENEW_INTERVAL_S)
-            for permit in tuple(self._open):
-                await self._renew(permit)
+        await keep_renewed(lambda: self._open, RENEW_INTERVAL_S)
 
     async def acquire(self, permit: StreamPermit) -> None:
         """Acquires the slots of `permit`, which are renewed until it is released. Raises Refused."""
@@ -129,7 +129,7 @@ class StreamSlots:
             for slot in slots:
                 await self._limiter.slots.release(slot.seq)
 
-    async def _renew(self, permit: StreamPermit) -> None:
+    async def renew(self, permit: StreamPermit) -> None:
         with suppress(LogError):
             for slot in tuple(permit.slots):
                 newer = await self._limiter.slots.renew(slot, permit.holder, SLOT_LIFE_S)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import nats.errors
 import nats.js.errors
@@ -67,6 +67,21 @@ class Delivery:
             logger.debug("lease not given up, will expire", turn=self.key.turn, error=type(error).__name__)
 
 
+class Lease(Protocol):
+    """What is held as long as it is renewed."""
+
+    async def renew(self) -> None:
+        """Renews the lease. Raises nothing if that fails."""
+
+
+async def keep_renewed(held: Callable[[], Iterable[Lease]], interval_s: float) -> None:
+    """Renews the leases that `held()` returns, every `interval_s` seconds until it is cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        for lease in tuple(held()):
+            await lease.renew()
+
+
 class Deliveries:
     """A durable pull consumer, used by one process."""
 
@@ -92,11 +107,8 @@ class Deliveries:
         return self.ack_wait_s / RENEWALS
 
     async def keep_renewed(self, held: Callable[[], Iterable[Delivery]]) -> None:
-        """Renews the deliveries that `held()` returns, again and again until it is cancelled."""
-        while True:
-            await asyncio.sleep(self.renew_every_s)
-            for delivery in tuple(held()):
-                await delivery.renew()
+        """Renews the deliveries that `held()` returns until it is cancelled."""
+        await keep_renewed(held, self.renew_every_s)
 
     @classmethod
     async def open(cls, connection: Connection, durable: str) -> Self:
