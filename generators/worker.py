@@ -18,6 +18,7 @@ from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -90,10 +91,9 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             self._group = group
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
-            stopping = group.create_task(stop.wait())
             while not stop.is_set():
                 if self._slots.free <= 0:
-                    await asyncio.wait({stopping, *self._turns}, return_when=asyncio.FIRST_COMPLETED)
+                    await run_until(stop.wait(), *self._turns)
                     continue
                 # Fetch only what can start: another generator may have a free slot for the rest.
                 for delivery in await self._deliveries.next():

@@ -19,6 +19,7 @@ import msgspec
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import EXIT_USAGE
 
 DELAY_S_MIN = 0.1
@@ -120,11 +121,7 @@ class Child:
     async def wait_or_stop(self, process: Process) -> int:
         """Waits until the process ends, and stops it when `stopping` is set; returns its status."""
         ended = asyncio.create_task(process.wait())
-        stop_requested = asyncio.create_task(self.stopping.wait())
-        try:
-            await asyncio.wait([ended, stop_requested], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop_requested.cancel()
+        await run_until(self.stopping.wait(), ended)
         if not ended.done():
             process.terminate()
             await asyncio.wait([ended], timeout=self.spec.grace_s)

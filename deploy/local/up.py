@@ -12,7 +12,7 @@ import socket
 import sys
 from asyncio import TaskGroup
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports
@@ -31,6 +31,7 @@ from tailrace.gateway.__main__ import load_authenticator
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.logging_setup import configure
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
@@ -68,17 +69,15 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
     async with TaskGroup() as tasks:
         supervisor = Supervisor(tasks, console)
         serving = asyncio.create_task(start_and_watch(options, environ, listener, supervisor))
-        stop_requested = asyncio.create_task(handle_signals(supervisor).wait())
         try:
-            ends: list[asyncio.Future[Any]] = [serving, stop_requested, supervisor.fatal_config]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            stop_requested = await run_until(handle_signals(supervisor).wait(), serving, supervisor.fatal_config)
         finally:
             # nats-py may swallow the cancellation. The supervisor starts no process from here on.
             serving.cancel()
             # Otherwise a client that reconnects now would wait in the queue of a socket that no process serves.
             listener.close()
             await supervisor.stop()
-    if stop_requested.done():
+    if not stop_requested.cancelled():
         return 0
     if supervisor.fatal_config.done():
         raise UpRefused(f"{supervisor.fatal_config.result()} reports an invalid setting: see its lines above")

@@ -11,6 +11,7 @@ from tailrace.deploy.simulated_claude.account import Call
 from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.reply import Reply
 from tailrace.deploy.simulated_claude.stats import Stats
+from tailrace.proto.runtime.race import run_until
 
 CHUNK_BYTES = 32_768  # at rate=0 this many bytes are written at once
 Writer = Callable[[Send], Awaitable[None]]
@@ -32,16 +33,14 @@ class Written(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self.writer(send)
 
-        writing = asyncio.ensure_future(write())
-        leaving = asyncio.ensure_future(left(receive))
+        leaving = asyncio.create_task(left(receive))
         try:
-            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
+            writing = await run_until(write(), leaving)
         finally:
             leaving.cancel()
-            writing.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await asyncio.wait((leaving,))
+        if not writing.cancelled():
+            writing.result()
 
 
 async def left(receive: Receive) -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.http_protocol import ClientConnection
+from tailrace.proto.runtime.race import run_until
 
 # The accept queue; the kernel limits it to net.core.somaxconn.
 BACKLOG = 16_384
@@ -62,10 +63,8 @@ async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, pro
     server = Server(config)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[listening]))
-        stopping = group.create_task(stop.wait())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await run_until(stop.wait(), serving)
         server.should_exit = True
-        stopping.cancel()
 
 
 def listen(host: str, port: int, listen_fd: int) -> socket.socket:

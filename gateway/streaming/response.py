@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.runtime.race import run_until
 
 T = TypeVar("T")
 Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
@@ -53,19 +54,11 @@ class Interruptions:
 
     async def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> Ending[T]:
         """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises."""
-        working = asyncio.create_task(work)
-        try:
-            done, _ = await asyncio.wait(
-                (working, *self._watching), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            if not working.done():
-                working.cancel()
-                await asyncio.wait((working,))
+        working = await run_until(work, *self._watching, timeout_s=timeout_s)
         if not working.cancelled():
             return Ending("done", working.result())
         # In the order in which they are watched: of a client that is gone nothing else matters.
-        return Ending(next((cause for task, cause in self._watching.items() if task in done), "timeout"))
+        return Ending(next((cause for task, cause in self._watching.items() if task.done()), "timeout"))
 
 
 class StreamedResponse:

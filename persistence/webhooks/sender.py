@@ -27,6 +27,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, is_token
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.records import record_from_fold
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 from tailrace.proto.subjects import TurnKey
 
@@ -84,12 +85,11 @@ class WebhookSender:
         left = (await self._deliveries.backlog()).leased
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
-            stopping = group.create_task(stop.wait())
             await self._start(group, await self._receive_leased(left, stop))
             while not stop.is_set():
                 free = WAITING_MAX - len(self._held)
                 if free <= 0:
-                    await asyncio.wait({stopping, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+                    await run_until(stop.wait(), *self._tasks.values())
                     continue
                 await self._start(group, await self._deliveries.next(min(free, BATCH_MAX)))
                 with suppress(LogUnavailable):

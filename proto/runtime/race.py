@@ -1,0 +1,25 @@
+"""run_until: runs a coroutine until it is done or something else comes first."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def run_until(
+    work: Coroutine[Any, Any, T], *stops: asyncio.Future[Any], timeout_s: float | None = None
+) -> asyncio.Task[T]:
+    """Runs `work` until it is done, or one of `stops` is, or `timeout_s` is over; cancels `work` in the last two cases.
+
+    Returns the task of `work`, which is over: `cancelled()` if it came second. The stops go on; an exception of a stop
+    is not raised.
+    """
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait((working, *stops), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
+    return working
