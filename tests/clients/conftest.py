@@ -33,7 +33,7 @@ from tests.integration.conftest import (
 
 __all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "system", "system_log"]
 
-# A generator that is killed here is the only one: nobody has to be given the time to be slow.
+# Only one generator runs, so a short lease takes no turn away from a slow one.
 LEASE_S = 0.2
 
 

@@ -5,9 +5,8 @@ import json
 import socket
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import httpx2
 import msgspec
 import pytest
 
@@ -18,7 +17,7 @@ from tests.clients import node
 from tests.clients.conftest import Takeover, told
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, seeded
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.generator_in_loop import last_request, stats, words
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, api_keys
@@ -26,9 +25,9 @@ from tests.integration.conftest import KEY, Gateway, api_keys
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
-# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+# Slow enough that a busy machine does not join the deltas before the kill into few entries.
 SLOW = "#sim words=40 rate=60"
-# What it asks first is answered in less: only its stream is cut.
+# Its first requests have shorter responses, so that only its stream is cut.
 HELLO_BYTES_MAX = 1200
 
 
@@ -157,17 +156,11 @@ async def test_session_with_a_tool_is_one_conversation(
     assert (first["stop_reason"], second["parent"]) == ("tool_use", first["turn"])
     (result,) = second["input"]
     assert result["content"][0]["content"] == "tail\nrace"
-    # The model is told what Claude Code tells: the session's own words would bring back its old cache marks.
+    # The model receives the messages of the request: those of the session have old cache marks.
     request = (await system_log.turn(TurnKey(tenant, TurnId(second["turn"])))).request
     assert request is not None
-    asked = (await last_asked(claude))["body"]
+    asked = (await last_request(claude))["body"]
     assert asked["messages"] == msgspec.to_builtins(request.messages)
     assert json.dumps(asked).count('"cache_control"') <= 4
     assert (request.history, request.on_disconnect, len(asked["tools"]) > 5) == (3, "grace:60", True)
     assert "claude-code-20250219" in (request.betas or [])
-
-
-async def last_asked(claude: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        last: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()
-        return last

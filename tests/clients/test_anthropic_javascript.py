@@ -14,7 +14,7 @@ from tests.integration.conftest import KEY, Gateway, NewGateway
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
-# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+# Slow enough that a busy machine does not join the deltas before the kill into few entries.
 SLOW = "#sim words=40 rate=60"
 
 

@@ -13,7 +13,7 @@ from anthropic.types import Message
 from tests.clients.conftest import told
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
-from tests.harness.generator_in_loop import words
+from tests.harness.generator_in_loop import last_request, words
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.until import until
@@ -21,10 +21,10 @@ from tests.integration.conftest import KEY, Gateway, NewGateway
 
 MODEL = "claude-haiku-5-5"
 TEXT = words(40)
-# The headers, the opening events, and the first of its words.
+# The headers, the opening events and the first word.
 AFTER_FIRST_WORD = 2200
 LINE = "#sim words=40 rate=200"
-# Slow enough that a busy machine does not join its deltas into fewer entries than the generator is to live for.
+# Slow enough that a busy machine does not join the deltas before the kill into few entries.
 SLOW = "#sim words=40 rate=60"
 
 
@@ -116,7 +116,7 @@ async def test_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: As
     )
     call = first.content[-1]
     assert call.type == "tool_use"
-    # The mark for the prompt cache has moved on: who put it back would soon have more than the four that are allowed.
+    # The cache mark is on the last message only: the API allows four marks.
     told: list[Any] = [{"role": "user", "content": [block]}, {"role": "assistant", "content": blocks(first)}]
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "found"} | mark]}
     second = await sdk.messages.create(**question("") | more | {"messages": [*told, result]})
@@ -125,14 +125,8 @@ async def test_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: As
         (turn_of(first), None, [{"role": "user", "content": [block | mark]}]),
         (turn_of(second), turn_of(first), [result]),
     ]
-    last = (await last_asked(claude))["body"]
+    last = (await last_request(claude))["body"]
     assert (last["messages"], last["tools"], last["thinking"]) == ([*told, result], tools, {"type": "adaptive"})
-
-
-async def last_asked(claude: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        last: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()
-        return last
 
 
 async def test_fields_of_the_message_are_passed_on(gateway: Gateway, sdk: AsyncAnthropic) -> None:
@@ -168,7 +162,7 @@ async def test_both_key_headers_and_versions_are_accepted(
     async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
         answer = await client.post("/v1/messages?beta=true", json=question("#sim words=1 rate=0"))
     assert (answer.status_code, Message.model_validate(answer.json()).stop_reason) == (200, "end_turn")
-    assert (await last_asked(claude))["version"] == headers["anthropic-version"]
+    assert (await last_request(claude))["version"] == headers["anthropic-version"]
     assert answer.headers["request-id"] == answer.headers["tailrace-turn"] == answer.json()["id"].removeprefix("msg_")
 
 
@@ -200,7 +194,7 @@ async def test_failure_before_the_first_event_has_a_status(
     assert sentence in str(raised.value)
     assert type_ in (None, raised.value.type)
     if line.startswith("#sim"):
-        # It came to a turn, which the error names; so does what a person is asked to quote.
+        # There is a turn, which the error and the request id name.
         assert raised.value.request_id == raised.value.response.headers["tailrace-turn"]
     if "retry_after" in line:
         assert raised.value.response.headers["retry-after"] == "60"

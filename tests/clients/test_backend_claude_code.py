@@ -8,7 +8,6 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-import httpx2
 import msgspec
 import pytest
 
@@ -24,11 +23,11 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.schema import with_schema
 from tests.clients import node
 from tests.harness import processes
-from tests.harness.generator_in_loop import ask, attempts, ended, open_streams, stats, words, working
+from tests.harness.generator_in_loop import ask, attempts, ended, last_request, open_streams, stats, words, working
 from tests.harness.until import until
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
-# A machine that is busy with other tests is slower than any person's.
+# On a machine that is busy with other tests.
 STALL_TIMEOUT_S = 20.0
 MANY_TRIES_S = 30.0
 
@@ -74,15 +73,9 @@ def text(events: list[dict[str, Any]]) -> str:
     return "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta")
 
 
-async def last_asked(claude: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        body: dict[str, Any] = (await client.get(f"{claude}/_sim/last")).json()["body"]
-        return body
-
-
 async def results(claude: str) -> list[dict[str, Any]]:
     """The tool results that the model has received."""
-    blocks = [m["content"] for m in (await last_asked(claude))["messages"] if isinstance(m["content"], list)]
+    blocks = [m["content"] for m in (await last_request(claude))["body"]["messages"] if isinstance(m["content"], list)]
     return [block for content in blocks for block in content if block["type"] == "tool_result"]
 
 
@@ -92,7 +85,7 @@ async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
     assert events[-1]["usage"]["output_tokens"] == 30
-    asked = await last_asked(claude)
+    asked = (await last_request(claude))["body"]
     assert asked["model"] == "claude-sonnet-5-5"
     assert "Be brief." in json.dumps(asked["system"])
 
@@ -126,7 +119,7 @@ async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, wa
     await answer(opened(claude, tmp_path), using("Read", file_path=paths[way]))
     (result,) = await results(claude)
     assert result["is_error"] is True
-    assert "neighbour" not in json.dumps(await last_asked(claude))
+    assert "neighbour" not in json.dumps((await last_request(claude))["body"])
 
 
 @pytest.mark.rule("S18")
@@ -150,7 +143,7 @@ async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_pa
     await answer(opened(claude, tmp_path, claude_code_tools="Read, Write, Edit"), call)
     (result,) = await results(claude)
     assert result["is_error"] is True
-    assert "neighbour" not in json.dumps(await last_asked(claude))
+    assert "neighbour" not in json.dumps((await last_request(claude))["body"])
     assert [path.name for path in other.iterdir()] == ["secret.txt"]
 
 
@@ -159,7 +152,7 @@ async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> 
     """A message like `/model` would choose a model that costs more; it is sent as text."""
     command = "/model claude-opus-5-5"
     events = await answer(opened(claude, tmp_path), asking("", messages=[Message("user", command)]))
-    asked = await last_asked(claude)
+    asked = (await last_request(claude))["body"]
     assert (asked["model"], (await stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
     assert command in json.dumps(asked["messages"])
     assert text(events)
@@ -316,7 +309,7 @@ async def test_a_generator_that_is_killed_takes_it_along(
         assert any(temporary.iterdir())
         await generator.stop(SIGKILL)
         await until(lambda: not is_running(mark), MANY_TRIES_S)
-        # The system prompt lay there.
+        # The file with the system prompt is removed.
         await until(lambda: not any(temporary.iterdir()), MANY_TRIES_S)
 
 
@@ -333,13 +326,13 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
         "stall_timeout_s": STALL_TIMEOUT_S,
     }
     async with working(own_server.url, claude, **given):
-        # What the simulation says of itself when it is told the conversation as JSON is this, too.
+        # The simulated Claude also answers a conversation in JSON with this text.
         line = f'rate=0 json={{"query":"tailrace"}}{wrong}'
         turn = await ended(own_log, await ask(own_log, line, options=with_schema(None, schema)))
     assert turn.end is not None
     assert (turn.text, turn.outcome, turn.end.schema_valid) == ('{"query":"tailrace"}', "completed", True)
     assert (turn.attempt, turn.rejected) == ((2, '{"km":1}') if wrong else (1, ""))
-    asked = await last_asked(claude)
+    asked = (await last_request(claude))["body"]
     assert "output_config" not in asked or "format" not in asked["output_config"]
     for told in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
         assert told in json.dumps(asked["system"])

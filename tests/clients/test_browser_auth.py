@@ -9,11 +9,11 @@ from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
-# Nobody listens there: what a page of these origins is made of comes from the script.
+# No server listens at these origins: the script provides their pages.
 OURS, OTHER = "http://127.0.0.1:43210", "http://localhost:43210"
 TEXT = words(200)
 LINE = "#sim words=200 rate=120"
-# Cut before its first id has arrived, a stream has used its ticket for nothing (ADR 16).
+# A stream that is cut before its first id has used its ticket (ADR 16).
 AFTER_FIRST_ID = 1100
 
 

@@ -48,7 +48,7 @@ async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant
     """Comments before the first chunk and between two chunks."""
     gateway = await new_gateway(nats_url, heartbeat_s=0.05)
     async with sdk_of(gateway.url) as sdk:
-        # It returns with the headers, and these come with the first heartbeat: nobody has begun to answer.
+        # The headers come with the first heartbeat, before a generator has begun.
         stream = await sdk.chat.completions.create(model=MODEL, messages=asked("hi"), stream=True)
         turn = stream.response.headers["tailrace-turn"]
         writer = Writer(log, TurnKey(tenant, TurnId(turn)))

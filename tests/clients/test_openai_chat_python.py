@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -13,7 +12,7 @@ from openai.types.chat import ChatCompletionChunk
 from tests.clients.conftest import told
 from tests.clients.openai_chat import LINE, MODEL, TEXT, asked, kept, said, sdk_of, turn_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River
-from tests.harness.generator_in_loop import words
+from tests.harness.generator_in_loop import last_request, words
 from tests.integration.conftest import KEY, Gateway
 
 LOOK: Any = {
@@ -26,13 +25,6 @@ LOOK: Any = {
 async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
     async with sdk_of(gateway.url) as client:
         yield client
-
-
-async def last_call(claude: str) -> dict[str, Any]:
-    """Returns the last request that the model received."""
-    async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
-        body: dict[str, Any] = (await client.get("/_sim/last")).json()["body"]
-        return body
 
 
 @pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
@@ -113,7 +105,7 @@ async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpe
     ]
     made = await sdk.chat.completions.create(model=MODEL, messages=answered, tools=[LOOK], parallel_tool_calls=False)
     assert (made.choices[0].message.content, made.choices[0].finish_reason) == (words(2), "stop")
-    body = await last_call(claude)
+    body = (await last_request(claude))["body"]
     assert body["messages"][1:] == [
         {
             "role": "assistant",
@@ -153,7 +145,7 @@ async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
         {"role": "developer", "content": "In English."},
     ]
     await sdk.chat.completions.create(model=MODEL, messages=messages)
-    body = await last_call(claude)
+    body = (await last_request(claude))["body"]
     assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "In English."}]
     source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
     content = [{"type": "text", "text": LINE}, {"type": "image", "source": source}]
@@ -177,8 +169,8 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
     assert await refused("#sim nonsense") == (openai.BadRequestError, "backend_refused_request")
     assert await refused(model="gpt-4o") == (openai.BadRequestError, "model_unknown")
     assert await refused(n=2) == (openai.BadRequestError, "request_invalid")
-    stranger = {"authorization": "Bearer nobodys"}
-    assert await refused(extra_headers=stranger) == (openai.AuthenticationError, "credential_invalid")
+    unknown_key = {"authorization": "Bearer unknown"}
+    assert await refused(extra_headers=unknown_key) == (openai.AuthenticationError, "credential_invalid")
 
 
 @pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
@@ -200,7 +192,7 @@ async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sd
 
     async def say(*messages: Any, **given: Any) -> tuple[str, list[Any]]:
         made = await sdk.chat.completions.create(model=MODEL, messages=list(messages), **given)
-        return turn_of(made.id), (await last_call(claude))["messages"]
+        return turn_of(made.id), (await last_request(claude))["body"]["messages"]
 
     one, two, three = ({"role": "user", "content": f"#sim words={n} rate=0"} for n in (1, 2, 3))
     answer, second = ({"role": "assistant", "content": words(n)} for n in (1, 2))
@@ -230,7 +222,7 @@ async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> No
     (call,) = said.tool_calls or []
     messages += [said, {"role": "tool", "tool_call_id": call.id, "content": "Stars."}]
     await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
-    _, answer, result = (await last_call(claude))["messages"]
+    _, answer, result = (await last_request(claude))["body"]["messages"]
     thoughts, *others = answer["content"]
     assert (thoughts["thinking"], thoughts["signature"][:3]) == (words(3, "t"), "sim")
     assert [block["type"] for block in others] == ["text", "tool_use"]

@@ -15,7 +15,7 @@ from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, forget
 
 PYTHON = "openai (Python)"
-# One of each: a place in a document without a name, a page, a file.
+# A citation of a document without a name, of a page, and of a file.
 LINE = "#sim words=3 rate=0 cites=3"
 PLACE = {"start_index": 0, "end_index": len(words(3))}
 PAGE = {"url": "https://page.example/1", "title": "Page 1", **PLACE}
@@ -50,7 +50,7 @@ async def test_chat_completion_annotates_web_pages(
             assert rest == [one.to_dict() for one in told[number + 1 :]]
             assert [delta["annotations"] for one in rest if "annotations" in (delta := delta_of(one))] == [cited]
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
-    # Another gateway, for the first may have the turn in memory yet.
+    # The first gateway may have the turn in memory.
     async with sdk_of((await new_gateway(system.nats_url)).url) as later:
         kept = [one.to_dict() async for one in await resumed(later, turn)]
     assert [delta["annotations"] for one in kept if "annotations" in (delta := delta_of(one))] == [cited]

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -15,10 +14,11 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients.conftest import Takeover, told
+from tests.clients.openai_chat import sdk_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
-from tests.harness.generator_in_loop import words
+from tests.harness.generator_in_loop import last_request, words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -37,11 +37,6 @@ LOOK: Any = {
     "strict": False,
 }
 CUT = (openai.APIConnectionError, httpx2.TransportError)
-
-
-def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
-    """Returns the SDK with the gateway as its base URL."""
-    return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
 
 
 @pytest.fixture
@@ -66,13 +61,6 @@ async def kept(stream: AsyncIterable[Any], events: list[Any]) -> None:
     """Appends events, also those before the connection breaks."""
     async for event in stream:
         events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks
-
-
-async def last_call(claude: str) -> dict[str, Any]:
-    """Returns the last request that the model received."""
-    async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
-        body: dict[str, Any] = (await client.get("/_sim/last")).json()["body"]
-        return body
 
 
 async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
@@ -138,11 +126,11 @@ async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
     after = await sdk.responses.create(model=MODEL, previous_response_id=made.id, input=[output], tools=[LOOK])
     assert after.output_text == words(2)
     assert after.previous_response_id == made.id
-    known = (await last_call(claude))["messages"]
+    known = (await last_request(claude))["body"]["messages"]
     everything: list[Any] = [{"role": "user", "content": line}, *[item.to_dict() for item in made.output], output]
     resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
     assert resent.output_text == words(2)
-    told_again = (await last_call(claude))["messages"]
+    told_again = (await last_request(claude))["body"]["messages"]
     assert told_again == known
     assert [block["type"] for block in known[1]["content"]] == ["thinking", "text", "tool_use"]
     assert known[1]["content"][0]["signature"].startswith("sim")
@@ -210,34 +198,6 @@ async def test_heartbeats_are_comments(system: System, gateway: Gateway, new_gat
         assert (await stream.get_final_response()).output_text == words(3)
 
 
-@pytest.mark.proves(DIALECT, "resumes after cuts", PYTHON)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_cut_stream_is_resumed(system: System, gateway: Gateway, new_gateway: NewGateway, seed: int) -> None:
-    """At another gateway: each event once."""
-    second_gateway = await new_gateway(system.nats_url)
-    cuts = seeded(seed, 4, bytes_min=2800, bytes_max=4500)
-    events: list[Any] = []
-    async with Cutting(gateway.port, cuts[:1]) as first, Cutting(second_gateway.port, cuts[1:]) as second:
-        async with sdk_of(first.url) as sdk:
-            with pytest.raises(CUT):
-                await kept(
-                    await sdk.responses.create(model=MODEL, input="#sim words=120 rate=250", stream=True), events
-                )
-        assert events[0].type == "response.created"
-        response = events[0].response.id
-        async with sdk_of(second.url) as sdk:
-            while events[-1].type != "response.completed":
-                last = events[-1].sequence_number
-                with suppress(*CUT):
-                    await kept(
-                        await sdk.responses.retrieve(response, stream=True, starting_after=last),
-                        events,
-                    )
-        assert first.left == second.left == []
-    assert numbers(events) == list(range(len(events)))
-    assert said(events) == words(120) == await told(gateway, turn_of(response))
-
-
 @pytest.mark.proves(DIALECT, "resumes when its gateway drains", PYTHON)
 async def test_stream_of_a_draining_gateway_is_not_complete(
     system: System, gateway: Gateway, new_gateway: NewGateway
@@ -283,7 +243,7 @@ async def test_restarted_answer_is_not_mixed_with_the_old_one(takeover: Takeover
     """An answer cut within thinking restarts: the reader receives an error, and a new request the new answer."""
     events: list[Any] = []
     async with sdk_of(takeover.gateway.url) as sdk:
-        # Among its first entries are attempt, message_start and block start; the thoughts come after those.
+        # Attempt, message_start and block start come before the thinking.
         line = "#sim words=5 rate=20 thinking=20"
         reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=line, stream=True))
         async with takeover.killed_after(8):
@@ -388,7 +348,7 @@ async def test_response_is_read_after_the_log_has_dropped_it(
     line = '#sim words=9 rate=0 thinking=2 tool=look json={"query":"the sky"}'
     made = await sdk.responses.create(model=MODEL, input=line, tools=[LOOK])
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
-    # Another gateway, for the first may have the turn in memory yet.
+    # The first gateway may have the turn in memory.
     other = await new_gateway(system.nats_url)
     events: list[Any] = []
     async with sdk_of(other.url) as later:
@@ -411,7 +371,7 @@ async def test_response_continues_a_response_or_a_conversation(gateway: Gateway,
     third = await sdk.responses.create(model=MODEL, input="#sim words=3 rate=0", previous_response_id=first.id)
     assert second.conversation == third.conversation == first.conversation
     assert (second.previous_response_id, third.previous_response_id) == (first.id, first.id)
-    asked = await last_call(claude)
+    asked = (await last_request(claude))["body"]
     assert [message["role"] for message in asked["messages"]] == ["user", "assistant", "user"]
     assert "system" not in asked
     with pytest.raises(openai.NotFoundError):

@@ -141,7 +141,7 @@ async def test_repeated_first_post_is_one_turn_with_one_cookie(
     key = {"idempotency-key": str(uuid4())}
 
     async def ask(gateway: Gateway, said: str, **headers: str) -> httpx.Response:
-        # A page without cookies of its own: what it sends is in `headers`.
+        # A client without a cookie jar: `headers` has its cookies.
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as page:
             return await page.post(f"{gateway.url}/chat", json={"message": said}, headers=headers)
 

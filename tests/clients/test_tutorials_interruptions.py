@@ -16,7 +16,7 @@ from tests.integration.conftest import KEY, Gateway
 
 TEXT = words(150)
 LINE = "#sim words=150 rate=150"
-# Four are cut; one more has all of it.
+# Four connections are cut, and the fifth has the rest.
 TRIES_MAX = 8
 PAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "delta": ("/chat/stream", {"message": LINE}),

@@ -94,7 +94,7 @@ async def test_chat_shows_what_the_model_generates(
     """Thinking, a tool and the answer to its result, a follow-up, a regeneration, failures of both kinds."""
     beating = await new_gateway(system.nats_url, api_keys="", heartbeat_s=0.1)
     url = open_gateway.url
-    # The second of the two answers begins after the first one's 320 characters, with the tool's result.
+    # The answer to the tool result begins after the 320 characters of the first answer.
     amid = {"id": "amid", "texts": ["#sim words=40 rate=25 tool=look"], "reloads": [(360, 1), (400, 2)], "whole": 638}
     reloaded, refused, broken, anew, tool, asked, again = await done(
         browser,

@@ -71,7 +71,7 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     )
     assert last["chunks"] == asked["chunks"][-2:]
     assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
-    # Long enough that there is something left to cut when Node has started.
+    # Still running when Node has started.
     asking = asyncio.create_task(seen((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
     await until(lambda: is_told(gateway, "chat-tail"))
     async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:

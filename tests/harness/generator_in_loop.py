@@ -96,6 +96,13 @@ async def stats(url: str) -> dict[str, int]:
         return counted
 
 
+async def last_request(url: str) -> dict[str, Any]:
+    """Returns the last request to the simulated Claude: its `body` and `version`."""
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
+        request: dict[str, Any] = (await client.get("/_sim/last")).json()
+        return request
+
+
 async def account(url: str) -> AccountReport:
     """Returns all calls of the simulated Claude, with their request and how they ended."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
