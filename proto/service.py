@@ -21,6 +21,7 @@ from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
 from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
+from tailrace.proto.runtime import metrics_server
 from tailrace.proto.runtime import settings as environment
 
 logger = structlog.get_logger()
@@ -43,8 +44,15 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="URLs of the NATS servers: nats://USER:PASSWORD@HOST:PORT, separated by commas"),
     ] = "nats://127.0.0.1:4222"
     metrics_port: Annotated[
-        int, Meta(ge=0, le=65535, description="loopback port for Prometheus metrics; 0: no metrics (`up`: a free port)")
+        int, Meta(ge=0, le=65535, description="port for Prometheus metrics; 0: no metrics (`up`: a free port)")
     ] = 0
+    metrics_host: Annotated[
+        str,
+        Meta(
+            pattern=r"^([0-9.]+|[0-9a-fA-F:]+)$",
+            description="IP address of the metrics; 0.0.0.0 for a Prometheus on another machine",
+        ),
+    ] = "127.0.0.1"
     log_format: Annotated[
         logging.LogFormat, Meta(description="format of log lines; the default on a terminal is console")
     ] = "json"
@@ -126,7 +134,7 @@ async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S
 async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S]) -> None:
     async with _connected(role, settings, preflight) as connection:
         if settings.metrics_port:
-            prometheus_client.start_http_server(settings.metrics_port, addr="127.0.0.1")
+            metrics_server.serve(settings.metrics_host, settings.metrics_port)
         await _until_stopped(settings, connection, serve)
 
 

@@ -20,9 +20,10 @@ def main() -> None:
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 (default): a free one")
+    parser.add_argument("--show-calls", action="store_true", help="record all calls, and show them at GET /_sim/calls")
     options = parser.parse_args()
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
-    server = Server(options.host, options.port)
+    server = Server(options.host, options.port, shows_calls=options.show_calls)
     print(f"simulated Claude {server.url}", flush=True)
     server.run([server.socket])
 

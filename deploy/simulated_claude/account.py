@@ -41,7 +41,7 @@ class Call(msgspec.Struct):
 class Account(msgspec.Struct):
     """The calls, oldest first. `forgotten` is the number of calls that were dropped because there were too many."""
 
-    calls: deque[Call] = msgspec.field(default_factory=lambda: deque[Call](maxlen=CALLS_MAX))
+    calls: deque[Call]
     begun: int = 0
 
     @property

@@ -1,19 +1,22 @@
 """HTTP routes of the simulated Claude."""
 
 import itertools
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
 from tailrace.deploy.simulated_claude import event
-from tailrace.deploy.simulated_claude.account import Account, AccountReport
+from tailrace.deploy.simulated_claude.account import CALLS_MAX, Account, AccountReport
 from tailrace.deploy.simulated_claude.cache import Cache
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
@@ -34,8 +37,12 @@ PAGE = "<!doctype html><title>Captive portal</title><p>Please log in to this net
 request_numbers = itertools.count(1)
 
 
-def app() -> Starlette:
-    """Returns the ASGI app; GET /_sim/stats returns its `state.stats`."""
+def app(*, shows_calls: bool = False) -> Starlette:
+    """Returns the ASGI app; GET /_sim/stats returns its `state.stats`.
+
+    `shows_calls`: it records the calls with their questions, and shows them at /_sim/calls and /_sim/last.
+    """
+    recorded = [Route("/_sim/calls", show_calls), Route("/_sim/last", show_last)] if shows_calls else []
     simulated = Starlette(
         routes=[
             Route("/v1/messages", create_message, methods=["POST"]),
@@ -49,15 +56,16 @@ def app() -> Starlette:
             Route("/v1/models", list_models),
             Route("/v1/models/{id}", show_model),
             Route("/_sim/stats", show_stats),
-            Route("/_sim/calls", show_calls),
             Route("/_sim/reset", reset_stats, methods=["POST"]),
-            Route("/_sim/last", show_last),
+            *recorded,
             Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
         exception_handlers={Refusal: refused, HTTPException: unrouted},
+        # A page in a browser on this machine must not reach it under a host name of its own (DNS rebinding).
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
     )
     simulated.state.stats = Stats()
-    simulated.state.account = Account()
+    simulated.state.account = Account(calls=deque(maxlen=CALLS_MAX if shows_calls else 1))
     simulated.state.batches = MessageBatches(simulated.state.stats)
     simulated.state.last = None
     simulated.state.cache = Cache()
@@ -188,7 +196,7 @@ async def show_last(http: HttpRequest) -> Response:
 
 async def reset_stats(http: HttpRequest) -> Response:
     http.app.state.stats.reset()
-    http.app.state.account = Account()
+    http.app.state.account = Account(deque(maxlen=http.app.state.account.calls.maxlen))
     return json(http.app.state.stats)
 
 

@@ -35,7 +35,7 @@ A line `#sim …` in the last user message directs the answer:
 
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
-streams; GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
+streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
 In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
 and 500 and `error` make errored results. POST /_sim/expire ends all running batches as if a day had passed.
 """

@@ -11,12 +11,12 @@ from tailrace.deploy.simulated_claude.app import app
 
 
 class Server(uvicorn.Server):
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, shows_calls: bool = False) -> None:
         self.socket = socket.create_server((host, port), backlog=2048)
         # Connections inherit it. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
-            app(),
+            app(shows_calls=shows_calls),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -40,8 +40,8 @@ class Guest(Server):
 
 @contextlib.asynccontextmanager
 async def serving(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Runs a simulated Claude in this event loop until the block ends; yields its URL."""
-    async with running(Guest(host, port)) as url:
+    """Runs a simulated Claude, which shows its calls, in this event loop until the block ends; yields its URL."""
+    async with running(Guest(host, port, shows_calls=True)) as url:
         yield url
 
 

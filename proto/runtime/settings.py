@@ -23,12 +23,17 @@ S = TypeVar("S", bound=msgspec.Struct)
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
     """Reads the settings of `kind` from `environ`. Raises SettingsInvalid with the variable and its valid values."""
     given = {f.name: environ[env_name(f.name)] for f in msgspec.structs.fields(kind) if env_name(f.name) in environ}
-    hints = get_type_hints(kind)
+    hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for name, text in given.items():
         try:
             value = getattr(convert(kind, {name: text}), name)
         except msgspec.ValidationError as error:
             why = str(error).removesuffix(f" - at `$.{name}`")
+            if "matching regex" in why:
+                # The description says in words what the expression means.
+                raise SettingsInvalid(
+                    f"{env_name(name)}: {text!r} is not a valid {meaning(annotated[name])}"
+                ) from error
             raise SettingsInvalid(f"{env_name(name)}: {why}; expected {describe_values(hints[name])}") from error
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsInvalid(f"{env_name(name)}: {text} is not finite; expected {describe_values(hints[name])}")

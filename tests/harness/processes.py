@@ -138,4 +138,4 @@ def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
 
 
 def simulated_claude(folder: Path) -> Process:
-    return Process("deploy.simulated_claude", folder)
+    return Process("deploy.simulated_claude", folder, "--show-calls")

@@ -17,6 +17,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
+from tailrace.deploy.simulated_claude.server import Guest, running, serving
 from tests.harness import generator_in_loop
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
@@ -369,3 +370,17 @@ def test_a_timer_that_fires_early_cancels_no_request(monkeypatch: pytest.MonkeyP
     both = [batch_input("short", "words=1 rate=0"), batch_input("long", "words=1 rate=0 wait=0.1")]
     with asyncio.Runner(loop_factory=early_loop) as runner:
         assert runner.run(kinds()) == {"succeeded"}
+
+
+@pytest.mark.parametrize("host", ["rebound.example", "rebound.example:80"])
+async def test_a_request_for_another_host_is_refused(host: str) -> None:
+    async with serving() as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        assert (await client.get("/_sim/stats", headers={"host": host})).status_code == 400
+        assert (await client.get("/_sim/stats")).status_code == 200
+
+
+async def test_calls_are_recorded_and_shown_only_if_asked_for() -> None:
+    """They contain the last line of each question."""
+    async with running(Guest("127.0.0.1", 0)) as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+        for path in ("/_sim/calls", "/_sim/last"):
+            assert (await client.get(path)).status_code == 404

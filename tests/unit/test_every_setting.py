@@ -35,6 +35,7 @@ BY_TYPE = {
 BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_NATS_URL": NATS,
     "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
+    "TAILRACE_METRICS_HOST": [(text, "IP address") for text in ("", "metrics.example", "127.0.0.1:9100")],
     "TAILRACE_PORT": [("65536", "<= 65535")],
     "TAILRACE_LISTEN_FD": [("9999", "not an inherited socket")],
     "TAILRACE_HOST": [

@@ -1,0 +1,63 @@
+"""The Prometheus endpoint of a process: a thread of its own, so that metrics can be read while the event loop works."""
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import make_wsgi_app
+
+from tailrace.proto.errors import SettingsInvalid
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name in the standard library
+        """Logs nothing: a scrape every few seconds is not an event."""
+
+
+def serve(host: str, port: int) -> None:
+    """Serves the metrics of this process on `host` until it ends. Raises SettingsInvalid if the address is not free."""
+    try:
+        server = make_server(host, port, checked(make_wsgi_app(), host), _Server, _QuietHandler)
+    except OSError as error:
+        raise SettingsInvalid(f"TAILRACE_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def checked(app: App, host: str) -> App:
+    """Returns `app` behind a check of the Host header, against DNS rebinding, if it listens on loopback only.
+
+    A page in a browser on this machine could otherwise point its own host name at 127.0.0.1 and read the metrics. On
+    another address, a scraper may use any name of this machine.
+    """
+    if not _is_loopback(host):
+        return app
+
+    def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        name = str(environ.get("HTTP_HOST", "")).rsplit(":", 1)[0]
+        if name == "localhost" or _is_address(name):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"The Host header must be an IP address or localhost.\n"]
+
+    return check
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

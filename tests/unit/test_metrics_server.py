@@ -1,0 +1,40 @@
+"""The Prometheus endpoint of a process: which Host headers and addresses it accepts."""
+
+import socket
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local.ports import find_free
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime.metrics_server import checked, serve
+
+
+@pytest.mark.rule("S3")
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:9100", 200), ("localhost", 200), ("[::1]:9100", 200), ("rebound.example:9100", 403), ("", 403)],
+)
+def test_on_loopback_only_addresses_and_localhost_are_accepted(host: str, status: int) -> None:
+    """A page of a browser on this machine could otherwise read the metrics under its own host name."""
+    [port] = find_free(1)
+    serve("127.0.0.1", port)
+    with httpx2.Client(trust_env=False) as client:
+        answer = client.get(f"http://127.0.0.1:{port}/metrics", headers={"host": host})
+    assert answer.status_code == status
+    assert ("tailrace_" in answer.text) == (status == 200)
+
+
+def test_on_another_address_a_scraper_may_use_any_name() -> None:
+    def app(*_: object) -> list[bytes]:
+        return [b""]
+
+    assert checked(app, "0.0.0.0") is app
+    assert checked(app, "127.0.0.1") is not app
+
+
+def test_a_port_in_use_is_refused_with_the_settings_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        with pytest.raises(SettingsInvalid, match=f"^TAILRACE_METRICS_PORT: cannot listen on 127.0.0.1:{port}: "):
+            serve("127.0.0.1", port)
