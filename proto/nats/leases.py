@@ -68,7 +68,7 @@ class Delivery:
 
 
 class Lease(Protocol):
-    """What is held as long as it is renewed."""
+    """A lease that expires unless it is renewed."""
 
     async def renew(self) -> None:
         """Renews the lease. Raises nothing if that fails."""
