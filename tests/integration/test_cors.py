@@ -1,12 +1,11 @@
-"""CORS over HTTP: preflights and answers for listed and other origins."""
+"""CORS over HTTP: preflights and answers for allowed and other origins."""
 
 import pytest
 
 from tests.integration.conftest import Gateway, NewGateway
 
-LISTED = "https://app.example, http://localhost:3000"
-MAY = ("https://app.example", "http://localhost:3000")
-MAY_NOT = (
+ALLOWED = ("https://app.example", "http://localhost:3000")
+OTHERS = (
     "https://evil.example",
     "http://app.example",
     "https://app.example:8443",
@@ -16,102 +15,102 @@ MAY_NOT = (
     "https://APP.example",
     "http://localhost",
     "http://127.0.0.1:3000",
+    # The origin of every sandboxed page.
     "null",
     "*",
     "file://",
     "",
 )
-ALLOW, CREDENTIALS = "access-control-allow-origin", "access-control-allow-credentials"
-PREFLIGHT = {
-    "access-control-request-method": "POST",
-    "access-control-request-headers": "authorization,content-type,idempotency-key,x-stainless-lang",
-}
+ALLOW, EXPOSE = "access-control-allow-origin", "access-control-expose-headers"
+CREDENTIALS = "access-control-allow-credentials"
+METHOD, REQUESTED = "access-control-request-method", "access-control-request-headers"
+PREFLIGHT = {METHOD: "POST", REQUESTED: "authorization,content-type,idempotency-key,x-stainless-lang"}
 
 
 @pytest.fixture
 async def listing(nats_url: str, new_gateway: NewGateway) -> Gateway:
-    return await new_gateway(nats_url, origins=LISTED)
+    """A gateway with a list of allowed origins."""
+    return await new_gateway(nats_url, origins=", ".join(ALLOWED))
 
 
-@pytest.mark.parametrize("origin", MAY)
-async def test_a_listed_origin_may_send_requests_and_read_answers(listing: Gateway, origin: str) -> None:
-    """Its preflight lets any header through; answers and errors are its own to read, with all of their headers."""
-    preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
+@pytest.mark.parametrize("origin", ALLOWED)
+async def test_an_allowed_origin_may_send_any_header_and_read_all_answers(listing: Gateway, origin: str) -> None:
+    client, headers = listing.client, {"origin": origin}
+    preflight = await client.options("/v1/turns", headers={**headers, **PREFLIGHT})
     assert (preflight.status_code, preflight.headers[ALLOW]) == (200, origin)
-    assert preflight.headers["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
+    assert preflight.headers["access-control-allow-headers"] == PREFLIGHT[REQUESTED]
     assert {"POST", "DELETE"} <= set(preflight.headers["access-control-allow-methods"].split(", "))
-    accepted = await listing.client.post("/v1/turns", json={"message": "hi"}, headers={"origin": origin})
-    refused = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
-    stranger = await listing.client.get("/v1/turns/NONE", headers={"origin": origin, "authorization": "Bearer nobodys"})
-    assert [answer.status_code for answer in (accepted, refused, stranger)] == [202, 404, 401]
-    for answer in (accepted, refused, stranger):
-        assert (answer.headers[ALLOW], answer.headers["access-control-expose-headers"]) == (origin, "*")
-        # Or a cache would give one page's answer to another's.
+    answers = [
+        await client.post("/v1/turns", json={"message": "hi"}, headers=headers),
+        await client.get("/v1/turns/NONE", headers=headers),
+        await client.get("/v1/turns/NONE", headers={**headers, "authorization": "Bearer unknown"}),
+    ]
+    assert [answer.status_code for answer in answers] == [202, 404, 401]
+    for answer in answers:
+        assert (answer.headers[ALLOW], answer.headers[EXPOSE]) == (origin, "*")
+        # A cache must not return the answer to another origin.
         assert "Origin" in answer.headers["vary"]
         assert CREDENTIALS not in answer.headers
 
 
 @pytest.mark.rule("S7")
-@pytest.mark.parametrize("origin", MAY_NOT)
-async def test_another_origin_is_refused(listing: Gateway, origin: str) -> None:
-    """Whatever looks like a listed one; `null` is every sandboxed page's."""
-    preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
-    answer = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
-    assert (preflight.status_code, answer.status_code) == (400, 404)
-    for said in (preflight, answer):
-        assert {ALLOW, CREDENTIALS}.isdisjoint(said.headers)
-        assert "Origin" in said.headers["vary"]
+async def test_other_origins_get_no_cors_headers(listing: Gateway) -> None:
+    for origin in OTHERS:
+        preflight = await listing.client.options("/v1/turns", headers={"origin": origin, **PREFLIGHT})
+        answer = await listing.client.get("/v1/turns/NONE", headers={"origin": origin})
+        assert (preflight.status_code, answer.status_code) == (400, 404), origin
+        for response in (preflight, answer):
+            assert {ALLOW, CREDENTIALS}.isdisjoint(response.headers), origin
+            assert "Origin" in response.headers["vary"]
 
 
 async def test_an_internal_error_has_cors_headers(listing: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the headers a browser hides the status, the code and the body, and says that the network failed."""
+    """Without them a browser hides status and body and reports a network error."""
 
-    async def broken(*_: object) -> None:
+    async def fail(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr("tailrace.gateway.models.catalogue.Catalogue.offer", broken)
-    for path, body in (("/v1/models", None), ("/v1/turns", {"message": "hi"})):
-        method = "GET" if body is None else "POST"
-        answer = await listing.client.request(method, path, json=body, headers={"origin": MAY[0]})
+    monkeypatch.setattr("tailrace.gateway.models.catalogue.Catalogue.offer", fail)
+    for method, path, body in (("GET", "/v1/models", None), ("POST", "/v1/turns", {"message": "hi"})):
+        answer = await listing.client.request(method, path, json=body, headers={"origin": ALLOWED[0]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
-        assert (answer.headers[ALLOW], answer.headers["access-control-expose-headers"]) == (MAY[0], "*")
+        assert (answer.headers[ALLOW], answer.headers[EXPOSE]) == (ALLOWED[0], "*")
         assert "secret" not in answer.text
-        stranger = await listing.client.request(method, path, json=body, headers={"origin": MAY_NOT[0]})
-        assert (stranger.status_code, ALLOW in stranger.headers) == (500, False)
+        other = await listing.client.request(method, path, json=body, headers={"origin": OTHERS[0]})
+        assert (other.status_code, ALLOW in other.headers) == (500, False)
 
 
 @pytest.mark.parametrize(
-    ("origin", "asked", "is_told"),
+    ("origin", "headers", "is_allowed"),
     [
-        (MAY[0], {"access-control-request-method": "PUT"}, True),
-        (MAY[0], {"access-control-request-method": "TRACE", "access-control-request-headers": "a\tb"}, True),
-        (MAY_NOT[0], PREFLIGHT, False),
+        (ALLOWED[0], {METHOD: "PUT"}, True),
+        (ALLOWED[0], {METHOD: "TRACE", REQUESTED: "a\tb"}, True),
+        (OTHERS[0], PREFLIGHT, False),
         ("null", PREFLIGHT, False),
     ],
 )
 async def test_a_refused_preflight_has_the_error_body(
-    listing: Gateway, origin: str, asked: dict[str, str], *, is_told: bool
+    listing: Gateway, origin: str, headers: dict[str, str], *, is_allowed: bool
 ) -> None:
-    """JSON like every error; which origins may is said to those alone."""
-    refused = await listing.client.options("/v1/turns", headers={"origin": origin, **asked})
+    refused = await listing.client.options("/v1/turns", headers={"origin": origin, **headers})
     assert (refused.status_code, refused.headers["content-type"]) == (400, "application/json")
     assert (refused.json()["type"], refused.json()["error"]["code"]) == ("error", "preflight_refused")
-    assert (refused.headers.get(ALLOW) == origin) is is_told
+    assert (refused.headers.get(ALLOW) == origin) is is_allowed
     assert "Origin" in refused.headers["vary"]
 
 
 async def test_without_the_setting_there_are_no_cors_headers(lone_gateway: Gateway) -> None:
-    """The default: a page elsewhere asks its own server, which asks this one."""
     headers = {"origin": "https://app.example"}
     preflight = await lone_gateway.client.options("/v1/turns", headers={**headers, **PREFLIGHT})
     answer = await lone_gateway.client.get("/v1/turns/NONE", headers=headers)
     assert (preflight.status_code, answer.status_code) == (405, 404)
-    assert not [name for said in (preflight, answer) for name in said.headers if name.startswith("access-control")]
+    names = [name for response in (preflight, answer) for name in response.headers]
+    assert not [name for name in names if name.startswith("access-control")]
 
 
-async def test_without_keys_a_listed_origin_may_post(nats_url: str, new_gateway: NewGateway) -> None:
-    """A POST without JSON is sent by any page without asking: it is refused to all but those."""
-    gateway = await new_gateway(nats_url, api_keys="", origins=LISTED)
-    for origin, status in ((MAY[0], 404), ("https://evil.example", 403), ("null", 403)):
+async def test_without_keys_only_allowed_origins_may_post(nats_url: str, new_gateway: NewGateway) -> None:
+    """Browsers send a POST without JSON from any page without a preflight."""
+    gateway = await new_gateway(nats_url, api_keys="", origins=", ".join(ALLOWED))
+    for origin, status in ((ALLOWED[0], 404), ("https://evil.example", 403), ("null", 403)):
         headers = {"origin": origin, "sec-fetch-site": "cross-site"}
         assert (await gateway.client.post("/v1/turns/NONE/cancel", headers=headers)).status_code == status, origin

@@ -1,12 +1,8 @@
-"""Every route, every carrier of a credential, every way in which one can be wrong: rows from the route table.
-
-A credential that is good but not enough is refused with 403, one that is not good with 401 and always the same body.
-"""
+"""Credentials on every route of the route table: invalid ones, two at once, and the scope that a route needs."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx2
 import msgspec
@@ -36,63 +32,64 @@ TENANT = Tenant("acme")
 UNKNOWN = (new_id(), new_id(), new_id())
 REFRESH = ("POST", "/v1/login/refresh")
 CLOSED = [route for route, need in NEEDS.items() if need != "public"]
-IDS = [f"{method} {path}" for method, path in CLOSED]
-# As of CVE-2026-42208 and those like it. A header takes no NUL, and httptools refuses it before anybody looks.
-ATTACKS = {
-    "nobody's": b"tr_nobodys",
+each_route = pytest.mark.parametrize("route", CLOSED, ids=[f"{method} {path}" for method, path in CLOSED])
+# CVE-2026-42208 and similar. A header cannot contain NUL.
+INVALID = {
+    "unknown": b"tr_unknown",
     "SQL": b"' OR '1'='1' --",
-    "SQL that ends one": b"x'; DROP TABLE keys;--",
-    "a wildcard": b"*",
+    "SQL that ends a statement": b"x'; DROP TABLE keys;--",
+    "wildcard": b"*",
     "not ASCII": "ключ".encode(),
     "not UTF-8": b"\xff\xfe\xfd",
     "long": b"k" * 60_000,
-    "a key's beginning": KEY.encode()[:-1],
-    "a key and more": KEY.encode() + b"x",
-    "a key in capitals": KEY.upper().encode(),
+    "prefix of a key": KEY.encode()[:-1],
+    "key with a suffix": KEY.encode() + b"x",
+    "key in capitals": KEY.upper().encode(),
     "alg none": jwts.by_hand({"alg": "none"}, jwts.claims()),
-    "another's secret": jwts.token("another-secret-that-is-also-more-than-32-bytes-long"),
+    "wrong secret": jwts.token("another-secret-that-is-also-more-than-32-bytes-long"),
     "expired": jwts.token(exp=int(time.time()) - LEEWAY_S - 60),
-    "another audience": jwts.token(aud="anon"),
-    "another issuer": jwts.token(iss="https://evil.example"),
-    "a public key for a secret": jwts.token(jwts.RSA_KEY, "RS256", {"kid": "../../etc/passwd"}),
+    "wrong audience": jwts.token(aud="anon"),
+    "wrong issuer": jwts.token(iss="https://evil.example"),
+    "path as key id": jwts.token(jwts.RSA_KEY, "RS256", {"kid": "../../etc/passwd"}),
 }
 
-
-def carried(carrier: str, credential: bytes) -> list[tuple[bytes, bytes]]:
-    """A credential in one of the headers that take any."""
-    return [(b"x-api-key", credential)] if carrier == "x-api-key" else [(b"authorization", b"Bearer " + credential)]
+Headers = list[tuple[bytes, bytes]]
 
 
-class Doors:
-    """A gateway that takes every kind of credential, and one of each kind that is good for each scope.
+def header(name: str, credential: bytes) -> Headers:
+    return [(b"x-api-key", credential)] if name == "x-api-key" else [(b"authorization", b"Bearer " + credential)]
 
-    It drains, so that whoever is let in is answered at once: no generator is there.
+
+class Routes:
+    """A draining gateway that accepts every kind of credential, and valid credentials of each scope.
+
+    It drains so that an authenticated request is answered at once: no generator runs.
     """
 
     def __init__(self, client: httpx2.AsyncClient, keys: dict[Scope, NewKey], revoked: NewKey) -> None:
         self.client = client
         self.revoked = revoked.secret.encode()
-        self.of_key = {scope: key.secret.encode() for scope, key in keys.items()}
-        self.of_token = {scope: jwts.token(sub=TENANT, scope=scope) for scope in SCOPES}
+        self.keys = {scope: key.secret.encode() for scope, key in keys.items()}
+        self.tokens = {scope: jwts.token(sub=TENANT, scope=scope) for scope in SCOPES}
 
-    async def ask(self, route: tuple[str, str], headers: list[tuple[bytes, bytes]], query: str = "") -> httpx2.Response:
+    async def send(self, route: tuple[str, str], headers: Headers, query: str = "") -> httpx2.Response:
         method, path = route
         url = path.format(**named(*UNKNOWN)) + query
         return await self.client.request(method, url, json=ROWS[route].body, headers=headers)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors]:
-    async with NatsServer(tmp_path_factory.mktemp("doors")) as nats:
+async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Routes]:
+    async with NatsServer(tmp_path_factory.mktemp("credentials")) as nats:
         await apply_streams(nats.url)
         connection = await Connection.open(nats.url, "test")
-        stored, ring = ApiKeyStore(connection), ApiKeyCache()
+        stored, cache = ApiKeyStore(connection), ApiKeyCache()
         keys = {scope: new_key(TENANT, now=1, scopes=[scope]) for scope in SCOPES}
         revoked = new_key(TENANT, now=1, scopes=SCOPES)
         for key in (*keys.values(), revoked):
             await stored.create(key.record)
         await stored.revoke(revoked.record.id, 2)
-        await ring.load(stored)
+        await cache.load(stored)
         settings = msgspec.convert(
             {**jwts.settings(), "api_keys": api_keys(TENANT), "jwt_scopes_claim": "scope", "query_timeout_s": 0.05},
             Settings,
@@ -102,11 +99,11 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
         listening = server.listen("127.0.0.1", 0, 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
-            door = Authenticator(settings, ring)
-            gateway = build(settings, connection, group, draining, door, signature=TokenSigner(b"s" * 32))
+            authenticator = Authenticator(settings, cache)
+            gateway = build(settings, connection, group, draining, authenticator, signature=TokenSigner(b"s" * 32))
             serving = group.create_task(server.serve(app(gateway), listening, stop))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
-                yield Doors(client, keys, revoked)
+                yield Routes(client, keys, revoked)
             stop.set()
             await serving
             gateway.catalogue.close()
@@ -116,56 +113,54 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors
 
 @pytest.mark.rule("S13")
 @on_shared_loop
-@pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
-@pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_an_invalid_credential_gets_the_same_401_on_every_route(
-    doors: Doors, route: tuple[str, str], carrier: str
-) -> None:
-    """Whatever is wrong with it, and wherever it stands: the same status, body and header."""
-    wrong = {**ATTACKS, "revoked": doors.revoked}
-    answers = {name: await doors.ask(route, carried(carrier, credential)) for name, credential in wrong.items()}
-    # In a query it is none, and is not even looked at, but where a ticket is.
+@each_route
+async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Routes, route: tuple[str, str]) -> None:
+    """In both headers. A valid one in the query or in a cookie is ignored."""
+    invalid = {**INVALID, "revoked": routes.revoked}
+    answers = {
+        f"{name} in {carrier}": await routes.send(route, header(carrier, credential))
+        for name, credential in invalid.items()
+        for carrier in ("authorization", "x-api-key")
+    }
+    valid = routes.keys["read"]
     for parameter in ("ticket", "token", "api_key", "key", "access_token"):
-        answers[f"?{parameter}"] = await doors.ask(route, [], f"?{parameter}={doors.of_key['read'].decode()}")
-    answers["a cookie"] = await doors.ask(route, [(b"cookie", b"token=" + doors.of_key["read"])])
-    answers["none"] = await doors.ask(route, [])
-    seen = {(answer.status_code, answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}
+        answers[f"?{parameter}"] = await routes.send(route, [], f"?{parameter}={valid.decode()}")
+    answers["cookie"] = await routes.send(route, [(b"cookie", b"token=" + valid)])
+    answers["none"] = await routes.send(route, [])
     assert {name: answer.status_code for name, answer in answers.items() if answer.status_code != 401} == {}
-    assert len(seen) == 1
+    assert len({(answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}) == 1
 
 
 @on_shared_loop
-@pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_two_credentials_get_401(doors: Doors, route: tuple[str, str]) -> None:
-    """Good ones, of one kind or two, in one header or two: another server in the way might take the other one."""
-    key, token = doors.of_key["write"], doors.of_token["read"]
+@each_route
+async def test_two_credentials_get_401(routes: Routes, route: tuple[str, str]) -> None:
+    """Another server on the way might use the other one."""
+    key, token = routes.keys["write"], routes.tokens["read"]
     for one, other in [(key, key), (key, token), (token, token)]:
         for pair in [
-            carried("authorization", one) + carried("x-api-key", other),
-            carried("authorization", one) * 2,
-            carried("x-api-key", one) * 2,
+            header("authorization", one) + header("x-api-key", other),
+            header("authorization", one) * 2,
+            header("x-api-key", one) * 2,
             [(b"authorization", b"Bearer " + one + b", Bearer " + other)],
         ]:
-            assert (await doors.ask(route, pair)).status_code == 401
+            assert (await routes.send(route, pair)).status_code == 401
 
 
 @on_shared_loop
-@pytest.mark.parametrize("kind", ["key", "token"])
-@pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
-@pytest.mark.parametrize("route", CLOSED, ids=IDS)
-async def test_a_credential_needs_the_scope_of_the_route(
-    doors: Doors, route: tuple[str, str], carrier: str, kind: str
-) -> None:
-    """CVE-2026-45339: in whichever header it stands, of whichever kind it is. Who may gets any answer but a refusal."""
-    credentials = doors.of_key if kind == "key" else doors.of_token
-    answers = {scope: await doors.ask(route, carried(carrier, credentials[scope])) for scope in sorted(SCOPES)}
+@each_route
+async def test_a_credential_needs_the_scope_of_the_route(routes: Routes, route: tuple[str, str]) -> None:
+    """CVE-2026-45339: keys and tokens, in both headers."""
     need = NEEDS[route]
-    for scope, answer in answers.items():
-        if scope != need:
-            assert answer.status_code == 403, (scope, answer.text)
-            error: dict[str, Any] = answer.json()["error"]
-            assert (error["code"], error["type"]) == ("scope_missing", "permission_error")
-            assert f"`{need}`" in error["message"]
-        else:
-            # What a refresh needs besides is a cookie.
-            assert answer.status_code not in ({403} if route == REFRESH else {401, 403}), (scope, answer.text)
+    for credentials in (routes.keys, routes.tokens):
+        for carrier in ("authorization", "x-api-key"):
+            for scope in sorted(SCOPES):
+                answer = await routes.send(route, header(carrier, credentials[scope]))
+                if scope != need:
+                    error = answer.json()["error"]
+                    assert (answer.status_code, error["code"]) == (403, "scope_missing"), (scope, answer.text)
+                    assert error["type"] == "permission_error"
+                    assert f"`{need}`" in error["message"]
+                else:
+                    # A refresh needs a cookie, too.
+                    refusals = {403} if route == REFRESH else {401, 403}
+                    assert answer.status_code not in refusals, (scope, answer.text)

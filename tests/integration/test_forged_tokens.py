@@ -19,24 +19,24 @@ from tests.integration.test_signing_keys import Issuer
 from tests.unit.test_jwt import WRONG
 
 PATH = "/v1/turns/NONE"
-STRANGER = rsa.generate_private_key(65537, 2048)
-STRANGER_EC = ec.generate_private_key(ec.SECP256R1())
+OTHER_RSA = rsa.generate_private_key(65537, 2048)
+OTHER_EC = ec.generate_private_key(ec.SECP256R1())
 
 
 def hs256(header: str, payload: str, secret: bytes = SECRET.encode()) -> bytes:
-    """These very texts, as no library would write them, signed with a secret."""
-    said = b".".join(base64.urlsafe_b64encode(text.encode()).rstrip(b"=") for text in (header, payload))
-    return said + b"." + base64.urlsafe_b64encode(hmac.digest(secret, said, "sha256")).rstrip(b"=")
+    """Returns a token of exactly these texts, signed with a secret."""
+    signed = b".".join(base64.urlsafe_b64encode(text.encode()).rstrip(b"=") for text in (header, payload))
+    return signed + b"." + base64.urlsafe_b64encode(hmac.digest(secret, signed, "sha256")).rstrip(b"=")
 
 
 def with_claim(name: str, value: str) -> bytes:
-    """What the issuer has signed, with one claim in a form that no issuer should give it."""
+    """Returns a correctly signed token whose claim `name` is this JSON."""
     others = {key: one for key, one in claims().items() if key != name}
     return hs256('{"alg":"HS256"}', json.dumps(others)[:-1] + f', "{name}": {value}}}')
 
 
 def by_public_key(header: str) -> dict[str, bytes]:
-    """HS256 with what everybody can read of the public keys (CVE-2015-9235)."""
+    """Returns tokens signed by HS256 with the public keys as secret (CVE-2015-9235)."""
     payload = json.dumps(claims())
     known = {"pem": jwts.pem(RSA_KEY), "jwk": json.dumps(jwts.public("rsa", RSA_KEY)).encode()}
     known |= {"ec pem": jwts.pem(EC_KEY), "the set": jwts.key_set(rsa=RSA_KEY, ec=EC_KEY), "nothing": b""}
@@ -44,8 +44,8 @@ def by_public_key(header: str) -> dict[str, bytes]:
 
 
 def forged(elsewhere: str) -> dict[str, bytes]:
-    """By what is wrong with each; `elsewhere` is an address that would answer with the forger's keys."""
-    own = {"jwk": jwts.public("ec", STRANGER_EC), "x5c": ["AAAA"]}
+    """Returns forged tokens by their fault. `elsewhere` is the URL of a server with the forger's keys."""
+    own = {"jwk": jwts.public("ec", OTHER_EC), "x5c": ["AAAA"]}
     urls = {"jku": elsewhere, "x5u": elsewhere, "kid": elsewhere, "iss": elsewhere}
     return {
         **WRONG,
@@ -62,18 +62,18 @@ def forged(elsewhere: str) -> dict[str, bytes]:
             for alg in ("none", "NONE", "nOnE", "HS256", "RS256")
         },
         "alg none twice": hs256('{"alg":"none","alg":"none"}', json.dumps(claims())),
-        "alg that is a list": hs256('{"alg":["HS256"]}', json.dumps(claims())),
-        **{f"own {name}": token(STRANGER_EC, "ES256", {name: one, "kid": "ec"}) for name, one in own.items()},
-        **{f"{name} elsewhere": token(STRANGER_EC, "ES256", {"kid": "x", name: url}) for name, url in urls.items()},
-        "issuer elsewhere": token(STRANGER_EC, "ES256", {"kid": "x"}, iss=elsewhere),
+        "alg is a list": hs256('{"alg":["HS256"]}', json.dumps(claims())),
+        **{f"own {name}": token(OTHER_EC, "ES256", {name: one, "kid": "ec"}) for name, one in own.items()},
+        **{f"{name} elsewhere": token(OTHER_EC, "ES256", {"kid": "x", name: url}) for name, url in urls.items()},
+        "issuer elsewhere": token(OTHER_EC, "ES256", {"kid": "x"}, iss=elsewhere),
         **{
-            f"kid {kid}": token(STRANGER, "RS256", {"kid": kid})
+            f"kid {kid}": token(OTHER_RSA, "RS256", {"kid": kid})
             for kid in ("../../keys", "rsa'--", "rsa\0", "r" * 9000)
         },
-        "another curve": token(ec.generate_private_key(ec.SECP384R1()), "ES384", {"kid": "ec"}),
-        "Koblitz's curve": token(ec.generate_private_key(ec.SECP256K1()), "ES256K", {"kid": "ec"}),
-        "Edwards' curve": token(ed25519.Ed25519PrivateKey.generate(), "EdDSA", {"kid": "ec"}),
-        "an EC signature of zeros": by_hand({"alg": "ES256", "kid": "ec"}, claims(), b"\0" * 64),
+        "P-384": token(ec.generate_private_key(ec.SECP384R1()), "ES384", {"kid": "ec"}),
+        "secp256k1": token(ec.generate_private_key(ec.SECP256K1()), "ES256K", {"kid": "ec"}),
+        "Ed25519": token(ed25519.Ed25519PrivateKey.generate(), "EdDSA", {"kid": "ec"}),
+        "EC signature of zeros": by_hand({"alg": "ES256", "kid": "ec"}, claims(), b"\0" * 64),
         "detached": token(headers={"b64": False, "crit": ["b64"]}),
         **{
             f"exp {exp}": with_claim("exp", exp)
@@ -84,17 +84,17 @@ def forged(elsewhere: str) -> dict[str, bytes]:
         **{f"iss {iss}": with_claim("iss", iss) for iss in ("null", "1", "{}", '""', json.dumps([jwts.ISSUER]))},
         **{f"aud {aud}": with_claim("aud", aud) for aud in ("null", "1", "{}", '""', "[]", "[1]", "[null]")},
         **{f"sub {sub}": with_claim("sub", sub) for sub in ("null", "true", "{}", "[]", '""', "1.5")},
-        "a payload that nests deep": hs256('{"alg":"HS256"}', "[" * 5000),
-        "a payload that is a number": hs256('{"alg":"HS256"}', "1"),
-        "a number of 5,000 digits": with_claim("exp", "9" * 5000),
-        "15 kB of claims, another's signature": by_hand({"alg": "HS256"}, claims(x="x" * 11_000), b"x" * 32),
+        "deep payload": hs256('{"alg":"HS256"}', "[" * 5000),
+        "payload is a number": hs256('{"alg":"HS256"}', "1"),
+        "exp of 5,000 digits": with_claim("exp", "9" * 5000),
+        "15 kB of claims, invalid signature": by_hand({"alg": "HS256"}, claims(x="x" * 11_000), b"x" * 32),
         "60 kB": token(x="x" * 40_000),
     }
 
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[tuple[Issuer, str]]:
-    """One whose keys are an RSA and an EC key, and its address."""
+    """An issuer with an RSA and an EC key, and its URL."""
     issuer = Issuer()
     issuer.tell(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     async with issuer.running() as url:
@@ -102,67 +102,67 @@ async def issuer() -> AsyncIterator[tuple[Issuer, str]]:
 
 
 @pytest.fixture
-async def taking(nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str]) -> Gateway:
-    """A gateway that takes all three algorithms: there mixing them would help."""
+async def jwt_gateway(nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str]) -> Gateway:
+    """A gateway that accepts all three algorithms, so that confusing them could help a forger."""
     return await new_gateway(nats_url, api_keys="", **jwts.settings(jwt_keys=issuer[1]))
 
 
 @pytest.fixture
-async def eager(
+async def eager_gateway(
     nats_url: str, new_gateway: NewGateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
 ) -> Gateway:
-    """The same; each name that it has not heard of has it ask the issuer, and not once in ten seconds."""
+    """The same, without a cooldown: each unknown key id causes a fetch."""
     monkeypatch.setitem(JwksCache.__init__.__kwdefaults__ or {}, "cooldown_s", 0.0)
     return await new_gateway(nats_url, api_keys="", **jwts.settings(jwt_keys=issuer[1]))
 
 
-async def asked(gateway: Gateway, credential: bytes, carrier: str = "authorization") -> httpx2.Response:
-    """The answer to who has that credential and no other."""
+async def send(gateway: Gateway, credential: bytes, carrier: str = "authorization") -> httpx2.Response:
+    """Sends a request with this credential alone."""
     gateway.client.headers.pop("authorization", None)
     value = b"Bearer " + credential if carrier == "authorization" else credential
     return await gateway.client.get(PATH, headers=[(carrier.encode(), value)])
 
 
 def can_be_sent(credential: bytes) -> bool:
-    """What no header can hold is refused by the server, or the client, before anybody looks."""
+    """Whether the credential can be a header value."""
     return credential.strip() == credential != b"" and len(credential) < 60_000 and min(credential) >= 32
 
 
-async def test_a_forged_token_gets_401_and_causes_no_fetch(taking: Gateway, issuer: tuple[Issuer, str]) -> None:
-    """Each in both carriers: 401, in one envelope, whatever is wrong; the issuer is asked no more for any of them."""
+async def test_a_forged_token_gets_401_and_causes_no_fetch(jwt_gateway: Gateway, issuer: tuple[Issuer, str]) -> None:
+    """All answers are equal, in both headers."""
     elsewhere = Issuer()
-    elsewhere.tell(jwts.key_set(ec=STRANGER_EC, x=STRANGER_EC, rsa=STRANGER))
+    elsewhere.tell(jwts.key_set(ec=OTHER_EC, x=OTHER_EC, rsa=OTHER_RSA))
     async with elsewhere.running() as url:
         for good in (token(), token(RSA_KEY, "RS256", {"kid": "rsa"}), token(EC_KEY, "ES256", {"kid": "ec"})):
-            assert (await asked(taking, good)).status_code == 404
+            assert (await send(jwt_gateway, good)).status_code == 404
         answers: dict[str, Any] = {}
         for name, credential in forged(url).items():
             for carrier in ("authorization", "x-api-key"):
                 if can_be_sent(credential):
-                    answers[f"{name}, {carrier}"] = await asked(taking, credential, carrier)
+                    answers[f"{name}, {carrier}"] = await send(jwt_gateway, credential, carrier)
     assert {name: answer.status_code for name, answer in answers.items() if answer.status_code != 401} == {}
     assert len({(answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}) == 1
     assert len(answers) > 200
     assert elsewhere.asked == []
-    # At its start, and once for all the names that nobody has heard of.
+    # At the start, and once for all unknown key ids.
     assert len(issuer[0].asked) <= 2
-    assert (await asked(taking, token())).status_code == 404
+    assert (await send(jwt_gateway, token())).status_code == 404
 
 
 async def test_while_the_issuer_fails_known_keys_stay_valid(
-    eager: Gateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
+    eager_gateway: Gateway, issuer: tuple[Issuer, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken, elsewhere, endless, silent: whom it has told of stays known, and a stranger is refused in time."""
+    """An error, a redirect, an endless response, silence: an unknown key is refused in time."""
     monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.2)
     served, over = issuer[0], asyncio.Event()
 
     async def silent(_: asyncio.StreamWriter) -> None:
         await over.wait()
 
-    known, stranger = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
-    assert (await asked(eager, known)).status_code == 404
+    known, unknown = token(EC_KEY, "ES256", {"kid": "ec"}), token(OTHER_EC, "ES256", {"kid": "new"})
+    assert (await send(eager_gateway, known)).status_code == 404
     elsewhere = Issuer()
-    elsewhere.tell(jwts.key_set(new=STRANGER_EC))
+    elsewhere.tell(jwts.key_set(new=OTHER_EC))
     async with elsewhere.running() as url:
         breaks = [
             (b"", "500 Broken", "x: y"),
@@ -174,17 +174,17 @@ async def test_while_the_issuer_fails_known_keys_stay_valid(
             if not status:
                 served.answer = silent
             times = len(served.asked)
-            assert (await asked(eager, stranger)).status_code == 401
+            assert (await send(eager_gateway, unknown)).status_code == 401
             assert len(served.asked) == times + 1
-            assert (await asked(eager, known)).status_code == 404
+            assert (await send(eager_gateway, known)).status_code == 404
     over.set()
     assert elsewhere.asked == []
 
 
-async def test_a_rotated_key_is_refused(eager: Gateway, issuer: tuple[Issuer, str]) -> None:
-    """The first token of the new one has them read again."""
-    old, new = token(EC_KEY, "ES256", {"kid": "ec"}), token(STRANGER_EC, "ES256", {"kid": "new"})
-    assert (await asked(eager, old)).status_code == 404
-    issuer[0].tell(jwts.key_set(new=STRANGER_EC))
-    assert (await asked(eager, new)).status_code == 404
-    assert (await asked(eager, old)).status_code == 401
+async def test_a_rotated_key_is_refused(eager_gateway: Gateway, issuer: tuple[Issuer, str]) -> None:
+    """The first token with the new key causes a fetch."""
+    old, new = token(EC_KEY, "ES256", {"kid": "ec"}), token(OTHER_EC, "ES256", {"kid": "new"})
+    assert (await send(eager_gateway, old)).status_code == 404
+    issuer[0].tell(jwts.key_set(new=OTHER_EC))
+    assert (await send(eager_gateway, new)).status_code == 404
+    assert (await send(eager_gateway, old)).status_code == 401
