@@ -1,6 +1,6 @@
-"""The backend `litellm`, in its own venv: a generator that runs there asks a provider that speaks OpenAI's protocol.
+"""The backend `litellm` in its own venv, with a provider that speaks OpenAI's protocol.
 
-The provider is a Tailrace of its own for what goes well, and a server that breaks as it is told for what does not.
+The provider is another Tailrace, or a server that fails as the request says.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ pytestmark = [
 
 
 def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> Process:
-    """A generator that runs where LiteLLM is installed."""
+    """A generator in the venv with LiteLLM."""
     settings = {
         "TAILRACE_BACKENDS": "litellm:openai/claude-sonnet-5-5",
         "TAILRACE_CALL_TRIES_MAX": 1,
         "OPENAI_API_BASE": f"{provider}/v1",
         "OPENAI_API_KEY": KEY,
-        # Or it fetches a list of prices from the internet when it is imported.
+        # Otherwise the import fetches a list of prices from the internet.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     claude_url = str(environ.pop("claude_url", "http://127.0.0.1:9"))
@@ -53,10 +53,10 @@ def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> 
     return process
 
 
-async def test_another_providers_answer_is_anthropics_events(
+async def test_an_answer_is_converted_to_events_of_anthropic(
     own_server: NatsServer, own_log: TurnLog, gateway: Gateway, tmp_path: Path
 ) -> None:
-    """Text, tool calls, finish reasons, usage: as if Claude had said it. A bad request is one."""
+    """Text, tool calls, finish reasons, usage, and the refusal of an invalid request."""
     tools = [{"name": "look", "description": "x", "input_schema": {"type": "object", "properties": {}}}]
     async with generator(tmp_path, own_server.url, gateway.url):
         plain = await ended(own_log, await ask(own_log, "words=30 rate=0", system="Be brief."))
@@ -77,7 +77,7 @@ def chunk(content: str, finish: str | None = None) -> str:
 
 
 async def broken(request: Request) -> Response:
-    """A provider that breaks after 20 words as its question says."""
+    """A provider that fails after 20 words as the message says."""
     asked = (await request.body()).decode()
     if "how: 429" in asked:
         return JSONResponse({"error": {"message": "slow"}}, 429, headers={"retry-after": "7"})
@@ -96,24 +96,24 @@ async def broken(request: Request) -> Response:
 
 
 @pytest.fixture
-async def unkind() -> AsyncIterator[str]:
+async def faulty() -> AsyncIterator[str]:
     server = Guest("127.0.0.1", 0)
     server.config.app = Starlette(routes=[Route("/v1/chat/completions", broken, methods=["POST"])])
     async with running(server) as url:
         yield url
 
 
-async def test_whatever_breaks_another_provider_claude_goes_on(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, unkind: str, tmp_path: Path
+async def test_claude_continues_after_a_fault_of_the_provider(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, faulty: str, tmp_path: Path
 ) -> None:
-    """An end without a reason, a cut, an error, silence: none of them is an answer, and the text is whole."""
+    """An end without a finish reason, a cut, an error, silence, and a 429."""
     given = {
         "TAILRACE_BACKENDS": "litellm:openai/gpt, claude",
         "TAILRACE_STALL_TIMEOUT_S": 2,
         "claude_url": own_claude,
     }
     seen: dict[str, tuple[Turn, list[tuple[str, str]]]] = {}
-    async with generator(tmp_path, own_server.url, unkind, **given):
+    async with generator(tmp_path, own_server.url, faulty, **given):
         for how in ("eof", "cut", "error", "stall", "429"):
             key = await ask(own_log, f"words=60 rate=0\nhow: {how} {os.getpid()}")
             turn = await ended(own_log, key)
@@ -124,11 +124,10 @@ async def test_whatever_breaks_another_provider_claude_goes_on(
         assert asked == [("litellm", "fresh"), ("claude", mode)], how
 
 
-async def test_what_litellm_would_pass_over_is_refused(
-    own_server: NatsServer, own_log: TurnLog, unkind: str, tmp_path: Path
+async def test_an_option_that_litellm_would_ignore_is_refused(
+    own_server: NatsServer, own_log: TurnLog, faulty: str, tmp_path: Path
 ) -> None:
-    """An option that no provider would ever see is not taken."""
-    async with generator(tmp_path, own_server.url, unkind):
+    async with generator(tmp_path, own_server.url, faulty):
         turn = await ended(own_log, await ask(own_log, "words=1", options={"container": "x"}))
     assert turn.error is not None
     assert turn.error.code == "backend_refused_request"
@@ -136,15 +135,15 @@ async def test_what_litellm_would_pass_over_is_refused(
 
 
 @pytest.mark.rule("S10")
-async def test_litellm_is_given_no_address(
-    own_server: NatsServer, own_log: TurnLog, unkind: str, tmp_path: Path
+async def test_an_image_url_is_not_passed_to_litellm(
+    own_server: NatsServer, own_log: TurnLog, faulty: str, tmp_path: Path
 ) -> None:
-    """It fetches for some providers what they cannot: from where this process stands, and writes it into its log."""
-    picture = {"type": "image", "source": {"type": "url", "url": f"{unkind}/secret.png"}}
+    """For some providers it fetches images itself, and logs their URLs."""
+    picture = {"type": "image", "source": {"type": "url", "url": f"{faulty}/secret.png"}}
     in_result = {"type": "tool_result", "tool_use_id": "t", "content": [picture]}
-    in_other_words = {"type": "image_url", "image_url": {"url": f"{unkind}/secret.png"}}
-    given = {"TAILRACE_BACKENDS": "litellm:ollama/llava", "OLLAMA_API_BASE": unkind}
-    async with generator(tmp_path, own_server.url, unkind, **given) as process:
+    in_other_words = {"type": "image_url", "image_url": {"url": f"{faulty}/secret.png"}}
+    given = {"TAILRACE_BACKENDS": "litellm:ollama/llava", "OLLAMA_API_BASE": faulty}
+    async with generator(tmp_path, own_server.url, faulty, **given) as process:
         for block in (picture, in_result, in_other_words):
             key = TurnKey(Tenant("tenant"), TurnId(new_id()))
             await own_log.append(key, START, request(messages=[Message("user", [block])]))

@@ -1,4 +1,4 @@
-"""Who has much to catch up with, and what others feel: nothing. Loop turns are counted, and no seconds."""
+"""Rendering of a long turn in pieces, between which the event loop runs."""
 
 import asyncio
 from collections import Counter
@@ -25,10 +25,10 @@ AT_ONCE = 4
         "/v1/responses/resp_{turn}?stream=true&starting_after=30",
     ],
 )
-async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
+async def test_a_long_turn_is_rendered_in_pieces(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey, path: str
 ) -> None:
-    """Also what its reader has seen, and a state is made of: 10,000 entries at once took a quarter of a second."""
+    """Entries before the cursor too: rendering 10,000 entries at once blocked the loop for a quarter of a second."""
     monkeypatch.setattr(event_stream, "FRAMES_MAX", AT_ONCE)
     writer = Writer(log, key)
     await writer.open(*["word "] * 40)
@@ -54,8 +54,8 @@ async def test_a_long_turn_is_rendered_in_pieces_between_which_others_are_told(
 
     monkeypatch.setattr(fanout.TurnFeed, "frames", counted)
     counting = asyncio.create_task(count())
-    told = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
+    answer = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()
-    assert told.status_code == 200
+    assert answer.status_code == 200
     assert rendered.total() > 40
     assert max(rendered.values()) <= AT_ONCE

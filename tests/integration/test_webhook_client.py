@@ -25,7 +25,7 @@ HEADERS = {"webhook-id": "turn-1"}
 
 
 class Names(AbstractResolver):
-    """DNS for a test: every name leads to these addresses. `asked` are the names that anybody asked for."""
+    """A resolver that returns these addresses for every name. `asked` are the names that were looked up."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
@@ -53,7 +53,7 @@ class Names(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of `hooks.test`, by nobody but itself, with its key."""
+    """A self-signed certificate of `hooks.test`, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     made = folder / "certificate.pem", folder / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=hooks.test"
@@ -79,13 +79,13 @@ def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
-def egress(private: frozenset[str] = LOOPBACK, names: Names | None = None, timeout_s: float = 5.0) -> WebhookClient:
+def webhooks(private: frozenset[str] = LOOPBACK, names: Names | None = None, timeout_s: float = 5.0) -> WebhookClient:
     return WebhookClient(private, timeout_s=timeout_s, resolver=names)
 
 
 @asynccontextmanager
 async def answering(raw: bytes) -> AsyncIterator[str]:
-    """Whoever connects is sent `raw`, whatever it asks, and hung up on."""
+    """A server that sends `raw` to each connection and closes it. Yields its URL."""
 
     async def joined(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
@@ -101,8 +101,8 @@ async def answering(raw: bytes) -> AsyncIterator[str]:
 async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Receiver) -> None:
     """With a User-Agent."""
     receiver.answer = status(503, **{"retry-after": "7"})
-    async with egress() as door:
-        assert await door.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
+    async with webhooks() as client:
+        assert await client.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
     (got,) = receiver.got
     assert got.body == b'{"a":1}'
     assert got.headers["webhook-id"] == "turn-1"
@@ -114,9 +114,9 @@ async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Re
 async def test_a_forbidden_url_is_refused_without_a_dns_lookup(url: str) -> None:
     """Also if it is in the log already: it is checked again."""
     names = Names("127.0.0.1")
-    async with egress(frozenset(), names) as door:
+    async with webhooks(frozenset(), names) as client:
         with pytest.raises(WebhookRefused):
-            await door.post(url, HEADERS, b"{}")
+            await client.post(url, HEADERS, b"{}")
     assert names.asked == []
 
 
@@ -125,9 +125,9 @@ async def test_a_forbidden_url_is_refused_without_a_dns_lookup(url: str) -> None
 async def test_a_host_that_resolves_to_a_private_address_is_not_connected(receiver: Receiver, address: str) -> None:
     """DNS rebinding: the address is checked at the socket."""
     names = Names(address)
-    async with egress(LOOPBACK, names) as door:
+    async with webhooks(LOOPBACK, names) as client:
         with pytest.raises(WebhookRefused, match="not public"):
-            await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}")
+            await client.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}")
     assert names.asked == ["hooks.test"]
     assert receiver.got == []
 
@@ -135,20 +135,20 @@ async def test_a_host_that_resolves_to_a_private_address_is_not_connected(receiv
 async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None:
     """The checked address is the connected one, and no DNS answer is cached."""
     names = Names("127.0.0.1")
-    async with egress(NAMED, names) as door:
+    async with webhooks(NAMED, names) as client:
         for times in (1, 2):
-            assert await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
+            assert await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
             assert len(names.asked) == times
         names.addresses = ()
         with pytest.raises(WebhookFailed):
-            await door.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
+            await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
 
 
 async def test_redirects_are_not_followed(receiver: Receiver) -> None:
     """Their targets were not checked."""
     receiver.answer = status(307, location=receiver.url)
-    async with egress() as door:
-        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 307
+    async with webhooks() as client:
+        assert (await client.post(receiver.url, HEADERS, b"{}")).status == 307
     assert len(receiver.got) == 1
 
 
@@ -157,9 +157,9 @@ async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, mon
     receiver.answer = status(204, **{"set-cookie": "a=b; Path=/"})
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "")
-    async with egress() as door:
+    async with webhooks() as client:
         for _ in range(2):
-            await door.post(receiver.url, HEADERS, b"{}")
+            await client.post(receiver.url, HEADERS, b"{}")
     assert ["cookie" in got.headers for got in receiver.got] == [False, False]
 
 
@@ -177,8 +177,8 @@ async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
             is_left.set()
 
     receiver.answer = endless
-    async with egress() as door:
-        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 200
+    async with webhooks() as client:
+        assert (await client.post(receiver.url, HEADERS, b"{}")).status == 200
         await asyncio.wait_for(is_left.wait(), 5)
 
 
@@ -189,16 +189,16 @@ async def test_a_compressed_response_is_not_unpacked(receiver: Receiver) -> None
         return Response(body=gzip.compress(bytes(50_000_000)), headers={"content-encoding": "gzip"})
 
     receiver.answer = bomb
-    async with egress() as door:
-        assert (await door.post(receiver.url, HEADERS, b"{}")).status == 200
+    async with webhooks() as client:
+        assert (await client.post(receiver.url, HEADERS, b"{}")).status == 200
 
 
 async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> None:
     """After the configured time."""
     receiver.answer = hang
-    async with egress(timeout_s=0.2) as door:
+    async with webhooks(timeout_s=0.2) as client:
         with pytest.raises(WebhookFailed, match=r"no answer within 0\.2 s"):
-            await door.post(receiver.url, HEADERS, b"{}")
+            await client.post(receiver.url, HEADERS, b"{}")
 
 
 @pytest.mark.parametrize(
@@ -215,18 +215,18 @@ async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> 
 )
 async def test_an_invalid_response_is_a_failure(raw: bytes) -> None:
     """A receiver may send any bytes."""
-    async with answering(raw) as url, egress(timeout_s=2) as door:
+    async with answering(raw) as url, webhooks(timeout_s=2) as client:
         with pytest.raises(WebhookFailed):
-            await door.post(url, HEADERS, b"{}")
+            await client.post(url, HEADERS, b"{}")
 
 
 async def test_a_refused_connection_is_a_failure() -> None:
     """No process listens on the port."""
     async with answering(b"") as url:
         pass
-    async with egress() as door:
+    async with webhooks() as client:
         with pytest.raises(WebhookFailed):
-            await door.post(url, HEADERS, b"{}")
+            await client.post(url, HEADERS, b"{}")
 
 
 async def test_https_verifies_the_certificates_host_name(
@@ -234,8 +234,8 @@ async def test_https_verifies_the_certificates_host_name(
 ) -> None:
     """With the operator's certificate authorities, although the connection is made by address."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with Receiver(tls(certificate)) as receiver, egress(NAMED, Names("127.0.0.1")) as door:
-        assert await door.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
+    async with Receiver(tls(certificate)) as receiver, webhooks(NAMED, Names("127.0.0.1")) as client:
+        assert await client.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
 
 
 @pytest.mark.parametrize(("is_trusted", "host"), [(False, "hooks.test"), (True, "other.test")])
@@ -245,7 +245,7 @@ async def test_an_invalid_certificate_gets_no_body(
     """An unknown authority, or another host's certificate."""
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with Receiver(tls(certificate)) as receiver, egress(frozenset({host}), Names("127.0.0.1")) as door:
+    async with Receiver(tls(certificate)) as receiver, webhooks(frozenset({host}), Names("127.0.0.1")) as client:
         with pytest.raises(WebhookFailed, match="Certificate"):
-            await door.post(f"https://{host}:{receiver.port}/", HEADERS, b"{}")
+            await client.post(f"https://{host}:{receiver.port}/", HEADERS, b"{}")
         assert receiver.got == []
