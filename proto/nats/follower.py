@@ -14,7 +14,7 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LiveFeed, LogServer
-from tailrace.proto.nats.replay import STALE_WAIT_S, is_valid, read_chain, read_valid, require_turn
+from tailrace.proto.nats.replay import STALE_WAIT_S, is_valid, read_from, read_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
 # How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
@@ -53,9 +53,9 @@ class Follower:
 
         Raises TurnUnknown, LogUnavailable, and CursorUnknown when the cursor is not a valid entry of the turn.
         """
-        chain = await read_chain(self._server, self._key, self._after)
+        chain, page = await read_from(self._server, self._key, self._after)
         join = self._join = FeedJoin(chain)
-        valid = await read_valid(self._server, self._key, join, is_first=self._after == BEFORE_FIRST)
+        valid = await read_valid(self._server, self._key, join, page, is_first=self._after == BEFORE_FIRST)
         # If the cursor is a fork's entry, then the valid entries after it are skipped, or the fork has its own end and
         # nothing follows.
         may_be_fork = self._after and (join.skipped or join.chain.is_ended)

@@ -13,7 +13,7 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.log_server import LogServer
+from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.subjects import TurnKey
 
 READ_TIMEOUT_S = 5.0
@@ -77,16 +77,18 @@ async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Tur
     return turn
 
 
-async def read_valid(server: LogServer, key: TurnKey, join: FeedJoin, *, is_first: bool = False) -> list[Stored]:
+async def read_valid(
+    server: LogServer, key: TurnKey, join: FeedJoin, page: Page | None = None, *, is_first: bool = False
+) -> list[Stored]:
     """Reads the log until `join` has no gap; returns the valid entries that `join` did not have.
 
-    `is_first`: nothing is known of the turn yet, and TurnUnknown is raised when the log has no such turn. Raises
-    LogUnavailable; `join` must then be discarded.
+    `page` has been read already. `is_first`: nothing is known of the turn yet, and TurnUnknown is raised when the log
+    has no such turn. Raises LogUnavailable; `join` must then be discarded.
     """
     valid: list[Stored] = []
     deadline = _now() + READ_TIMEOUT_S
     while True:
-        page = await server.read(key, join.read_upto)
+        page = page or await server.read(key, join.read_upto)
         valid += join.add_read(page.entries)
         if is_first and join.chain.last == BEFORE_FIRST:
             await require_turn(server, key)
@@ -97,6 +99,7 @@ async def read_valid(server: LogServer, key: TurnKey, join: FeedJoin, *, is_firs
             if _now() >= deadline:
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)
+        page = None
 
 
 async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> bool:
@@ -109,20 +112,20 @@ async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> b
     return any(stored.seq == seq for stored in await read_valid(server, key, join))
 
 
-async def read_chain(server: LogServer, key: TurnKey, cursor: Seq) -> Chain:
-    """Returns the chain whose last entry is the one at `cursor`, valid or not.
+async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, Page]:
+    """Returns the chain whose last entry is the one at `cursor`, valid or not, and the first page of entries after it.
 
     Raises CursorUnknown when the turn has no such entry, LogUnavailable.
     """
     if cursor == BEFORE_FIRST:
-        return START
+        return START, await server.read(key, cursor)
     deadline = _now() + STALE_MAX_S
     while True:
-        found = (await server.read(key, Seq(cursor - 1), 1)).entries
+        found, is_last = await server.read(key, Seq(cursor - 1))
         if found and found[0].seq == cursor:
             entry = found[0].entry
             attempt = 0 if isinstance(entry, entries.Request) else getattr(entry, "attempt", 0)
-            return Chain(cursor, attempt, isinstance(entry, entries.End))
+            return Chain(cursor, attempt, isinstance(entry, entries.End)), Page(found[1:], is_last)
         # A server that has a later entry has all before it. One that has none may be behind, for as long as its
         # connection to the others is slow.
         if found or not await _has_entry(server, key, cursor):

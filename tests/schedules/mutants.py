@@ -19,7 +19,7 @@ from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.log_server import LogServer
+from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.nats.replay import read_turn
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
@@ -131,17 +131,18 @@ def reader_reread() -> Patches:
 def cursor_rule() -> Patches:
     """A cursor that three reads do not find is refused."""
 
-    async def read_chain(server: LogServer, key: TurnKey, cursor: Seq) -> Chain:
+    async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, Page]:
         for _ in range(3 if cursor else 0):
-            page = await server.read(key, Seq(cursor - 1), 1)
-            if page.entries and page.entries[0].seq == cursor:
-                entry = page.entries[0].entry
-                return Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))
+            found, is_last = await server.read(key, Seq(cursor - 1))
+            if found and found[0].seq == cursor:
+                entry = found[0].entry
+                chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))
+                return chain, Page(found[1:], is_last)
         if cursor:
             raise CursorUnknown("the cursor was not found")
-        return START
+        return START, await server.read(key, cursor)
 
-    return [patch("tailrace.proto.nats.follower.read_chain", read_chain)]
+    return [patch("tailrace.proto.nats.follower.read_from", read_from)]
 
 
 def acknowledgement_rule() -> Patches:

@@ -7,7 +7,7 @@ from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.nats.replay import STALE_MAX_S, WOKEN_WAIT_S, read_chain, read_current_turn, read_turn, require_turn
+from tailrace.proto.nats.replay import STALE_MAX_S, WOKEN_WAIT_S, read_current_turn, read_from, read_turn, require_turn
 from tailrace.proto.subjects import TurnKey
 from tests.harness.scripted_log import NOTHING, ScriptedServer, page
 from tests.harness.turn_builder import NOON, Handwritten, opening, says
@@ -91,9 +91,9 @@ def test_a_turn_that_the_leader_does_not_have_any_more_is_unknown() -> None:
 @pytest.mark.rule("R15")
 def test_a_cursor_that_the_leader_has_is_read_until_it_is_seen() -> None:
     """A server with a slow connection to the others is seconds behind, and its readers come from another one."""
-    server = ScriptedServer(read=[*100 * [NOTHING], page(AT_CURSOR)], has_entry=[True])
-    assert run(read_chain(server, KEY, CURSOR)) == Chain(CURSOR, 1)
-    assert server.requests[0].arguments == (Seq(6), 1)
+    server = ScriptedServer(read=[*100 * [NOTHING], page(AT_CURSOR, AFTER_CURSOR)], has_entry=[True])
+    assert run(read_from(server, KEY, CURSOR)) == (Chain(CURSOR, 1), page(AFTER_CURSOR))
+    assert server.requests[0].arguments[0] == Seq(6)
     assert server.names == [*100 * ["read", "has_entry"], "read"]
 
 
@@ -101,7 +101,7 @@ def test_a_cursor_that_the_leader_has_is_read_until_it_is_seen() -> None:
 def test_a_cursor_that_is_stored_and_cannot_be_read_is_not_refused() -> None:
     """An EventSource gives up after a refusal; after an unavailable log it returns with the same cursor."""
     with pytest.raises(LogUnavailable):
-        run(read_chain(ScriptedServer(read=[NOTHING], has_entry=[True]), KEY, CURSOR))
+        run(read_from(ScriptedServer(read=[NOTHING], has_entry=[True]), KEY, CURSOR))
 
 
 @pytest.mark.rule("R15")
@@ -109,7 +109,7 @@ def test_a_cursor_that_the_leader_denies_twice_is_refused() -> None:
     """One denial may come from a former leader."""
     server = ScriptedServer(read=[NOTHING], has_entry=[False])
     with pytest.raises(CursorUnknown):
-        run(read_chain(server, KEY, CURSOR))
+        run(read_from(server, KEY, CURSOR))
     assert server.names == ["read", "has_entry", "has_entry"]
 
 
@@ -117,4 +117,4 @@ def test_a_cursor_that_the_leader_denies_twice_is_refused() -> None:
 def test_a_cursor_before_an_entry_of_the_same_read_is_refused() -> None:
     """A server that has a later entry is not behind."""
     with pytest.raises(CursorUnknown):
-        run(read_chain(ScriptedServer(read=[page(AFTER_CURSOR)]), KEY, CURSOR))
+        run(read_from(ScriptedServer(read=[page(AFTER_CURSOR)]), KEY, CURSOR))
