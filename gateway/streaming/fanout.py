@@ -40,7 +40,9 @@ class TurnFeed:
         self._error: LogError | None = None
         self._caught_up = asyncio.Event()
         self._heartbeat_s = heartbeat_s
-        self._silence = asyncio.get_running_loop().call_later(heartbeat_s, self._wake)
+        loop = asyncio.get_running_loop()
+        self._woken_at = loop.time()
+        self._silence = loop.call_later(heartbeat_s, self._wake_after_silence)
         self._changed = asyncio.Event()
         """The event that all waiting readers share. It is set once, and replaced."""
         self._rendered: dict[str, _Rendered] = {}
@@ -113,11 +115,16 @@ class TurnFeed:
         return len(self.entries) > position or self.is_ended or self.is_broken
 
     def _wake(self) -> None:
-        """Wakes the waiting readers, now and after each silence."""
+        self._woken_at = asyncio.get_running_loop().time()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        self._silence.cancel()
-        self._silence = asyncio.get_running_loop().call_later(self._heartbeat_s, self._wake)
+
+    def _wake_after_silence(self) -> None:
+        """Wakes the readers if nothing has woken them for a heartbeat interval; runs again when that can be so."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._woken_at + self._heartbeat_s:
+            self._wake()
+        self._silence = loop.call_at(self._woken_at + self._heartbeat_s, self._wake_after_silence)
 
     def _position(self, cursor: Seq) -> int:
         """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
