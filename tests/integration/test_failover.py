@@ -1,22 +1,24 @@
-"""When a backend fails, the next goes on from what there is, on the same stream; and no call is made that was not due.
+"""Failover: when a backend fails, the next one of the list continues the answer.
 
-Two simulated Claudes: `claude` asks the first, which breaks as it is told; `bedrock` the second, which never does.
+The backend `claude` calls a simulated Claude that fails as the request says; `bedrock` calls one that does not fail.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.subjects import TurnKey
 from tests.harness import processes, readers
 from tests.harness.cloud_endpoints import Cloud, cloud
 from tests.harness.generator_in_loop import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
@@ -27,148 +29,126 @@ from tests.integration.conftest import NewGateway
 from tests.promises import Story, judge
 
 BOTH = "claude, bedrock"
-LEASE_S = 0.2
-
-
-@pytest.fixture
-async def claude() -> AsyncIterator[str]:
-    """The address of the first simulated Claude."""
-    async with serving() as url:
-        yield url
+CONTINUED = [("claude", "fresh"), ("bedrock", "continue")]
+ANSWERED = [("claude", "fresh"), ("bedrock", "fresh")]
 
 
 @pytest.fixture
 async def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cloud]:
-    """The second one, behind Bedrock's door, where no directive breaks it."""
+    """The simulated Claude behind an endpoint of Bedrock."""
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     _get_session.cache_clear()  # type: ignore[attr-defined]
-    async with cloud(tmp_path, is_kind=True) as there:
-        for name, value in there.environ.items():
+    async with cloud(tmp_path, is_kind=True) as second:
+        for name, value in second.environ.items():
             monkeypatch.setenv(name, value)
-        yield there
+        yield second
 
 
-async def asked_of(log: TurnLog, key: object) -> list[tuple[str, str]]:
-    return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]  # type: ignore[arg-type]
+async def made(log: TurnLog, key: TurnKey) -> list[tuple[str, str]]:
+    """Returns backend and mode of each attempt."""
+    return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]
+
+
+async def run(
+    server: NatsServer, log: TurnLog, claude: str, line: str, **settings: Any
+) -> tuple[Turn, list[tuple[str, str]]]:
+    """Returns the turn of a request, and its attempts."""
+    async with working(server.url, **{"claude_url": claude, "backends": BOTH} | settings):
+        key = await ask(log, line)
+        return await ended(log, key), await made(log, key)
 
 
 @pytest.mark.rule("R50")
-@pytest.mark.parametrize("kind", ["429", "500", "529", "error", "cut", "stall", "eof", "garbage"])
-async def test_in_mid_sentence_the_next_backend_goes_on(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud, kind: str
+@pytest.mark.parametrize("fault", ["429", "500", "529", "error", "cut", "stall", "eof", "garbage"])
+async def test_the_next_backend_continues_after_a_fault_within_the_answer(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, fault: str
 ) -> None:
-    """Whatever breaks the first: the text is whole, byte for byte, and each backend was called once."""
-    async with working(own_server.url, claude, backends=BOTH):
-        key = await ask(own_log, f"words=90 rate=400 fault={kind}@40")
-        turn = await ended(own_log, key)
+    """The text is whole, and each backend is called once."""
+    turn, modes = await run(own_server, own_log, own_claude, f"words=90 rate=400 fault={fault}@40")
     assert (turn.text, turn.outcome, turn.attempt) == (words(90), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
-    assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "continue")]
-    there = await stats(second.url)
-    assert ((await stats(claude))["calls"], there["calls"]) == (1, 1)
-    assert (there["continuations"], there["continuations_mismatched"]) == (1, 0)
+    assert modes == CONTINUED
+    counted = await stats(second.url)
+    assert ((await stats(own_claude))["calls"], counted["calls"]) == (1, 1)
+    assert (counted["continuations"], counted["continuations_mismatched"]) == (1, 0)
 
 
-@pytest.mark.parametrize("line", ["fault=529", "fault=500", "fault=html", "fault=429 retry_after=3600"])
-async def test_before_the_first_word_the_next_backend_answers(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud, line: str
+@pytest.mark.parametrize(
+    ("line", "calls"), [("fault=529", 3), ("fault=500", 3), ("fault=html", 3), ("fault=429 retry_after=3600", 1)]
+)
+async def test_the_next_backend_answers_when_the_first_one_refuses(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, line: str, calls: int
 ) -> None:
-    """The first one's calls are used up, no more; a wish to come back in an hour is not waited for."""
-    async with working(own_server.url, claude, backends=BOTH, call_tries_max=3):
-        key = await ask(own_log, f"words=20 rate=0 {line}")
-        turn = await ended(own_log, key)
-    assert (turn.text, turn.outcome) == (words(20), "completed")
-    assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "fresh")]
-    assert (await stats(claude))["calls"] == (1 if "3600" in line else 3)
-    assert (await stats(second.url))["calls"] == 1
+    """The calls of the first attempt are used up, unless it would have to wait for an hour."""
+    turn, modes = await run(own_server, own_log, own_claude, f"words=20 rate=0 {line}", call_tries_max=3)
+    assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
+    assert ((await stats(own_claude))["calls"], (await stats(second.url))["calls"]) == (calls, 1)
 
 
-@pytest.mark.parametrize("given", [{"anthropic_api_key": "bad-key"}, {"anthropic_base_url": ""}])
-async def test_a_refused_key_and_nobody_there_are_failed_over(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud, given: dict[str, str]
+@pytest.mark.parametrize("setting", ["anthropic_api_key", "claude_url"])
+async def test_the_next_backend_answers_for_a_refused_key_and_an_unreachable_api(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, setting: str
 ) -> None:
-    """What the first backend misses, the second may have."""
-    if "anthropic_base_url" in given:
-        given = {"anthropic_base_url": f"http://127.0.0.1:{find_free(1)[0]}"}
-    async with working(own_server.url, claude, backends=BOTH, call_tries_max=2, **given):
-        turn = await ended(own_log, key := await ask(own_log, "words=20 rate=0"))
-    assert (turn.text, turn.outcome) == (words(20), "completed")
-    assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "fresh")]
+    settings = {setting: "bad-key" if setting == "anthropic_api_key" else f"http://127.0.0.1:{find_free(1)[0]}"}
+    turn, modes = await run(own_server, own_log, own_claude, "words=20 rate=0", call_tries_max=2, **settings)
+    assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
 
 
 @pytest.mark.rule("R50")
-async def test_a_bad_request_is_not_asked_again(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud
+async def test_an_invalid_request_is_not_sent_to_the_next_backend(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud
 ) -> None:
-    """The next one would say the same."""
-    async with working(own_server.url, claude, backends=BOTH):
-        key = await ask(own_log, "words=x")
-        turn = await ended(own_log, key)
+    turn, modes = await run(own_server, own_log, own_claude, "words=x")
     assert turn.error is not None
-    assert (turn.outcome, turn.error.code) == ("failed", "backend_refused_request")
-    assert await asked_of(own_log, key) == [("claude", "fresh")]
-    assert second.asked == []
+    assert (turn.error.code, modes, second.asked) == ("backend_refused_request", [("claude", "fresh")], [])
 
 
 @pytest.mark.rule("R50")
-async def test_attempts_and_calls_have_an_end(
-    own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_attempts_are_limited_over_all_backends(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both fail, again and again: attempts are counted over all backends, and what was said is kept."""
-    async with cloud(tmp_path) as unkind:
-        for name, value in unkind.environ.items():
+    async with cloud(tmp_path) as faulty:
+        for name, value in faulty.environ.items():
             monkeypatch.setenv(name, value)
         _get_session.cache_clear()  # type: ignore[attr-defined]
-        async with working(own_server.url, claude, backends=BOTH, attempts_max=4):
-            key = await ask(own_log, "words=90 rate=0 fault=cut@5x9")
-            turn = await ended(own_log, key)
-        assert turn.error is not None
-        assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "attempts_exhausted", 4)
-        assert turn.text
-        assert words(90).startswith(turn.text)
-        assert [backend for backend, _ in await asked_of(own_log, key)] == ["claude", "bedrock"] * 2
-        assert (await stats(claude))["calls"] + (await stats(unkind.url))["calls"] == 4
+        turn, modes = await run(own_server, own_log, own_claude, "words=90 rate=0 fault=cut@5x9", attempts_max=4)
+        calls = (await stats(own_claude))["calls"] + (await stats(faulty.url))["calls"]
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, turn.attempt, calls) == ("failed", "attempts_exhausted", 4, 4)
+    assert words(90).startswith(turn.text) > (turn.text == "")
+    assert [backend for backend, _ in modes] == ["claude", "bedrock"] * 2
 
 
-async def test_a_second_that_is_of_no_use_leaves_the_first_its_next_try(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud, monkeypatch: pytest.MonkeyPatch
+async def test_a_backend_with_a_wrong_key_leaves_the_first_one_its_next_attempt(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong secret in the second place must not make the list worse than the first alone."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
-    async with working(own_server.url, claude, backends=BOTH):
-        key = await ask(own_log, "words=61 rate=0 fault=cut@40x1")
-        turn = await ended(own_log, key)
-    assert (turn.text, turn.outcome) == (words(61), "completed")
-    asked = [("claude", "fresh"), ("bedrock", "continue"), ("claude", "continue")]
-    assert await asked_of(own_log, key) == asked
+    turn, modes = await run(own_server, own_log, own_claude, "words=61 rate=0 fault=cut@40x1")
+    assert (turn.text, turn.outcome, modes) == (words(61), "completed", [*CONTINUED, ("claude", "continue")])
 
 
-async def test_a_model_may_have_a_list_of_its_own(
-    own_server: NatsServer, own_log: TurnLog, claude: str, second: Cloud
+async def test_a_model_may_have_its_own_list_of_backends(
+    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud
 ) -> None:
-    """With the backend's own name for it; the others have the common list."""
+    """With the name that the backend has for the model."""
     lists = "claude; claude-haiku-5-5 = bedrock:eu.anthropic.claude-haiku-5-5"
-    async with working(own_server.url, claude, backends=lists):
-        one = await ask(own_log, "words=3 rate=0", model="claude-haiku-5-5")
-        other = await ask(own_log, "words=3 rate=0")
-        assert [(await ended(own_log, key)).text for key in (one, other)] == [words(3)] * 2
-    assert (await asked_of(own_log, one), await asked_of(own_log, other)) == (
-        [("bedrock", "fresh")],
-        [("claude", "fresh")],
-    )
+    async with working(own_server.url, own_claude, backends=lists):
+        for model, backend in (("claude-haiku-5-5", "bedrock"), ("claude-sonnet-5-5", "claude")):
+            key = await ask(own_log, "words=3 rate=0", model=model)
+            assert (await ended(own_log, key)).text == words(3)
+            assert await made(own_log, key) == [(backend, "fresh")]
     assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]
 
 
-async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
+async def test_a_reader_notices_nothing_when_the_first_backend_is_killed(
     own_server: NatsServer,
-    own_connection: Connection,
     own_log: TurnLog,
     second: Cloud,
     new_gateway: NewGateway,
     tenant: Tenant,
     tmp_path: Path,
 ) -> None:
-    """kill -9 of the first Claude: its HTTP reader gets every byte, once, and the five promises hold."""
+    """The five promises hold."""
     gateway = await new_gateway(own_server.url)
     async with (
         Persistence(own_server.url, tmp_path / "tailrace.db") as persistence,
@@ -176,45 +156,49 @@ async def test_the_first_backend_dies_in_mid_sentence_and_no_reader_notices(
         working(own_server.url, first.url, backends=BOTH, call_tries_max=2),
     ):
         key = await ask(own_log, "words=120 rate=60", tenant=tenant)
-        reader = asyncio.create_task(readers.read(gateway.client, key.turn))
+        reading = asyncio.create_task(readers.read(gateway.client, key.turn))
 
-        async def is_told() -> bool:
+        async def has_begun() -> bool:
             return len((await own_log.turn(key)).text) >= 100
 
-        await until(is_told)
+        await until(has_begun)
         await first.stop(SIGKILL)
         turn = await ended(own_log, key)
-        seen = readers.reader("there", key, await reader)
+        seen = readers.reader("reader", key, await reading)
         record = await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
         history = await readers.history(own_log, key, seen, records={key: record})
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
-    assert await asked_of(own_log, key) == [("claude", "fresh"), ("bedrock", "continue")]
+    assert await made(own_log, key) == CONTINUED
     assert seen.told == Story(words(120), turn.usage, "completed")
     verdict = judge(history)
     assert verdict.is_green, verdict.evidence
-    there = await stats(second.url)
-    assert (there["calls"], there["continuations_mismatched"]) == (1, 0)
+    counted = await stats(second.url)
+    assert (counted["calls"], counted["continuations_mismatched"]) == (1, 0)
 
 
 @pytest.mark.rule("R50")
 @pytest.mark.timeout(120)
-async def test_killed_after_any_entry_of_a_fail_over_the_turn_is_whole(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str, second: Cloud
+async def test_a_generator_killed_at_any_entry_of_a_failover_loses_nothing(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str, second: Cloud
 ) -> None:
-    """The backend breaks, and its generator dies after the 1st, 2nd, 3rd … entry: one more call, and the same text."""
-    await shorten_lease(own_connection, LEASE_S)
+    """The backend fails, and the generator is killed after the 1st, 2nd, 3rd … entry."""
+    await shorten_lease(own_connection, 0.2)
     environ = dict(second.environ)
+
+    async def calls() -> int:
+        return (await stats(own_claude))["calls"] + (await stats(second.url))["calls"]
+
     for appends in range(1, 99):
-        calls = (await stats(claude))["calls"] + (await stats(second.url))["calls"]
+        before = await calls()
         key = await ask(own_log, "words=8 rate=200 fault=cut@3", tenant=Tenant(f"t{appends}"))
-        is_harmed = await killed_after(appends, own_server.url, claude, BOTH, environ)
-        async with working(own_server.url, claude, backends=BOTH):
+        is_killed = await killed_after(appends, own_server.url, own_claude, BOTH, environ)
+        async with working(own_server.url, own_claude, backends=BOTH):
             turn = await ended(own_log, key)
             await until(lambda: is_acknowledged(own_connection))
         assert (turn.text, turn.outcome, turn.skipped) == (words(8), "completed", 0), appends
         assert turn.attempt <= 3
-        assert (await stats(claude))["calls"] + (await stats(second.url))["calls"] - calls <= turn.attempt
-        if not is_harmed:
+        assert await calls() - before <= turn.attempt
+        if not is_killed:
             break
     assert appends > 8
     assert turn.attempt == 2
