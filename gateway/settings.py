@@ -67,7 +67,12 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, description="open streams of one tenant; further clients get a 429")
     ] = 5_000
     streams_address_max: Annotated[
-        int, Meta(ge=1, description="open streams of one IPv4 address or IPv6 /64 network; further clients get a 429")
+        int,
+        Meta(
+            ge=1,
+            description="open streams without a credential of one IPv4 address or IPv6 /64 network; "
+            "further clients get a 429",
+        ),
     ] = 1_000
     stream_life_s: Annotated[
         float, Meta(gt=0, description="age at which a stream is closed, plus or minus 10 %; its reader reconnects")

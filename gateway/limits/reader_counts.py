@@ -35,13 +35,15 @@ class ReaderCounts:
         self._by: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
-    def count(self, tenant: Tenant, address: str) -> Iterator[None]:
-        """Counts one reader. Raises Refused above a limit."""
-        limits, kinds = self._limits, (("tenant", tenant), ("address", owner_of(address)))
+    def count(self, tenant: Tenant, address: str | None) -> Iterator[None]:
+        """Counts one reader, for `address` too unless it is None. Raises Refused above a limit."""
+        limits, kinds = self._limits, [("tenant", str(tenant))]
+        if address is not None:
+            kinds.append(("address", owner_of(address)))
         if self._total >= limits.total:
             message = f"This gateway has {limits.total} open streams, its limit; retry."
             raise Refused("server_busy", message, retry_after_s=retry_delay_s())
-        for kind, most, noun in zip(kinds, limits[1:], ("This tenant", "This address"), strict=True):
+        for kind, most, noun in zip(kinds, limits[1:], ("This tenant", "This address"), strict=False):
             if self._by[kind] >= most:
                 message = f"{noun} has {most} open streams at this gateway, its limit; close one."
                 raise Refused("too_many_streams", message, retry_after_s=retry_delay_s())

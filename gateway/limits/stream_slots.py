@@ -46,7 +46,9 @@ class StreamPermit:
         """Counts the reader in this gateway. Raises Refused above a limit."""
         if self._counted is None:
             counted = ExitStack()
-            counted.enter_context(self._all.readers.count(self.principal.tenant, self._address))
+            # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
+            address = self._address if self.principal.key is None else None
+            counted.enter_context(self._all.readers.count(self.principal.tenant, address))
             self._counted = counted
 
     async def acquire(self) -> None:

@@ -8,9 +8,11 @@ from contextlib import AsyncExitStack, ExitStack
 import httpx2
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import fd_limit, http_protocol
 from tailrace.gateway.streaming import event_stream
 from tailrace.gateway.turns import on_disconnect
+from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import history, read, reader
@@ -57,7 +59,6 @@ def start(nats_url: str, new_gateway: NewGateway) -> NewGateway:
     [
         ("streams_max", (503, "server_busy", True)),
         ("streams_tenant_max", (429, "too_many_streams", True)),
-        ("streams_address_max", (429, "too_many_streams", True)),
     ],
 )
 async def test_readers_beyond_a_limit_are_refused(
@@ -116,18 +117,30 @@ async def test_a_streamed_post_takes_one_slot_and_releases_it(start: NewGateway)
         await until(is_streamed)
 
 
-async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(start: NewGateway, writer: Writer) -> None:
-    """X-Forwarded-For of another sender is ignored: any client could send it."""
+async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway
+) -> None:
+    """Without credentials. X-Forwarded-For of another sender is ignored: any client could send it."""
+    writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
     await writer.open("a")
-    trusted = await start(streams_address_max=1, proxies="127.0.0.0/8")
-    untrusted = await start(streams_address_max=1, proxies="10.0.0.1")
+    trusted = await new_gateway(own_server.url, api_keys="", streams_address_max=1, proxies="127.0.0.0/8")
+    untrusted = await new_gateway(own_server.url, api_keys="", streams_address_max=1, proxies="10.0.0.1")
     for gateway, second in ((trusted, 200), (untrusted, 429)):
+        del gateway.client.headers["authorization"]
         async with AsyncExitStack() as stack:
             statuses = [
                 (await opened(stack, gateway, writer.key, {"x-forwarded-for": address})).status_code
                 for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7, 192.0.2.2")
             ]
         assert statuses == [200, 429, second]
+
+
+async def test_readers_with_a_credential_are_not_counted_by_address(start: NewGateway, writer: Writer) -> None:
+    """All users behind one proxy have its address."""
+    await writer.open("a")
+    gateway = await start(streams_address_max=1)
+    async with AsyncExitStack() as stack:
+        assert [(await opened(stack, gateway, writer.key)).status_code for _ in range(3)] == [200] * 3
 
 
 async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPatch, start: NewGateway) -> None:

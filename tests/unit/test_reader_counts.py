@@ -45,6 +45,16 @@ def test_a_reader_above_a_limit_is_refused_until_another_leaves(
     assert crowd._by == {}
 
 
+def test_a_reader_with_a_credential_counts_for_its_tenant_only() -> None:
+    """All users of a proxy have its address."""
+    readers = ReaderCounts(ReaderLimits(9, 2, 1))
+    with ExitStack() as stack:
+        for tenant in (ALICE, ALICE, BOB, BOB):
+            stack.enter_context(readers.count(tenant, None))
+        with pytest.raises(Refused, match="This tenant has 2 open streams"), readers.count(BOB, None):
+            pass
+
+
 @pytest.mark.parametrize(
     ("address", "owner"),
     [
