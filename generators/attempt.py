@@ -161,7 +161,7 @@ class TurnRunner:
         A second call without a token leaves the turn as it is.
         """
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
-        logger.info("attempt", mode=action.mode, backend=route.backend, is_second=action.is_second)
+        logger.info("attempt", mode=action.mode, backend=route.backend, is_hedge=action.is_second)
         attempt = Attempt(
             prev=turn.chain.last,
             attempt=action.attempt,
