@@ -1,24 +1,32 @@
-"""What the processes say about turns: enough to follow one by its id, and never what was asked, answered or a key."""
+"""Logs and metrics of the processes: a turn's id in every line, no secrets, no forged lines, and bounded labels."""
 
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import prometheus_client
 import pytest
 
 from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
+from tailrace.proto.errors import CODES
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import processes
-from tests.harness.processes import Process
+from tests.harness.processes import CHECKOUT, Process
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
-# None may be printed by anybody. The answer's is the tag of its words.
+# The answer's canary is the tag of its words.
 CANARIES = {
     "prompt": "canary-in-the-prompt",
     "system": "canary-in-the-system-prompt",
@@ -28,36 +36,41 @@ CANARIES = {
     "idempotency key": "canary-idempotency-key",
     "tailrace's key": KEY,
 }
-# The first call is refused, and the answer is cut once: the lines of a rainy day are the talkative ones.
-HARD_WAY = "words=20 rate=0 fault=429x1 fault=cut@9x2 retry_after=0"
+# The first call is refused, and the answer breaks off once: errors are logged in detail.
+FAULTS = "words=20 rate=0 fault=429x1 fault=cut@9x2 retry_after=0"
 BODY = {
-    "message": f"{CANARIES['prompt']}\n#sim tag={CANARIES['answer']} {HARD_WAY}",
+    "message": f"{CANARIES['prompt']}\n#sim tag={CANARIES['answer']} {FAULTS}",
     "system": CANARIES["system"],
     "metadata": {CANARIES["metadata"]: CANARIES["metadata"]},
 }
 
 
-class Told(NamedTuple):
-    """Two turns, and who said something about them."""
+class Run(NamedTuple):
+    """A completed and a cancelled turn, and the processes, which log at the level `debug`."""
 
     completed: str
     cancelled: str
     processes: dict[str, Process]
     folder: Path
-    nats_token: str
+    secrets: dict[str, str]
 
     def lines(self, name: str, turn: str) -> list[tuple[str, dict[str, Any]]]:
-        """What a process said of a turn, without what every line has."""
-        every = {"turn", "role", "level", "timestamp", "event"}
-        said = [fact for fact in self.processes[name].facts if fact.get("turn") == turn]
-        return [(fact["event"], {k: v for k, v in fact.items() if k not in every}) for fact in said]
+        """Returns event and fields of a process's lines about a turn."""
+        common = {"turn", "role", "level", "timestamp", "event"}
+        lines = [fact for fact in self.processes[name].facts if fact.get("turn") == turn]
+        return [(fact["event"], {k: v for k, v in fact.items() if k not in common}) for fact in lines]
+
+    def leaks(self, texts: dict[str, bytes]) -> list[tuple[str, str]]:
+        """Returns the secrets that are in the texts."""
+        assert all(texts.values())
+        return [
+            (name, where) for name, secret in self.secrets.items() for where in texts if secret.encode() in texts[where]
+        ]
 
 
 @pytest.fixture
-async def told(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncIterator[Told]:
-    """All processes at their most talkative, after a turn that had a hard way and one that was cancelled."""
-    debug = {"TAILRACE_LOG_LEVEL": "debug"}
-    url = own_server.url
+async def run(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncIterator[Run]:
+    debug, url = {"TAILRACE_LOG_LEVEL": "debug"}, own_server.url
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         claude = await enter(processes.simulated_claude(tmp_path))
@@ -69,70 +82,53 @@ async def told(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncI
             "gateway": await enter(processes.gateway(tmp_path, url, TAILRACE_API_KEYS=api_keys(tenant), **debug)),
         }
         client = await enter(httpx2.AsyncClient(base_url=started["gateway"].url, timeout=20, trust_env=False))
-        client.headers = httpx2.Headers({"x-api-key": KEY, "idempotency-key": CANARIES["idempotency key"]})
-        completed = (await client.post("/v1/turns", json=BODY)).json()["turn"]
-        whole = await client.get(f"/v1/turns/{completed}/events")
-        assert CANARIES["answer"] in whole.text
-        del client.headers["idempotency-key"]
+        client.headers["x-api-key"] = KEY
+        headers = {"idempotency-key": CANARIES["idempotency key"]}
+        completed = (await client.post("/v1/turns", json=BODY, headers=headers)).json()["turn"]
+        assert CANARIES["answer"] in (await client.get(f"/v1/turns/{completed}/events")).text
         cancelled = (await client.post("/v1/turns", json={"message": "#sim words=5 wait=60"})).json()["turn"]
         await until(lambda: [fact for fact in started["generators"].said("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
         await until(lambda: len(started["persistence"].said("turn recorded")) >= 2)
-        yield Told(completed, cancelled, started, tmp_path, own_server.spec.passwords[ROOT_USER])
+        secrets = CANARIES | {"password of NATS": own_server.spec.passwords[ROOT_USER]}
+        yield Run(completed, cancelled, started, tmp_path, secrets)
 
 
-async def test_a_turns_id_follows_it_through_all_processes(told: Told) -> None:
-    """The runbook's first advice is to grep for it; and `attempt` tells the calls of one generator from another's."""
-    accepted = [("turn accepted", {"model": "claude-sonnet-5-5"})]
-    assert told.lines("gateway", told.completed) == accepted
-    assert told.lines("gateway", told.cancelled) == [*accepted, ("turn cancelled", {})]
-    assert told.lines("persistence", told.completed) == [("turn recorded", {"outcome": "completed"})]
-    assert told.lines("persistence", told.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
-    first, again, broken, second, ended = told.lines("generators", told.completed)
-    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude", "is_hedge": False})
-    assert again[0] == "call failed and is repeated"
-    assert (again[1]["attempt"], again[1]["code"]) == (1, "backend_rate_limited")
-    assert broken == ("attempt broke off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
-    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
-    assert ended[0] == "turn ended"
-
-
-@pytest.mark.rule("S3")
-async def test_nobody_prints_a_prompt_an_answer_or_a_key(told: Told) -> None:
-    """Logs go where neither the client nor the operator looks: what is not in them cannot leak from there."""
-    printed = {path.name: path.read_bytes() for path in told.folder.glob("*.txt")} | {
-        "nats.log": (told.folder / "nats.log").read_bytes()
-    }
-    assert len(printed) == 5
-    secrets = CANARIES | {"nats' token": told.nats_token}
-    assert [
-        (what, name) for what, secret in secrets.items() for name in printed if secret.encode() in printed[name]
-    ] == []
-
-
-def arguments(process: Process) -> bytes:
+def arguments_of(process: Process) -> bytes:
     return Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
 @pytest.mark.rule("S3")
-async def test_no_stranger_is_shown_a_prompt_an_answer_or_a_key(told: Told) -> None:
-    """FAULTS S3: in what asks for no key, in refusals, and in what every user of the machine can read of a process."""
-    shown = {f"arguments of {name}": arguments(process) for name, process in told.processes.items()}
-    async with httpx2.AsyncClient(base_url=told.processes["gateway"].url, timeout=20, trust_env=False) as stranger:
-        for path in ("/", "/metrics", "/health", "/readyz", "/docs", f"/v1/turns/{told.completed}", "/v1/usage"):
-            shown[path] = (await stranger.get(path)).content
-        shown["a refusal"] = (await stranger.post("/v1/turns", json=BODY, headers={"x-api-key": KEY + "x"})).content
-    secrets = CANARIES | {"nats' token": told.nats_token, "a turn's id": told.completed}
-    assert all(shown.values())
-    assert [
-        (what, where) for what, secret in secrets.items() for where in shown if secret.encode() in shown[where]
-    ] == []
+async def test_processes_log_a_turn_by_its_id_and_no_secret(run: Run) -> None:
+    """Neither in logs, nor in responses without a key, nor in the arguments of a process."""
+    accepted = [("turn accepted", {"model": "claude-sonnet-5-5"})]
+    assert run.lines("gateway", run.completed) == accepted
+    assert run.lines("gateway", run.cancelled) == [*accepted, ("turn cancelled", {})]
+    assert run.lines("persistence", run.completed) == [("turn recorded", {"outcome": "completed"})]
+    assert run.lines("persistence", run.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
+    first, repeated, broken, second, ended = run.lines("generators", run.completed)
+    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude", "is_hedge": False})
+    assert repeated[0] == "call failed and is repeated"
+    assert (repeated[1]["attempt"], repeated[1]["code"]) == (1, "backend_rate_limited")
+    assert broken == ("attempt broke off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
+    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
+    assert ended[0] == "turn ended"
+    logs = {path.name: path.read_bytes() for path in (*run.folder.glob("*.txt"), run.folder / "nats.log")}
+    assert len(logs) == 5
+    assert run.leaks(logs) == []
+    public = {f"arguments of {name}": arguments_of(process) for name, process in run.processes.items()}
+    async with httpx2.AsyncClient(base_url=run.processes["gateway"].url, timeout=20, trust_env=False) as anonymous:
+        for path in ("/", "/metrics", "/health", "/readyz", "/docs", f"/v1/turns/{run.completed}", "/v1/usage"):
+            public[path] = (await anonymous.get(path)).content
+        public["refusal"] = (await anonymous.post("/v1/turns", json=BODY, headers={"x-api-key": KEY + "x"})).content
+    assert run.leaks(public) == []
+    assert not [where for where, text in public.items() if run.completed.encode() in text]
 
 
-async def test_a_turn_is_said_to_be_recorded_once(
+async def test_a_turn_is_logged_as_recorded_once(
     own_server: NatsServer, own_log: TurnLog, key: TurnKey, tmp_path: Path
 ) -> None:
-    """With its end; also when its request comes in a batch of its own, and the fold of that has the end already."""
+    """Also when the request is delivered alone, and the log has the end by then."""
     writer = Writer(own_log, key)
     await writer.open("a")
     await writer.end()
@@ -141,3 +137,81 @@ async def test_a_turn_is_said_to_be_recorded_once(
         await until(deliveries.is_drained)
         await persistence.stop()
         assert len(persistence.said("turn recorded")) == 1
+
+
+# `make fuzz` sends ten times as many.
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "1000"))
+CONCURRENT = 30
+
+
+def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Returns name and labels of each metric of this process."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for metric in prometheus_client.REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name.startswith("tailrace_")
+    }
+
+
+async def send_random(gateway: Gateway, draw: random.Random) -> None:
+    """Sends a request with a random path, turn, tenant, model or method."""
+    name = f"{draw.getrandbits(64):x}"
+    headers = {"x-tenant": name, "last-event-id": name, "user-agent": name}
+    method, path, body = draw.choice(
+        [
+            ("GET", f"/{name}", None),
+            ("GET", f"/v1/turns/{name}", None),
+            ("GET", f"/v1/turns/{name}/events?dialect={name}", None),
+            ("POST", "/v1/turns", {"message": "x", "model": name, "tenant": name}),
+            ("POST", "/v1/chat/completions", {"model": name, "messages": name}),
+            (f"M{name}", "/v1/turns", None),
+        ]
+    )
+    if draw.random() < 0.3:
+        headers["authorization"] = f"Bearer {name}"
+    await gateway.client.request(method, path, json=body, headers=headers)
+
+
+@pytest.mark.rule("S11")
+async def test_no_name_from_a_request_becomes_a_label(nats_url: str, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(nats_url)
+
+    async def send(numbers: range) -> None:
+        await asyncio.gather(*(send_random(gateway, random.Random(number)) for number in numbers))
+
+    await send(range(CONCURRENT))
+    before = series()
+    for first in range(CONCURRENT, REQUESTS, CONCURRENT):
+        await send(range(first, first + CONCURRENT))
+    assert series() - before == set()
+    codes = {dict(labels).get("code") for name, labels in before if name == "tailrace_gateway_refused_total"}
+    assert codes <= CODES.keys()
+    assert len(codes) >= 3
+
+
+FORGED = "forged-line"
+INJECTED = f'x\r\n{{"event": "{FORGED}"}}\n2026-11-20 [error] {FORGED}\x1b[2J\x1b[31m\u2028\u0085{FORGED}\x00'
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
+@pytest.mark.rule("S12")
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "structlog.get_logger().info('turn accepted', model=text)",
+        "structlog.get_logger().info(text)",
+        "logging.getLogger('uvicorn').warning('%s is not a header', text)",
+    ],
+)
+def test_a_logged_text_with_line_breaks_is_one_line(form: str, statement: str) -> None:
+    """Also in the log of a library; control sequences of terminals are escaped."""
+    script = (
+        "import logging, structlog\nfrom tailrace.proto.runtime.logging_setup import configure\n"
+        f"configure('gateway', {form!r}, 'debug')\ntext = {INJECTED!r}\n{statement}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=True)
+    printed = done.stderr.decode()
+    assert FORGED in printed
+    assert CONTROL.findall(printed.removesuffix("\n")) == []
