@@ -1,4 +1,4 @@
-"""A disk that is really full, under `up`: it is said, what is stored stays, and it is over once there is room."""
+"""A full disk under `up`: it is reported, stored turns stay readable, and it recovers when there is space."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ from tests.harness.up import LEAN, running
 SIZE = 64 * MIB
 
 
-def test_only_a_write_that_failed_is_mended_by_a_start() -> None:
-    """A server that is starting, or whose leader is away, is not well either, and needs nothing but time."""
+def test_only_a_failed_write_needs_a_restart_of_the_server() -> None:
+    """A server that starts or has no leader recovers by itself."""
     failed = "JetStream stream '$G > TURNS' write error: write 3.blk: no space left on device"
     assert is_stuck(Response(503, failed))
     assert is_stuck(Response(503, '{"status":"unavailable","error":"JetStream not enabled (10076)"}'))
@@ -26,8 +26,8 @@ def test_only_a_write_that_failed_is_mended_by_a_start() -> None:
     assert not is_stuck(Response(0, ""))
 
 
-def fill(there: Path) -> None:
-    with (there / "junk").open("wb", buffering=0) as junk:
+def fill(directory: Path) -> None:
+    with (directory / "junk").open("wb", buffering=0) as junk:
         try:
             while True:
                 junk.write(b"x" * 4096)
@@ -38,14 +38,14 @@ def fill(there: Path) -> None:
 @pytest.mark.rule("F16")
 @needs_mount
 @pytest.mark.timeout(120)
-async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -> None:
-    """FAULTS F16: said within ten seconds, POSTs are told to come again, and twenty after there is room all is well."""
+async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path: Path) -> None:
+    """Reported within 10 seconds, with 503 for POSTs; ready 20 seconds after there is space."""
     there = tmp_path / "data"
     there.mkdir(mode=0o700)
     with small_disk(there, SIZE), running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
-            asked = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
-            path = f"/v1/turns/{asked['turn']}/events?dialect=text"
+            accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
+            path = f"/v1/turns/{accepted['turn']}/events?dialect=text"
             assert (await client.get(path)).text == words(20)
             fill(there)
 
@@ -53,23 +53,23 @@ async def test_a_full_disk_is_said_and_over_when_there_is_room(tmp_path: Path) -
                 answer = await client.post("/v1/turns", json={"message": "#sim words=3 rate=0"})
                 return answer.status_code, answer.json().get("error", {}).get("code", "")
 
-            # What still fits into the last block of a file is stored, and stays.
+            # Turns that fit into the last block of a file are still stored.
             refused = await until(lambda: is_refused(posted()), 30)
             assert refused in ((503, "log_unavailable"), (503, "log_full"))
 
-            async def is_said() -> bool:
-                told = (await client.get("/readyz")).json()
-                return str(told["log"]["detail"]).startswith("nothing has been stored for ")
+            async def is_reported() -> bool:
+                parts = (await client.get("/readyz")).json()
+                return str(parts["log"]["detail"]).startswith("nothing has been stored for ")
 
-            await until(is_said, 10)
+            await until(is_reported, 10)
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.get(path)).text == words(20)
             (there / "junk").unlink()
 
-            async def is_well() -> bool:
+            async def is_ready() -> bool:
                 return (await client.get("/readyz")).status_code == 200
 
-            await until(is_well, 20)
+            await until(is_ready, 20)
             again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
             assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
             assert (await client.get(path)).text == words(20)
