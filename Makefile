@@ -15,7 +15,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: audit schedules kills fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel bench schema clean
+.PHONY: audit schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ audit: setup ## look up known vulnerabilities of the locked packages; needs the 
 
 chaos: setup ## inject faults at random and check the result; SEED= MINUTES= FAULTS=, ARGS='--help'
 	@exec $(PYTHON) -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
+
+wear: setup ## kill generators one after the other while they write long answers; ARGS='--help'
+	@exec $(PYTHON) -m tests.kills.wear $(ARGS)
 
 kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' for one process
 	@exec $(PYTHON) -m tests.kills $(ARGS)

@@ -20,6 +20,7 @@ from tailrace.generators.delta_buffer import DeltaBuffer, buffer_of
 from tailrace.generators.model_caller import ModelCaller, Route
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner
+from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
@@ -31,6 +32,8 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
+# The supervisor kills a process some seconds after its grace period.
+HANDOVER_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
@@ -129,9 +132,9 @@ class TurnRunner:
                     return turn
                 case Complete(schema_valid):
                     return await self._end(key, turn, "completed", schema_valid=schema_valid)
-                case AppendEvents(events):
+                case AppendEvents(closing):
                     folding = Folding(turn)
-                    await self._write(key, folding, buffer_of(events))
+                    await self._write(key, folding, buffer_of(closing))
                     turn = folding.build()
                 case Fail(failure):
                     return await self._end(key, turn, "failed", Failure(failure.code, failure.message + error_suffix))
@@ -189,6 +192,10 @@ class TurnRunner:
                 error = await reading
                 for task in watchers:
                     task.cancel()
+        except asyncio.CancelledError:
+            if folding.chain.attempt == action.attempt:
+                await self._hand_over(key, folding.build())
+            raise
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
             # LogUnavailable or EntryTooLarge.
@@ -257,6 +264,20 @@ class TurnRunner:
             with metrics.APPEND_S.time():
                 chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
             folding.add(as_stored(chain, folding.was, entry), event.event)
+
+    async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
+        """Stores that this process gives the turn back, so that an attempt without any event yet does not count."""
+        if turn.chain.is_ended or not turn.fruitless:
+            return
+        entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
+        # A task of its own: this one is cancelled, which each call of nats-py notices.
+        appending = asyncio.create_task(self._log.append(key, turn.chain, entry))
+        await asyncio.wait({appending}, timeout=HANDOVER_S_MAX)
+        if not appending.done():
+            appending.cancel()
+        elif not appending.cancelled() and (error := appending.exception()) is not None:
+            # An append that was under way may have been stored, or another writer has the turn.
+            logger.info("turn given back without a mark", turn=key.turn, why=str(error))
 
     async def _raise_when_ended(self, key: TurnKey) -> None:
         """Stops the attempt with FenceLost when another process ends the turn, even while the model sends nothing."""

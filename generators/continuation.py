@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, Sink, from_event
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, stop_message
+from tailrace.generators.plan import tokens_left
 from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.generators.repetition import RepetitionFilter
+from tailrace.generators.stop_sequences import StopSequences
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Mode, Request
@@ -25,6 +27,8 @@ CONTINUE_PROMPT = (
     "Write only what comes after it: no repetition, no introduction."
 )
 TAIL_CHARS = 200
+# The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
+THINKING_TOKENS_MIN = 1024
 
 
 def build_call(request: Request) -> Call:
@@ -72,14 +76,33 @@ def prepare_call(turn: Turn, mode: Mode) -> tuple[Call, "Continuation | None"]:
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
     request = turn.request
     if mode == "continue":
-        return add_correction(build_continuation_call(request, turn), turn), map_continuation(request, turn)
+        call = limit_tokens(build_continuation_call(request, turn), tokens_left(turn))
+        return add_correction(call, turn), map_continuation(request, turn)
     return add_correction(build_call(request), turn), None
+
+
+def limit_tokens(call: Call, tokens: int) -> Call:
+    """Returns `call` with at most `tokens` tokens of output, and a budget for thinking that fits in them."""
+    tokens = max(1, min(call.max_tokens, tokens))
+    options = call.options
+    match options:
+        case {"thinking": {"budget_tokens": int(budget)} as thinking} if budget >= tokens:
+            left = max(THINKING_TOKENS_MIN, tokens // 2)
+            fitting = thinking | {"budget_tokens": left} if left < tokens else {"type": "disabled"}
+            options = {**(options or {}), "thinking": fitting}
+    return msgspec.structs.replace(call, max_tokens=tokens, options=options)
 
 
 class Continuation:
     """Maps the events of a continuing call onto the message that is stored so far."""
 
-    def __init__(self, blocks: tuple[Block, ...], repetition: RepetitionFilter, pending_space: str) -> None:
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        repetition: RepetitionFilter,
+        pending_space: str,
+        stop_sequences: StopSequences | None = None,
+    ) -> None:
         """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call."""
         self.repeated = 0
         """Characters of the stored text that the model repeated and that were left out."""
@@ -90,16 +113,22 @@ class Continuation:
         # The new call's block whose text goes into the block that was open.
         self._continued: int | None = None
         self._pending_space = pending_space
+        self._stop_sequences = stop_sequences or StopSequences("", ())
         self._left_out = 0
         # From the new call's block index to the stored message's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
 
     def wrap(self, sink: Sink) -> Sink:
-        """Returns a sink that passes on each event of the new call as `map` changes it."""
+        """Returns a sink that passes on each event of the new call as `map` changes it.
+
+        It raises CloseCall after a stop sequence whose beginning was stored before the call.
+        """
 
         def mapped(event: ModelEvent) -> None:
             for one in self.map(event):
                 sink(one)
+            if self._stop_sequences.found is not None:
+                raise CloseCall
 
         return mapped
 
@@ -162,15 +191,24 @@ class Continuation:
         text, repeated = self._repetition.filter(delta.text)
         self.repeated += repeated
         self._left_out += repeated
-        return self._text(target, text)
+        return self._continue_text(target, text)
 
     def _flush(self, index: int) -> list[ModelEvent]:
-        """Returns the text that the repetition filter holds of block `index`, which goes on with something else."""
+        """Returns the text that the filters hold of block `index`, which goes on with something else."""
         target = self._targets.get(index)
-        return [] if index != self._continued or target is None else self._text(target, self._repetition.flush())
+        if index != self._continued or target is None:
+            return []
+        continued = self._continue_text(target, self._repetition.flush())
+        return [*continued, *self._text(target, self._stop_sequences.flush())]
+
+    def _continue_text(self, target: int, text: str) -> list[ModelEvent]:
+        """Returns the events of `text`, which continues the stored block; or the end of the message."""
+        text = self._stop_sequences.filter(self._skip_pending_space(text))
+        if self._stop_sequences.found is None:
+            return self._text(target, text)
+        return [from_event(events.BlockStop(target)), stop_message("stop_sequence", self._stop_sequences.found)]
 
     def _text(self, target: int, text: str) -> list[ModelEvent]:
-        text = self._skip_pending_space(text)
         return [from_event(events.BlockDelta(target, events.TextDelta(text)))] if text else []
 
     def _skip_pending_space(self, text: str) -> str:
@@ -188,4 +226,6 @@ def map_continuation(request: Request, turn: Turn) -> Continuation:
     # Text of white space only is not sent; that call starts anew, and what it starts with is stored.
     is_sent_whole = bool(turn.text.strip()) and not supports_prefill(request.model)
     sent = turn.text if is_sent_whole else prefill(turn.text)
-    return Continuation(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :])
+    open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
+    stop_sequences = StopSequences(open_text, (request.options or {}).get("stop_sequences"))
+    return Continuation(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Block, Turn
@@ -68,7 +68,7 @@ CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 
 
 def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
-    """Returns the next action for `turn`, which gets at most `attempts_max` attempts.
+    """Returns the next action for `turn`. It fails after `attempts_max` attempts in a row that stored nothing new.
 
     `cut` is the stop reason of the limit that the turn has reached, if any: then no further call is made.
     """
@@ -81,21 +81,31 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
         return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema)
     if turn.message is not None and cut is not None:
         return AppendEvents(closing_events(turn, cut))
-    if (count := counted_attempts(turn)) >= attempts_max:
-        return Fail(Failure("attempts_exhausted", f"the answer broke off {count} times, the most allowed"))
-    attempt = turn.attempt + 1
+    mode = next_mode(turn)
+    if mode == "continue" and tokens_left(turn) <= 0:
+        return AppendEvents(closing_events(turn, "max_tokens"))
+    if turn.fruitless >= attempts_max:
+        tried = f"{turn.fruitless} attempts in a row brought nothing new, the most allowed"
+        return Fail(Failure("attempts_exhausted", f"the answer broke off: {tried}"))
+    if mode is None:
+        return Fail(Failure("interrupted", "the answer broke off, and the request has on_interrupt: fail"))
+    return MakeAttempt(turn.attempt + 1, mode)
+
+
+def next_mode(turn: Turn) -> Mode | None:
+    """Returns the mode of the next attempt; None if the request does not want another one."""
     if turn.message is None:
         # No reader has seen anything, so there is nothing to continue and nothing to take back.
-        return MakeAttempt(attempt, "fresh")
+        return "fresh"
     match turn.request.on_interrupt if turn.request else "continue":
         case "fail" if turn.blocks:
-            return Fail(Failure("interrupted", "the answer broke off, and the request has on_interrupt: fail"))
+            return None
         case "restart" if turn.blocks:
-            return MakeAttempt(attempt, "restart")
+            return "restart"
         case _:
             # With a schema the model must write the JSON from its beginning.
-            is_continued = can_continue(turn.blocks) and (schema is None or not turn.blocks)
-            return MakeAttempt(attempt, "continue" if is_continued else "restart")
+            has_schema = turn.request is not None and schema_of(turn.request.options) is not None
+            return "continue" if can_continue(turn.blocks) and not (has_schema and turn.blocks) else "restart"
 
 
 def plan_after_check(
@@ -109,7 +119,7 @@ def plan_after_check(
         return Complete(schema_valid=True)
     is_final = (
         turn.misfit is not None
-        or counted_attempts(turn) >= attempts_max
+        or turn.fruitless >= attempts_max
         or turn.stop.stop_reason not in CORRECTABLE
         or cut is not None
     )
@@ -117,22 +127,14 @@ def plan_after_check(
 
 
 def closing_events(turn: Turn, stop_reason: str) -> list[ModelEvent]:
-    """Returns the events that complete the message: a stop for each open block, and `stop_reason`.
-
-    They report no usage, so that the usage of the last call is estimated, as of every call that breaks off (R23).
-    """
+    """Returns the events that complete the message: a stop for each open block, and `stop_reason`."""
     still_open = [index for index, block in enumerate(turn.blocks) if not block.is_closed]
-    stop = {"type": "message_delta", "delta": {"stop_reason": stop_reason, "stop_sequence": None}, "usage": {}}
-    raw = msgspec.Raw(msgspec.json.encode(stop))
-    return [
-        *(from_event(events.BlockStop(index)) for index in still_open),
-        ModelEvent(events.decode(raw), raw, "message_delta"),
-    ]
+    return [*(from_event(events.BlockStop(index)) for index in still_open), stop_message(stop_reason)]
 
 
-def counted_attempts(turn: Turn) -> int:
-    """Returns the attempts that count against the limit: a call that ran beside another is not counted in addition."""
-    return turn.attempt - turn.hedges
+def tokens_left(turn: Turn) -> int:
+    """Returns how many tokens the answer may still have, over all its calls (PROTOCOL R74)."""
+    return turn.request.max_tokens - turn.generated_tokens if turn.request else 0
 
 
 def can_continue(blocks: tuple[Block, ...]) -> bool:

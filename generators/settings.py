@@ -63,7 +63,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     large_bytes_max: Annotated[
         int, Meta(ge=1, description="bytes of pictures, documents and long texts in memory at once; further calls wait")
     ] = 256 * 1024 * 1024
-    attempts_max: Annotated[int, Meta(ge=1, description="attempts at one turn, by all generators together")] = 5
+    attempts_max: Annotated[
+        int, Meta(ge=1, description="attempts at one turn, in a row, that add nothing to its answer; then it fails")
+    ] = 5
     deadline_s: Annotated[
         float, Meta(gt=0, description="time that generators work on a turn, together, before it fails")
     ] = 900.0

@@ -546,7 +546,7 @@ CODES: dict[str, Code] = {
     "attempts_exhausted": Code(
         500,
         API,
-        "The answer broke off in as many attempts as are allowed.",
+        "As many attempts as are allowed, in a row, have added nothing to the answer.",
         "POST the turn again.",
     ),
     "deadline_exceeded": Code(

@@ -12,6 +12,9 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.usage import CallUsage, Usage
 
+# Stored as a hidden event by a generator that gives a turn back because it stops (PROTOCOL R73).
+HANDOVER = msgspec.Raw(b'{"type":"handover"}')
+
 U = TypeVar("U", bound=Usage)
 
 # More than any call uses. The cost of sums of such counts fits in 64 bits, the database's largest integer.

@@ -55,6 +55,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode = "fresh"
     hedges: int = 0
     """The number of attempts that are hedges. They do not count against the limit of attempts."""
+    fruitless: int = 0
+    """The last attempts, in a row, that stored nothing new. Hedges and attempts that were handed over do not count."""
+    furthest: int = 0
+    """The most that was stored of an answer, in characters and closed blocks, also of one that was restarted later."""
+    message_calls: int = 0
+    """How many of `calls_before` came before the current answer: those of answers that were restarted."""
     message: events.MessageHead | None = None
     """The head of the message whose start readers have received; None before that, and after a restart."""
     blocks: tuple[Block, ...] = ()
@@ -98,6 +104,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     def usage(self) -> Usage:
         """The usage of all calls."""
         return sum(self.calls, start=Usage())
+
+    @property
+    def generated_tokens(self) -> int:
+        """The output tokens of all calls that wrote the current answer. A restart begins anew."""
+        return sum(call.output_tokens for call in self.calls[self.message_calls :])
 
     @property
     def is_usage_estimated(self) -> bool:
@@ -192,6 +203,10 @@ class Folding:
         self.envelope = turn.envelope
         self.was_estimated = turn.was_estimated
         self.hedges = turn.hedges
+        self.fruitless = turn.fruitless
+        self.furthest = turn.furthest
+        self.reached = sum(len(block.text) + block.is_closed for block in turn.blocks)
+        self.message_calls = turn.message_calls
         self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
 
@@ -215,16 +230,24 @@ class Folding:
                 if isinstance(event, events.MessageStart | events.MessageDelta):
                     self.merge_envelope(events.envelope(raw))
                 self.add_event(event)
+                if self.reached > self.furthest:
+                    self.furthest, self.fruitless = self.reached, 0
+                elif is_hidden and raw == events.HANDOVER:
+                    self.fruitless = max(self.fruitless - 1, 0)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
             case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge):
                 self.hedges += is_hedge
+                self.fruitless += not is_hedge
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text()}
+                    # The corrected answer is another one, and may be shorter.
+                    self.furthest = 0
                 self.close_call()
                 if mode != "continue":
                     self.blocks.clear()
+                    self.reached, self.message_calls = 0, len(self.calls_before)
                     self.envelope = {}
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
@@ -242,10 +265,12 @@ class Folding:
                 text = str(block.get("text", ""))
                 self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
                 self.unreported_chars += len(text)
+                self.reached += len(text)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
                     self.add_delta(self.blocks[index], delta)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
+                self.reached += not self.blocks[index].is_closed
                 self.blocks[index].is_closed = True
             case events.MessageDelta(stop, usage):
                 self.changes["stop"] = stop
@@ -274,6 +299,7 @@ class Folding:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
                 self.unreported_chars += len(piece)
+                self.reached += len(piece)
             case events.SignatureDelta(signature):
                 block.signature.append(signature)
             case events.CitationsDelta(citation):
@@ -292,6 +318,9 @@ class Folding:
             envelope=self.envelope,
             was_estimated=self.was_estimated,
             hedges=self.hedges,
+            fruitless=self.fruitless,
+            furthest=self.furthest,
+            message_calls=self.message_calls,
             last_entry_at=self.last_entry_at,
             worked=self.worked,
             **self.changes,

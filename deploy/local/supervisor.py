@@ -24,8 +24,9 @@ from tailrace.proto.service import EXIT_USAGE
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 5.0
-# A process that ran this long was not in a crash loop: the delay starts again at its minimum.
-LIFE_S_MIN = 10.0
+# A process that ran this long did not fail at its start: it is started again at once. On two busy cores a generator's
+# start takes up to three seconds.
+LIFE_S_MIN = 3.0
 # Wait for the last lines of an ended process, whose pipe may be held open by a process that it started.
 LAST_LINES_S = 1.0
 # Both are an orderly end: uvicorn, when it has closed everything, dies of the signal that it was sent.
@@ -53,9 +54,9 @@ class ProcessSpec(msgspec.Struct, frozen=True):
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
     """Returns the seconds to wait before the next start; `delay_s` was the previous wait, 0 before the first."""
-    if delay_s == 0 or lived_s >= LIFE_S_MIN:
-        return DELAY_S_MIN
-    return min(2 * delay_s, DELAY_S_MAX)
+    if lived_s >= LIFE_S_MIN:
+        return 0.0
+    return min(2 * delay_s, DELAY_S_MAX) if delay_s else DELAY_S_MIN
 
 
 def stop_order(specs: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
@@ -79,10 +80,11 @@ class Child:
 
     async def run(self) -> None:
         """Runs the process again and again, until `stopping` is set or it reports an invalid setting."""
-        name, delay_s = self.spec.name, 0.0
+        name, delay_s, is_restart = self.spec.name, 0.0, False
         while not self.stopping.is_set():
             started_s = time.monotonic()
-            status = await self.run_once(is_restart=delay_s > 0)
+            status = await self.run_once(is_restart=is_restart)
+            is_restart = True
             how = describe(status)
             if self.stopping.is_set():
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")

@@ -65,6 +65,13 @@ def read_event(data: bytes) -> ModelEvent | None:
     return ModelEvent(event, msgspec.Raw(data), kind)
 
 
+def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:
+    """Returns a `message_delta` that completes a message. It reports no usage, so that it is estimated (R23)."""
+    stop = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
+    raw = msgspec.Raw(msgspec.json.encode({"type": "message_delta", "delta": stop, "usage": {}}))
+    return ModelEvent(events.decode(raw), raw, "message_delta")
+
+
 def from_event(event: events.Event) -> ModelEvent:
     """Returns the ModelEvent of an event that this process made."""
     return ModelEvent(event, events.encode(event), KINDS[type(event)])

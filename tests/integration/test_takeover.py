@@ -85,6 +85,20 @@ async def test_a_turn_whose_generator_is_killed_after_any_entry_is_finished(
     assert answers == answers[-1:] * len(answers)
 
 
+@pytest.mark.rule("R73")
+async def test_a_turn_that_moves_forward_outlives_more_generators_than_it_has_attempts(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
+) -> None:
+    """Each of them stores a word or two of the answer."""
+    await shorten_lease(own_connection, LEASE_S)
+    key = await ask(own_log, "words=50 rate=200")
+    for _ in range(4):
+        assert await killed_after(5, own_server.url, own_claude)
+    async with working(own_server.url, own_claude, attempts_max=2):
+        turn = await ended(own_log, key)
+    assert (turn.outcome, turn.text, turn.attempt) == ("completed", words(50), 5)
+
+
 @pytest.fixture
 async def generators(
     tmp_path: Path, own_server: NatsServer, own_connection: Connection, own_claude: str

@@ -167,12 +167,15 @@ CASES = {
     },
     "cut, by prefill": Case("words=40 rate=0 fault=cut@17", words(40), 2, CONTINUED, request={"model": PREFILLED}),
     "cut always": Case(
-        "words=90 rate=0 fault=cut@5x9",
-        words(15),
+        "words=90 rate=0 fault=cut@0x9",
+        "",
         3,
         ("fresh", "continue", "continue"),
         error="attempts_exhausted",
         settings={"attempts_max": 3},
+    ),
+    "cut often, each time further": Case(
+        "words=90 rate=0 fault=cut@5x9", words(90), 10, ("fresh", *["continue"] * 9), settings={"attempts_max": 2}
     ),
     "on_interrupt: restart": Case(
         "words=40 rate=0 fault=cut@17x1",

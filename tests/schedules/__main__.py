@@ -11,14 +11,14 @@ import sys
 import time
 from contextlib import nullcontext
 
-from tests.schedules.generator import ATTEMPTS_MAX, CONCURRENCY, RETRY
+from tests.schedules.generator import CONCURRENCY, RETRY
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes_in_processes
 from tests.schedules.mutants import MUTANTS, without
 from tests.schedules.schedule import Schedule
 
 SETTINGS = (
-    f"settings: defaults, except TAILRACE_ATTEMPTS_MAX={ATTEMPTS_MAX}, TAILRACE_CONCURRENCY={CONCURRENCY}, "
+    f"settings: defaults, except TAILRACE_CONCURRENCY={CONCURRENCY}, "
     f"TAILRACE_CALL_TRIES_MAX={RETRY.tries_max} and TAILRACE_GRACE_S=0"
 )
 

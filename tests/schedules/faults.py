@@ -62,6 +62,12 @@ class Faults:
         if self.breaks and breaking.random() < 0.3:
             # The server that it then reads does not have its first attempt yet.
             self.lags.append(2)
+        # Generators that are killed one after the other, for as long as there are faults.
+        wearing = Random(f"wear {world.seed}")
+        if wearing.random() < 0.1:
+            self.kills += range(2, FAULTLESS_AFTER_PUBLISHES, wearing.randint(2, 5))
+        # When a generator is stopped in order: it gives its turns back.
+        self.drains = [wearing.randint(1, 14) for _ in range(wearing.randint(1, 4))] if wearing.random() < 0.15 else []
         # When a client gets the turn.
         looking = Random(f"looks {world.seed}")
         self.looks = [looking.randint(2, 14) for _ in range(3)] if looking.random() < 0.2 else []

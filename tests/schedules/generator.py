@@ -1,5 +1,6 @@
 """Generators: the product's Worker and TurnRunner, in processes that are killed and started again."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
+from tailrace.generators.settings import Settings
 from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
@@ -26,15 +28,16 @@ from tests.schedules.model import HEDGE_AFTER_S, Script, SimulatedBackend
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer
 
-ATTEMPTS_MAX = 4
+# What operators get who set nothing.
+DEFAULTS = Settings()
 # Room for a turn and for a hedge.
 CONCURRENCY = 2
-DEADLINE_S = 900.0
 # One call an attempt; a further attempt follows at once.
 RETRY = Retry(tries_max=1, wait_s=0.01, wait_max_s=0.01)
 ORDERS = BackendOrders((Source("claude"), Source("bedrock")))
 LOST_REQUESTS = 0.1
 RESTART_S = 0.05
+DRAIN_S = 3.0
 UNUSED: Any = None
 """In the place of services that these turns do not need: batches, blobs, counters."""
 
@@ -78,6 +81,7 @@ class Generator:
         self._consumer = consumer
         self._script = script
         self._backends: list[SimulatedBackend] = []
+        self._stop = asyncio.Event()
         self._open()
 
     @property
@@ -86,6 +90,7 @@ class Generator:
         return sum(backend.calls for backend in self._backends)
 
     def _open(self) -> None:
+        self._is_started = False
         process = self.process = Process(self._server.world, self.name)
         backend = SimulatedBackend(self._server, process, self._script)
         self._backends.append(backend)
@@ -96,7 +101,7 @@ class Generator:
         runner = TurnRunner(
             log,
             caller,
-            Planner(ATTEMPTS_MAX, [cut_at_cost]),
+            Planner(DEFAULTS.attempts_max, [cut_at_cost]),
             name=self.name,
             sinks=[limit_cost],
             races=hedging if self._server.faults.is_hedged else None,
@@ -107,18 +112,34 @@ class Generator:
             runner,
             settlement.settle,
             concurrency=CONCURRENCY,
-            deadline_s=DEADLINE_S,
+            deadline_s=DEFAULTS.deadline_s,
             grace_s=0.0,
         )
         self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
 
     def start(self) -> None:
-        if not self.process.is_dead:
-            self.process.start(self.worker.run(self._server.world.never))
+        # A process that is killed while it is about to start is replaced, and started once.
+        if not self.process.is_dead and not self._is_started:
+            self._is_started = True
+            self._stop = asyncio.Event()
+            self.process.start(self.worker.run(self._stop))
 
     def kill(self) -> None:
-        self.process.kill()
         self._server.world.record(self.name, "is killed")
+        self._replace()
+
+    def drain(self) -> None:
+        """Stops it as SIGTERM does, without a grace period. It is killed if that takes too long."""
+        self._server.world.record(self.name, "is stopped")
+        self._server.happened.append("drain")
+        self._stop.set()
+        process = self.process
+        self._server.world.after(
+            DRAIN_S, lambda: self._replace() if self.process is process and not process.is_dead else None
+        )
+
+    def _replace(self) -> None:
+        self.process.kill()
         self.name += "'"
         self._open()
         self._server.world.after(RESTART_S, self.start)

@@ -9,6 +9,7 @@ from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdi
 from tests.promises import judge as judge_promises
 from tests.schedules import model
 from tests.schedules import reader as simulated
+from tests.schedules.generator import DEFAULTS
 from tests.schedules.schedule import KEY, Schedule
 
 
@@ -39,6 +40,7 @@ def judge(schedule: Schedule) -> Verdict:
             _ended(schedule),
             judge_promises(history),
             _right_text(schedule, turn),
+            _persistent(turn, valid),
             _acknowledged(schedule, {one.seq for one in valid}),
             _paid(schedule),
             _shown_once(valid),
@@ -94,6 +96,24 @@ def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
     elif not any(model.text_of(blocks).startswith(turn.text) for blocks in (script.blocks, script.wrong)):
         return Verdict(False, f"{turn.text!r} is not the beginning of the answer")
     return KEPT
+
+
+def _persistent(turn: Turn, valid: list[Stored]) -> Verdict:
+    """A turn fails for its attempts only after as many in a row, by default, that have stored no event of an answer."""
+    if turn.error is None or turn.error.code != "attempts_exhausted":
+        return KEPT
+    fruitless = 0
+    for stored in valid:
+        match stored.entry:
+            case Attempt(mode=mode, is_hedge=is_hedge):
+                # A restart may write again what it has taken back.
+                fruitless = fruitless + (not is_hedge) if mode != "restart" else DEFAULTS.attempts_max
+            case Event(event=raw) if b"_delta" in bytes(raw) and fruitless < DEFAULTS.attempts_max:
+                fruitless = 0
+            case _:
+                pass
+    is_kept = fruitless >= DEFAULTS.attempts_max
+    return KEPT if is_kept else Verdict(False, f"given up after {fruitless} attempts in a row that stored nothing")
 
 
 def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:

@@ -52,10 +52,12 @@ def text_of(blocks: tuple[Part, ...]) -> str:
 
 
 WORDS = ("w0", " w1", " w2", " w3")
+LONG = tuple(f" l{number}" for number in range(40))
 SCRIPTS = (
     Script((Part("text", WORDS),)),
     Script((Part("thinking", ("Hm", "m")), Part("text", WORDS[:3]))),
     Script((Part("text", WORDS[:2]), Part("tool_use", ('{"a"', ":1}")))),
+    Script((Part("text", LONG),)),
     Script((Part("text", ("[0", ",1", "]")),), wrong=(Part("text", ("Here", " it is")),)),
 )
 DELTAS: dict[str, Any] = {

@@ -79,6 +79,7 @@ class Schedule:
             generator.start()
         self.recorder.start()
         self._at(faults.kills, lambda: self._some_generator().kill())
+        self._at(faults.drains, lambda: self._some_generator().drain())
         self._at(faults.freezes, self._freeze)
         self._at(faults.thefts, self.requests.lose_leases)
         self._at(faults.changes, self.server.change_leader)

@@ -82,7 +82,7 @@ def test_every_fault_and_outcome_happens() -> None:
     wanted = {
         *("lost request", "lost acknowledgement", "late write", "unsettled", "full", "fork", "change"),
         *("stale read", "unreadable", "short read", "old leader", "dropped hint", "repeated hint", "cut"),
-        *("look", "broken generator"),
+        *("look", "broken generator", "drain"),
         *("completed", "cancelled", "failed", "fresh", "continue", "restart", "several takeovers", "misfit"),
         *("hedge", "hedge that was first", "interrupted", "attempts_exhausted", "backend_refused_request"),
     }

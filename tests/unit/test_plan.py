@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.continuation import Continuation, prepare_call
+from tailrace.generators.backends import Call
+from tailrace.generators.continuation import Continuation, limit_tokens, prepare_call
 from tailrace.generators.hedging import plan_hedge
 from tailrace.generators.plan import (
     Acknowledge,
+    AppendEvents,
     CheckSchema,
     Complete,
     Fail,
@@ -21,7 +23,8 @@ from tailrace.generators.plan import (
     plan_after_check,
 )
 from tailrace.proto import events
-from tailrace.proto.entries import Failure, Mode, OnInterrupt, Outcome
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Event, Failure, Mode, OnInterrupt, Outcome
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -117,14 +120,116 @@ def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> 
     assert failed.failure.code == "interrupted"
 
 
+@pytest.mark.rule("R73")
 @pytest.mark.parametrize("heard", [[], [START], [START, *opened("text")], [START, *opened("tool_use")]])
 @pytest.mark.parametrize("policy", ["continue", "restart"])
-def test_attempts_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
-    """A turn that breaks every generator ends after `attempts_max` attempts."""
-    assert isinstance(plan(begun(heard, policy, attempts=2).turn, 3), MakeAttempt)
-    failed = plan(begun(heard, policy, attempts=3).turn, 3)
+def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
+    """A turn that breaks every generator ends after `attempts_max` attempts without progress."""
+    log = begun(heard, policy)
+    has_moved = len(heard) > 1
+    for _ in range(2 if has_moved else 1):
+        log.take()
+    assert isinstance(plan(log.turn, 3), MakeAttempt)
+    log.take()
+    failed = plan(log.turn, 3)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "attempts_exhausted"
+
+
+@pytest.mark.rule("R73")
+def test_an_attempt_that_moves_the_answer_forward_starts_the_count_again() -> None:
+    """A long answer survives any number of generator deaths."""
+    log = begun([START, *opened("text")])
+    for _ in range(20):
+        log.take("continue")
+        log.hear(START, is_hidden=True)
+        log.take("continue")
+        log.say("more")
+        assert log.turn.fruitless == 0
+        assert plan(log.turn, 2) == MakeAttempt(log.turn.attempt + 1, "continue")
+
+
+@pytest.mark.rule("R73")
+def test_a_restarted_answer_moves_forward_only_beyond_the_furthest_before() -> None:
+    """Otherwise a turn that restarts at each death would be paid for without end."""
+    log = begun([START, *opened("tool_use"), BlockDelta(0, InputJsonDelta(": 1"))], "restart")
+    for count in (1, 2, 3):
+        log.take("restart")
+        log.hear(START, *opened("tool_use"))
+        assert log.turn.fruitless == count
+    log.hear(BlockDelta(0, InputJsonDelta(": 1")), BlockDelta(0, InputJsonDelta("}")))
+    assert log.turn.fruitless == 0
+
+
+@pytest.mark.rule("R73")
+def test_an_attempt_that_was_handed_over_does_not_count() -> None:
+    """A rolling deployment uses up no attempts."""
+    log = begun([])
+    for _ in range(9):
+        log.store(event_entry(log.chain))
+        assert log.turn.fruitless == 0
+        log.take()
+    assert log.turn.fruitless == 1
+    log.store(event_entry(log.chain))
+    assert log.turn.fruitless == 0
+
+
+def event_entry(chain: Chain) -> Event:
+    return Event(prev=chain.last, attempt=chain.attempt, event=events.HANDOVER, is_hidden=True)
+
+
+def limited(*calls: int, max_tokens: int) -> Turn:
+    """A turn whose calls have each written that many output tokens, and broke off."""
+    log = Handwritten()
+    log.ask(max_tokens=max_tokens)
+    for number, tokens in enumerate(calls):
+        log.take("continue" if number else "fresh")
+        log.hear(START, is_hidden=number > 0)
+        if not number:
+            log.hear(BlockStart(0, {"type": "text", "text": ""}))
+        log.say("x" * (tokens * 7 // 2))
+    return log.turn
+
+
+@pytest.mark.rule("R74")
+def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
+    """What broken calls wrote is estimated: two tokens for seven characters."""
+    turn = limited(100, 200, max_tokens=1000)
+    call, _ = prepare_call(turn, "continue")
+    assert call.max_tokens == 700
+    call, _ = prepare_call(turn, "restart")
+    assert call.max_tokens == 1000
+
+
+@pytest.mark.rule("R74")
+def test_an_answer_with_all_its_tokens_is_completed() -> None:
+    """Also without attempts left: the answer has reached its limit, it did not fail."""
+    action = plan(limited(600, 400, max_tokens=1000), 1)
+    assert isinstance(action, AppendEvents)
+    assert [bytes(event.raw) for event in action.events] == [
+        b'{"type":"content_block_stop","index":0}',
+        b'{"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{}}',
+    ]
+    assert isinstance(plan(limited(600, 398, max_tokens=1000), 1), MakeAttempt)
+
+
+@pytest.mark.rule("R74")
+@pytest.mark.parametrize(
+    ("budget", "tokens", "thinking"),
+    [
+        (2000, 5000, {"type": "enabled", "budget_tokens": 2000}),
+        (4000, 4000, {"type": "enabled", "budget_tokens": 2000}),
+        (4000, 1500, {"type": "enabled", "budget_tokens": 1024}),
+        (4000, 1024, {"type": "disabled"}),
+    ],
+)
+def test_the_budget_for_thinking_fits_in_the_tokens_that_are_left(budget: int, tokens: int, thinking: object) -> None:
+    """The API refuses a budget that is not below `max_tokens`."""
+    options = {"thinking": {"type": "enabled", "budget_tokens": budget}, "temperature": 1}
+    call = Call(model="claude-x", max_tokens=9000, messages=[], options=options)
+    limited = limit_tokens(call, tokens)
+    assert limited.max_tokens == tokens
+    assert limited.options == {"thinking": thinking, "temperature": 1}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -154,7 +259,6 @@ def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     assert plan(first, 5) == CheckSchema(SCHEMA)
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
     assert plan_after_check(first, "no", 5) == MakeAttempt(2, "restart", "no")
-    assert plan_after_check(first, "no", 1) == Complete(schema_valid=False)
     second = shaped([START, *closed("text"), STOPPED], misfit="no")
     assert plan(second, 5) == CheckSchema(SCHEMA)
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
@@ -227,7 +331,8 @@ def check(turn: Turn, attempts_max: int) -> None:
     if not isinstance(go, MakeAttempt):
         return
     assert turn.request is not None
-    assert go.attempt == turn.attempt + 1 <= attempts_max + turn.hedges
+    assert go.attempt == turn.attempt + 1
+    assert turn.fruitless < attempts_max
     _, continuation = prepare_call(turn, go.mode)
     assert isinstance(continuation, Continuation) == (go.mode == "continue")
     if go.mode == "continue":
@@ -255,15 +360,9 @@ def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
     log.hear(START, *opened("text"))
     assert log.turn.hedges == 1
     assert plan(log.turn, 2) == MakeAttempt(3, "continue")
-    assert isinstance(plan(log.turn, 1), Fail)
-    log.take("continue")
-    assert plan(log.turn, 2) == Fail(Failure("attempts_exhausted", "the answer broke off 2 times, the most allowed"))
-
-
-def test_a_misfit_after_a_hedge_is_corrected() -> None:
-    """One of two allowed attempts was used."""
-    log = begun([])
-    log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
-    log.hear(START, *closed("text"), STOPPED)
-    assert plan_after_check(log.turn, "too long", 2) == MakeAttempt(3, "restart", "too long")
-    assert plan_after_check(log.turn, "too long", 1) == Complete(schema_valid=False)
+    late = begun([])
+    late.store(msgspec.structs.replace(attempt(late.chain), is_hedge=True))
+    assert late.turn.fruitless == 1
+    late.take()
+    reason = "the answer broke off: 2 attempts in a row brought nothing new, the most allowed"
+    assert plan(late.turn, 2) == Fail(Failure("attempts_exhausted", reason))

@@ -18,9 +18,10 @@ def test_the_restart_delay_doubles_up_to_its_maximum() -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, DELAY_S_MIN, 1.6, DELAY_S_MAX])
-def test_a_process_that_ran_long_is_restarted_with_the_minimum_delay(delay_s: float) -> None:
-    """Ten seconds end a crash loop."""
-    assert next_delay_s(delay_s, lived_s=LIFE_S_MIN) == DELAY_S_MIN
+def test_a_process_that_ran_for_a_while_is_restarted_at_once(delay_s: float) -> None:
+    """The delay is for processes that fail at their start; after a longer life it begins anew."""
+    assert next_delay_s(delay_s, lived_s=LIFE_S_MIN) == 0.0
+    assert next_delay_s(0.0, lived_s=0.0) == DELAY_S_MIN
 
 
 def test_processes_stop_in_reverse_order_role_by_role() -> None:
