@@ -122,7 +122,7 @@ class TurnRunner:
         continues the turn.
         """
         deadline = deadline_of(turn, deadline_s)
-        error_suffix = ""
+        last_error: BackendError | None = None
         route = self._model_caller.route(turn)
         while True:
             action = first_action or await self._planner.next_action(key, turn)
@@ -137,7 +137,7 @@ class TurnRunner:
                     await self._write(key, folding, buffer_of(closing))
                     turn = folding.build()
                 case Fail(failure):
-                    return await self._end(key, turn, "failed", Failure(failure.code, failure.message + error_suffix))
+                    return await self._end(key, turn, "failed", with_cause(failure, last_error))
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case MakeAttempt():
@@ -154,7 +154,7 @@ class TurnRunner:
                         failure = Failure(error.code, error.message, error.retry_after_s)
                         return await self._end(key, turn, "failed", failure)
                     route = following
-                    error_suffix = f"; the last time: {error.message}"
+                    last_error = error
 
     async def _attempt(
         self, key: TurnKey, turn: Turn, action: MakeAttempt, route: Route, deadline: float, lease: str
@@ -314,6 +314,15 @@ async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry
             # used up. The retention of old turns frees space, too. Meanwhile the buffer joins the model's deltas.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
+
+
+def with_cause(failure: Failure, error: BackendError | None) -> Failure:
+    """Returns `failure` with the error of the last attempt, if there was one."""
+    if error is None:
+        return failure
+    # More attempts would not help: the model, or a proxy, sends what this version cannot read.
+    code = error.code if error.code == "backend_unreadable" else failure.code
+    return Failure(code, f"{failure.message}; the last time: {error.message}")
 
 
 def deadline_of(turn: Turn, deadline_s: float) -> float:

@@ -20,6 +20,7 @@ FAILOVER_CODES = frozenset(
         "backend_failed",
         "backend_stalled",
         "backend_broken",
+        "backend_unreadable",
         "backend_refused_key",
         "backend_refused_request",
     }

@@ -524,6 +524,13 @@ CODES: dict[str, Code] = {
         "Retry later. Operator: check that the base URL leads to the API.",
         is_retryable=True,
     ),
+    "backend_unreadable": Code(
+        502,
+        API,
+        "The model sent an event that cannot be understood, also after retries. Text may be missing.",
+        "Retry later. Operator: check that the base URL leads to the API, and look for a newer Tailrace.",
+        is_retryable=True,
+    ),
     "backend_refused_key": Code(
         502,
         AUTHENTICATION,

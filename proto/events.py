@@ -126,6 +126,10 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
+decode_strictly = _decoder.decode
+"""Decodes an event of a known type. Raises one of DECODE_ERRORS."""
+
+
 def decode(raw: bytes | msgspec.Raw) -> Event | UnknownEvent:
     """Decodes the event in `raw`. Returns UnknownEvent if its type is not known or it cannot be decoded."""
     try:

@@ -8,7 +8,7 @@ numbered on, and its end has the usage of all calls.
 import msgspec
 
 from tailrace.generators.backends.api_errors import code_for
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
@@ -73,7 +73,14 @@ class ClaudeCodeOutput:
         return []
 
     def _event(self, raw: msgspec.Raw) -> list[ModelEvent]:
-        match events.decode(raw):
+        try:
+            read = read_event(bytes(raw))
+        except BackendError as error:
+            if error.code == "backend_unreadable":
+                raise
+            # An `error` event: Claude Code repeats the call itself, or says so in its result.
+            return []
+        match read.event if read is not None else None:
             case events.MessageStart(message) as start:
                 self._usage_call, self._is_complete = message.usage, False
                 self._targets.clear()
@@ -92,6 +99,8 @@ class ClaudeCodeOutput:
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
                 return self._stops()
+            case events.UnknownEvent() if read is not None and read.index in self._targets:
+                raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
 
     def _stops(self) -> list[ModelEvent]:

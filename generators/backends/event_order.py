@@ -1,64 +1,104 @@
-"""Checks the order of the events in one answer (Anthropic's docs, "Streaming Messages"). Pure; changes no event.
+"""Checks that the events of one answer fit together (Anthropic's docs, "Streaming Messages"). Pure; changes no event.
 
 Client protocols render each event as it comes, while the fold looks up the event's block. An event that does not fit
 the answer so far would make the two differ, so the answer counts as broken and the event is not stored.
 """
 
+from typing import Any
+
 import msgspec
 
-from tailrace.generators.backends.model_event import KINDS, ModelEvent
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.errors import BackendError
 
-# Of these types, an event that decodes as `UnknownEvent` is malformed. (A newer delta of content_block_delta is not.)
-STRICT_KINDS = frozenset(KINDS.values()) - {"content_block_delta"}
+# The types of content blocks whose deltas are read, with the type of each field that their start may have.
+KNOWN_BLOCKS: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "thinking": {"thinking": str, "signature": str},
+    "redacted_thinking": {"data": str},
+    "tool_use": {"id": str, "name": str, "input": dict},
+    "server_tool_use": {"id": str, "name": str, "input": dict},
+}
+# Their content comes in deltas. The fold does not read it from the start of the block.
+EMPTY_AT_START = {"thinking": ("thinking", "signature")}
 
 
 class EventOrder:
-    """The state of one answer that decides which event may come next: begun or not, and the open blocks."""
+    """The state of one answer that decides which event may come next: begun or not, the open blocks, complete."""
 
     def __init__(self) -> None:
         self._has_begun = False
+        self._has_stopped = False
         self._next = 0
         self._open: dict[int, str] = {}
 
     def check(self, event: ModelEvent) -> None:
         """Raises BackendError if `event` cannot come next."""
         is_start = event.kind == "message_start"
-        if is_start == self._has_begun or not self._accepts(event):
+        fits = is_start != self._has_begun
+        match event.event:
+            case events.BlockDelta(index, delta):
+                fits &= events.fits_block(delta, self._open.get(index, ""))
+            case events.BlockStart(index, block):
+                require_readable_start(block)
+                # A stop reason completes the message.
+                fits &= index == self._next and not self._has_stopped
+                self._open[index] = block["type"]
+                self._next += 1
+            case events.BlockStop(index):
+                fits &= self._open.pop(index, None) is not None
+            case events.MessageDelta(delta):
+                self._has_stopped |= delta.stop_reason is not None
+                fits &= not (self._has_stopped and self._open)
+            case events.MessageStart():
+                require_empty(event.raw)
+            case events.UnknownEvent():
+                self._check_unknown(event)
+                fits &= event.kind != "message_stop" or self._has_stopped
+        if not fits:
             raise BackendError(
                 "backend_broken", f"the model sent a {event.kind[:40]} that does not fit its answer so far"
             )
         self._has_begun = True
 
-    def _accepts(self, model_event: ModelEvent) -> bool:
-        match model_event.event:
-            case events.BlockDelta(index, delta):
-                return events.fits_block(delta, self._open.get(index, ""))
-            case events.BlockStart(index, block):
-                is_next = index == self._next
-                self._open[index] = str(block.get("type"))
-                self._next += 1
-                return is_next
-            case events.BlockStop(index):
-                return self._open.pop(index, None) is not None
-            case events.MessageDelta(delta):
-                # A message with a stop reason is complete, so it has no open block.
-                return delta.stop_reason is None or not self._open
-            case events.UnknownEvent():
-                return model_event.kind not in STRICT_KINDS and not is_too_deep(model_event.raw)
-            case _:
-                return True
+    def _check_unknown(self, event: ModelEvent) -> None:
+        """Raises BackendError for a delta of an unknown type in a block of a known type: its content would be lost."""
+        block = self._open.get(event.index, "") if event.kind == "content_block_delta" else None
+        if block is not None and block in ("", *KNOWN_BLOCKS):
+            raise unreadable("a delta of an unknown type")
+        if is_too_deep(event.raw):
+            raise unreadable("an event that is nested too deeply")
+
+
+def unreadable(what: str) -> BackendError:
+    return BackendError("backend_unreadable", f"the model sent {what}")
+
+
+def require_readable_start(block: dict[str, Any]) -> None:
+    """Raises BackendError for the start of a content block without a type, or with a field that is not of its type."""
+    kind = block.get("type")
+    if not isinstance(kind, str) or not kind:
+        raise unreadable("a content block without a type")
+    for name, wanted in KNOWN_BLOCKS.get(kind, {}).items():
+        if not isinstance(block.get(name, wanted()), wanted):
+            raise unreadable(f"a {kind} block whose {name} cannot be read")
+    if any(block.get(name) for name in EMPTY_AT_START.get(kind, ())):
+        raise unreadable(f"a {kind} block that has content at its start")
+
+
+def require_empty(raw: msgspec.Raw) -> None:
+    """Raises BackendError for a `message_start` with content: it comes in blocks."""
+    message = msgspec.json.decode(raw)["message"]
+    if message.get("content"):
+        raise unreadable("a message_start that has content")
 
 
 def is_too_deep(raw: msgspec.Raw) -> bool:
     """Whether an event nests so deep that no reader could decode its entry, which is one level more (PROTOCOL R7)."""
     try:
         return is_deeper(msgspec.json.decode(raw), LEVELS_MAX - 1)
-    except RecursionError:
-        return True
     except DECODE_ERRORS:
-        # Invalid UTF-8 or half a surrogate pair: the fold and all client protocols skip such an event alike.
-        return False
+        return True

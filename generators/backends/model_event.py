@@ -1,6 +1,7 @@
 """One event of a model's answer: decoded once, together with the bytes that are stored."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import msgspec
 
@@ -19,6 +20,8 @@ class ModelEvent(msgspec.Struct, frozen=True):
     """The event's `type`; read for events that come from a backend."""
     is_hidden: bool = False
     """Not shown to readers: a continuation's `message_start`."""
+    index: int = -1
+    """The block of an unknown event that names one."""
     left_out: int = 0
     """Characters that the call sent before this event and that are not stored (PROTOCOL R70)."""
 
@@ -31,8 +34,14 @@ class CloseCall(Exception):
     """Raised by a sink to close the model call. Not an error of the turn."""
 
 
+class _Delta(msgspec.Struct, frozen=True):
+    type: str
+
+
 class _Typed(msgspec.Struct, frozen=True):
     type: str
+    index: int = -1
+    delta: _Delta | None = None
 
 
 _decode_type = msgspec.json.Decoder(_Typed).decode
@@ -44,25 +53,41 @@ KINDS: dict[type, str] = {
     events.BlockStop: "content_block_stop",
     events.MessageDelta: "message_delta",
 }
+KNOWN_KINDS = frozenset(KINDS.values())
+KNOWN_DELTAS = frozenset(str(delta.__struct_config__.tag) for delta in get_args(events.Delta))
 
 
 def read_event(data: bytes) -> ModelEvent | None:
-    """Decodes one event as a backend received it; None for a ping.
+    """Decodes one event as a backend received it; None for a ping. The table is in PROTOCOL R6.
 
-    Raises BackendError for an `error` event and for what is not a JSON object with a `type`.
+    Raises BackendError for an `error` event, and `backend_unreadable` for an event of a known type that cannot be
+    decoded, for what is no JSON object with a `type`, and for bytes that are not UTF-8.
     """
-    event = events.decode(data)
-    kind = KINDS.get(type(event))
-    if kind is None:
-        try:
-            kind = _decode_type(data).type
-            if kind == "ping":
-                return None
-            if kind == "error":
-                raise error_from_reason(_decode_error(data).error)
-        except DECODE_ERRORS as error:
-            raise BackendError("backend_broken", "the model sent an event that cannot be read") from error
-    return ModelEvent(event, msgspec.Raw(data), kind)
+    try:
+        if not data.isascii():
+            data.decode()
+        event = events.decode_strictly(data)
+    except DECODE_ERRORS:
+        return _read_other(data)
+    return ModelEvent(event, msgspec.Raw(data), KINDS[type(event)])
+
+
+def _read_other(data: bytes) -> ModelEvent | None:
+    """Like `read_event`, for what is no event of a known type."""
+    try:
+        data.decode()
+        typed = _decode_type(data)
+        if typed.type == "ping":
+            return None
+        if typed.type == "error":
+            raise error_from_reason(_decode_error(data).error)
+    except DECODE_ERRORS as error:
+        raise BackendError("backend_unreadable", "the model sent an event that cannot be read") from error
+    # A delta of a newer type may stand in a block of a newer type: EventOrder knows the block.
+    new_delta = typed.delta is not None and typed.delta.type not in KNOWN_DELTAS
+    if typed.type in KNOWN_KINDS and not (typed.type == "content_block_delta" and new_delta):
+        raise BackendError("backend_unreadable", f"the model sent a {typed.type} that cannot be read")
+    return ModelEvent(events.UnknownEvent(), msgspec.Raw(data), typed.type, index=typed.index)
 
 
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:

@@ -63,6 +63,8 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
             start = block | {"input": {}}
             events = msgspec.json.encode(given).decode()
             deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(events)]
+        case {"type": "text" | "thinking" | "tool_use" | "server_tool_use" as kind}:
+            raise BackendError("backend_unreadable", f"the model's answer has a {kind} block that cannot be read")
         case {"type": str()}:
             # Complete at its start: redacted thinking, results of server tools, and unknown types.
             start, deltas = block, []

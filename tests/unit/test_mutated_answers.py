@@ -1,0 +1,173 @@
+"""Mutated recordings of answers: the result is the whole answer, or an error, and never an answer with less."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.model_event import read_event
+from tailrace.generators.backends.sse_decoder import SseDecoder
+from tailrace.proto.entries import Event
+from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import Block, fold
+from tests.harness.turn_builder import Handwritten, attempt
+
+USAGE = {"input_tokens": 25, "output_tokens": 1}
+HEAD = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": [], "usage": USAGE}
+CITATION = {"type": "char_location", "cited_text": "blue", "document_index": 0, "start_char_index": 1}
+TOOL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+BLOCKS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+    (
+        {"type": "thinking", "thinking": "", "signature": ""},
+        [{"type": "thinking_delta", "thinking": "Hm"}, {"type": "signature_delta", "signature": "EqQB"}],
+    ),
+    (
+        {"type": "text", "text": ""},
+        [
+            {"type": "text_delta", "text": "The sky "},
+            {"type": "text_delta", "text": "is blau — größtenteils"},
+            {"type": "citations_delta", "citation": CITATION},
+        ],
+    ),
+    (
+        TOOL,
+        [{"type": "input_json_delta", "partial_json": part} for part in ('{"where"', ': "up"}')],
+    ),
+]
+
+
+def recorded() -> Iterator[dict[str, Any]]:
+    yield {"type": "message_start", "message": HEAD}
+    for index, (block, deltas) in enumerate(BLOCKS):
+        yield {"type": "content_block_start", "index": index, "content_block": block}
+        yield {"type": "ping"}
+        yield from ({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas)
+        yield {"type": "content_block_stop", "index": index}
+    yield {
+        "type": "message_delta",
+        "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+        "usage": {"output_tokens": 15},
+    }
+    yield {"type": "message_stop"}
+
+
+RECORDED = [json.dumps(event, ensure_ascii=False).encode() for event in recorded()]
+
+
+def answer(datas: list[bytes]) -> tuple[Block, ...]:
+    """Returns the blocks that the product stores of a stream of these events. Raises BackendError."""
+    decoder, order, log = SseDecoder(), EventOrder(), Handwritten()
+    log.ask()
+    log.store(attempt(log.chain))
+    for data in decoder.decode(b"".join(b"data: " + data + b"\n\n" for data in datas)):
+        event = read_event(data)
+        if event is None:
+            continue
+        order.check(event)
+        if event.kind == "message_stop":
+            turn = fold(log.stored)
+            assert turn.stop.stop_reason is not None
+            return turn.blocks
+        raw = bytes(event.raw)
+        # Raw dialects pass it on, and every client can decode it.
+        json.loads(raw.decode())
+        log.store(Event(prev=log.chain.last, attempt=1, event=msgspec.Raw(raw)))
+    raise BackendError("backend_broken", "the answer ended before it was complete")
+
+
+WHOLE = answer(RECORDED)
+# What carries the answer: a change of these values to others of their type cannot be noticed.
+WRONG: list[Any] = [None, 7, 1.5, True, [], ["x"], {}, {"x": 1}, -1, 10**30]
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yields the path of each value in `value`."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from paths(inner, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> list[bytes]:
+    """A recording in which one value of one event is missing or of another type."""
+    number = draw(st.integers(0, len(RECORDED) - 1))
+    event = json.loads(RECORDED[number])
+    path = draw(st.sampled_from(list(paths(event))))
+    inner = event
+    for key in path[:-1]:
+        inner = inner[key]
+    old = inner[path[-1]]
+    if draw(st.booleans()):
+        del inner[path[-1]]
+    else:
+        wrong = [value for value in [*WRONG, "0", "x"] if type(value) is not type(old)]
+        inner[path[-1]] = draw(st.sampled_from(wrong))
+    return [*RECORDED[:number], json.dumps(event).encode(), *RECORDED[number + 1 :]]
+
+
+def texts(blocks: tuple[Block, ...]) -> list[tuple[str, str, str, tuple[Any, ...]]]:
+    return [(block.type, block.text, block.signature, block.citations) for block in blocks]
+
+
+@pytest.mark.rule("R6")
+@given(mutated())
+def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(datas: list[bytes]) -> None:
+    """It breaks the answer, or has no part in it. The content of a citation is the client's to read."""
+    try:
+        blocks = answer(datas)
+    except BackendError:
+        return
+    told = [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(blocks)]
+    assert told == [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(WHOLE)]
+
+
+@pytest.mark.rule("R6")
+@given(st.data())
+def test_a_changed_byte_never_shortens_an_answer_or_is_stored_as_invalid_utf8(data: st.DataObject) -> None:
+    """Bytes that UTF-8 does not have, NUL, and half a character, anywhere; an event that ends early."""
+    number = data.draw(st.integers(0, len(RECORDED) - 1))
+    raw = RECORDED[number]
+    position = data.draw(st.integers(0, len(raw) - 1))
+    wrong = data.draw(st.sampled_from([b"\xff", b"\xc3", b"\x80", b"\xed\xa0\x80", b"\x00", b"\\ud800", None]))
+    broken = raw[:position] if wrong is None else raw[:position] + wrong + raw[position + 1 :]
+    try:
+        blocks = answer([*RECORDED[:number], broken, *RECORDED[number + 1 :]])
+    except BackendError:
+        return
+    # An event without any data is none, and so is a ping.
+    is_left_out = number < len(RECORDED) and not broken
+    assert is_left_out or [block.text for block in blocks] == [block.text for block in WHOLE]
+
+
+@pytest.mark.rule("R6")
+@pytest.mark.parametrize("number", range(len(RECORDED)))
+def test_an_event_that_is_repeated_or_swapped_never_shortens_an_answer(number: int) -> None:
+    """Only a delta may be repeated: nothing distinguishes it from another one."""
+    event = json.loads(RECORDED[number])
+    swapped = [*RECORDED]
+    swapped[number : number + 2] = reversed(RECORDED[number : number + 2])
+    repeated = [*RECORDED[: number + 1], *RECORDED[number:]]
+    for datas in (swapped, repeated):
+        try:
+            blocks = answer(datas)
+        except BackendError:
+            continue
+        lengths = [len(block.text) for block in blocks]
+        assert all(length >= len(block.text) for length, block in zip(lengths, WHOLE, strict=True)), event
+
+
+@pytest.mark.rule("R6")
+@pytest.mark.parametrize(
+    "event", [b'{"type":"newer","x":[1,null]}', b'{"type":"newer"}', b'{"type":"ping","x":"\xc3\xa4"}']
+)
+@pytest.mark.parametrize("number", range(1, len(RECORDED) - 1))
+def test_an_event_of_an_unknown_type_changes_nothing(event: bytes, number: int) -> None:
+    """Anthropic may add types of events."""
+    assert answer([*RECORDED[:number], event, *RECORDED[number:]]) == WHOLE
