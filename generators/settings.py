@@ -11,6 +11,8 @@ from msgspec import Meta
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.service import ProcessSettings
 
+# A model may think for minutes without sending any of it.
+PINGS_TIMEOUT_S = 300.0
 # The characters of a header value.
 API_KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -51,6 +53,10 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     stall_timeout_s: Annotated[
         float, Meta(gt=0, description="time without data from the model after which its answer has broken off")
     ] = 30.0
+    pings_timeout_s: Annotated[
+        float,
+        Meta(gt=0, description="time with only pings from the model after which its answer has broken off"),
+    ] = PINGS_TIMEOUT_S
     call_tries_max: Annotated[int, Meta(ge=1, description="calls in one attempt until one has a first event")] = 5
     call_wait_s: Annotated[float, Meta(ge=0, description="wait before the second call; doubles, with jitter")] = 0.5
     call_wait_max_s: Annotated[

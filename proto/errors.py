@@ -531,6 +531,12 @@ CODES: dict[str, Code] = {
         "Retry later. Operator: check that the base URL leads to the API, and look for a newer Tailrace.",
         is_retryable=True,
     ),
+    "backend_event_too_large": Code(
+        502,
+        API,
+        "The model sent an event that is larger than 4 MiB. It is not retried: each call is paid for.",
+        "Ask for less in one piece, for example a shorter tool result.",
+    ),
     "backend_refused_key": Code(
         502,
         AUTHENTICATION,

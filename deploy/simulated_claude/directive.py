@@ -27,6 +27,7 @@ A line `#sim …` in the last user message directs the answer:
                    error        an `error` event (overloaded_error)
                    cut          the connection is dropped
                    stall        nothing more is sent, the connection stays open
+                   pings        only pings are sent, ten a second
                    eof          the stream ends cleanly without message_stop
                    garbage      a data line that is not JSON, then the rest
                    html         status 200 with an HTML page (at @0 only)

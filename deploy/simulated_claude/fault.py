@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-FaultKind = Literal["429", "529", "500", "error", "cut", "stall", "eof", "garbage", "html"]
+FaultKind = Literal["429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html"]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 HTTP_ONLY = ("html",)
 # Error types of the status faults and of `error`.

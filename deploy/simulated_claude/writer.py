@@ -13,6 +13,7 @@ from tailrace.deploy.simulated_claude.reply import Reply
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.proto.runtime.race import run_until
 
+PING_S = 0.1
 CHUNK_BYTES = 32_768  # at rate=0 this many bytes are written at once
 Writer = Callable[[Send], Awaitable[None]]
 
@@ -127,6 +128,9 @@ async def finish(reply: Reply, stats: Stats, call: Call, send: Send) -> None:
             return
         if reply.breaks.kind == "stall":
             await asyncio.Event().wait()
+        while reply.breaks.kind == "pings":
+            await send(part(event.PING))
+            await asyncio.sleep(PING_S)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -16,11 +16,11 @@ import httpx2
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.api_errors import code_for
+from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
-from tailrace.generators.settings import Settings, require_sound
+from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
@@ -42,19 +42,26 @@ class MessagesApi:
     connections."""
 
     client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
+    pings_timeout_s: float = PINGS_TIMEOUT_S
+    """The longest time in which the model sends only pings: they are no progress of its answer."""
 
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
-        decoder, order = SseDecoder(), EventOrder()
+        decoder, order, now = SseDecoder(), EventOrder(), asyncio.get_running_loop().time
         try:
             async with self._stream(call) as response:
+                last_event_at = now()
                 require_event_stream(response.headers)
                 chunks = response.aiter_bytes()
                 async for chunk in chunks:
                     for data in decoder.decode(chunk):
                         event = read_event(data)
                         if event is None:
+                            # Complete silence is noticed by the read timeout.
+                            if now() - last_event_at > self.pings_timeout_s:
+                                raise BackendError("backend_stalled", "the model sent only pings for too long")
                             continue
+                        last_event_at = now()
                         order.check(event)
                         if event.kind == "message_stop":
                             await drain(chunks)
@@ -100,8 +107,16 @@ class AnthropicApi(MessagesApi):
 
     client: anthropic.AsyncAnthropic
 
-    def __init__(self, api_key: str, base_url: str, connect_timeout_s: float, stall_timeout_s: float) -> None:
-        """`stall_timeout_s` is the longest silence on an open stream; the model's pings end a silence."""
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str,
+        connect_timeout_s: float,
+        stall_timeout_s: float,
+        pings_timeout_s: float = PINGS_TIMEOUT_S,
+    ) -> None:
+        """`stall_timeout_s` is the longest silence on an open stream, without even a ping."""
+        self.pings_timeout_s = pings_timeout_s
         self.client = anthropic.AsyncAnthropic(
             api_key=api_key,
             base_url=base_url,
@@ -148,6 +163,7 @@ def backend(settings: Settings) -> AnthropicApi:
         settings.anthropic_base_url,
         connect_timeout_s=settings.connect_timeout_s,
         stall_timeout_s=settings.stall_timeout_s,
+        pings_timeout_s=settings.pings_timeout_s,
     )
 
 
@@ -221,4 +237,4 @@ def _error_of_status(error: anthropic.APIStatusError, now: float) -> BackendErro
     status, headers = error.status_code, error.response.headers
     code = "backend_refused_key" if isinstance(error, SPEND_LIMIT_ERRORS) else code_for(status, error.type)
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
-    return BackendError(code, message, retry_after_s=parse_retry_after(headers, now))
+    return api_error(code, message, parse_retry_after(headers, now))

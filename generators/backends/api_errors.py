@@ -1,8 +1,11 @@
 """Maps the errors of Anthropic's API (status, type, Retry-After) to our codes. Needs no SDK."""
 
 import msgspec
+import structlog
 
 from tailrace.proto.errors import BackendError
+
+logger = structlog.get_logger()
 
 # Anthropic's docs, "API errors". Within a stream only the type tells them apart: the status is always 200.
 CODES_BY_TYPE = {
@@ -30,6 +33,9 @@ CODES_BY_STATUS = {
 }
 
 
+KEY_REFUSED = "the server's key was refused by the model's API"
+
+
 class Reason(msgspec.Struct, frozen=True):
     """The `error` object of an error response or an `error` event."""
 
@@ -42,7 +48,16 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 
 
 def error_from_reason(reason: Reason) -> BackendError:
-    return BackendError(CODES_BY_TYPE.get(reason.type, "backend_failed"), reason.message or "the model failed")
+    return api_error(CODES_BY_TYPE.get(reason.type, "backend_failed"), reason.message or "the model failed")
+
+
+def api_error(code: str, message: str, retry_after_s: float | None = None) -> BackendError:
+    """Returns the error with the API's message. What the API says about the server's key goes to the log only."""
+    error = BackendError(code, message, retry_after_s=retry_after_s)
+    if code != "backend_refused_key":
+        return error
+    logger.error("the model's API refused the server's key", message=error.message)
+    return BackendError(code, KEY_REFUSED, retry_after_s=retry_after_s)
 
 
 def code_for(status: int, kind: str | None) -> str:

@@ -43,4 +43,6 @@ class Bedrock(MessagesApi):
 
 def backend(settings: Settings) -> Bedrock:
     """Raises SettingsInvalid."""
-    return Bedrock(settings.connect_timeout_s, settings.stall_timeout_s)
+    opened = Bedrock(settings.connect_timeout_s, settings.stall_timeout_s)
+    opened.pings_timeout_s = settings.pings_timeout_s
+    return opened

@@ -75,7 +75,7 @@ class ClaudeCode:
         except TimeoutError as error:
             raise BackendError("backend_stalled", "Claude Code printed nothing for too long") from error
         except ValueError as error:
-            raise BackendError("backend_broken", "Claude Code printed a line that is too long") from error
+            raise BackendError("backend_event_too_large", "Claude Code printed a line that is too long") from error
         if not line.endswith(b"\n"):
             raise BackendError("backend_broken", "Claude Code ended without a result")
         return line

@@ -7,7 +7,7 @@ numbered on, and its end has the usage of all calls.
 
 import msgspec
 
-from tailrace.generators.backends.api_errors import code_for
+from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -120,7 +120,7 @@ def _failure(output: Line) -> BackendError:
     """Maps a failed result to a BackendError: the API's own error, as far as Claude Code reports it."""
     message = output.result or "Claude Code came to no result"
     if output.api_error_status is not None or output.api_error_type is not None:
-        return BackendError(code_for(output.api_error_status or 200, output.api_error_type), message)
+        return api_error(code_for(output.api_error_status or 200, output.api_error_type), message)
     if output.api_error is not None:
         return BackendError("backend_broken", message)
     return BackendError("backend_failed", message)

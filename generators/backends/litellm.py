@@ -13,7 +13,7 @@ import openai
 from litellm.llms.anthropic.pass_through.adapters.transformation import AnthropicAdapter
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.api_errors import code_for
+from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
@@ -133,7 +133,7 @@ def backend_error(error: openai.OpenAIError) -> BackendError:
             # Messages of other errors contain hosts, URLs with keys, and internals of LiteLLM.
             is_about_request = code == "backend_refused_request"
             message = error.message if is_about_request else f"the provider answered with status {error.status_code}"
-            return BackendError(code, message, retry_after_s=retry_after_s)
+            return api_error(code, message, retry_after_s)
         case _:
             return BackendError("backend_failed", "the call to the provider failed")
 

@@ -61,7 +61,7 @@ def read_event(data: bytes) -> ModelEvent | None:
     """Decodes one event as a backend received it; None for a ping. The table is in PROTOCOL R6.
 
     Raises BackendError for an `error` event, and `backend_unreadable` for an event of a known type that cannot be
-    decoded, for what is no JSON object with a `type`, and for bytes that are not UTF-8.
+    decoded, for anything but a JSON object with a `type`, and for bytes that are not UTF-8.
     """
     try:
         if not data.isascii():

@@ -30,11 +30,11 @@ class SseDecoder:
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
                 self._data_bytes += len(line)
             elif not line and self._data:
+                require_size(self._data_bytes)
                 events.append(b"\n".join(self._data))
                 self._data.clear()
                 self._data_bytes = 0
-        if len(self._line) + self._data_bytes > EVENT_BYTES_MAX:
-            raise BackendError("backend_broken", f"the model sent an event of more than {EVENT_BYTES_MAX} bytes")
+        require_size(len(self._line) + self._data_bytes)
         return events
 
     def _lines(self, chunk: bytes) -> list[bytes]:
@@ -51,3 +51,9 @@ class SseDecoder:
         lines = text.splitlines()
         self._line = b"" if not text or text.endswith((b"\r", b"\n")) else lines.pop()
         return lines
+
+
+def require_size(event_bytes: int) -> None:
+    """Raises BackendError for an event of more than EVENT_BYTES_MAX."""
+    if event_bytes > EVENT_BYTES_MAX:
+        raise BackendError("backend_event_too_large", f"the model sent an event of more than {EVENT_BYTES_MAX} bytes")

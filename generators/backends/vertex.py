@@ -60,4 +60,6 @@ class Vertex(MessagesApi):
 
 def backend(settings: Settings) -> Vertex:
     """Raises SettingsInvalid."""
-    return Vertex(settings.connect_timeout_s, settings.stall_timeout_s)
+    opened = Vertex(settings.connect_timeout_s, settings.stall_timeout_s)
+    opened.pings_timeout_s = settings.pings_timeout_s
+    return opened

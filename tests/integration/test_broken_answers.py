@@ -1,7 +1,8 @@
 """Incomplete and malformed answers of the model (FAULTS F22): a faulty proxy in front of the simulated Claude."""
 
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from itertools import takewhile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.generators.backends.sse_decoder import EVENT_BYTES_MAX
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Connection, TurnLog
 from tests.conftest import apply_streams
@@ -119,6 +121,50 @@ async def test_a_turn_whose_answers_are_all_incomplete_fails(server: NatsServer,
     assert turn.outcome == "failed"
     assert words(WORDS).startswith(turn.text)
     assert calls > 1
+
+
+@pytest.mark.rule("R6")
+async def test_an_event_above_the_limit_fails_at_once(server: NatsServer, own_claude: str) -> None:
+    """Another call would be paid for, and would bring the same event."""
+    large = b'data: {"type":"newer","x":"' + b"x" * EVENT_BYTES_MAX + b'"}\n\n'
+    turn, calls = await run(server, own_claude, lambda events: sent([*half(events), large]), times=99)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, calls) == ("failed", "backend_event_too_large", 1)
+
+
+UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
+    "text is null": lambda event: re.sub(rb'"text":"[^"]*"', b'"text":null', event),
+    "text is a number": lambda event: re.sub(rb'"text":"[^"]*"', b'"text":7', event),
+    "no text": lambda event: re.sub(rb',"text":"[^"]*"', b"", event),
+    "index is a string": lambda event: event.replace(b'"index":0', b'"index":"0"'),
+    "invalid UTF-8": lambda event: event.replace(b"w0", b"w\xff"),
+}
+
+
+def unreadable(case: str) -> Break:
+    """Changes the delta in the middle of an answer into one that cannot be read."""
+
+    def change(events: list[bytes]) -> Broken:
+        deltas = [number for number, event in enumerate(events) if kind(event) == "content_block_delta"]
+        middle = deltas[len(deltas) // 2]
+        changed = UNREADABLE[case](events[middle])
+        assert changed != events[middle]
+        return sent([*events[:middle], changed, *events[middle + 1 :]])
+
+    return change
+
+
+@pytest.mark.rule("F22")
+@pytest.mark.rule("R6")
+@pytest.mark.parametrize("case", UNREADABLE)
+async def test_a_delta_that_cannot_be_read_is_not_left_out(server: NatsServer, own_claude: str, case: str) -> None:
+    """The model is called again; if that never helps, the turn fails with a code of its own."""
+    turn, calls = await run(server, own_claude, unreadable(case))
+    assert (turn.outcome, turn.text, calls) == ("completed", words(WORDS), 2)
+    turn, _ = await run(server, own_claude, unreadable(case), times=99)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code) == ("failed", "backend_unreadable")
+    assert words(WORDS).startswith(turn.text)
 
 
 async def test_an_answer_without_message_stop_is_complete(server: NatsServer, own_claude: str) -> None:

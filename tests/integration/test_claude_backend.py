@@ -12,6 +12,7 @@ import pytest
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.api_errors import KEY_REFUSED
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -129,16 +130,35 @@ async def test_a_failure_is_a_backend_error_after_the_events_before_it(
     [
         ({"model": "claude-unknown"}, "sk", "backend_refused_request"),
         ({"max_tokens": 0}, "sk", "backend_refused_request"),
-        ({}, "bad-key", "backend_refused_key"),
     ],
 )
 async def test_a_refusal_has_the_message_of_the_api(
     own_claude: str, fields: dict[str, Any], key: str, code: str
 ) -> None:
     async with claude_at(own_claude, key) as claude:
-        with pytest.raises(BackendError, match=r"claude-unknown|max_tokens|x-api-key") as failure:
+        with pytest.raises(BackendError, match=r"claude-unknown|max_tokens") as failure:
             await answer(claude, call(**fields))
     assert failure.value.code == code
+
+
+async def test_a_refused_key_is_named_without_the_message_of_the_api(own_claude: str) -> None:
+    """Tenants see the error, and the API's message is about the operator's account."""
+    async with claude_at(own_claude, "bad-key") as claude:
+        with pytest.raises(BackendError) as failure:
+            await answer(claude, call(""))
+    assert (failure.value.code, failure.value.message) == ("backend_refused_key", KEY_REFUSED)
+
+
+@pytest.mark.timeout(10)
+async def test_a_model_that_only_pings_is_stalled(own_claude: str) -> None:
+    """The pings keep the connection from being silent; they are no progress of the answer."""
+    async with claude_at(own_claude) as claude:
+        claude.pings_timeout_s = 0.3
+        received: list[ModelEvent] = []
+        with pytest.raises(BackendError, match="only pings") as failure:
+            await collect(claude.answer(call("#sim words=9 rate=0 fault=pings@3")), received)
+    assert failure.value.code == "backend_stalled"
+    assert sum(event.kind == "content_block_delta" for event in received) == 3
 
 
 async def test_a_closed_port_and_an_unknown_host_are_unreachable() -> None:

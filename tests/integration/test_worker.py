@@ -166,13 +166,14 @@ CASES = {
         for fault in ("cut", "stall", "eof", "garbage", "error", "429", "500", "529")
     },
     "cut, by prefill": Case("words=40 rate=0 fault=cut@17", words(40), 2, CONTINUED, request={"model": PREFILLED}),
-    "cut always": Case(
-        "words=90 rate=0 fault=cut@0x9",
-        "",
-        3,
-        ("fresh", "continue", "continue"),
+    "cut always, and restarted": Case(
+        "words=90 rate=0 fault=cut@5x9",
+        words(5),
+        4,
+        ("fresh", "restart", "restart", "restart"),
         error="attempts_exhausted",
         settings={"attempts_max": 3},
+        request={"on_interrupt": "restart"},
     ),
     "cut often, each time further": Case(
         "words=90 rate=0 fault=cut@5x9", words(90), 10, ("fresh", *["continue"] * 9), settings={"attempts_max": 2}

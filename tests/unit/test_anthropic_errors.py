@@ -6,11 +6,18 @@ from email.utils import formatdate
 import anthropic
 import httpx2
 import pytest
+import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.anthropic_api import backend_error
-from tailrace.generators.backends.api_errors import CODES_BY_STATUS, CODES_BY_TYPE, Reason, error_from_reason
+from tailrace.generators.backends.api_errors import (
+    CODES_BY_STATUS,
+    CODES_BY_TYPE,
+    KEY_REFUSED,
+    Reason,
+    error_from_reason,
+)
 from tailrace.generators.backends.model_event import read_event
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 from tailrace.proto.retry_after import parse_retry_after
@@ -209,6 +216,19 @@ def test_any_retry_after_is_parsed_or_ignored(text: str) -> None:
 def test_the_tables_have_only_existing_codes() -> None:
     """A misspelt code would raise while a failure is handled."""
     assert {*CODES_BY_STATUS.values(), *CODES_BY_TYPE.values()} <= set(CODES)
+
+
+def test_what_the_api_says_about_the_servers_key_is_logged_and_not_shown() -> None:
+    """Tenants see the error of a turn: it must not name the operator's key, account or organisation."""
+    secret = "invalid x-api-key sk-ant-…abcd of organisation acme"
+    body = {"type": "error", "error": {"type": "authentication_error", "message": secret}}
+    response = httpx2.Response(401, request=REQUEST)
+    with structlog.testing.capture_logs() as logged:
+        of_status = backend_error(anthropic.AuthenticationError("no", response=response, body=body), NOW)
+        of_event = error_from_reason(Reason("authentication_error", secret))
+    for error in (of_status, of_event):
+        assert (error.code, error.message) == ("backend_refused_key", KEY_REFUSED)
+    assert [line["message"] for line in logged] == [secret, secret]
 
 
 def test_a_long_error_message_is_cut() -> None:

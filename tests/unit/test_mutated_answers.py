@@ -59,12 +59,12 @@ def recorded() -> Iterator[dict[str, Any]]:
 RECORDED = [json.dumps(event, ensure_ascii=False).encode() for event in recorded()]
 
 
-def answer(datas: list[bytes]) -> tuple[Block, ...]:
+def answer(stream: list[bytes]) -> tuple[Block, ...]:
     """Returns the blocks that the product stores of a stream of these events. Raises BackendError."""
     decoder, order, log = SseDecoder(), EventOrder(), Handwritten()
     log.ask()
     log.store(attempt(log.chain))
-    for data in decoder.decode(b"".join(b"data: " + data + b"\n\n" for data in datas)):
+    for data in decoder.decode(b"".join(b"data: " + data + b"\n\n" for data in stream)):
         event = read_event(data)
         if event is None:
             continue
@@ -118,10 +118,10 @@ def texts(blocks: tuple[Block, ...]) -> list[tuple[str, str, str, tuple[Any, ...
 
 @pytest.mark.rule("R6")
 @given(mutated())
-def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(datas: list[bytes]) -> None:
+def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(stream: list[bytes]) -> None:
     """It breaks the answer, or has no part in it. The content of a citation is the client's to read."""
     try:
-        blocks = answer(datas)
+        blocks = answer(stream)
     except BackendError:
         return
     told = [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(blocks)]
@@ -154,9 +154,9 @@ def test_an_event_that_is_repeated_or_swapped_never_shortens_an_answer(number: i
     swapped = [*RECORDED]
     swapped[number : number + 2] = reversed(RECORDED[number : number + 2])
     repeated = [*RECORDED[: number + 1], *RECORDED[number:]]
-    for datas in (swapped, repeated):
+    for stream in (swapped, repeated):
         try:
-            blocks = answer(datas)
+            blocks = answer(stream)
         except BackendError:
             continue
         lengths = [len(block.text) for block in blocks]

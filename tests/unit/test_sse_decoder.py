@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.sse_decoder import BOM, EVENT_BYTES_MAX, SseDecoder
-from tailrace.proto.errors import BackendError
+from tailrace.proto.errors import CODES, BackendError
 
 
 def split(stream: bytes) -> list[bytes]:
@@ -62,5 +62,7 @@ def test_an_event_above_the_limit_is_refused(filler: bytes) -> None:
     decoder = SseDecoder()
     for _ in range(EVENT_BYTES_MAX // len(filler) - 1):
         decoder.decode(filler)
-    with pytest.raises(BackendError):
+    with pytest.raises(BackendError) as refused:
         decoder.decode(filler * 2)
+    assert refused.value.code == "backend_event_too_large"
+    assert not CODES[refused.value.code].is_retryable
