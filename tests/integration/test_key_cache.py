@@ -1,0 +1,248 @@
+"""API keys in the KV bucket KEYS of a real nats-server, and the cache of a gateway that follows it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from signal import SIGKILL
+
+import msgspec
+import pytest
+from nats.js.api import KeyValueConfig
+from starlette.requests import Request
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.principal import Principal
+from tailrace.proto.api_key import SCOPES, NewKey, new_key
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition
+from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
+from tests.conftest import apply_streams
+from tests.harness.until import until
+from tests.harness.without_jetstream import without_jetstream
+
+REQUEST = Request({"type": "http", "method": "GET", "headers": []})
+ALICE = Tenant("alice")
+
+
+def make_key(tenant: Tenant = ALICE) -> NewKey:
+    return new_key(tenant, now=int(time.time()), scopes=SCOPES)
+
+
+@pytest.fixture
+def keys(own_connection: Connection) -> ApiKeyStore:
+    return ApiKeyStore(own_connection)
+
+
+async def loaded(keys: ApiKeyStore) -> ApiKeyCache:
+    """Returns a cache of the keys that does not follow changes."""
+    cache = ApiKeyCache()
+    await cache.load(keys)
+    return cache
+
+
+@asynccontextmanager
+async def following(cache: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
+    task = asyncio.create_task(cache.follow(keys, connection))
+    try:
+        yield cache
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture
+async def cache(keys: ApiKeyStore, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
+    """A cache that follows changes, as in a gateway."""
+    async with following(await loaded(keys), keys, own_connection) as cache:
+        yield cache
+
+
+async def verify(cache: ApiKeyCache, key: NewKey) -> Principal | None:
+    return await cache.verify(key.secret.encode(), REQUEST)
+
+
+async def create(cache: ApiKeyCache, keys: ApiKeyStore) -> NewKey:
+    """Creates a key and waits until the cache has it."""
+    key = make_key()
+    await keys.create(key.record)
+    await until(lambda: verify(cache, key))
+    return key
+
+
+@pytest.mark.rule("S13")
+@pytest.mark.rule("R38")
+async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, own_connection: Connection) -> None:
+    key = make_key()
+    await keys.create(key.record)
+    stored = await own_connection.jetstream.get_last_msg(KEYS_STREAM, f"$KV.{KEYS}.{key.record.id}")
+    assert msgspec.json.decode(stored.data or b"") == {
+        "id": key.record.id,
+        "sha256": key.record.sha256,
+        "tenant": "alice",
+        "scopes": ["manage", "read", "write"],
+        "created_at": key.record.created_at,
+    }
+    assert key.secret not in repr(key.record)
+    # 256 bits in base64.
+    assert (key.secret[:3], len(key.secret)) == ("tr_", 46)
+    made = [make_key() for _ in range(100)]
+    assert len({key.secret for key in made}) == len({key.record.id for key in made}) == 100
+
+
+@pytest.mark.rule("R38")
+async def test_load_reads_several_pages_of_keys_and_revocations(keys: ApiKeyStore) -> None:
+    made = [make_key(Tenant(f"tenant-{number}")) for number in range(600)]
+    await asyncio.gather(*(keys.create(key.record) for key in made))
+    await keys.revoke(made[7].record.id, 1)
+    cache = await loaded(keys)
+    for number, key in enumerate(made):
+        principal = await verify(cache, key)
+        assert (principal.tenant if principal else None) == (None if number == 7 else f"tenant-{number}")
+    assert cache.is_ended(made[7].record.id)
+
+
+@pytest.mark.rule("R38")
+async def test_a_new_key_and_its_revocation_arrive_by_the_live_feed(cache: ApiKeyCache, keys: ApiKeyStore) -> None:
+    key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
+    assert await verify(cache, key) is None
+    await keys.create(key.record)
+    principal = await until(lambda: verify(cache, key))
+    assert principal == Principal(ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0})
+    with cache.watch(key.record.id) as ended:
+        assert not ended.is_set()
+        assert not cache.is_ended(key.record.id)
+        await keys.revoke(key.record.id, 9)
+        await asyncio.wait_for(ended.wait(), 5)
+    assert cache.is_ended(key.record.id)
+    assert await verify(cache, key) is None
+    with cache.watch(key.record.id) as ended:
+        assert ended.is_set()
+
+
+@pytest.mark.rule("R38")
+async def test_polling_finds_what_the_live_feed_missed(own_connection: Connection, keys: ApiKeyStore) -> None:
+    """The bucket republishes nothing here."""
+    await own_connection.jetstream.delete_key_value(KEYS)
+    await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
+    async with following(await loaded(keys), keys, own_connection) as cache:
+        key = await create(cache, keys)
+        await keys.revoke(key.record.id, 1)
+        await until(lambda: cache.is_ended(key.record.id))
+
+
+@pytest.mark.rule("R38")
+async def test_keys_stay_valid_without_nats_and_changes_arrive_after_a_reconnect(
+    own_server: NatsServer, cache: ApiKeyCache, keys: ApiKeyStore
+) -> None:
+    key, other = await create(cache, keys), make_key()
+    await own_server.stop(SIGKILL)
+    with pytest.raises(LogUnavailable):
+        await keys.position()
+    assert await verify(cache, key) is not None
+    await own_server.start()
+    connection = await Connection.open(own_server.url, "test-other")
+    await ApiKeyStore(connection).create(other.record)
+    await ApiKeyStore(connection).revoke(key.record.id, 1)
+    await connection.close()
+    await until(lambda: verify(cache, other))
+    await until(lambda: cache.is_ended(key.record.id))
+
+
+@pytest.mark.rule("R38")
+async def test_keys_of_a_deleted_bucket_or_record_end(
+    own_server: NatsServer, cache: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
+) -> None:
+    """The sequences of a new bucket begin at 1 again."""
+    first, old = await create(cache, keys), await create(cache, keys)
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    await bucket.delete(first.record.id)
+    await until(lambda: cache.is_ended(first.record.id))
+    assert await verify(cache, first) is None
+    with cache.watch(old.record.id) as ended:
+        await own_connection.jetstream.delete_key_value(KEYS)
+        await apply_streams(own_server.url)
+        young = await create(cache, keys)
+        await asyncio.wait_for(ended.wait(), 5)
+    assert await verify(cache, old) is None
+    assert await verify(cache, young) is not None
+    assert cache.is_used
+
+
+async def test_unreadable_records_are_ignored(keys: ApiKeyStore, own_connection: Connection) -> None:
+    """Also a record that is stored under the id of another key."""
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    payloads = (b"", b"null", b"{}", b"\xff", b'{"id": "key_0123456789abcdef"}', b"[" * 20_000)
+    for number, payload in enumerate(payloads):
+        await bucket.put(f"key_{number:016x}", payload)
+    key, moved = make_key(), make_key()
+    await bucket.put("key_00000000000000ff", msgspec.json.encode(moved.record))
+    await keys.create(key.record)
+    cache = await loaded(keys)
+    assert await verify(cache, key) is not None
+    assert await verify(cache, moved) is None
+
+
+@pytest.mark.parametrize(("stored", "granted"), [(["read", "fly"], {"read"}), (["ask"], {"write"})])
+async def test_unknown_scopes_are_ignored_and_ask_is_write(
+    keys: ApiKeyStore, stored: list[str], granted: set[str]
+) -> None:
+    """Older versions stored `write` as `ask`."""
+    key = make_key()
+    await keys.create(msgspec.structs.replace(key.record, scopes=stored))
+    principal = await verify(await loaded(keys), key)
+    assert principal is not None
+    assert principal.scopes == granted
+
+
+async def test_concurrent_revocations_store_one_time(keys: ApiKeyStore, own_connection: Connection) -> None:
+    key = make_key()
+    await keys.create(key.record)
+    revoked = await asyncio.gather(*(keys.revoke(key.record.id, now) for now in range(1, 6)))
+    times = {one[0].revoked_at for one in revoked if one is not None}
+    assert len(times) == 1
+    assert sorted(was_before for _, was_before in filter(None, revoked)) == [False, True, True, True, True]
+    assert [record.revoked_at for record in await keys.list_keys()] == [*times]
+    await (await own_connection.jetstream.key_value(KEYS)).put("key_0123456789abcdef", b"no record")
+    for unknown in ("key_ffffffffffffffff", "key_0123456789abcdef", "", "*", ">", "a b", key.secret):
+        assert await keys.revoke(unknown, 9) is None
+
+
+async def test_the_bucket_republishes_and_allows_direct_reads(own_connection: Connection) -> None:
+    config = (await own_connection.jetstream.stream_info(KEYS_STREAM)).config
+    assert config.republish is not None
+    assert (config.republish.src, config.republish.dest) == (EVERY_KEY, EVERY_LIVE_KEY)
+    assert (config.allow_direct, config.max_age) == (True, 0)
+
+
+async def test_failed_polls_keep_the_polling_interval(
+    own_server: NatsServer,
+    own_connection: Connection,
+    keys: ApiKeyStore,
+    cache: ApiKeyCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A poll that fails at once and is repeated at once would starve the loop."""
+    position, failed = ApiKeyStore.position, 0
+
+    async def counted(store: ApiKeyStore) -> KeyPosition:
+        nonlocal failed
+        try:
+            return await position(store)
+        except LogUnavailable:
+            failed += 1
+            assert failed < 50
+            raise
+
+    monkeypatch.setattr(ApiKeyStore, "position", counted)
+    async with without_jetstream(own_server):
+        await until(lambda: failed > 0)
+    since = failed
+    await until(lambda: failed > since)
+    await own_server.start()
+    await until(lambda: own_connection.is_up)
+    await create(cache, keys)
