@@ -1,0 +1,150 @@
+"""/healthz, /readyz, /health, /metrics and the index."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from signal import SIGKILL
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.version import VERSION
+from tests.harness.generator_in_loop import working
+from tests.harness.readers import is_read, read
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import Gateway
+
+OK = {"ok": True, "detail": ""}
+ROLES = ("generators", "persistence")
+
+
+@pytest.fixture
+async def anonymous(lone_gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client without a key; no generator and no persistence runs."""
+    async with httpx2.AsyncClient(base_url=lone_gateway.url, trust_env=False) as client:
+        yield client
+
+
+async def ready(gateway: Gateway) -> tuple[int, dict[str, Any]]:
+    answer = await gateway.client.get("/readyz")
+    return answer.status_code, answer.json()
+
+
+async def health(gateway: Gateway) -> dict[str, Any]:
+    return dict((await gateway.client.get("/health")).json())
+
+
+async def metric(gateway: Gateway, name: str) -> float:
+    text = (await gateway.client.get("/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+async def test_a_complete_system_is_ready_and_healthy(gateway: Gateway) -> None:
+    parts = ("nats", "log", *ROLES, "gateway")
+    assert await ready(gateway) == (200, {"ok": True, **dict.fromkeys(parts, OK)})
+    found = await health(gateway)
+    # Turns of other tests may run.
+    assert found.pop("active_turns") >= 0
+    connected = {"nats": True, "generators": True, "persistence": True}
+    assert found == {"status": "healthy", "version": VERSION, "connected": connected}
+
+
+async def test_missing_processes_are_named(lone_gateway: Gateway) -> None:
+    status, parts = await ready(lone_gateway)
+    assert (status, parts["ok"], parts["nats"]) == (503, False, OK)
+    for role in ROLES:
+        detail = f"no {role} process answers; start one with `python -m tailrace.{role}`"
+        assert parts[role] == {"ok": False, "detail": detail}
+    found = await health(lone_gateway)
+    assert (found["status"], found["version"]) == ("unhealthy", VERSION)
+    assert found["connected"] == {"nats": True, "generators": False, "persistence": False}
+
+
+async def test_operator_routes_need_no_key_and_a_503_has_retry_after(anonymous: httpx2.AsyncClient) -> None:
+    paths = ("/healthz", "/readyz", "/health", "/metrics")
+    answers = await asyncio.gather(*map(anonymous.get, paths))
+    assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
+    assert [answer.headers.get("retry-after") for answer in answers] == [None, "2", "2", None]
+
+
+async def test_without_nats_a_gateway_is_alive_and_not_ready(own_server: NatsServer, own_gateway: Gateway) -> None:
+    """A restart of the gateway would not help."""
+
+    async def is_away() -> bool:
+        return bool((await ready(own_gateway))[1]["nats"] == {"ok": False, "detail": "not connected"})
+
+    async def is_back() -> bool:
+        return bool((await ready(own_gateway))[1]["nats"] == OK)
+
+    await own_server.stop(SIGKILL)
+    await until(is_away)
+    assert (await own_gateway.client.get("/healthz")).json() == {"ok": True}
+    _, parts = await ready(own_gateway)
+    assert [parts[role] for role in ROLES] == [{"ok": False, "detail": "NATS is unreachable"}] * 2
+
+    async def is_unknown() -> bool:
+        found = await health(own_gateway)
+        return found["active_turns"] is None and not any(found["connected"].values())
+
+    await until(is_unknown)
+    await own_server.start()
+    await until(is_back)
+
+
+async def test_health_counts_waiting_and_running_turns(
+    own_server: NatsServer, own_gateway: Gateway, own_claude: str
+) -> None:
+    async def active() -> int:
+        return int((await health(own_gateway))["active_turns"])
+
+    async def is_idle() -> bool:
+        return await active() == 0
+
+    before = await active()
+    body = {"message": "#sim words=100000 rate=20"}
+    accepted = (await own_gateway.client.post("/v1/turns", json=body)).json()
+    waiting = await active()
+    async with working(own_server.url, own_claude):
+        await read(own_gateway.client, accepted["turn"], most=4)
+        running = await active()
+        await own_gateway.client.post(accepted["links"]["cancel"])
+        await until(is_idle)
+    assert (before, waiting, running) == (0, 1, 1)
+
+
+async def test_the_index_is_json_or_text(anonymous: httpx2.AsyncClient) -> None:
+    index = (await anonymous.get("/", headers={"accept": "application/json"})).json()
+    assert (index["version"], index["health"]) == (VERSION, "/health")
+    assert index["endpoints"]["/v1/projects"] == ["GET", "POST"]
+    text = await anonymous.get("/", headers={"accept": "text/html,*/*"})
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "GET POST /v1/projects" in text.text.splitlines()
+
+
+async def test_open_streams_are_a_metric(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+    name = "tailrace_gateway_streams_open"
+    writer = Writer(log, key)
+    await writer.open("a")
+    before = await metric(lone_gateway, name)
+    reading = [asyncio.create_task(read(lone_gateway.client, key.turn)) for _ in range(3)]
+    await until(lambda: is_read(log, key))
+
+    async def are(count: float) -> bool:
+        return await metric(lone_gateway, name) == before + count
+
+    await until(lambda: are(3))
+    await writer.end()
+    await asyncio.gather(*reading)
+    await until(lambda: are(0))
+
+
+async def test_refusals_are_a_metric(lone_gateway: Gateway) -> None:
+    before = await metric(lone_gateway, "tailrace_gateway_refused_total")
+    await lone_gateway.client.post("/v1/turns", json={"messsage": "typo"})
+    assert await metric(lone_gateway, "tailrace_gateway_refused_total") == before + 1
