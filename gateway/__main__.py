@@ -18,6 +18,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.log_share import LogShare
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
@@ -30,6 +31,7 @@ from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
 from tailrace.gateway.turns.check_limits import limit_features
+from tailrace.gateway.turns.check_log_share import log_share_features
 from tailrace.gateway.turns.check_schema import schema_feature
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
@@ -101,6 +103,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await gateway.rpc.announce_readers(gateway.streams.fan_out.is_read)
         background = [
             group.create_task(gateway.log_fullness.watch()),
+            group.create_task(gateway.log_share.flush_periodically()),
             group.create_task(gateway.log_health.watch()),
             group.create_task(gateway.streams.slots.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
@@ -145,13 +148,14 @@ def build(
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
     log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
+    log_share = LogShare(limits.counters, log_fullness, settings.tenant_log_share)
     deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
-    limit_steps = limit_features(limits)
+    limit_steps, share_steps = limit_features(limits), log_share_features(log_share)
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
-        admit=(limit_steps.admit,),
+        admit=(share_steps.admit, limit_steps.admit),
         amend=(schema_feature(schema_checker), limit_steps.reserve, request_blobs.feature()),
-        stored=(deleted_parent_feature(log, history, deleter),),
+        stored=(share_steps.stored, deleted_parent_feature(log, history, deleter)),
     )
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, log_fullness, draining, features
@@ -171,6 +175,7 @@ def build(
         blob_store=blob_store,
         blob_pins=blob_pins,
         log_fullness=log_fullness,
+        log_share=log_share,
         log_health=log_health,
         authenticator=authenticator,
         tickets=tickets,

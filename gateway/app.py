@@ -29,6 +29,7 @@ from tailrace.gateway.http.admission_queue import AdmissionQueue
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.limits.log_share import LogShare
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.prompts.templates import Prompts
@@ -91,6 +92,7 @@ class Gateway(NamedTuple):
     blob_store: BlobStore
     blob_pins: BlobPins
     log_fullness: LogFullness
+    log_share: LogShare
     log_health: LogHealth
     authenticator: Authenticator
     tickets: Tickets

@@ -95,6 +95,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (
         0.9
     )
+    tenant_log_share: Annotated[
+        float, Meta(gt=0, le=1, description="share of the log that the requests of one tenant may fill in a day (UTC)")
+    ] = 0.4
     disk: Annotated[
         str,
         Meta(

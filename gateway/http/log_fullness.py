@@ -35,6 +35,8 @@ class LogFullness:
         self._directory = directory
         self._ratio = 0.0
         self._shortage = ""
+        self.bytes_max = 0
+        """The byte limit of the log; 0: unknown, or none."""
 
     @property
     def is_full(self) -> bool:
@@ -49,7 +51,7 @@ class LogFullness:
         while True:
             self._shortage = disk_shortage(self._directory) if self._directory is not None else ""
             try:
-                self._ratio = await nats.fullness(self._connection)
+                self._ratio, self.bytes_max = (size := await nats.log_size(self._connection)).ratio, size.limit
                 metrics.FULLNESS.set(self._ratio)
             except LogUnavailable as error:
                 logger.debug("fullness unknown", error=str(error))

@@ -357,16 +357,32 @@ async def missing(connection: Connection) -> list[str]:
     return found
 
 
-async def fullness(connection: Connection) -> float:
-    """Returns the used share of the log's byte limit, 0 to 1. Raises LogUnavailable."""
+class LogSize(NamedTuple):
+    """The bytes of the log, and their limit; 0: no limit."""
+
+    used: int
+    limit: int
+
+    @property
+    def ratio(self) -> float:
+        """The used share of the limit, 0 to 1."""
+        return self.used / self.limit if self.limit > 0 else 0.0
+
+
+async def log_size(connection: Connection) -> LogSize:
+    """Returns how full the log is. Raises LogUnavailable."""
     try:
         info = await connection.jetstream.stream_info(STREAM)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the stream does not answer ({type(error).__name__}): retry") from error
     finally:
         raise_if_cancelled()
-    limit = info.config.max_bytes or 0
-    return info.state.bytes / limit if limit > 0 else 0.0
+    return LogSize(info.state.bytes, max(0, info.config.max_bytes or 0))
+
+
+async def fullness(connection: Connection) -> float:
+    """Returns the used share of the log's byte limit, 0 to 1. Raises LogUnavailable."""
+    return (await log_size(connection)).ratio
 
 
 CONSUMERS = (GENERATORS, PERSISTENCE, WEBHOOKS)

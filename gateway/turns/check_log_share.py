@@ -1,0 +1,26 @@
+"""The tenant's share of the log as a feature of turn submission."""
+
+from operator import attrgetter
+from typing import NamedTuple
+
+from tailrace.gateway.limits.log_share import LogShare
+from tailrace.gateway.turns.submission import Feature, Submission
+
+
+class LogShareFeatures(NamedTuple):
+    """The two steps: before the entry is built, and after it was appended."""
+
+    admit: Feature[Submission]
+    stored: Feature[Submission]
+
+
+def log_share_features(share: LogShare) -> LogShareFeatures:
+    """Returns the steps, which count the bytes of every request."""
+
+    async def admit(submission: Submission) -> None:
+        share.check(submission.principal.tenant, len(submission.raw))
+
+    async def stored(submission: Submission) -> None:
+        share.add(submission.principal.tenant, len(submission.raw))
+
+    return LogShareFeatures(Feature(attrgetter("raw"), admit), Feature(attrgetter("raw"), stored))
