@@ -17,35 +17,22 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.limits.stream_slots import StreamPermit
-from tailrace.gateway.streaming.dialect import Dialect, Frame
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
 
-# Limits of one write, in frames and bytes: a late reader receives the past in large pieces, and a client that does not
-# read has only a few pieces in memory here.
-FRAMES_MAX = 256
-PIECE_BYTES_MAX = 64 * 1024
-# An EventSource waits three seconds by default, which users notice. The delay is random: otherwise all readers of a
-# gateway that stops would reconnect to the next one at the same moment.
-RETRY_MS = (500, 2000)
 # The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
 BACK_WITHIN_S = 15.0
-# The pause before a body is cut short. A browser then drops the events that it has received but not yet dispatched:
-# without the pause this happened to 2 in 100 streams in Chromium.
-DISPATCH_S = 0.25
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
-
-# Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
-Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 
 
 class Start(NamedTuple):
@@ -113,9 +100,6 @@ class EventStream(StreamedResponse):
         self._waits_for_log = waits_for_log
         self._pace = pace
         self._terms = terms or Terms()
-        self._is_within_frame = False
-        """Whether a write of whole frames has begun and is not complete."""
-        self._needs_retry = dialect.sends_retry
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_head = scope["method"] == "HEAD"
@@ -215,13 +199,16 @@ class EventStream(StreamedResponse):
         await self._permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
+        writer = self._writer(send)
         with metrics.STREAMS.track_inprogress():
             await self.begin(send, 200)
             life_s = self._gateway.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
-            cause, is_complete = await interruptions.run(self._write(feed, start, send), life_s)
+            position = self._start_index(feed, start)
+            writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
+            cause, is_complete = await interruptions.run(writing, life_s)
         if cause == "disconnected":
             return 0.0
-        if is_complete or (self._dialect.is_self_delimited and not self._is_within_frame):
+        if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
             await send(body(b"", more=False))
         if not is_complete:
             # Without the last chunk the server closes the connection, and the client sees a truncated body.
@@ -250,83 +237,11 @@ class EventStream(StreamedResponse):
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
-    async def _write(self, feed: TurnFeed, start: Start, send: Send) -> bool:
-        """Writes frames until the turn ends, the feed breaks or a frame is a break. Returns whether the turn ended."""
-        position, to_skip = self._start_index(feed, start), start.seen or 0
-        if self._snapshot is not None:
-            turn, count, position = await self._fold(feed)
-            await self._send(send, [Frame(self._snapshot(feed.key, turn, count))])
-        elif position:
-            await self._render(feed, position)
-        most, now = FRAMES_MAX, asyncio.get_running_loop().time
-        while True:
-            if self._pace is not None:
-                most = self._pace.due(feed.entries, position, FRAMES_MAX, now())
-            frames = feed.frames(self._dialect, position, most, PIECE_BYTES_MAX)
-            position += len(frames)
-            if to_skip:
-                frames, to_skip = skip_events(frames, to_skip)
-            if await self._send(send, frames):
-                await asyncio.sleep(DISPATCH_S)
-                return False
-            if position < len(feed.entries):
-                is_news = await self._is_next_due(feed, position)
-            elif feed.is_broken or feed.is_ended:
-                return feed.is_ended
-            else:
-                is_news = await feed.changed(position)
-            if not is_news and self._dialect.heartbeat:
-                await send(body(self._dialect.heartbeat, more=True))
-
-    async def _send(self, send: Send, frames: list[Frame]) -> bool:
-        """Writes `frames` up to the first break; returns whether there was one.
-
-        Waits after each piece until the client has read enough of the earlier ones.
-        """
-        prefix, pieces, is_break = self._terms.id_prefix, list[bytes](), False
-        for frame in frames:
-            pieces.append(sse.encode(frame.events, prefix) if prefix and frame.events else frame.data)
-            if frame.is_break:
-                is_break = True
-                break
-        if data := b"".join(pieces):
-            metrics.SENT_BYTES.inc(len(data))
-            if self._needs_retry:
-                data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
-                self._needs_retry = False
-            self._is_within_frame = True
-            for start in range(0, len(data), PIECE_BYTES_MAX):
-                await send(body(data[start : start + PIECE_BYTES_MAX], more=True))
-            self._is_within_frame = False
-        return is_break
-
-    async def _is_next_due(self, feed: TurnFeed, position: int) -> bool:
-        """Waits until the entry at `position` is due, at most one heartbeat interval; returns whether it is."""
-        if self._pace is None:
-            # Lets other tasks run between the pieces of a long replay.
-            await asyncio.sleep(0)
-            return True
+    def _writer(self, send: Send) -> FrameWriter:
         heartbeat_s = self._gateway.settings.heartbeat_s
-        wait_s = self._pace.due_in_s(feed.entries[position], asyncio.get_running_loop().time())
-        await asyncio.sleep(min(max(wait_s, 0), heartbeat_s))
-        return wait_s <= heartbeat_s
-
-    async def _render(self, feed: TurnFeed, end: int) -> None:
-        """Renders the entries before the index `end`, in steps, to bring the dialect's state up to there."""
-        for position in range(0, end, FRAMES_MAX):
-            feed.frames(self._dialect, position, min(FRAMES_MAX, end - position))
-            await asyncio.sleep(0)
-
-    async def _fold(self, feed: TurnFeed) -> tuple[Turn, int, int]:
-        """Returns the turn so far, the number of its events and of its entries; computes them in steps."""
-        turn, count, position = EMPTY_TURN, 0, 0
-        while position < len(feed.entries):
-            frames = feed.frames(self._dialect, position, FRAMES_MAX)
-            turn = fold(feed.entries[position : position + len(frames)], turn)
-            count += sum(len(frame.events) for frame in frames)
-            position += len(frames)
-            await asyncio.sleep(0)
-        return turn, count, position
+        return FrameWriter(
+            send, self._dialect, heartbeat_s=heartbeat_s, id_prefix=self._terms.id_prefix, pace=self._pace
+        )
 
     async def _send_record(self, start: Start, send: Send) -> None:
         """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
@@ -347,28 +262,13 @@ class EventStream(StreamedResponse):
             raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
         await self.begin(send, 200)
         frame = self._dialect.render_record(record, start.seen or 0)
-        if await self._send(send, [frame]):
-            await asyncio.sleep(DISPATCH_S)
-        else:
+        if await self._writer(send).write([frame]):
             await send(body(b"", more=False))
 
     async def _send_empty(self, send: Send, status: int) -> None:
         # 204 tells an EventSource to stop: it reconnects after every other end.
         await self.begin(send, status)
         await send(body(b"", more=False))
-
-
-def skip_events(frames: list[Frame], count: int) -> tuple[list[Frame], int]:
-    """Returns `frames` without their first `count` events, and how many events are still to be skipped.
-
-    A frame that is skipped whole loses its break, too: the client was disconnected there and has reconnected since.
-    """
-    for index, frame in enumerate(frames):
-        if len(frame.events) > count:
-            rest = frame.events[count:]
-            return [Frame(rest, frame.is_break), *frames[index + 1 :]], 0
-        count -= len(frame.events)
-    return [], count
 
 
 async def _wait_for_answer(feed: TurnFeed) -> None:

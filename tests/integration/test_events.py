@@ -12,7 +12,7 @@ from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
 from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
-from tailrace.gateway.streaming.event_stream import DISPATCH_S
+from tailrace.gateway.streaming.frame_writer import DISPATCH_S
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import SEQ_MAX, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.streaming import event_stream, fanout
+from tailrace.gateway.streaming import fanout, frame_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto.entries import Stored
 from tailrace.proto.nats import TurnLog
@@ -29,7 +29,7 @@ async def test_a_long_turn_is_rendered_in_pieces(
     monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey, path: str
 ) -> None:
     """Entries before the cursor too: rendering 10,000 entries at once blocked the loop for a quarter of a second."""
-    monkeypatch.setattr(event_stream, "FRAMES_MAX", AT_ONCE)
+    monkeypatch.setattr(frame_writer, "FRAMES_MAX", AT_ONCE)
     writer = Writer(log, key)
     await writer.open(*["word "] * 40)
     last = writer.chain.last

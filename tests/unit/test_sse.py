@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.event_stream import skip_events
+from tailrace.gateway.streaming.frame_writer import skip_events
 from tests.harness.sse_parser import EventStream, Sent, parse
 
 LINES = st.binary(min_size=1, max_size=30).filter(lambda line: not set(line) & set(b"\r\n"))
