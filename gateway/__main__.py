@@ -5,7 +5,7 @@ import gc
 import sys
 from pathlib import Path
 
-from tailrace.gateway.app import Gateway, app
+from tailrace.gateway.app import Gateway, app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
@@ -111,7 +111,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         ]
         host, port = listening.getsockname()[:2]
         service.mark_ready(url=f"http://{host}:{port}")
-        await server.serve(app(gateway), listening, stop, proxies=networks(settings.proxies))
+        await server.serve(app(gateway), overflow_app(gateway), listening, stop, proxies=networks(settings.proxies))
         for task in background:
             task.cancel()
         gateway.catalogue.close()

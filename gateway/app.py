@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.authenticate import Authenticator
@@ -25,7 +25,7 @@ from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RE
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import error_responses
-from tailrace.gateway.http.admission_queue import AdmissionQueue
+from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
@@ -117,9 +117,7 @@ def app(gateway: Gateway) -> Starlette:
             guard(route, bind(route.endpoint, services), gateway.authenticator, gateway.bodies) for route in ROUTES
         ],
         middleware=[
-            Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
-            *cors_middleware(parse_origins(gateway.settings.origins)),
-            # Behind CORS: an EventSource of another origin must be able to read that it is rejected.
+            *_hosts_and_origins(gateway),
             Middleware(AdmissionQueue, urgent=health.PATHS),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.unexpected}),
@@ -134,6 +132,19 @@ def app(gateway: Gateway) -> Starlette:
     # A redirect would repeat the body to an address that is made from the Host header.
     starlette.router.redirect_slashes = False
     return starlette
+
+
+def overflow_app(gateway: Gateway) -> Starlette:
+    """Returns the application for connections above the limit, which rejects every request."""
+    return Starlette(routes=[Mount("", refuse_connection)], middleware=_hosts_and_origins(gateway))
+
+
+def _hosts_and_origins(gateway: Gateway) -> list[Middleware]:
+    """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
+    return [
+        Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
+        *cors_middleware(parse_origins(gateway.settings.origins)),
+    ]
 
 
 def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:

@@ -6,7 +6,6 @@ is served.
 
 A request that would wait too long is rejected with a random retry delay: clients that are rejected together would
 otherwise return together. The wait of the first request in the queue counts, so the machine's speed sets the limit.
-Connections above the limit are rejected here, too, behind CORS, so that pages of other origins can read the error.
 """
 
 import asyncio
@@ -20,8 +19,6 @@ from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.retry_later import retry_delay_s
 
 STARTED_PER_TURN = 8
-# The key in the ASGI state of a connection above the limit; http_protocol.py sets it.
-EXCESS = "is_excess"
 # Clients and proxies wait longer than this for a first byte.
 WAIT_S_MAX = 5.0
 
@@ -35,10 +32,6 @@ class AdmissionQueue:
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if EXCESS in scope.get("state", ()):
-            message = "this gateway has reached its limit of connections: retry later"
-            await _refusal(message, scope, {"connection": "close"})(scope, receive, send)
-            return
         if scope["path"] not in self._urgent:
             if self._is_too_long():
                 await _refusal("this gateway is starting too many requests: retry later", scope)(scope, receive, send)
@@ -64,6 +57,12 @@ class AdmissionQueue:
                 started.set_result(None)
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._start_some)
+
+
+async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI application of the connections above the limit: rejects each request and closes the connection."""
+    message = "this gateway has reached its limit of connections: retry later"
+    await _refusal(message, scope, {"connection": "close"})(scope, receive, send)
 
 
 def _refusal(message: str, scope: Scope, headers: dict[str, str] | None = None) -> Response:

@@ -10,14 +10,15 @@ of its protocol classes is here.
 import asyncio
 import sys
 from collections.abc import Sized
+from typing import Any
 
 import httptools
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http import error_responses
-from tailrace.gateway.http.admission_queue import EXCESS
 
 # nginx allows 32 kB and a minute. Clients send a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
@@ -59,6 +60,11 @@ class ClientConnection(HttpToolsProtocol):
     _wrong = NOT_HTTP
     """The error code and message for what the parser rejects."""
 
+    def __init__(self, *, overflow: ASGIApp, **given: Any) -> None:
+        """`overflow` is the application for connections above the limit."""
+        super().__init__(**given)
+        self._overflow: Any = overflow
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.flow = _OneAfterAnother(transport, self.pipeline)
@@ -68,7 +74,7 @@ class ClientConnection(HttpToolsProtocol):
         if more > EXCESS_MAX:
             transport.abort()
         elif more > 0:
-            self.app_state = {**self.app_state, EXCESS: True}
+            self.app = self._overflow
         self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
 
     def on_message_begin(self) -> None:

@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -41,11 +42,17 @@ class Server(uvicorn.Server):
         yield
 
 
-async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event, proxies: Sequence[str] = ()) -> None:
-    """Serves `app` until `stop` is set. The X-Forwarded headers of `proxies` are trusted."""
+async def serve(
+    app: ASGIApp, overflow: ASGIApp, listening: socket.socket, stop: asyncio.Event, proxies: Sequence[str] = ()
+) -> None:
+    """Serves `app` until `stop` is set, and `overflow` to connections above the limit.
+
+    The X-Forwarded headers of `proxies` are trusted.
+    """
     config = uvicorn.Config(
         app,
-        http=ClientConnection,  # httptools rejects what h11 accepts: CL with TE, folded headers
+        # httptools rejects what h11 accepts: CL with TE, folded headers
+        http=partial(ClientConnection, overflow=overflow),  # type: ignore[arg-type]  # annotated as a class
         lifespan="off",
         ws="none",
         log_config=None,

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.__main__ import build
-from tailrace.gateway.app import app
+from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
@@ -101,7 +101,7 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         async with asyncio.TaskGroup() as group:
             authenticator = Authenticator(settings, cache)
             gateway = build(settings, connection, group, draining, authenticator, signature=TokenSigner(b"s" * 32))
-            serving = group.create_task(server.serve(app(gateway), listening, stop))
+            serving = group.create_task(server.serve(app(gateway), overflow_app(gateway), listening, stop))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 yield Routes(client, keys, revoked)
             stop.set()
