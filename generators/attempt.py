@@ -56,13 +56,13 @@ class Race(Protocol):
     async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
         """Is called once, after the attempt, with the error that stopped it.
 
-        `has_stored`: the call has stored an event, or at least the Attempt entry of a second call.
+        `has_stored`: the call has stored an event; for a second call, its Attempt entry is sufficient.
         """
         ...
 
 
 class Races(Protocol):
-    """Decides which attempts may be raced."""
+    """Decides which attempts may be raced: whether a second call may run beside the first one."""
 
     def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
 
@@ -105,9 +105,10 @@ class TurnRunner:
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        The fold has no end if another process writes it. The turn fails after `deadline_s` seconds of work on it,
-        including the work of earlier generators; its text is kept. `lease` is for a process that races this one. Raises
-        FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
+        If another process is to store the end, returns the fold without one. The turn fails after `deadline_s` seconds
+        of work on it, including the work of earlier generators; its text is kept. `lease` is passed to a process that
+        makes a second call. Raises FenceLost when another writer has continued or ended the turn, LogUnavailable,
+        TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
@@ -310,8 +311,8 @@ async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry
         try:
             return await append(key, chain, entry)
         except LogFull:
-            # An operator has to act: gateways already refuse new turns to keep a reserve for running ones, and it is
-            # used up. The retention of old turns frees space, too. Meanwhile the buffer joins the model's deltas.
+            # Gateways refuse new turns before the log is full, to keep a reserve for running ones. This reserve is used
+            # up: an operator must act, or old turns must expire. Meanwhile the buffer joins the model's deltas.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
 

@@ -19,17 +19,19 @@ CHECK_WAIT_S = 120.0
 
 
 Cut = Callable[[Turn], str | None]
-"""Returns the stop reason with which a turn's answer is completed, because the turn has reached a limit; else None."""
+"""Returns None, or, for a turn that has reached a limit, the stop reason with which its answer is completed."""
 
 
 class Planner:
+    """Computes the next action of turns with `plan`, and the cuts and the schema check that it needs."""
+
     def __init__(self, attempts_max: int, cuts: Sequence[Cut] = ()) -> None:
         self._attempts_max = attempts_max
         self._cuts = cuts
         self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
     async def next_action(self, key: TurnKey, turn: Turn) -> Action:
-        """Returns the next action for `turn`. Without a result of the schema check, the answer is complete as it is."""
+        """Returns the next action for `turn`. If the schema check itself fails, the answer is completed unchecked."""
         cut = next(filter(None, (cut(turn) for cut in self._cuts)), None)
         action = plan(turn, self._attempts_max, cut)
         if not isinstance(action, CheckSchema):

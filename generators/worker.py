@@ -1,6 +1,6 @@
 """Takes requests from the queue, keeps their leases while they run, and acknowledges each after its turn's end.
 
-A lease only decides which generator tries. Which one may write is decided by the log, entry by entry.
+A lease only decides which generator tries. The log decides, entry by entry, which one may write.
 """
 
 import asyncio
@@ -24,9 +24,10 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 RETRY_WAIT_S = 1.0
-# A turn whose tenant has its share is offered to other generators, and less often the more often it was.
+# A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
+# next delivery doubles each time, up to this maximum.
 SHARE_WAIT_S_MAX = 8.0
-# How soon a turn is delivered again whose answer another process writes: storing takes milliseconds.
+# The delay before a turn is delivered again while another process stores its answer, which takes milliseconds.
 WRITTEN_WAIT_S = 0.2
 
 OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
@@ -55,7 +56,7 @@ class Lane(Protocol):
 class Worker:
     """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
-    `tenant_share`: the share of the slots that one tenant may use of those that others leave free (fair_share.py).
+    `tenant_share`: of the slots that other tenants leave free, one tenant may use this share (fair_share.py).
     Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
     released at once.
     """
@@ -116,7 +117,7 @@ class Worker:
         return self._slots.free if is_running else 0
 
     def start_shared(self, key: TurnKey, lease: str, run: Callable[[float], Awaitable[Turn | None]]) -> bool:
-        """Starts `run(deadline_s)` on a turn whose lease another process also holds; False if the turn runs here.
+        """Starts `run(deadline_s)` for a turn whose lease another process also holds; False if the turn is held here.
 
         Raises LogUnavailable if `lease` is not a lease of the queue.
         """
@@ -127,7 +128,7 @@ class Worker:
         return True
 
     def _start(self, delivery: Delivery) -> bool:
-        """Starts a delivery's job, or lets it wait here; False if its lane is full, or too much of its tenant waits."""
+        """Starts a delivery's job or lets it wait; False if its lane is full, or too many turns of its tenant wait."""
         key = delivery.key
         if key in self._held:
             # The turn runs here already; this is a newer lease of it.
@@ -148,7 +149,7 @@ class Worker:
         may_start = not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant)
         if not may_start and not self._slots.wait(key):
             return False
-        # The lease of a waiting turn is renewed as that of a running one.
+        # The leases of waiting turns are renewed, too.
         self._held[key] = delivery
         if may_start:
             self._start_turn(key, lambda: self._run_turn(key))
@@ -192,7 +193,7 @@ class Worker:
             del self._held[key]
 
     async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
-        """Runs a job and calls `on_ended`; returns whether the turn has ended. Raises no error of the turn."""
+        """Runs a job and calls `on_ended`; returns whether the turn has ended. Logs errors instead of raising them."""
         try:
             turn = await job()
             if turn is None:
@@ -220,7 +221,7 @@ class Worker:
         return True
 
     async def _check_end(self, key: TurnKey) -> bool:
-        """Reads a turn that another writer has taken; returns whether it has ended, after `on_ended`."""
+        """Reads a turn that another writer has taken and calls `on_ended`; returns whether the turn has ended."""
         try:
             turn = await self._log.turn(key)
             await self._on_ended(key, turn)

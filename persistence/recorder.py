@@ -143,7 +143,7 @@ class Recorder:
         except (LogUnavailable, StoreError):
             raise
         except TurnUnknown:
-            # An error also for a turn that a client has deleted: the log does not tell that from an expired turn.
+            # An error even if a client has deleted the turn: the log does not show whether it was deleted or expired.
             metrics.LEFT_OUT.inc()
             logger.error("turn was deleted from the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
             return None
@@ -165,12 +165,12 @@ class Recorder:
         if turn.request is None or turn.request.parent is None:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
-        # A deleted turn may have been submitted again under its id, by its Idempotency-Key.
+        # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.is_known(parent)
 
 
 def _verify_text(key: TurnKey, turn: Turn) -> None:
-    """Compares the folded text with length and hash in the turn's end. The fold is recorded in either case."""
+    """Compares the folded text with the length and hash in the turn's end, and logs a mismatch. Raises nothing."""
     if turn.end is None:
         return
     metrics.SKIPPED.inc(turn.skipped)

@@ -36,7 +36,10 @@ TRY_LOG_EVERY_S = 0.5
 
 
 class Start(NamedTuple):
-    """Where a stream starts: the turn, and how many of its events the client has received (None: see the cursor)."""
+    """Where a stream starts: the turn, and how many of its events the client has received; None: the cursor says it.
+
+    `headers` are added to the response.
+    """
 
     key: TurnKey
     seen: int | None = None
@@ -44,7 +47,7 @@ class Start(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a credential that is valid for a single stream adds to the response."""
+    """What a ticket, which is valid for a single stream, adds to the response."""
 
     id_prefix: bytes = b""
     """The prefix of each SSE id."""
@@ -75,13 +78,13 @@ class EventStream(StreamedResponse):
 
         `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
-        `is_first_word_awaited`: the status waits for the first token, at most one heartbeat interval: a turn that fails
-        before it is answered with an HTTP error.
+        `is_first_word_awaited`: the status is sent with the first token, or after one heartbeat interval. If the turn
+        fails earlier, the response is an HTTP error.
         `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
         `pace`: stored entries are sent at this pace instead of at once.
-        `permit`: the stream's own, if it was reserved before its turn was submitted.
+        `permit`: the permit that was reserved for this stream before its turn was submitted; by default a new one.
         """
         super().__init__(
             {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
@@ -122,8 +125,8 @@ class EventStream(StreamedResponse):
     async def _stream_when_available(self, interruptions: Interruptions, send: Send) -> None:
         """Streams as soon as the log answers, and sends heartbeats until then.
 
-        An error that a retry does not mend is raised as long as nothing was sent. Later it only ends the response: the
-        client repeats its request and receives the error then.
+        An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
+        client repeats its request and receives the error as the answer.
         """
         while not interruptions.is_over:
             try:
@@ -251,7 +254,8 @@ class EventStream(StreamedResponse):
             record = await self._gateway.history.past(start.key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
-        # The database may have less of a turn than its readers if the log lost it. They must learn that it has failed.
+        # If the log lost the turn, the database may have fewer of its entries than a reader has received. Such a reader
+        # must learn that the turn has failed.
         if self._cursor > record.cursor and record.error != LOST_FAILURE:
             raise CursorUnknown("the cursor is beyond the end of this turn")
         if self._cursor == record.cursor:
@@ -274,7 +278,7 @@ class EventStream(StreamedResponse):
 async def _wait_for_answer(feed: TurnFeed) -> None:
     """Waits until the model has begun to answer, or the feed is broken. Raises Refused if the turn fails before that.
 
-    After the status a failure can only be sent as an event of the stream, and many clients do not look for it.
+    Once the status is sent, a failure can only be an event of the stream, which many clients do not look for.
     """
     position = 0
     while not feed.is_broken:

@@ -20,7 +20,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
-# The timeout of has_end. The log answers in less than a millisecond, or is unavailable.
+# The timeout of the check that an ended turn is still in the log. The log answers in less than a millisecond, or not.
 KEPT_TIMEOUT_S = 0.5
 
 
@@ -48,7 +48,7 @@ class TurnFeed:
         self._rendered: dict[str, _Rendered] = {}
 
     def add(self, entries: list[Stored]) -> None:
-        """Adds the next entries. The first call tells that all stored entries are there, even without any."""
+        """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
         self.entries += entries
         self.seqs += [stored.seq for stored in entries]
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
@@ -57,7 +57,7 @@ class TurnFeed:
         self._wake()
 
     def fail(self, error: LogError) -> None:
-        """The turn cannot be followed further; `caught_up` raises `error` from now on."""
+        """Marks the feed as broken: the turn cannot be followed further. From now on `caught_up` raises `error`."""
         self._error = error
         self.is_broken = True
 
@@ -68,7 +68,10 @@ class TurnFeed:
         self._silence.cancel()
 
     async def caught_up(self) -> None:
-        """Waits for the entries that are stored already. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
+        """Waits until the feed has all entries that were stored when it began.
+
+        Raises TurnUnknown, CursorUnknown, LogUnavailable.
+        """
         await self._caught_up.wait()
         if self._error is not None:
             raise self._error
@@ -86,7 +89,7 @@ class TurnFeed:
         return position
 
     def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list[Frame]:
-        """Returns at most `most` frames from the index `start` on, at most `bytes_max` bytes; or one longer frame.
+        """Returns the frames from the index `start` on: at most `most`, and at most `bytes_max` bytes or one frame.
 
         An entry is rendered once in each dialect, when the first reader needs it.
         """
@@ -106,9 +109,9 @@ class TurnFeed:
         return frames
 
     async def changed(self, position: int) -> bool:
-        """Waits for more than `position` entries, or until no more will come; False after a silence.
+        """Waits until there are more than `position` entries, or no more will come; returns False after a silence.
 
-        The readers share one event and one timer: a timer for each reader and entry took a tenth of a delta's time.
+        The readers share one event and one timer: timers for each reader and entry took a tenth of the time of a delta.
         """
         if len(self.entries) <= position and not (self.is_ended or self.is_broken):
             await self._changed.wait()
@@ -141,7 +144,7 @@ class _Rendered:
 
 
 class FanOut:
-    """The feeds of this process. A task in `group` follows each one until `linger_s` after its last reader."""
+    """The feeds of this process. A task in `group` follows each one until `linger_s` after its last reader has left."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, *, linger_s: float, heartbeat_s: float) -> None:
         self._log = log
@@ -154,7 +157,7 @@ class FanOut:
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
-        """Yields a feed of the turn for a reader with `cursor`; `from_start`: with all entries before it, too.
+        """Yields a feed with all entries after `cursor`; with `from_start`, also those before it.
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable before it yields.
         """
@@ -170,6 +173,7 @@ class FanOut:
             self._remove_reader(feed)
 
     def is_read(self, key: TurnKey) -> bool:
+        """Returns whether the turn has readers in this process."""
         return any(feed.key == key and feed.readers for feed in self._following)
 
     def close(self) -> None:
@@ -180,7 +184,7 @@ class FanOut:
             following.cancel()
 
     async def _join_shared(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
-        """Adds a reader to the feed that others use already; None if there is none, or `cursor` cannot start there."""
+        """Adds a reader to the feed that other readers use; None if there is none, or it cannot start at `cursor`."""
         while (feed := self._feeds.get(key)) is not None:
             try:
                 await self._add_reader(feed)
@@ -193,8 +197,8 @@ class FanOut:
                 self._forget(feed)
             elif feed.can_start_at(cursor):
                 return feed
-            # The feed is older than a deletion, begins after the cursor, or is behind another gateway's, which gave out
-            # the cursor. In each case the caller reads the log from the cursor.
+            # The turn has left the log, the feed begins after the cursor, or the client has the cursor from another
+            # gateway, whose feed is further on. In each case the caller reads the log from the cursor.
             self._remove_reader(feed)
             return None
         return None

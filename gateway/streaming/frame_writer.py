@@ -19,8 +19,8 @@ from tailrace.proto.subjects import TurnKey
 # read has only a few pieces in memory here.
 FRAMES_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
-# An EventSource waits three seconds by default, which users notice. The delay is random: otherwise all readers of a
-# gateway that stops would reconnect to the next one at the same moment.
+# Range of the reconnection delay (`retry:`). An EventSource waits three seconds by default, which users notice. The
+# delay is random: otherwise all readers of a gateway that stops would reconnect to the next one at the same moment.
 RETRY_MS = (500, 2000)
 # The pause before a body is cut short. A browser then drops the events that it has received but not yet dispatched:
 # without the pause this happened to 2 in 100 streams in Chromium.
@@ -37,7 +37,7 @@ class FrameWriter:
         self, send: Send, dialect: Dialect, *, heartbeat_s: float, id_prefix: bytes = b"", pace: Pace | None = None
     ) -> None:
         self.is_within_frame = False
-        """Whether a write of whole frames has begun and is not complete."""
+        """Whether only a part of a write was sent, so that the body would now end in the middle of a frame."""
         self._send = send
         self._dialect = dialect
         self._heartbeat_s = heartbeat_s

@@ -1,4 +1,4 @@
-"""A turn on its way into the log, and the seam at which optional features take part in its submission."""
+"""Submission of a turn: its state, and the extension points at which optional features take part."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -15,22 +15,22 @@ from tailrace.proto.subjects import TurnKey
 
 @dataclass
 class Submission:
-    """One POST whose request entry is to be stored. Features read and replace its fields."""
+    """The state of one POST until its request entry is stored. Features read and replace its fields."""
 
     principal: Principal
     raw: bytes
-    """The body as it came, which a repeated POST must equal."""
+    """The request body. A repeated POST must have the same one."""
     idempotency_key: str | None = None
     response_headers: list[HeaderSource] = field(default_factory=list)
-    """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
+    """Functions that return headers for the response or the error response; called once, when the endpoint is done."""
     turn: TurnKey = field(init=False)
-    """The turn's key, from the lookup of a repeated POST on."""
+    """The turn's key. It is set before the features of `admit` run; the claim of the idempotency key may change it."""
     entry: entries.Request = field(init=False)
-    """The request entry, once it is built."""
+    """The request entry. It is set before the features of `amend` run."""
     admission: Admission | None = None
     """What the submission has reserved; None where no limit applies."""
     may_be_stored: bool = False
-    """Whether the entry is in the log, or may be: then its reservations stay until the turn ends."""
+    """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """What features release when the submission is over."""
 
@@ -47,7 +47,7 @@ S_contra = TypeVar("S_contra", bound=Submission, contravariant=True)
 
 
 class Feature(NamedTuple, Generic[S_contra]):
-    """A step of an optional feature. `run` is called for submissions where `needs` returns something else than None."""
+    """A step of an optional feature. `run` is called if `needs(submission)` is not None."""
 
     needs: Callable[[S_contra], object]
     """Usually an `operator.attrgetter`: a submission without the feature costs one attribute test."""
@@ -63,13 +63,13 @@ class SubmitFeatures(NamedTuple):
     admit: tuple[Feature[Submission], ...] = ()
     """After the lookup of a repeated POST, before the entry is built."""
     amend: tuple[Feature[Submission], ...] = ()
-    """After a turn's entry is built: may replace it."""
+    """After the entry is built, before the idempotency key is claimed: may replace the entry."""
     stored: tuple[Feature[Submission], ...] = ()
     """After the entry was appended."""
 
 
 async def run_features(features: Iterable[Feature[S]], submission: S) -> None:
-    """Runs the steps of the features that `submission` needs, in order."""
+    """Runs those of `features` that `submission` needs, in order."""
     for feature in features:
         if feature.needs(submission) is not None:
             await feature.run(submission)

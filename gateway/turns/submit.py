@@ -81,9 +81,9 @@ class TurnSubmitter:
         idempotency_key: str | None = None,
         response_headers: list[HeaderSource] | None = None,
     ) -> StoredTurn:
-        """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST those of the first one.
+        """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
-        `raw` is the body as it came, which a repeated POST must equal. `response_headers` receives the headers that
+        `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
         features add to the response. Raises Refused, LogError.
         """
         submission = TurnSubmission(
@@ -94,7 +94,7 @@ class TurnSubmitter:
         return await self.store(submission, self._build)
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
-        """Stores the entry that `build` makes for `submission.turn`, once for the idempotency key, as `submit` does."""
+        """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""
         if self._draining.is_set():
             raise draining_error()
         has_key = submission.idempotency_key is not None
@@ -102,10 +102,10 @@ class TurnSubmitter:
             # Hash in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
             body = (await asyncio.to_thread(hashlib.sha256, submission.raw)).hexdigest() if has_key else ""
             own_claim = Claim(TurnId(new_id()), body)
-            # Look for a repeat first: `build` may interrupt a running turn, which may be that of the repeated POST.
+            # Look for a repeat before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
             if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                 return repeated
-            # Before anything is stored: also the blobs of a turn that is refused would fill the disk.
+            # Check this before blobs are stored: those of a refused turn would fill the disk, too.
             if self._fullness.is_full:
                 raise LogFull(
                     "the server's storage is nearly full, and the rest is kept for running turns: retry later"
@@ -115,8 +115,8 @@ class TurnSubmitter:
             try:
                 submission.entry = await build(submission)
             except Refused:
-                # A refused request claims no key. But a concurrent POST with the same key may have stored its turn,
-                # which may be the reason for this refusal: return that turn.
+                # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
+                # that turn may be the reason for this refusal: return it.
                 if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                     return repeated
                 raise
@@ -146,7 +146,10 @@ class TurnSubmitter:
         return submission.entry
 
     async def _find_repeat(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
-        """Returns the turn that was stored for the idempotency key, or None. Raises Refused for another body."""
+        """Returns the turn that was stored for the idempotency key, or None.
+
+        Raises Refused if the key was used with another body.
+        """
         assert submission.idempotency_key is not None  # noqa: S101
         claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
         return await self._load_claimed(submission, claim, own_claim) if claim is not None else None
@@ -154,8 +157,8 @@ class TurnSubmitter:
     async def _claim(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
         """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
 
-        A claim without a turn: the gateway that claimed the key may have died before its append. Then the submission
-        continues under that turn's id.
+        If the key is claimed and its turn is not stored, the gateway that claimed it may have died before its append.
+        The submission then uses the turn id of that claim.
         """
         assert submission.idempotency_key is not None  # noqa: S101
         claim = await self._claims.claim(submission.principal.tenant, submission.idempotency_key, own_claim)
@@ -165,7 +168,7 @@ class TurnSubmitter:
         return None
 
     async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> StoredTurn | None:
-        """Returns the turn that a key was claimed for, if it is stored. Raises Refused when it was for another body."""
+        """Returns the turn of `claim` if it is stored, else None. Raises Refused if the claim is for another body."""
         if claim.body_sha256 != own_claim.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
         return await self._load(TurnKey(submission.principal.tenant, claim.turn))

@@ -18,7 +18,7 @@ from tailrace.proto.nats.replay import is_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
 UNCLEAR_WAIT_S = 0.05
-# A thousand turns may wait for a new leader at once. Finding one takes seconds, so half a second more matters little.
+# A thousand turns may wait for a new leader at once. An election takes seconds, so half a second more matters little.
 NO_LEADER_WAIT_S_MAX = 0.5
 
 
@@ -47,7 +47,7 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
     extended = Chain(seq, expected.attempt, expected.is_ended)
-    # After a change of leader a stored end may belong to a fork. Its writer would leave the turn without a valid end.
+    # After a change of leader a stored end may belong to a fork. The turn then has no valid end: its writer must know.
     if extended.is_ended and not await is_valid(server, key, extended.last, START):
         raise FenceLost(
             f"{key.turn} has another writer and has not ended: the end at {extended.last} belongs to a fork"
@@ -64,8 +64,8 @@ async def _publish_again(
     """
     fence, wait_s = chain.last, UNCLEAR_WAIT_S
     while True:
-        # An answer to the publish shows that the stream has a leader. Only the leader knows whether a turn was purged:
-        # without one, that request would wait for its timeout.
+        # An answer to the publish shows that the stream has a leader. `read_tail` asks the leader whether the turn was
+        # purged; without a leader, this request would wait for its timeout.
         has_leader = not isinstance(error, PublishUnclear) or error.is_answered
         try:
             seq, fence = await read_tail(server, key, chain, entry, fence, has_leader=has_leader)
@@ -90,8 +90,8 @@ async def read_tail(
 ) -> Tail:
     """Reads the log after `chain` and returns whether `entry` is stored, and the fence for the next publish.
 
-    Raises FenceLost when another writer has continued the turn, TurnUnknown when it was purged, LogUnavailable. Without
-    a leader (`has_leader`) a purge is not looked for.
+    Raises FenceLost when another writer has continued the turn, TurnUnknown when it was purged, LogUnavailable. Checks
+    for a purge only if `has_leader`.
     """
     last = fence
     page = await server.read(key, chain.last)

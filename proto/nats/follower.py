@@ -36,8 +36,8 @@ class Follower:
         self._after = after
         self._feed = feed
         self._join = FeedJoin()
-        # The chain as far as it is certainly valid: a read of the log has confirmed it, or its entries came from the
-        # feed and each directly follows its predecessor in the stream (`prev` is `seq - 1`): no rival fits between.
+        # The part of the chain that is certainly valid. A read of the log has confirmed each of its entries; or the
+        # entry came from the feed and `prev` is `seq - 1`, so no rival can be stored between it and its predecessor.
         self._confirmed: Chain = START
         # The number of skipped entries when the log last confirmed the chain.
         self._confirmed_skipped = 0
@@ -56,8 +56,8 @@ class Follower:
         chain, page = await read_from(self._server, self._key, self._after)
         join = self._join = FeedJoin(chain)
         valid = await read_valid(self._server, self._key, join, page, is_first=self._after == BEFORE_FIRST)
-        # If the cursor is a fork's entry, then the valid entries after it are skipped, or the fork has its own end and
-        # nothing follows.
+        # Two signs that the cursor is an entry of a fork: entries after it were skipped (they are the valid ones), or
+        # there is an end, which may be the fork's own.
         may_be_fork = self._after and (join.skipped or join.chain.is_ended)
         if may_be_fork and not await is_valid(self._server, self._key, self._after, START):
             raise CursorUnknown(CURSOR_SKIPPED)
@@ -95,9 +95,10 @@ class Follower:
         return valid
 
     async def _confirm_or_wait(self) -> bool:
-        """Like `_confirm`, but without LogUnavailable: returns True then, or at an end retries until the log answers.
+        """Like `_confirm`, but never raises LogUnavailable.
 
-        Raises TurnUnknown when the turn was purged during that wait.
+        While the log is unavailable, returns True; but if the chain has an end, retries until the log answers. Raises
+        TurnUnknown when the turn was purged meanwhile.
         """
         while True:
             try:
@@ -134,7 +135,7 @@ class Follower:
         return []
 
     async def _read_page(self) -> list[Stored]:
-        """Returns the valid entries of the next page. Sets `_must_read`."""
+        """Returns the valid entries of the next page. Sets `_must_read`: whether another page must be read."""
         try:
             page = await self._server.read(self._key, self._join.read_upto)
         except LogUnavailable:
