@@ -66,7 +66,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
     key: TurnKey
     dialect: str
     connections: tuple[Connected, ...]
-    told: Story | None = None
+    received: Story | None = None
     """The content that its client has decoded from the frames; None when it was not recorded."""
 
     @property
@@ -145,7 +145,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 def _gap(history: History, reader: Reader) -> Verdict:
     whole = history.rendered.get((reader.key, reader.dialect))
     if whole is None or not reader.connections:
-        return Verdict(None, f"{reader.name}: nobody knows what it should have seen")
+        return Verdict(None, f"{reader.name}: what it should have received is unknown")
     seen = reader.connections[0].cursor
     for connected in reader.connections:
         if connected.cursor > seen:
@@ -206,7 +206,7 @@ def _stories(history: History, key: TurnKey) -> Verdict:
 def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
     """Compares the row in SQLite with the fold."""
     if history.records is None or key not in history.records:
-        return Verdict(None, f"{key.turn}: nobody saw its row")
+        return Verdict(None, f"{key.turn}: its row was not read")
     row, folded = history.records[key], record_from_fold(key, turn)
     differing = [name for name in TurnRecord.__struct_fields__ if getattr(row, name) != getattr(folded, name)]
     if differing:
@@ -225,11 +225,11 @@ def same_told(history: History, reader: Reader, turn: Turn) -> Verdict:
             return Verdict(False, f"{reader.name}: {frame.seq} came as {frame.sent!r}, not {whole[frame.seq]!r}")
     if not reader.connections or reader.connections[-1].over != "ended":
         return KEPT
-    if reader.told is None:
-        return Verdict(None, f"{reader.name} was not asked what it was told")
-    story = Story(turn.text, turn.usage if reader.told.usage is not None else None, turn.outcome)
-    if reader.told != story:
-        return Verdict(False, f"{reader.name} was told {reader.told}, the log says {story}")
+    if reader.received is None:
+        return Verdict(None, f"what {reader.name} received was not recorded")
+    story = Story(turn.text, turn.usage if reader.received.usage is not None else None, turn.outcome)
+    if reader.received != story:
+        return Verdict(False, f"{reader.name} received {reader.received}, the log has {story}")
     return KEPT
 
 
@@ -240,7 +240,7 @@ def _forgotten(history: History, key: TurnKey) -> Verdict:
     if turn.end is None:
         return Verdict(False, f"{key.turn} was acknowledged and never ended")
     if history.records is None:
-        return Verdict(None, f"{key.turn}: nobody looked into SQLite")
+        return Verdict(None, f"{key.turn}: SQLite was not read")
     row = history.records.get(key)
     if row is None or row.outcome == "running":
         return Verdict(False, f"{key.turn} has ended and is {'missing' if row is None else 'running'} in SQLite")

@@ -60,7 +60,7 @@ def _cost_problems(run: Run, bounds: Bounds, calls_by_key: dict[str, list[Call]]
     unexplained: dict[TurnKey, int] = {}
     lost_calls = sum(fault.calls for fault in run.of(Fault))
     for call_key, calls in calls_by_key.items():
-        # The calls of turns with the same question cannot be told apart.
+        # The calls of turns with the same question cannot be distinguished.
         keys = turns_by_key.get(call_key, [])
         if not keys:
             if is_complete:

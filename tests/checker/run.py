@@ -184,7 +184,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             # A reader that starts at a cursor has received the entries before it elsewhere.
             before = [frame.sent for frame in self.rendered(key, dialect) if frame.seq <= connections[0].cursor]
             told = _decode([*before, *sent]) if dialect == "tailrace" else None
-            reader = Reader(name=process, key=key, dialect=dialect, connections=connections, told=told)
+            reader = Reader(name=process, key=key, dialect=dialect, connections=connections, received=told)
             readers.setdefault(key, []).append(reader)
         return readers
 

@@ -109,7 +109,7 @@ def data(sent: bytes) -> dict[str, Any]:
 def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
     sent = [frame.sent for connected in connections for frame in connected.frames]
     story = told(sent) if dialect == "tailrace" else None
-    return Reader(name=name, key=key, dialect=dialect, connections=connections, told=story)
+    return Reader(name=name, key=key, dialect=dialect, connections=connections, received=story)
 
 
 async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:

@@ -43,7 +43,7 @@ async def test_repeated_words_at_a_continuation_are_removed(
         turn = await ended(own_log, key)
     history = await readers.history(own_log, key, readers.reader("reader", key, received))
     assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 3)
-    assert history.readers[0].told == Story(words(40), turn.usage, "completed")
+    assert history.readers[0].received == Story(words(40), turn.usage, "completed")
     entries = [stored.entry for stored in await own_log.replay(key)]
     left_out = [entry.left_out for entry in entries if isinstance(entry, Event) and entry.left_out]
     assert left_out == [len(words(5))] * 2

@@ -170,7 +170,7 @@ async def test_a_reader_notices_nothing_when_the_first_backend_is_killed(
         history = await readers.history(own_log, key, seen, records={key: record})
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert await made(own_log, key) == CONTINUED
-    assert seen.told == Story(words(120), turn.usage, "completed")
+    assert seen.received == Story(words(120), turn.usage, "completed")
     verdict = judge(history)
     assert verdict.is_green, verdict.evidence
     counted = await stats(second.url)

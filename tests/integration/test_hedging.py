@@ -173,7 +173,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     assert (first.is_hedge, second.is_hedge, second.attempt, second.mode) == (False, True, 2, "fresh")
     assert first.generator != second.generator
     assert (await own_system.calls(), await own_system.aborted(), hedges("won")) == (2, 1, won + 1)
-    assert seen.told == Story(words(80), turn.usage, "completed")
+    assert seen.received == Story(words(80), turn.usage, "completed")
     assert judge(await readers.history(own_system.log, key, seen), (no_gap, no_repeat, one_end)).is_green
     assert turn.end is not None
     prompt_tokens, answer_tokens = turn.end.usage.input_tokens, turn.end.usage.output_tokens

@@ -176,7 +176,7 @@ TARGETS = (
 async def test_a_reply_subject_reaches_nothing_that_the_role_may_not_publish(own_opened: Open, user: str) -> None:
     """nats-server sends a reply to any subject that a request names. Accounts of their own keep it inside of the role.
 
-    The same by the root user, who is in the account of the log, succeeds at the end.
+    The same request of the root user, in the account of the log, succeeds at the end.
     """
     role, root = await own_opened(user), await own_opened(ROOT_USER)
     await forge(role, STORES[user], [target for target in TARGETS if not may_publish(user, target)])

@@ -121,7 +121,7 @@ async def purge_log(data: Path) -> None:
 async def test_a_missing_consumer_is_reported_by_readyz_and_by_a_metric(
     own_server: NatsServer, own_connection: Connection, tmp_path: Path
 ) -> None:
-    """Without `up` nobody but the operator may create it; the processes say so and name the command."""
+    """Without `up` only the operator may create it: the processes report it and name the command."""
     [port] = ports.find_free(1)
     gateway = processes.gateway(tmp_path, own_server.url, TAILRACE_METRICS_PORT=port)
     async with gateway, httpx2.AsyncClient(trust_env=False) as client:

@@ -170,7 +170,7 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
     history = await readers.history(own_log, key, readers.reader("there", key, await reader))
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
-    assert history.readers[0].told == Story(words(120), turn.usage, "completed")
+    assert history.readers[0].received == Story(words(120), turn.usage, "completed")
     assert judge(history, (no_gap, no_repeat, one_end)).is_green
     assert await modes(own_log, key) == ["fresh", "continue"]
     assert (await stats(own_claude))["calls"] == 4

@@ -43,7 +43,7 @@ UNUSED: Any = None
 
 
 class GeneratorLog(SimulatedLog):
-    """Remembers what a generator was told of its appends."""
+    """Records the appends that were acknowledged to a generator."""
 
     def __init__(self, server: SimulatedServer, process: Process, acknowledged: list[tuple[str, Chain]]) -> None:
         super().__init__(server, process)

@@ -62,13 +62,13 @@ def valid_of(stored: list[Stored]) -> list[Stored]:
 
 def _reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
     is_whole = len(reader.received) == len(valid) and all(a is b for a, b in zip(reader.received, valid, strict=True))
-    told = turn if is_whole else fold(reader.received)
+    read = turn if is_whole else fold(reader.received)
     return Reader(
         name=reader.name,
         key=KEY,
         dialect="entries",
         connections=tuple(reader.connections) or (Connected(Seq(0), (), "cut"),),
-        told=Story(told.text, told.usage, told.outcome),
+        received=Story(read.text, read.usage, read.outcome),
     )
 
 

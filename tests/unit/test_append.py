@@ -73,7 +73,7 @@ def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is
 
 @pytest.mark.rule("R13")
 def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
-    """Whoever takes over a message batch writes its answers again from the first entry on, with the same bytes."""
+    """A generator that takes a message batch over writes its answers again from the first entry on."""
     attempt = taken(MESSAGE_BATCHES, "msgbatch_1")
     there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
     server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])

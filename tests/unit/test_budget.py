@@ -141,10 +141,10 @@ def test_an_answer_is_not_asked_for_again_when_its_money_is_over_budget() -> Non
 
 
 def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
-    """A model that nobody knows the price of is never cut."""
+    """An answer of a model without a known price is never cut."""
     turn = heard(START, max_cost_nano_usd=1)
     assert turn.request is not None
-    unknown = msgspec.structs.replace(turn.request, model="nobody")
+    unknown = msgspec.structs.replace(turn.request, model="unknown")
     assert not is_over_budget(msgspec.structs.replace(turn, request=unknown))
     assert not CostMeter(unknown, turn).is_exceeded
     assert not is_over_budget(heard(START))

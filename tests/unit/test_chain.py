@@ -78,7 +78,7 @@ def test_a_valid_entry_is_the_next_link(case: str) -> None:
 @pytest.mark.rule("R11")
 @pytest.mark.parametrize("case", INVALID)
 def test_an_invalid_entry_is_no_link(case: str) -> None:
-    """Whoever applies the rule skips it, so that all tell one story."""
+    """Every process that applies the rule skips it, so that all read the same turn."""
     chain, entry = INVALID[case]
     assert link(chain, Seq(99), entry) is None
 
@@ -99,7 +99,7 @@ def test_the_rule_finds_the_valid_entries_of_any_log(log: MadeUp) -> None:
 @pytest.mark.rule("R11")
 @given(logs(), st.data())
 def test_a_chain_can_be_read_off_its_last_entry(log: MadeUp, data: st.DataObject) -> None:
-    """A reader that starts at a cursor knows one entry, and must judge what follows as everybody else does."""
+    """A reader that starts at a cursor knows one entry, and must accept the same entries after it as others."""
     chain = START
     for stored in log.valid[: data.draw(st.integers(1, len(log.valid)))]:
         chain = link(chain, stored.seq, stored.entry) or chain

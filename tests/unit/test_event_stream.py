@@ -223,7 +223,7 @@ async def test_a_resuming_reader_waits_while_the_log_is_unavailable() -> None:
 
 @pytest.mark.parametrize("cause", ["disconnected", "draining", "expired"])
 async def test_each_interruption_ends_the_wait_for_the_log(cause: str) -> None:
-    """A clean end after a heartbeat, so that the client returns and is told what is wrong."""
+    """A clean end after a heartbeat, so that the client reconnects and receives the error."""
     log = MemoryLog(running())
     log.error = LogUnavailable("away")
     async with client(log) as one:

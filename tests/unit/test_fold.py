@@ -85,7 +85,7 @@ def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
 
 @pytest.mark.rule("R60")
 def test_a_misfit_keeps_what_was_rejected() -> None:
-    """The next call is told of it, also when its generator dies and another one asks."""
+    """The next call names it, also if another generator makes that call."""
     log = started("The sk", "y")
     log.hear(*closing(output_tokens=2))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no JSON"))
@@ -108,7 +108,7 @@ def test_an_old_attempt_that_writes_on_is_skipped() -> None:
 
 @pytest.mark.rule("R22")
 def test_a_cancelled_turn_keeps_its_text() -> None:
-    """`end` says how it ended; what was said until then stands."""
+    """`end` says how it ended; the text before it stays."""
     log = started("The sk")
     log.end("cancelled")
     assert (log.turn.text, log.turn.outcome, log.turn.error) == ("The sk", "cancelled", None)
@@ -232,8 +232,8 @@ def test_a_block_is_what_the_api_would_have_given_unstreamed(
 
 @pytest.mark.rule("R7")
 @pytest.mark.parametrize("levels", [60, 990, 100_000])
-def test_an_input_that_nests_too_deep_is_told_as_none(levels: int) -> None:
-    """Deltas carry it as text, so nobody has counted its levels before; the next turn's request has to hold it."""
+def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
+    """Deltas carry it as text, so its levels were not counted before; the next turn's request must contain it."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -378,8 +378,8 @@ def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[in
 
 
 @pytest.mark.rule("R23")
-def test_what_broke_off_uncounted_is_estimated() -> None:
-    """What was said was paid for: two tokens for seven characters, until the model counts itself."""
+def test_usage_of_a_broken_call_is_estimated() -> None:
+    """Its text was paid for: two tokens for seven characters, until the model reports its own count."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -445,8 +445,8 @@ def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
 
 
 @pytest.mark.rule("R71")
-def test_only_what_is_worked_on_a_turn_is_its_time() -> None:
-    """Neither the queue nor the time in which nobody had it, nor what a fork was stored for."""
+def test_working_time_is_the_time_of_attempts() -> None:
+    """Without the time in the queue, between attempts, and of forks."""
     log = Handwritten(step=10)
     log.ask()
     log.take()
@@ -468,8 +468,8 @@ def test_only_what_is_worked_on_a_turn_is_its_time() -> None:
 
 
 @pytest.mark.rule("R23")
-def test_what_a_continuation_left_out_counts_until_the_model_has_counted() -> None:
-    """Words that it repeated and thoughts that nobody is told were said nevertheless (PROTOCOL R70)."""
+def test_text_that_a_continuation_leaves_out_counts_until_the_model_reports_usage() -> None:
+    """Repeated words and hidden thoughts were generated, too (PROTOCOL R70)."""
     log = Handwritten()
     log.ask()
     log.take()

@@ -1,4 +1,4 @@
-"""A live turn and its readers, without a network: who starts where, who waits, and what is kept for how long."""
+"""The fan-out of a turn to its readers, without a network: where a reader starts, when it waits, when entries go."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -22,11 +22,11 @@ KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXT = DIALECTS["text"]
 
 
-class Told:
-    """A log that tells what a test puts into it: lists of entries, an error, or None for the end."""
+class ScriptedLog:
+    """A log whose followers receive what a test sends: lists of entries, an error, or None for the end."""
 
     def __init__(self) -> None:
-        self.told: list[asyncio.Queue[list[Stored] | LogError | None]] = []
+        self.followers: list[asyncio.Queue[list[Stored] | LogError | None]] = []
         self.after: list[Seq] = []
         self.is_purged = False
         self.is_away = False
@@ -38,17 +38,17 @@ class Told:
 
     async def follow(self, _: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncIterator[list[Stored]]:
         queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
-        self.told.append(queue)
+        self.followers.append(queue)
         self.after.append(after)
-        while (heard := await queue.get()) is not None:
-            if isinstance(heard, LogError):
-                raise heard
-            yield heard
+        while (items := await queue.get()) is not None:
+            if isinstance(items, LogError):
+                raise items
+            yield items
 
-    async def tell(self, *heard: list[Stored] | LogError | None, number: int = -1) -> None:
-        await until(lambda: self.told)
-        for one in heard:
-            self.told[number].put_nowait(one)
+    async def send(self, *items: list[Stored] | LogError | None, number: int = -1) -> None:
+        await until(lambda: self.followers)
+        for one in items:
+            self.followers[number].put_nowait(one)
 
 
 def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: float = 60.0) -> TurnFeed:
@@ -59,8 +59,8 @@ def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: floa
     return feed
 
 
-def fan_out_of(told: Told, group: asyncio.TaskGroup, linger_s: float = 10.0) -> FanOut:
-    return FanOut(cast("TurnLog", told), group, linger_s=linger_s, heartbeat_s=60.0)
+def fan_out_of(log: ScriptedLog, group: asyncio.TaskGroup, linger_s: float = 10.0) -> FanOut:
+    return FanOut(cast("TurnLog", log), group, linger_s=linger_s, heartbeat_s=60.0)
 
 
 def restarted() -> list[Stored]:
@@ -116,7 +116,7 @@ async def test_who_has_seen_nothing_starts_after_the_last_restart_where_it_could
 
 
 async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
-    """Whoever asks first pays; the bytes are shared, whatever pieces they are asked for in."""
+    """At the first request for a frame; all readers share its bytes, in pieces of any size."""
     rendered: list[Seq] = []
 
     def render(state: None, stored: Stored) -> tuple[Frame, None]:
@@ -175,10 +175,10 @@ async def test_nothing_is_waited_for_after_the_end() -> None:
 
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet."""
-    stored, told = answered("a").stored, Told()
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(None))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(None))
         async with lives.subscribe(KEY, stored[-1].seq) as feed:
             assert feed.is_ended
             assert feed.start(stored[-1].seq, TAILRACE) == len(feed.entries) == 0
@@ -188,103 +188,103 @@ async def test_a_cursor_at_the_end_is_at_the_end() -> None:
 @pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
 async def test_what_is_wrong_before_the_first_entry_is_raised_to_who_asks(error: LogError) -> None:
     """There a response can still say so."""
-    told = Told()
+    log = ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(error))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(error))
         with pytest.raises(type(error)):
             async with lives.subscribe(KEY, BEFORE_FIRST):
                 pass
 
 
-async def test_readers_of_one_turn_share_one_following() -> None:
-    """Also one who comes back within the linger, from anywhere that is known here."""
-    stored, told = answered("a").stored, Told()
+async def test_readers_of_one_turn_share_one_follower() -> None:
+    """Also a reader that reconnects within the linger time, with any cursor that the feed has."""
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        await_told = group.create_task(told.tell(stored))
+        lives = fan_out_of(log, group)
+        sending = group.create_task(log.send(stored))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
-            await await_told
+            await sending
             async with lives.subscribe(KEY, stored[1].seq) as second:
                 assert (second is first, first.readers, lives.is_read(KEY)) == (True, 2, True)
         assert (first.readers, lives.is_read(KEY)) == (0, False)
         async with lives.subscribe(KEY, stored[2].seq) as again:
             assert again is first
         lives.close()
-    assert told.after == [BEFORE_FIRST]
+    assert log.after == [BEFORE_FIRST]
 
 
 async def test_who_comes_from_further_back_is_followed_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
-    stored, told = answered("a").stored, Told()
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(stored[3:]))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(stored[3:]))
         async with lives.subscribe(KEY, stored[2].seq) as late:
 
             async def tell_early() -> None:
-                await until(lambda: len(told.told) == 2)
-                await told.tell(stored)
+                await until(lambda: len(log.followers) == 2)
+                await log.send(stored)
 
             group.create_task(tell_early())
             async with lives.subscribe(KEY, BEFORE_FIRST) as early, lives.subscribe(KEY, stored[4].seq) as third:
                 assert (early is late, third is early) == (False, True)
                 assert (late.readers, early.readers) == (1, 2)
         lives.close()
-    assert told.after == [stored[2].seq, BEFORE_FIRST]
+    assert log.after == [stored[2].seq, BEFORE_FIRST]
 
 
-async def test_a_wrong_cursor_is_its_own_readers_alone() -> None:
-    """Who comes with a good one while a wrong one is being looked up is not told that his is wrong: a 400 is final."""
-    stored, told = answered("a").stored, Told()
+async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
+    """A reader with a valid cursor that connects during the lookup of a wrong one gets no 400, which would be final."""
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
+        lives = fan_out_of(log, group)
 
-        async def come(cursor: Seq) -> TurnFeed:
+        async def connect(cursor: Seq) -> TurnFeed:
             async with lives.subscribe(KEY, cursor) as live:
                 return live
 
-        wrong = group.create_task(refused(come(Seq(999))))
-        await until(lambda: told.told)
-        good = [group.create_task(come(BEFORE_FIRST)) for _ in range(2)]
+        wrong = group.create_task(refused(connect(Seq(999))))
+        await until(lambda: log.followers)
+        good = [group.create_task(connect(BEFORE_FIRST)) for _ in range(2)]
         await asyncio.sleep(0)
-        await told.tell(CursorUnknown("?"))
-        await until(lambda: len(told.told) == 2)
-        await told.tell(stored)
+        await log.send(CursorUnknown("?"))
+        await until(lambda: len(log.followers) == 2)
+        await log.send(stored)
         await wrong
         assert await good[0] is await good[1]
         lives.close()
-    assert told.after == [Seq(999), BEFORE_FIRST]
+    assert log.after == [Seq(999), BEFORE_FIRST]
 
 
-async def refused(coming: Awaitable[TurnFeed]) -> None:
+async def refused(connecting: Awaitable[TurnFeed]) -> None:
     with pytest.raises(CursorUnknown):
-        await coming
+        await connecting
 
 
 async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     """Then nothing is left of it: no following, no entries, no timer."""
-    stored, told = answered("a").stored, Told()
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group, 0.01)
-        group.create_task(told.tell(stored))
+        lives = fan_out_of(log, group, 0.01)
+        group.create_task(log.send(stored))
         async with lives.subscribe(KEY, BEFORE_FIRST):
             pass
         await until(lambda: not lives._feeds and not lives._following and not lives._dropping)
 
 
-async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -> None:
-    """It was deleted: whoever has it open may read on, and whoever comes then is told what the log says."""
-    stored, told = answered("a").stored, Told()
+async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
+    """Readers that have it open continue; a new reader receives what the log answers."""
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(stored, None))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(stored, None))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
             async with lives.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
-            told.is_purged = True
-            group.create_task(tell_more(told, TurnUnknown("?")))
+            log.is_purged = True
+            group.create_task(send_to_next(log, TurnUnknown("?")))
             with pytest.raises(TurnUnknown):
                 async with lives.subscribe(KEY, stored[1].seq):
                     pass
@@ -292,33 +292,33 @@ async def test_a_turn_that_has_ended_and_is_gone_is_told_to_nobody_who_comes() -
         lives.close()
 
 
-async def test_a_turn_that_has_ended_is_told_while_the_log_is_away() -> None:
-    """What is here is better than nothing, and nobody can say that it is gone."""
-    stored, told = answered("a").stored, Told()
+async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
+    """The feed has all of it, and whether it was deleted is unknown."""
+    stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(stored, None))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(stored, None))
         async with lives.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
-            told.is_away = True
+            log.is_away = True
             async with lives.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
         lives.close()
 
 
-async def tell_more(told: Told, *heard: list[Stored] | LogError | None) -> None:
-    """To whoever follows next."""
-    count = len(told.told)
-    await until(lambda: len(told.told) > count)
-    await told.tell(*heard)
+async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
+    """Sends to the follower that starts next."""
+    count = len(log.followers)
+    await until(lambda: len(log.followers) > count)
+    await log.send(*items)
 
 
-async def test_a_turn_that_is_not_there_leaves_nothing_behind() -> None:
-    """Or whoever guesses ids would fill the memory."""
-    told = Told()
+async def test_an_unknown_turn_leaves_no_feed() -> None:
+    """Otherwise a client that guesses ids would fill the memory."""
+    log = ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(told, group)
-        group.create_task(told.tell(TurnUnknown("?")))
+        lives = fan_out_of(log, group)
+        group.create_task(log.send(TurnUnknown("?")))
         with pytest.raises(TurnUnknown):
             async with lives.subscribe(KEY, BEFORE_FIRST):
                 pass

@@ -241,7 +241,7 @@ def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -
 
 
 def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
-    """A turn whose answer is to fit a schema, and which has heard this much since it was told of its `misfit`."""
+    """Returns a turn with a schema, and with these events since the attempt that named its `misfit`."""
     log = Handwritten()
     log.ask(options=with_schema(None, SCHEMA))
     for _ in range(attempts):

@@ -41,7 +41,7 @@ def good() -> History:
     """One turn; one reader that was cut after 50 and came back, one that came late with a cursor and left early."""
     cut = Connected(Seq(0), WHOLE[:3], "cut")
     back = Connected(Seq(50), WHOLE[3:], "ended")
-    patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), told=TOLD)
+    patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), received=TOLD)
     hasty = Reader(name="hasty", key=KEY, dialect="tailrace", connections=(Connected(Seq(40), WHOLE[2:4], "left"),))
     return History(
         posted={KEY: True, TurnKey(Tenant("t"), TurnId("turn-2")): False},
@@ -126,10 +126,10 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a reader with another text": (
         one_story,
         False,
-        with_reader(told=Story("The sky.", TOLD.usage, "completed")),
+        with_reader(received=Story("The sky.", TOLD.usage, "completed")),
     ),
-    "a reader with another outcome": (one_story, False, with_reader(told=Story(TOLD.text, None, "failed"))),
-    "a reader without a text": (one_story, None, with_reader(told=None)),
+    "a reader with another outcome": (one_story, False, with_reader(received=Story(TOLD.text, None, "failed"))),
+    "a reader without a text": (one_story, None, with_reader(received=None)),
     "other bytes for the same entry": (
         one_story,
         False,
@@ -202,7 +202,7 @@ def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:
 
 def test_false_is_worse_than_unknown() -> None:
     """The worst verdict wins, whichever promise it comes from."""
-    unknown_and_false = with_row(text="other")(with_reader(told=None)(good()))
+    unknown_and_false = with_row(text="other")(with_reader(received=None)(good()))
     verdict = judge(unknown_and_false)
     assert verdict.holds is False
     assert verdict.evidence.startswith("one_story: turn-1: text is 'other' in SQLite")

@@ -40,14 +40,14 @@ def test_a_turn_that_one_answer_denies_is_asked_for_again() -> None:
 
 @pytest.mark.rule("R14")
 def test_a_turn_that_two_answers_deny_is_unknown() -> None:
-    """A client that asks for a turn that does not exist is told so."""
+    """A request for a turn that does not exist fails."""
     with pytest.raises(TurnUnknown):
         run(require_turn(ScriptedServer(last_seq=[BEFORE_FIRST]), KEY))
 
 
 @pytest.mark.rule("R14")
 def test_a_turn_that_is_stored_and_cannot_be_read_is_not_unknown() -> None:
-    """A generator would otherwise acknowledge a turn that nobody ends."""
+    """A generator would otherwise acknowledge a turn that then never ends."""
     with pytest.raises(LogUnavailable):
         run(read_turn(ScriptedServer(read=[NOTHING], last_seq=[Seq(1)]), KEY))
 

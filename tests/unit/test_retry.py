@@ -82,7 +82,7 @@ def test_a_wait_is_at_least_retry_after_and_back_off(retry_after_s: float, tries
 
 
 def test_a_retry_after_above_the_cap_ends_the_retries() -> None:
-    """The client is told at once instead of waiting an hour."""
+    """The client receives the error at once instead of after an hour."""
     error = BackendError("backend_rate_limited", "x", retry_after_s=5.1)
     assert RETRY.next_delay_s(error, tries=1, chance=0.0) is None
 

@@ -21,7 +21,7 @@ def test_an_entrys_subject_names_its_turn_and_kind(kind: str) -> None:
 
 @pytest.mark.rule("R8")
 def test_the_fence_covers_every_entry_of_one_turn() -> None:
-    """The fence's subject is the turn's, with `>`; whoever appends uses the same bytes."""
+    """The fence's subject is the turn's, with `>`; every writer uses the same bytes."""
     assert subjects.entries(KEY) == "turns.acme.0190-1.>"
 
 
