@@ -1,28 +1,22 @@
-"""Prose check: counts the words and phrases that the style guide bans, per folder, against an allowance.
+"""Prose check: finds the words and phrases that the style guide bans.
 
-It reads Markdown pages (without code) and the docstrings, comments and messages of Python files. The check fails when
-a page or folder without an allowance has a hit, or when all of them together have more hits than their allowances. Code
-that moves between folders that are not rewritten yet does not fail it. The allowances only go down.
+It reads Markdown pages (without code) and the docstrings, comments and messages of Python files.
 
-    python -m tools.check_prose            fails as described above
-    python -m tools.check_prose FILE…      prints the hits in these files
-    python -m tools.check_prose --lower    lowers the allowances to what is found
+    python -m tools.check_prose            checks the whole repository, and fails if there is one
+    python -m tools.check_prose FILE…      checks these files
 """
 
 import ast
 import io
-import json
 import re
 import subprocess
 import sys
 import tokenize
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-ALLOWANCES = ROOT / "tools" / "prose_allowances.json"
 
 # What is banned, and what to write instead.
 BANNED: dict[str, str] = {
@@ -65,45 +59,13 @@ class Hit(NamedTuple):
     advice: str
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the command line above; returns the exit status."""
-    if arguments == ["--lower"]:
-        return lower()
-    if arguments:
-        return show(hit for name in arguments for hit in hits(name))
-    return check()
-
-
-def check() -> int:
-    """Compares the hits with the allowances; returns 1 and prints the hits of the folders that are above theirs."""
-    allowances: dict[str, int] = json.loads(ALLOWANCES.read_text())
-    found: dict[str, list[Hit]] = {}
-    for name in tracked():
-        found.setdefault(folder_of(name), []).extend(hits(name))
-    above = {folder: these for folder, these in found.items() if len(these) > allowances.get(folder, 0)}
-    count, allowed = sum(map(len, found.values())), sum(allowances.values())
-    has_failed = count > allowed or any(folder not in allowances for folder in above)
-    for folder, these in above.items() if has_failed else ():
-        show(these)
-        say(f"{folder}: {len(these)} banned phrases, {allowances.get(folder, 0)} are allowed")
-    say(f"prose: {count} banned phrases, {allowed} are allowed")
-    return 1 if has_failed else 0
-
-
-def lower() -> int:
-    """Writes the allowances anew: for each folder the smaller of its allowance and of what is found."""
-    allowances: dict[str, int] = json.loads(ALLOWANCES.read_text()) if ALLOWANCES.exists() else {}
-    names = tracked()
-    found = Counter(folder_of(hit.path) for name in names for hit in hits(name))
-    lowered = {folder: min(found[folder], allowances.get(folder, 0)) for folder in sorted(set(map(folder_of, names)))}
-    ALLOWANCES.write_text(json.dumps({folder: most for folder, most in lowered.items() if most}, indent=1) + "\n")
-    return 0
-
-
-def show(found: Iterable[Hit]) -> int:
+def main(names: list[str]) -> int:
+    """Prints the hits in the files `names`, or in all files; returns the exit status."""
+    found = [hit for name in names or tracked() for hit in hits(name)]
     for hit in found:
         say(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
-    return 0
+    say(f"prose: {len(found)} banned phrases")
+    return 1 if found else 0
 
 
 def say(line: str) -> None:
@@ -119,11 +81,6 @@ def tracked() -> list[str]:
         for name in names
         if name.endswith((".md", ".py")) and not name.startswith(SKIPPED) and (ROOT / name).is_file()
     ]
-
-
-def folder_of(name: str) -> str:
-    """Returns the unit that has an allowance: a page by itself, or the first two folders of a Python file."""
-    return name if name.endswith(".md") else "/".join(name.split("/")[:-1][:2]) or "."
 
 
 def hits(name: str) -> Iterator[Hit]:
