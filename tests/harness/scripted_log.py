@@ -6,10 +6,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 from tailrace.proto.entries import Entry, Stored
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page
 from tailrace.proto.subjects import TurnKey
 
+KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 NOTHING = Page([], is_last=True)
 
 
@@ -24,7 +25,10 @@ class Request(NamedTuple):
 
 
 class ScriptedServer:
-    """Answers the requests of each method in the given order; the last answer is repeated. Exceptions are raised."""
+    """Answers the requests of each method in the given order; the last answer is repeated. Exceptions are raised.
+
+    Every request must name the turn `KEY`. `last_request` answers `last_seq` for entries of the kind `request`.
+    """
 
     def __init__(self, **answers: Sequence[Any]) -> None:
         self.requests: list[Request] = []
@@ -39,20 +43,20 @@ class ScriptedServer:
         """When the method was called, in seconds of the loop."""
         return [request.at_s for request in self.requests if request.name == name]
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:  # noqa: ARG002
-        seq: Seq = self._answer("publish", entry, fence)
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+        seq: Seq = self._answer("publish", key, entry, fence)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:  # noqa: ARG002
-        answer: Page = self._answer("read", after, limit)
+    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+        answer: Page = self._answer("read", key, after, limit)
         return answer
 
-    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:  # noqa: ARG002
-        seq: Seq = self._answer("last_seq", kind)
+    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
+        seq: Seq = self._answer(f"last_{kind}" if kind else "last_seq", key)
         return seq
 
-    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:  # noqa: ARG002
-        answer: bool = self._answer("has_entry", seq)
+    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
+        answer: bool = self._answer("has_entry", key, seq)
         return answer
 
     async def purge(self, key: TurnKey) -> None:
@@ -61,7 +65,8 @@ class ScriptedServer:
     def subscribe(self, key: TurnKey, kind: str = ">") -> AbstractAsyncContextManager[LiveFeed]:
         raise NotImplementedError
 
-    def _answer(self, name: str, *arguments: Any) -> Any:
+    def _answer(self, name: str, key: TurnKey, *arguments: Any) -> Any:
+        assert key == KEY
         self.requests.append(Request(name, arguments, asyncio.get_running_loop().time()))
         answers = self._answers[name]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]

@@ -6,16 +6,14 @@ import pytest
 
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, Stored
-from tailrace.proto.errors import FenceLost
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.log_server import PublishUnclear
-from tailrace.proto.subjects import TurnKey
-from tests.harness.scripted_log import NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, says
+from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
+from tests.harness.turn_builder import NOON, Handwritten, opening, says
 from tests.harness.virtual_time import run
 
-KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 CHAIN = Chain(Seq(7), 1)
 ENTRY = says(CHAIN, "a")
 STORED = Seq(8)
@@ -40,9 +38,10 @@ def test_an_acknowledged_entry_costs_one_request() -> None:
 
 def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> None:
     """Appends to a purged turn are refused for ever, and no entry says why."""
-    server = ScriptedServer(publish=[REFUSED, STORED], read=[NOTHING], last_seq=[Seq(1)])
+    server = ScriptedServer(publish=[REFUSED, STORED], read=[NOTHING], last_request=[Seq(1)])
     appended(server)
-    assert server.names == ["publish", "read", "last_seq", "publish"]
+    assert server.names == ["publish", "read", "last_request", "publish"]
+    assert server.requests[-1].arguments == (ENTRY, CHAIN.last)
 
 
 def test_without_a_leader_the_leader_is_not_asked() -> None:
@@ -78,3 +77,84 @@ def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
     there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
     server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])
     assert appended(server, attempt) == Chain(STORED, 2)
+
+
+def test_an_entry_that_does_not_continue_the_chain_is_a_programming_error() -> None:
+    with pytest.raises(AssertionError, match=r"^the entry does not continue "):
+        run(append(ScriptedServer(), KEY, Chain(Seq(3), 1), ENTRY, timeout_s=1))
+
+
+@pytest.mark.rule("R12")
+def test_an_entry_of_another_writer_after_the_chain_loses_the_fence() -> None:
+    rival = Stored(STORED, NOON, says(CHAIN, "b"))
+    with pytest.raises(FenceLost, match=r"^another writer has continued turn-1 after 7$"):
+        appended(ScriptedServer(publish=[REFUSED], read=[page(rival)]))
+
+
+@pytest.mark.rule("R12")
+def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain() -> None:
+    """A late entry of a fork: readers skip it, but the server's fence counts it. `CHAIN` itself is valid."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    last, entry = log.chain, says(log.chain, "a")
+    late = Stored(Seq(last.last + 1), NOON, says(Chain(Seq(1)), "late"))
+    following = Seq(last.last + 2)
+    server = ScriptedServer(publish=[REFUSED, following], read=[page(late), page(*log.stored, late)])
+    assert run(append(server, KEY, last, entry, timeout_s=30)) == Chain(following, last.attempt)
+    assert server.requests[-1].arguments == (entry, late.seq)
+
+
+@pytest.mark.rule("R12")
+def test_a_chain_that_belongs_to_a_fork_loses_the_fence() -> None:
+    """Another writer has stored a valid entry in place of the chain's last one."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    fork = Chain(Seq(log.chain.last + 1), log.chain.attempt)
+    late = Stored(Seq(fork.last + 1), NOON, says(Chain(Seq(1)), "late"))
+    server = ScriptedServer(publish=[REFUSED], read=[page(late), page(*log.stored, late)])
+    with pytest.raises(
+        FenceLost, match=f"^another writer of turn-1 has stored a valid entry instead of .* {fork.last}$"
+    ):
+        run(append(server, KEY, fork, says(fork, "a"), timeout_s=30))
+
+
+def test_an_append_to_a_purged_turn_fails() -> None:
+    with pytest.raises(TurnUnknown):
+        appended(ScriptedServer(publish=[REFUSED], read=[NOTHING], last_request=[BEFORE_FIRST]))
+
+
+def test_a_full_log_is_reported_after_one_look_at_the_tail() -> None:
+    """The entry may be stored, if an earlier acknowledgement was lost."""
+    with pytest.raises(LogFull, match=r"^full$"):
+        appended(ScriptedServer(publish=[LogFull("full")], read=[NOTHING], last_request=[Seq(1)]))
+    stored = Stored(STORED, NOON, ENTRY)
+    assert appended(ScriptedServer(publish=[LogFull("full")], read=[page(stored)])) == Chain(STORED, 1)
+
+
+def test_an_entry_whose_outcome_stays_unclear_is_unavailable_after_the_timeout() -> None:
+    server = ScriptedServer(publish=[NO_ANSWER], read=[LogUnavailable("no leader")])
+    with pytest.raises(LogUnavailable, match=r"^an entry of turn-1 could not be stored in time: no leader$"):
+        appended(server)
+    assert 30 <= server.requests[-1].at_s < 31
+
+
+@pytest.mark.rule("R12")
+def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
+    """After a change of leader, a stored end may belong to a fork."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    before = log.chain
+    log.end("cancelled")
+    end = log.stored[-1].entry
+    valid = ScriptedServer(publish=[log.stored[-1].seq], read=[page(*log.stored)])
+    assert run(append(valid, KEY, before, end, timeout_s=30)) == log.chain
+    rival = Stored(log.stored[-1].seq, NOON, says(before, "a"))
+    late = Stored(Seq(rival.seq + 1), NOON, end)
+    server = ScriptedServer(publish=[late.seq], read=[page(*log.stored[:-1], rival, late)])
+    with pytest.raises(FenceLost, match=f"the end at {late.seq} belongs to a fork$"):
+        run(append(server, KEY, before, end, timeout_s=30))

@@ -2,18 +2,29 @@
 
 import pytest
 
-from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Stored
+from tailrace.proto.chain import START, Chain
+from tailrace.proto.entries import Stored, kind_of
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.nats.replay import STALE_MAX_S, WOKEN_WAIT_S, read_current_turn, read_from, read_turn, require_turn
-from tailrace.proto.subjects import TurnKey
-from tests.harness.scripted_log import NOTHING, ScriptedServer, page
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats.replay import (
+    READ_TIMEOUT_S,
+    STALE_MAX_S,
+    STALE_WAIT_S,
+    WOKEN_WAIT_S,
+    is_valid,
+    read_current_turn,
+    read_from,
+    read_turn,
+    read_turn_upto,
+    read_valid,
+    require_turn,
+)
+from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
 from tests.harness.turn_builder import NOON, Handwritten, opening, says
 from tests.harness.virtual_time import run
 
-KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 CURSOR = Seq(7)
 BEFORE = Chain(Seq(6), 1)
 AT_CURSOR = Stored(CURSOR, NOON, says(BEFORE, "a"))
@@ -33,23 +44,25 @@ def begun() -> Handwritten:
 @pytest.mark.rule("R14")
 def test_a_turn_that_one_answer_denies_is_asked_for_again() -> None:
     """A frozen former leader that wakes up answers as if it led: its denial is no proof."""
-    server = ScriptedServer(last_seq=[BEFORE_FIRST, Seq(1)])
+    server = ScriptedServer(last_request=[BEFORE_FIRST, Seq(1)])
     run(require_turn(server, KEY))
-    assert server.times("last_seq") == [0.0, WOKEN_WAIT_S]
+    assert server.times("last_request") == [0.0, WOKEN_WAIT_S]
 
 
 @pytest.mark.rule("R14")
 def test_a_turn_that_two_answers_deny_is_unknown() -> None:
     """A request for a turn that does not exist fails."""
-    with pytest.raises(TurnUnknown):
-        run(require_turn(ScriptedServer(last_seq=[BEFORE_FIRST]), KEY))
+    with pytest.raises(TurnUnknown, match=r"^the log has no turn turn-1$"):
+        run(require_turn(ScriptedServer(last_request=[BEFORE_FIRST]), KEY))
 
 
 @pytest.mark.rule("R14")
 def test_a_turn_that_is_stored_and_cannot_be_read_is_not_unknown() -> None:
     """A generator would otherwise acknowledge a turn that then never ends."""
-    with pytest.raises(LogUnavailable):
-        run(read_turn(ScriptedServer(read=[NOTHING], last_seq=[Seq(1)]), KEY))
+    server = ScriptedServer(read=[NOTHING], last_request=[Seq(1)])
+    with pytest.raises(LogUnavailable, match=r"^turn-1 is stored but cannot be read yet: try again$"):
+        run(read_turn(server, KEY))
+    assert READ_TIMEOUT_S <= server.requests[-1].at_s < READ_TIMEOUT_S + 2 * STALE_WAIT_S
 
 
 @pytest.mark.rule("R72")
@@ -67,9 +80,9 @@ def test_a_running_turn_that_cannot_be_read_so_far_is_unavailable() -> None:
     """It is neither unknown nor answered with fewer entries."""
     log = begun()
     server = ScriptedServer(read=[page(*log.stored[:2]), NOTHING], last_seq=[log.stored[-1].seq])
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(LogUnavailable, match=r"^turn-1 has an entry at \d+ that cannot be read yet: try again$"):
         run(read_current_turn(server, KEY))
-    assert server.requests[-1].at_s >= STALE_MAX_S
+    assert STALE_MAX_S <= server.requests[-1].at_s + STALE_WAIT_S < STALE_MAX_S + 3 * STALE_WAIT_S
 
 
 @pytest.mark.rule("R72")
@@ -84,8 +97,9 @@ def test_an_ended_turn_is_read_without_a_leader() -> None:
 @pytest.mark.rule("R72")
 def test_a_turn_that_the_leader_does_not_have_any_more_is_unknown() -> None:
     """It was deleted, and the server that was read is behind."""
+    server = ScriptedServer(read=[page(*begun().stored)], last_seq=[BEFORE_FIRST], last_request=[BEFORE_FIRST])
     with pytest.raises(TurnUnknown):
-        run(read_current_turn(ScriptedServer(read=[page(*begun().stored)], last_seq=[BEFORE_FIRST]), KEY))
+        run(read_current_turn(server, KEY))
 
 
 @pytest.mark.rule("R15")
@@ -100,17 +114,21 @@ def test_a_cursor_that_the_leader_has_is_read_until_it_is_seen() -> None:
 @pytest.mark.rule("R15")
 def test_a_cursor_that_is_stored_and_cannot_be_read_is_not_refused() -> None:
     """An EventSource gives up after a refusal; after an unavailable log it returns with the same cursor."""
-    with pytest.raises(LogUnavailable):
-        run(read_from(ScriptedServer(read=[NOTHING], has_entry=[True]), KEY, CURSOR))
+    server = ScriptedServer(read=[NOTHING], has_entry=[True])
+    with pytest.raises(LogUnavailable, match=r"^turn-1 has an entry at 7 that cannot be read yet: try again$"):
+        run(read_from(server, KEY, CURSOR))
+    assert STALE_MAX_S <= server.requests[-1].at_s < STALE_MAX_S + 2 * STALE_WAIT_S
 
 
 @pytest.mark.rule("R15")
 def test_a_cursor_that_the_leader_denies_twice_is_refused() -> None:
     """One denial may come from a former leader."""
     server = ScriptedServer(read=[NOTHING], has_entry=[False])
-    with pytest.raises(CursorUnknown):
+    with pytest.raises(CursorUnknown, match=r"^the cursor is not an `id:` of this turn: send back the last one"):
         run(read_from(server, KEY, CURSOR))
     assert server.names == ["read", "has_entry", "has_entry"]
+    assert server.times("has_entry") == [0.0, WOKEN_WAIT_S]
+    assert [request.arguments for request in server.requests[1:]] == [(CURSOR,), (CURSOR,)]
 
 
 @pytest.mark.rule("R15")
@@ -118,3 +136,92 @@ def test_a_cursor_before_an_entry_of_the_same_read_is_refused() -> None:
     """A server that has a later entry is not behind."""
     with pytest.raises(CursorUnknown):
         run(read_from(ScriptedServer(read=[page(AFTER_CURSOR)]), KEY, CURSOR))
+
+
+@pytest.mark.rule("R15")
+@pytest.mark.parametrize(
+    ("entry", "chain"),
+    [("request", Chain(Seq(1))), ("attempt", Chain(Seq(2), 1)), ("end", Chain(Seq(7), 1, is_ended=True))],
+)
+def test_the_entry_at_a_cursor_is_the_last_link_of_the_chain(entry: str, chain: Chain) -> None:
+    log = begun()
+    log.end()
+    [stored] = [one for one in log.stored if kind_of(one.entry) == entry]
+    after = log.stored[log.stored.index(stored) + 1 :]
+    server = ScriptedServer(read=[page(stored, *after, is_last=False)])
+    assert run(read_from(server, KEY, stored.seq)) == (
+        Chain(stored.seq, chain.attempt, chain.is_ended),
+        page(*after, is_last=False),
+    )
+
+
+def test_a_reader_without_a_cursor_starts_before_the_first_entry() -> None:
+    server = ScriptedServer(read=[page(AT_CURSOR)])
+    assert run(read_from(server, KEY, BEFORE_FIRST)) == (START, page(AT_CURSOR))
+    assert server.requests[0].arguments[0] == BEFORE_FIRST
+
+
+@pytest.mark.rule("R14")
+def test_a_turn_is_read_in_pages_up_to_an_entry_that_is_stored() -> None:
+    """A server that is behind is read again from the last entry that it had."""
+    log = begun()
+    behind = [page(*log.stored[:1], is_last=False), page(*log.stored[1:2]), NOTHING]
+    server = ScriptedServer(read=[*behind, page(*log.stored[2:])])
+    assert run(read_turn_upto(server, KEY, log.stored[-1].seq)) == fold(log.stored)
+    seqs = [BEFORE_FIRST, log.stored[0].seq, log.stored[1].seq, log.stored[1].seq]
+    assert [request.arguments[0] for request in server.requests] == seqs
+    assert server.requests[-1].at_s == 2 * STALE_WAIT_S
+
+
+def test_a_turn_whose_request_was_removed_from_the_log_is_unknown() -> None:
+    """Its other entries are still there while the log forgets it."""
+    log = begun()
+    server = ScriptedServer(read=[page(*log.stored[1:]), NOTHING], last_request=[Seq(1)])
+    with pytest.raises(TurnUnknown, match=r"^turn-1 has no request in the log that can be read$"):
+        run(read_turn(server, KEY))
+
+
+@pytest.mark.rule("R16")
+def test_valid_entries_are_read_until_the_gap_of_the_feed_is_closed() -> None:
+    """The feed has delivered a later entry, so the entries before it are stored, although this server is behind."""
+    log = begun()
+    first, *rest = log.stored
+    join = FeedJoin(Chain(first.seq))
+    join.stored_upto = rest[-1].seq
+    server = ScriptedServer(read=[NOTHING, page(rest[0], is_last=False), page(*rest[1:])])
+    assert run(read_valid(server, KEY, join)) == rest
+    assert [request.arguments[0] for request in server.requests] == [first.seq, first.seq, rest[0].seq]
+    assert server.times("read") == [0.0, STALE_WAIT_S, STALE_WAIT_S]
+
+
+def test_a_gap_that_stays_open_is_unavailable() -> None:
+    join = FeedJoin(Chain(Seq(1)))
+    join.stored_upto = Seq(5)
+    server = ScriptedServer(read=[NOTHING])
+    with pytest.raises(LogUnavailable, match=r"^turn-1 has entries that cannot be read yet: try again$"):
+        run(read_valid(server, KEY, join))
+    assert READ_TIMEOUT_S <= server.requests[-1].at_s < READ_TIMEOUT_S + 2 * STALE_WAIT_S
+
+
+def test_the_first_read_of_an_unknown_turn_fails() -> None:
+    server = ScriptedServer(read=[NOTHING], last_request=[BEFORE_FIRST])
+    with pytest.raises(TurnUnknown):
+        run(read_valid(server, KEY, FeedJoin(START), is_first=True))
+
+
+def test_the_first_read_waits_for_the_request_of_a_stored_turn() -> None:
+    log = begun()
+    server = ScriptedServer(read=[NOTHING, page(*log.stored)], last_request=[Seq(1)])
+    assert run(read_valid(server, KEY, FeedJoin(START), is_first=True)) == log.stored
+
+
+@pytest.mark.rule("R14")
+def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
+    log = begun()
+    rival = Stored(Seq(log.stored[-1].seq + 1), NOON, says(BEFORE, "a"))
+    for seq, expected in [(log.stored[-1].seq, True), (rival.seq, False)]:
+        server = ScriptedServer(read=[page(*log.stored, rival)])
+        assert run(is_valid(server, KEY, seq, START)) is expected
+    server = ScriptedServer(read=[page(*log.stored[:1]), page(*log.stored[1:])])
+    assert run(is_valid(server, KEY, log.stored[-1].seq, START))
+    assert server.names == ["read", "read"]
