@@ -112,9 +112,14 @@ class Tickets:
             raise credential_invalid()
         return ticket
 
-    def stream_terms(self, ticket: Ticket, request: Request) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
-        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200."""
-        if not ticket.once:
+    def stream_terms(
+        self, ticket: Ticket | None, request: Request
+    ) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
+        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200.
+
+        Without a single-use ticket there is neither.
+        """
+        if ticket is None or not ticket.once:
             return b"", None
         token = read_query(request)[0]
 

@@ -21,6 +21,7 @@ from tailrace.gateway.resources.batch_body import BatchBuilder, NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.cancel import cancel
@@ -146,7 +147,7 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
     else:
         lines = _stored_results(history, key, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-    return Download(streams, request, lines, headers, is_stream=True)
+    return Download(StreamAccess(streams, request), lines, headers, is_stream=True)
 
 
 async def _stored_results(history: HistoryClient, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:

@@ -5,6 +5,7 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown
@@ -26,7 +27,7 @@ async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
     blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
-    return Download(streams, request, blob_store.chunks(request.tenant, blob), HEADERS)
+    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), HEADERS)
 
 
 ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]

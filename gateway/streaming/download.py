@@ -9,9 +9,8 @@ from contextlib import aclosing, suppress
 
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.errors import LogError, Refused
 
 
@@ -20,8 +19,7 @@ class Download(StreamedResponse):
 
     def __init__(
         self,
-        streams: StreamContext,
-        request: ApiRequest,
+        access: StreamAccess,
         pieces: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         *,
@@ -29,22 +27,15 @@ class Download(StreamedResponse):
     ) -> None:
         """`is_stream`: it counts against the limit `streams` of the principal, as its pieces are costly."""
         super().__init__(headers)
-        self._authenticator = streams.authenticator
-        self._principal = request.principal
-        self._permit = streams.permit(request, request.principal)
+        self._access = access
         self._pieces = pieces
         self._is_stream = is_stream
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            self._permit.enter()
+        async with self._access.open() as expired, Interruptions(receive, None, expired) as interruptions:
             if self._is_stream:
-                await self._permit.acquire()
-            with self._authenticator.watch(self._principal) as expired:
-                async with Interruptions(receive, None, expired) as interruptions:
-                    await interruptions.run(self._write(send, is_head=scope["method"] == "HEAD"))
-        finally:
-            await self._permit.release()
+                await self._access.permit.acquire()
+            await interruptions.run(self._write(send, is_head=scope["method"] == "HEAD"))
 
     async def _write(self, send: Send, *, is_head: bool) -> None:
         await self.begin(send, 200)

@@ -13,16 +13,14 @@ from typing import NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway import metrics
-from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
-from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
@@ -46,22 +44,12 @@ class Start(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Terms(NamedTuple):
-    """What a ticket, which is valid for a single stream, adds to the response."""
-
-    id_prefix: bytes = b""
-    """The prefix of each SSE id."""
-    accept: Callable[[], Awaitable[None]] | None = None
-    """Called right before status 200 is sent; may raise Refused."""
-
-
 class EventStream(StreamedResponse):
     """Streams a turn. Errors that are known before the first byte have an HTTP status."""
 
     def __init__(
         self,
-        streams: StreamContext,
-        request: ApiRequest,
+        access: StreamAccess,
         start: TurnKey | Start | Callable[[], Awaitable[Start]],
         dialect: Dialect,
         cursor: Seq = BEFORE_FIRST,
@@ -71,8 +59,6 @@ class EventStream(StreamedResponse):
         is_first_word_awaited: bool = False,
         waits_for_log: bool = False,
         pace: Pace | None = None,
-        terms: Terms | None = None,
-        permit: StreamPermit | None = None,
     ) -> None:
         """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
@@ -84,14 +70,12 @@ class EventStream(StreamedResponse):
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
         `pace`: stored entries are sent at this pace instead of at once.
-        `permit`: the permit that was reserved for this stream before its turn was submitted; by default a new one.
         """
         super().__init__(
             {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
         )
-        self._gateway = streams
-        self._principal = request.principal
-        self._permit = permit or streams.permit(request, request.principal)
+        self._access = access
+        self._streams = access.streams
         self._look_up = start if callable(start) else None
         self._start = None if callable(start) else start if isinstance(start, Start) else Start(start)
         if self._start is not None:
@@ -102,24 +86,20 @@ class EventStream(StreamedResponse):
         self._is_first_word_awaited = is_first_word_awaited
         self._waits_for_log = waits_for_log
         self._pace = pace
-        self._terms = terms or Terms()
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_head = scope["method"] == "HEAD"
-        try:
-            self._permit.enter()
-            with self._gateway.authenticator.watch(self._principal) as expired:
-                async with Interruptions(receive, self._gateway.draining, expired) as interruptions:
-                    if self._waits_for_log:
-                        await self._stream_when_available(interruptions, send)
-                    else:
-                        await self._stream(interruptions, send, is_head=is_head)
-        finally:
-            await self._permit.release()
+        async with (
+            self._access.open() as expired,
+            Interruptions(receive, self._streams.draining, expired) as interruptions,
+        ):
+            if self._waits_for_log:
+                await self._stream_when_available(interruptions, send)
+            else:
+                await self._stream(interruptions, send, is_head=scope["method"] == "HEAD")
 
     async def begin(self, send: Send, status: int) -> None:
-        if status == 200 and self._terms.accept is not None and not self.is_begun:
-            await self._terms.accept()
+        if status == 200 and self._access.accept is not None and not self.is_begun:
+            await self._access.accept()
         await super().begin(send, status)
 
     async def _stream_when_available(self, interruptions: Interruptions, send: Send) -> None:
@@ -151,7 +131,7 @@ class EventStream(StreamedResponse):
         try:
             while not available.done():
                 await send(body(self._dialect.heartbeat, more=True))
-                await asyncio.wait((available,), timeout=self._gateway.settings.heartbeat_s)
+                await asyncio.wait((available,), timeout=self._streams.settings.heartbeat_s)
         finally:
             available.cancel()
 
@@ -159,7 +139,7 @@ class EventStream(StreamedResponse):
         """Returns when another try is worth it: the log serves the turn, or has answered with a final error."""
         while True:
             await asyncio.sleep(TRY_LOG_EVERY_S)
-            if not self._gateway.connection.is_up:
+            if not self._streams.connection.is_up:
                 continue
             try:
                 async with self._subscribe(await self._find_start()):
@@ -184,7 +164,7 @@ class EventStream(StreamedResponse):
             await self._send_record(start, send)
             return
         if back_within_s is not None:
-            self._gateway.on_left(start.key, back_within_s)
+            self._access.report_left(start.key, back_within_s)
 
     async def _serve(self, feed: TurnFeed, start: Start, interruptions: Interruptions, send: Send) -> float | None:
         """Writes until the turn ends or an interruption comes.
@@ -193,19 +173,19 @@ class EventStream(StreamedResponse):
         policy; None if it does not count as disconnected.
         """
         if self._is_first_word_awaited:
-            timeout_s = self._gateway.settings.heartbeat_s
+            timeout_s = self._streams.settings.heartbeat_s
             match (await interruptions.run(_wait_for_answer(feed), timeout_s)).cause:
                 case "disconnected":
                     return 0.0
                 case "expired":
                     raise credential_invalid()
-        await self._permit.acquire()
+        await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
         writer = self._writer(send)
         with metrics.STREAMS.track_inprogress():
             await self.begin(send, 200)
-            life_s = self._gateway.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+            life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             position = self._start_index(feed, start)
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
             cause, is_complete = await interruptions.run(writing, life_s)
@@ -234,24 +214,24 @@ class EventStream(StreamedResponse):
         self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
 
     def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:
-        return self._gateway.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)
+        return self._streams.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)
 
     def _start_index(self, feed: TurnFeed, start: Start) -> int:
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
     def _writer(self, send: Send) -> FrameWriter:
-        heartbeat_s = self._gateway.settings.heartbeat_s
+        heartbeat_s = self._streams.settings.heartbeat_s
         return FrameWriter(
-            send, self._dialect, heartbeat_s=heartbeat_s, id_prefix=self._terms.id_prefix, pace=self._pace
+            send, self._dialect, heartbeat_s=heartbeat_s, id_prefix=self._access.id_prefix, pace=self._pace
         )
 
     async def _send_record(self, start: Start, send: Send) -> None:
         """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
         try:
-            await self._gateway.log.turn(start.key)
+            await self._streams.log.turn(start.key)
         except TurnUnknown:
-            record = await self._gateway.history.past(start.key)
+            record = await self._streams.history.past(start.key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
         # If the log lost the turn, the database may have fewer of its entries than a reader has received. Such a reader

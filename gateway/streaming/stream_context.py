@@ -4,12 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from starlette.requests import Request
-
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
+from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.proto.errors import Refused
@@ -30,10 +27,6 @@ class StreamContext(NamedTuple):
     draining: asyncio.Event
     on_left: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
-
-    def permit(self, request: Request, principal: Principal) -> StreamPermit:
-        """Returns the permit of a new stream to the client of `request`."""
-        return self.slots.permit(principal, request.client.host if request.client is not None else "")
 
     def refuse_when_draining(self) -> None:
         """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""

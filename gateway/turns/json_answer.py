@@ -6,10 +6,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
@@ -26,31 +25,30 @@ class JsonAnswer(StreamedResponse):
 
     def __init__(
         self,
-        streams: StreamContext,
-        principal: Principal,
+        access: StreamAccess,
         key: TurnKey,
         render: Callable[[TurnRecord], bytes],
         headers: Mapping[str, str],
     ) -> None:
         super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
-        self._streams = streams
-        self._principal = principal
+        self._access = access
         self._key = key
         self._render = render
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = await self._wait(receive)
         if record is None:
-            self._streams.on_left(self._key, 0.0)
+            self._access.report_left(self._key, 0.0)
             return
         require_completed(record)
         await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
         """The turn's record once it has ended; None when the client disconnected first. Raises Refused, LogError."""
-        async with self._streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
-            with self._streams.authenticator.watch(self._principal) as expired:
-                async with Interruptions(receive, self._streams.draining, expired) as interruptions:
+        streams = self._access.streams
+        async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
+            with self._access.watch() as expired:
+                async with Interruptions(receive, streams.draining, expired) as interruptions:
                     ending = await interruptions.run(_until_ended(feed))
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import StreamedResponse
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.json_answer import JsonAnswer
 from tailrace.gateway.turns.request_body import NewTurn
@@ -36,12 +36,12 @@ class Responder:
 
     async def submit_for_stream(
         self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
-    ) -> tuple[StreamPermit, TurnKey, entries.Request]:
-        """Reserves a stream, then submits `new_turn`. Returns the permit for an EventStream, too."""
-        permit = self._streams.permit(request, request.principal)
-        async with permit.reserved():
+    ) -> tuple[StreamAccess, TurnKey, entries.Request]:
+        """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
+        access = StreamAccess(self._streams, request)
+        async with access.permit.reserved():
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
-        return permit, key, entry
+        return access, key, entry
 
     async def answer(
         self,
@@ -64,21 +64,19 @@ class Responder:
         pace = pace_of(request)
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
-            permit, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
+            access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
             response = EventStream(
-                self._streams,
-                request,
+                access,
                 key,
                 dialect,
                 headers={**names_of(key, entry), **(headers or {})},
                 is_first_word_awaited=is_first_word_awaited,
                 pace=pace,
-                permit=permit,
             )
         else:
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
             response_headers = {**names_of(key, entry), **(headers or {})}
-            response = JsonAnswer(self._streams, request.principal, key, dialect.render_json, response_headers)
+            response = JsonAnswer(StreamAccess(self._streams, request), key, dialect.render_json, response_headers)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response

@@ -14,6 +14,7 @@ from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
@@ -24,8 +25,8 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
     """The last chunk is missing, so that no client takes it for the whole body; no traceback is logged."""
     slots = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
     authenticator = Authenticator(Settings(), ApiKeyCache())
-    streams: Any = SimpleNamespace(authenticator=authenticator, permit=lambda _, who: slots.permit(who, "127.0.0.1"))
-    request: Any = SimpleNamespace(principal=LOCAL)
+    streams: Any = SimpleNamespace(authenticator=authenticator, slots=slots)
+    request: Any = SimpleNamespace(principal=LOCAL, client=None)
     sent: list[Message] = []
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -40,6 +41,6 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await Download(streams, request, pieces(), {})(scope, receive, send)
+    await Download(StreamAccess(streams, request), pieces(), {})(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]

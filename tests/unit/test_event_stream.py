@@ -17,8 +17,9 @@ from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.event_stream import EventStream, Start, Terms
+from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.entries import Failure, Stored
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -67,9 +68,9 @@ class Client:
             fan_out=self.fan_out,
             on_left=lambda _, back_within_s: self.left.append(back_within_s),
             log=log,
-            permit=lambda _, principal: self.slots.permit(principal, "127.0.0.1"),
+            slots=self.slots,
         )
-        self.request: Any = SimpleNamespace(principal=LOCAL)
+        self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
 
     async def receive(self) -> Message:
         await self.disconnected.wait()
@@ -91,8 +92,17 @@ class Client:
         """Whether the body has its last chunk."""
         return not self.sent[-1].get("more_body", False)
 
-    async def run(self, dialect: Dialect = TAILRACE, start: object = KEY, method: str = "GET", **given: Any) -> None:
-        stream = EventStream(self.streams, self.request, cast("Start", start), dialect, **given)
+    async def run(
+        self,
+        dialect: Dialect = TAILRACE,
+        start: object = KEY,
+        method: str = "GET",
+        ticket: tuple[bytes, Callable[[], Awaitable[None]] | None] = (b"", None),
+        **given: Any,
+    ) -> None:
+        """`ticket`: the terms that a ticket adds to the stream."""
+        access = StreamAccess(self.streams, self.request, *ticket)
+        stream = EventStream(access, cast("Start", start), dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
             await stream(scope, self.receive, self.send)
@@ -197,10 +207,10 @@ async def test_a_ticket_prefixes_each_id_and_is_used_before_the_200() -> None:
             raise Refused("credential_invalid", "used")
 
     async with client(MemoryLog(answered("a").stored)) as one:
-        await one.run(terms=Terms(b"proof.", accept))
+        await one.run(ticket=(b"proof.", accept))
     assert one.body.count(b"\nid: ") == one.body.count(b"\nid: proof.") > 0
     async with client(MemoryLog(answered("a").stored)) as two:
-        await two.run(terms=Terms(b"proof.", accept))
+        await two.run(ticket=(b"proof.", accept))
     assert (two.status, b"id: " in two.body) == (401, False)
 
 

@@ -23,6 +23,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -67,12 +68,12 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
         find = partial(find_chunk, streams, tenant, name, index)
-        return EventStream(streams, request, find, UI, waits_for_log=True)
+        return EventStream(StreamAccess(streams, request), find, UI, waits_for_log=True)
     streams.refuse_when_draining()
     if index is not None:
-        return EventStream(streams, request, await find_chunk(streams, tenant, name, index), UI)
+        return EventStream(StreamAccess(streams, request), await find_chunk(streams, tenant, name, index), UI)
     key = await find_resumable(streams, turns, tenant, name)
-    return Response(status_code=204) if key is None else EventStream(streams, request, key, UI_REPLAY)
+    return Response(status_code=204) if key is None else EventStream(StreamAccess(streams, request), key, UI_REPLAY)
 
 
 async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:

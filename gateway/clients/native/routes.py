@@ -11,8 +11,9 @@ from tailrace.gateway.auth.tickets import Tickets, strip_proof
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.event_stream import EventStream, Terms
+from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -33,14 +34,14 @@ class Accepted(msgspec.Struct, frozen=True):
     links: dict[str, str]
 
 
-async def post_turn(request: ApiRequest, responder: Responder, streams: StreamContext) -> ASGIApp:
+async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
     if "text/event-stream" in request.headers.get("accept", ""):
-        permit, key, _ = await responder.submit_for_stream(request, new_turn, raw)
+        access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
         headers = {"location": f"/v1/turns/{key.turn}"}
-        return EventStream(streams, request, key, dialect, headers=headers, pace=pace, permit=permit)
+        return EventStream(access, key, dialect, headers=headers, pace=pace)
     key, entry = await responder.submit(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
@@ -52,8 +53,8 @@ async def get_events(request: ApiRequest, streams: StreamContext, tickets: Ticke
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on."""
     key, dialect = request.turn(), dialect_of(request)
     ticket = await tickets.read_ticket(request, key)
-    terms = None if ticket is None else Terms(*tickets.stream_terms(ticket, request))
-    return stream_of(streams, request, key, cursor_of(request, ticket), dialect, pace=pace_of(request), terms=terms)
+    access = StreamAccess(streams, request, *tickets.stream_terms(ticket, request))
+    return stream_of(access, request, key, cursor_of(request, ticket), dialect, pace=pace_of(request))
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -72,21 +73,20 @@ async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> R
 
 
 def stream_of(
-    streams: StreamContext,
+    access: StreamAccess,
     request: ApiRequest,
     key: TurnKey,
     cursor: Seq,
     dialect: Dialect,
     *,
     pace: Pace | None = None,
-    terms: Terms | None = None,
 ) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
     waits_for_log = bool(cursor) and dialect.is_self_delimited and request.method == "GET"
     if not waits_for_log:
-        streams.refuse_when_draining()
-    return EventStream(streams, request, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace, terms=terms)
+        access.streams.refuse_when_draining()
+    return EventStream(access, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace)
 
 
 def cursor_of(request: ApiRequest, ticket: Ticket | None = None) -> Seq:

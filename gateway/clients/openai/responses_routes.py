@@ -19,6 +19,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import Deleter
@@ -84,11 +85,11 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     after = request.query_params.get("starting_after")
     if after is None:
         renderer = render_snapshot if flag(request, "snapshot") else None
-        return EventStream(streams, request, key, OPENAI_RESPONSES, snapshot=renderer)
+        return EventStream(StreamAccess(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot begins at the start")
     start = Start(key, seen=parse_cursor(after) + 1)
-    return EventStream(streams, request, start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
+    return EventStream(StreamAccess(streams, request), start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:

@@ -31,6 +31,7 @@ from tailrace.gateway.clients.tutorials.request import (
     job_turn,
 )
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import idempotency_key_of
@@ -117,7 +118,7 @@ async def post_job(request: ApiRequest, responder: Responder) -> Response:
 
 async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp:
     """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on."""
-    return stream_of(streams, request, request.turn("job_id"), cursor_of(request), JOB)
+    return stream_of(StreamAccess(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
 
 
 ROUTES = [

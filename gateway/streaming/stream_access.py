@@ -1,0 +1,52 @@
+"""StreamAccess: the extension point at which optional features permit, count and end the response to one request.
+
+The features are the limits on readers and streams, credentials that expire or are revoked, tickets, and the
+on_disconnect policy. The responses themselves name none of them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.proto.subjects import TurnKey
+
+
+class StreamAccess:
+    """The access of one request to the streams of this gateway."""
+
+    def __init__(
+        self,
+        streams: StreamContext,
+        request: ApiRequest,
+        id_prefix: bytes = b"",
+        accept: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`id_prefix` precedes each SSE id. `accept` is called right before status 200 is sent; it may raise Refused.
+
+        Raises Refused on a public route, where no credential was checked.
+        """
+        self.streams = streams
+        self.id_prefix = id_prefix
+        self.accept = accept
+        address = request.client.host if request.client is not None else ""
+        self.permit = streams.slots.permit(request.principal, address)
+
+    def watch(self) -> AbstractContextManager[asyncio.Event]:
+        """Yields an event that is set when the credential has expired or was revoked."""
+        return self.streams.authenticator.watch(self.permit.principal)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[asyncio.Event]:
+        """Counts the reader until the context is left. Yields the event of `watch`. Raises Refused above a limit."""
+        try:
+            self.permit.enter()
+            with self.watch() as expired:
+                yield expired
+        finally:
+            await self.permit.release()
+
+    def report_left(self, key: TurnKey, back_within_s: float) -> None:
+        """Reports that the client of a running turn has disconnected and has `back_within_s` seconds to reconnect."""
+        self.streams.on_left(key, back_within_s)
