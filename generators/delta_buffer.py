@@ -45,7 +45,7 @@ class DeltaBuffer:
             joined = events.join_deltas(last.event, event.event)
             if joined is not None:
                 left_out = last.left_out + event.left_out
-                self._waiting[-1] = ModelEvent(joined, JOINED, last.kind, last.is_hidden, left_out)
+                self._waiting[-1] = msgspec.structs.replace(last, event=joined, raw=JOINED, left_out=left_out)
                 self._last_bytes += size
                 return
         self._waiting.append(event)

@@ -32,6 +32,7 @@ A line `#sim …` in the last user message directs the answer:
                    garbage      a data line that is not JSON, then the rest
                    html         status 200 with an HTML page (at @0 only)
   fault=KIND@NxM only in the first M calls of that turn, each after N deltas of its own
+  fault=KIND@N+  after delta N of the whole answer, and at once in every call that starts there
   retry_after=S  the Retry-After of a 429 (default 1)
 
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
@@ -42,7 +43,7 @@ and 500 and `error` make errored results. POST /_sim/expire ends all running bat
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")
-FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7}))?")
+FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7})|(\+))?")
 NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
 WORDS_MAX = 1_000_000  # numbered with six digits
 
@@ -150,4 +151,6 @@ def fault(value: str) -> Fault:
     after = int(found[2] or 0)
     if found[1] in HTTP_ONLY and after:
         raise DirectiveInvalid(f"#sim: {found[1]} is possible at @0 only, got {value!r}")
-    return msgspec.convert({"kind": found[1], "after": after, "calls": found[3] and int(found[3])}, Fault)
+    return msgspec.convert(
+        {"kind": found[1], "after": after, "calls": found[3] and int(found[3]), "lasts": found[4] is not None}, Fault
+    )

@@ -1,11 +1,12 @@
 """Selection of the fault that breaks a call, and after how many of its deltas. Pure.
 
-There are two ways to count, for different tests:
+There are three ways to count, for different tests:
 
 - `KIND@N` is a position in the whole answer. Every call that sends delta N breaks right after it. A continuation that
   starts at N or later does not: the answer is interrupted once at N and then completed.
 - `KIND@NxM` is a number of calls. Each of the first M calls of the turn breaks after N deltas of its own, wherever it
   started: `cut@50x3` interrupts three times in a row, `429x2` refuses twice and then answers.
+- `KIND@N+` is a position that no call passes: a continuation that starts there breaks at once, so the turn fails.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class Fault(msgspec.Struct, frozen=True):
     kind: FaultKind
     after: int = 0
     calls: int | None = None  # None: every call
+    lasts: bool = False
 
 
 class Break(msgspec.Struct, frozen=True):
@@ -56,5 +58,7 @@ def first_break(faults: Sequence[Fault], start: int, deltas: int, call: int) -> 
 def deltas_before(fault: Fault, start: int, call: int) -> int | None:
     if fault.calls is not None:
         return fault.after if call <= fault.calls else None
+    if fault.lasts:
+        return max(0, fault.after - start)
     is_passed = fault.after <= start and start > 0
     return None if is_passed else fault.after - start

@@ -56,7 +56,7 @@ async def test_failure_is_raised_with_its_type(gateway: Gateway) -> None:
     """Before the first word with the status of the API and the turn; later as an event."""
     before, later = await asyncio.gather(
         asked(gateway.url, "whole", "#sim fault=529"),
-        asked(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4x99"),
+        asked(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4+"),
     )
     record = (await gateway.client.get(f"/v1/turns/{before['requestID']}")).json()
     assert (before["status"], before["type"], record["outcome"]) == (529, "overloaded_error", "failed")

@@ -203,7 +203,7 @@ async def test_failure_before_the_first_event_has_a_status(
 @pytest.mark.proves("anthropic", "errors during the stream", "anthropic (Python)")
 async def test_failure_during_the_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """The text so far stays in the client and in the history."""
-    shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4x99")
+    shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4+")
     record = (await gateway.client.get(f"/v1/turns/{shown.turn}")).json()
     assert (record["outcome"], record["text"]) == ("failed", shown.text)
     assert shown.text

@@ -29,6 +29,7 @@ def interruptions(fault: Fault) -> list[int]:
         (Fault("cut", 50, calls=3), [50, 100, 150]),
         (Fault("429", 0, calls=2), [0, 0]),
         (Fault("cut", 399, calls=2), [399]),
+        (Fault("cut", 50, lasts=True), [50] * 19 + [-1]),
     ],
 )
 def test_a_continued_turn_is_interrupted_at_its_faults(fault: Fault, places: list[int]) -> None:
