@@ -56,7 +56,7 @@ class FrameWriter:
         if snapshot is not None:
             turn, count, position = await self._fold(feed)
             await self.write([Frame(snapshot(feed.key, turn, count))])
-        else:
+        elif position:
             await self._render(feed, position)
         most, now = FRAMES_MAX, asyncio.get_running_loop().time
         while True:
