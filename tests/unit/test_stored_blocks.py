@@ -83,6 +83,7 @@ def holding(*blocks: dict[str, Any]) -> TurnRecord:
 @example(told=holding({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
 @example(told=holding({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
 @example(told=holding({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
+@example(told=holding({"type": "text", "text": None}))
 @example(told=holding({"type": "text", "text": "a", "citations": 5}))
 @example(told=holding({"type": "text", "text": "a", "citations": ["x", {}]}))
 @example(told=holding({"type": "tool_use", "id": [], "name": 5, "input": {}}))

@@ -125,7 +125,7 @@ def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True
 def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
     """Returns the output item of the answer's complete block number `index`; None for a block without equivalent."""
     match block:
-        case {"type": "text", "text": text}:
+        case {"type": "text", "text": str(text)}:
             return message_item(
                 turn, index, "completed", text, responses_annotations(block.get("citations"), len(text))
             )
