@@ -18,8 +18,8 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.log_share import LogShare
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
@@ -103,7 +103,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await gateway.rpc.announce_readers(gateway.streams.fan_out.is_read)
         background = [
             group.create_task(gateway.log_fullness.watch()),
-            group.create_task(gateway.log_share.flush_periodically()),
+            *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
             group.create_task(gateway.log_health.watch()),
             group.create_task(gateway.streams.slots.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
@@ -143,12 +143,14 @@ def build(
         of_address=settings.streams_address_max,
     )
     blob_store, blob_pins, claims = BlobStore(connection), BlobPins(connection), Claims(connection)
-    request_blobs = RequestBlobs(blob_store, blob_pins, settings.body_bytes_max)
+    log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
+    share = settings.tenant_log_share
+    log_share = StorageShare(LOG, limits.counters, lambda: log_fullness.log, share)
+    blob_share = StorageShare(BLOBS, limits.counters, lambda: log_fullness.blobs, share)
+    request_blobs = RequestBlobs(blob_store, blob_pins, blob_share, settings.body_bytes_max)
     history = HistoryClient(rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
-    log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
-    log_share = LogShare(limits.counters, log_fullness, settings.tenant_log_share)
     deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
     limit_steps, share_steps = limit_features(limits), log_share_features(log_share)
     features = SubmitFeatures(
@@ -175,7 +177,7 @@ def build(
         blob_store=blob_store,
         blob_pins=blob_pins,
         log_fullness=log_fullness,
-        log_share=log_share,
+        storage_shares=(log_share, blob_share),
         log_health=log_health,
         authenticator=authenticator,
         tickets=tickets,

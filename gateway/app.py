@@ -29,7 +29,7 @@ from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connect
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.limits.log_share import LogShare
+from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.prompts.templates import Prompts
@@ -92,7 +92,7 @@ class Gateway(NamedTuple):
     blob_store: BlobStore
     blob_pins: BlobPins
     log_fullness: LogFullness
-    log_share: LogShare
+    storage_shares: tuple[StorageShare, ...]
     log_health: LogHealth
     authenticator: Authenticator
     tickets: Tickets

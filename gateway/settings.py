@@ -96,7 +96,13 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         0.9
     )
     tenant_log_share: Annotated[
-        float, Meta(gt=0, le=1, description="share of the log that the requests of one tenant may fill in a day (UTC)")
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of the log that one tenant may fill in a day, and of the blob store in a week, once "
+            "they are 70 % full",
+        ),
     ] = 0.4
     disk: Annotated[
         str,

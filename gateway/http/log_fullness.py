@@ -13,7 +13,8 @@ import structlog
 from tailrace.gateway import metrics
 from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection
+from tailrace.proto.nats import Connection, StreamSize
+from tailrace.proto.subjects import BODIES, STREAM
 
 logger = structlog.get_logger()
 
@@ -33,10 +34,9 @@ class LogFullness:
         self._connection = connection
         self._full_at = full_at
         self._directory = directory
-        self._ratio = 0.0
         self._shortage = ""
-        self.bytes_max = 0
-        """The byte limit of the log; 0: unknown, or none."""
+        self.log = StreamSize(0, 0)
+        self.blobs = StreamSize(0, 0)
 
     @property
     def is_full(self) -> bool:
@@ -45,14 +45,17 @@ class LogFullness:
     @property
     def detail(self) -> str:
         """Why new turns are refused; empty if they are not."""
-        return f"{self._ratio:.0%} of the log's bytes are used" if self._ratio >= self._full_at else self._shortage
+        return (
+            f"{self.log.ratio:.0%} of the log's bytes are used" if self.log.ratio >= self._full_at else self._shortage
+        )
 
     async def watch(self) -> None:
         while True:
             self._shortage = disk_shortage(self._directory) if self._directory is not None else ""
             try:
-                self._ratio, self.bytes_max = (size := await nats.log_size(self._connection)).ratio, size.limit
-                metrics.FULLNESS.set(self._ratio)
+                self.log = await nats.stream_size(self._connection, STREAM)
+                metrics.FULLNESS.set(self.log.ratio)
+                self.blobs = await nats.stream_size(self._connection, BODIES)
             except LogUnavailable as error:
                 logger.debug("fullness unknown", error=str(error))
             await asyncio.sleep(LOOK_EVERY_S)

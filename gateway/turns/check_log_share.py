@@ -3,7 +3,7 @@
 from operator import attrgetter
 from typing import NamedTuple
 
-from tailrace.gateway.limits.log_share import LogShare
+from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission
 
 
@@ -14,7 +14,7 @@ class LogShareFeatures(NamedTuple):
     stored: Feature[Submission]
 
 
-def log_share_features(share: LogShare) -> LogShareFeatures:
+def log_share_features(share: StorageShare) -> LogShareFeatures:
     """Returns the steps, which count the bytes of every request."""
 
     async def admit(submission: Submission) -> None:

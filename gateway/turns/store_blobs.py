@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from operator import attrgetter
 
 from tailrace.gateway.http.read_body import VALUES_MAX, values_in
+from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, Refused
@@ -27,9 +28,10 @@ TOO_MANY = (
 class RequestBlobs:
     """Stores the long strings of request entries; all those of an entry together may have `bytes_max` bytes."""
 
-    def __init__(self, store: BlobStore, pins: BlobPins, bytes_max: int) -> None:
+    def __init__(self, store: BlobStore, pins: BlobPins, share: StorageShare, bytes_max: int) -> None:
         self._store = store
         self._pins = pins
+        self._share = share
         self._bytes_max = bytes_max
 
     def feature(self) -> Feature[Submission]:
@@ -69,11 +71,14 @@ class RequestBlobs:
 
     async def put(self, submission: Submission, contents: Mapping[str, bytes], pinned: AbstractSet[str]) -> None:
         """Stores blobs, by SHA-256, after they are counted and pinned. Raises Refused, LogFull, LogUnavailable."""
-        if contents and submission.admission is not None:
-            await submission.admission.count_stored_bytes(sum(map(len, contents.values())))
-        key = submission.turn
+        size, key = sum(map(len, contents.values())), submission.turn
+        if size:
+            self._share.check(key.tenant, size)
+            if submission.admission is not None:
+                await submission.admission.count_stored_bytes(size)
         await self._pins.pin(key.tenant, key.turn, pinned)
         await self._store.put(key.tenant, contents)
+        self._share.add(key.tenant, size)
 
 
 def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes]]:

@@ -9,7 +9,7 @@ from tailrace.proto.nats.idempotency import Claim, Claims
 from tailrace.proto.nats.leases import Deliveries, Delivery
 from tailrace.proto.nats.rpc import Rpc
 from tailrace.proto.nats.slots import Slots
-from tailrace.proto.nats.streams import check, fullness, log_size
+from tailrace.proto.nats.streams import StreamSize, check, fullness, stream_size
 from tailrace.proto.nats.tombstones import Tombstones
 from tailrace.proto.nats.turn_log import TurnLog
 from tailrace.proto.nats.write_probe import WriteProbe
@@ -27,10 +27,11 @@ __all__ = [
     "HedgeRpc",
     "Rpc",
     "Slots",
+    "StreamSize",
     "Tombstones",
     "TurnLog",
     "WriteProbe",
     "check",
     "fullness",
-    "log_size",
+    "stream_size",
 ]

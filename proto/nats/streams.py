@@ -357,8 +357,8 @@ async def missing(connection: Connection) -> list[str]:
     return found
 
 
-class LogSize(NamedTuple):
-    """The bytes of the log, and their limit; 0: no limit."""
+class StreamSize(NamedTuple):
+    """The bytes of a stream, and their limit; 0: no limit."""
 
     used: int
     limit: int
@@ -369,20 +369,20 @@ class LogSize(NamedTuple):
         return self.used / self.limit if self.limit > 0 else 0.0
 
 
-async def log_size(connection: Connection) -> LogSize:
-    """Returns how full the log is. Raises LogUnavailable."""
+async def stream_size(connection: Connection, stream: str) -> StreamSize:
+    """Returns how full a stream is. Raises LogUnavailable."""
     try:
-        info = await connection.jetstream.stream_info(STREAM)
+        info = await connection.jetstream.stream_info(stream)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the stream does not answer ({type(error).__name__}): retry") from error
     finally:
         raise_if_cancelled()
-    return LogSize(info.state.bytes, max(0, info.config.max_bytes or 0))
+    return StreamSize(info.state.bytes, max(0, info.config.max_bytes or 0))
 
 
 async def fullness(connection: Connection) -> float:
     """Returns the used share of the log's byte limit, 0 to 1. Raises LogUnavailable."""
-    return (await log_size(connection)).ratio
+    return (await stream_size(connection, STREAM)).ratio
 
 
 CONSUMERS = (GENERATORS, PERSISTENCE, WEBHOOKS)
