@@ -85,4 +85,6 @@ async def test_clients_in_a_browser_continue_when_the_generator_is_killed(takeov
         shown = await reading
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert shown == [Shown(TEXT, "completed", 1)] * 2
-    assert (await told(gateway, turn), record["attempts"]) == (TEXT, 2)
+    assert await told(gateway, turn) == TEXT
+    # On a busy machine the second generator may lose its lease, too.
+    assert record["attempts"] >= 2

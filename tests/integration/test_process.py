@@ -105,7 +105,7 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
 
 @pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
 async def test_a_check_of_a_generator_calls_the_model(system: System, claude: str, unused: str, fault: str) -> None:
-    """The message has the address, the error of the model and our error code; it does not contain the key."""
+    """The message has the address, the error and its code; it does not contain the key."""
     url = f"http://{unused}" if fault == "an unreachable address" else claude
     key = "bad-key" if fault == "a refused key" else "sk-test"
     environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
@@ -113,7 +113,7 @@ async def test_a_check_of_a_generator_calls_the_model(system: System, claude: st
     if not fault:
         assert (status, stdout, stderr) == (0, "generators: settings and connections are valid\n", "")
         return
-    error = "invalid x-api-key (backend_refused_key)"
+    error = "the server's key was refused by the model's API (backend_refused_key)"
     if fault == "an unreachable address":
         error = "no connection to the model (backend_unreachable)"
     assert (status, stdout) == (1, "")

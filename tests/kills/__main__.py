@@ -38,7 +38,10 @@ def main() -> int:
     )
     given = parser.parse_args()
     began = monotonic()
-    print("settings: defaults, with TAILRACE_CONCURRENCY as the number of turns for each generator", flush=True)
+    print(
+        "settings: defaults, but TAILRACE_CONCURRENCY is the turns of each generator, and TAILRACE_TENANT_SHARE=1",
+        flush=True,
+    )
     matrix = asyncio.run(run_all(given.processes, given.kinds))
     for line in matrix.report():
         print(line)

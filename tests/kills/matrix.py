@@ -87,7 +87,8 @@ async def run(
 ) -> None:
     """Runs the named rounds of one process in one system, and adds their results to the matrix.
 
-    All settings have their defaults; only TAILRACE_CONCURRENCY distributes the turns over the generators.
+    All settings have their defaults, but for TAILRACE_CONCURRENCY and TAILRACE_TENANT_SHARE, which distribute the
+    turns over the generators.
     """
     turns: list[Turn] = []
     async with RecordedSystem(folder, launch=pausable) as system:

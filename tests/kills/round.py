@@ -52,9 +52,9 @@ async def run_round(
     """
     async with AsyncExitStack() as stack:
         count = victims if process == "generator" else 1
-        # With this concurrency each generator takes its share of the turns.
-        share = -(-len(cells) // count)
-        pausing = [await system.new_generator(KILLS_ROLE=PAUSES, TAILRACE_CONCURRENCY=share) for _ in range(count)]
+        # With this concurrency each generator takes an equal part of the turns, which are all of one tenant.
+        slots = {"TAILRACE_CONCURRENCY": -(-len(cells) // count), "TAILRACE_TENANT_SHARE": 1}
+        pausing = [await system.new_generator(KILLS_ROLE=PAUSES, **slots) for _ in range(count)]
         waiting = [await system.new_generator(KILLS_ROLE=WAITS)] if process == "generator" else []
         async with asyncio.TaskGroup() as group:
             for one in (*pausing, *waiting):
