@@ -177,10 +177,12 @@ async def test_another_generator_finishes_a_batch_killed_at_any_entry(own_system
             await own_system.acknowledged()
         await own_system.verify(batch)
         # Only the turn that the killed generator was writing may need a second call.
-        assert await own_system.calls() - calls in ((3, 4) if is_killed else (3,))
-        if not is_killed:
-            break
-    assert appends > 20
+        assert await own_system.calls() - calls in (3, 4)
+        # A batch has more entries than that. On a busy machine a generator may stop before the kill, as after a fault.
+        if not is_killed and appends > 20:
+            assert await own_system.calls() - calls == 3
+            return
+    raise AssertionError("the generator was killed after each of 98 entries")
 
 
 @pytest.mark.rule("R63")
